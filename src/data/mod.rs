@@ -1,0 +1,4 @@
+//! Data.
+
+mod source;
+pub use source::{DataSource, RowFormat};

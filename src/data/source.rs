@@ -1,0 +1,81 @@
+//! Where rows come from and how a row becomes text, as a recipe says it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where rows come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum DataSource {
+    /// One JSON object a line; `.gz` files are unpacked on the fly. Relative paths are taken from the working directory.
+    Jsonl(PathBuf),
+    /// A JSONL, JSONL.gz or parquet file of a Hugging Face dataset repository.
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// Path in the repository.
+        file: String,
+        /// Branch, tag or commit.
+        #[serde(default = "main_branch")]
+        revision: String,
+    },
+    /// The embedded short posts with a planted point; any number of rows, the same ones for the same seed.
+    Posts {
+        /// Number of rows.
+        rows: usize,
+        /// Rows of different seeds are independent.
+        seed: u64,
+    },
+    /// The comparisons of an earlier `Rank` stage.
+    Ranked {
+        /// The `Rank` stage.
+        stage: String,
+        /// Its held-out part instead of its training part.
+        #[serde(default)]
+        valid: bool,
+    },
+}
+
+fn main_branch() -> String {
+    "main".into()
+}
+
+/// How a row becomes text: jinja templates over its columns, e.g. `prompt: "{{ prompt[:900] }}\n\nTL;DR:"`.
+///
+/// An absent template takes the column of that name as it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RowFormat {
+    /// Text of a language-modelling row.
+    pub text: Option<String>,
+    /// Prompt text.
+    pub prompt: Option<String>,
+    /// Completion text.
+    pub completion: Option<String>,
+    /// Preferred response.
+    pub chosen: Option<String>,
+    /// Other response.
+    pub rejected: Option<String>,
+    /// Render string prompts as one user message through the tokenizer's chat template (message lists always are).
+    pub chat: bool,
+    /// System message put before a chat prompt.
+    pub system: Option<String>,
+    /// End completions with the EOS token (plain text rows; chat templates end their own turns).
+    pub append_eos: bool,
+}
+
+impl Default for RowFormat {
+    fn default() -> Self {
+        Self {
+            text: None,
+            prompt: None,
+            completion: None,
+            chosen: None,
+            rejected: None,
+            chat: false,
+            system: None,
+            append_eos: true,
+        }
+    }
+}

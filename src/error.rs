@@ -1,0 +1,178 @@
+//! One error type, by cause: each variant says where, what was expected and what was found.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Shorthand used throughout the crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What is wrong with one place of the user's input, and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where: `recipes/x.ron:12:5`, `stages.ppo.kl_coef` or `data.jsonl:57`.
+    pub place: String,
+    /// What was expected and what was found.
+    pub message: String,
+    /// How to mend it, if that can be said.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    /// A problem without advice.
+    pub fn new(place: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            place: place.into(),
+            message: message.into(),
+            help: None,
+        }
+    }
+
+    /// The same problem with a line of advice.
+    pub fn with_help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)?;
+        match &self.help {
+            Some(help) => write!(f, "\n    help: {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Everything that can go wrong, by cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command line asks for something that does not exist or does not fit together.
+    #[error("{0}")]
+    Usage(String),
+    /// All problems of a recipe and of the files it names; nothing was loaded.
+    #[error("{} in {}:{}", count(problems.len(), "problem"), path.display(), listing(problems))]
+    Invalid {
+        /// The recipe.
+        path: PathBuf,
+        /// Every problem found, in the order of the file.
+        problems: Vec<Problem>,
+    },
+    /// A row of a data file cannot be used.
+    #[error("{}:{line}: {message}", path.display())]
+    Data {
+        /// The data file.
+        path: PathBuf,
+        /// 1-based line; 0 when the whole file is meant.
+        line: usize,
+        /// Expected and found.
+        message: String,
+    },
+    /// The operating system refused a file operation.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// A verb: "read", "write", "create".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A weight file does not fit the model: all missing, surplus and mis-shaped tensors at once.
+    #[error("{}: {}:{}", path.display(), count(problems.len(), "problem"), listing(problems))]
+    Weights {
+        /// The file or folder.
+        path: PathBuf,
+        /// One entry per tensor; `place` is the tensor's name.
+        problems: Vec<Problem>,
+    },
+    /// A `config.json`, tokenizer, template or adapter file cannot be used.
+    #[error("{}: {message}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Expected and found.
+        message: String,
+    },
+    /// The backend is not compiled in, has no device, or failed while running.
+    #[error("{0}")]
+    Backend(String),
+    /// A loss or gradient stopped being a number; the batch was saved.
+    #[error("{stage}, step {step}: {what} is not finite; the batch was saved to {}", saved.display())]
+    NonFinite {
+        /// The stage's name.
+        stage: String,
+        /// The optimiser step.
+        step: usize,
+        /// Which quantity.
+        what: String,
+        /// Where the offending batch was written.
+        saved: PathBuf,
+    },
+    /// A reward source failed.
+    #[error("reward source {name}: {message}")]
+    Reward {
+        /// The source's name.
+        name: String,
+        /// Expected and found.
+        message: String,
+    },
+    /// A stage cannot run or resume.
+    #[error("stage {stage}: {message}")]
+    Stage {
+        /// The stage's name.
+        stage: String,
+        /// Expected and found.
+        message: String,
+    },
+    /// The user stopped the run; a checkpoint was written.
+    #[error(
+        "stopped in stage {stage} at step {step}; a checkpoint was written. Continue with: {resume}"
+    )]
+    Interrupted {
+        /// The stage's name.
+        stage: String,
+        /// Steps done.
+        step: usize,
+        /// The command that continues.
+        resume: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] builder for `map_err`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// An [`Error::Format`].
+    pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::Format {
+            path: path.as_ref().to_path_buf(),
+            message: message.into(),
+        }
+    }
+
+    /// The process exit code: 2 for bad usage or a bad recipe, 1 for everything that failed later.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Invalid { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+fn listing(problems: &[Problem]) -> String {
+    problems.iter().map(|p| format!("\n  {p}")).collect()
+}

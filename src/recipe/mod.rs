@@ -1,0 +1,4 @@
+//! Recipes.
+
+mod stage;
+pub use stage::{Recipe, Stage};

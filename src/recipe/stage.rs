@@ -1,0 +1,64 @@
+//! A recipe and its stages: composition of the configs that live beside the code they configure.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::config::{
+    CompareConfig, PpoConfig, PretrainConfig, RankConfig, RewardModelConfig, SftConfig,
+};
+
+/// A whole pipeline in one file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Names the run folder.
+    pub name: String,
+    /// The base model: a name of `temper models`, or a folder / GGUF file. May be absent when every stage has an `init` of its own.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Root of all randomness.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// Run folder; `runs/<name>` if absent.
+    #[serde(default)]
+    pub output: Option<PathBuf>,
+    /// The stages, in order.
+    pub stages: Vec<Stage>,
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Stage {
+    /// Plain language modelling.
+    Pretrain(PretrainConfig),
+    /// Supervised fine-tuning.
+    Sft(SftConfig),
+    /// Comparisons from a reward source.
+    Rank(RankConfig),
+    /// Reward model.
+    RewardModel(RewardModelConfig),
+    /// Proximal policy optimisation.
+    Ppo(PpoConfig),
+    /// Stages side by side.
+    Compare(CompareConfig),
+}
+
+impl Stage {
+    /// The stage's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Pretrain(c) => &c.name,
+            Self::Sft(c) => &c.name,
+            Self::Rank(c) => &c.name,
+            Self::RewardModel(c) => &c.name,
+            Self::Ppo(c) => &c.name,
+            Self::Compare(c) => &c.name,
+        }
+    }
+}
+
+fn one() -> u64 {
+    1
+}

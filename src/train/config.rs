@@ -1,0 +1,565 @@
+//! What a recipe may say of each stage. Plain values: nothing here loads, allocates or checks.
+//!
+//! Keys take TRL's names where TRL has one. Lengths are in tokens unless a key says characters.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::{DataSource, RowFormat};
+use crate::reward::RewardConfig;
+
+/// Where a stage's model comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum Init {
+    /// The recipe's `model`.
+    #[default]
+    Base,
+    /// The result of an earlier stage, by name.
+    Stage(String),
+    /// Fresh random weights from a `config.json`, with the tokenizer files beside it.
+    Random(PathBuf),
+}
+
+/// Which weights are trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum Peft {
+    /// Every parameter of the model.
+    #[default]
+    Full,
+    /// Low-rank adapters on a frozen base.
+    Lora(LoraConfig),
+}
+
+/// Low-rank adaptation.
+///
+/// # Source
+/// Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Inner dimension of the low-rank product.
+    pub rank: usize,
+    /// The product is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Scale by `alpha / sqrt(rank)` instead.
+    pub use_rslora: bool,
+    /// Probability with which an input of the adapter (not of the base) is dropped in training.
+    pub dropout: f64,
+    /// Which linear layers: `["all-linear"]`, last path components (`"q_proj"`), or regular expressions on whole paths.
+    pub target_modules: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            use_rslora: false,
+            dropout: 0.0,
+            target_modules: vec!["all-linear".into()],
+        }
+    }
+}
+
+/// AdamW and its schedule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// How the learning rate moves over the steps of the stage.
+    pub schedule: Schedule,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment, after bias correction (PyTorch's placement).
+    pub eps: f64,
+    /// Decoupled weight decay, applied to matrices only (not to norms, biases and embeddings).
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down; `None` never clips.
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-4,
+            schedule: Schedule::default(),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: Some(1.0),
+        }
+    }
+}
+
+/// Learning-rate schedule. Ratios are fractions of the stage's optimiser steps; `floor` is a fraction of `lr`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Schedule {
+    /// Warm-up, then constant.
+    Constant {
+        /// Fraction of all steps spent rising linearly from zero.
+        #[serde(default)]
+        warmup_ratio: f64,
+    },
+    /// Warm-up, then linear to the floor.
+    Linear {
+        /// Fraction of all steps spent rising linearly from zero.
+        #[serde(default)]
+        warmup_ratio: f64,
+        /// Final learning rate as a fraction of the peak.
+        #[serde(default)]
+        floor: f64,
+    },
+    /// Warm-up, then half a cosine to the floor.
+    Cosine {
+        /// Fraction of all steps spent rising linearly from zero.
+        #[serde(default)]
+        warmup_ratio: f64,
+        /// Final learning rate as a fraction of the peak.
+        #[serde(default)]
+        floor: f64,
+    },
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self::Constant { warmup_ratio: 0.0 }
+    }
+}
+
+/// A data set of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Where rows come from.
+    pub source: DataSource,
+    /// How a row becomes prompt, completion, chosen and rejected text.
+    #[serde(default)]
+    pub format: RowFormat,
+    /// Rows to leave out at the start.
+    #[serde(default)]
+    pub skip: usize,
+    /// Rows to use at most, after `skip`.
+    #[serde(default)]
+    pub limit: Option<usize>,
+}
+
+/// What happens every so many optimiser steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cadence {
+    /// Steps between evaluations (`None`: only before the first and after the last step).
+    pub eval_steps: Option<usize>,
+    /// Steps between checkpoints (`None`: none but at Ctrl-C).
+    pub save_steps: Option<usize>,
+    /// Checkpoints kept, the newest ones.
+    pub save_total_limit: usize,
+    /// Samples generated at each evaluation.
+    pub num_samples: usize,
+}
+
+impl Default for Cadence {
+    fn default() -> Self {
+        Self {
+            eval_steps: None,
+            save_steps: None,
+            save_total_limit: 2,
+            num_samples: 4,
+        }
+    }
+}
+
+/// How responses are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplingConfig {
+    /// Logits are divided by this; 0 takes the most probable token.
+    pub temperature: f64,
+    /// Only the k most probable tokens; 0 means all.
+    pub top_k: usize,
+    /// The smallest set of tokens whose probability reaches this; 1 means all.
+    pub top_p: f64,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+        }
+    }
+}
+
+/// Plain language modelling on text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// Where the model comes from.
+    #[serde(default)]
+    pub init: Init,
+    /// Training text.
+    pub data: DataConfig,
+    /// Held-out text.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// Which weights are trained.
+    #[serde(default)]
+    pub peft: Peft,
+    /// Optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Passes over the data.
+    #[serde(default = "one")]
+    pub epochs: usize,
+    /// Rows per optimiser step.
+    pub batch_size: usize,
+    /// Tokens per forward pass at most; a step is split into as many passes as needed.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Longer rows are cut.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Evaluation and checkpoints.
+    #[serde(default)]
+    pub cadence: Cadence,
+}
+
+/// Supervised fine-tuning on prompt and completion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SftConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// Where the model comes from.
+    #[serde(default)]
+    pub init: Init,
+    /// Prompts with completions.
+    pub data: DataConfig,
+    /// Held-out prompts with completions.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// Which weights are trained.
+    #[serde(default)]
+    pub peft: Peft,
+    /// Optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Passes over the data.
+    #[serde(default = "one")]
+    pub epochs: usize,
+    /// Rows per optimiser step.
+    pub batch_size: usize,
+    /// Tokens per forward pass at most; a step is split into as many passes as needed.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Longer rows are cut; a row whose completion is cut away is counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Train on completions only (the default) or on prompts too.
+    #[serde(default = "yes")]
+    pub completion_only_loss: bool,
+    /// Evaluation and checkpoints.
+    #[serde(default)]
+    pub cadence: Cadence,
+}
+
+/// Samples K responses per prompt and ranks them by a reward source: comparisons without people.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// The model that answers.
+    pub init: Init,
+    /// Prompts.
+    pub data: DataConfig,
+    /// Responses per prompt.
+    #[serde(default = "four")]
+    pub num_responses: usize,
+    /// Most tokens of a response.
+    pub response_length: usize,
+    /// Longest prompt in tokens; longer rows are counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_prompt_length: usize,
+    /// How responses are drawn.
+    #[serde(default)]
+    pub sampling: SamplingConfig,
+    /// Who ranks.
+    pub reward: RewardConfig,
+    /// Two responses whose scores differ by no more than this are a tie and make no comparison.
+    #[serde(default)]
+    pub tie_margin: f64,
+    /// Responses generated at once.
+    #[serde(default = "default_rollout_batch")]
+    pub generation_batch_size: usize,
+    /// Fraction of prompts whose comparisons are held out (`<stage>/valid.jsonl`).
+    #[serde(default = "tenth")]
+    pub valid_fraction: f64,
+}
+
+/// Bradley-Terry reward model on comparisons.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardModelConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// Where the backbone comes from.
+    pub init: Init,
+    /// Comparisons: preference rows, or `Ranked(stage: "..")` for all pairs of a `Rank` stage.
+    pub data: DataConfig,
+    /// Held-out comparisons.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// Which weights are trained (the score head always is).
+    #[serde(default)]
+    pub peft: Peft,
+    /// Optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Passes over the data.
+    #[serde(default = "one")]
+    pub epochs: usize,
+    /// Prompts (with all their comparisons) per optimiser step.
+    pub batch_size: usize,
+    /// Tokens per forward pass at most; a prompt's responses are never split.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Rows with more tokens are counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Subtract the row's `margin` inside the loss (Llama 2, arXiv:2307.09288, eq. 2).
+    #[serde(default)]
+    pub use_margin: bool,
+    /// After training shift scores so that the mean over these SFT responses is zero: prompts with completions.
+    #[serde(default)]
+    pub center_on: Option<DataConfig>,
+    /// Evaluation and checkpoints.
+    #[serde(default)]
+    pub cadence: Cadence,
+}
+
+/// Where the value network's weights start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum ValueInit {
+    /// The learned reward model (with any other reward source: the policy).
+    #[default]
+    Reward,
+    /// The policy, with a zero head.
+    Policy,
+}
+
+/// What happens to the score of a response that does not end with EOS.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum MissingEos {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// The score is replaced by this value (lm-human-preferences and N+: -1).
+    Replace(f64),
+    /// This penalty is subtracted from the score (TRL's `missing_eos_penalty`).
+    Subtract(f64),
+}
+
+/// The KL leash's weight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum KlControl {
+    /// Always `kl_coef`.
+    Fixed,
+    /// Proportional controller on the KL per response (Ziegler et al. 2019, section 2.2).
+    Adaptive {
+        /// Wanted KL in nats per response.
+        target: f64,
+        /// Episodes over which the weight may change by one part.
+        horizon: f64,
+    },
+}
+
+/// Estimator of the KL between policy and reference at a token, with `logr = logprob - ref_logprob`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum KlEstimator {
+    /// `logr`.
+    #[default]
+    K1,
+    /// `logr^2 / 2`.
+    K2,
+    /// `exp(-logr) - 1 + logr`.
+    K3,
+}
+
+/// Proximal policy optimisation against a reward source with a KL leash to the initial policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PpoConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// The initial policy, which is also the reference.
+    pub init: Init,
+    /// Prompts.
+    pub data: DataConfig,
+    /// Held-out prompts for evaluation.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// What is maximised.
+    pub reward: RewardConfig,
+    /// A second source that is reported and never trained on: shows reward hacking.
+    #[serde(default)]
+    pub gold: Option<RewardConfig>,
+    /// Which weights of policy and value network are trained.
+    #[serde(default)]
+    pub peft: Peft,
+    /// Policy optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Value optimiser; the policy's if absent.
+    #[serde(default)]
+    pub value_optim: Option<OptimConfig>,
+    /// Where the value network starts.
+    #[serde(default)]
+    pub value_init: ValueInit,
+    /// Responses drawn in the whole stage.
+    pub total_episodes: usize,
+    /// Responses per update.
+    pub batch_size: usize,
+    /// Minibatches per epoch; must divide `batch_size`.
+    #[serde(default = "one")]
+    pub num_mini_batches: usize,
+    /// Passes over each rollout.
+    #[serde(default = "four")]
+    pub num_ppo_epochs: usize,
+    /// Tokens per forward pass at most.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Responses generated at once.
+    #[serde(default = "default_rollout_batch")]
+    pub generation_batch_size: usize,
+    /// Most tokens of a response.
+    pub response_length: usize,
+    /// Longest prompt in tokens; longer rows are counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_prompt_length: usize,
+    /// Sampling temperature; every log-probability of the stage is taken at this temperature.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+    /// Initial weight of the KL term.
+    #[serde(default = "default_kl_coef")]
+    pub kl_coef: f64,
+    /// Fixed or adaptive.
+    #[serde(default = "fixed")]
+    pub kl_control: KlControl,
+    /// Which estimator enters the reward.
+    #[serde(default)]
+    pub kl_estimator: KlEstimator,
+    /// Policy ratio clip.
+    #[serde(default = "fifth")]
+    pub cliprange: f64,
+    /// Value clip.
+    #[serde(default = "fifth")]
+    pub cliprange_value: f64,
+    /// Weight of the value loss.
+    #[serde(default = "tenth")]
+    pub vf_coef: f64,
+    /// Discount per token.
+    #[serde(default = "unit")]
+    pub gamma: f64,
+    /// GAE decay.
+    #[serde(default = "default_lam")]
+    pub lam: f64,
+    /// Divide rewards by their standard deviation over the rollout.
+    #[serde(default)]
+    pub whiten_rewards: bool,
+    /// Shift and scale advantages to mean 0 and variance 1 over the rollout.
+    #[serde(default = "yes")]
+    pub whiten_advantages: bool,
+    /// Score of a response without EOS.
+    #[serde(default)]
+    pub missing_eos: MissingEos,
+    /// Evaluation and checkpoints, counted in PPO updates.
+    #[serde(default)]
+    pub cadence: Cadence,
+}
+
+/// The closing table: stages side by side on held-out prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompareConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// Policies to compare, the first one being the reference for KL: `Base` and `Stage(..)`.
+    pub policies: Vec<Init>,
+    /// The policy that KL is measured against; the first of `policies` if absent.
+    #[serde(default)]
+    pub reference: Option<Init>,
+    /// Held-out prompts, with a `completion` column for ROUGE if there is one.
+    pub data: DataConfig,
+    /// Scores to show, by column title.
+    pub rewards: BTreeMap<String, RewardConfig>,
+    /// Most tokens of a response.
+    pub response_length: usize,
+    /// Longest prompt in tokens; longer rows are counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_prompt_length: usize,
+    /// How responses are drawn.
+    #[serde(default)]
+    pub sampling: SamplingConfig,
+    /// Responses generated at once.
+    #[serde(default = "default_rollout_batch")]
+    pub generation_batch_size: usize,
+    /// Prompts whose responses are shown side by side.
+    #[serde(default = "four")]
+    pub num_samples: usize,
+}
+
+fn one() -> usize {
+    1
+}
+fn four() -> usize {
+    4
+}
+fn unit() -> f64 {
+    1.0
+}
+fn fifth() -> f64 {
+    0.2
+}
+fn tenth() -> f64 {
+    0.1
+}
+fn yes() -> bool {
+    true
+}
+fn fixed() -> KlControl {
+    KlControl::Fixed
+}
+fn default_temperature() -> f64 {
+    0.7
+}
+fn default_kl_coef() -> f64 {
+    0.05
+}
+fn default_lam() -> f64 {
+    0.95
+}
+fn default_micro_tokens() -> usize {
+    2048
+}
+fn default_max_length() -> usize {
+    512
+}
+fn default_rollout_batch() -> usize {
+    32
+}
