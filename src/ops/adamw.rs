@@ -1,0 +1,45 @@
+//! The AdamW update of one parameter.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+/// Scalars of one AdamW update, bias corrections included.
+///
+/// # Source
+/// Loshchilov and Hutter 2019, arXiv:1711.05101; `eps` as in PyTorch: `m_hat / (sqrt(v_hat) + eps)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate of this step.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the corrected second moment.
+    pub eps: f32,
+    /// Decoupled weight decay; zero for parameters that must not decay.
+    pub weight_decay: f32,
+    /// Factor on the gradient (clipping and loss normalisation).
+    pub grad_scale: f32,
+    /// `1 - beta1^t`.
+    pub bias_correction1: f32,
+    /// `1 - beta2^t`.
+    pub bias_correction2: f32,
+}
+
+pub(super) fn portable<B: Backend>(
+    param: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    m: FloatTensor<B>,
+    v: FloatTensor<B>,
+    s: AdamWStep,
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let scale = |t, factor: f32| B::float_mul_scalar(t, factor.into());
+    let grad = scale(grad, s.grad_scale);
+    let m = B::float_add(scale(m, s.beta1), scale(grad.clone(), 1.0 - s.beta1));
+    let v = B::float_add(scale(v, s.beta2), scale(B::float_mul(grad.clone(), grad), 1.0 - s.beta2));
+    let root = B::float_sqrt(scale(v.clone(), 1.0 / s.bias_correction2));
+    let update = B::float_div(scale(m.clone(), 1.0 / s.bias_correction1), B::float_add_scalar(root, s.eps.into()));
+    let param = scale(param, 1.0 - s.lr * s.weight_decay);
+    (B::float_sub(param, scale(update, s.lr)), m, v)
+}

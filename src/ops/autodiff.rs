@@ -1,0 +1,241 @@
+//! One graph node per fused operation, with its hand-written backward pass.
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::Autodiff;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::ops::FloatTensor;
+
+use super::{HeadLayout, LogprobOutput, LowRankPart, ModelBackend};
+use crate::tokens::Segments;
+
+/// A value that takes part in no gradient.
+fn constant<B: ModelBackend, C: CheckpointStrategy>(value: FloatTensor<B>) -> FloatTensor<Autodiff<B, C>> {
+    <Autodiff<B, C> as AutodiffBackend>::from_inner(value)
+}
+
+impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct RmsNorm;
+        impl<B: ModelBackend> Backward<B, 2> for RmsNorm {
+            type State = (FloatTensor<B>, FloatTensor<B>, f32);
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [x_node, weight_node] = ops.parents;
+                let (x, weight, eps) = ops.state;
+                let (dx, dweight) = B::rms_norm_backward(x, weight, grad, eps, weight_node.is_some());
+                if let Some(node) = x_node {
+                    grads.register::<B>(node.id, dx);
+                }
+                if let (Some(node), Some(dweight)) = (weight_node, dweight) {
+                    grads.register::<B>(node.id, dweight);
+                }
+            }
+        }
+        match RmsNorm.prepare::<C>([x.node, weight.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = B::rms_norm(x.primitive.clone(), weight.primitive.clone(), eps);
+                prep.finish((x.primitive, weight.primitive, eps), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(x.primitive, weight.primitive, eps)),
+        }
+    }
+
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        num_heads: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Rope;
+        impl<B: ModelBackend> Backward<B, 1> for Rope {
+            type State = (FloatTensor<B>, FloatTensor<B>, usize, bool);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [node] = ops.parents;
+                let (cos, sin, num_heads, inverse) = ops.state;
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, B::rope(grad, cos, sin, num_heads, !inverse));
+                }
+            }
+        }
+        let (cos, sin) = (cos.primitive, sin.primitive);
+        match Rope.prepare::<C>([x.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = B::rope(x.primitive, cos.clone(), sin.clone(), num_heads, inverse);
+                prep.finish((cos, sin, num_heads, inverse), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::rope(x.primitive, cos, sin, num_heads, inverse)),
+        }
+    }
+
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct SwiGlu;
+        impl<B: ModelBackend> Backward<B, 1> for SwiGlu {
+            type State = FloatTensor<B>;
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [node] = ops.parents;
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, B::swiglu_backward(ops.state, grad));
+                }
+            }
+        }
+        match SwiGlu.prepare::<C>([gate_up.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = B::swiglu(gate_up.primitive.clone());
+                prep.finish(gate_up.primitive, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::swiglu(gate_up.primitive)),
+        }
+    }
+
+    fn packed_attention(
+        qkv: FloatTensor<Self>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        #[derive(Debug)]
+        struct Attention;
+        impl<B: ModelBackend> Backward<B, 1> for Attention {
+            type State = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, HeadLayout, Segments);
+            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [node] = ops.parents;
+                let (qkv, output, lse, layout, segments) = ops.state;
+                if let Some(node) = node {
+                    let dqkv = B::packed_attention_backward(qkv, output, lse, grad, layout, &segments);
+                    grads.register::<B>(node.id, dqkv);
+                }
+            }
+        }
+        match Attention.prepare::<C>([qkv.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (output, lse) = B::packed_attention(qkv.primitive.clone(), layout, segments);
+                let state = (qkv.primitive, output.clone(), lse.clone(), layout, segments.clone());
+                (prep.finish(state, output), constant::<B, C>(lse))
+            }
+            OpsKind::UnTracked(prep) => {
+                let (output, lse) = B::packed_attention(qkv.primitive, layout, segments);
+                (prep.finish(output), constant::<B, C>(lse))
+            }
+        }
+    }
+
+    fn token_logprob(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        _with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        #[derive(Debug, Clone)]
+        struct State<B: ModelBackend> {
+            hidden: FloatTensor<B>,
+            head: FloatTensor<B>,
+            targets: Vec<u32>,
+            inv_temperature: f32,
+            /// Saved when the head is frozen: the backward pass is then one product by row.
+            unit_gradient: Option<FloatTensor<B>>,
+        }
+        #[derive(Debug)]
+        struct TokenLogprob;
+        impl<B: ModelBackend> Backward<B, 2> for TokenLogprob {
+            type State = State<B>;
+            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [hidden_node, head_node] = ops.parents;
+                let s = ops.state;
+                let (dhidden, dhead) = match s.unit_gradient {
+                    Some(unit) => {
+                        let rows = s.targets.len();
+                        let grad = B::float_reshape(grad, burn::tensor::Shape::new([rows, 1]));
+                        (B::float_mul(unit, grad), None)
+                    }
+                    None => {
+                        let (dhidden, dhead) =
+                            B::token_logprob_backward(s.hidden, s.head, &s.targets, s.inv_temperature, grad);
+                        (dhidden, Some(dhead))
+                    }
+                };
+                if let Some(node) = hidden_node {
+                    grads.register::<B>(node.id, dhidden);
+                }
+                if let (Some(node), Some(dhead)) = (head_node, dhead) {
+                    grads.register::<B>(node.id, dhead);
+                }
+            }
+        }
+        let head_is_frozen = head.node.requirement.is_none();
+        let nodes = [hidden.node, head.node];
+        let (hidden, head) = (hidden.primitive, head.primitive);
+        match TokenLogprob.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let out = B::token_logprob(hidden.clone(), head.clone(), targets, inv_temperature, head_is_frozen);
+                let state =
+                    State { hidden, head, targets: targets.to_vec(), inv_temperature, unit_gradient: out.unit_gradient };
+                LogprobOutput {
+                    logprobs: prep.finish(state, out.logprobs),
+                    entropy: constant::<B, C>(out.entropy),
+                    unit_gradient: None,
+                }
+            }
+            OpsKind::UnTracked(prep) => {
+                let out = B::token_logprob(hidden, head, targets, inv_temperature, false);
+                LogprobOutput {
+                    logprobs: prep.finish(out.logprobs),
+                    entropy: constant::<B, C>(out.entropy),
+                    unit_gradient: None,
+                }
+            }
+        }
+    }
+
+    fn lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        #[derive(Debug)]
+        struct LoraLinear;
+        impl<B: ModelBackend> Backward<B, 3> for LoraLinear {
+            type State = ([FloatTensor<B>; 5], Vec<LowRankPart>);
+            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [x_node, a_node, b_node] = ops.parents;
+                let ([x, weight, a, b, xa], parts) = ops.state;
+                let (dx, da, db) =
+                    B::lora_linear_backward(x, weight, a, b, xa, grad, &parts, x_node.is_some());
+                if let (Some(node), Some(dx)) = (x_node, dx) {
+                    grads.register::<B>(node.id, dx);
+                }
+                if let Some(node) = a_node {
+                    grads.register::<B>(node.id, da);
+                }
+                if let Some(node) = b_node {
+                    grads.register::<B>(node.id, db);
+                }
+            }
+        }
+        // The weight is state, not a parent: it is frozen, so no gradient of its size is ever formed.
+        match LoraLinear.prepare::<C>([x.node, a.node, b.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (x, weight, a, b) = (x.primitive, weight.primitive, a.primitive, b.primitive);
+                let (y, xa) = B::lora_linear(x.clone(), weight.clone(), a.clone(), b.clone(), parts);
+                (prep.finish(([x, weight, a, b, xa.clone()], parts.to_vec()), y), constant::<B, C>(xa))
+            }
+            OpsKind::UnTracked(prep) => {
+                let (y, xa) = B::lora_linear(x.primitive, weight.primitive, a.primitive, b.primitive, parts);
+                (prep.finish(y), constant::<B, C>(xa))
+            }
+        }
+    }
+}

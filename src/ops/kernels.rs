@@ -1,0 +1,499 @@
+//! CPU kernels on plain f32 slices: rayon over rows, SIMD by run-time dispatch, no unsafe code.
+
+use std::sync::LazyLock;
+
+use rayon::prelude::*;
+
+use super::LowRankPart;
+
+static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
+
+/// Declares a function whose body is compiled for the best instruction set of the running CPU.
+///
+/// A closure passed to `Arch::dispatch` is not reliably inlined, and is then compiled for the baseline with `mul_add` as
+/// a library call; a body inside an `#[inline(always)]` method is.
+macro_rules! simd_fn {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty $body:block) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        pub(super) fn $name<'a>($($arg: $ty),*) -> $ret {
+            struct Kernel<'a> { $($arg: $ty,)* lifetime: std::marker::PhantomData<&'a ()> }
+            impl<'a> pulp::WithSimd for Kernel<'a> {
+                type Output = $ret;
+                #[inline(always)]
+                fn with_simd<S: pulp::Simd>(self, _: S) -> $ret {
+                    let Kernel { $($arg,)* lifetime: _ } = self;
+                    $body
+                }
+            }
+            ARCH.dispatch(Kernel { $($arg,)* lifetime: std::marker::PhantomData })
+        }
+    };
+}
+
+/// Independent partial sums: enough for one AVX-512 vector, and a fixed order of addition on every CPU.
+const LANES: usize = 16;
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut acc = [0f32; LANES];
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    for (x, y) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
+        for i in 0..LANES {
+            acc[i] = x[i].mul_add(y[i], acc[i]);
+        }
+    }
+    let mut sum: f32 = acc.iter().sum();
+    for i in n / LANES * LANES..n {
+        sum += a[i] * b[i];
+    }
+    sum
+}
+
+#[inline(always)]
+fn sum(a: &[f32]) -> f32 {
+    let mut acc = [0f32; LANES];
+    for x in a.chunks_exact(LANES) {
+        for i in 0..LANES {
+            acc[i] += x[i];
+        }
+    }
+    acc.iter().sum::<f32>() + a.chunks_exact(LANES).remainder().iter().sum::<f32>()
+}
+
+#[inline(always)]
+fn max(a: &[f32]) -> f32 {
+    let mut acc = [f32::NEG_INFINITY; LANES];
+    for x in a.chunks_exact(LANES) {
+        for i in 0..LANES {
+            acc[i] = if x[i] > acc[i] { x[i] } else { acc[i] };
+        }
+    }
+    let mut best = f32::NEG_INFINITY;
+    for x in acc.iter().chain(a.chunks_exact(LANES).remainder()) {
+        best = if *x > best { *x } else { best };
+    }
+    best
+}
+
+/// exp to about 1 ulp, branch-free so that it vectorises. Not-a-number stays not-a-number: a poisoned loss must show.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    let clamped = if clamped > 88.0 { 88.0 } else { clamped };
+    // Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits.
+    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = shifted - 12_582_912.0;
+    // ln 2 in two parts, so that the reduction is exact.
+    let r = clamped - n * 0.693_145_75 - n * 1.428_606_8e-6;
+    let mut p = 1.0 / 720.0;
+    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = p * r + c;
+    }
+    let exponent = shifted.to_bits().wrapping_sub(0x4B40_0000).wrapping_add(127) << 23;
+    p * f32::from_bits(exponent)
+}
+
+/// Rows handed to one task: four tasks a thread balance uneven cores.
+pub(super) fn rows_per_task(rows: usize) -> usize {
+    rows.div_ceil(rayon::current_num_threads() * 4).max(1)
+}
+
+/// Below this many floats a kernel runs on the calling thread: waking workers would cost more.
+const SMALL: usize = 1 << 14;
+
+/// Runs `body` over chunks of whole rows, in parallel when it pays.
+fn for_rows<const N: usize>(
+    out: &mut [f32],
+    width: usize,
+    inputs: [(&[f32], usize); N],
+    body: impl Fn(&mut [f32], [&[f32]; N]) + Sync,
+) {
+    if width == 0 || out.is_empty() {
+        return;
+    }
+    if out.len() < SMALL {
+        return body(out, inputs.map(|(x, _)| x));
+    }
+    let rows = rows_per_task(out.len() / width);
+    out.par_chunks_mut(rows * width).enumerate().for_each(|(task, out)| {
+        let (first, count) = (task * rows, out.len() / width);
+        body(out, inputs.map(|(x, w)| &x[first * w..(first + count) * w]));
+    });
+}
+
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let d = weight.len();
+    for_rows(y, d, [(x, d)], |y, [x]| rms_norm_rows(x, weight, eps, y));
+}
+
+simd_fn! {
+    fn rms_norm_rows(x: &'a [f32], weight: &'a [f32], eps: f32, y: &'a mut [f32]) -> () {
+        let d = weight.len();
+        for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+            let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+            for i in 0..d {
+                y[i] = x[i] * r * weight[i];
+            }
+        }
+    }
+}
+
+/// `dx` in place of `dx`; the weight's gradient if asked for.
+pub(super) fn rms_norm_backward(
+    x: &[f32],
+    weight: &[f32],
+    grad: &[f32],
+    eps: f32,
+    dx: &mut [f32],
+    with_weight: bool,
+) -> Option<Vec<f32>> {
+    let d = weight.len();
+    let rows = rows_per_task(dx.len() / d) * d;
+    let parts: Vec<Vec<f32>> = dx
+        .par_chunks_mut(rows)
+        .zip(x.par_chunks(rows))
+        .zip(grad.par_chunks(rows))
+        .map(|((dx, x), grad)| rms_norm_backward_rows(x, weight, grad, eps, dx, with_weight))
+        .collect();
+    // Summed in task order: the result does not depend on which task ended first.
+    with_weight.then(|| {
+        let mut total = vec![0f32; d];
+        for part in parts {
+            for (t, p) in total.iter_mut().zip(part) {
+                *t += p;
+            }
+        }
+        total
+    })
+}
+
+simd_fn! {
+    fn rms_norm_backward_rows(
+        x: &'a [f32], weight: &'a [f32], grad: &'a [f32], eps: f32, dx: &'a mut [f32], with_weight: bool,
+    ) -> Vec<f32> {
+        let d = weight.len();
+        let mut dweight = vec![0f32; if with_weight { d } else { 0 }];
+        for ((dx, x), g) in dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(grad.chunks_exact(d)) {
+            let r = 1.0 / (dot(x, x) / d as f32 + eps).sqrt();
+            for i in 0..d {
+                dx[i] = g[i] * weight[i];
+            }
+            let c = dot(dx, x) * r * r / d as f32;
+            for i in 0..d {
+                dx[i] = r * (dx[i] - x[i] * c);
+            }
+            for i in 0..dweight.len() {
+                dweight[i] += g[i] * x[i] * r;
+            }
+        }
+        dweight
+    }
+}
+
+/// In place on the first `num_heads` heads of each row.
+pub(super) fn rope(x: &mut [f32], width: usize, num_heads: usize, half: usize, cos: &[f32], sin: &[f32], sign: f32) {
+    for_rows(x, width, [(cos, half), (sin, half)], |x, [cos, sin]| {
+        rope_rows(x, width, num_heads, half, cos, sin, sign);
+    });
+}
+
+simd_fn! {
+    fn rope_rows(
+        x: &'a mut [f32], width: usize, num_heads: usize, half: usize, cos: &'a [f32], sin: &'a [f32], sign: f32,
+    ) -> () {
+        for ((row, c), s) in x.chunks_exact_mut(width).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half)) {
+            for head in row.chunks_exact_mut(2 * half).take(num_heads) {
+                let (a, b) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (p, q, s) = (a[i], b[i], s[i] * sign);
+                    a[i] = p * c[i] - q * s;
+                    b[i] = q * c[i] + p * s;
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn swiglu(gate_up: &[f32], width: usize, y: &mut [f32]) {
+    for_rows(y, width, [(gate_up, 2 * width)], |y, [gate_up]| swiglu_rows(gate_up, width, y));
+}
+
+simd_fn! {
+    fn swiglu_rows(gate_up: &'a [f32], width: usize, y: &'a mut [f32]) -> () {
+        for (y, row) in y.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
+            let (g, u) = row.split_at(width);
+            for i in 0..width {
+                y[i] = g[i] / (1.0 + exp(-g[i])) * u[i];
+            }
+        }
+    }
+}
+
+pub(super) fn swiglu_backward(gate_up: &[f32], grad: &[f32], width: usize, out: &mut [f32]) {
+    for_rows(out, 2 * width, [(gate_up, 2 * width), (grad, width)], |out, [gate_up, grad]| {
+        swiglu_backward_rows(gate_up, grad, width, out);
+    });
+}
+
+simd_fn! {
+    fn swiglu_backward_rows(gate_up: &'a [f32], grad: &'a [f32], width: usize, out: &'a mut [f32]) -> () {
+        let rows = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width)).zip(grad.chunks_exact(width));
+        for ((out, row), dy) in rows {
+            let (g, u) = row.split_at(width);
+            let (dg, du) = out.split_at_mut(width);
+            for i in 0..width {
+                let s = 1.0 / (1.0 + exp(-g[i]));
+                du[i] = dy[i] * g[i] * s;
+                dg[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Scores to causal probabilities in place; row `i` of each `[len, len]` block sees columns `0..=i`.
+    /// Returns the log-sum-exp of each row.
+    fn causal_softmax(scores: &'a mut [f32], len: usize, scale: f32) -> Vec<f32> {
+        let mut lse = Vec::with_capacity(scores.len() / len);
+        for (i, row) in scores.chunks_exact_mut(len).enumerate() {
+            let (seen, hidden) = row.split_at_mut(i % len + 1);
+            let top = max(seen) * scale;
+            for x in seen.iter_mut() {
+                *x = exp(*x * scale - top);
+            }
+            let z = sum(seen);
+            for x in seen.iter_mut() {
+                *x /= z;
+            }
+            hidden.fill(0.0);
+            lse.push(top + z.ln());
+        }
+        lse
+    }
+}
+
+simd_fn! {
+    /// Scores to the same probabilities, from the saved log-sum-exp.
+    fn causal_exp(scores: &'a mut [f32], len: usize, scale: f32, lse: &'a [f32]) -> () {
+        for (i, (row, &lse)) in scores.chunks_exact_mut(len).zip(lse).enumerate() {
+            let (seen, hidden) = row.split_at_mut(i % len + 1);
+            for x in seen.iter_mut() {
+                *x = exp(*x * scale - lse);
+            }
+            hidden.fill(0.0);
+        }
+    }
+}
+
+simd_fn! {
+    /// `dP` to `dS` in place: `p * (dp - rowsum(o * do)) * scale`.
+    fn softmax_backward(
+        ds: &'a mut [f32], p: &'a [f32], o: &'a [f32], go: &'a [f32], len: usize, head_dim: usize, scale: f32,
+    ) -> () {
+        let rows = ds.chunks_exact_mut(len).zip(p.chunks_exact(len));
+        for (((ds, p), o), go) in rows.zip(o.chunks_exact(head_dim)).zip(go.chunks_exact(head_dim)) {
+            let delta = dot(o, go);
+            for t in 0..len {
+                ds[t] = p[t] * (ds[t] - delta) * scale;
+            }
+        }
+    }
+}
+
+simd_fn! {
+    /// Queries of one key head's group (`[group, head_dim]`) over the `len` positions of its cache.
+    fn decode_head(
+        q: &'a [f32], keys: &'a [f32], values: &'a [f32], len: usize, stride: usize, offset: usize, head_dim: usize,
+        scale: f32, out: &'a mut [f32],
+    ) -> () {
+        let group = q.len() / head_dim;
+        let mut p = vec![0f32; group * len];
+        for t in 0..len {
+            let key = &keys[t * stride + offset..t * stride + offset + head_dim];
+            for j in 0..group {
+                p[j * len + t] = dot(&q[j * head_dim..(j + 1) * head_dim], key) * scale;
+            }
+        }
+        for p in p.chunks_exact_mut(len) {
+            let top = max(p);
+            for x in p.iter_mut() {
+                *x = exp(*x - top);
+            }
+            let z = sum(p);
+            for x in p.iter_mut() {
+                *x /= z;
+            }
+        }
+        out.fill(0.0);
+        for t in 0..len {
+            let value = &values[t * stride + offset..t * stride + offset + head_dim];
+            for j in 0..group {
+                let w = p[j * len + t];
+                let out = &mut out[j * head_dim..(j + 1) * head_dim];
+                for i in 0..head_dim {
+                    out[i] = w.mul_add(value[i], out[i]);
+                }
+            }
+        }
+    }
+}
+
+/// Rows of logits to (log-probability of the target, entropy); leaves probabilities in place when `keep` is set.
+pub(super) fn logprob_rows(logits: &mut [f32], vocab: usize, targets: &[u32], scale: f32, keep: bool) -> Vec<(f32, f32)> {
+    logits
+        .par_chunks_mut(vocab)
+        .zip(targets)
+        .map(|(row, &target)| logprob_row(row, target as usize, scale, keep))
+        .collect()
+}
+
+simd_fn! {
+    fn logprob_row(row: &'a mut [f32], target: usize, scale: f32, keep: bool) -> (f32, f32) {
+        let top = max(row) * scale;
+        let chosen = row[target] * scale;
+        // sum of exp(l - top), and of exp(l - top) * (l - top) for the entropy
+        let (mut z, mut zl) = ([0f32; LANES], [0f32; LANES]);
+        let vocab = row.len();
+        for chunk in row.chunks_exact_mut(LANES) {
+            for i in 0..LANES {
+                let l = chunk[i] * scale - top;
+                let e = exp(l);
+                z[i] += e;
+                zl[i] += e * l;
+                if keep {
+                    chunk[i] = e;
+                }
+            }
+        }
+        let (mut z, mut zl) = (z.iter().sum::<f32>(), zl.iter().sum::<f32>());
+        for x in row[vocab / LANES * LANES..].iter_mut() {
+            let l = *x * scale - top;
+            let e = exp(l);
+            z += e;
+            zl += e * l;
+            if keep {
+                *x = e;
+            }
+        }
+        if keep {
+            let inv = 1.0 / z;
+            for x in row.iter_mut() {
+                *x *= inv;
+            }
+        }
+        (chosen - top - z.ln(), z.ln() - zl / z)
+    }
+}
+
+/// `y[:, columns] += scale * t[:, ranks] . b` for every part; `b` holds the parts' `[rank, width]` matrices in turn.
+pub(super) fn add_low_rank(y: &mut [f32], width: usize, t: &[f32], t_width: usize, b: &[f32], parts: &[LowRankPart]) {
+    let task = rows_per_task(y.len() / width).next_multiple_of(4);
+    let run = |(y, t): (&mut [f32], &[f32])| ARCH.dispatch(AddLowRank { y, width, t, t_width, b, parts });
+    if y.len() < SMALL {
+        return run((y, t));
+    }
+    y.par_chunks_mut(task * width).zip(t.par_chunks(task * t_width)).for_each(run);
+}
+
+struct AddLowRank<'a> {
+    y: &'a mut [f32],
+    width: usize,
+    t: &'a [f32],
+    t_width: usize,
+    b: &'a [f32],
+    parts: &'a [LowRankPart],
+}
+
+impl pulp::WithSimd for AddLowRank<'_> {
+    type Output = ();
+
+    /// Four rows by two vectors stay in registers, which auto-vectorisation does not manage.
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, simd: S) {
+        let Self { y, width, t, t_width, b, parts } = self;
+        let tile = 2 * S::F32_LANES;
+        for (y, t) in y.chunks_mut(4 * width).zip(t.chunks(4 * t_width)) {
+            let rows = y.len() / width;
+            let (mut first, mut offset) = (0, 0);
+            for part in parts {
+                let LowRankPart { rank, scale, column, width: part_width } = *part;
+                let b = &b[offset..offset + rank * part_width];
+                let tiled = if rows == 4 { part_width / tile * tile } else { 0 };
+                for c in (0..tiled).step_by(tile) {
+                    let mut acc = [[simd.splat_f32s(0.0); 2]; 4];
+                    for q in 0..rank {
+                        let (bv, _) = S::as_simd_f32s(&b[q * part_width + c..q * part_width + c + tile]);
+                        for (i, acc) in acc.iter_mut().enumerate() {
+                            let x = simd.splat_f32s(t[i * t_width + first + q]);
+                            acc[0] = simd.mul_add_f32s(x, bv[0], acc[0]);
+                            acc[1] = simd.mul_add_f32s(x, bv[1], acc[1]);
+                        }
+                    }
+                    let factor = simd.splat_f32s(scale);
+                    for (i, acc) in acc.iter().enumerate() {
+                        let from = i * width + column + c;
+                        let (out, _) = S::as_mut_simd_f32s(&mut y[from..from + tile]);
+                        out[0] = simd.mul_add_f32s(acc[0], factor, out[0]);
+                        out[1] = simd.mul_add_f32s(acc[1], factor, out[1]);
+                    }
+                }
+                for i in 0..rows {
+                    let out = &mut y[i * width + column..i * width + column + part_width];
+                    for q in 0..rank {
+                        let x = t[i * t_width + first + q] * scale;
+                        for j in tiled..part_width {
+                            out[j] += x * b[q * part_width + j];
+                        }
+                    }
+                }
+                first += rank;
+                offset += rank * part_width;
+            }
+        }
+    }
+}
+
+/// One AdamW update in place.
+pub(super) fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: super::AdamWStep) {
+    let task = 1 << 15;
+    w.par_chunks_mut(task)
+        .zip(g.par_chunks(task))
+        .zip(m.par_chunks_mut(task))
+        .zip(v.par_chunks_mut(task))
+        .for_each(|(((w, g), m), v)| adamw_chunk(w, g, m, v, s));
+}
+
+simd_fn! {
+    fn adamw_chunk(w: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32], s: super::AdamWStep) -> () {
+        let n = w.len();
+        let (w, g, m, v) = (&mut w[..n], &g[..n], &mut m[..n], &mut v[..n]);
+        let (c1, c2) = (1.0 / s.bias_correction1, 1.0 / s.bias_correction2);
+        for i in 0..n {
+            let grad = g[i] * s.grad_scale;
+            m[i] = s.beta1 * m[i] + (1.0 - s.beta1) * grad;
+            v[i] = s.beta2 * v[i] + (1.0 - s.beta2) * grad * grad;
+            w[i] = w[i] * (1.0 - s.lr * s.weight_decay) - s.lr * (m[i] * c1) / ((v[i] * c2).sqrt() + s.eps);
+        }
+    }
+}
+
+/// `[heads, len, head_dim]` copy of the heads that start at `column` of the rows `row..row + len`.
+pub(super) fn gather_heads(
+    matrix: &[f32],
+    width: usize,
+    rows: std::ops::Range<usize>,
+    column: usize,
+    heads: usize,
+    head_dim: usize,
+) -> Vec<f32> {
+    let mut out = Vec::with_capacity(heads * rows.len() * head_dim);
+    for head in 0..heads {
+        for row in rows.clone() {
+            let from = row * width + column + head * head_dim;
+            out.extend_from_slice(&matrix[from..from + head_dim]);
+        }
+    }
+    out
+}

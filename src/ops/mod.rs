@@ -1,0 +1,238 @@
+//! Fused differentiable operations behind one extension trait.
+//!
+//! Every method of [`ModelBackend`] has a portable body in plain burn ops ([`portable`]), so a new backend works at once;
+//! [`cpu`] overrides them for Flex with rayon and SIMD kernels. [`autodiff`] gives each operation one graph node with a
+//! hand-written backward pass, in terms of the inner backend's `*_backward` methods.
+//!
+//! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`] says.
+
+mod adamw;
+mod autodiff;
+#[cfg(feature = "flex")]
+mod cpu;
+#[cfg(feature = "flex")]
+mod kernels;
+mod portable;
+mod tensor;
+
+pub use adamw::AdamWStep;
+pub use tensor::{attention, lora_linear, rms_norm, rope, swiglu, token_logprob};
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use crate::tokens::Segments;
+
+/// Head layout of a joint `[tokens, (heads + 2 * kv_heads) * head_dim]` matrix of queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLayout {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Features of one head.
+    pub head_dim: usize,
+}
+
+impl HeadLayout {
+    /// Columns of the queries, and of the attention output.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of the keys, and of the values.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Columns of the joint matrix.
+    pub fn joint_width(&self) -> usize {
+        self.q_width() + 2 * self.kv_width()
+    }
+
+    /// Factor on the scores, `1 / sqrt(head_dim)`.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// One low-rank product added to a column range of a linear layer's output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LowRankPart {
+    /// Inner dimension.
+    pub rank: usize,
+    /// Factor on the product.
+    pub scale: f32,
+    /// First output column.
+    pub column: usize,
+    /// Number of output columns.
+    pub width: usize,
+}
+
+/// What `token_logprob` computes beside the log-probability.
+#[derive(Debug, Clone)]
+pub struct LogprobOutput<B: Backend> {
+    /// `[tokens]`, nats.
+    pub logprobs: FloatTensor<B>,
+    /// `[tokens]`, nats: the entropy of each position's distribution.
+    pub entropy: FloatTensor<B>,
+    /// `[tokens, hidden]`: the gradient of each log-probability with respect to its own hidden state, if asked for.
+    pub unit_gradient: Option<FloatTensor<B>>,
+}
+
+/// Operations of a language model that deserve a kernel of their own. f32 throughout.
+pub trait ModelBackend: Backend {
+    /// `x * rsqrt(mean(x^2) + eps) * weight` by row. `x`: `[tokens, hidden]`, `weight`: `[hidden]`.
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        portable::rms_norm::<Self>(x, weight, eps)
+    }
+
+    /// Gradients of [`ModelBackend::rms_norm`]: of `x`, and of `weight` if asked for.
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f32,
+        with_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        portable::rms_norm_backward::<Self>(x, weight, grad, eps, with_weight)
+    }
+
+    /// Rotates the first `num_heads` heads of each row by its position's angles (Hugging Face's rotate-half order).
+    /// `x`: `[tokens, width]`; `cos`, `sin`: `[tokens, head_dim / 2]`. `inverse` rotates back, which is the gradient.
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        num_heads: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        portable::rope::<Self>(x, cos, sin, num_heads, inverse)
+    }
+
+    /// `silu(gate) * up` of a joint `[tokens, 2 * intermediate]` matrix, gate first.
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::swiglu::<Self>(gate_up)
+    }
+
+    /// Gradient of [`ModelBackend::swiglu`] with respect to the joint matrix.
+    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::swiglu_backward::<Self>(gate_up, grad)
+    }
+
+    /// Causal attention within each row. Returns the output `[tokens, heads * head_dim]` and the log-sum-exp of the
+    /// scaled scores, `[heads, tokens]`.
+    fn packed_attention(
+        qkv: FloatTensor<Self>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::attention::<Self>(qkv, layout, segments)
+    }
+
+    /// Gradient of [`ModelBackend::packed_attention`] with respect to the joint matrix; probabilities are recomputed.
+    fn packed_attention_backward(
+        qkv: FloatTensor<Self>,
+        output: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> FloatTensor<Self> {
+        portable::attention_backward::<Self>(qkv, output, lse, grad, layout, segments)
+    }
+
+    /// Copies packed `rows` (`[tokens, width]`) into `cache` (`[slots, capacity, width]`): row `i` goes to slot
+    /// `slots[i]`, from position `starts[i]` on. Takes the cache by value so that a sole owner is written in place.
+    fn cache_write(
+        cache: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        segments: &Segments,
+        slots: &[usize],
+        starts: &[usize],
+    ) -> FloatTensor<Self> {
+        portable::cache_write::<Self>(cache, rows, segments, slots, starts)
+    }
+
+    /// Attention of one query a row (`[rows, heads * head_dim]`) over the first `lens[i]` positions of its cache slot.
+    fn decode_attention(
+        q: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        slots: &[usize],
+        lens: &[usize],
+        layout: HeadLayout,
+    ) -> FloatTensor<Self> {
+        portable::decode_attention::<Self>(q, keys, values, slots, lens, layout)
+    }
+
+    /// Log-probability of each row's target under `softmax(hidden . head^T * inv_temperature)`, in chunks of rows: no
+    /// `[tokens, vocab]` matrix is kept. `hidden`: `[tokens, hidden]`, `head`: `[vocab, hidden]`.
+    fn token_logprob(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        portable::token_logprob::<Self>(hidden, head, targets, inv_temperature, with_unit_gradient)
+    }
+
+    /// Gradients of the log-probabilities with respect to `hidden` and `head`, probabilities recomputed by chunk.
+    fn token_logprob_backward(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::token_logprob_backward::<Self>(hidden, head, targets, inv_temperature, grad)
+    }
+
+    /// `x . weight`, plus for each part `scale * (x . a_part) . b_part` in its columns. `x`: `[tokens, in]`, `weight`:
+    /// `[in, out]`, `a`: `[in, sum of ranks]`, `b`: the parts' `[rank, width]` matrices, flattened one after another.
+    /// Also returns `x . a`, which the backward pass needs.
+    fn lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::lora_linear::<Self>(x, weight, a, b, parts)
+    }
+
+    /// Gradients of [`ModelBackend::lora_linear`] with respect to `x` (if asked for), `a` and `b`; the weight is frozen.
+    #[allow(clippy::too_many_arguments)]
+    fn lora_linear_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        xa: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        parts: &[LowRankPart],
+        with_x: bool,
+    ) -> (Option<FloatTensor<Self>>, FloatTensor<Self>, FloatTensor<Self>) {
+        portable::lora_linear_backward::<Self>(x, weight, a, b, xa, grad, parts, with_x)
+    }
+
+    /// One AdamW update; returns parameter, first and second moment. Any rank, all of one shape.
+    fn adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        adamw::portable::<Self>(param, grad, m, v, step)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl ModelBackend for burn::backend::NdArray {}
+
+/// Rows of logits that are formed at once: 64 MiB at most, so that a chunk fits any device's largest allocation.
+pub(crate) fn logit_chunk_rows(vocab: usize) -> usize {
+    (16 * 1024 * 1024 / vocab.max(1)).clamp(1, 256)
+}

@@ -1,0 +1,69 @@
+//! The operations as functions on tensors.
+
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorPrimitive};
+
+use super::{HeadLayout, LowRankPart, ModelBackend};
+use crate::tokens::Segments;
+
+/// The primitive of a float tensor.
+pub(crate) fn unwrap<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}
+
+/// A float tensor of a primitive.
+pub(crate) fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// See [`ModelBackend::rms_norm`].
+pub fn rms_norm<B: ModelBackend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64) -> Tensor<B, 2> {
+    wrap(B::rms_norm(unwrap(x), unwrap(weight), eps as f32))
+}
+
+/// See [`ModelBackend::rope`].
+pub fn rope<B: ModelBackend>(
+    x: Tensor<B, 2>,
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+    num_heads: usize,
+) -> Tensor<B, 2> {
+    wrap(B::rope(unwrap(x), unwrap(cos), unwrap(sin), num_heads, false))
+}
+
+/// See [`ModelBackend::swiglu`].
+pub fn swiglu<B: ModelBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::swiglu(unwrap(gate_up)))
+}
+
+/// See [`ModelBackend::packed_attention`].
+pub fn attention<B: ModelBackend>(qkv: Tensor<B, 2>, layout: HeadLayout, segments: &Segments) -> Tensor<B, 2> {
+    wrap(B::packed_attention(unwrap(qkv), layout, segments).0)
+}
+
+/// Log-probabilities (differentiable) and entropies (not differentiable) of `targets`, both `[tokens]` in nats.
+/// See [`ModelBackend::token_logprob`].
+pub fn token_logprob<B: ModelBackend>(
+    hidden: Tensor<B, 2>,
+    head: Tensor<B, 2>,
+    targets: &Arc<Vec<u32>>,
+    temperature: f64,
+) -> (Tensor<B, 1>, Tensor<B, 1>) {
+    assert_eq!(hidden.dims()[0], targets.len(), "one target per hidden state");
+    let out = B::token_logprob(unwrap(hidden), unwrap(head), targets, (1.0 / temperature) as f32, false);
+    (wrap(out.logprobs), wrap(out.entropy))
+}
+
+/// See [`ModelBackend::lora_linear`].
+pub fn lora_linear<B: ModelBackend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    a: Tensor<B, 2>,
+    b: Tensor<B, 1>,
+    parts: &[LowRankPart],
+) -> Tensor<B, 2> {
+    wrap(B::lora_linear(unwrap(x), unwrap(weight), unwrap(a), unwrap(b), parts).0)
+}
