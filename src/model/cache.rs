@@ -1,0 +1,97 @@
+//! Keys and values of the tokens seen so far.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use crate::ops::{self, HeadLayout, ModelBackend};
+use crate::tokens::Segments;
+
+/// Preallocated keys and values, `[slots, capacity, kv_width]` per layer, and how much of each slot is filled.
+#[derive(Debug)]
+pub struct KvCache<B: Backend> {
+    /// Keys and values; taken out while they are written, so that a sole owner is written in place.
+    layers: Vec<Option<[Tensor<B, 3>; 2]>>,
+    /// Tokens held by each slot.
+    lens: Vec<usize>,
+    /// Slot of each row of the batch at hand.
+    slots: Vec<usize>,
+}
+
+impl<B: ModelBackend> KvCache<B> {
+    /// Room for `slots` rows of `capacity` tokens.
+    pub fn new(num_layers: usize, slots: usize, capacity: usize, layout: HeadLayout, device: &B::Device) -> Self {
+        let empty = || Tensor::zeros([slots, capacity, layout.kv_width()], device);
+        Self {
+            layers: (0..num_layers).map(|_| Some([empty(), empty()])).collect(),
+            lens: vec![0; slots],
+            slots: Vec::new(),
+        }
+    }
+
+    /// Names the slot of each row of the next batch. A row in an empty slot may have any length (prefill); a row in a
+    /// filled slot must be one token.
+    pub fn select(&mut self, slots: &[usize]) {
+        self.slots = slots.to_vec();
+    }
+
+    /// Empties a slot for another row.
+    pub fn clear(&mut self, slot: usize) {
+        self.lens[slot] = 0;
+    }
+
+    /// Position of each token of the batch in its row.
+    pub fn positions(&self, segments: &Segments) -> Vec<usize> {
+        let starts = self.slots.iter().map(|&slot| self.lens[slot]);
+        segments.iter().zip(starts).flat_map(|(row, start)| start..start + row.len()).collect()
+    }
+
+    /// Counts the batch's tokens as held; called once after the last layer.
+    pub fn advance(&mut self, segments: &Segments) {
+        for (row, &slot) in segments.iter().zip(&self.slots) {
+            self.lens[slot] += row.len();
+        }
+    }
+
+    /// Writes the batch's keys and values of `layer` and attends over all that the slots hold.
+    ///
+    /// # Panics
+    /// If rows in filled slots are mixed with prefill, or bring more than one token.
+    pub fn attend(
+        &mut self,
+        layer: usize,
+        qkv: Tensor<B, 2>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> Tensor<B, 2> {
+        let starts: Vec<usize> = self.slots.iter().map(|&slot| self.lens[slot]).collect();
+        assert_eq!(starts.len(), segments.num_rows(), "one slot per row");
+        let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
+        let [keys, values] = self.layers[layer].take().expect("the cache is put back after each write");
+        let write = |cache: Tensor<B, 3>, column: usize| -> Tensor<B, 3> {
+            let rows = qkv.clone().narrow(1, column, kv_width);
+            ops::wrap(B::cache_write(ops::unwrap(cache), ops::unwrap(rows), segments, &self.slots, &starts))
+        };
+        let (keys, values) = (write(keys, q_width), write(values, q_width + kv_width));
+        let prefill = starts.iter().all(|&start| start == 0);
+        let output = if prefill {
+            ops::attention(qkv, layout, segments)
+        } else {
+            assert!(
+                starts.iter().all(|&start| start > 0) && segments.num_tokens() == segments.num_rows(),
+                "after prefill a row brings one token at a time"
+            );
+            let lens: Vec<usize> = starts.iter().map(|start| start + 1).collect();
+            let q = qkv.narrow(1, 0, q_width);
+            ops::wrap(B::decode_attention(
+                ops::unwrap(q),
+                ops::unwrap(keys.clone()),
+                ops::unwrap(values.clone()),
+                &self.slots,
+                &lens,
+                layout,
+            ))
+        };
+        self.layers[layer] = Some([keys, values]);
+        output
+    }
+}

@@ -1,0 +1,184 @@
+//! The GPT-2 family: LayerNorm, learned positions, full multi-head attention, GELU.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::block::{Pass, embed};
+use super::config::Gpt2Config;
+use super::{CausalLm, KvCache};
+use crate::ops::{HeadLayout, ModelBackend};
+use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
+use crate::peft::{Adaptable, Projection};
+use crate::rng::Seed;
+use crate::tokens::TokenBatch;
+
+/// LayerNorm with weight and bias.
+#[derive(Module, Debug)]
+pub struct LayerNorm<B: Backend> {
+    /// `[hidden]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// `[hidden]`.
+    pub bias: Param<Tensor<B, 1>>,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl<B: Backend> LayerNorm<B> {
+    fn new(eps: f64, device: &B::Device) -> Self {
+        Self { weight: placeholder(device), bias: placeholder(device), eps }
+    }
+
+    fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let centred = x.clone() - x.mean_dim(1);
+        let variance = centred.clone().square().mean_dim(1);
+        let normed = centred / variance.add_scalar(self.eps).sqrt();
+        normed * self.weight.val().unsqueeze::<2>() + self.bias.val().unsqueeze::<2>()
+    }
+
+    fn visit(&mut self, path: &str, len: usize, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        let meta = |name: &str| ParamMeta::single(ParamKind::Vector, format!("{path}.{name}"), len, false);
+        visit(&meta("weight"), ParamSlot::Vector(&mut self.weight));
+        visit(&meta("bias"), ParamSlot::Vector(&mut self.bias));
+    }
+}
+
+/// One decoder layer.
+#[derive(Module, Debug)]
+pub struct Gpt2Layer<B: Backend> {
+    /// Norm before attention.
+    pub ln_1: LayerNorm<B>,
+    /// Queries, keys and values, joint in the files too.
+    pub c_attn: Projection<B>,
+    /// Attention output.
+    pub c_proj: Projection<B>,
+    /// Norm before the MLP.
+    pub ln_2: LayerNorm<B>,
+    /// Up.
+    pub c_fc: Projection<B>,
+    /// Down.
+    pub mlp_c_proj: Projection<B>,
+}
+
+/// A GPT-2 model.
+#[derive(Module, Debug)]
+pub struct Gpt2<B: Backend> {
+    /// Tokens, `[vocab, hidden]`.
+    pub wte: Param<Tensor<B, 2>>,
+    /// Positions, `[n_positions, hidden]`.
+    pub wpe: Param<Tensor<B, 2>>,
+    /// Decoder layers.
+    pub h: Vec<Gpt2Layer<B>>,
+    /// Final norm.
+    pub ln_f: LayerNorm<B>,
+    /// `[vocab, hidden]`; absent when the embedding is the head.
+    pub lm_head: Option<Param<Tensor<B, 2>>>,
+    #[module(skip)]
+    config: Gpt2Config,
+}
+
+impl<B: Backend> Gpt2<B> {
+    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    pub fn new(config: &Gpt2Config, with_head: bool, device: &B::Device) -> Self {
+        let eps = config.layer_norm_epsilon;
+        let layers = (0..config.n_layer).map(|i| {
+            let layer = |name: &str, width: usize| {
+                Projection::new(&[(format!("transformer.h.{i}.{name}"), width)], true, false, device)
+            };
+            Gpt2Layer {
+                ln_1: LayerNorm::new(eps, device),
+                c_attn: layer("attn.c_attn", 3 * config.n_embd),
+                c_proj: layer("attn.c_proj", config.n_embd),
+                ln_2: LayerNorm::new(eps, device),
+                c_fc: layer("mlp.c_fc", config.n_inner),
+                mlp_c_proj: layer("mlp.c_proj", config.n_embd),
+            }
+        });
+        Self {
+            wte: placeholder(device),
+            wpe: placeholder(device),
+            h: layers.collect(),
+            ln_f: LayerNorm::new(eps, device),
+            lm_head: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
+            config: config.clone(),
+        }
+    }
+}
+
+/// The tanh form of GELU, which GPT-2 was trained with.
+fn gelu_tanh<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let cubic = x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044_715);
+    let inner = cubic.mul_scalar((2.0 / std::f64::consts::PI).sqrt()).tanh();
+    x.mul_scalar(0.5) * inner.add_scalar(1.0)
+}
+
+impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
+    fn hidden_states(
+        &self,
+        batch: &TokenBatch<B>,
+        cache: Option<&mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        let mut pass = Pass::new(batch, cache, dropout);
+        let layout = self.head_layout();
+        let positions: Vec<i32> = pass.positions.iter().map(|&p| p as i32).collect();
+        let shape = [positions.len()];
+        let positions: Tensor<B, 1, Int> =
+            Tensor::from_data(TensorData::new(positions, shape), &batch.input_ids.device());
+        let mut x = embed(&self.wte, &batch.input_ids) + embed(&self.wpe, &positions);
+        for (i, layer) in self.h.iter().enumerate() {
+            let dropout = pass.layer_dropout(i);
+            let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
+            x = x + layer.c_proj.forward(pass.attend(i, qkv, layout), dropout);
+            let up = layer.c_fc.forward(layer.ln_2.forward(x.clone()), dropout);
+            x = x + layer.mlp_c_proj.forward(gelu_tanh(up), dropout);
+        }
+        pass.finish();
+        self.ln_f.forward(x)
+    }
+
+    fn head(&self) -> Tensor<B, 2> {
+        self.lm_head.as_ref().unwrap_or(&self.wte).val()
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        let heads = self.config.n_head;
+        HeadLayout { heads, kv_heads: heads, head_dim: self.config.n_embd / heads }
+    }
+
+    fn num_layers(&self) -> usize {
+        self.h.len()
+    }
+}
+
+impl<B: Backend> Adaptable<B> for Gpt2<B> {
+    fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
+        for layer in &mut self.h {
+            visit(&mut layer.c_attn);
+            visit(&mut layer.c_proj);
+            visit(&mut layer.c_fc);
+            visit(&mut layer.mlp_c_proj);
+        }
+    }
+}
+
+impl<B: Backend> Parameters<B> for Gpt2<B> {
+    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        let hidden = self.config.n_embd;
+        let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
+        visit(&table("transformer.wte.weight"), ParamSlot::Matrix(&mut self.wte));
+        visit(&table("transformer.wpe.weight"), ParamSlot::Matrix(&mut self.wpe));
+        for (i, layer) in self.h.iter_mut().enumerate() {
+            layer.ln_1.visit(&format!("transformer.h.{i}.ln_1"), hidden, visit);
+            layer.c_attn.for_each_parameter(visit);
+            layer.c_proj.for_each_parameter(visit);
+            layer.ln_2.visit(&format!("transformer.h.{i}.ln_2"), hidden, visit);
+            layer.c_fc.for_each_parameter(visit);
+            layer.mlp_c_proj.for_each_parameter(visit);
+        }
+        self.ln_f.visit("transformer.ln_f", hidden, visit);
+        if let Some(head) = &mut self.lm_head {
+            visit(&table("lm_head.weight"), ParamSlot::Matrix(head));
+        }
+    }
+}

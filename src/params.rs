@@ -1,0 +1,303 @@
+//! Every parameter of a model, with the Hugging Face tensors it holds: one walk serves loading, saving, initialising,
+//! freezing, optimising and counting.
+
+use burn::module::{Param, ParamId};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::ops::{unwrap, wrap};
+
+/// What a parameter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParamKind {
+    /// A linear layer's weight.
+    Matrix,
+    /// A token or position table, or the output head.
+    Embedding,
+    /// A norm's weight or bias, or a linear layer's bias.
+    Vector,
+    /// A low-rank adapter's matrix.
+    Adapter,
+    /// The head of a reward or value model.
+    Score,
+}
+
+/// The Hugging Face tensors that lie side by side in one parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamMeta {
+    /// What it is for.
+    pub kind: ParamKind,
+    /// Name and number of columns of each tensor (entries, for a vector), from left to right.
+    pub pieces: Vec<(String, usize)>,
+    /// Whether files hold `[out, in]` where the parameter is `[in, out]`.
+    pub transposed: bool,
+}
+
+impl ParamMeta {
+    /// A parameter that is one tensor of a file.
+    pub fn single(kind: ParamKind, name: impl Into<String>, columns: usize, transposed: bool) -> Self {
+        Self { kind, pieces: vec![(name.into(), columns)], transposed }
+    }
+
+    /// The parameter's key in optimiser state and gradients: its first tensor's name.
+    pub fn key(&self) -> &str {
+        &self.pieces[0].0
+    }
+}
+
+/// A parameter of either rank.
+#[derive(Debug)]
+pub enum ParamSlot<'a, B: Backend> {
+    /// Biases, norms and score heads.
+    Vector(&'a mut Param<Tensor<B, 1>>),
+    /// Everything else.
+    Matrix(&'a mut Param<Tensor<B, 2>>),
+}
+
+/// A tensor as files hold it: name, shape, numbers.
+pub type HostTensor = (String, Vec<usize>, Vec<f32>);
+
+impl<B: Backend> ParamSlot<'_, B> {
+    /// The parameter's shape.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Vector(p) => p.val().dims().to_vec(),
+            Self::Matrix(p) => p.val().dims().to_vec(),
+        }
+    }
+
+    /// Number of entries.
+    pub fn num_entries(&self) -> usize {
+        self.shape().iter().product()
+    }
+
+    /// Whether it is trained.
+    pub fn is_trained(&self) -> bool {
+        match self {
+            Self::Vector(p) => p.val().is_require_grad(),
+            Self::Matrix(p) => p.val().is_require_grad(),
+        }
+    }
+
+    /// Trains or freezes it.
+    pub fn set_trained(&mut self, trained: bool) {
+        match self {
+            Self::Vector(p) => **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained)),
+            Self::Matrix(p) => **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained)),
+        }
+    }
+
+    /// Replaces the numbers, given in the parameter's own layout; trained stays trained.
+    pub fn assign(&mut self, values: Vec<f32>, shape: &[usize], device: &B::Device) {
+        let trained = self.is_trained();
+        let data = TensorData::new(values, shape.to_vec());
+        match self {
+            Self::Vector(p) => {
+                **p = Param::initialized(p.id, Tensor::from_data(data, device).set_require_grad(trained));
+            }
+            Self::Matrix(p) => {
+                **p = Param::initialized(p.id, Tensor::from_data(data, device).set_require_grad(trained));
+            }
+        }
+    }
+
+    /// The numbers in the parameter's own layout. Reads the device.
+    pub fn values(&self) -> Vec<f32> {
+        let data = match self {
+            Self::Vector(p) => p.val().into_data(),
+            Self::Matrix(p) => p.val().into_data(),
+        };
+        data.convert::<f32>().into_vec().expect("converted to f32")
+    }
+
+    /// Assembles the parameter from its tensors, each read from a file when its turn comes.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn load<E>(
+        &mut self,
+        meta: &ParamMeta,
+        device: &B::Device,
+        mut read: impl FnMut(&str) -> Result<Vec<f32>, E>,
+    ) -> Result<(), E> {
+        if let [(name, columns)] = meta.pieces.as_slice() {
+            let values = read(name)?;
+            return Ok(match self {
+                Self::Vector(_) => {
+                    let len = values.len();
+                    self.assign(values, &[len], device);
+                }
+                Self::Matrix(_) => {
+                    let rows = values.len() / columns;
+                    let values = if meta.transposed { transpose(&values, *columns, rows) } else { values };
+                    self.assign(values, &[rows, *columns], device);
+                }
+            });
+        }
+        let total: usize = meta.pieces.iter().map(|(_, columns)| columns).sum();
+        let mut joint = Vec::new();
+        let mut rows = 1;
+        let mut first = 0;
+        for (name, columns) in &meta.pieces {
+            let values = read(name)?;
+            if joint.is_empty() {
+                rows = if matches!(self, Self::Vector(_)) { 1 } else { values.len() / columns };
+                joint = vec![0f32; rows * total];
+            }
+            let values =
+                if meta.transposed && rows > 1 { transpose(&values, *columns, rows) } else { values };
+            for (out, row) in joint.chunks_exact_mut(total).zip(values.chunks_exact(*columns)) {
+                out[first..first + columns].copy_from_slice(row);
+            }
+            first += columns;
+        }
+        match self {
+            Self::Vector(_) => self.assign(joint, &[total], device),
+            Self::Matrix(_) => self.assign(joint, &[rows, total], device),
+        }
+        Ok(())
+    }
+
+    /// The tensors as files hold them. Reads the device.
+    pub fn save(&self, meta: &ParamMeta) -> Vec<HostTensor> {
+        let values = self.values();
+        if matches!(self, Self::Vector(_)) {
+            let mut first = 0;
+            return meta
+                .pieces
+                .iter()
+                .map(|(name, len)| {
+                    let part = values[first..first + len].to_vec();
+                    first += len;
+                    (name.clone(), vec![*len], part)
+                })
+                .collect();
+        }
+        let total: usize = meta.pieces.iter().map(|(_, columns)| columns).sum();
+        let rows = values.len() / total;
+        let mut first = 0;
+        meta.pieces
+            .iter()
+            .map(|(name, columns)| {
+                let mut part = Vec::with_capacity(rows * columns);
+                for row in values.chunks_exact(total) {
+                    part.extend_from_slice(&row[first..first + columns]);
+                }
+                first += columns;
+                if meta.transposed {
+                    (name.clone(), vec![*columns, rows], transpose(&part, rows, *columns))
+                } else {
+                    (name.clone(), vec![rows, *columns], part)
+                }
+            })
+            .collect()
+    }
+}
+
+impl<B: AutodiffBackend> ParamSlot<'_, B> {
+    /// The gradient of the last backward pass, taken out of `grads`.
+    pub fn take_gradient(&self, grads: &mut B::Gradients) -> Option<FloatTensor<B::InnerBackend>> {
+        match self {
+            Self::Vector(p) => p.val().grad_remove(grads).map(unwrap),
+            Self::Matrix(p) => p.val().grad_remove(grads).map(unwrap),
+        }
+    }
+
+    /// Replaces the value by `update(value)`. The old value is handed over whole, so that a backend that owns it alone
+    /// can write in place.
+    pub fn update(&mut self, update: impl FnOnce(FloatTensor<B::InnerBackend>) -> FloatTensor<B::InnerBackend>) {
+        match self {
+            Self::Vector(p) => replace(p, update),
+            Self::Matrix(p) => replace(p, update),
+        }
+    }
+}
+
+fn replace<B: AutodiffBackend, const D: usize>(
+    param: &mut Param<Tensor<B, D>>,
+    update: impl FnOnce(FloatTensor<B::InnerBackend>) -> FloatTensor<B::InnerBackend>,
+) {
+    let id = param.id;
+    let device = param.val().device();
+    let placeholder = Param::initialized(id, Tensor::empty([1; D], &device));
+    let old = std::mem::replace(param, placeholder).into_value();
+    let new = Tensor::from_inner(wrap(update(unwrap(old.inner()))));
+    *param = Param::initialized(id, new.require_grad());
+}
+
+/// `[cols, rows]` of a `[rows, cols]` matrix, by blocks that stay in cache.
+fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    use rayon::prelude::*;
+    const BLOCK: usize = 32;
+    let mut out = vec![0f32; values.len()];
+    if rows == 0 || cols == 0 {
+        return out;
+    }
+    out.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, out)| {
+        let first = block * BLOCK;
+        let count = out.len() / rows;
+        for r0 in (0..rows).step_by(BLOCK) {
+            for c in 0..count {
+                for r in r0..(r0 + BLOCK).min(rows) {
+                    out[c * rows + r] = values[r * cols + first + c];
+                }
+            }
+        }
+    });
+    out
+}
+
+/// A model whose parameters can be walked.
+pub trait Parameters<B: Backend> {
+    /// Calls `visit` once for every parameter, in a fixed order.
+    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>));
+
+    /// Trains the parameters that `choose` names and freezes the others.
+    fn train_only(&mut self, choose: &dyn Fn(ParamKind) -> bool) {
+        self.for_each_parameter(&mut |meta, mut slot| slot.set_trained(choose(meta.kind)));
+    }
+
+    /// Number of trained entries and of all entries.
+    fn count_parameters(&mut self) -> (usize, usize) {
+        let (mut trained, mut total) = (0, 0);
+        self.for_each_parameter(&mut |_, slot| {
+            total += slot.num_entries();
+            trained += if slot.is_trained() { slot.num_entries() } else { 0 };
+        });
+        (trained, total)
+    }
+}
+
+/// A parameter that is to be filled by a loader.
+pub(crate) fn placeholder<B: Backend, const D: usize>(device: &B::Device) -> Param<Tensor<B, D>> {
+    Param::initialized(ParamId::new(), Tensor::zeros([1; D], device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::NdArray;
+
+    #[test]
+    fn a_joint_parameter_keeps_each_tensor_apart() {
+        let device = Default::default();
+        let mut param = placeholder::<NdArray, 2>(&device);
+        let meta = ParamMeta {
+            kind: ParamKind::Matrix,
+            pieces: vec![("q".into(), 2), ("k".into(), 1)],
+            transposed: true,
+        };
+        // q: [2, 3], k: [1, 3] as files hold them.
+        let mut slot = ParamSlot::Matrix(&mut param);
+        slot.load::<()>(&meta, &device, |name| {
+            Ok(if name == "q" { vec![1., 2., 3., 4., 5., 6.] } else { vec![7., 8., 9.] })
+        })
+        .unwrap();
+        assert_eq!(slot.shape(), [3, 3]);
+        assert_eq!(slot.values(), [1., 4., 7., 2., 5., 8., 3., 6., 9.]);
+        let saved = slot.save(&meta);
+        assert_eq!(saved[0], ("q".into(), vec![2, 3], vec![1., 2., 3., 4., 5., 6.]));
+        assert_eq!(saved[1], ("k".into(), vec![1, 3], vec![7., 8., 9.]));
+    }
+}

@@ -1,0 +1,62 @@
+//! Low-rank adaptation of one linear layer.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+use super::LoraConfig;
+use crate::rng::Seed;
+
+/// `scale * (dropout(x) . a) . b`, added to the layer's output.
+///
+/// # Shapes
+/// - `a`: `[in, rank]`, `b`: `[rank, out]` (PEFT's files hold the transposes)
+///
+/// # Source
+/// Hu et al. 2021, arXiv:2106.09685.
+#[derive(Module, Debug)]
+pub struct Lora<B: Backend> {
+    /// Down projection.
+    pub a: Param<Tensor<B, 2>>,
+    /// Up projection; zero at the start, so that an adapter begins as the identity.
+    pub b: Param<Tensor<B, 2>>,
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
+    pub scale: f64,
+    /// Probability with which an input of the adapter is dropped.
+    pub dropout: f64,
+}
+
+impl<B: Backend> Lora<B> {
+    /// A fresh adapter: `a` uniform in `±1/sqrt(in)` (PEFT's `kaiming_uniform(a = sqrt 5)`), `b` zero.
+    pub fn new(config: &LoraConfig, inputs: usize, outputs: usize, seed: Seed, device: &B::Device) -> Self {
+        let bound = 1.0 / (inputs as f64).sqrt();
+        let a: Vec<f32> = (0..inputs * config.rank)
+            .map(|i| ((2.0 * seed.uniform(i as u64) - 1.0) * bound) as f32)
+            .collect();
+        let a = Tensor::from_data(TensorData::new(a, [inputs, config.rank]), device);
+        Self {
+            a: Param::initialized(ParamId::new(), a),
+            b: Param::initialized(ParamId::new(), Tensor::zeros([config.rank, outputs], device)),
+            scale: config.scale(),
+            dropout: config.dropout,
+        }
+    }
+
+    /// Inner dimension.
+    pub fn rank(&self) -> usize {
+        self.a.val().dims()[1]
+    }
+
+    /// `scale * a . b`, `[in, out]`: what a merge adds to the weight.
+    pub fn delta(&self) -> Tensor<B, 2> {
+        self.a.val().matmul(self.b.val()).mul_scalar(self.scale)
+    }
+}
+
+impl LoraConfig {
+    /// Factor on the low-rank product.
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        if self.use_rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
+    }
+}

@@ -1,0 +1,171 @@
+//! The linear layer every family uses: a joint weight, and one optional adapter per Hugging Face layer inside it.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+use super::{Lora, LoraConfig, lora_key};
+use crate::ops::{self, LowRankPart, ModelBackend};
+use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
+use crate::rng::Seed;
+
+/// One or more linear layers with the same input, as one matrix product.
+#[derive(Module, Debug)]
+pub struct Projection<B: Backend> {
+    /// `[in, sum of out]`.
+    pub weight: Param<Tensor<B, 2>>,
+    /// `[sum of out]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    /// One slot per layer.
+    pub adapters: Vec<Option<Lora<B>>>,
+    #[module(skip)]
+    layers: Vec<LayerSpec>,
+    #[module(skip)]
+    transposed: bool,
+}
+
+/// A Hugging Face linear layer inside a projection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Module path, e.g. `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// Output columns.
+    pub width: usize,
+}
+
+impl<B: Backend> Projection<B> {
+    /// An unfilled projection. `transposed`: files hold `[out, in]` (PyTorch's Linear) and not `[in, out]` (Conv1D).
+    pub fn new(layers: &[(String, usize)], with_bias: bool, transposed: bool, device: &B::Device) -> Self {
+        Self {
+            weight: placeholder(device),
+            bias: with_bias.then(|| placeholder(device)),
+            adapters: layers.iter().map(|_| None).collect(),
+            layers: layers.iter().map(|(path, width)| LayerSpec { path: path.clone(), width: *width }).collect(),
+            transposed,
+        }
+    }
+
+    /// The layers inside, from left to right.
+    pub fn layers(&self) -> &[LayerSpec] {
+        &self.layers
+    }
+
+    /// Number of input features.
+    pub fn inputs(&self) -> usize {
+        self.weight.val().dims()[0]
+    }
+
+    /// Gives layer `index` a fresh adapter.
+    pub fn attach(&mut self, index: usize, config: &LoraConfig, seed: Seed) {
+        let (device, inputs) = (self.weight.val().device(), self.inputs());
+        let layer = &self.layers[index];
+        self.adapters[index] = Some(Lora::new(config, inputs, layer.width, seed.fork(&layer.path), &device));
+    }
+
+    /// Removes all adapters.
+    pub fn detach(&mut self) {
+        self.adapters.iter_mut().for_each(|adapter| *adapter = None);
+    }
+
+    /// Adds the adapters to the weight and removes them.
+    pub fn merge(&mut self) {
+        if self.adapters.iter().all(Option::is_none) {
+            return;
+        }
+        let inputs = self.inputs();
+        let mut weight = self.weight.val().detach();
+        let mut column = 0;
+        for (adapter, layer) in self.adapters.iter_mut().zip(&self.layers) {
+            if let Some(lora) = adapter.take() {
+                let columns = [0..inputs, column..column + layer.width];
+                let sum = weight.clone().slice(columns.clone()) + lora.delta().detach();
+                weight = weight.slice_assign(columns, sum);
+            }
+            column += layer.width;
+        }
+        self.weight = Param::initialized(self.weight.id, weight);
+    }
+
+    /// Walks weight, bias and adapters.
+    pub fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        let pieces = |suffix: &str| {
+            self.layers.iter().map(|layer| (format!("{}.{suffix}", layer.path), layer.width)).collect()
+        };
+        let weight = ParamMeta { kind: ParamKind::Matrix, pieces: pieces("weight"), transposed: self.transposed };
+        let bias = ParamMeta { kind: ParamKind::Vector, pieces: pieces("bias"), transposed: false };
+        visit(&weight, ParamSlot::Matrix(&mut self.weight));
+        if let Some(param) = &mut self.bias {
+            visit(&bias, ParamSlot::Vector(param));
+        }
+        for (adapter, layer) in self.adapters.iter_mut().zip(&self.layers) {
+            if let Some(lora) = adapter {
+                let rank = lora.rank();
+                let meta = |part, columns| {
+                    ParamMeta::single(ParamKind::Adapter, lora_key(&layer.path, part), columns, true)
+                };
+                visit(&meta('A', rank), ParamSlot::Matrix(&mut lora.a));
+                visit(&meta('B', layer.width), ParamSlot::Matrix(&mut lora.b));
+            }
+        }
+    }
+}
+
+impl<B: ModelBackend> Projection<B> {
+    /// `[tokens, in]` to `[tokens, sum of out]`. `dropout` gives the adapters' dropout masks; `None` drops nothing.
+    pub fn forward(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
+        let y = match dropout {
+            _ if self.adapters.iter().all(Option::is_none) => x.matmul(self.weight.val()),
+            Some(seed) if self.adapters.iter().flatten().any(|lora| lora.dropout > 0.0) => {
+                self.forward_with_dropout(x, seed)
+            }
+            _ => self.forward_fused(x),
+        };
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze::<2>(),
+            None => y,
+        }
+    }
+
+    fn forward_fused(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let (mut a, mut b, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut column = 0;
+        for (adapter, layer) in self.adapters.iter().zip(&self.layers) {
+            if let Some(lora) = adapter {
+                let rank = lora.rank();
+                parts.push(LowRankPart { rank, scale: lora.scale as f32, column, width: layer.width });
+                a.push(lora.a.val());
+                b.push(lora.b.val().reshape([rank * layer.width]));
+            }
+            column += layer.width;
+        }
+        let join = |mut tensors: Vec<Tensor<B, 2>>| {
+            if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(tensors, 1) }
+        };
+        let b = if b.len() == 1 { b.remove(0) } else { Tensor::cat(b, 0) };
+        ops::lora_linear(x, self.weight.val(), join(a), b, &parts)
+    }
+
+    /// Each adapter sees its own mask (as in PEFT), so the low-rank products cannot share one input.
+    fn forward_with_dropout(&self, x: Tensor<B, 2>, seed: Seed) -> Tensor<B, 2> {
+        let [tokens, inputs] = x.dims();
+        let device = x.device();
+        let mut deltas = Vec::new();
+        for (adapter, layer) in self.adapters.iter().zip(&self.layers) {
+            deltas.push(match adapter {
+                Some(lora) => {
+                    let mask = dropout_mask(tokens * inputs, lora.dropout, seed.fork(&layer.path));
+                    let mask = Tensor::from_data(TensorData::new(mask, [tokens, inputs]), &device);
+                    (x.clone() * mask).matmul(lora.a.val()).matmul(lora.b.val()).mul_scalar(lora.scale)
+                }
+                None => Tensor::zeros([tokens, layer.width], &device),
+            });
+        }
+        x.matmul(self.weight.val()) + Tensor::cat(deltas, 1)
+    }
+}
+
+/// Zero with probability `p`, else `1 / (1 - p)`.
+fn dropout_mask(len: usize, p: f64, seed: Seed) -> Vec<f32> {
+    let keep = (1.0 / (1.0 - p)) as f32;
+    (0..len).map(|i| if seed.uniform(i as u64) < p { 0.0 } else { keep }).collect()
+}
