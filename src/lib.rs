@@ -2,8 +2,13 @@
 
 pub mod data;
 pub mod error;
+pub mod generate;
+pub mod loss;
+pub mod optim;
+pub mod peft;
 pub mod recipe;
 pub mod reward;
+pub mod rl;
 pub mod rng;
 pub mod tokens;
 pub mod train;

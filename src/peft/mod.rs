@@ -1,0 +1,5 @@
+//! Parameter-efficient fine-tuning.
+
+mod config;
+
+pub use config::LoraConfig;
