@@ -2,9 +2,16 @@
 
 pub mod data;
 pub mod error;
+pub mod generate;
+pub mod loss;
+pub mod model;
 pub mod ops;
+pub mod optim;
+pub mod params;
+pub mod peft;
 pub mod recipe;
 pub mod reward;
+pub mod rl;
 pub mod rng;
 pub mod tokens;
 pub mod train;

@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::data::{DataSource, RowFormat};
 use crate::reward::RewardConfig;
 
+pub use crate::generate::SamplingConfig;
+pub use crate::optim::{OptimConfig, Schedule};
+pub use crate::peft::LoraConfig;
+pub use crate::rl::{KlControl, KlEstimator, MissingEos};
+
 /// Where a stage's model comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -32,107 +37,6 @@ pub enum Peft {
     Full,
     /// Low-rank adapters on a frozen base.
     Lora(LoraConfig),
-}
-
-/// Low-rank adaptation.
-///
-/// # Source
-/// Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LoraConfig {
-    /// Inner dimension of the low-rank product.
-    pub rank: usize,
-    /// The product is scaled by `alpha / rank`.
-    pub alpha: f64,
-    /// Scale by `alpha / sqrt(rank)` instead.
-    pub use_rslora: bool,
-    /// Probability with which an input of the adapter (not of the base) is dropped in training.
-    pub dropout: f64,
-    /// Which linear layers: `["all-linear"]`, last path components (`"q_proj"`), or regular expressions on whole paths.
-    pub target_modules: Vec<String>,
-}
-
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self {
-            rank: 16,
-            alpha: 32.0,
-            use_rslora: false,
-            dropout: 0.0,
-            target_modules: vec!["all-linear".into()],
-        }
-    }
-}
-
-/// AdamW and its schedule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimConfig {
-    /// Peak learning rate.
-    pub lr: f64,
-    /// How the learning rate moves over the steps of the stage.
-    pub schedule: Schedule,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment, after bias correction (PyTorch's placement).
-    pub eps: f64,
-    /// Decoupled weight decay, applied to matrices only (not to norms, biases and embeddings).
-    pub weight_decay: f64,
-    /// Global gradient norm above which gradients are scaled down; `None` never clips.
-    pub max_grad_norm: Option<f64>,
-}
-
-impl Default for OptimConfig {
-    fn default() -> Self {
-        Self {
-            lr: 1e-4,
-            schedule: Schedule::default(),
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            max_grad_norm: Some(1.0),
-        }
-    }
-}
-
-/// Learning-rate schedule. Ratios are fractions of the stage's optimiser steps; `floor` is a fraction of `lr`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub enum Schedule {
-    /// Warm-up, then constant.
-    Constant {
-        /// Fraction of all steps spent rising linearly from zero.
-        #[serde(default)]
-        warmup_ratio: f64,
-    },
-    /// Warm-up, then linear to the floor.
-    Linear {
-        /// Fraction of all steps spent rising linearly from zero.
-        #[serde(default)]
-        warmup_ratio: f64,
-        /// Final learning rate as a fraction of the peak.
-        #[serde(default)]
-        floor: f64,
-    },
-    /// Warm-up, then half a cosine to the floor.
-    Cosine {
-        /// Fraction of all steps spent rising linearly from zero.
-        #[serde(default)]
-        warmup_ratio: f64,
-        /// Final learning rate as a fraction of the peak.
-        #[serde(default)]
-        floor: f64,
-    },
-}
-
-impl Default for Schedule {
-    fn default() -> Self {
-        Self::Constant { warmup_ratio: 0.0 }
-    }
 }
 
 /// A data set of a stage.
@@ -173,28 +77,6 @@ impl Default for Cadence {
             save_steps: None,
             save_total_limit: 2,
             num_samples: 4,
-        }
-    }
-}
-
-/// How responses are drawn.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct SamplingConfig {
-    /// Logits are divided by this; 0 takes the most probable token.
-    pub temperature: f64,
-    /// Only the k most probable tokens; 0 means all.
-    pub top_k: usize,
-    /// The smallest set of tokens whose probability reaches this; 1 means all.
-    pub top_p: f64,
-}
-
-impl Default for SamplingConfig {
-    fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
         }
     }
 }
@@ -358,47 +240,6 @@ pub enum ValueInit {
     Reward,
     /// The policy, with a zero head.
     Policy,
-}
-
-/// What happens to the score of a response that does not end with EOS.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub enum MissingEos {
-    /// Nothing.
-    #[default]
-    Keep,
-    /// The score is replaced by this value (lm-human-preferences and N+: -1).
-    Replace(f64),
-    /// This penalty is subtracted from the score (TRL's `missing_eos_penalty`).
-    Subtract(f64),
-}
-
-/// The KL leash's weight.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub enum KlControl {
-    /// Always `kl_coef`.
-    Fixed,
-    /// Proportional controller on the KL per response (Ziegler et al. 2019, section 2.2).
-    Adaptive {
-        /// Wanted KL in nats per response.
-        target: f64,
-        /// Episodes over which the weight may change by one part.
-        horizon: f64,
-    },
-}
-
-/// Estimator of the KL between policy and reference at a token, with `logr = logprob - ref_logprob`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub enum KlEstimator {
-    /// `logr`.
-    #[default]
-    K1,
-    /// `logr^2 / 2`.
-    K2,
-    /// `exp(-logr) - 1 + logr`.
-    K3,
 }
 
 /// Proximal policy optimisation against a reward source with a KL leash to the initial policy.

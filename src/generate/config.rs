@@ -1,0 +1,25 @@
+//! Sampling as a recipe names it.
+
+use serde::{Deserialize, Serialize};
+
+/// How responses are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SamplingConfig {
+    /// Logits are divided by this; 0 takes the most probable token.
+    pub temperature: f64,
+    /// Only the k most probable tokens; 0 means all.
+    pub top_k: usize,
+    /// The smallest set of tokens whose probability reaches this; 1 means all.
+    pub top_p: f64,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+        }
+    }
+}

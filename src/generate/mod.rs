@@ -1,0 +1,5 @@
+//! Drawing responses from a model.
+
+mod config;
+
+pub use config::SamplingConfig;

@@ -1,0 +1,208 @@
+//! Pairwise reward-model loss, two or K responses to a prompt.
+
+use burn::tensor::{Int, Tensor, TensorData, activation::log_sigmoid, backend::Backend};
+
+/// The comparisons among the responses of a micro-batch, prompt by prompt.
+///
+/// A response may take part in many pairs and is scored once: all pairs of a prompt stand in one batch, as InstructGPT
+/// recommends against over-fitting.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Comparisons {
+    /// Index of each pair's preferred response.
+    chosen: Vec<usize>,
+    /// Index of its other response.
+    rejected: Vec<usize>,
+    /// By how much the preferred score should lead, per pair.
+    margins: Vec<f32>,
+    /// Number of pairs of each prompt, in order.
+    group_sizes: Vec<usize>,
+}
+
+impl Comparisons {
+    /// No comparisons.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a prompt with its pairs `(chosen, rejected, margin)`; the indices are into the scores of the micro-batch. A margin of
+    /// 0 is the plain loss.
+    ///
+    /// # Panics
+    /// If there is no pair, or a response is compared with itself.
+    pub fn push_prompt(&mut self, pairs: impl IntoIterator<Item = (usize, usize, f32)>) {
+        let before = self.num_pairs();
+        for (chosen, rejected, margin) in pairs {
+            assert_ne!(
+                chosen, rejected,
+                "a response cannot be compared with itself"
+            );
+            self.chosen.push(chosen);
+            self.rejected.push(rejected);
+            self.margins.push(margin);
+        }
+        let size = self.num_pairs() - before;
+        assert!(size > 0, "a prompt needs a comparison");
+        self.group_sizes.push(size);
+    }
+
+    /// Number of prompts: what the summed loss is divided by.
+    pub fn num_prompts(&self) -> usize {
+        self.group_sizes.len()
+    }
+
+    /// Number of pairs.
+    pub fn num_pairs(&self) -> usize {
+        self.chosen.len()
+    }
+
+    /// Number of pairs whose preferred response has the higher score; a tie counts as wrong.
+    ///
+    /// # Panics
+    /// If an index is not in `scores`.
+    pub fn num_correct(&self, scores: &[f32]) -> usize {
+        (self.chosen.iter().zip(&self.rejected))
+            .filter(|(chosen, rejected)| scores[**chosen] > scores[**rejected])
+            .count()
+    }
+
+    /// One over the number of pairs of the pair's prompt, for each pair.
+    fn weights(&self) -> Vec<f32> {
+        (self.group_sizes.iter())
+            .flat_map(|&size| std::iter::repeat_n(1.0 / size as f32, size))
+            .collect()
+    }
+}
+
+/// Bradley-Terry negative log-likelihood in nats: the mean over each prompt's pairs, summed over prompts.
+///
+/// `sum over prompts of 1/pairs * sum over pairs of -log sigmoid(score_chosen - score_rejected - margin)`.
+/// With all pairs of K ranked responses, `pairs` is `C(K, 2)`. Each prompt weighs the same, however many pairs it has.
+/// Equals `num_prompts * ln 2` when the model cannot tell responses apart.
+///
+/// # Shapes
+/// - `scores`: `[responses]`
+/// - returns: `[1]`
+///
+/// # Source
+/// Stiennon et al. 2020, arXiv:2009.01325; K-wise: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al.
+/// 2023, arXiv:2307.09288, eq. 2.
+pub fn bradley_terry<B: Backend>(scores: Tensor<B, 1>, comparisons: &Comparisons) -> Tensor<B, 1> {
+    let device = scores.device();
+    let pick = |indices: &[usize]| {
+        let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
+        let shape = [indices.len()];
+        let indices = Tensor::<B, 1, Int>::from_data(TensorData::new(indices, shape), &device);
+        scores.clone().select(0, indices)
+    };
+    let per_pair = |numbers: Vec<f32>| {
+        let shape = [numbers.len()];
+        Tensor::<B, 1>::from_data(TensorData::new(numbers, shape), &device)
+    };
+    let lead = pick(&comparisons.chosen) - pick(&comparisons.rejected);
+    let lead = lead - per_pair(comparisons.margins.clone());
+    // log_sigmoid, not sigmoid().log(): the latter is -inf for leads below about -88.
+    (log_sigmoid(lead) * per_pair(comparisons.weights()))
+        .sum()
+        .neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::test_support::{check_gradient, gradient, on_each_backend, tensor, value};
+    use burn::backend::Autodiff;
+
+    fn one_pair(margin: f32) -> Comparisons {
+        let mut comparisons = Comparisons::new();
+        comparisons.push_prompt([(0, 1, margin)]);
+        comparisons
+    }
+
+    /// Responses 0..3 of one prompt, best first, and 3, 4 of another where 4 wins.
+    fn kwise() -> Comparisons {
+        let mut comparisons = Comparisons::new();
+        comparisons.push_prompt([(0, 1, 0.0), (0, 2, 0.0), (1, 2, 0.0)]);
+        comparisons.push_prompt([(4, 3, 0.0)]);
+        comparisons
+    }
+
+    fn loss<B: Backend>(scores: &[f32], comparisons: &Comparisons) -> f32 {
+        value(bradley_terry(tensor::<B>(scores), comparisons))
+    }
+
+    fn assert_close(got: f32, want: f32) {
+        assert!((got - want).abs() < 1e-5, "{got}, expected {want}");
+    }
+
+    fn equal_scores_cost_ln_2_per_prompt<B: Backend>() {
+        assert_close(loss::<B>(&[1.5, 1.5], &one_pair(0.0)), 0.693_147);
+        assert_close(loss::<B>(&[0.25; 5], &kwise()), 1.386_294);
+    }
+
+    fn known_leads<B: Backend>() {
+        // -log sigmoid(1) = ln(1 + e^-1); -log sigmoid(-2) = ln(1 + e^2)
+        assert_close(loss::<B>(&[2.0, 1.0], &one_pair(0.0)), 0.313_262);
+        assert_close(loss::<B>(&[0.0, 2.0], &one_pair(0.0)), 2.126_928);
+    }
+
+    fn a_margin_is_taken_off_the_lead<B: Backend>() {
+        assert_close(loss::<B>(&[4.0, 1.0], &one_pair(2.0)), 0.313_262);
+    }
+
+    fn kwise_is_the_mean_over_a_prompts_pairs<B: Backend>() {
+        // Leads 1, 2, 1 in the first prompt: (2 * .313262 + .126928) / 3 = .251151; lead -2 in the second: 2.126928.
+        assert_close(loss::<B>(&[3.0, 2.0, 1.0, 2.0, 0.0], &kwise()), 2.378_079);
+    }
+
+    fn splitting_prompts_over_micro_batches_changes_nothing<B: Backend>() {
+        let mut first = Comparisons::new();
+        first.push_prompt([(0, 1, 0.0), (0, 2, 0.0), (1, 2, 0.0)]);
+        let mut second = Comparisons::new();
+        second.push_prompt([(1, 0, 0.0)]);
+        let scores = [0.5, -1.0, 0.25, 2.0, 1.0];
+        let split = loss::<B>(&scores[..3], &first) + loss::<B>(&scores[3..], &second);
+        assert_close(loss::<B>(&scores, &kwise()), split);
+    }
+
+    fn leads_of_hundreds_stay_finite<B: Backend>() {
+        for lead in [80.0, 90.0, 200.0] {
+            assert_close(loss::<B>(&[lead, 0.0], &one_pair(0.0)), 0.0);
+            assert_close(loss::<B>(&[0.0, lead], &one_pair(0.0)), lead);
+            // d/d chosen of -log sigmoid(-lead) = -1, and the mirror for the other.
+            let at = [0.0, lead];
+            let got = gradient::<B>(&at, |scores| bradley_terry(scores, &one_pair(0.0)));
+            assert_eq!(got, [-1.0, 1.0]);
+        }
+    }
+
+    fn gradients_match_central_differences<B: Backend>() {
+        let scores = [0.5, -1.0, 0.25, 2.0, 1.0];
+        check_gradient::<B>(&scores, |scores| bradley_terry(scores, &kwise()));
+        check_gradient::<B>(&[0.5, -0.25], |scores: Tensor<Autodiff<B>, 1>| {
+            bradley_terry(scores, &one_pair(0.75))
+        });
+    }
+
+    on_each_backend!(
+        equal_scores_cost_ln_2_per_prompt,
+        known_leads,
+        a_margin_is_taken_off_the_lead,
+        kwise_is_the_mean_over_a_prompts_pairs,
+        splitting_prompts_over_micro_batches_changes_nothing,
+        leads_of_hundreds_stay_finite,
+        gradients_match_central_differences,
+    );
+
+    #[test]
+    fn accuracy_counts_strictly_higher_scores() {
+        // Pairs (0,1) right, (0,2) tie, (1,2) wrong, (4,3) right.
+        assert_eq!(kwise().num_correct(&[1.0, 0.0, 1.0, 0.0, 1.0]), 2);
+        assert_eq!((kwise().num_pairs(), kwise().num_prompts()), (4, 2));
+    }
+
+    #[test]
+    #[should_panic(expected = "a prompt needs a comparison")]
+    fn a_prompt_without_pairs_is_a_mistake() {
+        Comparisons::new().push_prompt([]);
+    }
+}

@@ -1,0 +1,15 @@
+//! Losses: tensors in, tensors out, summed.
+//!
+//! Each loss returns a *sum* as `[1]`, over tokens or over prompts as its doc says. The caller divides by the count of the whole
+//! minibatch before it calls `backward`, so splitting a minibatch into micro-batches does not change the gradient.
+
+mod bradley_terry;
+mod cross_entropy;
+mod ppo;
+
+pub use bradley_terry::{Comparisons, bradley_terry};
+pub use cross_entropy::cross_entropy;
+pub use ppo::{policy_loss, value_loss};
+
+#[cfg(test)]
+mod test_support;

@@ -1,0 +1,182 @@
+//! The two losses of proximal policy optimisation.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+/// Largest `|logprob - old_logprob|` that enters the ratio. Beyond it `exp` would overflow, and the infinity would reach the
+/// gradient as NaN even through the branch that is not taken.
+const MAX_LOG_RATIO: f64 = 20.0;
+
+/// Clipped policy objective, negated and summed over response tokens.
+///
+/// `sum of max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange))` with `rho = exp(logprob - old_logprob)`.
+/// At `rho = 1` it is `-sum(A)`. A change of log-probability beyond ±20 is cut there and has no gradient.
+///
+/// The N+ code averages each micro-batch over its own tokens and then averages the averages, so its result depends on how
+/// rows fall into micro-batches. Divided by the token count of the minibatch, this one does not.
+///
+/// # Shapes
+/// - `logprobs` (with gradient), `old_logprobs`, `advantages`: `[response tokens]`
+/// - returns: `[1]`
+///
+/// # Panics
+/// If the lengths differ.
+///
+/// # Source
+/// Schulman et al. 2017, arXiv:1707.06347, eq. 7; arXiv:2403.17031.
+pub fn policy_loss<B: Backend>(
+    logprobs: Tensor<B, 1>,
+    old_logprobs: Tensor<B, 1>,
+    advantages: Tensor<B, 1>,
+    cliprange: f64,
+) -> Tensor<B, 1> {
+    assert_eq!(logprobs.dims(), old_logprobs.dims(), "response tokens");
+    assert_eq!(logprobs.dims(), advantages.dims(), "response tokens");
+    let ratio = (logprobs - old_logprobs)
+        .clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        .exp();
+    let clipped = ratio.clone().clamp(1.0 - cliprange, 1.0 + cliprange);
+    let loss = advantages.neg();
+    (loss.clone() * ratio).max_pair(loss * clipped).sum()
+}
+
+/// Clipped value loss, summed over value positions.
+///
+/// `sum of max((V - R)^2, (clip(V, V_old - cliprange_value, V_old + cliprange_value) - R)^2) / 2`.
+///
+/// The N+ code takes means of micro-batch means here too; see [`policy_loss`]. Its positions are those of
+/// [`ResponseLayout::after_eos`](crate::rl::ResponseLayout::after_eos), one more than the policy's for responses that stopped early.
+///
+/// # Shapes
+/// - `values` (with gradient), `old_values`, `returns`: `[value positions]`
+/// - returns: `[1]`
+///
+/// # Panics
+/// If the lengths differ.
+///
+/// # Source
+/// Schulman et al. 2017's code (openai/baselines, ppo2); arXiv:2403.17031.
+pub fn value_loss<B: Backend>(
+    values: Tensor<B, 1>,
+    old_values: Tensor<B, 1>,
+    returns: Tensor<B, 1>,
+    cliprange_value: f64,
+) -> Tensor<B, 1> {
+    assert_eq!(values.dims(), old_values.dims(), "value positions");
+    assert_eq!(values.dims(), returns.dims(), "value positions");
+    let change = values.clone() - old_values.clone();
+    let clipped = old_values + change.clamp(-cliprange_value, cliprange_value);
+    let error = values - returns.clone();
+    let clipped_error = clipped - returns;
+    let square = error.clone() * error;
+    let clipped_square = clipped_error.clone() * clipped_error;
+    square.max_pair(clipped_square).sum() * 0.5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::loss::test_support::{check_gradient, gradient, on_each_backend, tensor, value};
+
+    fn policy<B: Backend>(logprobs: &[f32], old: &[f32], advantages: &[f32]) -> f32 {
+        let advantages = tensor(advantages);
+        value(policy_loss::<B>(
+            tensor(logprobs),
+            tensor(old),
+            advantages,
+            0.2,
+        ))
+    }
+
+    fn critic<B: Backend>(values: &[f32], old: &[f32], returns: &[f32]) -> f32 {
+        value(value_loss::<B>(
+            tensor(values),
+            tensor(old),
+            tensor(returns),
+            0.2,
+        ))
+    }
+
+    fn policy_gradient<B: Backend>(logprobs: &[f32], old: &[f32], advantages: &[f32]) -> Vec<f32> {
+        gradient::<B>(logprobs, |logprobs| {
+            policy_loss(logprobs, tensor(old), tensor(advantages), 0.2)
+        })
+    }
+
+    fn assert_close(got: f32, want: f32) {
+        assert!((got - want).abs() < 1e-5, "{got}, expected {want}");
+    }
+
+    fn at_ratio_one_the_loss_is_minus_the_advantages<B: Backend>() {
+        let (logprobs, advantages) = ([-0.5, -2.0, -7.0], [1.0, -0.25, 0.5]);
+        assert_eq!(policy::<B>(&logprobs, &logprobs, &advantages), -1.25);
+        // And its gradient is -A: the plain policy gradient.
+        let got = policy_gradient::<B>(&logprobs, &logprobs, &advantages);
+        assert_eq!(got, [-1.0, 0.25, -0.5]);
+    }
+
+    fn the_policy_ratio_is_clipped_on_the_pessimistic_side<B: Backend>() {
+        let (up, down) = (1.5f32.ln(), 0.5f32.ln());
+        // A = 2: ratio 1.5 is clipped to 1.2; ratio 0.5 is not. A = -2: the mirror.
+        assert_close(policy::<B>(&[up], &[0.0], &[2.0]), -2.4);
+        assert_close(policy::<B>(&[down], &[0.0], &[2.0]), -1.0);
+        assert_close(policy::<B>(&[up], &[0.0], &[-2.0]), 3.0);
+        assert_close(policy::<B>(&[down], &[0.0], &[-2.0]), 1.6);
+        // A clipped token has no gradient: d/dlogp of -A rho is -A rho where it is not.
+        let got = policy_gradient::<B>(&[up, down, up, down], &[0.0; 4], &[2.0, 2.0, -2.0, -2.0]);
+        for (got, want) in got.into_iter().zip([0.0, -1.0, 3.0, 0.0]) {
+            assert_close(got, want);
+        }
+    }
+
+    fn huge_changes_of_logprob_stay_finite<B: Backend>() {
+        for change in [80.0, -80.0, 200.0, -200.0] {
+            for advantage in [1.0, -1.0] {
+                let loss = policy::<B>(&[change], &[0.0], &[advantage]);
+                let grad = policy_gradient::<B>(&[change], &[0.0], &[advantage]);
+                assert!(loss.is_finite() && grad[0].is_finite(), "{loss} {grad:?}");
+            }
+        }
+        assert_close(policy::<B>(&[200.0], &[0.0], &[1.0]), -1.2);
+    }
+
+    fn the_value_loss_is_the_larger_square<B: Backend>() {
+        // V = 1 from V_old = 0, clipped to 0.2: R = 1 gives .8^2, R = 0 gives 1, R = 0.1 gives .9^2.
+        assert_close(critic::<B>(&[1.0], &[0.0], &[1.0]), 0.32);
+        assert_close(critic::<B>(&[1.0], &[0.0], &[0.0]), 0.5);
+        assert_close(critic::<B>(&[1.0], &[0.0], &[0.1]), 0.405);
+        // Within the range nothing is clipped: (0.1 - 0.6)^2 / 2; downwards it mirrors: (-.2 + 1)^2 / 2.
+        assert_close(critic::<B>(&[0.1], &[0.0], &[0.6]), 0.125);
+        assert_close(critic::<B>(&[-1.0], &[0.0], &[-1.0]), 0.32);
+    }
+
+    fn sums_do_not_depend_on_the_micro_batch_split<B: Backend>() {
+        let (new, old) = ([-1.0, -2.0, -0.5, -3.0], [-1.5, -1.75, -0.5, -2.0]);
+        let targets = [1.0, -1.0, 0.5, 2.0];
+        let split = |f: fn(&[f32], &[f32], &[f32]) -> f32| {
+            f(&new[..1], &old[..1], &targets[..1]) + f(&new[1..], &old[1..], &targets[1..])
+        };
+        assert_close(policy::<B>(&new, &old, &targets), split(policy::<B>));
+        assert_close(critic::<B>(&new, &old, &targets), split(critic::<B>));
+    }
+
+    fn gradients_match_central_differences<B: Backend>() {
+        // Clipped and unclipped tokens on both sides, none within 0.05 of a kink.
+        let (new, old) = ([-1.0, -2.0, -0.5, -3.0], [-1.5, -1.9, -0.6, -2.0]);
+        let targets = [1.0, -1.0, 0.5, -2.0];
+        check_gradient::<B>(&new, |new| {
+            policy_loss(new, tensor(&old), tensor(&targets), 0.2)
+        });
+        check_gradient::<B>(&new, |new| {
+            value_loss(new, tensor(&old), tensor(&targets), 0.2)
+        });
+    }
+
+    on_each_backend!(
+        at_ratio_one_the_loss_is_minus_the_advantages,
+        the_policy_ratio_is_clipped_on_the_pessimistic_side,
+        huge_changes_of_logprob_stay_finite,
+        the_value_loss_is_the_larger_square,
+        sums_do_not_depend_on_the_micro_batch_split,
+        gradients_match_central_differences,
+    );
+}

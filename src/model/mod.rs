@@ -1,0 +1,133 @@
+//! Decoder language models: one file per family over shared blocks, scalar heads, the KV cache, weight files.
+
+mod block;
+mod cache;
+pub mod config;
+mod gpt2;
+mod llama;
+mod load;
+pub mod manifest;
+mod qwen3;
+mod scalar;
+pub mod weights;
+
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+pub use block::{GatedMlp, RmsNorm};
+pub use cache::KvCache;
+pub use config::ModelConfig;
+pub use gpt2::Gpt2;
+pub use llama::Llama;
+pub use qwen3::Qwen3;
+pub use scalar::ScalarModel;
+
+use crate::ops::{self, HeadLayout, ModelBackend};
+use crate::params::{ParamMeta, ParamSlot, Parameters};
+use crate::peft::{Adaptable, Projection};
+use crate::rng::Seed;
+use crate::tokens::TokenBatch;
+
+/// A decoder that predicts the next token.
+pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
+    /// States after the final norm, `[tokens, hidden]`.
+    ///
+    /// With a cache, the batch's rows continue the slots that [`KvCache::select`] named. `dropout` gives the adapters'
+    /// dropout masks; `None` drops nothing.
+    fn hidden_states(
+        &self,
+        batch: &TokenBatch<B>,
+        cache: Option<&mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2>;
+
+    /// Output head, `[vocab, hidden]`.
+    fn head(&self) -> Tensor<B, 2>;
+
+    /// Attention heads.
+    fn head_layout(&self) -> HeadLayout;
+
+    /// Number of layers.
+    fn num_layers(&self) -> usize;
+
+    /// Logits, `[positions, vocab]`; ask only for the positions that need them.
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        hidden.matmul(self.head().transpose())
+    }
+
+    /// Log-probability (differentiable) and entropy of `targets` given the states before them, both `[positions]`.
+    fn logprobs(&self, hidden: Tensor<B, 2>, targets: &Arc<Vec<u32>>, temperature: f64) -> (Tensor<B, 1>, Tensor<B, 1>) {
+        ops::token_logprob(hidden, self.head(), targets, temperature)
+    }
+}
+
+/// A model of any supported family.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)]
+pub enum LanguageModel<B: Backend> {
+    /// llama.
+    Llama(Llama<B>),
+    /// Qwen3.
+    Qwen3(Qwen3<B>),
+    /// GPT-2.
+    Gpt2(Gpt2<B>),
+}
+
+impl<B: Backend> LanguageModel<B> {
+    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    pub fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
+        match config {
+            ModelConfig::Llama(c) => Self::Llama(Llama::new(c, with_head, device)),
+            ModelConfig::Qwen3(c) => Self::Qwen3(Qwen3::new(c, with_head, device)),
+            ModelConfig::Gpt2(c) => Self::Gpt2(Gpt2::new(c, with_head, device)),
+        }
+    }
+}
+
+macro_rules! by_family {
+    ($self:expr, $model:ident => $body:expr) => {
+        match $self {
+            LanguageModel::Llama($model) => $body,
+            LanguageModel::Qwen3($model) => $body,
+            LanguageModel::Gpt2($model) => $body,
+        }
+    };
+}
+
+impl<B: Backend> Adaptable<B> for LanguageModel<B> {
+    fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
+        by_family!(self, model => model.for_each_projection(visit));
+    }
+}
+
+impl<B: Backend> Parameters<B> for LanguageModel<B> {
+    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        by_family!(self, model => model.for_each_parameter(visit));
+    }
+}
+
+impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
+    fn hidden_states(
+        &self,
+        batch: &TokenBatch<B>,
+        cache: Option<&mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        by_family!(self, model => model.hidden_states(batch, cache, dropout))
+    }
+
+    fn head(&self) -> Tensor<B, 2> {
+        by_family!(self, model => model.head())
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        by_family!(self, model => model.head_layout())
+    }
+
+    fn num_layers(&self) -> usize {
+        by_family!(self, model => model.num_layers())
+    }
+}

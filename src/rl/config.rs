@@ -1,0 +1,44 @@
+//! The KL leash and the missing-EOS rule as a recipe names them.
+
+use serde::{Deserialize, Serialize};
+
+/// What happens to the score of a response that does not end with EOS.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum MissingEos {
+    /// Nothing.
+    #[default]
+    Keep,
+    /// The score is replaced by this value (lm-human-preferences and N+: -1).
+    Replace(f64),
+    /// This penalty is subtracted from the score (TRL's `missing_eos_penalty`).
+    Subtract(f64),
+}
+
+/// The KL leash's weight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum KlControl {
+    /// Always `kl_coef`.
+    Fixed,
+    /// Proportional controller on the KL per response (Ziegler et al. 2019, section 2.2).
+    Adaptive {
+        /// Wanted KL in nats per response.
+        target: f64,
+        /// Episodes over which the weight may change by one part.
+        horizon: f64,
+    },
+}
+
+/// Estimator of the KL between policy and reference at a token, with `logr = logprob - ref_logprob`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum KlEstimator {
+    /// `logr`.
+    #[default]
+    K1,
+    /// `logr^2 / 2`.
+    K2,
+    /// `exp(-logr) - 1 + logr`.
+    K3,
+}

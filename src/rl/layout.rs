@@ -1,0 +1,189 @@
+//! Which positions of a response carry a probability, a reward and a value.
+
+use crate::tokens::Segments;
+
+/// The policy positions and the value positions of a packed rollout.
+///
+/// A response has one *policy position* per token: log-probabilities, KL and advantages live there. Rewards, values and
+/// returns live on *value positions*: the same ones, and in the layout of the N+ code one more for each response that
+/// stopped before it was full.
+///
+/// # Why one more
+/// The N+ code pads each response to `T` tokens. With EOS at index `L` it keeps the policy loss on `0..=L` (its
+/// `padding_mask`) but values and rewards on `0..=L+1` (`padding_mask_p1`), and pays the score at `L+1` if `L+1 < T`, else at `L`.
+/// The value at `L+1` is read from the hidden state *of the EOS token*, the last token of the row, so nothing has to be
+/// fed to the model that a packed row does not hold. What lies beyond `L+1` is zero and drops out.
+///
+/// # Example
+/// `T = 4`, one response `[a, EOS]` and one full one `[b, c, d, e]`:
+/// ```
+/// use tempering::{rl::ResponseLayout, tokens::Segments};
+///
+/// let responses = Segments::from_lens([2, 4]);
+/// let reference = ResponseLayout::after_eos(responses.clone(), 4);
+/// assert_eq!(reference.values(), &Segments::from_lens([3, 4]));
+/// assert_eq!(reference.score_positions(), [2, 6]);
+///
+/// let simple = ResponseLayout::on_last_token(responses);
+/// assert_eq!(simple.values(), &Segments::from_lens([2, 4]));
+/// assert_eq!(simple.score_positions(), [1, 5]);
+/// ```
+///
+/// # Source
+/// arXiv:2403.17031 and its code, `ppo.py`: `sequence_lengths`, `padding_mask_p1`, `actual_end`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResponseLayout {
+    responses: Segments,
+    values: Segments,
+}
+
+impl ResponseLayout {
+    /// The score is paid on the last token itself (the EOS, if there is one); value positions are policy positions.
+    ///
+    /// The simple convention, which TRL's PPO had before it followed the N+ code.
+    ///
+    /// # Panics
+    /// If a response is empty.
+    pub fn on_last_token(responses: Segments) -> Self {
+        Self::with_values(responses.clone(), responses)
+    }
+
+    /// The N+ layout: a response shorter than `response_length` has one more value position after its last token,
+    /// and the score is paid there.
+    ///
+    /// # Panics
+    /// If a response is empty or longer than `response_length`.
+    pub fn after_eos(responses: Segments, response_length: usize) -> Self {
+        let values = Segments::from_lens(responses.iter().map(|range| {
+            let len = range.len();
+            assert!(
+                len <= response_length,
+                "a response of {len} tokens exceeds response_length {response_length}"
+            );
+            (len + 1).min(response_length)
+        }));
+        Self::with_values(responses, values)
+    }
+
+    fn with_values(responses: Segments, values: Segments) -> Self {
+        assert!(
+            responses.iter().all(|range| !range.is_empty()),
+            "a response holds at least one token"
+        );
+        Self { responses, values }
+    }
+
+    /// Policy positions: segment `r` holds the response tokens of row `r`, the EOS included.
+    pub fn responses(&self) -> &Segments {
+        &self.responses
+    }
+
+    /// Value positions.
+    pub fn values(&self) -> &Segments {
+        &self.values
+    }
+
+    /// Index of each row's score among the value positions.
+    pub fn score_positions(&self) -> Vec<usize> {
+        self.values.last_tokens()
+    }
+
+    /// Numbers on value positions, kept where there is a policy position: `[values] -> [responses]`.
+    ///
+    /// # Panics
+    /// If `per_value` does not have one entry per value position.
+    pub fn at_responses(&self, per_value: &[f32]) -> Vec<f32> {
+        assert_eq!(per_value.len(), self.values.num_tokens(), "value positions");
+        (self.responses.iter().zip(self.values.iter()))
+            .flat_map(|(response, value)| &per_value[value.start..value.start + response.len()])
+            .copied()
+            .collect()
+    }
+
+    /// Numbers on policy positions, with zero at the extra value positions: `[responses] -> [values]`.
+    ///
+    /// # Panics
+    /// If `per_token` does not have one entry per policy position.
+    pub fn at_values(&self, per_token: &[f32]) -> Vec<f32> {
+        assert_eq!(
+            per_token.len(),
+            self.responses.num_tokens(),
+            "policy positions"
+        );
+        let mut spread = vec![0.0; self.values.num_tokens()];
+        for (response, value) in self.responses.iter().zip(self.values.iter()) {
+            spread[value.start..value.start + response.len()].copy_from_slice(&per_token[response]);
+        }
+        spread
+    }
+
+    /// Positions in the packed batch of whole rows (query and response) whose hidden state predicts each response token:
+    /// one per policy position, starting at the query's last token.
+    ///
+    /// # Panics
+    /// If `rows` has other rows than this layout, or a row without a query token.
+    pub fn logprob_positions(&self, rows: &Segments) -> Vec<usize> {
+        self.hidden_positions(rows, &self.responses)
+    }
+
+    /// Positions in the packed batch of whole rows whose hidden state the value head reads: one per value position. The
+    /// extra one of a row is its last token.
+    ///
+    /// # Panics
+    /// As [`Self::logprob_positions`].
+    pub fn value_positions(&self, rows: &Segments) -> Vec<usize> {
+        self.hidden_positions(rows, &self.values)
+    }
+
+    fn hidden_positions(&self, rows: &Segments, wanted: &Segments) -> Vec<usize> {
+        assert_eq!(rows.num_rows(), self.responses.num_rows(), "rows");
+        (rows.iter().zip(self.responses.iter()).zip(wanted.iter()))
+            .flat_map(|((row, response), wanted)| {
+                assert!(
+                    row.len() > response.len(),
+                    "a row needs a query before its response"
+                );
+                let first = row.end - response.len() - 1;
+                first..first + wanted.len()
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_value_position_only_where_the_response_ended_early() {
+        // T = 3: EOS at 0, EOS at T - 1, and no EOS at all; the last two look alike: L + 1 < T is false.
+        let layout = ResponseLayout::after_eos(Segments::from_lens([1, 3, 3]), 3);
+        assert_eq!(layout.values(), &Segments::from_lens([2, 3, 3]));
+        assert_eq!(layout.score_positions(), [1, 4, 7]);
+    }
+
+    #[test]
+    fn numbers_move_between_policy_and_value_positions() {
+        let layout = ResponseLayout::after_eos(Segments::from_lens([1, 3, 2]), 3);
+        let spread = layout.at_values(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(spread, [1.0, 0.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0]);
+        let back = layout.at_responses(&[1.0, 9.0, 2.0, 3.0, 4.0, 5.0, 6.0, 9.0]);
+        assert_eq!(back, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn logprobs_start_at_the_last_query_token() {
+        // The slice [ctx - 1 : -1]. Rows: 3 query + 2 response tokens, then 1 + 3; T = 3.
+        let rows = Segments::from_lens([5, 4]);
+        let layout = ResponseLayout::after_eos(Segments::from_lens([2, 3]), 3);
+        assert_eq!(layout.logprob_positions(&rows), [2, 3, 5, 6, 7]);
+        // The first row's extra value is read at its last token, 4.
+        assert_eq!(layout.value_positions(&rows), [2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    #[should_panic(expected = "exceeds response_length 2")]
+    fn a_response_longer_than_the_limit_is_a_mistake() {
+        let _ = ResponseLayout::after_eos(Segments::from_lens([3]), 2);
+    }
+}
