@@ -1,0 +1,6 @@
+//! Models: configuration, weights on disk, and what `--model NAME` can be.
+
+pub mod config;
+pub mod weights;
+
+pub use config::{Gpt2Config, LinearSpec, LlamaConfig, ModelConfig, Qwen3Config, TensorSpec};
