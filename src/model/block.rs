@@ -64,7 +64,7 @@ impl<B: Backend> RmsNorm<B> {
         Self { weight: placeholder(device), eps }
     }
 
-    pub(super) fn visit(&mut self, path: &str, len: usize, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+    pub(super) fn walk(&mut self, path: &str, len: usize, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let meta = ParamMeta::single(ParamKind::Vector, format!("{path}.weight"), len, false);
         visit(&meta, ParamSlot::Vector(&mut self.weight));
     }
@@ -103,7 +103,7 @@ impl<B: ModelBackend> GatedMlp<B> {
 
 /// Rotary frequencies of one head.
 #[derive(Debug, Clone)]
-pub struct Rotary {
+pub(super) struct Rotary {
     /// Radians per position, `head_dim / 2` of them, rounded to f32 as transformers does.
     inv_freq: Vec<f32>,
 }

@@ -36,7 +36,7 @@ impl<B: Backend> LayerNorm<B> {
         normed * self.weight.val().unsqueeze::<2>() + self.bias.val().unsqueeze::<2>()
     }
 
-    fn visit(&mut self, path: &str, len: usize, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+    fn walk(&mut self, path: &str, len: usize, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let meta = |name: &str| ParamMeta::single(ParamKind::Vector, format!("{path}.{name}"), len, false);
         visit(&meta("weight"), ParamSlot::Vector(&mut self.weight));
         visit(&meta("bias"), ParamSlot::Vector(&mut self.bias));
@@ -169,14 +169,14 @@ impl<B: Backend> Parameters<B> for Gpt2<B> {
         visit(&table("transformer.wte.weight"), ParamSlot::Matrix(&mut self.wte));
         visit(&table("transformer.wpe.weight"), ParamSlot::Matrix(&mut self.wpe));
         for (i, layer) in self.h.iter_mut().enumerate() {
-            layer.ln_1.visit(&format!("transformer.h.{i}.ln_1"), hidden, visit);
+            layer.ln_1.walk(&format!("transformer.h.{i}.ln_1"), hidden, visit);
             layer.c_attn.for_each_parameter(visit);
             layer.c_proj.for_each_parameter(visit);
-            layer.ln_2.visit(&format!("transformer.h.{i}.ln_2"), hidden, visit);
+            layer.ln_2.walk(&format!("transformer.h.{i}.ln_2"), hidden, visit);
             layer.c_fc.for_each_parameter(visit);
             layer.mlp_c_proj.for_each_parameter(visit);
         }
-        self.ln_f.visit("transformer.ln_f", hidden, visit);
+        self.ln_f.walk("transformer.ln_f", hidden, visit);
         if let Some(head) = &mut self.lm_head {
             visit(&table("lm_head.weight"), ParamSlot::Matrix(head));
         }

@@ -137,15 +137,15 @@ impl<B: Backend> Parameters<B> for Llama<B> {
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
         visit(&table("model.embed_tokens.weight"), ParamSlot::Matrix(&mut self.embed_tokens));
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            layer.input_layernorm.visit(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
+            layer.input_layernorm.walk(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
             layer.qkv_proj.for_each_parameter(visit);
             layer.o_proj.for_each_parameter(visit);
             let path = format!("model.layers.{i}.post_attention_layernorm");
-            layer.post_attention_layernorm.visit(&path, hidden, visit);
+            layer.post_attention_layernorm.walk(&path, hidden, visit);
             layer.mlp.gate_up.for_each_parameter(visit);
             layer.mlp.down.for_each_parameter(visit);
         }
-        self.norm.visit("model.norm", hidden, visit);
+        self.norm.walk("model.norm", hidden, visit);
         if let Some(head) = &mut self.lm_head {
             visit(&table("lm_head.weight"), ParamSlot::Matrix(head));
         }

@@ -6,7 +6,6 @@ pub mod config;
 mod gpt2;
 mod llama;
 mod load;
-pub mod manifest;
 mod qwen3;
 mod scalar;
 pub mod weights;
@@ -23,6 +22,7 @@ pub use config::ModelConfig;
 pub use gpt2::Gpt2;
 pub use llama::Llama;
 pub use qwen3::Qwen3;
+pub use load::host_tensors;
 pub use scalar::ScalarModel;
 
 use crate::ops::{self, HeadLayout, ModelBackend};

@@ -16,6 +16,7 @@ mod portable;
 mod tensor;
 
 pub use adamw::AdamWStep;
+pub(crate) use tensor::{unwrap, wrap};
 pub use tensor::{attention, lora_linear, rms_norm, rope, swiglu, token_logprob};
 
 use burn::tensor::backend::Backend;

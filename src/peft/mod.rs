@@ -3,10 +3,12 @@
 mod config;
 mod lora;
 mod projection;
+pub mod targets;
 
 pub use config::LoraConfig;
 pub use lora::Lora;
 pub use projection::{LayerSpec, Projection};
+pub use targets::LinearSpec;
 
 use burn::tensor::backend::Backend;
 

@@ -1,0 +1,117 @@
+//! Filling models from weight files, and giving their tensors back.
+
+use burn::module::{Param, ParamId};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+use super::config::ModelConfig;
+use super::weights::{self, WeightSource};
+use super::{LanguageModel, ScalarModel};
+use crate::error::Result;
+use crate::params::{HostTensor, ParamKind, Parameters};
+use crate::rng::Seed;
+
+impl<B: Backend> LanguageModel<B> {
+    /// A model with an output head, from a weight file whose tensors are all checked first. Every parameter is frozen.
+    ///
+    /// # Errors
+    /// One `Error::Weights` listing all missing, surplus and mis-shaped tensors; `Error::Io` while reading.
+    pub fn load(config: &ModelConfig, source: &dyn WeightSource, device: &B::Device) -> Result<Self> {
+        weights::check(source, &config.tensors())?;
+        let mut model = Self::new(config, true, device);
+        fill(&mut model, source, device)?;
+        Ok(model)
+    }
+
+    /// A model without an output head, as the backbone of a score head.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::load`].
+    pub fn load_backbone(config: &ModelConfig, source: &dyn WeightSource, device: &B::Device) -> Result<Self> {
+        weights::check(source, &config.backbone_tensors())?;
+        let mut model = Self::new(config, false, device);
+        fill(&mut model, source, device)?;
+        Ok(model)
+    }
+
+    /// The same model without an output head of its own.
+    pub fn into_backbone(mut self) -> Self {
+        match &mut self {
+            Self::Llama(model) => model.lm_head = None,
+            Self::Qwen3(model) => model.lm_head = None,
+            Self::Gpt2(model) => model.lm_head = None,
+        }
+        self
+    }
+}
+
+impl<B: Backend> ScalarModel<B> {
+    /// A reward model from a classification checkpoint (`score.weight`, `[1, hidden]`).
+    ///
+    /// # Errors
+    /// As [`LanguageModel::load`].
+    pub fn load(config: &ModelConfig, source: &dyn WeightSource, device: &B::Device) -> Result<Self> {
+        weights::check(source, &config.classifier_tensors())?;
+        let backbone = LanguageModel::load_backbone(config, source, device)?;
+        let score = source.read("score.weight")?;
+        let mut model = Self::with_zero_head(backbone, config.hidden_size(), device);
+        model.set_score(score, device);
+        Ok(model)
+    }
+
+    /// A backbone with a zero head: every value is 0 at the start (lm-human-preferences' value head).
+    pub fn with_zero_head(backbone: LanguageModel<B>, hidden: usize, device: &B::Device) -> Self {
+        let score = Tensor::zeros([hidden], device);
+        Self { backbone: backbone.into_backbone(), score: Param::initialized(ParamId::new(), score), offset: 0.0 }
+    }
+
+    /// A backbone with a head drawn from `N(0, 1 / sqrt(hidden + 1))`.
+    ///
+    /// # Source
+    /// Stiennon et al. 2020, appendix B.1; the square root as in their code.
+    pub fn with_random_head(backbone: LanguageModel<B>, hidden: usize, seed: Seed, device: &B::Device) -> Self {
+        let std = 1.0 / ((hidden + 1) as f64).sqrt();
+        let values = (0..hidden).map(|i| (seed.normal(i as u64) * std) as f32).collect();
+        let mut model = Self::with_zero_head(backbone, hidden, device);
+        model.set_score(values, device);
+        model
+    }
+
+    /// Replaces the head.
+    pub fn set_score(&mut self, values: Vec<f32>, device: &B::Device) {
+        let shape = [values.len()];
+        let tensor = Tensor::from_data(TensorData::new(values, shape), device);
+        self.score = Param::initialized(ParamId::new(), tensor);
+    }
+}
+
+/// Reads every parameter but adapters and score heads from `source`.
+fn fill<B: Backend>(model: &mut dyn Parameters<B>, source: &dyn WeightSource, device: &B::Device) -> Result<()> {
+    let mut outcome = Ok(());
+    model.for_each_parameter(&mut |meta, mut slot| {
+        if outcome.is_ok() && !matches!(meta.kind, ParamKind::Adapter | ParamKind::Score) {
+            outcome = slot.load(meta, device, |name| {
+                source.read(&weights::resolve(source, name).unwrap_or_else(|| name.to_owned()))
+            });
+        }
+    });
+    outcome
+}
+
+/// All tensors of the chosen kinds as files hold them. Reads the device.
+pub fn host_tensors<B: Backend>(
+    model: &mut dyn Parameters<B>,
+    choose: &dyn Fn(ParamKind) -> bool,
+) -> Vec<HostTensor> {
+    let mut tensors = Vec::new();
+    model.for_each_parameter(&mut |meta, slot| {
+        if choose(meta.kind) {
+            for (name, shape, values) in slot.save(meta) {
+                // transformers stores the scalar head as a matrix of one row.
+                let shape = if meta.kind == ParamKind::Score { vec![1, shape[0]] } else { shape };
+                tensors.push((name, shape, values));
+            }
+        }
+    });
+    tensors
+}

@@ -1,0 +1,317 @@
+//! Weights on disk: safetensors (one file or shards) and GGUF, read one tensor at a time as f32 in Hugging Face's layout.
+//!
+//! Files are streamed by positioned reads of a few hundred KiB rather than mapped: mapping needs `unsafe`, and a file
+//! cut short under a mapping kills the process instead of giving an error. Peak memory is the tensor being read.
+
+pub mod gguf;
+pub mod random;
+pub mod safetensors;
+pub mod storage;
+pub mod write;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Problem, Result};
+use crate::model::config::TensorSpec;
+
+pub use gguf::GgufFile;
+pub use random::RandomSource;
+pub use safetensors::SafetensorsFiles;
+pub use storage::Dtype;
+pub use write::{write_safetensors, write_safetensors_with};
+
+/// Named tensors in Hugging Face's names and layout, wherever they come from.
+pub trait WeightSource: Send + Sync {
+    /// All names, sorted.
+    fn names(&self) -> Vec<String>;
+    /// The shape of a tensor.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+    /// How a tensor is stored.
+    fn dtype(&self, name: &str) -> Option<Dtype>;
+    /// The values of a tensor in row-major order, as f32.
+    ///
+    /// # Errors
+    /// `Error::Weights` for an unknown name or type, `Error::Io` if the file cannot be read.
+    fn read(&self, name: &str) -> Result<Vec<f32>>;
+    /// The file or folder, for messages.
+    fn path(&self) -> &Path;
+}
+
+/// Opens the weights of a model: a `.safetensors` or `.gguf` file, or a folder with `model.safetensors`,
+/// `model.safetensors.index.json` and its shards, or exactly one `*.gguf`.
+///
+/// Headers and sizes are checked here, before any tensor is read.
+///
+/// # Errors
+/// `Error::Io` for what cannot be read, `Error::Format` for a truncated or corrupt file, a missing shard, or no weights.
+pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn WeightSource>> {
+    let path = path.as_ref();
+    let has_extension = |e: &str| path.extension().is_some_and(|x| x.eq_ignore_ascii_case(e));
+    if !path.exists() {
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(Error::io("read", path)(missing));
+    }
+    if !path.is_dir() {
+        return match () {
+            () if has_extension("safetensors") => Ok(Box::new(SafetensorsFiles::open(path)?)),
+            () if has_extension("gguf") => Ok(Box::new(GgufFile::open(path)?)),
+            () if has_extension("bin") || has_extension("pt") || has_extension("pth") => {
+                Err(pickled(path))
+            }
+            () => Err(Error::format(
+                path,
+                "expected a .safetensors or .gguf file, or a folder that holds one",
+            )),
+        };
+    }
+    let single = path.join("model.safetensors");
+    if single.exists() {
+        return Ok(Box::new(SafetensorsFiles::open(&single)?));
+    }
+    let index = path.join("model.safetensors.index.json");
+    if index.exists() {
+        return Ok(Box::new(SafetensorsFiles::open_index(&index)?));
+    }
+    if let Some(gguf) = only_gguf(path)? {
+        return Ok(Box::new(GgufFile::open(&gguf)?));
+    }
+    for name in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
+        if path.join(name).exists() {
+            return Err(pickled(&path.join(name)));
+        }
+    }
+    Err(Error::format(
+        path,
+        "no weights: expected model.safetensors, model.safetensors.index.json with its shards, or one *.gguf",
+    ))
+}
+
+/// The `.gguf` file of a folder, if there is exactly one.
+///
+/// # Errors
+/// `Error::Format` if there are several.
+pub(crate) fn only_gguf(folder: &Path) -> Result<Option<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let file = entry.map_err(Error::io("read", folder))?.path();
+        if file
+            .extension()
+            .is_some_and(|x| x.eq_ignore_ascii_case("gguf"))
+        {
+            found.push(file);
+        }
+    }
+    found.sort();
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        n => {
+            let names: Vec<_> = found
+                .iter()
+                .filter_map(|f| f.file_name()?.to_str())
+                .collect();
+            Err(Error::format(
+                folder,
+                format!("{n} GGUF files ({}); name the one to use", names.join(", ")),
+            ))
+        }
+    }
+}
+
+fn pickled(path: &Path) -> Error {
+    Error::format(
+        path,
+        "pickled PyTorch weights can run code and are not read; convert them to model.safetensors \
+         (transformers: AutoModelForCausalLM.from_pretrained(..).save_pretrained(folder))",
+    )
+}
+
+/// The stored name of the tensor that Hugging Face's full model calls `name`.
+///
+/// Base-model checkpoints lack the `model.` or `transformer.` in front; both spellings are found.
+pub fn resolve(source: &dyn WeightSource, name: &str) -> Option<String> {
+    candidates(name)
+        .into_iter()
+        .find(|candidate| source.shape(candidate).is_some())
+}
+
+/// Reads the tensor of a spec, in either spelling; a tied tensor that is not stored is read from its partner.
+///
+/// # Errors
+/// As [`WeightSource::read`].
+pub fn read_tensor(source: &dyn WeightSource, spec: &TensorSpec) -> Result<Vec<f32>> {
+    let name = resolve(source, &spec.name)
+        .or_else(|| resolve(source, spec.tied_to.as_deref()?))
+        .unwrap_or_else(|| spec.name.clone());
+    source.read(&name)
+}
+
+fn candidates(name: &str) -> Vec<String> {
+    let mut names = vec![name.to_owned()];
+    for prefix in ["model.", "transformer."] {
+        if let Some(bare) = name.strip_prefix(prefix) {
+            names.push(bare.to_owned());
+        }
+    }
+    names
+}
+
+/// Checks that a source holds exactly the tensors of a model, in their shapes and in types that can be read.
+///
+/// Not counted as surplus: known buffers (rotary frequencies, GPT-2's causal masks) and the heads `lm_head.weight` and
+/// `score.weight`, because a backbone may be taken from either kind of model. A tied tensor may be absent.
+///
+/// # Errors
+/// One `Error::Weights` that lists every missing, surplus and mis-shaped tensor.
+pub fn check(source: &dyn WeightSource, specs: &[TensorSpec]) -> Result<()> {
+    let mut problems = Vec::new();
+    let mut known = BTreeSet::new();
+    for spec in specs {
+        let Some(stored) = resolve(source, &spec.name) else {
+            if spec.tied_to.is_none() {
+                problems.push(Problem::new(
+                    &spec.name,
+                    format!("missing; expected shape {:?}", spec.shape),
+                ));
+            }
+            continue;
+        };
+        if let Some(shape) = source.shape(&stored)
+            && shape != spec.shape
+        {
+            problems.push(Problem::new(
+                &stored,
+                format!("expected shape {:?}, found {shape:?}", spec.shape),
+            ));
+        }
+        if let Some(Dtype::Other(kind)) = source.dtype(&stored) {
+            problems.push(Problem::new(
+                &stored,
+                format!(
+                    "type {kind} is not supported; supported are {}",
+                    Dtype::SUPPORTED
+                ),
+            ));
+        }
+        known.insert(stored);
+    }
+    for name in source.names() {
+        if !known.contains(&name) && !is_buffer(&name) && !is_head(&name) {
+            problems.push(Problem::new(
+                &name,
+                format!(
+                    "surplus; the model has no such tensor (shape {:?})",
+                    source.shape(&name).unwrap_or_default()
+                ),
+            ));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Weights {
+        path: source.path().to_path_buf(),
+        problems,
+    })
+}
+
+fn is_buffer(name: &str) -> bool {
+    [
+        "rotary_emb.inv_freq",
+        "rope_freqs.weight",
+        ".attn.bias",
+        ".attn.masked_bias",
+    ]
+    .iter()
+    .any(|suffix| name.ends_with(suffix))
+}
+
+fn is_head(name: &str) -> bool {
+    matches!(name, "lm_head.weight" | "score.weight")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelConfig;
+    use serde_json::json;
+
+    fn config() -> ModelConfig {
+        ModelConfig::from_value(json!({
+            "model_type": "gpt2", "n_embd": 4, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 6
+        }))
+        .unwrap()
+    }
+
+    fn written(
+        change: impl Fn(String, Vec<usize>) -> Option<(String, Vec<usize>)>,
+    ) -> (tempfile::TempDir, Result<()>) {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors: Vec<_> = config()
+            .tensors()
+            .into_iter()
+            .filter_map(|t| change(t.name, t.shape))
+            .map(|(name, shape)| {
+                let values = vec![0.5; shape.iter().product()];
+                (name, shape, values)
+            })
+            .collect();
+        write_safetensors(folder.path().join("model.safetensors"), &tensors).unwrap();
+        let source = open(folder.path()).unwrap();
+        let outcome = check(source.as_ref(), &config().tensors());
+        (folder, outcome)
+    }
+
+    #[test]
+    fn a_base_checkpoint_without_prefix_head_or_clean_buffers_is_accepted() {
+        let (folder, outcome) = written(|name, shape| match name.strip_prefix("transformer.") {
+            // In place of a parameter of its own, to stand for the causal mask in files of GPT-2.
+            Some(bare) => Some((bare.to_owned(), shape)),
+            None => Some(("h.0.attn.bias".into(), vec![1, 1, 8, 8])),
+        });
+        outcome.unwrap();
+        let source = open(folder.path()).unwrap();
+        let head = config().tensors().pop().unwrap();
+        assert_eq!(read_tensor(source.as_ref(), &head).unwrap(), [0.5; 24]);
+        assert_eq!(
+            resolve(source.as_ref(), "transformer.ln_f.bias").as_deref(),
+            Some("ln_f.bias")
+        );
+    }
+
+    #[test]
+    fn every_problem_is_listed_at_once() {
+        let (_folder, outcome) = written(|name, shape| match name.as_str() {
+            "transformer.wpe.weight" => None,
+            "transformer.ln_f.bias" => Some((name, vec![5])),
+            "transformer.ln_f.weight" => Some(("transformer.ln_g.weight".into(), shape)),
+            _ => Some((name, shape)),
+        });
+        let Err(Error::Weights { problems, .. }) = outcome else {
+            panic!("expected problems");
+        };
+        let found: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "transformer.wpe.weight: missing; expected shape [8, 4]",
+                "transformer.ln_f.weight: missing; expected shape [4]",
+                "transformer.ln_f.bias: expected shape [4], found [5]",
+                "transformer.ln_g.weight: surplus; the model has no such tensor (shape [4])",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_folder_without_weights_says_what_it_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |p: &Path| open(p).err().unwrap().to_string();
+        assert!(message(folder.path()).contains("no weights: expected model.safetensors"));
+        std::fs::write(folder.path().join("pytorch_model.bin"), b"x").unwrap();
+        assert!(message(folder.path()).contains("convert them to model.safetensors"));
+        std::fs::write(folder.path().join("a.gguf"), b"x").unwrap();
+        std::fs::write(folder.path().join("b.gguf"), b"x").unwrap();
+        assert!(message(folder.path()).contains("2 GGUF files (a.gguf, b.gguf)"));
+        assert!(message(&folder.path().join("absent")).contains("cannot read"));
+    }
+}

@@ -1,0 +1,123 @@
+//! Writing safetensors as transformers reads them.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::atomic::write_atomic_with;
+use crate::error::{Error, Result};
+
+/// Writes f32 tensors to one safetensors file, atomically, with the metadata `{"format": "pt"}`.
+///
+/// # Errors
+/// `Error::Io`; the file at `path` is then what it was.
+///
+/// # Panics
+/// If a tensor's values do not fill its shape.
+pub fn write_safetensors(
+    path: impl AsRef<Path>,
+    tensors: &[(String, Vec<usize>, Vec<f32>)],
+) -> Result<()> {
+    let specs: Vec<(&str, &[usize])> = tensors
+        .iter()
+        .map(|(name, shape, _)| (name.as_str(), shape.as_slice()))
+        .collect();
+    write_safetensors_with(path, &specs, |i| Ok(Cow::Borrowed(&tensors[i].2)))
+}
+
+/// As [`write_safetensors`], asking for the values of one tensor at a time, so that no second copy of a model is held.
+///
+/// # Errors
+/// `Error::Io`, or the error of `values`; the file at `path` is then what it was.
+///
+/// # Panics
+/// If a tensor's values do not fill its shape.
+pub fn write_safetensors_with<'a>(
+    path: impl AsRef<Path>,
+    specs: &[(&str, &[usize])],
+    mut values: impl FnMut(usize) -> Result<Cow<'a, [f32]>>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let header = header(specs);
+    write_atomic_with(path, |out| {
+        let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io("write", path));
+        put(&(header.len() as u64).to_le_bytes())?;
+        put(&header)?;
+        let mut buffer = Vec::new();
+        for (i, (name, shape)) in specs.iter().enumerate() {
+            let values = values(i)?;
+            assert_eq!(
+                values.len(),
+                shape.iter().product::<usize>(),
+                "{name}: values must fill the shape"
+            );
+            for piece in values.chunks(1 << 16) {
+                buffer.clear();
+                buffer.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
+                put(&buffer)?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The JSON header, padded with spaces so that the data is aligned to 8 bytes.
+fn header(specs: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut begin = 0;
+    for (name, shape) in specs {
+        let end = begin + 4 * shape.iter().product::<usize>();
+        header.insert(
+            (*name).to_owned(),
+            json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}),
+        );
+        begin = end;
+    }
+    let mut bytes = Value::Object(header).to_string().into_bytes();
+    bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_library_reads_what_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensors = [
+            (
+                "b".to_owned(),
+                vec![2, 3],
+                vec![1.0, -2.5, 3.0, 0.0, f32::MIN_POSITIVE, 1e30],
+            ),
+            ("a".to_owned(), vec![], vec![7.0]),
+            ("none".to_owned(), vec![0, 4], vec![]),
+        ];
+        write_safetensors(&path, &tensors).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let b = read.tensor("b").unwrap();
+        assert_eq!(b.shape(), [2, 3]);
+        assert_eq!(b.data()[4..8], (-2.5f32).to_le_bytes());
+        assert_eq!(read.tensor("a").unwrap().data(), 7f32.to_le_bytes());
+        let (start, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(start % 8, 0);
+        assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
+    }
+
+    #[test]
+    fn an_error_of_the_values_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let outcome = write_safetensors_with(&path, &[("a", &[1]), ("b", &[1])], |i| match i {
+            0 => Ok(Cow::Owned(vec![1.0])),
+            _ => Err(Error::Usage("stop".into())),
+        });
+        assert!(matches!(outcome, Err(Error::Usage(_))));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
