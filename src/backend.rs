@@ -1,0 +1,215 @@
+//! The only place that names concrete backends: which are compiled in, which have a device, and which one runs.
+
+use crate::error::{Error, Result};
+use crate::ops::ModelBackend;
+
+/// What the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum BackendChoice {
+    /// The best that is compiled in and has a device: cuda, then wgpu (hardware only), then flex, then ndarray.
+    #[default]
+    Auto,
+    /// NVIDIA GPUs.
+    Cuda,
+    /// Vulkan or Metal GPUs, Mesa's software Vulkan included.
+    Wgpu,
+    /// CPU with SIMD kernels on all cores.
+    Flex,
+    /// Reference CPU backend.
+    Ndarray,
+}
+
+/// Work that is generic over the backend.
+pub trait Task {
+    /// What it returns.
+    type Output;
+
+    /// Runs on `device` of `B`; `name` is the backend's name.
+    ///
+    /// # Errors
+    /// Those of the work itself.
+    fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output>;
+}
+
+/// Runs `task` on the chosen backend.
+///
+/// # Errors
+/// `Error::Usage` in one line when the backend is not compiled in (naming the cargo feature) or has no device (naming
+/// the driver), and the task's own errors.
+pub fn dispatch<T: Task>(choice: BackendChoice, device: usize, task: T) -> Result<T::Output> {
+    match choice {
+        BackendChoice::Auto => auto(device, task),
+        BackendChoice::Cuda => cuda(device, task),
+        BackendChoice::Wgpu => wgpu(device, task),
+        BackendChoice::Flex => flex(device, task),
+        BackendChoice::Ndarray => ndarray(device, task),
+    }
+}
+
+fn auto<T: Task>(device: usize, task: T) -> Result<T::Output> {
+    if num_cuda_devices().is_ok_and(|n| n > device) {
+        return cuda(device, task);
+    }
+    if hardware_gpus().is_ok_and(|n| n > device) {
+        return wgpu(device, task);
+    }
+    if cfg!(feature = "flex") { flex(0, task) } else { ndarray(0, task) }
+}
+
+/// The CPU is one device.
+fn only_device(device: usize, backend: &str) -> Result<()> {
+    if device == 0 {
+        return Ok(());
+    }
+    Err(Error::Usage(format!("--device {device}: backend {backend} has one device, 0")))
+}
+
+#[cfg(not(all(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")))]
+fn not_compiled<O>(backend: &str, feature: &str) -> Result<O> {
+    Err(Error::Usage(format!(
+        "backend {backend} is not in this binary; build it with: cargo build --release --features {feature}"
+    )))
+}
+
+#[cfg(feature = "flex")]
+fn flex<T: Task>(device: usize, task: T) -> Result<T::Output> {
+    only_device(device, "flex")?;
+    task.run::<burn::backend::Flex>(Default::default(), "flex")
+}
+
+#[cfg(not(feature = "flex"))]
+fn flex<T: Task>(_: usize, _: T) -> Result<T::Output> {
+    not_compiled("flex", "flex")
+}
+
+#[cfg(feature = "ndarray")]
+fn ndarray<T: Task>(device: usize, task: T) -> Result<T::Output> {
+    only_device(device, "ndarray")?;
+    task.run::<burn::backend::NdArray>(Default::default(), "ndarray")
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn ndarray<T: Task>(_: usize, _: T) -> Result<T::Output> {
+    not_compiled("ndarray", "ndarray")
+}
+
+#[cfg(feature = "cuda")]
+mod cuda_backend {
+    use super::{Error, Result, Task};
+    use crate::ops::ModelBackend;
+
+    impl ModelBackend for burn::backend::Cuda {}
+
+    /// Number of CUDA devices; without the driver library the probe panics inside the loader, which is caught.
+    pub(super) fn num_devices() -> Result<usize> {
+        use burn_cubecl::cubecl::Runtime;
+        let count = super::quietly(|| burn_cubecl::cubecl::cuda::CudaRuntime::enumerate_devices(0, &()).len());
+        count.ok_or_else(|| Error::Usage("backend cuda: the NVIDIA driver library (libcuda) cannot be loaded".into()))
+    }
+
+    pub(super) fn run<T: Task>(device: usize, task: T) -> Result<T::Output> {
+        match num_devices()? {
+            0 => return Err(Error::Usage("backend cuda: the NVIDIA driver reports no device".into())),
+            n if device >= n => {
+                return Err(Error::Usage(format!("--device {device}: there are {n} CUDA devices, counted from 0")));
+            }
+            _ => {}
+        }
+        task.run::<burn::backend::Cuda>(burn::backend::cuda::CudaDevice::new(device), "cuda")
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda<T: Task>(device: usize, task: T) -> Result<T::Output> {
+    cuda_backend::run(device, task)
+}
+
+#[cfg(feature = "cuda")]
+fn num_cuda_devices() -> Result<usize> {
+    cuda_backend::num_devices()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda<T: Task>(_: usize, _: T) -> Result<T::Output> {
+    not_compiled("cuda", "cuda")
+}
+
+#[cfg(not(feature = "cuda"))]
+fn num_cuda_devices() -> Result<usize> {
+    not_compiled("cuda", "cuda")
+}
+
+#[cfg(feature = "wgpu")]
+mod wgpu_backend {
+    use super::{Error, Result, Task};
+    use crate::ops::ModelBackend;
+    use burn::backend::wgpu::WgpuDevice;
+    use burn_cubecl::cubecl::Runtime;
+    use burn_cubecl::cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuRuntime};
+
+    impl ModelBackend for burn::backend::Wgpu {}
+
+    /// Type of an adapter as cubecl numbers it: 0 discrete, 1 integrated, 2 virtual, 3 software.
+    fn kinds() -> Vec<u16> {
+        super::quietly(|| {
+            let devices = WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend());
+            devices.iter().map(|device| device.type_id).collect()
+        })
+        .unwrap_or_default()
+    }
+
+    pub(super) fn num_hardware() -> usize {
+        kinds().iter().filter(|&&kind| kind < 3).count()
+    }
+
+    pub(super) fn run<T: Task>(device: usize, task: T) -> Result<T::Output> {
+        let kinds = kinds();
+        if kinds.is_empty() {
+            return Err(Error::Usage(
+                "backend wgpu: no Vulkan or Metal driver found (Debian's mesa-vulkan-drivers has a software one)".into(),
+            ));
+        }
+        if device >= kinds.len() {
+            let n = kinds.len();
+            return Err(Error::Usage(format!("--device {device}: there are {n} adapters, counted from 0")));
+        }
+        let place = |kind: u16| kinds[..device].iter().filter(|&&k| k == kind).count();
+        let device = match kinds[device] {
+            0 => WgpuDevice::DiscreteGpu(place(0)),
+            1 => WgpuDevice::IntegratedGpu(place(1)),
+            2 => WgpuDevice::VirtualGpu(place(2)),
+            _ => WgpuDevice::Cpu,
+        };
+        task.run::<burn::backend::Wgpu>(device, "wgpu")
+    }
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu<T: Task>(device: usize, task: T) -> Result<T::Output> {
+    wgpu_backend::run(device, task)
+}
+
+#[cfg(feature = "wgpu")]
+fn hardware_gpus() -> Result<usize> {
+    Ok(wgpu_backend::num_hardware())
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu<T: Task>(_: usize, _: T) -> Result<T::Output> {
+    not_compiled("wgpu", "vulkan (or wgpu, metal)")
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn hardware_gpus() -> Result<usize> {
+    not_compiled("wgpu", "wgpu")
+}
+
+/// Runs a probe that may panic, without the panic's message.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn quietly<R>(probe: impl FnOnce() -> R) -> Option<R> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(probe)).ok();
+    std::panic::set_hook(hook);
+    outcome
+}

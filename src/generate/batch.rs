@@ -1,0 +1,140 @@
+//! Batched generation: packed prefill, one token a row and step, finished rows replaced by waiting prompts.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::sampler::{Draw, draw};
+use super::SamplingConfig;
+use crate::model::{CausalLm, KvCache};
+use crate::ops::ModelBackend;
+use crate::rng::Seed;
+use crate::tokens::TokenBatch;
+
+/// How much to generate, and when to stop.
+#[derive(Debug, Clone)]
+pub struct GenerateOptions {
+    /// Most tokens of a response.
+    pub max_new_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: SamplingConfig,
+    /// A response ends with the first of these; it is kept.
+    pub stop_ids: Vec<u32>,
+    /// Rows decoded at once.
+    pub batch_size: usize,
+}
+
+/// What a model answered.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Response {
+    /// Tokens, the stop token included.
+    pub ids: Vec<u32>,
+    /// Log-probability of each token, nats.
+    pub logprobs: Vec<f32>,
+    /// Whether it ended with a stop token.
+    pub stopped: bool,
+}
+
+/// Progress of a call: finished responses and tokens drawn so far.
+pub type OnProgress<'a> = &'a mut dyn FnMut(usize, u64);
+
+/// A row that is being answered.
+struct Active {
+    prompt: usize,
+    slot: usize,
+    last: u32,
+}
+
+/// One response per prompt, in order. Prompt `i` draws from `seed.fork_index(i)`, token `t` with counter `t`, so a
+/// response depends neither on the batch size nor on its neighbours.
+///
+/// # Panics
+/// If a prompt is empty.
+pub fn generate<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    prompts: &[&[u32]],
+    options: &GenerateOptions,
+    seed: Seed,
+    device: &B::Device,
+    on_progress: OnProgress<'_>,
+) -> Vec<Response> {
+    let mut responses = vec![Response::default(); prompts.len()];
+    if prompts.is_empty() || options.max_new_tokens == 0 {
+        return responses;
+    }
+    assert!(prompts.iter().all(|prompt| !prompt.is_empty()), "a prompt needs at least one token");
+    let slots = options.batch_size.clamp(1, prompts.len());
+    let capacity = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0) + options.max_new_tokens;
+    let mut cache = KvCache::new(model.num_layers(), slots, capacity, model.head_layout(), device);
+    let mut free: Vec<usize> = (0..slots).rev().collect();
+    let mut active: Vec<Active> = Vec::new();
+    let mut next = 0;
+    let (mut finished, mut tokens) = (0, 0u64);
+    while next < prompts.len() || !active.is_empty() {
+        // Refilling costs a prefill pass: wait until a quarter of the slots is free, or nothing else is left to do.
+        let refill = next < prompts.len() && (active.is_empty() || free.len() * 4 >= slots);
+        let rows: Vec<Active> = if refill {
+            let count = free.len().min(prompts.len() - next);
+            (0..count)
+                .map(|i| Active { prompt: next + i, slot: free.pop().expect("counted above"), last: 0 })
+                .collect()
+        } else {
+            std::mem::take(&mut active)
+        };
+        let logits = if refill {
+            next += rows.len();
+            let inputs: Vec<&[u32]> = rows.iter().map(|row| prompts[row.prompt]).collect();
+            rows.iter().for_each(|row| cache.clear(row.slot));
+            forward(model, &inputs, &rows, &mut cache, device)
+        } else {
+            let inputs: Vec<[u32; 1]> = rows.iter().map(|row| [row.last]).collect();
+            forward(model, &inputs, &rows, &mut cache, device)
+        };
+        let vocab = logits.len() / rows.len();
+        let draws: Vec<Draw> = logits
+            .par_chunks(vocab)
+            .zip(&rows)
+            .map(|(logits, row)| {
+                let position = responses[row.prompt].ids.len() as u64;
+                draw(logits, &options.sampling, seed.fork_index(row.prompt as u64).uniform(position))
+            })
+            .collect();
+        for (mut row, drawn) in rows.into_iter().zip(draws) {
+            let response = &mut responses[row.prompt];
+            response.ids.push(drawn.id);
+            response.logprobs.push(drawn.logprob);
+            tokens += 1;
+            response.stopped = options.stop_ids.contains(&drawn.id);
+            if response.stopped || response.ids.len() == options.max_new_tokens {
+                free.push(row.slot);
+                finished += 1;
+            } else {
+                row.last = drawn.id;
+                active.push(row);
+            }
+        }
+        on_progress(finished, tokens);
+    }
+    responses
+}
+
+/// Logits after the last token of each row, on the host: `[rows * vocab]`.
+fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
+    model: &M,
+    inputs: &[R],
+    rows: &[Active],
+    cache: &mut KvCache<B>,
+    device: &B::Device,
+) -> Vec<f32> {
+    let batch = TokenBatch::from_rows(inputs, device);
+    let slots: Vec<usize> = rows.iter().map(|row| row.slot).collect();
+    cache.select(&slots);
+    let hidden = model.hidden_states(&batch, Some(cache), None);
+    let last: Vec<i32> = batch.segments.last_tokens().iter().map(|&i| i as i32).collect();
+    let hidden = if batch.segments.num_tokens() == rows.len() {
+        hidden
+    } else {
+        hidden.select(0, Tensor::<B, 1, Int>::from_data(TensorData::new(last, [rows.len()]), device))
+    };
+    let logits = model.logits(hidden).into_data().convert::<f32>();
+    logits.into_vec().expect("converted to f32")
+}

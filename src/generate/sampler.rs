@@ -1,0 +1,107 @@
+//! Drawing one token from one row of logits, on the host.
+
+use super::SamplingConfig;
+
+/// A drawn token and its log-probability.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// The token.
+    pub id: u32,
+    /// Nats, under the whole distribution at the sampling temperature (at temperature 1 for greedy choice), before top-k
+    /// and top-p cut it: this is what a policy gradient needs.
+    pub logprob: f32,
+}
+
+/// Draws a token from `logits` with the uniform number `u` in `[0, 1)`.
+pub fn draw(logits: &[f32], config: &SamplingConfig, u: f64) -> Draw {
+    let greedy = config.temperature == 0.0;
+    let inv_temperature = if greedy { 1.0 } else { (1.0 / config.temperature) as f32 };
+    let (top, best) = argmax(logits);
+    let shifted = |l: f32| (l - best) * inv_temperature;
+    let lse = f64::from(logits.iter().map(|&l| shifted(l).exp()).sum::<f32>()).ln();
+    let pick = |id: usize| Draw { id: id as u32, logprob: (f64::from(shifted(logits[id])) - lse) as f32 };
+    if greedy || config.top_k == 1 {
+        return pick(top);
+    }
+    if config.top_k == 0 && config.top_p >= 1.0 {
+        return pick(invert(logits.iter().enumerate().map(|(id, &l)| (id, f64::from(shifted(l)) - lse)), u, top));
+    }
+    let mut kept: Vec<(usize, f64)> =
+        logits.iter().enumerate().map(|(id, &l)| (id, f64::from(shifted(l)) - lse)).collect();
+    // Ties go to the lower id, on every backend.
+    kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if config.top_k > 0 {
+        kept.truncate(config.top_k);
+    }
+    let total: f64 = kept.iter().map(|(_, logp)| logp.exp()).sum();
+    if config.top_p < 1.0 {
+        let mut sum = 0.0;
+        let cut = kept.iter().position(|(_, logp)| {
+            sum += logp.exp() / total;
+            sum >= config.top_p
+        });
+        kept.truncate(cut.map_or(kept.len(), |cut| cut + 1));
+    }
+    let total: f64 = kept.iter().map(|(_, logp)| logp.exp()).sum();
+    pick(invert(kept.into_iter(), u * total, top))
+}
+
+/// The first token at which the cumulative probability exceeds `u`; `fallback` if rounding keeps it below.
+fn invert(logprobs: impl Iterator<Item = (usize, f64)>, u: f64, fallback: usize) -> usize {
+    let mut cumulative = 0.0;
+    for (id, logp) in logprobs {
+        cumulative += logp.exp();
+        if cumulative > u {
+            return id;
+        }
+    }
+    fallback
+}
+
+/// The largest logit, and the first token that has it.
+fn argmax(logits: &[f32]) -> (usize, f32) {
+    let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    (logits.iter().position(|&l| l == best).unwrap_or(0), best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, -1.0];
+
+    fn config(temperature: f64, top_k: usize, top_p: f64) -> SamplingConfig {
+        SamplingConfig { temperature, top_k, top_p }
+    }
+
+    #[test]
+    fn greedy_takes_the_largest_logit() {
+        let drawn = draw(&LOGITS, &config(0.0, 0, 1.0), 0.999);
+        assert_eq!(drawn.id, 1);
+        // log softmax: 2 - ln(1 + e^2 + e + e^-1) = -0.440190
+        assert!((drawn.logprob + 0.440_190).abs() < 1e-6, "{drawn:?}");
+    }
+
+    #[test]
+    fn the_cumulative_distribution_is_inverted() {
+        // softmax = 0.087144, 0.643914, 0.236883, 0.032059
+        let at = |u| draw(&LOGITS, &config(1.0, 0, 1.0), u).id;
+        assert_eq!([at(0.0), at(0.087), at(0.088), at(0.730), at(0.732), at(0.967), at(0.969)], [0, 0, 1, 1, 2, 2, 3]);
+    }
+
+    #[test]
+    fn logprobs_are_taken_at_the_temperature() {
+        // logits / 0.5 = 0, 4, 2, -2: log softmax of token 1 is 4 - ln(1 + e^4 + e^2 + e^-2) = -0.145026
+        let drawn = draw(&LOGITS, &config(0.5, 0, 1.0), 0.5);
+        assert_eq!(drawn.id, 1);
+        assert!((drawn.logprob + 0.145_026).abs() < 1e-5, "{drawn:?}");
+    }
+
+    #[test]
+    fn top_k_and_top_p_cut_the_tail() {
+        assert_eq!(draw(&LOGITS, &config(1.0, 2, 1.0), 0.999_999).id, 2);
+        assert_eq!(draw(&LOGITS, &config(1.0, 0, 0.6), 0.999_999).id, 1);
+        // 0.643914 < 0.7: the second token is needed to reach it.
+        assert_eq!(draw(&LOGITS, &config(1.0, 0, 0.7), 0.999_999).id, 2);
+    }
+}

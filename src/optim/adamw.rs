@@ -1,0 +1,173 @@
+//! Gradients summed over micro-batches, their global norm, and the AdamW optimiser. State is keyed by parameter name.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, TensorData, TensorMetadata};
+
+use super::OptimConfig;
+use crate::ops::{AdamWStep, ModelBackend};
+use crate::params::{ParamKind, Parameters};
+
+/// Named numbers of a checkpoint: shape and values.
+pub type StateMap = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Gradients of the trained parameters, summed over backward passes.
+#[derive(Debug)]
+pub struct GradientSum<B: Backend> {
+    gradients: BTreeMap<String, FloatTensor<B>>,
+}
+
+impl<B: Backend> Default for GradientSum<B> {
+    fn default() -> Self {
+        Self { gradients: BTreeMap::new() }
+    }
+}
+
+impl<B: Backend> GradientSum<B> {
+    /// Adds the gradients of one backward pass.
+    pub fn add<A: AutodiffBackend<InnerBackend = B>>(
+        &mut self,
+        model: &mut dyn Parameters<A>,
+        grads: &mut A::Gradients,
+    ) {
+        model.for_each_parameter(&mut |meta, slot| {
+            if let Some(gradient) = slot.take_gradient(grads) {
+                let sum = match self.gradients.remove(meta.key()) {
+                    Some(sum) => B::float_add(sum, gradient),
+                    None => gradient,
+                };
+                self.gradients.insert(meta.key().to_owned(), sum);
+            }
+        });
+    }
+
+    /// Euclidean norm over all entries. Reads the device.
+    pub fn norm(&self) -> f64 {
+        let square = |gradient: &FloatTensor<B>| {
+            let entries = gradient.shape().num_elements();
+            let flat = B::float_reshape(gradient.clone(), [1, entries].into());
+            // A reduction along a dimension: the full sum is an atomic kernel on GPUs, whose order is not fixed.
+            let sum = B::float_sum_dim(B::float_mul(flat.clone(), flat), 1);
+            f64::from(host::<B>(sum)[0])
+        };
+        self.gradients.values().map(square).sum::<f64>().sqrt()
+    }
+
+    /// Names of the parameters that have a gradient.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.gradients.keys().map(String::as_str)
+    }
+
+    /// A parameter's gradient on the host, in the parameter's own layout.
+    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
+        self.gradients.get(name).map(|gradient| host::<B>(gradient.clone()))
+    }
+}
+
+/// AdamW with decoupled weight decay on matrices.
+///
+/// # Source
+/// Loshchilov and Hutter 2019, arXiv:1711.05101.
+#[derive(Debug)]
+pub struct AdamW<B: Backend> {
+    config: OptimConfig,
+    /// Updates done.
+    step: usize,
+    moments: BTreeMap<String, [FloatTensor<B>; 2]>,
+}
+
+impl<B: ModelBackend> AdamW<B> {
+    /// An optimiser without history.
+    pub fn new(config: OptimConfig) -> Self {
+        Self { config, step: 0, moments: BTreeMap::new() }
+    }
+
+    /// Updates done.
+    pub fn num_updates(&self) -> usize {
+        self.step
+    }
+
+    /// One update with the gradient `sum / count`, scaled down if its norm exceeds `max_grad_norm`. Returns the norm
+    /// before clipping; if it is not finite nothing is updated.
+    pub fn update<A: AutodiffBackend<InnerBackend = B>>(
+        &mut self,
+        model: &mut dyn Parameters<A>,
+        mut sum: GradientSum<B>,
+        count: f64,
+        lr: f64,
+    ) -> f64 {
+        let norm = sum.norm() / count;
+        if !norm.is_finite() {
+            return norm;
+        }
+        // PyTorch's clip_grad_norm_: max / (norm + 1e-6), at most 1.
+        let clip = self.config.max_grad_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        self.step += 1;
+        let OptimConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let power = self.step as i32;
+        let step = AdamWStep {
+            lr: lr as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            eps: eps as f32,
+            weight_decay: 0.0,
+            grad_scale: (clip / count) as f32,
+            bias_correction1: (1.0 - beta1.powi(power)) as f32,
+            bias_correction2: (1.0 - beta2.powi(power)) as f32,
+        };
+        model.for_each_parameter(&mut |meta, mut slot| {
+            let Some(gradient) = sum.gradients.remove(meta.key()) else { return };
+            let decays = matches!(meta.kind, ParamKind::Matrix | ParamKind::Adapter);
+            let step = AdamWStep { weight_decay: if decays { weight_decay as f32 } else { 0.0 }, ..step };
+            let [m, v] = self.moments.remove(meta.key()).unwrap_or_else(|| {
+                let zeros = || B::float_zeros(gradient.shape(), &B::float_device(&gradient), DType::F32.into());
+                [zeros(), zeros()]
+            });
+            let moments = &mut self.moments;
+            slot.update(|value| {
+                let (value, m, v) = B::adamw(value, gradient, m, v, step);
+                moments.insert(meta.key().to_owned(), [m, v]);
+                value
+            });
+        });
+        norm
+    }
+
+    /// Both moments of every parameter, as `<name>.m` and `<name>.v`. Reads the device.
+    pub fn state(&self) -> StateMap {
+        let mut state = StateMap::new();
+        for (name, moments) in &self.moments {
+            for (suffix, moment) in ["m", "v"].iter().zip(moments) {
+                let shape = moment.shape().to_vec();
+                state.insert(format!("{name}.{suffix}"), (shape, host::<B>(moment.clone())));
+            }
+        }
+        state
+    }
+
+    /// Continues from [`AdamW::state`] after `num_updates` updates.
+    pub fn restore(&mut self, mut state: StateMap, num_updates: usize, device: &B::Device) {
+        self.step = num_updates;
+        self.moments.clear();
+        let names: Vec<String> = state.keys().filter_map(|key| key.strip_suffix(".m").map(str::to_owned)).collect();
+        for name in names {
+            let mut take = |suffix: &str| {
+                let (shape, values) = state.remove(&format!("{name}.{suffix}"))?;
+                Some(B::float_from_data(TensorData::new(values, shape), device))
+            };
+            if let (Some(m), Some(v)) = (take("m"), take("v")) {
+                self.moments.insert(name, [m, v]);
+            }
+        }
+    }
+}
+
+fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+    let tensor: burn::tensor::Tensor<B, 1> = {
+        let entries = tensor.shape().num_elements();
+        crate::ops::wrap(B::float_reshape(tensor, [entries].into()))
+    };
+    tensor.into_data().convert::<f32>().into_vec().expect("converted to f32")
+}
