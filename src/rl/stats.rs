@@ -326,7 +326,12 @@ mod tests {
         let mut stats = UpdateStats::default();
         // Old 0, clip 0.2. V = 1: clipped to .2; target 1: (.8)^2 > 0, counts; target 0: .04 < 1, does not; V = .1: no clip;
         // V = -1, target -1 counts again.
-        stats.add_value(&[1.0, 1.0, 0.1, -1.0], &[0.0; 4], &[1.0, 0.0, 5.0, -1.0], 0.2);
+        stats.add_value(
+            &[1.0, 1.0, 0.1, -1.0],
+            &[0.0; 4],
+            &[1.0, 0.0, 5.0, -1.0],
+            0.2,
+        );
         assert_close(stats.value_clipfrac(), 0.5);
     }
 
