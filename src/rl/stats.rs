@@ -267,7 +267,7 @@ mod tests {
         let returns = [1.0, 2.0, 3.0];
         assert_eq!(explained_variance(&returns, &returns), 1.0);
         assert_eq!(explained_variance(&[5.0; 3], &returns), 0.0);
-        // Residuals 2, 0... : r - v = -2, 0, 2: variance 8/3 against 2/3.
+        // Residuals -2, 0, 2: variance 8/3 against 2/3.
         assert_close(explained_variance(&[3.0, 2.0, 1.0], &returns), -3.0);
         assert_eq!(explained_variance(&[1.0, 2.0], &[4.0, 4.0]), 0.0);
     }
@@ -302,16 +302,16 @@ mod tests {
 
     #[test]
     fn policy_stats_at_ratios_with_a_closed_form() {
-        // Ratios 1.5, 0.5, 1.5, 0.5 with advantages +, +, -, -: the first and the last are held back.
+        // Ratios 1.5, 0.5, 1.5, 0.5 with advantages +, +, +, -: all but the second are held back.
         let (up, down) = (1.5f32.ln(), 0.5f32.ln());
         let mut stats = UpdateStats::default();
         stats.add_policy(
             &[up, down, up, down],
             &[0.0; 4],
-            &[1.0, 1.0, -1.0, -1.0],
+            &[1.0, 1.0, 1.0, -1.0],
             0.2,
         );
-        assert_eq!(stats.clipfrac(), 0.5);
+        assert_eq!(stats.clipfrac(), 0.75);
         assert_close(stats.ratio_mean(), 1.0);
         assert_close(stats.ratio_var(), 0.25);
         // 0.25 * (ln 1.5 ^2 + ln 0.5 ^2) = 0.25 * (0.164402 + 0.480453)
@@ -324,9 +324,15 @@ mod tests {
     #[test]
     fn value_clipfrac_counts_where_the_clipped_square_is_larger() {
         let mut stats = UpdateStats::default();
-        // Old 0, clip 0.2. V = 1: clipped to .2; target 1: (.8)^2 > 0, counts; target 0: .04 < 1, does not; V = .1: no clip.
-        stats.add_value(&[1.0, 1.0, 0.1], &[0.0; 3], &[1.0, 0.0, 5.0], 0.2);
-        assert_close(stats.value_clipfrac(), 1.0 / 3.0);
+        // Old 0, clip 0.2. V = 1: clipped to .2; target 1: (.8)^2 > 0, counts; target 0: .04 < 1, does not; V = .1: no clip;
+        // V = -1, target -1 counts again.
+        stats.add_value(
+            &[1.0, 1.0, 0.1, -1.0],
+            &[0.0; 4],
+            &[1.0, 0.0, 5.0, -1.0],
+            0.2,
+        );
+        assert_close(stats.value_clipfrac(), 0.5);
     }
 
     #[test]
