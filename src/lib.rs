@@ -1,5 +1,6 @@
 //! tempering: post-training of language models on burn.
 
+pub mod cli;
 pub mod data;
 pub mod error;
 pub mod recipe;
