@@ -72,7 +72,7 @@ fn unknown_key() {
         "kl_coef: 0.05",
         "kl_coeff: 0.05",
         &[
-            "9:90: stages.ppo.kl_coeff: unknown key `kl_coeff`; known keys: `name`, `init`,",
+            "9:91: stages.ppo.kl_coeff: unknown key `kl_coeff`; known keys: `name`, `init`,",
             "help: did you mean `kl_coef`?",
         ],
     );
@@ -107,7 +107,7 @@ fn wrong_type() {
     one(
         "kl_coef: 0.05",
         "kl_coef: \"low\"",
-        &["9:90: stages.ppo.kl_coef: expected a number, found `\"low\"`"],
+        &["9:91: stages.ppo.kl_coef: expected a number, found `\"low\"`"],
     );
     one(
         "total_episodes: 64",
@@ -294,7 +294,7 @@ fn no_model_and_no_stages() {
     assert!(found[1].contains("stages.compare.policies.0: starts from `Base`"));
     assert_eq!(
         problems("(name: \"x\", stages: [])", &[]),
-        ["1:12: stages: a recipe needs at least one stage"]
+        ["1:13: stages: a recipe needs at least one stage"]
     );
     assert_eq!(problems("(name: \"x\")", &[]).len(), 1);
 }
@@ -337,7 +337,7 @@ fn values_out_of_range() {
         (
             "kl_coef: 0.05",
             "kl_coef: -0.1",
-            "9:90: stages.ppo.kl_coef: must be at least 0 and finite, found -0.1",
+            "9:91: stages.ppo.kl_coef: must be at least 0 and finite, found -0.1",
         ),
         (
             "rank: 4",

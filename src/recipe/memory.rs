@@ -98,7 +98,7 @@ pub enum Work {
 /// - optimizer state: two floats (AdamW's moments) per trained parameter
 /// - activations: [`ModelShape::activation_floats`] per token and layer, and the same once more for the layer whose
 ///   gradients are being computed; without a backward pass, of one layer only
-/// - logits: [`LOGITS_CHUNK`] positions, with their gradient when training; when sampling one row per response
+/// - logits: 256 positions, with their gradient when training; when sampling one row per response
 /// - KV cache: `batch x (prompt + response) x layers x 2 x kv_heads x head_dim`
 ///
 /// Sampling and training alternate in PPO, so only the larger of the two is counted. Allocator slack is not.

@@ -186,7 +186,7 @@ mod tests {
         let places = Places::scan(Path::new("r.ron"), TEXT);
         assert_eq!(places.position("name"), Some((2, 3)));
         assert_eq!(places.position("stages.a.optim.lr"), Some((4, 28)));
-        assert_eq!(places.position("stages.b.reward.0.1"), Some((5, 58)));
+        assert_eq!(places.position("stages.b.reward.0.1"), Some((5, 57)));
         assert_eq!(places.position("stages.2.name"), Some((6, 9)));
         // Not written: the nearest key above.
         assert_eq!(places.position("stages.a.optim.beta1"), Some((4, 20)));

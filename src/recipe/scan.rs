@@ -467,9 +467,9 @@ mod tests {
         let text = chars("// é\n(a: \"x,)\", b: Sft(c: [1, 2,], /* ) */ d: Some(3)),)");
         let root = scan(&text).unwrap();
         let b = root.field("b").unwrap();
-        assert_eq!(line_column(&text, b.key_span.start), (2, 13));
+        assert_eq!(line_column(&text, b.key_span.start), (2, 12));
         let d = b.value.field("d").unwrap();
-        assert_eq!(line_column(&text, d.key_span.start), (2, 41));
+        assert_eq!(line_column(&text, d.key_span.start), (2, 39));
         let inner = d.value.inner(&text);
         assert_eq!(text[inner.span.clone()].iter().collect::<String>(), "3");
         assert!(matches!(&root.field("a").unwrap().value.kind, Kind::Text(t) if t == "x,)"));
