@@ -1,5 +1,6 @@
 //! Recipes: reading, changing, checking and planning them.
 
+mod checks;
 mod load;
 mod memory;
 mod places;

@@ -3,8 +3,8 @@
 use std::path::MAIN_SEPARATOR;
 
 use crate::data::DataSource;
+use crate::recipe::checks::Checks;
 use crate::recipe::suggest::{did_you_mean, quoted};
-use crate::recipe::validate::Checks;
 use crate::recipe::{Recipe, Stage};
 use crate::reward::RewardConfig;
 use crate::train::config::{DataConfig, Init};
