@@ -2,6 +2,8 @@
 
 pub mod atomic;
 pub mod backend;
+pub mod checkpoint;
+pub mod cli;
 pub mod data;
 pub mod error;
 pub mod generate;
@@ -12,6 +14,7 @@ pub mod optim;
 pub mod params;
 pub mod peft;
 pub mod recipe;
+pub mod report;
 pub mod reward;
 pub mod rl;
 pub mod rng;

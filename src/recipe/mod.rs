@@ -1,4 +1,23 @@
-//! Recipes.
+//! Recipes: reading, changing, checking and planning them.
 
+mod checks;
+mod load;
+mod memory;
+mod places;
+mod plan;
+mod read;
+mod references;
+mod scan;
+mod set;
 mod stage;
+mod suggest;
+mod validate;
+mod write;
+
+pub use load::{Loaded, load, load_with_places};
+pub use memory::{ModelShape, Work, available_memory, estimate};
+pub use places::Places;
+pub use plan::{StagePlan, check_fits, table};
 pub use stage::{Recipe, Stage};
+pub use validate::validate;
+pub use write::to_ron;

@@ -1,0 +1,528 @@
+//! What the command line accepts. Plain values: nothing here runs anything.
+//!
+//! Usage errors are reported by clap with exit code 2.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use crate::reward::{RewardConfig, RougeVariant};
+
+/// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
+#[derive(Debug, Clone, Parser)]
+#[command(
+    name = "temper",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  temper recipe recipes/quickstart.ron              the whole pipeline on a CPU, nothing to download
+  temper recipe recipes/smollm2.ron --dry-run       what a recipe would do and need
+  temper generate --model tiny --prompt \"Once\"      try a model
+  temper doctor                                     what this build can run on
+
+Results go to stdout, progress to stderr.
+Exit codes: 0 all went well, 1 something failed, 2 bad usage or a bad recipe."
+)]
+pub struct Cli {
+    /// Where to compute.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every subcommand.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Compute")]
+pub struct ComputeArgs {
+    /// Engine to compute with; `auto` takes the best one that is compiled in and has a device
+    #[arg(long, global = true, value_enum, default_value_t = BackendChoice::Auto, value_name = "BACKEND")]
+    pub backend: BackendChoice,
+    /// Which device of the backend, counted from 0
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub device: usize,
+    /// CPU threads [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+}
+
+/// The engines of `--backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum BackendChoice {
+    /// The best one available: CUDA, then wgpu, then Flex
+    #[default]
+    Auto,
+    /// NVIDIA GPUs (cargo feature `cuda`)
+    Cuda,
+    /// Any GPU through Vulkan or Metal (cargo features `wgpu`, `vulkan`, `metal`)
+    Wgpu,
+    /// The fast CPU engine (cargo feature `flex`)
+    Flex,
+    /// The reference CPU engine (cargo feature `ndarray`)
+    #[value(name = "ndarray")]
+    NdArray,
+}
+
+/// The subcommands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Run the stages of a recipe
+    Recipe(RecipeArgs),
+    /// Log-probabilities that a model gives to texts
+    Logprobs(LogprobsArgs),
+    /// Scores that a reward model gives to texts
+    Score(ScoreArgs),
+    /// Let a model write
+    Generate(GenerateArgs),
+    /// Measure a model on a data file: loss, perplexity and reward sources
+    Eval(EvalArgs),
+    /// Show what a stage trains on, token by token
+    Inspect(InspectArgs),
+    /// Copy a stage's result into a folder that transformers and PEFT can load
+    Export(ExportArgs),
+    /// Say what is compiled in and which devices work, and check their numbers against the CPU
+    Doctor,
+    /// List what `--model NAME` can be
+    Models,
+}
+
+/// `temper recipe`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  temper recipe recipes/quickstart.ron
+  temper recipe recipes/quickstart.ron --set seed=3 --set stages.ppo.kl_coef=0.1 --output runs/seed3
+  temper recipe recipes/smollm2.ron --dry-run
+  temper recipe recipes/smollm2.ron --resume
+
+All problems of a recipe are reported at once, before any weight is loaded. Ctrl-C writes a checkpoint.")]
+pub struct RecipeArgs {
+    /// The recipe, a RON file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Change one key: stage name and keys joined by dots, then a RON value; may be repeated
+    ///
+    /// E.g. `seed=3`, `stages.ppo.kl_coef=0.1`, `'stages.sft.optim.schedule=Cosine(warmup_ratio: 0.1)'`. Any key of the
+    /// resolved recipe can be set, also one that the file leaves at its default.
+    #[arg(long = "set", value_name = "PATH=VALUE", value_parser = assignment)]
+    pub set: Vec<String>,
+    /// Run folder [default: the recipe's `output`, or runs/<recipe name>]
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Run this stage only; the stages that it names must have finished in the same run folder
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// Go on from the newest complete checkpoint; gives the same metrics as a run that was never interrupted
+    #[arg(long)]
+    pub resume: bool,
+    /// Print the resolved plan (parameters, tokens, steps, estimated peak memory) and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Full-screen charts instead of progress bars
+    #[arg(long, conflicts_with = "dry_run")]
+    pub tui: bool,
+}
+
+/// Which model a subcommand loads.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A name of `temper models`, a folder in the Hugging Face layout (such as a stage's `model/`), or a GGUF file
+    #[arg(long, value_name = "DIR|NAME")]
+    pub model: String,
+    /// An adapter in the PEFT layout (such as a stage's `adapter/`) to put on the model
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// `temper logprobs`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Rows:    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
+Answers: {\"input_ids\": [..], \"logprobs\": [..], \"sum\": -12.3} in nats; of input_ids[1..], or with a prompt of the completion's tokens
+
+Example:
+  temper logprobs --model tiny --data rows.jsonl --output -"
+)]
+pub struct LogprobsArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows, one JSON object a line
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: PathBuf,
+    /// Where the answers go, one JSON object a line; `-` is stdout
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: PathBuf,
+}
+
+/// `temper score`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Rows:    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
+Answers: {\"score\": 0.7}
+
+Example:
+  temper score --model tiny --adapter runs/quickstart/rm/adapter --data rows.jsonl --output -"
+)]
+pub struct ScoreArgs {
+    /// The reward model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows, one JSON object a line
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: PathBuf,
+    /// Where the answers go, one JSON object a line; `-` is stdout
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: PathBuf,
+}
+
+/// `temper generate`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    group = ArgGroup::new("input").required(true).args(["prompt", "data"]),
+    after_help = "Rows:    {\"prompt\": \"..\"}, where the prompt is text or a list of chat messages
+Answers: {\"prompt\": \"..\", \"completion\": \"..\"} and the log-probabilities of the completion's tokens
+
+Examples:
+  temper generate --model tiny --prompt \"Once\" --temperature 0
+  temper generate --model smollm2-135m --adapter runs/smollm2/ppo/adapter --data prompts.jsonl --output out.jsonl"
+)]
+pub struct GenerateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// One prompt
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Many prompts, one JSON object a line
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: Option<PathBuf>,
+    /// How the responses are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Where the answers go, one JSON object a line; `-` is stdout. Without it the text alone goes to stdout
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: Option<PathBuf>,
+}
+
+/// How responses are drawn.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Most tokens of a response; it ends earlier at EOS
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = positive)]
+    pub max_new_tokens: usize,
+    /// Logits are divided by this; 0 always takes the most probable token
+    #[arg(long, default_value_t = 1.0, value_name = "T", value_parser = temperature)]
+    pub temperature: f64,
+    /// Draw from the smallest set of tokens whose probability reaches this; 1 means all
+    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = top_p)]
+    pub top_p: f64,
+    /// Draw from the K most probable tokens; 0 means all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Root of all randomness: the same seed draws the same responses
+    #[arg(long, default_value_t = 1, value_name = "S")]
+    pub seed: u64,
+}
+
+/// `temper eval`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Rows with a completion give loss (nats a token) and perplexity; with --reward the model also answers each prompt and the
+answers are scored.
+
+Reward sources:
+  rouge-1, rouge-2, rouge-l   F-measure against the column `completion`; `rouge-l:COLUMN` names another
+  gold                        the known scorer of the embedded posts
+  length:N                    closeness of the length to N words
+  pattern:REGEX               1 when the answer matches, else 0
+  learned:DIR                 a reward model's folder
+  command:PROGRAM ARGS        a program that reads rows and answers {\"score\": x}, one JSON object a line
+
+Examples:
+  temper eval --model tiny --data rows.jsonl
+  temper eval --model smollm2-135m --adapter runs/smollm2/sft/adapter --data valid.jsonl --reward rouge-l --reward length:8
+  temper eval --model tiny --data rows.jsonl --reward 'command:python3 score.py' --output eval.json"
+)]
+pub struct EvalArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows, one JSON object a line: {"text"}, {"prompt"} or {"prompt", "completion"}
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: PathBuf,
+    /// Answer the prompts and score the answers with this source (see below); may be repeated
+    #[arg(long, value_name = "SOURCE", value_parser = reward)]
+    pub reward: Vec<RewardArg>,
+    /// How answers are drawn.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Where the numbers go as one JSON object; `-` is stdout. Without it a table goes to stdout
+    #[arg(long, value_name = "FILE.json")]
+    pub output: Option<PathBuf>,
+}
+
+/// A reward source as typed, and what it means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RewardArg {
+    /// The text of the option, used as the score's title.
+    pub title: String,
+    /// The source.
+    pub config: RewardConfig,
+}
+
+/// `temper inspect`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  temper inspect recipes/quickstart.ron --stage sft
+  temper inspect recipes/smollm2.ron --stage rm --rows 10")]
+pub struct InspectArgs {
+    /// The recipe
+    #[arg(value_name = "RECIPE")]
+    pub recipe: PathBuf,
+    /// The stage whose rows are shown [default: the first one with data]
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// Rows to show
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = positive)]
+    pub rows: usize,
+}
+
+/// `temper export`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  temper export --run runs/smollm2 --stage ppo --to exported            adapter in the PEFT layout
+  temper export --run runs/smollm2 --stage ppo --to exported --merge    one whole model, adapter merged in")]
+pub struct ExportArgs {
+    /// The run folder
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// The stage whose result is exported
+    #[arg(long, value_name = "NAME")]
+    pub stage: String,
+    /// The folder to write; it must not exist yet or be empty
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Merge the adapter into the weights
+    #[arg(long)]
+    pub merge: bool,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number of at least 1".into()),
+        Ok(n) => Ok(n),
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(t) if t >= 0.0 && t.is_finite() => Ok(t),
+        _ => Err("expected a number of at least 0".into()),
+    }
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("expected a number above 0 and at most 1".into()),
+    }
+}
+
+fn assignment(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((path, value)) if !path.trim().is_empty() && !value.trim().is_empty() => {
+            Ok(text.into())
+        }
+        _ => Err("expected PATH=VALUE, e.g. stages.ppo.kl_coef=0.1".into()),
+    }
+}
+
+fn reward(text: &str) -> Result<RewardArg, String> {
+    let (kind, rest) = match text.split_once(':') {
+        Some((kind, rest)) => (kind, Some(rest).filter(|rest| !rest.is_empty())),
+        None => (text, None),
+    };
+    let needed = |what: &str| rest.ok_or_else(|| format!("expected {kind}:{what}"));
+    let rouge = |variant| RewardConfig::Rouge {
+        variant,
+        reference: rest.unwrap_or("completion").into(),
+    };
+    let config = match kind {
+        "rouge-1" => rouge(RougeVariant::Rouge1),
+        "rouge-2" => rouge(RougeVariant::Rouge2),
+        "rouge-l" => rouge(RougeVariant::RougeL),
+        "gold" if !text.contains(':') => RewardConfig::Gold,
+        "length" => RewardConfig::Length {
+            target: positive(needed("N")?)?,
+        },
+        "pattern" => {
+            let regex = needed("REGEX")?;
+            regex::Regex::new(regex).map_err(|error| error.to_string())?;
+            RewardConfig::Pattern {
+                regex: regex.into(),
+            }
+        }
+        "learned" => {
+            let folder = needed("DIR")?;
+            // A separator tells folders from stage names.
+            let stage = if folder.contains('/') {
+                folder.into()
+            } else {
+                format!("./{folder}")
+            };
+            RewardConfig::Learned { stage }
+        }
+        "command" => RewardConfig::Command {
+            command: words(needed("PROGRAM ARGS")?)?,
+            timeout_s: 60.0,
+        },
+        _ => {
+            return Err(
+                "expected rouge-1, rouge-2, rouge-l, gold, length:N, pattern:REGEX, learned:DIR or command:PROGRAM"
+                    .into(),
+            );
+        }
+    };
+    Ok(RewardArg {
+        title: text.into(),
+        config,
+    })
+}
+
+/// Splits a command at spaces; single and double quotes keep spaces together.
+fn words(text: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for c in text.chars() {
+        match quote {
+            Some(q) if c == q => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if c == '"' || c == '\'' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => words.extend(word.take()),
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    if let Some(quote) = quote {
+        return Err(format!("a {quote} is never closed"));
+    }
+    words.extend(word);
+    if words.first().is_none_or(String::is_empty) {
+        return Err("expected command:PROGRAM ARGS".into());
+    }
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("temper").chain(args.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_recipe_takes_sets_and_global_options_on_either_side() {
+        let cli = parse(
+            "--backend ndarray recipe r.ron --set seed=3 --set stages.ppo.kl_coef=0.1 --threads 2 --resume",
+        )
+        .unwrap();
+        assert_eq!(cli.compute.backend, BackendChoice::NdArray);
+        assert_eq!((cli.compute.device, cli.compute.threads), (0, Some(2)));
+        let Command::Recipe(recipe) = cli.command else {
+            panic!("not a recipe")
+        };
+        assert_eq!(recipe.set, ["seed=3", "stages.ppo.kl_coef=0.1"]);
+        assert!(recipe.resume && !recipe.dry_run);
+    }
+
+    #[test]
+    fn usage_errors_exit_with_two() {
+        for wrong in [
+            "recipe",
+            "recipe r.ron --set seed",
+            "recipe r.ron --backend tpu",
+            "recipe r.ron --threads 0",
+            "generate --model tiny",
+            "generate --model tiny --prompt a --data b.jsonl",
+            "generate --model tiny --prompt a --top-p 0",
+            "generate --model tiny --prompt a --temperature -1",
+            "logprobs --model tiny --data a.jsonl",
+            "eval --model tiny --data a.jsonl --reward bleu",
+            "eval --model tiny --data a.jsonl --reward length:many",
+            "eval --model tiny --data a.jsonl --reward pattern:(",
+            "export --run r --stage s",
+            "train",
+        ] {
+            assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_subcommand_of_the_contract_parses() {
+        for right in [
+            "logprobs --model d --adapter a --data f.jsonl --output - --backend flex",
+            "score --model d --data f.jsonl --output o.jsonl --device 1",
+            "generate --model d --data f.jsonl --max-new-tokens 8 --temperature 0 --top-p 0.9 --top-k 5 --seed 7 --output -",
+            "eval --model d --data f.jsonl --reward rouge-l --output e.json",
+            "inspect r.ron --stage sft --rows 2",
+            "export --run r --stage s --to d --merge",
+            "doctor --backend wgpu",
+            "models --threads 1",
+        ] {
+            parse(right).unwrap_or_else(|error| panic!("{right}: {error}"));
+        }
+    }
+
+    #[test]
+    fn reward_sources_are_read() {
+        let config = |text: &str| reward(text).unwrap().config;
+        assert_eq!(
+            config("rouge-2:summary"),
+            RewardConfig::Rouge {
+                variant: RougeVariant::Rouge2,
+                reference: "summary".into()
+            }
+        );
+        assert_eq!(config("length:8"), RewardConfig::Length { target: 8 });
+        assert_eq!(
+            config("pattern:a:b"),
+            RewardConfig::Pattern {
+                regex: "a:b".into()
+            }
+        );
+        assert_eq!(
+            config("learned:rm"),
+            RewardConfig::Learned {
+                stage: "./rm".into()
+            }
+        );
+        assert_eq!(
+            config("command:sh -c 'echo \"a b\"' ''"),
+            RewardConfig::Command {
+                command: vec![
+                    "sh".into(),
+                    "-c".into(),
+                    "echo \"a b\"".into(),
+                    String::new()
+                ],
+                timeout_s: 60.0
+            }
+        );
+        assert_eq!(reward("command:sh 'x").unwrap_err(), "a ' is never closed");
+        assert_eq!(reward("length").unwrap_err(), "expected length:N");
+    }
+}

@@ -1,0 +1,76 @@
+//! From a recipe file to a checked recipe.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Problem, Result};
+use crate::recipe::places::Places;
+use crate::recipe::validate::validate_except;
+use crate::recipe::{Recipe, read, set};
+
+/// A recipe with the places of its keys, so that later checks (data files, weights) can point at them.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The recipe, `--set` applied.
+    pub recipe: Recipe,
+    /// Where each key stands.
+    pub places: Places,
+    /// The file it was read from.
+    pub path: PathBuf,
+}
+
+/// Reads a recipe, applies `--set` arguments (`path=value`) and checks everything that can be checked without looking at
+/// any other file.
+///
+/// # Errors
+/// [`Error::Io`] when the file cannot be read; [`Error::Invalid`] with every problem found, in the order of the file.
+pub fn load_with_places(path: &Path, sets: &[String]) -> Result<Loaded> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let invalid = |problems: Vec<Problem>| Error::Invalid {
+        path: path.to_path_buf(),
+        problems,
+    };
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let line = error.as_bytes()[..valid]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count()
+            + 1;
+        invalid(vec![
+            Problem::new(
+                format!("{}:{line}", path.display()),
+                format!("byte {valid} of the file is not UTF-8"),
+            )
+            .with_help("save the recipe as UTF-8"),
+        ])
+    })?;
+    let read::Reading {
+        recipe,
+        mut places,
+        mut problems,
+        broken,
+    } = read::read(path, &text);
+    if let Some(mut recipe) = recipe {
+        let mut wrong_sets = set::apply(&mut recipe, &mut places, sets);
+        problems.extend(validate_except(&recipe, &places, &broken));
+        problems.sort_by_key(|problem| places.order(problem));
+        problems.append(&mut wrong_sets);
+        if problems.is_empty() {
+            return Ok(Loaded {
+                recipe,
+                places,
+                path: path.to_path_buf(),
+            });
+        }
+    }
+    problems.sort_by_key(|problem| places.order(problem));
+    Err(invalid(problems))
+}
+
+/// [`load_with_places`] for callers that need the recipe only.
+///
+/// # Errors
+/// As [`load_with_places`].
+pub fn load(path: &Path, sets: &[String]) -> Result<Recipe> {
+    load_with_places(path, sets).map(|loaded| loaded.recipe)
+}

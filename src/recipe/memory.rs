@@ -1,0 +1,346 @@
+//! How much memory a stage will need, from shapes alone, and how much there is.
+
+use std::fs;
+use std::path::Path;
+
+/// Bytes of an f32, the precision of weights, gradients and activations.
+const FLOAT: u64 = 4;
+
+/// Positions whose logits exist at once: losses and log-probabilities work through the vocabulary in chunks of this many.
+const LOGITS_CHUNK: u64 = 256;
+
+/// The sizes of a decoder that decide its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelShape {
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// Decoder layers.
+    pub layers: u64,
+    /// Inner width of the MLP.
+    pub intermediate: u64,
+    /// Token ids.
+    pub vocab: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Width of one head.
+    pub head_dim: u64,
+    /// Parameters in all, adapters included.
+    pub total_params: u64,
+    /// Parameters that are trained.
+    pub trainable_params: u64,
+}
+
+impl ModelShape {
+    /// Floats kept per token and layer for the backward pass.
+    ///
+    /// `4 hidden + 2 + (q + 2 kv) + q + heads + 3 intermediate` with `q = heads head_dim`, `kv = kv_heads head_dim`:
+    /// twice the residual stream before a norm and the normed value with the norm's scale (attention and MLP), the joint
+    /// query, key and value after rotation, the attention's output with one log-sum-exp per head, the joint gate and up
+    /// product and the activated product. An MLP without a gate needs less.
+    pub fn activation_floats(&self) -> u64 {
+        let q = self.heads * self.head_dim;
+        let kv = self.kv_heads * self.head_dim;
+        4 * self.hidden + 2 + (q + 2 * kv) + q + self.heads + 3 * self.intermediate
+    }
+
+    /// Floats of the KV cache per token.
+    pub fn cache_floats(&self) -> u64 {
+        self.layers * 2 * self.kv_heads * self.head_dim
+    }
+}
+
+/// What a stage does with its model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Forward and backward over `micro_tokens` packed tokens at a time.
+    Train {
+        /// Tokens per forward pass.
+        micro_tokens: u64,
+    },
+    /// Forward only.
+    Score {
+        /// Tokens per forward pass.
+        micro_tokens: u64,
+    },
+    /// Sampling with a KV cache.
+    Generate {
+        /// Responses at once.
+        batch: u64,
+        /// Longest prompt in tokens.
+        prompt: u64,
+        /// Longest response in tokens.
+        response: u64,
+    },
+    /// Sampling and training in turns, several networks held at once.
+    Ppo {
+        /// Tokens per forward pass while training.
+        micro_tokens: u64,
+        /// Responses at once while sampling.
+        batch: u64,
+        /// Longest prompt in tokens.
+        prompt: u64,
+        /// Longest response in tokens.
+        response: u64,
+        /// Networks with trainable-sized weights of their own: with adapters policy, value and a learned reward share the
+        /// frozen base (3, the reference being the base without adapter); in full fine-tuning each is a whole model (4).
+        networks: u64,
+        /// Networks that are trained: 2, the policy and the value network.
+        trained: u64,
+    },
+}
+
+/// Estimated bytes by component at the moment of the peak; their sum is the peak.
+///
+/// - weights: frozen parameters once, trainable-sized ones per network
+/// - gradients: one float per trained parameter
+/// - optimizer state: two floats (AdamW's moments) per trained parameter
+/// - activations: [`ModelShape::activation_floats`] per token and layer, and the same once more for the layer whose
+///   gradients are being computed; without a backward pass, of one layer only
+/// - logits: 256 positions, with their gradient when training; when sampling one row per response
+/// - KV cache: `batch x (prompt + response) x layers x 2 x kv_heads x head_dim`
+///
+/// Sampling and training alternate in PPO, so only the larger of the two is counted. Allocator slack is not.
+pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
+    let frozen = shape.total_params.saturating_sub(shape.trainable_params);
+    let weights = |networks: u64| FLOAT * (frozen + networks * shape.trainable_params);
+    let mut parts = Vec::new();
+    let mut part = |name: &str, bytes: u64| parts.push((name.to_string(), bytes));
+    match work {
+        Work::Train { micro_tokens } => {
+            part("weights", weights(1));
+            part("gradients", FLOAT * shape.trainable_params);
+            part("optimizer state", 2 * FLOAT * shape.trainable_params);
+            part("activations", activations(shape, micro_tokens, true));
+            part(
+                "logits",
+                2 * FLOAT * LOGITS_CHUNK.min(micro_tokens) * shape.vocab,
+            );
+        }
+        Work::Score { micro_tokens } => {
+            part("weights", weights(1));
+            part("activations", activations(shape, micro_tokens, false));
+            part(
+                "logits",
+                FLOAT * LOGITS_CHUNK.min(micro_tokens) * shape.vocab,
+            );
+        }
+        Work::Generate {
+            batch,
+            prompt,
+            response,
+        } => {
+            part("weights", weights(1));
+            for (name, bytes) in sampling(shape, batch, prompt, response) {
+                part(name, bytes);
+            }
+        }
+        Work::Ppo {
+            micro_tokens,
+            batch,
+            prompt,
+            response,
+            networks,
+            trained,
+        } => {
+            part("weights", weights(networks));
+            part("gradients", FLOAT * trained * shape.trainable_params);
+            part(
+                "optimizer state",
+                2 * FLOAT * trained * shape.trainable_params,
+            );
+            // Policy and value are trained one after the other; their activations never exist together.
+            let training = [
+                ("activations", activations(shape, micro_tokens, true)),
+                (
+                    "logits",
+                    2 * FLOAT * LOGITS_CHUNK.min(micro_tokens) * shape.vocab,
+                ),
+            ];
+            let sampling = sampling(shape, batch, prompt, response);
+            let total = |parts: &[(&str, u64)]| parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
+            let larger: &[(&str, u64)] = if total(&sampling) > total(&training) {
+                &sampling
+            } else {
+                &training
+            };
+            for &(name, bytes) in larger {
+                part(name, bytes);
+            }
+        }
+    }
+    parts
+}
+
+/// KV cache, activations of the prefill and logits of one sampling pass.
+fn sampling(
+    shape: &ModelShape,
+    batch: u64,
+    prompt: u64,
+    response: u64,
+) -> [(&'static str, u64); 3] {
+    [
+        (
+            "KV cache",
+            FLOAT * batch * (prompt + response) * shape.cache_floats(),
+        ),
+        ("activations", activations(shape, batch * prompt, false)),
+        ("logits", FLOAT * batch * shape.vocab),
+    ]
+}
+
+fn activations(shape: &ModelShape, tokens: u64, backward: bool) -> u64 {
+    let layers = if backward { shape.layers + 1 } else { 1 };
+    FLOAT * tokens * (shape.hidden + layers * shape.activation_floats())
+}
+
+/// Bytes this process may still take: the least of the machine's available memory and what its control groups leave.
+/// `None` where neither can be read.
+pub fn available_memory() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| parse_meminfo(&text));
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
+    let root = Path::new("/sys/fs/cgroup");
+    // A limit may stand at any level above the process's own group.
+    let unified = root.join(group);
+    let unified = unified
+        .ancestors()
+        .take_while(|folder| folder.starts_with(root))
+        .filter_map(|folder| {
+            group_leaves(
+                &folder.join("memory.max"),
+                &folder.join("memory.current"),
+                &folder.join("memory.stat"),
+            )
+        });
+    let legacy = root.join("memory");
+    let legacy = group_leaves(
+        &legacy.join("memory.limit_in_bytes"),
+        &legacy.join("memory.usage_in_bytes"),
+        &legacy.join("memory.stat"),
+    );
+    machine.into_iter().chain(unified).chain(legacy).min()
+}
+
+/// What a control group's limit leaves, file cache counted as free.
+fn group_leaves(limit: &Path, usage: &Path, stat: &Path) -> Option<u64> {
+    let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limit = number(limit)?;
+    let reclaimable = fs::read_to_string(stat)
+        .ok()
+        .and_then(|text| parse_inactive_file(&text))
+        .unwrap_or(0);
+    let used = number(usage)?.saturating_sub(reclaimable);
+    Some(limit.saturating_sub(used))
+}
+
+fn parse_meminfo(text: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn parse_inactive_file(text: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix("inactive_file "))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SmolLM2-135M with rank-16 adapters on every linear layer.
+    const SMOLLM2: ModelShape = ModelShape {
+        hidden: 576,
+        layers: 30,
+        intermediate: 1536,
+        vocab: 49_152,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        total_params: 139_399_488,
+        trainable_params: 4_884_480,
+    };
+
+    fn bytes(parts: &[(String, u64)], name: &str) -> u64 {
+        parts.iter().find(|(n, _)| n == name).expect(name).1
+    }
+
+    #[test]
+    fn training_counts_each_component() {
+        // 4*576 + 2 + (576 + 2*192) + 576 + 9 + 3*1536 = 8459.
+        assert_eq!(SMOLLM2.activation_floats(), 8459);
+        let parts = estimate(Work::Train { micro_tokens: 1024 }, &SMOLLM2);
+        assert_eq!(bytes(&parts, "weights"), 557_597_952);
+        assert_eq!(bytes(&parts, "gradients"), 19_537_920);
+        assert_eq!(bytes(&parts, "optimizer state"), 39_075_840);
+        // 4 * 1024 * (576 + 31 * 8459).
+        assert_eq!(bytes(&parts, "activations"), 1_076_449_280);
+        // 2 * 4 * 256 * 49152.
+        assert_eq!(bytes(&parts, "logits"), 100_663_296);
+    }
+
+    #[test]
+    fn sampling_counts_the_cache() {
+        let work = Work::Generate {
+            batch: 16,
+            prompt: 300,
+            response: 48,
+        };
+        // 4 * 16 * 348 * 30 * 2 * 3 * 64.
+        assert_eq!(bytes(&estimate(work, &SMOLLM2), "KV cache"), 256_573_440);
+    }
+
+    #[test]
+    fn ppo_counts_the_larger_phase_and_shares_the_base() {
+        let work = |micro_tokens, batch| Work::Ppo {
+            micro_tokens,
+            batch,
+            prompt: 300,
+            response: 48,
+            networks: 3,
+            trained: 2,
+        };
+        let parts = estimate(work(2048, 1), &SMOLLM2);
+        assert_eq!(bytes(&parts, "weights"), 557_597_952 + 2 * 19_537_920);
+        assert_eq!(bytes(&parts, "gradients"), 39_075_840);
+        assert!(parts.iter().all(|(name, _)| name != "KV cache"));
+        let parts = estimate(work(512, 512), &SMOLLM2);
+        assert!(parts.iter().any(|(name, _)| name == "KV cache"));
+    }
+
+    #[test]
+    fn memory_files_are_parsed() {
+        let meminfo = "MemTotal:       32768 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n";
+        assert_eq!(parse_meminfo(meminfo), Some(2_097_152));
+        assert_eq!(parse_inactive_file("anon 5\ninactive_file 77\n"), Some(77));
+    }
+
+    #[test]
+    fn control_groups_leave_limit_minus_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let usage = path("current", "600\n");
+        let stat = path("stat", "inactive_file 100\n");
+        assert_eq!(
+            group_leaves(&path("max", "1000\n"), &usage, &stat),
+            Some(500)
+        );
+        assert_eq!(group_leaves(&path("max", "max\n"), &usage, &stat), None);
+    }
+}

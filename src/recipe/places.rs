@@ -1,0 +1,210 @@
+//! Where each key of a recipe stands, for messages that name line and column.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::Problem;
+use crate::recipe::scan::{Kind, Node, line_column, scan};
+
+/// The position of every key path of a recipe file.
+///
+/// A key path goes by stage name and keys: `seed`, `stages.ppo.optim.lr`, `stages.compare.policies.0`. Variant names are
+/// not part of it: `stages.sft.data.source.rows` for `source: Posts(rows: 100, seed: 1)`.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    file: String,
+    positions: BTreeMap<String, (usize, usize)>,
+    stages: Vec<String>,
+    sets: BTreeMap<String, String>,
+}
+
+impl Places {
+    /// The places of `text`, which was read from `file`. Text that is not RON has none.
+    pub fn scan(file: &Path, text: &str) -> Self {
+        let text: Vec<char> = text.chars().collect();
+        match scan(&text) {
+            Ok(root) => Self::of(file, &text, &root),
+            Err(_) => Self {
+                file: file.display().to_string(),
+                ..Self::default()
+            },
+        }
+    }
+
+    pub(super) fn of(file: &Path, text: &[char], root: &Node) -> Self {
+        let mut places = Self {
+            file: file.display().to_string(),
+            ..Self::default()
+        };
+        places.walk(text, root, "");
+        places
+    }
+
+    fn walk(&mut self, text: &[char], node: &Node, path: &str) {
+        let node = node.inner(text);
+        let below = |key: &str| {
+            if path.is_empty() {
+                key.to_string()
+            } else {
+                format!("{path}.{key}")
+            }
+        };
+        match &node.kind {
+            Kind::Fields(fields) => {
+                for field in fields {
+                    let path = below(&field.key);
+                    self.insert(text, &path, field.key_span.start);
+                    self.walk(text, &field.value, &path);
+                }
+            }
+            Kind::Items(items) if path == "stages" => {
+                self.stages = stage_paths(items);
+                for (index, item) in items.iter().enumerate() {
+                    let path = self.stages[index].clone();
+                    self.insert(text, &path, item.span.start);
+                    self.walk(text, item, &path);
+                }
+            }
+            Kind::Items(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    let path = below(&index.to_string());
+                    self.insert(text, &path, item.span.start);
+                    self.walk(text, item, &path);
+                }
+            }
+            Kind::Text(_) | Kind::Leaf => {}
+        }
+    }
+
+    fn insert(&mut self, text: &[char], path: &str, at: usize) {
+        self.positions
+            .entry(path.to_string())
+            .or_insert_with(|| line_column(text, at));
+    }
+
+    /// 1-based line and column of a key, or of the nearest key above it when it is not written out; `None` when not even
+    /// that stands in the file.
+    pub fn position(&self, key_path: &str) -> Option<(usize, usize)> {
+        ancestors(key_path).find_map(|path| self.positions.get(path).copied())
+    }
+
+    /// Whether the file or the command line gives this very key a value.
+    pub fn is_written(&self, key_path: &str) -> bool {
+        self.positions.contains_key(key_path) || self.sets.contains_key(key_path)
+    }
+
+    /// A problem with the value of a key: `recipes/x.ron:12:9: stages.ppo.kl_coef: <message>`.
+    ///
+    /// A key that came from the command line is named as such instead: `--set stages.ppo.kl_coef=-1: ..`.
+    pub fn problem(&self, key_path: &str, message: impl Into<String>) -> Problem {
+        if let Some(set) = ancestors(key_path).find_map(|path| self.sets.get(path)) {
+            return Problem::new(format!("--set {set}"), message);
+        }
+        match self.position(key_path) {
+            Some(position) => self.problem_at(position, key_path, message),
+            None if self.file.is_empty() => Problem::new(key_path, message),
+            None => Problem::new(format!("{}: {key_path}", self.file), message),
+        }
+    }
+
+    /// A problem at a given line and column.
+    pub(super) fn problem_at(
+        &self,
+        (line, column): (usize, usize),
+        key_path: &str,
+        message: impl Into<String>,
+    ) -> Problem {
+        let place = format!("{}:{line}:{column}", self.file);
+        if key_path.is_empty() {
+            Problem::new(place, message)
+        } else {
+            Problem::new(format!("{place}: {key_path}"), message)
+        }
+    }
+
+    /// The key path of the stage at `index`: `stages.<name>`, or `stages.<index>` where the name cannot tell.
+    pub fn stage_path(&self, index: usize, name: &str) -> String {
+        self.stages
+            .get(index)
+            .cloned()
+            .unwrap_or_else(|| format!("stages.{name}"))
+    }
+
+    /// Notes that `path` was set on the command line by `argument`.
+    pub(super) fn note_set(&mut self, path: &str, argument: &str) {
+        self.sets.insert(path.to_string(), argument.to_string());
+    }
+
+    /// Line and column at the head of a problem's place, to sort problems in the order of the file.
+    pub(super) fn order(&self, problem: &Problem) -> (usize, usize) {
+        let last = (usize::MAX, usize::MAX);
+        let Some(rest) = problem
+            .place
+            .strip_prefix(&self.file)
+            .and_then(|rest| rest.strip_prefix(':'))
+        else {
+            return last;
+        };
+        let mut parts = rest.split(':').map(str::parse::<usize>);
+        match (parts.next(), parts.next()) {
+            (Some(Ok(line)), Some(Ok(column))) => (line, column),
+            _ => last,
+        }
+    }
+}
+
+/// A path and the paths above it, longest first.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| path.rfind('.').map(|dot| &path[..dot]))
+}
+
+/// The key path of each stage: by name, or by index for a stage without a name of its own.
+pub(super) fn stage_paths(stages: &[Node]) -> Vec<String> {
+    let mut paths: Vec<String> = Vec::new();
+    for (index, stage) in stages.iter().enumerate() {
+        let named = match stage.field("name").map(|field| &field.value.kind) {
+            Some(Kind::Text(name)) if !name.is_empty() => format!("stages.{name}"),
+            _ => format!("stages.{index}"),
+        };
+        paths.push(if paths.contains(&named) {
+            format!("stages.{index}")
+        } else {
+            named
+        });
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "(\n  name: \"x\",\n  stages: [\n    Sft(name: \"a\", optim: (lr: 1.0)),\n    Ppo(name: \"b\", init: Stage(\"a\"), reward: Sum([(1.0, Gold)])),\n    Ppo(name: \"b\"),\n  ],\n)";
+
+    #[test]
+    fn paths_lead_to_lines_and_columns() {
+        let places = Places::scan(Path::new("r.ron"), TEXT);
+        assert_eq!(places.position("name"), Some((2, 3)));
+        assert_eq!(places.position("stages.a.optim.lr"), Some((4, 28)));
+        assert_eq!(places.position("stages.b.reward.0.1"), Some((5, 57)));
+        assert_eq!(places.position("stages.2.name"), Some((6, 9)));
+        // Not written: the nearest key above.
+        assert_eq!(places.position("stages.a.optim.beta1"), Some((4, 20)));
+        assert_eq!(places.position("seed"), None);
+    }
+
+    #[test]
+    fn problems_name_file_line_and_column_or_the_command_line() {
+        let mut places = Places::scan(Path::new("r.ron"), TEXT);
+        assert_eq!(
+            places.problem("stages.a.optim.lr", "no").to_string(),
+            "r.ron:4:28: stages.a.optim.lr: no"
+        );
+        assert_eq!(places.problem("seed", "no").to_string(), "r.ron: seed: no");
+        places.note_set("stages.a.optim.lr", "stages.a.optim.lr=-1");
+        assert_eq!(
+            places.problem("stages.a.optim.lr", "no").to_string(),
+            "--set stages.a.optim.lr=-1: no"
+        );
+    }
+}

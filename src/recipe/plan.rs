@@ -1,0 +1,241 @@
+//! The resolved plan that `--dry-run` prints, and the check that it fits into memory.
+
+use crate::error::Problem;
+
+/// What one stage will do and need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagePlan {
+    /// The stage's name.
+    pub name: String,
+    /// The stage's kind, as the recipe writes it.
+    pub kind: String,
+    /// Parameters that are trained, over all trained networks.
+    pub trainable_params: u64,
+    /// Parameters held in all.
+    pub total_params: u64,
+    /// Rows of data in use.
+    pub rows: u64,
+    /// Tokens that pass through the model in the whole stage.
+    pub tokens: u64,
+    /// Optimiser steps, PPO updates, or batches of a stage that does not train.
+    pub steps: u64,
+    /// Estimated bytes by component at the peak.
+    pub memory: Vec<(String, u64)>,
+}
+
+impl StagePlan {
+    /// Estimated peak in bytes.
+    pub fn peak(&self) -> u64 {
+        self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// The plan as aligned text: a line per stage, then each stage's memory by component.
+pub fn table(plans: &[StagePlan]) -> String {
+    let header = [
+        "stage",
+        "kind",
+        "trainable",
+        "parameters",
+        "rows",
+        "tokens",
+        "steps",
+        "peak memory",
+    ];
+    let mut rows = vec![header.map(str::to_string)];
+    for plan in plans {
+        rows.push([
+            plan.name.clone(),
+            plan.kind.clone(),
+            human_count(plan.trainable_params),
+            human_count(plan.total_params),
+            grouped(plan.rows),
+            human_count(plan.tokens),
+            grouped(plan.steps),
+            human_bytes(plan.peak()),
+        ]);
+    }
+    let mut text = String::new();
+    let widths: Vec<usize> = (0..header.len())
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    for row in &rows {
+        let cells = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(column, (cell, &width))| {
+                // Names to the left, numbers to the right.
+                if column < 2 {
+                    format!("{cell:<width$}")
+                } else {
+                    format!("{cell:>width$}")
+                }
+            });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text.push_str("\nestimated memory at the peak\n");
+    let width = widths[0];
+    for plan in plans {
+        text.push_str(&format!("{:<width$}  {}\n", plan.name, components(plan)));
+    }
+    text
+}
+
+/// A problem for each stage that needs more than `available_bytes`.
+pub fn check_fits(plans: &[StagePlan], available_bytes: u64) -> Vec<Problem> {
+    plans
+        .iter()
+        .filter(|plan| plan.peak() > available_bytes)
+        .map(|plan| {
+            Problem::new(
+                format!("stages.{}", plan.name),
+                format!(
+                    "needs an estimated {} of memory ({}), but {} are available",
+                    human_bytes(plan.peak()),
+                    components(plan),
+                    human_bytes(available_bytes)
+                ),
+            )
+            .with_help(advice(plan))
+        })
+        .collect()
+}
+
+/// What to change, by the largest component.
+fn advice(plan: &StagePlan) -> &'static str {
+    let largest = plan.memory.iter().max_by_key(|(_, bytes)| *bytes);
+    match largest.map(|(name, _)| name.as_str()) {
+        Some("activations") => {
+            "lower `micro_batch_tokens` (results do not change), or `generation_batch_size`"
+        }
+        Some("KV cache") => "lower `generation_batch_size` (results do not change)",
+        Some("gradients" | "optimizer state") => "train adapters instead: `peft: Lora(rank: 16)`",
+        Some("logits") => "lower `generation_batch_size`",
+        _ => "use a smaller model or a machine with more memory",
+    }
+}
+
+fn components(plan: &StagePlan) -> String {
+    let parts: Vec<String> = plan
+        .memory
+        .iter()
+        .map(|(name, bytes)| format!("{name} {}", human_bytes(*bytes)))
+        .collect();
+    parts.join(", ")
+}
+
+/// `134.5 M`: four digits at most, in thousands.
+fn human_count(n: u64) -> String {
+    match n {
+        0..10_000 => grouped(n),
+        10_000..999_950 => format!("{:.1} k", n as f64 / 1e3),
+        999_950..999_950_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.1} G", n as f64 / 1e9),
+    }
+}
+
+/// `1.73 GiB`.
+fn human_bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.995 would print as 1024.00.
+    while value >= 1023.995 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.2} {}", UNITS[unit])
+}
+
+/// `1,000,000`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plans() -> Vec<StagePlan> {
+        vec![
+            StagePlan {
+                name: "sft".into(),
+                kind: "Sft".into(),
+                trainable_params: 4_884_480,
+                total_params: 139_399_488,
+                rows: 480,
+                tokens: 100_000,
+                steps: 60,
+                memory: vec![
+                    ("weights".into(), 557_597_952),
+                    ("activations".into(), 1 << 30),
+                ],
+            },
+            StagePlan {
+                name: "compare".into(),
+                kind: "Compare".into(),
+                trainable_params: 0,
+                total_params: 134_515_008,
+                rows: 200,
+                tokens: 9_999,
+                steps: 1_250,
+                memory: vec![("weights".into(), 538_060_032)],
+            },
+        ]
+    }
+
+    #[test]
+    fn the_table_is_aligned() {
+        let expected = "\
+stage    kind     trainable  parameters  rows   tokens  steps  peak memory
+sft      Sft          4.9 M     139.4 M   480  100.0 k     60     1.52 GiB
+compare  Compare          0     134.5 M   200    9,999  1,250   513.13 MiB
+
+estimated memory at the peak
+sft      weights 531.77 MiB, activations 1.00 GiB
+compare  weights 513.13 MiB
+";
+        assert_eq!(table(&plans()), expected);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_advice() {
+        let problems = check_fits(&plans(), 1 << 30);
+        assert_eq!(problems.len(), 1);
+        assert_eq!(
+            problems[0].to_string(),
+            "stages.sft: needs an estimated 1.52 GiB of memory (weights 531.77 MiB, activations 1.00 GiB), but 1.00 GiB are available\n    help: lower `micro_batch_tokens` (results do not change), or `generation_batch_size`"
+        );
+        assert!(check_fits(&plans(), 2 << 30).is_empty());
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(human_count(134_515_008), "134.5 M");
+        assert_eq!(human_count(999_949), "999.9 k");
+        assert_eq!(human_count(999_950), "1.0 M");
+        assert_eq!(human_count(751_632_384_000), "751.6 G");
+        assert_eq!(human_bytes(1023), "1023 B");
+        assert_eq!(human_bytes(1_857_573_350), "1.73 GiB");
+        assert_eq!(human_bytes(1024 * 1024 - 1), "1.00 MiB");
+        assert_eq!(grouped(1_000_000), "1,000,000");
+    }
+}

@@ -1,0 +1,417 @@
+//! Reading a recipe file: strict, and all problems at once.
+//!
+//! serde stops at the first error. So the file is split into its header and its stages, each is read by itself, and after
+//! an error the offending key is blanked out (or a missing one filled in) and the reading is tried again, so that positions
+//! stay and one pass over the file reports everything that is wrong with it.
+
+use std::path::Path;
+
+use ron::Error as Ron;
+use serde::de::DeserializeOwned;
+
+use crate::error::Problem;
+use crate::recipe::places::{Places, stage_paths};
+use crate::recipe::scan::{Field, Kind, Node, index_of, line_column, scan};
+use crate::recipe::suggest::{did_you_mean, nearest, quoted};
+use crate::recipe::write::dialect;
+use crate::recipe::{Recipe, Stage};
+
+/// Errors followed up within the header or one stage.
+const MAX_REPAIRS: usize = 40;
+
+/// Values tried for a required key that is missing or unreadable, so that reading can go on.
+const PLACEHOLDERS: [&str; 8] = [
+    "\"x\"",
+    "1",
+    "[]",
+    "{}",
+    "Base",
+    "Gold",
+    "(source: Posts(rows: 1, seed: 0))",
+    "Posts(rows: 1, seed: 0)",
+];
+
+/// What could be read of a recipe's text.
+#[derive(Debug)]
+pub(super) struct Reading {
+    /// The recipe, with placeholders for the keys in `broken`; absent when a stage could not be told at all.
+    pub(super) recipe: Option<Recipe>,
+    /// Where each key stands.
+    pub(super) places: Places,
+    /// What is wrong with the text.
+    pub(super) problems: Vec<Problem>,
+    /// Key paths whose values are placeholders or defaults because the text has no usable value.
+    pub(super) broken: Vec<String>,
+}
+
+/// Reads the text of a recipe.
+pub(super) fn read(file: &Path, source: &str) -> Reading {
+    let text: Vec<char> = source.chars().collect();
+    let root = match scan(&text) {
+        Ok(root) => root,
+        Err(error) => {
+            let (line, column) = line_column(&text, error.at);
+            let place = format!("{}:{line}:{column}", file.display());
+            return Reading {
+                recipe: None,
+                places: Places::scan(file, source),
+                problems: vec![Problem::new(place, error.message)],
+                broken: Vec::new(),
+            };
+        }
+    };
+    let mut reader = Reader {
+        text: &text,
+        places: Places::of(file, &text, &root),
+        problems: Vec::new(),
+        broken: Vec::new(),
+    };
+    let list = root.field("stages").map(|field| &field.value);
+    let stages = match list.map(|node| &node.kind) {
+        Some(Kind::Items(items)) => items.as_slice(),
+        _ => &[],
+    };
+
+    let mut header = text.clone();
+    if let (Some(list), false) = (list, stages.is_empty()) {
+        blank(&mut header[list.span.start + 1..list.span.end - 1]);
+    }
+    let recipe: Option<Recipe> = reader.unit(header, &root, "");
+    let stages: Vec<Option<Stage>> = stages
+        .iter()
+        .zip(stage_paths(stages))
+        .map(|(node, path)| {
+            let mut unit = text.clone();
+            blank(&mut unit[..node.span.start]);
+            blank(&mut unit[node.span.end..]);
+            reader.unit(unit, node, &path)
+        })
+        .collect();
+    let recipe = match (recipe, stages.into_iter().collect::<Option<Vec<_>>>()) {
+        (Some(recipe), Some(stages)) => Some(Recipe { stages, ..recipe }),
+        _ => None,
+    };
+    Reading {
+        recipe,
+        places: reader.places,
+        problems: reader.problems,
+        broken: reader.broken,
+    }
+}
+
+/// The first thing wrong with a recipe's text as a message without a place, and advice.
+pub(super) fn first_error(source: &str) -> Result<Recipe, (String, Option<String>)> {
+    dialect().from_str::<Recipe>(source).map_err(|error| {
+        let text: Vec<char> = source.chars().collect();
+        let at = index_of(&text, error.span.end.line, error.span.end.col);
+        let found = scan(&text)
+            .ok()
+            .and_then(|root| {
+                innermost(&text, &root, "", at, &[]).map(|(_, field, _)| field.value.span.clone())
+            })
+            .map(|span| excerpt(&text[span]))
+            .unwrap_or_default();
+        describe(&error.code, &found)
+    })
+}
+
+struct Reader<'a> {
+    text: &'a [char],
+    places: Places,
+    problems: Vec<Problem>,
+    broken: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// Reads the header or one stage: `unit` is the whole text with everything else blanked out, `root` its value.
+    fn unit<T: DeserializeOwned>(&mut self, unit: Vec<char>, root: &Node, path: &str) -> Option<T> {
+        let mut draft = Draft {
+            text: unit,
+            insertions: Vec::new(),
+        };
+        // Starts of blanked fields, and (struct start, key) of required keys whose absence is already explained.
+        let mut blanked: Vec<usize> = Vec::new();
+        let mut explained: Vec<(usize, String)> = Vec::new();
+        for _ in 0..MAX_REPAIRS {
+            let error = match dialect().from_str::<T>(&draft.render()) {
+                Ok(value) => return Some(value),
+                Err(error) => error,
+            };
+            let (at, _) = draft.original(error.span.end.line, error.span.end.col);
+            let (from, _) = draft.original(error.span.start.line, error.span.start.col);
+            if let Ron::MissingStructField { field, .. } = &error.code {
+                let (node_path, node) = struct_ending(self.text, root, path, at + 1)?;
+                let key_path = join(&node_path, field);
+                if !explained.contains(&(node.span.start, field.to_string())) {
+                    let name = if node_path.is_empty() {
+                        "the recipe"
+                    } else {
+                        &node_path
+                    };
+                    let message = format!("required key of {name} is missing");
+                    self.problems.push(self.places.problem(&key_path, message));
+                }
+                self.broken.push(key_path);
+                draft.fill::<T>(self.text, node, field)?;
+                continue;
+            }
+            // Unknown names are where the parser came from, unusable values where it stopped.
+            let named = matches!(
+                error.code,
+                Ron::NoSuchStructField { .. }
+                    | Ron::NoSuchEnumVariant { .. }
+                    | Ron::DuplicateStructField { .. }
+            );
+            let place = if named { from } else { at };
+            let Some((key_path, field, owner)) = innermost(self.text, root, path, place, &blanked)
+            else {
+                let (message, help) = describe(&error.code, "");
+                let (line, column) = line_column(self.text, place);
+                let problem = self.places.problem_at((line, column), path, message);
+                self.problems.push(with_help(problem, help));
+                return None;
+            };
+            let (message, help) =
+                describe(&error.code, &excerpt(&self.text[field.value.span.clone()]));
+            let position = line_column(self.text, field.key_span.start);
+            let problem = self.places.problem_at(position, &key_path, message);
+            self.problems.push(with_help(problem, help));
+            match &error.code {
+                Ron::NoSuchStructField {
+                    expected, found, ..
+                } if field.key == *found => {
+                    if let Some(meant) = nearest(found, expected.iter().copied()) {
+                        explained.push((owner.span.start, meant.to_string()));
+                    }
+                }
+                Ron::DuplicateStructField { .. } => {}
+                _ => {
+                    explained.push((owner.span.start, field.key.clone()));
+                    self.broken.push(key_path);
+                }
+            }
+            blanked.push(field.span.start);
+            blank(&mut draft.text[field.span.clone()]);
+        }
+        None
+    }
+}
+
+/// A unit's text under repair.
+struct Draft {
+    text: Vec<char>,
+    /// Text put in front of the character at an index, in order of the index.
+    insertions: Vec<(usize, String)>,
+}
+
+impl Draft {
+    fn render(&self) -> String {
+        let mut rendered = String::with_capacity(self.text.len());
+        let mut from = 0;
+        for (at, inserted) in &self.insertions {
+            rendered.extend(&self.text[from..*at]);
+            rendered.push_str(inserted);
+            from = *at;
+        }
+        rendered.extend(&self.text[from..]);
+        rendered
+    }
+
+    /// The index in the original text of a line and column of the rendered one, and whether that lies in an insertion.
+    fn original(&self, line: usize, column: usize) -> (usize, bool) {
+        let rendered: Vec<char> = self.render().chars().collect();
+        let at = index_of(&rendered, line, column);
+        let mut shift = 0;
+        for (start, inserted) in &self.insertions {
+            let len = inserted.chars().count();
+            if at < start + shift {
+                break;
+            }
+            if at < start + shift + len {
+                return (*start, true);
+            }
+            shift += len;
+        }
+        (at - shift, false)
+    }
+
+    /// Fills in a required key of `node` with the first placeholder that fits; `None` if none does.
+    fn fill<T: DeserializeOwned>(&mut self, text: &[char], node: &Node, key: &str) -> Option<()> {
+        let open = text[node.span.clone()].iter().position(|&c| c == '(')?;
+        let at = node.span.start + open + 1;
+        let slot = self.insertions.partition_point(|(other, _)| *other < at);
+        for placeholder in PLACEHOLDERS {
+            self.insertions
+                .insert(slot, (at, format!("{key}: {placeholder}, ")));
+            match dialect().from_str::<T>(&self.render()) {
+                Ok(_) => return Some(()),
+                Err(error) => {
+                    let (start, started_inside) =
+                        self.original(error.span.start.line, error.span.start.col);
+                    let (_, ended_inside) = self.original(error.span.end.line, error.span.end.col);
+                    let same = matches!(&error.code, Ron::MissingStructField { field, .. } if *field == key)
+                        && start + 1 == node.span.end;
+                    if !started_inside && !ended_inside && !same {
+                        return Some(());
+                    }
+                }
+            }
+            self.insertions.remove(slot);
+        }
+        None
+    }
+}
+
+/// Replaces characters by spaces; lines and columns stay.
+fn blank(text: &mut [char]) {
+    for c in text.iter_mut().filter(|c| **c != '\n') {
+        *c = ' ';
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_string()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+/// The values directly below `node`, each with its key path and, if it has one, its field.
+fn children<'a>(
+    text: &[char],
+    node: &'a Node,
+    path: &str,
+) -> Vec<(String, &'a Node, Option<&'a Field>)> {
+    match &node.inner(text).kind {
+        Kind::Fields(fields) => fields
+            .iter()
+            .map(|field| (join(path, &field.key), &field.value, Some(field)))
+            .collect(),
+        Kind::Items(items) => items
+            .iter()
+            .enumerate()
+            .map(|(index, item)| (join(path, &index.to_string()), item, None))
+            .collect(),
+        Kind::Text(_) | Kind::Leaf => Vec::new(),
+    }
+}
+
+/// The innermost field around the character `at` that is not blanked out: its key path, itself, and the struct it is in.
+fn innermost<'a>(
+    text: &[char],
+    node: &'a Node,
+    path: &str,
+    at: usize,
+    blanked: &[usize],
+) -> Option<(String, &'a Field, &'a Node)> {
+    for (path, value, field) in children(text, node, path) {
+        let start = field.map_or(value.span.start, |field| field.key_span.start);
+        // The end is included: a parser that wanted more stops just behind the value.
+        if blanked.contains(&start) || at < start || at > value.span.end {
+            continue;
+        }
+        if let Some(found) = innermost(text, value, &path, at, blanked) {
+            return Some(found);
+        }
+        if let Some(field) = field {
+            return Some((path, field, node.inner(text)));
+        }
+    }
+    None
+}
+
+/// The struct whose last character is just before `end`, with its key path.
+fn struct_ending<'a>(
+    text: &[char],
+    node: &'a Node,
+    path: &str,
+    end: usize,
+) -> Option<(String, &'a Node)> {
+    let inner = node.inner(text);
+    if inner.span.end == end && matches!(inner.kind, Kind::Fields(_)) {
+        return Some((path.to_string(), inner));
+    }
+    children(text, node, path)
+        .into_iter()
+        .find_map(|(path, value, _)| struct_ending(text, value, &path, end))
+}
+
+/// The start of a value, on one line.
+fn excerpt(value: &[char]) -> String {
+    let line: String = value.iter().take_while(|&&c| c != '\n').collect();
+    if line.chars().count() > 40 {
+        let head: String = line.chars().take(37).collect();
+        format!("{head}...")
+    } else {
+        line
+    }
+}
+
+fn with_help(problem: Problem, help: Option<String>) -> Problem {
+    match help {
+        Some(help) => problem.with_help(help),
+        None => problem,
+    }
+}
+
+/// An error of the RON reader in the words of a recipe, and advice.
+fn describe(error: &Ron, found: &str) -> (String, Option<String>) {
+    let expected = |what: &str| (format!("expected {what}, found `{found}`"), None);
+    match error {
+        Ron::NoSuchStructField {
+            expected, found, ..
+        } => (
+            format!(
+                "unknown key `{found}`; known keys: {}",
+                quoted(expected.iter().copied())
+            ),
+            did_you_mean(found, expected.iter().copied()),
+        ),
+        Ron::NoSuchEnumVariant {
+            expected, found, ..
+        } => (
+            format!(
+                "unknown variant `{found}`; expected one of {}",
+                quoted(expected.iter().copied())
+            ),
+            did_you_mean(found, expected.iter().copied()),
+        ),
+        Ron::MissingStructField { field, .. } => {
+            (format!("required key `{field}` is missing"), None)
+        }
+        Ron::DuplicateStructField { field, .. } => (
+            format!("the key `{field}` is given twice"),
+            Some("keep one of the two".into()),
+        ),
+        Ron::ExpectedString => expected("a string in double quotes"),
+        Ron::ExpectedInteger | Ron::IntegerOutOfBounds => expected("a whole number of at least 0"),
+        Ron::ExpectedFloat => expected("a number"),
+        Ron::ExpectedBoolean => expected("`true` or `false`"),
+        Ron::ExpectedArray => expected("a list in `[` and `]`"),
+        Ron::ExpectedMap => expected("a map in `{` and `}`"),
+        Ron::ExpectedIdentifier => expected("the name of a variant, without quotes,"),
+        Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) => {
+            expected("arguments in `(` and `)`")
+        }
+        Ron::ExpectedOption => expected("a value or `None`"),
+        // A number that goes on where a whole number should have ended, or arguments of a variant that takes none.
+        Ron::ExpectedComma
+            if found.starts_with(|c: char| c.is_ascii_digit())
+                && found.contains(['.', 'e', 'E']) =>
+        {
+            expected("a whole number")
+        }
+        Ron::ExpectedComma | Ron::ExpectedStructLikeEnd => (
+            format!("`{found}` goes on where its value should have ended"),
+            None,
+        ),
+        Ron::InvalidValueForType { expected, found } => {
+            (format!("expected {expected}, found {found}"), None)
+        }
+        Ron::ExpectedDifferentLength { expected, found } => {
+            (format!("expected {expected}, found {found} elements"), None)
+        }
+        other => (other.to_string(), None),
+    }
+}

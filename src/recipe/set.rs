@@ -1,0 +1,119 @@
+//! `--set path=value`: one key of a recipe changed from the command line.
+
+use crate::error::Problem;
+use crate::recipe::Recipe;
+use crate::recipe::places::Places;
+use crate::recipe::read::first_error;
+use crate::recipe::scan::{Kind, Node, scan};
+use crate::recipe::suggest::{did_you_mean, quoted};
+use crate::recipe::write::to_ron;
+
+/// Applies `path=value` arguments in order; a later one wins.
+///
+/// A path goes by stage name and keys (`seed`, `stages.ppo.optim.lr`, `stages.rank.data.source.rows`); the value is RON
+/// (`0.1`, `Cosine(warmup_ratio: 0.1)`, `None`), and a plain word is taken as a string where a string is wanted.
+///
+/// Works on the recipe's text with every default spelled out, so any key that exists can be set, and what is wrong is said
+/// in the same words as for the file.
+pub(super) fn apply(recipe: &mut Recipe, places: &mut Places, sets: &[String]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for set in sets {
+        let problem = |message: String| Problem::new(format!("--set {set}"), message);
+        let Some((path, value)) = set.split_once('=') else {
+            problems.push(problem("expected `path=value`".into()).with_help("e.g. `--set seed=3`"));
+            continue;
+        };
+        let (path, value) = (path.trim(), value.trim());
+        match edit(recipe, path, value) {
+            Ok(changed) => {
+                *recipe = changed;
+                places.note_set(path, set);
+            }
+            Err((message, help)) => {
+                let problem = problem(message);
+                problems.push(match help {
+                    Some(help) => problem.with_help(help),
+                    None => problem,
+                });
+            }
+        }
+    }
+    problems
+}
+
+/// The recipe with one value replaced.
+fn edit(recipe: &Recipe, path: &str, value: &str) -> Result<Recipe, (String, Option<String>)> {
+    let text: Vec<char> = to_ron(recipe).chars().collect();
+    // Invariant: what `to_ron` writes is RON.
+    let root = scan(&text).expect("a written recipe can be scanned");
+    let target = find(&text, &root, path)?;
+    let replaced = |value: &str| -> String {
+        text[..target.span.start]
+            .iter()
+            .copied()
+            .chain(value.chars())
+            .chain(text[target.span.end..].iter().copied())
+            .collect()
+    };
+    let literal: Vec<char> = value.chars().collect();
+    let read = match scan(&literal) {
+        Ok(_) => first_error(&replaced(value)),
+        Err(error) => Err((format!("the value is not RON: {}", error.message), None)),
+    };
+    // Shells eat quotes: a word that is no value of its own may be meant as a string.
+    read.or_else(|error| first_error(&replaced(&format!("{value:?}"))).map_err(|_| error))
+}
+
+/// The value at a key path.
+fn find<'a>(
+    text: &[char],
+    root: &'a Node,
+    path: &str,
+) -> Result<&'a Node, (String, Option<String>)> {
+    let mut node = root;
+    let mut walked = String::new();
+    for key in path.split('.') {
+        let here = if walked.is_empty() {
+            "the recipe"
+        } else {
+            &walked
+        };
+        let inner = node.inner(text);
+        let known: Vec<String> = match &inner.kind {
+            Kind::Fields(fields) => fields.iter().map(|field| field.key.clone()).collect(),
+            Kind::Items(items) if walked == "stages" => items.iter().map(stage_name).collect(),
+            Kind::Items(items) => (0..items.len()).map(|index| index.to_string()).collect(),
+            Kind::Text(_) | Kind::Leaf => {
+                let value: String = text[inner.span.clone()].iter().collect();
+                return Err((format!("{here} is `{value}` and has no keys"), None));
+            }
+        };
+        let Some(index) = known.iter().position(|name| name == key) else {
+            let noun = if walked == "stages" { "stage" } else { "key" };
+            return Err((
+                format!(
+                    "no {noun} `{key}` in {here}; it has {}",
+                    quoted(known.iter().map(String::as_str))
+                ),
+                did_you_mean(key, known.iter().map(String::as_str)),
+            ));
+        };
+        node = match &inner.kind {
+            Kind::Fields(fields) => &fields[index].value,
+            Kind::Items(items) => &items[index],
+            Kind::Text(_) | Kind::Leaf => inner,
+        };
+        if !walked.is_empty() {
+            walked.push('.');
+        }
+        walked.push_str(key);
+    }
+    Ok(node)
+}
+
+fn stage_name(stage: &Node) -> String {
+    match stage.field("name").map(|field| &field.value.kind) {
+        Some(Kind::Text(name)) => name.clone(),
+        _ => String::new(),
+    }
+}

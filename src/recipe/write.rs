@@ -1,0 +1,27 @@
+//! A recipe as text, every default spelled out.
+
+use ron::Options;
+use ron::extensions::Extensions;
+use ron::ser::PrettyConfig;
+
+use crate::recipe::Recipe;
+
+/// The RON dialect of recipes: `Some` and newtype wrappers are left out.
+pub(super) fn dialect() -> Options {
+    Options::default().with_default_extension(
+        Extensions::IMPLICIT_SOME
+            | Extensions::UNWRAP_NEWTYPES
+            | Extensions::UNWRAP_VARIANT_NEWTYPES,
+    )
+}
+
+/// The recipe in RON, with every default spelled out; reading it gives an equal recipe.
+pub fn to_ron(recipe: &Recipe) -> String {
+    let pretty = PrettyConfig::new().new_line("\n").indentor("    ");
+    // Invariant: recipes hold plain numbers, strings, lists and maps with string keys, all of which RON can write.
+    let mut text = dialect()
+        .to_string_pretty(recipe, pretty)
+        .expect("a recipe is representable in RON");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,609 @@
+//! Broken recipes are refused with messages that name the place and the fix; the shipped ones are sound.
+
+use std::fs;
+use std::path::Path;
+
+use tempering::error::Error;
+use tempering::recipe::{Recipe, load, load_with_places, to_ron};
+
+/// A sound pipeline: each test breaks one thing or several.
+const SOUND: &str = r#"(
+    name: "sound", model: "tiny",
+    stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 100, seed: 1)), batch_size: 8, peft: Lora(rank: 4)),
+        Rank(name: "rank", init: Stage("sft"), data: (source: Posts(rows: 50, seed: 2)), response_length: 16, reward: Gold),
+        RewardModel(name: "rm", init: Stage("sft"), data: (source: Ranked(stage: "rank")), batch_size: 8),
+        Ppo(
+            name: "ppo", init: Stage("sft"), data: (source: Posts(rows: 50, seed: 3)), reward: Learned(stage: "rm"),
+            total_episodes: 64, batch_size: 16, num_mini_batches: 2, response_length: 16, kl_coef: 0.05,
+        ),
+        Compare(name: "compare", policies: [Base, Stage("ppo")], data: (source: Posts(rows: 9, seed: 4)),
+            rewards: { "gold": Gold }, response_length: 16),
+    ],
+)
+"#;
+
+fn load_text(text: &str, sets: &[&str]) -> Result<Recipe, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r.ron");
+    fs::write(&path, text).unwrap();
+    let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+    load(&path, &sets)
+}
+
+/// The problems of a text, each as `line:column: key: message`, with the folder's name cut off.
+fn problems(text: &str, sets: &[&str]) -> Vec<String> {
+    let error = load_text(text, sets).expect_err("the recipe is broken");
+    assert_eq!(error.exit_code(), 2, "{error}");
+    let Error::Invalid { path, problems } = error else {
+        panic!("{error}")
+    };
+    let file = format!("{}:", path.display());
+    problems
+        .iter()
+        .map(|problem| problem.to_string().replace(&file, ""))
+        .collect()
+}
+
+/// [`SOUND`] with `from` replaced by `to`.
+fn broken(from: &str, to: &str) -> String {
+    assert!(SOUND.contains(from), "{from}");
+    SOUND.replacen(from, to, 1)
+}
+
+/// Replacing `from` by `to` must give exactly one problem, which contains every one of `parts`.
+#[track_caller]
+fn one(from: &str, to: &str, parts: &[&str]) {
+    let found = problems(&broken(from, to), &[]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    for part in parts {
+        assert!(found[0].contains(part), "{part:?} is not in {:?}", found[0]);
+    }
+}
+
+#[test]
+fn the_pattern_is_sound() {
+    load_text(SOUND, &[]).unwrap();
+}
+
+#[test]
+fn unknown_key() {
+    one(
+        "kl_coef: 0.05",
+        "kl_coeff: 0.05",
+        &[
+            "9:91: stages.ppo.kl_coeff: unknown key `kl_coeff`; known keys: `name`, `init`,",
+            "help: did you mean `kl_coef`?",
+        ],
+    );
+}
+
+#[test]
+fn unknown_key_in_the_header() {
+    one(
+        "name: \"sound\",",
+        "name: \"sound\", sed: 3,",
+        &[
+            "2:20: sed: unknown key `sed`; known keys: `name`, `model`, `seed`",
+            "did you mean `seed`?",
+        ],
+    );
+}
+
+#[test]
+fn a_mistyped_required_key_is_one_problem() {
+    one(
+        "batch_size: 8, peft",
+        "batchsize: 8, peft",
+        &[
+            "stages.sft.batchsize: unknown key",
+            "did you mean `batch_size`?",
+        ],
+    );
+}
+
+#[test]
+fn wrong_type() {
+    one(
+        "kl_coef: 0.05",
+        "kl_coef: \"low\"",
+        &["9:91: stages.ppo.kl_coef: expected a number, found `\"low\"`"],
+    );
+    one(
+        "total_episodes: 64",
+        "total_episodes: 64.5",
+        &["stages.ppo.total_episodes: expected a whole number, found `64.5`"],
+    );
+    one(
+        "seed: 3",
+        "seed: -3",
+        &["stages.ppo.data.source.seed: expected a whole number of at least 0, found `-3`"],
+    );
+    one(
+        "name: \"sft\"",
+        "name: 7",
+        &["4:13: stages.0.name: expected a string in double quotes, found `7`"],
+    );
+}
+
+#[test]
+fn missing_required_keys_are_all_named() {
+    let text = broken(
+        "batch_size: 16, num_mini_batches: 2, response_length: 16,",
+        "",
+    );
+    let found = problems(&text, &[]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert_eq!(
+        found[0],
+        "7:9: stages.ppo.batch_size: required key of stages.ppo is missing"
+    );
+    assert!(found[1].contains("stages.ppo.response_length: required key"));
+    one(
+        "Posts(rows: 50, seed: 3)",
+        "Posts(rows: 50)",
+        &["stages.ppo.data.source.seed: required key of stages.ppo.data.source is missing"],
+    );
+}
+
+#[test]
+fn unknown_variants() {
+    one(
+        "peft: Lora(rank: 4)",
+        "peft: Lara(rank: 4)",
+        &[
+            "stages.sft.peft: unknown variant `Lara`; expected one of `Full`, `Lora`",
+            "did you mean `Lora`?",
+        ],
+    );
+    one(
+        "Sft(name",
+        "Stf(name",
+        &[
+            "4:9: stages.sft: unknown variant `Stf`; expected one of `Pretrain`, `Sft`",
+            "did you mean `Sft`?",
+        ],
+    );
+}
+
+#[test]
+fn a_key_given_twice() {
+    one(
+        "kl_coef: 0.05",
+        "kl_coef: 0.05, kl_coef: 0.1",
+        &["stages.ppo.kl_coef: the key `kl_coef` is given twice"],
+    );
+}
+
+#[test]
+fn unbalanced_bracket() {
+    one(
+        "peft: Lora(rank: 4)),",
+        "peft: Lora(rank: 4),",
+        &["5:13: expected `:` after the key `Rank`"],
+    );
+    one(
+        "    ],\n)\n",
+        "",
+        &["3:13: this `[` is never closed with `]`"],
+    );
+    one("model: \"tiny\"", "model: \"tiny", &["expected"]);
+}
+
+#[test]
+fn missing_stage() {
+    one(
+        "reward: Learned(stage: \"rm\")",
+        "reward: Learned(stage: \"rmm\")",
+        &[
+            "8:104: stages.ppo.reward.stage: there is no stage `rmm`",
+            "did you mean `rm`?",
+        ],
+    );
+    one(
+        "policies: [Base, Stage(\"ppo\")]",
+        "policies: [Base, Stage(\"dpo2000\")]",
+        &[
+            "stages.compare.policies.1: there is no stage `dpo2000`",
+            "help: earlier stages: `sft`, `rank`, `rm`, `ppo`",
+        ],
+    );
+}
+
+#[test]
+fn cycle_and_later_stage() {
+    let text = broken(
+        "Sft(name: \"sft\",",
+        "Sft(name: \"sft\", init: Stage(\"ppo\"),",
+    );
+    let found = problems(&text, &[]);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].contains("stages.sft.init: cycle: sft -> ppo -> sft"),
+        "{}",
+        found[0]
+    );
+    let text = r#"(name: "x", model: "tiny", stages: [
+        Rank(name: "a", init: Stage("b"), data: (source: Posts(rows: 5, seed: 2)), response_length: 16, reward: Gold),
+        Sft(name: "b", data: (source: Posts(rows: 5, seed: 2)), batch_size: 1),
+    ])"#;
+    assert_eq!(
+        problems(text, &[]),
+        [
+            "2:25: stages.a.init: stage `b` comes later; a stage can use earlier ones only\n    help: move `b` before `a`"
+        ]
+    );
+}
+
+#[test]
+fn a_stage_of_the_wrong_kind() {
+    one(
+        "Stage(\"ppo\")",
+        "Stage(\"rm\")",
+        &[
+            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft` or `Ppo`) was expected",
+            "help: earlier stages that fit: `sft`, `ppo`",
+        ],
+    );
+    one(
+        "Ranked(stage: \"rank\")",
+        "Ranked(stage: \"sft\")",
+        &["stages.rm.data.source.stage: `sft` is a `Sft`; a `Rank` stage was expected"],
+    );
+    one(
+        "Ranked(stage: \"rank\")",
+        "Posts(rows: 10, seed: 1)",
+        &[
+            "stages.rm.data.source: the embedded posts",
+            "add a `Rank` stage",
+        ],
+    );
+}
+
+#[test]
+fn names() {
+    one(
+        "Compare(name: \"compare\"",
+        "Compare(name: \"rm\"",
+        &["11:17: stages.4.name: the name `rm` is already taken by stage 3 (RewardModel)"],
+    );
+    one(
+        "Compare(name: \"compare\"",
+        "Compare(name: \"../x\"",
+        &["must be letters, digits, `-` and `_`", "found \"../x\""],
+    );
+    one(
+        "Compare(name: \"compare\"",
+        "Compare(name: \".hidden\"",
+        &["must be letters"],
+    );
+    one(
+        "Compare(name: \"compare\"",
+        "Compare(name: \"base\"",
+        &["stages.base.name: `base` is reserved"],
+    );
+}
+
+#[test]
+fn no_model_and_no_stages() {
+    let found = problems(&broken("model: \"tiny\",", ""), &[]);
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(
+        found[0].contains("stages.sft.init: starts from `Base`, but the recipe names no `model`")
+    );
+    assert!(found[1].contains("stages.compare.policies.0: starts from `Base`"));
+    assert_eq!(
+        problems("(name: \"x\", stages: [])", &[]),
+        ["1:13: stages: a recipe needs at least one stage"]
+    );
+    assert_eq!(problems("(name: \"x\")", &[]).len(), 1);
+}
+
+#[test]
+fn batch_sizes_that_do_not_divide() {
+    one(
+        "num_mini_batches: 2",
+        "num_mini_batches: 3",
+        &["9:49: stages.ppo.num_mini_batches: must divide batch_size 16, found 3"],
+    );
+    one(
+        "total_episodes: 64",
+        "total_episodes: 60",
+        &[
+            "stages.ppo.total_episodes: must be a multiple of batch_size 16, found 60",
+            "help: e.g. 64, which is 4 updates",
+        ],
+    );
+    one(
+        "total_episodes: 64",
+        "total_episodes: 8",
+        &["must be a multiple of batch_size 16, found 8"],
+    );
+    one(
+        "batch_size: 8, peft",
+        "batch_size: 0, peft",
+        &["stages.sft.batch_size: must be at least 1, found 0"],
+    );
+    one(
+        "batch_size: 8, peft",
+        "batch_size: 8, max_length: 4096, peft",
+        &["stages.sft.micro_batch_tokens: must be at least max_length 4096, found 2048"],
+    );
+}
+
+#[test]
+fn values_out_of_range() {
+    let cases = [
+        (
+            "kl_coef: 0.05",
+            "kl_coef: -0.1",
+            "9:91: stages.ppo.kl_coef: must be at least 0 and finite, found -0.1",
+        ),
+        (
+            "rank: 4",
+            "rank: 0",
+            "stages.sft.peft.rank: must be at least 1, found 0",
+        ),
+        (
+            "rank: 4",
+            "dropout: 1.0",
+            "stages.sft.peft.dropout: must be at least 0 and below 1, found 1.0",
+        ),
+        (
+            "rank: 4",
+            "alpha: 0.0",
+            "stages.sft.peft.alpha: must be above 0 and finite, found 0.0",
+        ),
+        (
+            "rank: 4",
+            "target_modules: []",
+            "stages.sft.peft.target_modules: names no layer",
+        ),
+        (
+            "rank: 4",
+            "target_modules: [\"q(\"]",
+            "stages.sft.peft.target_modules.0: \"q(\" is not a regular expression: unclosed group",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (lr: 0.0)",
+            "stages.ppo.optim.lr: must be above 0",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (schedule: Cosine(warmup_ratio: 1.5))",
+            "stages.ppo.optim.schedule.warmup_ratio: must be between 0 and 1, found 1.5",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (beta2: 1.0)",
+            "stages.ppo.optim.beta2: must be at least 0 and below 1",
+        ),
+        (
+            "kl_coef: 0.05",
+            "gamma: 1.1",
+            "stages.ppo.gamma: must be between 0 and 1",
+        ),
+        (
+            "kl_coef: 0.05",
+            "temperature: 0.0",
+            "stages.ppo.temperature: must be above 0",
+        ),
+        (
+            "kl_coef: 0.05",
+            "kl_control: Adaptive(target: 0.0, horizon: 1.0)",
+            "stages.ppo.kl_control.target: must be above 0",
+        ),
+        (
+            "kl_coef: 0.05",
+            "gold: Length(target: 0)",
+            "stages.ppo.gold.target: must be at least 1",
+        ),
+        (
+            "kl_coef: 0.05",
+            "gold: Sum([(1.0, Gold), (0.5, Learned(stage: \"sft\"))])",
+            "stages.ppo.gold.1.1.stage: `sft` is a `Sft`",
+        ),
+        (
+            "kl_coef: 0.05",
+            "cadence: (save_steps: 0)",
+            "stages.ppo.cadence.save_steps: must be at least 1, or `None`",
+        ),
+        (
+            "reward: Learned(stage: \"rm\")",
+            "reward: Gold, value_init: Reward",
+            "stages.ppo.value_init: `Reward` starts the value network",
+        ),
+        (
+            "reward: Gold)",
+            "reward: Gold, sampling: (top_p: 0.0))",
+            "stages.rank.sampling.top_p: must be above 0 and at most 1",
+        ),
+        (
+            "reward: Gold)",
+            "reward: Gold, num_responses: 1)",
+            "stages.rank.num_responses: must be at least 2",
+        ),
+        (
+            "reward: Gold)",
+            "reward: Gold, valid_fraction: 1.0)",
+            "stages.rank.valid_fraction: must be at least 0 and below 1",
+        ),
+        (
+            "source: Posts(rows: 50, seed: 2)",
+            "source: Jsonl(\"p.jsonl\")",
+            "stages.rank.reward: `Gold` can score responses to the embedded posts only",
+        ),
+        (
+            "source: Posts(rows: 50, seed: 3)",
+            "source: Hub(repo: \"tldr\", file: \"a.jsonl\")",
+            "stages.ppo.data.source.repo: must be `owner/name`, found \"tldr\"",
+        ),
+        (
+            "(source: Posts(rows: 50, seed: 3))",
+            "(source: Posts(rows: 50, seed: 3), format: (prompt: \"{{ prompt\"))",
+            "stages.ppo.data.format.prompt: not a template: syntax error",
+        ),
+        (
+            "policies: [Base, Stage(\"ppo\")]",
+            "policies: []",
+            "stages.compare.policies: at least one policy is needed",
+        ),
+    ];
+    for (from, to, part) in cases {
+        one(from, to, &[part]);
+    }
+}
+
+#[test]
+fn everything_wrong_is_reported_at_once_in_the_order_of_the_file() {
+    let text = r#"(
+    name: "x", model: "tiny", sed: 1,
+    stages: [
+        Sft(name: "sft", data: (source: Post(rows: 10, seed: 1)), bath_size: 8, epochs: "two"),
+        RewardModel(name: "rm", init: Stage("stf"), data: (source: Jsonl("a.jsonl")), batch_size: 0, epochs: 0),
+        Ppo(name: "ppo", init: Stage("sft"), data: (source: Posts(rows: 5)), reward: Lerned(stage: "rm"), kl_coef: -1.0,
+            total_episodes: 10, batch_size: 4, response_length: true),
+    ],
+)"#;
+    let found = problems(text, &["stages.ppo.gamma=2.0", "stages.ppo.gama=2.0"]);
+    let heads: Vec<&str> = found.iter().map(|p| p.split(';').next().unwrap()).collect();
+    let expected = [
+        "2:31: sed: unknown key `sed`",
+        "4:33: stages.sft.data.source: unknown variant `Post`",
+        "4:67: stages.sft.bath_size: unknown key `bath_size`",
+        "4:81: stages.sft.epochs: expected a whole number of at least 0, found `\"two\"`",
+        "5:33: stages.rm.init: there is no stage `stf`\n    help: did you mean `sft`?",
+        "5:87: stages.rm.batch_size: must be at least 1, found 0",
+        "5:102: stages.rm.epochs: must be at least 1, found 0",
+        "6:53: stages.ppo.data.source.seed: required key of stages.ppo.data.source is missing",
+        "6:78: stages.ppo.reward: unknown variant `Lerned`",
+        "6:107: stages.ppo.kl_coef: must be at least 0 and finite, found -1.0",
+        "7:13: stages.ppo.total_episodes: must be a multiple of batch_size 4, found 10\n    help: e.g. 12, which is 3 updates",
+        "7:48: stages.ppo.response_length: expected a whole number of at least 0, found `true`",
+        "--set stages.ppo.gamma=2.0: must be between 0 and 1, found 2.0",
+        "--set stages.ppo.gama=2.0: no key `gama` in stages.ppo",
+    ];
+    assert_eq!(heads, expected, "{found:#?}");
+}
+
+#[test]
+fn sets_reach_every_key_of_the_resolved_recipe() {
+    let recipe = load_text(
+        SOUND,
+        &[
+            "seed=3",
+            "model=smollm2-135m",
+            "stages.ppo.kl_coef=0.1",
+            "stages.sft.optim.lr=1e-5",
+            "stages.sft.optim.schedule=Cosine(warmup_ratio: 0.1)",
+            "stages.sft.peft.rank=64",
+            "stages.sft.optim.max_grad_norm=None",
+            "stages.rank.data.limit=7",
+            "stages.compare.rewards.gold=Length(target: 8)",
+        ],
+    )
+    .unwrap();
+    let expected = SOUND
+        .replace("model: \"tiny\"", "model: \"smollm2-135m\", seed: 3")
+        .replace("kl_coef: 0.05", "kl_coef: 0.1")
+        .replace(
+            "batch_size: 8, peft: Lora(rank: 4)",
+            "batch_size: 8, peft: Lora(rank: 64), optim: (lr: 1e-5, schedule: Cosine(warmup_ratio: 0.1), max_grad_norm: None)",
+        )
+        .replace("(source: Posts(rows: 50, seed: 2))", "(source: Posts(rows: 50, seed: 2), limit: 7)")
+        .replace("\"gold\": Gold", "\"gold\": Length(target: 8)");
+    assert_eq!(recipe, load_text(&expected, &[]).unwrap());
+}
+
+#[test]
+fn bad_sets() {
+    let cases = [
+        (
+            "stages.pppo.kl_coef=1.0",
+            "no stage `pppo` in stages; it has `sft`, `rank`, `rm`, `ppo`, `compare`\n    help: did you mean `ppo`?",
+        ),
+        ("stages.ppo.kl_ceof=1.0", "did you mean `kl_coef`?"),
+        (
+            "stages.ppo.kl_coef.x=1.0",
+            "stages.ppo.kl_coef is `0.05` and has no keys",
+        ),
+        ("stages.ppo.kl_coef=low", "expected a number, found `low`"),
+        (
+            "stages.ppo.kl_coef=0.1, gamma: 0.5",
+            "the value is not RON: expected the end of the text, found `,`",
+        ),
+        (
+            "stages.ppo.kl_control=Adaptiv(target: 1.0, horizon: 2.0)",
+            "did you mean `Adaptive`?",
+        ),
+        (
+            "stages.ppo.num_mini_batches=3",
+            "must divide batch_size 16, found 3",
+        ),
+        ("seed", "expected `path=value`"),
+    ];
+    for (set, part) in cases {
+        let found = problems(SOUND, &[set]);
+        assert_eq!(found.len(), 1, "{set}: {found:#?}");
+        assert!(
+            found[0].starts_with(&format!("--set {set}: ")),
+            "{}",
+            found[0]
+        );
+        assert!(found[0].contains(part), "{part:?} is not in {:?}", found[0]);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read() {
+    let error = load(Path::new("no/such/recipe.ron"), &[]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("cannot read no/such/recipe.ron"),
+        "{error}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("r.ron");
+    fs::write(&path, b"(\n name: \"\xff\")").unwrap();
+    let error = load(&path, &[]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("r.ron:2: byte 10 of the file is not UTF-8"),
+        "{error}"
+    );
+    assert_eq!(
+        problems("", &[]),
+        ["1:1: expected a value, found the end of the text"]
+    );
+}
+
+#[test]
+fn shipped_recipes_are_sound_and_survive_being_written_out() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "ron") {
+            continue;
+        }
+        let loaded = load_with_places(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(
+            load_text(&to_ron(&loaded.recipe), &[]).unwrap(),
+            loaded.recipe
+        );
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        assert_eq!(loaded.recipe.name, stem);
+        let text = fs::read_to_string(&path).unwrap();
+        for line in ["// Shows:", "// Paper:", "// Command:", "// Expected:"] {
+            assert!(text.contains(line), "{stem} lacks {line}");
+        }
+        names.push(stem);
+    }
+    names.sort();
+    for name in ["quickstart", "reviews", "smollm2", "tiny-pretrain", "tldr"] {
+        assert!(names.iter().any(|n| n == name), "{name} is missing");
+    }
+}
