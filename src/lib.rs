@@ -3,6 +3,7 @@
 pub mod data;
 pub mod error;
 pub mod recipe;
+pub mod report;
 pub mod reward;
 pub mod rng;
 pub mod tokens;
