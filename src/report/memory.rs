@@ -68,7 +68,7 @@ mod tests {
         let before = peak_rss_bytes().unwrap();
         let held = vec![1u8; 256 << 20];
         let after = peak_rss_bytes().unwrap();
-        assert!(held.iter().any(|&b| b == 1));
+        assert!(held.contains(&1));
         assert!(after >= 256 << 20, "{before} then {after}");
     }
 
