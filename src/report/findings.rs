@@ -1,0 +1,440 @@
+//! What a person should know about a finished stage, read off its metrics.
+//!
+//! Start, end and peak are means over a tenth of the points, so that one noisy step decides nothing.
+
+use super::metrics::{MetricsRow, series};
+use super::progress::format_value;
+
+/// How much a finding asks of the reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// What happened.
+    Note,
+    /// Something the user should act on.
+    Warning,
+}
+
+/// One sentence about a stage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Note or warning.
+    pub severity: Severity,
+    /// The sentence.
+    pub text: String,
+}
+
+/// Nats per response above which a policy is usually over-optimised: the collapsed runs of arXiv 2403.17031 (fig. 10)
+/// end at 50 to 85, sound ones below 20.
+const KL_HIGH: f64 = 30.0;
+/// Nats per response below which the policy has hardly moved.
+const KL_LOW: f64 = 0.02;
+/// Nats per response below zero beyond sampling noise.
+const KL_NEGATIVE: f64 = -0.1;
+/// Fraction of clipped ratios above which updates are too large.
+const CLIPFRAC_HIGH: f64 = 0.3;
+/// Largest difference in nats between a token's log-probability while sampling and in training.
+const LOGPROB_DIFF_HIGH: f64 = 1e-2;
+
+/// Notes and warnings, in the order in which they should be read.
+pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
+    let curves = Curves(rows);
+    let mut found = Vec::new();
+    for (name, what) in CHANGES {
+        if let Some(curve) = curves.get(name) {
+            found.push(note(curve.change(what)));
+        }
+    }
+    not_finite(rows, &mut found);
+    supervised(&curves, &mut found);
+    leash(&curves, &mut found);
+    over_optimisation(&curves, &mut found);
+    responses(&curves, &mut found);
+    updates(&curves, &mut found);
+    found
+}
+
+/// The metrics whose change is told in words.
+const CHANGES: [(&str, &str); 13] = [
+    ("loss", "Training loss (nats per trained token)"),
+    ("eval/loss", "Held-out loss (nats per trained token)"),
+    ("accuracy", "Accuracy on training pairs"),
+    ("eval/accuracy", "Accuracy on held-out pairs"),
+    ("objective/scores", "Score of the responses"),
+    (
+        "objective/gold_scores",
+        "Gold score, which is never trained on,",
+    ),
+    ("eval/scores", "Score on held-out prompts"),
+    ("eval/gold_scores", "Gold score on held-out prompts"),
+    ("eval/rouge_l", "ROUGE-L on held-out prompts"),
+    ("objective/kl", "KL to the reference (nats per response)"),
+    (
+        "objective/entropy",
+        "Entropy of the policy (nats per token)",
+    ),
+    ("val/response_length", "Response length (tokens)"),
+    ("val/missing_eos_rate", "Fraction of responses without EOS"),
+];
+
+fn not_finite(rows: &[MetricsRow], found: &mut Vec<Finding>) {
+    for row in rows {
+        if let Some((name, _)) = row.values.iter().find(|(_, value)| value.is_null()) {
+            found.push(warning(format!(
+                "{name} stopped being a number at step {}: lower the learning rate, or look at that batch.",
+                row.step
+            )));
+            return;
+        }
+    }
+}
+
+fn supervised(curves: &Curves<'_>, found: &mut Vec<Finding>) {
+    if let Some(loss) = curves.get("loss").filter(Curve::is_long)
+        && loss.end() > loss.start()
+    {
+        found.push(warning(
+            "The training loss rose: the learning rate is probably too high.".into(),
+        ));
+    }
+    if let Some(loss) = curves.get("eval/loss") {
+        let (step, lowest) = loss.extreme(f64::lt);
+        let last = loss.points[loss.points.len() - 1].1;
+        if last > lowest * 1.03 {
+            found.push(warning(format!(
+                "The held-out loss was lowest at step {step} ({}) and has risen since: stop there, or use fewer epochs.",
+                format_value(lowest)
+            )));
+        }
+    }
+    if let Some(accuracy) = curves.get("eval/accuracy")
+        && accuracy.end() < 0.55
+    {
+        found.push(warning(format!(
+            "The reward model is right on {:.0} % of held-out pairs, hardly more than chance: do not train a policy against it.",
+            accuracy.end() * 100.0
+        )));
+    }
+}
+
+fn leash(curves: &Curves<'_>, found: &mut Vec<Finding>) {
+    let Some(kl) = curves.get("objective/kl") else {
+        return;
+    };
+    if kl.extreme(f64::lt).1 < KL_NEGATIVE && kl.mean() < 0.0 {
+        found.push(warning(
+            "The KL is below zero on average: responses are not drawn from the distribution that is scored (top-k, top-p or another temperature).".into(),
+        ));
+    } else if kl.end() > KL_HIGH {
+        found.push(warning(format!(
+            "The KL reached {} nats per response, far from the reference: expect over-optimisation. Raise kl_coef or stop earlier.",
+            format_value(kl.end())
+        )));
+    } else if kl.is_long() && kl.end() < KL_LOW {
+        found.push(warning(format!(
+            "The KL is still {} nats per response: the policy has hardly moved. Raise the learning rate or the number of episodes, or lower kl_coef.",
+            format_value(kl.end())
+        )));
+    }
+}
+
+/// Reward hacking: what is trained on goes up while what is meant goes down.
+fn over_optimisation(curves: &Curves<'_>, found: &mut Vec<Finding>) {
+    for (proxy, gold) in [
+        ("objective/scores", "objective/gold_scores"),
+        ("eval/scores", "eval/gold_scores"),
+    ] {
+        let (Some(proxy), Some(gold)) = (curves.get(proxy), curves.get(gold)) else {
+            continue;
+        };
+        let (step, peak) = gold.smooth_peak();
+        let gained = peak - gold.start();
+        let lost = peak - gold.end();
+        // A quarter of what had been gained; without a gain, a tenth of the gold score's spread.
+        let allowed = (gained * 0.25).max(gold.spread() * 0.1);
+        if proxy.end() > proxy.start() && lost > allowed && lost > 0.0 {
+            found.push(warning(format!(
+                "Reward hacking: the score rose from {} to {} while the gold score fell from {} (around step {step}) to {}. Stop near step {step}, raise kl_coef, or improve the reward.",
+                format_value(proxy.start()),
+                format_value(proxy.end()),
+                format_value(peak),
+                format_value(gold.end())
+            )));
+            return;
+        }
+    }
+}
+
+fn responses(curves: &Curves<'_>, found: &mut Vec<Finding>) {
+    if let Some(length) = curves.get("val/response_length").filter(Curve::is_long)
+        && length.start() > 0.0
+    {
+        let ratio = length.end() / length.start();
+        if !(0.67..=1.5).contains(&ratio) {
+            found.push(warning(format!(
+                "Responses became {} ({} -> {} tokens): check whether the reward pays for length alone.",
+                if ratio > 1.0 { "longer" } else { "shorter" },
+                format_value(length.start()),
+                format_value(length.end())
+            )));
+        }
+    }
+    if let Some(missing) = curves.get("val/missing_eos_rate")
+        && missing.end() > 0.5
+    {
+        found.push(warning(format!(
+            "{:.0} % of the responses do not end with EOS: raise response_length, set missing_eos, or train the SFT stage on completions that end with EOS.",
+            missing.end() * 100.0
+        )));
+    }
+}
+
+fn updates(curves: &Curves<'_>, found: &mut Vec<Finding>) {
+    if let Some(clipped) = curves.get("policy/clipfrac_avg")
+        && clipped.end() > CLIPFRAC_HIGH
+    {
+        found.push(warning(format!(
+            "{:.0} % of the ratios are clipped: updates are too large. Lower the learning rate or num_ppo_epochs.",
+            clipped.end() * 100.0
+        )));
+    }
+    if let Some(entropy) = curves.get("objective/entropy").filter(Curve::is_long)
+        && entropy.end() < entropy.start() * 0.2
+    {
+        found.push(warning(
+            "The policy's entropy fell below a fifth of its start: it answers nearly the same every time.".into(),
+        ));
+    }
+    if let Some(diff) = curves.get("rollout/logprob_max_diff") {
+        let (step, largest) = diff.extreme(f64::gt);
+        if largest > LOGPROB_DIFF_HIGH {
+            found.push(warning(format!(
+                "Log-probabilities differ by {} nats between sampling and training (step {step}): run `temper doctor` on this backend.",
+                format_value(largest)
+            )));
+        }
+    }
+}
+
+struct Curves<'a>(&'a [MetricsRow]);
+
+impl Curves<'_> {
+    fn get(&self, name: &str) -> Option<Curve> {
+        let points = series(self.0, name);
+        (points.len() > 1).then_some(Curve { points })
+    }
+}
+
+/// At least two points.
+struct Curve {
+    points: Vec<(usize, f64)>,
+}
+
+impl Curve {
+    /// Enough points for a trend.
+    fn is_long(&self) -> bool {
+        self.points.len() >= 10
+    }
+
+    fn window(&self) -> usize {
+        (self.points.len() / 10).max(1)
+    }
+
+    fn start(&self) -> f64 {
+        mean(&self.points[..self.window()])
+    }
+
+    fn end(&self) -> f64 {
+        mean(&self.points[self.points.len() - self.window()..])
+    }
+
+    fn mean(&self) -> f64 {
+        mean(&self.points)
+    }
+
+    /// Largest minus smallest window mean.
+    fn spread(&self) -> f64 {
+        let means = || self.points.windows(self.window()).map(mean);
+        means().fold(f64::NEG_INFINITY, f64::max) - means().fold(f64::INFINITY, f64::min)
+    }
+
+    /// The point no other one is `better` than.
+    fn extreme(&self, better: fn(&f64, &f64) -> bool) -> (usize, f64) {
+        let first = self.points[0];
+        self.points[1..].iter().fold(first, |best, &point| {
+            if better(&point.1, &best.1) {
+                point
+            } else {
+                best
+            }
+        })
+    }
+
+    /// The largest window mean and the step at the window's middle.
+    fn smooth_peak(&self) -> (usize, f64) {
+        let window = self.window();
+        let mut best = (self.points[window / 2].0, self.start());
+        for (i, part) in self.points.windows(window).enumerate() {
+            if mean(part) > best.1 {
+                best = (self.points[i + window / 2].0, mean(part));
+            }
+        }
+        best
+    }
+
+    fn change(&self, what: &str) -> String {
+        let (start, end) = (format_value(self.start()), format_value(self.end()));
+        let verb = if start == end {
+            return format!("{what} stayed at {end}.");
+        } else if self.end() > self.start() {
+            "rose"
+        } else {
+            "fell"
+        };
+        format!("{what} {verb} from {start} to {end}.")
+    }
+}
+
+fn mean(points: &[(usize, f64)]) -> f64 {
+    points.iter().map(|p| p.1).sum::<f64>() / points.len() as f64
+}
+
+fn note(text: String) -> Finding {
+    Finding {
+        severity: Severity::Note,
+        text,
+    }
+}
+
+fn warning(text: String) -> Finding {
+    Finding {
+        severity: Severity::Warning,
+        text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Twenty rows; each metric is a function of the step 1..=20.
+    fn run(metrics: &[(&str, &dyn Fn(f64) -> f64)]) -> Vec<Finding> {
+        let rows: Vec<MetricsRow> = (1..=20)
+            .map(|step| MetricsRow {
+                step,
+                values: metrics
+                    .iter()
+                    .map(|(name, f)| (name.to_string(), json!(f(step as f64))))
+                    .collect(),
+            })
+            .collect();
+        findings(&rows)
+    }
+
+    fn warnings(found: &[Finding]) -> Vec<&str> {
+        found
+            .iter()
+            .filter(|f| f.severity == Severity::Warning)
+            .map(|f| f.text.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn a_sound_run_is_told_without_warnings() {
+        let found = run(&[
+            ("objective/scores", &|s| s / 10.0),
+            ("objective/gold_scores", &|s| s / 20.0),
+            ("objective/kl", &|s| s / 4.0),
+            ("policy/clipfrac_avg", &|_| 0.1),
+            ("val/response_length", &|s| 30.0 + s / 10.0),
+        ]);
+        assert_eq!(warnings(&found), Vec::<&str>::new());
+        // A tenth of twenty points: the mean of 0.1 and 0.2, then of 1.9 and 2.0.
+        assert_eq!(
+            found[0].text,
+            "Score of the responses rose from 0.1500 to 1.950."
+        );
+        assert_eq!(
+            found[1].text,
+            "Gold score, which is never trained on, rose from 0.07500 to 0.9750."
+        );
+    }
+
+    #[test]
+    fn reward_hacking_is_found_with_the_step_to_stop_at() {
+        let found = run(&[
+            ("objective/scores", &|s| s),
+            ("objective/gold_scores", &|s| 10.0 - (s - 8.0).abs()),
+        ]);
+        let warnings = warnings(&found);
+        assert_eq!(warnings.len(), 1);
+        assert!(
+            warnings[0].starts_with("Reward hacking: the score rose from 1.500 to 19.50 while"),
+            "{}",
+            warnings[0]
+        );
+        assert!(warnings[0].contains("Stop near step 8,"), "{}", warnings[0]);
+    }
+
+    #[test]
+    fn gold_that_keeps_most_of_its_gain_is_not_hacking() {
+        let found = run(&[
+            ("objective/scores", &|s| s),
+            ("objective/gold_scores", &|s| {
+                s.min(18.0) - (s - 18.0).max(0.0)
+            }),
+        ]);
+        assert_eq!(warnings(&found), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn each_ppo_alarm_sounds_alone() {
+        type Case<'a> = (&'a str, &'a dyn Fn(f64) -> f64, &'a str);
+        let cases: [Case<'_>; 9] = [
+            ("objective/kl", &|s| s * 3.0, "far from the reference"),
+            ("objective/kl", &|s| -s / 10.0, "below zero"),
+            ("objective/kl", &|_| 0.001, "hardly moved"),
+            ("val/response_length", &|s| 10.0 + s, "became longer"),
+            ("val/response_length", &|s| 30.0 - s, "became shorter"),
+            ("val/missing_eos_rate", &|_| 0.75, "75 % of the responses"),
+            ("policy/clipfrac_avg", &|_| 0.4, "40 % of the ratios"),
+            ("objective/entropy", &|s| 3.0 / s, "nearly the same"),
+            ("rollout/logprob_max_diff", &|_| 0.5, "temper doctor"),
+        ];
+        for (name, f, expected) in cases {
+            let found = run(&[(name, f)]);
+            let warnings = warnings(&found);
+            assert_eq!(warnings.len(), 1, "{name}: {warnings:?}");
+            assert!(warnings[0].contains(expected), "{}", warnings[0]);
+        }
+    }
+
+    #[test]
+    fn overfitting_and_chance_accuracy_are_found() {
+        let found = run(&[
+            ("eval/loss", &|s| 2.0 + (s - 6.0).abs() / 10.0),
+            ("eval/accuracy", &|_| 0.5),
+            ("loss", &|s| s),
+        ]);
+        let warnings = warnings(&found);
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+        assert!(warnings[0].contains("loss rose"));
+        assert!(warnings[1].contains("lowest at step 6 (2)"));
+        assert!(warnings[2].contains("50 % of held-out pairs"));
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_named_with_its_step() {
+        let rows = [MetricsRow {
+            step: 7,
+            values: [("loss".to_string(), json!(null))].into_iter().collect(),
+        }];
+        let found = findings(&rows);
+        assert_eq!(warnings(&found).len(), 1);
+        assert!(
+            found[0]
+                .text
+                .starts_with("loss stopped being a number at step 7")
+        );
+    }
+}

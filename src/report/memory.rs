@@ -1,0 +1,81 @@
+//! Memory and speed of this process.
+
+use std::fs;
+use std::time::Instant;
+
+/// The most memory this process has held so far, in bytes (`VmHWM` of Linux); `None` on other systems.
+pub fn peak_rss_bytes() -> Option<u64> {
+    peak_from_status(&fs::read_to_string("/proc/self/status").ok()?)
+}
+
+fn peak_from_status(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Tokens per second since it was made.
+#[derive(Debug, Clone, Copy)]
+pub struct Timer {
+    start: Instant,
+    first_tokens: u64,
+}
+
+impl Timer {
+    /// Starts now, with `tokens` already processed (by the run that is resumed, say).
+    pub fn start(tokens: u64) -> Self {
+        Self {
+            start: Instant::now(),
+            first_tokens: tokens,
+        }
+    }
+
+    /// Seconds since the start.
+    pub fn elapsed_s(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+
+    /// Tokens per second, given all `tokens` processed until now; 0 before any time has passed.
+    pub fn tokens_per_s(&self, tokens: u64) -> f64 {
+        rate(tokens.saturating_sub(self.first_tokens), self.elapsed_s())
+    }
+}
+
+fn rate(tokens: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 {
+        tokens as f64 / seconds
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_read_in_kibibytes() {
+        let status = "VmPeak:\t  900 kB\nVmHWM:\t    2048 kB\nVmRSS:\t 4 kB\n";
+        assert_eq!(peak_from_status(status), Some(2_097_152));
+        assert_eq!(peak_from_status("VmRSS:\t 4 kB\n"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_grows_with_what_is_held() {
+        let before = peak_rss_bytes().unwrap();
+        let held = vec![1u8; 256 << 20];
+        let after = peak_rss_bytes().unwrap();
+        assert!(held.contains(&1));
+        assert!(after >= 256 << 20, "{before} then {after}");
+    }
+
+    #[test]
+    fn the_rate_counts_tokens_since_the_start() {
+        assert_eq!(rate(600, 2.0), 300.0);
+        assert_eq!(rate(600, 0.0), 0.0);
+        assert_eq!(Timer::start(100).tokens_per_s(100), 0.0);
+    }
+}

@@ -1,0 +1,30 @@
+//! What a run leaves behind and what it shows while running: `metrics.jsonl`, `samples.jsonl`, progress, `report.html`.
+//!
+//! Results go to the run folder and to stdout; progress goes to stderr. Nothing here holds a tensor.
+
+mod bars;
+mod chart;
+mod findings;
+mod html;
+pub mod interrupt;
+mod jsonl;
+mod memory;
+mod metrics;
+mod plain;
+mod progress;
+mod samples;
+mod table;
+#[cfg(feature = "tui")]
+mod tui;
+
+pub use findings::{Finding, Severity, findings};
+pub use html::{StageReport, write_stage_report};
+pub use memory::{Timer, peak_rss_bytes};
+pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
+pub use plain::PlainReporter;
+pub use progress::{
+    EvalReport, Reporter, ReporterKind, RolloutReport, SilentReporter, StageInfo, StepReport,
+    format_value, reporter,
+};
+pub use samples::{Sample, SamplesLog, read_samples};
+pub use table::table;
