@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{DataSource, RowFormat};
+pub use crate::data::DataConfig;
 use crate::reward::RewardConfig;
 
 /// Where a stage's model comes from.
@@ -133,23 +133,6 @@ impl Default for Schedule {
     fn default() -> Self {
         Self::Constant { warmup_ratio: 0.0 }
     }
-}
-
-/// A data set of a stage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// Where rows come from.
-    pub source: DataSource,
-    /// How a row becomes prompt, completion, chosen and rejected text.
-    #[serde(default)]
-    pub format: RowFormat,
-    /// Rows to leave out at the start.
-    #[serde(default)]
-    pub skip: usize,
-    /// Rows to use at most, after `skip`.
-    #[serde(default)]
-    pub limit: Option<usize>,
 }
 
 /// What happens every so many optimiser steps.
