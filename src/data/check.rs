@@ -2,7 +2,7 @@
 
 use crate::data::records::RowParser;
 use crate::data::rows::{self, DataContext, Row};
-use crate::data::{DataConfig, DataSource, RowFormat};
+use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Problem};
 
 /// Rows whose columns are looked at: enough to see the file's shape.
@@ -187,6 +187,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::data::RowFormat;
 
     fn config(source: DataSource) -> DataConfig {
         DataConfig {

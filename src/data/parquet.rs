@@ -9,11 +9,14 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
+/// Rows as JSON objects, one at a time.
+pub(crate) type Objects = Box<dyn Iterator<Item = Result<Map<String, Value>>>>;
+
 /// The file's rows as JSON objects, one at a time.
 ///
 /// # Errors
 /// If the file is no parquet file, and where a row cannot be read.
-pub(crate) fn objects(path: &Path) -> Result<Box<dyn Iterator<Item = Result<Map<String, Value>>>>> {
+pub(crate) fn objects(path: &Path) -> Result<Objects> {
     let file = File::open(path).map_err(Error::io("read", path))?;
     let reader = SerializedFileReader::new(file)
         .map_err(|e| Error::format(path, format!("expected a parquet file: {e}")))?;

@@ -195,7 +195,7 @@ pub(crate) struct RowReader {
 enum Source {
     Lines(Box<dyn BufRead>),
     #[cfg(feature = "parquet")]
-    Objects(Box<dyn Iterator<Item = Result<Map<String, Value>>>>),
+    Objects(crate::data::parquet::Objects),
     Ended,
 }
 
