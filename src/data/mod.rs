@@ -1,4 +1,29 @@
-//! Data.
+//! Text and data, on the host: rows of files, tokenizers, chat templates, and which tokens are trained on.
+//!
+//! The flow: [`read_rows`] reads JSON objects, a [`RowFormat`] says which text they hold, [`encode_completions`] and
+//! its siblings turn it into token ids with what is trained on, and [`Batches`] says which rows a step takes.
+//! [`check_source`] finds what is wrong with a data set before anything is loaded, [`inspect`] shows an encoded row.
 
+mod chat;
+mod check;
+mod encode;
+pub mod inspect;
+mod jinja;
+mod loader;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod records;
+mod rows;
 mod source;
-pub use source::{DataSource, RowFormat};
+mod tokenizer;
+
+pub use chat::ChatTemplate;
+pub use check::{RowKind, check_source};
+pub use encode::{
+    Comparisons, EncodeReport, Encoded, Example, Prompt, encode_comparisons, encode_completions,
+    encode_prompts, encode_text,
+};
+pub use loader::{Batches, micro_batches};
+pub use rows::{DataContext, Row, read_rows};
+pub use source::{DataConfig, DataSource, RowFormat};
+pub use tokenizer::Tokenizer;

@@ -41,6 +41,23 @@ fn main_branch() -> String {
     "main".into()
 }
 
+/// A data set of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Where rows come from.
+    pub source: DataSource,
+    /// How a row becomes prompt, completion, chosen and rejected text.
+    #[serde(default)]
+    pub format: RowFormat,
+    /// Rows to leave out at the start.
+    #[serde(default)]
+    pub skip: usize,
+    /// Rows to use at most, after `skip`.
+    #[serde(default)]
+    pub limit: Option<usize>,
+}
+
 /// How a row becomes text: jinja templates over its columns, e.g. `prompt: "{{ prompt[:900] }}\n\nTL;DR:"`.
 ///
 /// An absent template takes the column of that name as it stands.

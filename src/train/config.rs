@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::{DataSource, RowFormat};
+pub use crate::data::DataConfig;
 use crate::reward::RewardConfig;
 
 pub use crate::generate::SamplingConfig;
@@ -39,6 +39,7 @@ pub enum Peft {
     Lora(LoraConfig),
 }
 
+<<<<<<< HEAD
 /// A data set of a stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +55,107 @@ pub struct DataConfig {
     /// Rows to use at most, after `skip`.
     #[serde(default)]
     pub limit: Option<usize>,
+=======
+/// Low-rank adaptation.
+///
+/// # Source
+/// Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Inner dimension of the low-rank product.
+    pub rank: usize,
+    /// The product is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Scale by `alpha / sqrt(rank)` instead.
+    pub use_rslora: bool,
+    /// Probability with which an input of the adapter (not of the base) is dropped in training.
+    pub dropout: f64,
+    /// Which linear layers: `["all-linear"]`, last path components (`"q_proj"`), or regular expressions on whole paths.
+    pub target_modules: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            use_rslora: false,
+            dropout: 0.0,
+            target_modules: vec!["all-linear".into()],
+        }
+    }
+}
+
+/// AdamW and its schedule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// How the learning rate moves over the steps of the stage.
+    pub schedule: Schedule,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment, after bias correction (PyTorch's placement).
+    pub eps: f64,
+    /// Decoupled weight decay, applied to matrices only (not to norms, biases and embeddings).
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down; `None` never clips.
+    pub max_grad_norm: Option<f64>,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-4,
+            schedule: Schedule::default(),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: Some(1.0),
+        }
+    }
+}
+
+/// Learning-rate schedule. Ratios are fractions of the stage's optimiser steps; `floor` is a fraction of `lr`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Schedule {
+    /// Warm-up, then constant.
+    Constant {
+        /// Fraction of all steps spent rising linearly from zero.
+        #[serde(default)]
+        warmup_ratio: f64,
+    },
+    /// Warm-up, then linear to the floor.
+    Linear {
+        /// Fraction of all steps spent rising linearly from zero.
+        #[serde(default)]
+        warmup_ratio: f64,
+        /// Final learning rate as a fraction of the peak.
+        #[serde(default)]
+        floor: f64,
+    },
+    /// Warm-up, then half a cosine to the floor.
+    Cosine {
+        /// Fraction of all steps spent rising linearly from zero.
+        #[serde(default)]
+        warmup_ratio: f64,
+        /// Final learning rate as a fraction of the peak.
+        #[serde(default)]
+        floor: f64,
+    },
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self::Constant { warmup_ratio: 0.0 }
+    }
+>>>>>>> data
 }
 
 /// What happens every so many optimiser steps.

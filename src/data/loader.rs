@@ -1,0 +1,137 @@
+//! Which rows a step takes: pure functions of the step, so a run resumes at any step without replaying the ones before.
+
+use crate::rng::Seed;
+
+/// The batches of a stage: every row once an epoch, in an order of its own each epoch.
+#[derive(Debug, Clone)]
+pub struct Batches {
+    num_rows: usize,
+    batch_size: usize,
+    epochs: usize,
+    seed: Seed,
+}
+
+impl Batches {
+    /// `epochs` passes over `num_rows` rows, `batch_size` at a time; an epoch's last batch may be smaller.
+    ///
+    /// # Panics
+    /// If `batch_size` is zero.
+    pub fn new(num_rows: usize, batch_size: usize, epochs: usize, seed: Seed) -> Self {
+        assert!(batch_size > 0, "a batch needs at least one row");
+        Self {
+            num_rows,
+            batch_size,
+            epochs,
+            seed,
+        }
+    }
+
+    /// Steps of one epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.num_rows.div_ceil(self.batch_size)
+    }
+
+    /// Steps of all epochs.
+    pub fn num_steps(&self) -> usize {
+        self.steps_per_epoch() * self.epochs
+    }
+
+    /// Rows of `step` (from 0), in the order of the epoch's shuffle.
+    ///
+    /// Steps beyond [`Batches::num_steps`] go on with further epochs, for loops that count episodes instead.
+    ///
+    /// # Panics
+    /// If there are no rows.
+    pub fn batch(&self, step: usize) -> Vec<usize> {
+        assert!(self.num_rows > 0, "a batch needs rows to draw from");
+        let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let order = self
+            .seed
+            .fork_index(epoch as u64)
+            .permutation(self.num_rows);
+        order
+            .into_iter()
+            .skip(within * self.batch_size)
+            .take(self.batch_size)
+            .collect()
+    }
+}
+
+/// Parts of a batch that fit in memory: indices into `lens` (tokens), each part's total at most `max_tokens` unless
+/// a single row exceeds it, every index once.
+///
+/// Rows of similar length come together, longest first: attention costs the square of a row's length, and a batch
+/// that does not fit fails at once rather than at its end.
+pub fn micro_batches(lens: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lens.len()).collect();
+    order.sort_by_key(|&row| std::cmp::Reverse(lens[row])); // stable: equal lengths keep their order
+    let mut parts: Vec<Vec<usize>> = Vec::new();
+    let mut total = 0;
+    for row in order {
+        match parts.last_mut() {
+            Some(part) if total + lens[row] <= max_tokens => {
+                part.push(row);
+                total += lens[row];
+            }
+            _ => {
+                parts.push(vec![row]);
+                total = lens[row];
+            }
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_epoch_ends_with_a_smaller_batch() {
+        let batches = Batches::new(7, 3, 2, Seed::new(1));
+        assert_eq!((batches.steps_per_epoch(), batches.num_steps()), (3, 6));
+        let lens: Vec<usize> = (0..6).map(|step| batches.batch(step).len()).collect();
+        assert_eq!(lens, [3, 3, 1, 3, 3, 1]);
+    }
+
+    #[test]
+    fn epochs_and_seeds_differ_in_order() {
+        let rows = |seed, epoch| Batches::new(50, 50, 2, Seed::new(seed)).batch(epoch);
+        assert_eq!(rows(1, 0), rows(1, 0));
+        assert_ne!(rows(1, 0), rows(1, 1));
+        assert_ne!(rows(1, 0), rows(2, 0));
+    }
+
+    #[test]
+    fn micro_batches_go_from_long_to_short() {
+        assert_eq!(
+            micro_batches(&[2, 9, 4, 30, 4], 12),
+            vec![vec![3], vec![1], vec![2, 4, 0]]
+        );
+        assert!(micro_batches(&[], 12).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_once_an_epoch(rows in 1usize..60, size in 1usize..20, seed in 0u64..100, epoch in 0usize..3) {
+            let batches = Batches::new(rows, size, 3, Seed::new(seed));
+            let steps = batches.steps_per_epoch();
+            let mut seen: Vec<usize> = (epoch * steps..(epoch + 1) * steps).flat_map(|s| batches.batch(s)).collect();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..rows).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn micro_batches_fit_and_lose_nothing(lens in prop::collection::vec(0usize..50, 0..40), max in 1usize..80) {
+            let parts = micro_batches(&lens, max);
+            for part in &parts {
+                let total: usize = part.iter().map(|&row| lens[row]).sum();
+                prop_assert!(!part.is_empty() && (total <= max || part.len() == 1));
+            }
+            let mut seen = parts.concat();
+            seen.sort_unstable();
+            prop_assert_eq!(seen, (0..lens.len()).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! What a row says, by the row types of TRL: text or messages, prompt with completion, preference, prompt alone.
+
+use minijinja::{Environment, UndefinedBehavior};
+use serde_json::{Map, Value, json};
+
+use crate::data::jinja::{self, TEMPLATE};
+use crate::data::rows::{Row, json_kind};
+use crate::data::{RowFormat, Tokenizer};
+use crate::error::{Error, Result};
+
+/// Where an hh-style dialogue hands over to the assistant.
+const HANDOVER: &str = "\n\nAssistant:";
+
+/// One side of a row: plain text, or the messages of a conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Content {
+    /// Plain text.
+    Text(String),
+    /// `{"role": .., "content": ..}` objects.
+    Messages(Vec<Value>),
+}
+
+/// A row that teaches a completion.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum CompletionRow {
+    /// Text after text.
+    Text { prompt: String, completion: String },
+    /// Messages after messages.
+    Messages {
+        prompt: Vec<Value>,
+        completion: Vec<Value>,
+    },
+    /// One conversation, of which the assistant's turns are taught.
+    Conversation(Vec<Value>),
+}
+
+/// A pair of responses to one prompt; all three of the same kind.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PreferenceRow {
+    pub(crate) prompt: Content,
+    pub(crate) chosen: Content,
+    pub(crate) rejected: Content,
+}
+
+/// A [`RowFormat`] with its templates compiled.
+pub(crate) struct RowParser<'a> {
+    format: &'a RowFormat,
+    /// Column name and its template.
+    templates: Vec<(&'static str, Environment<'static>)>,
+}
+
+impl<'a> RowParser<'a> {
+    /// Compiles the templates.
+    ///
+    /// # Errors
+    /// If one does not parse.
+    pub(crate) fn new(format: &'a RowFormat) -> Result<Self> {
+        let sources = [
+            ("text", &format.text),
+            ("prompt", &format.prompt),
+            ("completion", &format.completion),
+            ("chosen", &format.chosen),
+            ("rejected", &format.rejected),
+        ];
+        let mut templates = Vec::new();
+        for (name, source) in sources {
+            let Some(source) = source else { continue };
+            // A column that a row lacks is an error, not an empty text.
+            let mut env = jinja::environment(UndefinedBehavior::Strict);
+            env.set_keep_trailing_newline(true);
+            env.add_template_owned(TEMPLATE, source.clone())
+                .map_err(|e| Error::Usage(format!("format.{name}: {}", jinja::explain(&e))))?;
+            templates.push((name, env));
+        }
+        Ok(Self { format, templates })
+    }
+
+    /// Text or conversation of a language-modelling row.
+    pub(crate) fn text(&self, row: &Row) -> Result<Content> {
+        if let Some(content) = self.content(row, "text")? {
+            return Ok(content);
+        }
+        match self.content(row, "messages")? {
+            Some(content) => Ok(self.with_system(content)),
+            None => Err(missing(row, "`text` or `messages`")),
+        }
+    }
+
+    /// Prompt and completion, or a conversation.
+    pub(crate) fn completion(&self, row: &Row) -> Result<CompletionRow> {
+        let Some(completion) = self.content(row, "completion")? else {
+            return match self.content(row, "messages")? {
+                Some(Content::Messages(messages)) => {
+                    Ok(CompletionRow::Conversation(self.put_system(messages)))
+                }
+                Some(Content::Text(_)) => {
+                    Err(row.error("column `messages`: expected a list of messages, found a string"))
+                }
+                None if row.columns.contains_key("text") => Err(missing(
+                    row,
+                    "`prompt` and `completion`, or `messages` (a row with `text` alone has no completion: use a Pretrain stage)",
+                )),
+                None => Err(missing(row, "`prompt` and `completion`, or `messages`")),
+            };
+        };
+        let prompt = self
+            .content(row, "prompt")?
+            .ok_or_else(|| missing(row, "`prompt` beside `completion`"))?;
+        Ok(match (prompt, completion) {
+            (Content::Text(prompt), Content::Text(completion)) if !self.format.chat => {
+                CompletionRow::Text { prompt, completion }
+            }
+            (prompt, completion) => CompletionRow::Messages {
+                prompt: self.put_system(into_messages(prompt, "user")),
+                completion: into_messages(completion, "assistant"),
+            },
+        })
+    }
+
+    /// Prompt and the two responses. Without a prompt of its own, it is what both responses begin with.
+    pub(crate) fn preference(&self, row: &Row) -> Result<PreferenceRow> {
+        let expected = "`chosen` and `rejected`";
+        let chosen = self
+            .content(row, "chosen")?
+            .ok_or_else(|| missing(row, expected))?;
+        let rejected = self
+            .content(row, "rejected")?
+            .ok_or_else(|| missing(row, expected))?;
+        let prompt = self.content(row, "prompt")?;
+        let parts = match (prompt, chosen, rejected) {
+            // UltraFeedback repeats the prompt's text beside whole conversations: those that start with a user's
+            // turn hold the prompt themselves.
+            (
+                None | Some(Content::Text(_)),
+                Content::Messages(chosen),
+                Content::Messages(rejected),
+            ) if starts_with_prompt(&chosen) && starts_with_prompt(&rejected) => {
+                split_messages(row, chosen, rejected)?
+            }
+            (None, Content::Text(chosen), Content::Text(rejected)) => {
+                let at = shared_prompt_len(&chosen, &rejected);
+                PreferenceRow {
+                    prompt: Content::Text(chosen[..at].to_owned()),
+                    chosen: Content::Text(chosen[at..].to_owned()),
+                    rejected: Content::Text(rejected[at..].to_owned()),
+                }
+            }
+            (Some(prompt), chosen, rejected) => PreferenceRow {
+                prompt,
+                chosen,
+                rejected,
+            },
+            (None, _, _) => {
+                return Err(row.error(
+                    "expected a column `prompt`, or its text or messages at the start of both `chosen` and `rejected`",
+                ));
+            }
+        };
+        let plain = [&parts.prompt, &parts.chosen, &parts.rejected]
+            .iter()
+            .all(|part| matches!(part, Content::Text(_)));
+        if plain && !self.format.chat {
+            return Ok(parts);
+        }
+        let prompt = into_messages(parts.prompt, "user");
+        Ok(PreferenceRow {
+            prompt: Content::Messages(self.put_system(prompt)),
+            chosen: Content::Messages(into_messages(parts.chosen, "assistant")),
+            rejected: Content::Messages(into_messages(parts.rejected, "assistant")),
+        })
+    }
+
+    /// The prompt of a row; of a conversation, all but the assistant's last words.
+    pub(crate) fn prompt(&self, row: &Row) -> Result<Content> {
+        if let Some(content) = self.content(row, "prompt")? {
+            return Ok(match content {
+                Content::Text(text) if !self.format.chat => Content::Text(text),
+                content => Content::Messages(self.put_system(into_messages(content, "user"))),
+            });
+        }
+        match self.content(row, "messages")? {
+            Some(Content::Messages(mut messages)) => {
+                while messages.last().is_some_and(|m| role(m) == "assistant") {
+                    messages.pop();
+                }
+                if messages.is_empty() {
+                    return Err(row.error("`messages` holds no turn but the assistant's"));
+                }
+                Ok(Content::Messages(self.put_system(messages)))
+            }
+            _ => Err(missing(row, "`prompt` or `messages`")),
+        }
+    }
+
+    /// A column, by its template if the format has one.
+    fn content(&self, row: &Row, name: &'static str) -> Result<Option<Content>> {
+        if let Some((_, env)) = self.templates.iter().find(|(column, _)| *column == name) {
+            let text = env
+                .get_template(TEMPLATE)
+                .and_then(|template| template.render(&row.columns))
+                .map_err(|e| {
+                    row.error(format!(
+                        "format.{name}: {}; the row has {}",
+                        jinja::explain(&e),
+                        column_names(&row.columns)
+                    ))
+                })?;
+            return Ok(Some(Content::Text(text)));
+        }
+        match row.columns.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(Content::Text(text.clone()))),
+            Some(Value::Array(messages)) => {
+                if messages.is_empty() {
+                    return Err(
+                        row.error(format!("column `{name}`: the list of messages is empty"))
+                    );
+                }
+                for (i, message) in messages.iter().enumerate() {
+                    if message.get("role").and_then(Value::as_str).is_none() {
+                        return Err(row.error(format!(
+                            "column `{name}`: expected messages with `role` and `content`, found {} without a role at position {}",
+                            json_kind(message),
+                            i + 1
+                        )));
+                    }
+                }
+                Ok(Some(Content::Messages(messages.clone())))
+            }
+            Some(other) => Err(row.error(format!(
+                "column `{name}`: expected a string or a list of messages, found {}",
+                json_kind(other)
+            ))),
+        }
+    }
+
+    fn with_system(&self, content: Content) -> Content {
+        match content {
+            Content::Messages(messages) => Content::Messages(self.put_system(messages)),
+            text => text,
+        }
+    }
+
+    /// Puts the format's system message first, unless the conversation has one.
+    fn put_system(&self, mut messages: Vec<Value>) -> Vec<Value> {
+        if let Some(system) = &self.format.system
+            && messages.first().is_none_or(|first| role(first) != "system")
+        {
+            messages.insert(0, json!({"role": "system", "content": system}));
+        }
+        messages
+    }
+}
+
+/// Renders a prompt as the text that the model reads; a conversation is opened for the assistant.
+pub(crate) fn prompt_text(row: &Row, prompt: &Content, tokenizer: &Tokenizer) -> Result<String> {
+    match prompt {
+        Content::Text(text) => Ok(text.clone()),
+        Content::Messages(messages) => {
+            tokenizer
+                .chat()?
+                .render_with_tools(messages, row.columns.get("tools"), true)
+        }
+    }
+}
+
+fn role(message: &Value) -> &str {
+    message.get("role").and_then(Value::as_str).unwrap_or("")
+}
+
+fn starts_with_prompt(messages: &[Value]) -> bool {
+    messages
+        .first()
+        .is_some_and(|first| role(first) != "assistant")
+}
+
+fn into_messages(content: Content, role: &str) -> Vec<Value> {
+    match content {
+        Content::Text(text) => vec![json!({"role": role, "content": text})],
+        Content::Messages(messages) => messages,
+    }
+}
+
+/// Splits two conversations after the messages that both begin with.
+fn split_messages(row: &Row, chosen: Vec<Value>, rejected: Vec<Value>) -> Result<PreferenceRow> {
+    let mut shared = chosen
+        .iter()
+        .zip(&rejected)
+        .take_while(|(a, b)| a == b)
+        .count();
+    // Equal or nested conversations: the last message is the response all the same.
+    shared = shared.min(chosen.len() - 1).min(rejected.len() - 1);
+    if shared == 0 {
+        return Err(row.error(
+            "`chosen` and `rejected` have no first message in common: expected the same prompt in both, or a column `prompt`",
+        ));
+    }
+    Ok(PreferenceRow {
+        prompt: Content::Messages(chosen[..shared].to_vec()),
+        chosen: Content::Messages(chosen[shared..].to_vec()),
+        rejected: Content::Messages(rejected[shared..].to_vec()),
+    })
+}
+
+/// Bytes of the prompt that two texts share.
+///
+/// Dialogues are cut after the last shared `"\n\nAssistant:"`. Other texts are cut where the shared words end: a word
+/// that differs only at its end belongs to the responses, as does the space before it.
+fn shared_prompt_len(chosen: &str, rejected: &str) -> usize {
+    let shared: usize = chosen
+        .chars()
+        .zip(rejected.chars())
+        .take_while(|(a, b)| a == b)
+        .map(|(a, _)| a.len_utf8())
+        .sum();
+    let prefix = &chosen[..shared];
+    if let Some(at) = prefix.rfind(HANDOVER) {
+        return at + HANDOVER.len();
+    }
+    let ends_word = |rest: &str| rest.chars().next().is_none_or(char::is_whitespace);
+    if ends_word(&chosen[shared..]) && ends_word(&rejected[shared..]) {
+        return shared;
+    }
+    match prefix.char_indices().rfind(|(_, c)| c.is_whitespace()) {
+        Some((at, ' ')) => at,
+        Some((at, c)) => at + c.len_utf8(),
+        None => 0,
+    }
+}
+
+fn missing(row: &Row, expected: &str) -> Error {
+    row.error(format!(
+        "expected {expected}; the row has {}",
+        column_names(&row.columns)
+    ))
+}
+
+fn column_names(columns: &Map<String, Value>) -> String {
+    if columns.is_empty() {
+        return "no columns".into();
+    }
+    let names: Vec<String> = columns.keys().map(|name| format!("`{name}`")).collect();
+    format!("the columns {}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(value: Value) -> Row {
+        let Value::Object(columns) = value else {
+            panic!("a row is an object")
+        };
+        Row {
+            columns,
+            path: "rows.jsonl".into(),
+            line: 3,
+        }
+    }
+
+    fn text(text: &str) -> Content {
+        Content::Text(text.into())
+    }
+
+    #[test]
+    fn templates_see_the_columns_and_keep_every_character() {
+        let format = RowFormat {
+            prompt: Some("{{ prompt[:4] }}\n\nTL;DR:\n".into()),
+            ..RowFormat::default()
+        };
+        let reader = RowParser::new(&format).unwrap();
+        let prompt = reader
+            .prompt(&row(json!({"prompt": "d\u{e9}j\u{e0} <vu>"})))
+            .unwrap();
+        assert_eq!(prompt, text("d\u{e9}j\u{e0}\n\nTL;DR:\n"));
+        let error = reader.prompt(&row(json!({"post": "x"}))).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("rows.jsonl:3: format.prompt: undefined value"),
+            "{error}"
+        );
+        assert!(
+            error
+                .to_string()
+                .ends_with("the row has the columns `post`"),
+            "{error}"
+        );
+        let format = RowFormat {
+            text: Some("{{ text".into()),
+            ..RowFormat::default()
+        };
+        let error = RowParser::new(&format).err().unwrap().to_string();
+        assert!(error.starts_with("format.text: syntax error"), "{error}");
+    }
+
+    #[test]
+    fn strings_become_messages_under_chat() {
+        let format = RowFormat {
+            chat: true,
+            system: Some("be brief".into()),
+            ..RowFormat::default()
+        };
+        let got = RowParser::new(&format)
+            .unwrap()
+            .completion(&row(json!({"prompt": "p", "completion": "c"})))
+            .unwrap();
+        let expected = CompletionRow::Messages {
+            prompt: vec![
+                json!({"role": "system", "content": "be brief"}),
+                json!({"role": "user", "content": "p"}),
+            ],
+            completion: vec![json!({"role": "assistant", "content": "c"})],
+        };
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn implicit_prompts_are_what_both_texts_begin_with() {
+        let split = |chosen: &str, rejected: &str| {
+            let at = shared_prompt_len(chosen, rejected);
+            (
+                chosen[..at].to_owned(),
+                chosen[at..].to_owned(),
+                rejected[at..].to_owned(),
+            )
+        };
+        let parts = |a: &str, b: &str, c: &str| (a.to_owned(), b.to_owned(), c.to_owned());
+        assert_eq!(
+            split("The sky is blue.", "The sky is black."),
+            parts("The sky is", " blue.", " black.")
+        );
+        assert_eq!(
+            split("The sky is blue", "The sky is"),
+            parts("The sky is", " blue", "")
+        );
+        assert_eq!(split("Q: x\nyes", "Q: x\nno"), parts("Q: x\n", "yes", "no"));
+        assert_eq!(split("yes", "no"), parts("", "yes", "no"));
+        // The first words of the two answers are the same: they still belong to the answers.
+        let prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:";
+        assert_eq!(
+            split(
+                &format!("{prompt} I am sure"),
+                &format!("{prompt} I am not")
+            ),
+            parts(prompt, " I am sure", " I am not")
+        );
+        // The dialogues part before the last turn of one of them.
+        assert_eq!(
+            split(
+                "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d",
+                "\n\nHuman: a\n\nAssistant: e"
+            ),
+            parts(
+                "\n\nHuman: a\n\nAssistant:",
+                " b\n\nHuman: c\n\nAssistant: d",
+                " e"
+            )
+        );
+    }
+
+    #[test]
+    fn implicit_prompts_are_the_messages_in_common() {
+        let user = json!({"role": "user", "content": "p"});
+        let says = |text: &str| json!({"role": "assistant", "content": text});
+        let format = RowFormat::default();
+        let reader = RowParser::new(&format).unwrap();
+        let got = reader
+            .preference(&row(
+                json!({"prompt": "p", "chosen": [user, says("c")], "rejected": [user, says("r")]}),
+            ))
+            .unwrap();
+        assert_eq!(got.prompt, Content::Messages(vec![user.clone()]));
+        assert_eq!(got.chosen, Content::Messages(vec![says("c")]));
+        // An explicit prompt beside responses that are messages.
+        let got = reader
+            .preference(&row(
+                json!({"prompt": [user], "chosen": [says("c")], "rejected": [says("r")]}),
+            ))
+            .unwrap();
+        assert_eq!(got.prompt, Content::Messages(vec![user.clone()]));
+        assert_eq!(got.rejected, Content::Messages(vec![says("r")]));
+        let error = reader.preference(&row(
+            json!({"chosen": [user, says("c")], "rejected": [says("p"), says("r")]}),
+        ));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("expected a column `prompt`")
+        );
+    }
+
+    #[test]
+    fn the_prompt_of_a_conversation_is_all_before_the_answer() {
+        let messages =
+            json!([{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]);
+        let format = RowFormat::default();
+        let reader = RowParser::new(&format).unwrap();
+        let got = reader.prompt(&row(json!({"messages": messages}))).unwrap();
+        assert_eq!(
+            got,
+            Content::Messages(vec![json!({"role": "user", "content": "p"})])
+        );
+    }
+
+    #[test]
+    fn wrong_columns_are_named() {
+        let format = RowFormat::default();
+        let reader = RowParser::new(&format).unwrap();
+        let say = |value| reader.completion(&row(value)).unwrap_err().to_string();
+        assert_eq!(
+            say(json!({"prompt": "p", "label": 1})),
+            "rows.jsonl:3: expected `prompt` and `completion`, or `messages`; the row has the columns `prompt`, `label`"
+        );
+        assert_eq!(
+            say(json!({"prompt": 5, "completion": "c"})),
+            "rows.jsonl:3: column `prompt`: expected a string or a list of messages, found a number"
+        );
+        assert_eq!(
+            say(json!({"messages": [{"from": "human"}]})),
+            "rows.jsonl:3: column `messages`: expected messages with `role` and `content`, found an object without a role at position 1"
+        );
+    }
+}

@@ -1,0 +1,534 @@
+//! Reading rows: JSON objects from JSONL files (optionally gzipped), the Hugging Face hub, the embedded posts, and the
+//! comparisons of an earlier stage.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::MultiGzDecoder;
+use hf_hub::api::sync::ApiBuilder;
+use hf_hub::{Repo, RepoType};
+use serde_json::{Map, Value};
+
+use crate::data::{DataConfig, DataSource};
+use crate::error::{Error, Result};
+
+/// One row of a data set and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The JSON object, keys in the file's order.
+    pub columns: Map<String, Value>,
+    /// The file, or `posts` for the embedded ones.
+    pub path: PathBuf,
+    /// 1-based line (for parquet and posts: row).
+    pub line: usize,
+}
+
+impl Row {
+    /// An [`Error::Data`] at this row.
+    pub fn error(&self, message: impl Into<String>) -> Error {
+        Error::Data {
+            path: self.path.clone(),
+            line: self.line,
+            message: message.into(),
+        }
+    }
+}
+
+/// Folders that data sources are resolved against.
+#[derive(Debug, Clone, Default)]
+pub struct DataContext {
+    /// The run's folder: `Ranked` rows are read from `<run_dir>/<stage>/train.jsonl` or `valid.jsonl`.
+    pub run_dir: PathBuf,
+    /// Where files of the hub are kept; the hub's usual cache (`HF_HOME`) if absent.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Reads the rows of a data set, after `skip` and up to `limit`. Blank lines are no rows.
+///
+/// A file of the hub is downloaded from `HF_ENDPOINT` (huggingface.co if unset) unless the cache has it.
+///
+/// # Errors
+/// At the first row that is not a JSON object in UTF-8, with its line; if the file cannot be read or fetched; and if
+/// no rows are left.
+pub fn read_rows(config: &DataConfig, context: &DataContext) -> Result<Vec<Row>> {
+    if let DataSource::Posts { rows, seed } = config.source {
+        // Posts are drawn one after another: fewer rows than asked for are the first of them.
+        let wanted = config
+            .limit
+            .map_or(rows, |limit| rows.min(config.skip.saturating_add(limit)));
+        let posts = posts_rows(seed, wanted)?.into_iter().enumerate();
+        let rows: Vec<Row> = posts
+            .skip(config.skip)
+            .map(|(i, columns)| Row {
+                columns,
+                path: PathBuf::from("posts"),
+                line: i + 1,
+            })
+            .collect();
+        return non_empty(rows, config, Path::new("posts"));
+    }
+    let path = match &config.source {
+        DataSource::Hub {
+            repo,
+            file,
+            revision,
+        } => hub_file(repo, file, revision, hub_endpoint(), context)?,
+        source => local_path(source, context).ok_or_else(|| {
+            Error::Usage("posts are not read from a file".into()) // handled above
+        })?,
+    };
+    let rows = open(&path)?
+        .skip_rows(config.skip)?
+        .take(config.limit.unwrap_or(usize::MAX))
+        .collect::<Result<Vec<_>>>()?;
+    non_empty(rows, config, &path)
+}
+
+fn non_empty(rows: Vec<Row>, config: &DataConfig, path: &Path) -> Result<Vec<Row>> {
+    if !rows.is_empty() {
+        return Ok(rows);
+    }
+    Err(Error::format(
+        path,
+        match (config.skip, config.limit) {
+            (_, Some(0)) => "no rows: limit is 0".to_owned(),
+            (0, _) => "no rows".to_owned(),
+            (skip, _) => format!("no rows after the first {skip}, which `skip` leaves out"),
+        },
+    ))
+}
+
+/// The file of a source on this machine; none for the hub and for posts.
+pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Option<PathBuf> {
+    match source {
+        DataSource::Jsonl(path) => Some(path.clone()),
+        DataSource::Ranked { stage, valid } => {
+            let file = if *valid { "valid.jsonl" } else { "train.jsonl" };
+            Some(context.run_dir.join(stage).join(file))
+        }
+        DataSource::Hub { .. } | DataSource::Posts { .. } => None,
+    }
+}
+
+/// The embedded posts' columns.
+fn posts_rows(_seed: u64, _rows: usize) -> Result<Vec<Map<String, Value>>> {
+    Err(Error::Usage(
+        "the embedded posts are not part of this build".into(),
+    ))
+}
+
+/// Where the hub is; `HF_ENDPOINT` names a mirror.
+fn hub_endpoint() -> String {
+    std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into())
+}
+
+/// Path of a dataset repository's file in the cache, fetched if it is not there.
+fn hub_file(
+    repo: &str,
+    file: &str,
+    revision: &str,
+    endpoint: String,
+    context: &DataContext,
+) -> Result<PathBuf> {
+    let place = format!("{repo}/{file}@{revision}");
+    let failed = |e: hf_hub::api::sync::ApiError| {
+        Error::format(
+            &place,
+            format!("cannot fetch the file from {endpoint}: {e}"),
+        )
+    };
+    let mut builder = ApiBuilder::from_env()
+        .with_endpoint(endpoint.trim_end_matches('/').to_owned())
+        .with_progress(std::io::stderr().is_terminal());
+    if let Some(dir) = &context.cache_dir {
+        builder = builder.with_cache_dir(dir.clone());
+    }
+    let api = builder.build().map_err(failed)?;
+    let repo = Repo::with_revision(repo.to_owned(), RepoType::Dataset, revision.to_owned());
+    api.repo(repo).get(file).map_err(failed)
+}
+
+/// Opens a file by its extension: `.gz` is unpacked, `.parquet` needs the feature of that name.
+pub(crate) fn open(path: &Path) -> Result<RowReader> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
+    if extension.eq_ignore_ascii_case("parquet") {
+        return open_parquet(path);
+    }
+    let file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
+    let source: Box<dyn BufRead> = if extension.eq_ignore_ascii_case("gz") {
+        Box::new(BufReader::new(MultiGzDecoder::new(file)))
+    } else {
+        Box::new(file)
+    };
+    Ok(RowReader {
+        path: path.to_path_buf(),
+        line: 0,
+        source: Source::Lines(source),
+    })
+}
+
+#[cfg(feature = "parquet")]
+fn open_parquet(path: &Path) -> Result<RowReader> {
+    Ok(RowReader {
+        path: path.to_path_buf(),
+        line: 0,
+        source: Source::Objects(crate::data::parquet::objects(path)?),
+    })
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_parquet(path: &Path) -> Result<RowReader> {
+    Err(Error::format(
+        path,
+        "this build cannot read parquet files: build with `--features parquet`, or convert the file to JSONL",
+    ))
+}
+
+/// The rows of one file, one at a time.
+pub(crate) struct RowReader {
+    path: PathBuf,
+    line: usize,
+    source: Source,
+}
+
+enum Source {
+    Lines(Box<dyn BufRead>),
+    #[cfg(feature = "parquet")]
+    Objects(crate::data::parquet::Objects),
+    Ended,
+}
+
+impl RowReader {
+    /// Leaves out the first `count` rows; their text is not parsed.
+    fn skip_rows(mut self, count: usize) -> Result<Self> {
+        for _ in 0..count {
+            match self.next_bytes() {
+                Some(bytes) => drop(bytes?),
+                None => break,
+            }
+        }
+        Ok(self)
+    }
+
+    /// The next row that is not blank, unparsed; empty bytes for sources that are not lines.
+    fn next_bytes(&mut self) -> Option<Result<Vec<u8>>> {
+        loop {
+            let mut bytes = Vec::new();
+            let read = match &mut self.source {
+                Source::Lines(reader) => reader.read_until(b'\n', &mut bytes),
+                #[cfg(feature = "parquet")]
+                Source::Objects(objects) => {
+                    self.line += 1;
+                    return objects.next().map(|object| object.map(|_| Vec::new()));
+                }
+                Source::Ended => return None,
+            };
+            self.line += 1;
+            match read {
+                Ok(0) => {
+                    self.source = Source::Ended;
+                    return None;
+                }
+                Ok(_) => {
+                    if self.line == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
+                        bytes.drain(..3); // a byte-order mark
+                    }
+                    if !bytes.iter().all(u8::is_ascii_whitespace) {
+                        return Some(Ok(bytes));
+                    }
+                }
+                Err(e) => {
+                    self.source = Source::Ended;
+                    let line = self.line;
+                    return Some(Err(Error::Data {
+                        path: self.path.clone(),
+                        line,
+                        message: format!("cannot read on: {e}"),
+                    }));
+                }
+            }
+        }
+    }
+
+    fn parse(&self, bytes: &[u8]) -> Result<Row> {
+        let error = |message| Error::Data {
+            path: self.path.clone(),
+            line: self.line,
+            message,
+        };
+        let text = std::str::from_utf8(bytes).map_err(|e| {
+            let at = e.valid_up_to();
+            error(format!(
+                "expected UTF-8, found byte 0x{:02x} at byte {}",
+                bytes[at],
+                at + 1
+            ))
+        })?;
+        match serde_json::from_str(text.trim_end()) {
+            Ok(Value::Object(columns)) => Ok(Row {
+                columns,
+                path: self.path.clone(),
+                line: self.line,
+            }),
+            Ok(other) => Err(error(format!(
+                "expected a JSON object, found {}",
+                json_kind(&other)
+            ))),
+            Err(e) => Err(error(format!(
+                "expected one JSON object on the line, found bad JSON: {}",
+                e.to_string().replace(" at line 1 column ", " at column ")
+            ))),
+        }
+    }
+}
+
+impl Iterator for RowReader {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        #[cfg(feature = "parquet")]
+        if let Source::Objects(objects) = &mut self.source {
+            self.line += 1;
+            let (path, line) = (self.path.clone(), self.line);
+            return objects.next().map(|object| {
+                object.map(|columns| Row {
+                    columns,
+                    path,
+                    line,
+                })
+            });
+        }
+        let bytes = self.next_bytes()?;
+        Some(bytes.and_then(|bytes| self.parse(&bytes)))
+    }
+}
+
+/// What a JSON value is, in words.
+pub(crate) fn json_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+    use crate::data::RowFormat;
+
+    fn config(source: DataSource) -> DataConfig {
+        DataConfig {
+            source,
+            format: RowFormat::default(),
+            skip: 0,
+            limit: None,
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<Row>> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        fs::write(&path, bytes).unwrap();
+        read_rows(&config(DataSource::Jsonl(path)), &DataContext::default())
+    }
+
+    /// The message without the folder's name.
+    fn complaint(bytes: &[u8]) -> String {
+        let text = read(bytes).unwrap_err().to_string();
+        text[text.find("rows.jsonl").unwrap()..].to_owned()
+    }
+
+    #[test]
+    fn blank_lines_count_as_lines_but_not_as_rows() {
+        let rows = read(b"\xef\xbb\xbf{\"a\": 1}\r\n\n  \n{\"b\": \"\xc3\xa9\"}").unwrap();
+        assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 4]);
+        assert_eq!(rows[1].columns["b"], "\u{e9}");
+    }
+
+    #[test]
+    fn errors_name_the_line_and_what_was_found() {
+        let mut rows = b"{\"a\": 1}\n".repeat(56);
+        rows.extend(b"{\"a\": 1\n");
+        assert_eq!(
+            complaint(&rows),
+            "rows.jsonl:57: expected one JSON object on the line, found bad JSON: EOF while parsing an object at column 7"
+        );
+        assert_eq!(
+            complaint(b"{}\n{\"a\" 1}\n"),
+            "rows.jsonl:2: expected one JSON object on the line, found bad JSON: expected `:` at column 6"
+        );
+        assert_eq!(
+            complaint(b"{}\n{\"a\": \"\xff\"}\n"),
+            "rows.jsonl:2: expected UTF-8, found byte 0xff at byte 8"
+        );
+        assert_eq!(
+            complaint(b"\n[1]\n"),
+            "rows.jsonl:2: expected a JSON object, found an array"
+        );
+        assert_eq!(complaint(b"\n \n"), "rows.jsonl: no rows");
+    }
+
+    #[test]
+    fn skip_and_limit_count_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl.gz");
+        // Two gzip members one after the other, as `cat a.gz b.gz` makes them.
+        let mut bytes = Vec::new();
+        for part in ["{\"i\":0}\n\n{\"i\":1}\n", "{\"i\":2}\n{\"i\":3}\n"] {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+            encoder.write_all(part.as_bytes()).unwrap();
+            bytes.extend(encoder.finish().unwrap());
+        }
+        fs::write(&path, &bytes).unwrap();
+        let mut config = config(DataSource::Jsonl(path.clone()));
+        (config.skip, config.limit) = (1, Some(2));
+        let rows = read_rows(&config, &DataContext::default()).unwrap();
+        let seen: Vec<_> = rows
+            .iter()
+            .map(|row| (row.columns["i"].as_u64().unwrap(), row.line))
+            .collect();
+        assert_eq!(seen, [(1, 3), (2, 4)]);
+        config.skip = 4;
+        let error = read_rows(&config, &DataContext::default())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.ends_with("no rows after the first 4, which `skip` leaves out"),
+            "{error}"
+        );
+        // A download that was cut off.
+        fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+        (config.skip, config.limit) = (0, None);
+        let error = read_rows(&config, &DataContext::default())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("cannot read on"), "{error}");
+    }
+
+    #[test]
+    fn ranked_rows_come_from_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("rank")).unwrap();
+        fs::write(dir.path().join("rank/valid.jsonl"), "{\"v\": 1}").unwrap();
+        let context = DataContext {
+            run_dir: dir.path().into(),
+            cache_dir: None,
+        };
+        let source = |valid| DataSource::Ranked {
+            stage: "rank".into(),
+            valid,
+        };
+        assert_eq!(
+            read_rows(&config(source(true)), &context).unwrap()[0].columns["v"],
+            1
+        );
+        let error = read_rows(&config(source(false)), &context)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("cannot read ") && error.contains("train.jsonl"),
+            "{error}"
+        );
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    #[test]
+    fn parquet_without_the_feature_names_it() {
+        let source = DataSource::Jsonl("rows.parquet".into());
+        let error = read_rows(&config(source), &DataContext::default()).unwrap_err();
+        assert!(
+            error.to_string().contains("`--features parquet`"),
+            "{error}"
+        );
+    }
+
+    /// Answers one request the way the hub does; its first line and range go to `seen` before the client can go on.
+    fn answer(mut stream: TcpStream, body: &[u8], seen: &Mutex<Vec<(String, String)>>) {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let range = head
+            .lines()
+            .find_map(|line| {
+                line.to_lowercase()
+                    .strip_prefix("range: ")
+                    .map(str::to_owned)
+            })
+            .unwrap_or_default();
+        let request = head.lines().next().unwrap().to_owned();
+        seen.lock().unwrap().push((request.clone(), range.clone()));
+        if !request.contains("/rows.jsonl ") {
+            stream
+                .write_all(
+                    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                )
+                .unwrap();
+            return;
+        }
+        let part = if range == "bytes=0-0" {
+            &body[..1]
+        } else {
+            body
+        };
+        let head = format!(
+            "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes 0-{}/{}\r\nETag: \"tag\"\r\nX-Repo-Commit: abc\r\nConnection: close\r\n\r\n",
+            part.len(),
+            part.len() - 1,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(part).unwrap();
+    }
+
+    #[test]
+    fn a_hub_file_is_fetched_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}/", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&requests);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                answer(stream.unwrap(), b"{\"a\": 1}\n{\"a\": 2}\n", &seen);
+            }
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let context = DataContext {
+            run_dir: PathBuf::new(),
+            cache_dir: Some(dir.path().into()),
+        };
+        let fetch = |file: &str| hub_file("me/toys", file, "v1", endpoint.clone(), &context);
+        let path = fetch("rows.jsonl").unwrap();
+        let rows: Vec<Row> = open(&path).unwrap().map(Result::unwrap).collect();
+        assert_eq!((rows.len(), &rows[1].columns["a"]), (2, &Value::from(2)));
+        assert_eq!(fetch("rows.jsonl").unwrap(), path); // from the cache
+        let line = "GET /datasets/me/toys/resolve/v1/rows.jsonl HTTP/1.1".to_owned();
+        assert_eq!(
+            *requests.lock().unwrap(),
+            [
+                (line.clone(), "bytes=0-0".to_owned()),
+                (line, "bytes=0-".to_owned())
+            ]
+        );
+        let error = fetch("gone.jsonl").unwrap_err().to_string();
+        assert!(
+            error.starts_with("me/toys/gone.jsonl@v1: cannot fetch") && error.contains("404"),
+            "{error}"
+        );
+    }
+}
