@@ -1,6 +1,7 @@
 //! tempering: post-training of language models on burn.
 
 pub mod atomic;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod model;
