@@ -174,7 +174,10 @@ mod tests {
         let path = folder.path().join("model.safetensors");
         // 1 + 2^-8 + 2^-20 lies above the middle of two bf16 (1 and 1 + 2^-7) and next to an f16.
         let x = 1.003_907_2_f32;
-        for (store_as, expected) in [(StoreAs::F16, 1.003_906_25), (StoreAs::Bf16, 1.007_812_5)] {
+        for (store_as, expected) in [
+            (StoreAs::F16, 1.0 + 1.0 / 256.0),
+            (StoreAs::Bf16, 1.0 + 1.0 / 128.0),
+        ] {
             write_safetensors_with(&path, store_as, &[("a", &[1])], |_| Ok(Cow::Owned(vec![x])))
                 .unwrap();
             let read = SafetensorsFiles::open(&path).unwrap().read("a").unwrap();
