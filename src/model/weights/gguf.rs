@@ -769,12 +769,7 @@ mod tests {
             ("blk.0.attn_output.weight", &[8, 4], 0, f32s([0.0; 32])),
             ("blk.0.ffn_gate.weight", &[4, 3], 0, f32s([0.0; 12])),
             ("blk.0.ffn_up.weight", &[4, 3], 0, f32s([0.0; 12])),
-            (
-                "blk.0.ffn_down.weight",
-                &[3, 4],
-                1,
-                [0x00, 0x3e].repeat(12),
-            ),
+            ("blk.0.ffn_down.weight", &[3, 4], 1, [0x00, 0x3e].repeat(12)),
             ("blk.0.attn_norm.weight", &[4], 0, f32s([1.0; 4])),
             ("blk.0.ffn_norm.weight", &[4], 0, f32s([1.0; 4])),
             ("output_norm.weight", &[4], 0, f32s([1.0; 4])),

@@ -3,10 +3,48 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
 use crate::atomic::write_atomic_with;
 use crate::error::{Error, Result};
+
+/// How tensors are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StoreAs {
+    /// IEEE single.
+    #[default]
+    F32,
+    /// IEEE half, rounded to nearest.
+    F16,
+    /// The upper half of a single, rounded to nearest.
+    Bf16,
+}
+
+impl StoreAs {
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    fn num_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    fn encode(self, values: &[f32], out: &mut Vec<u8>) {
+        match self {
+            Self::F32 => out.extend(values.iter().flat_map(|x| x.to_le_bytes())),
+            Self::F16 => out.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
+            Self::Bf16 => out.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+        }
+    }
+}
 
 /// Writes f32 tensors to one safetensors file, atomically, with the metadata `{"format": "pt"}`.
 ///
@@ -23,7 +61,9 @@ pub fn write_safetensors(
         .iter()
         .map(|(name, shape, _)| (name.as_str(), shape.as_slice()))
         .collect();
-    write_safetensors_with(path, &specs, |i| Ok(Cow::Borrowed(&tensors[i].2)))
+    write_safetensors_with(path, StoreAs::F32, &specs, |i| {
+        Ok(Cow::Borrowed(&tensors[i].2))
+    })
 }
 
 /// As [`write_safetensors`], asking for the values of one tensor at a time, so that no second copy of a model is held.
@@ -35,11 +75,12 @@ pub fn write_safetensors(
 /// If a tensor's values do not fill its shape.
 pub fn write_safetensors_with<'a>(
     path: impl AsRef<Path>,
+    store_as: StoreAs,
     specs: &[(&str, &[usize])],
     mut values: impl FnMut(usize) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
     let path = path.as_ref();
-    let header = header(specs);
+    let header = header(store_as, specs);
     write_atomic_with(path, |out| {
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io("write", path));
         put(&(header.len() as u64).to_le_bytes())?;
@@ -54,7 +95,7 @@ pub fn write_safetensors_with<'a>(
             );
             for piece in values.chunks(1 << 16) {
                 buffer.clear();
-                buffer.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
+                store_as.encode(piece, &mut buffer);
                 put(&buffer)?;
             }
         }
@@ -63,15 +104,15 @@ pub fn write_safetensors_with<'a>(
 }
 
 /// The JSON header, padded with spaces so that the data is aligned to 8 bytes.
-fn header(specs: &[(&str, &[usize])]) -> Vec<u8> {
+fn header(store_as: StoreAs, specs: &[(&str, &[usize])]) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut begin = 0;
     for (name, shape) in specs {
-        let end = begin + 4 * shape.iter().product::<usize>();
+        let end = begin + store_as.num_bytes() * shape.iter().product::<usize>();
         header.insert(
             (*name).to_owned(),
-            json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}),
+            json!({"dtype": store_as.name(), "shape": shape, "data_offsets": [begin, end]}),
         );
         begin = end;
     }
@@ -83,6 +124,7 @@ fn header(specs: &[(&str, &[usize])]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::weights::{SafetensorsFiles, WeightSource};
 
     #[test]
     fn the_reference_library_reads_what_is_written() {
@@ -113,11 +155,33 @@ mod tests {
     fn an_error_of_the_values_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
-        let outcome = write_safetensors_with(&path, &[("a", &[1]), ("b", &[1])], |i| match i {
-            0 => Ok(Cow::Owned(vec![1.0])),
-            _ => Err(Error::Usage("stop".into())),
-        });
+        let outcome = write_safetensors_with(
+            &path,
+            StoreAs::F32,
+            &[("a", &[1]), ("b", &[1])],
+            |i| match i {
+                0 => Ok(Cow::Owned(vec![1.0])),
+                _ => Err(Error::Usage("stop".into())),
+            },
+        );
         assert!(matches!(outcome, Err(Error::Usage(_))));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn halves_are_rounded_to_nearest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        // 1 + 2^-8 + 2^-20 lies above the middle of two bf16 (1 and 1 + 2^-7) and next to an f16.
+        let x = 1.003_907_2_f32;
+        for (store_as, expected) in [
+            (StoreAs::F16, 1.0 + 1.0 / 256.0),
+            (StoreAs::Bf16, 1.0 + 1.0 / 128.0),
+        ] {
+            write_safetensors_with(&path, store_as, &[("a", &[1])], |_| Ok(Cow::Owned(vec![x])))
+                .unwrap();
+            let read = SafetensorsFiles::open(&path).unwrap().read("a").unwrap();
+            assert_eq!(read, [expected]);
+        }
     }
 }

@@ -1,0 +1,11 @@
+//! What a run leaves on disk: its folder, its lineage, and checkpoints that a crash cannot half-write.
+
+pub mod atomic;
+pub mod run_dir;
+pub mod step;
+pub mod tensor_map;
+
+pub use atomic::{write_atomic, write_dir_atomic};
+pub use run_dir::{FileHash, RunDir, RunInfo, StageLineage};
+pub use step::{CHECKPOINTS, StepCheckpoint, latest, prune, save};
+pub use tensor_map::{TensorMap, read_tensor_map, write_tensor_map};

@@ -1,0 +1,340 @@
+//! A run's folder: the resolved recipe, what produced it, and one folder per stage.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::atomic::write_atomic;
+use crate::error::{Error, Result};
+use crate::model::manifest::sha256_file;
+
+/// `run.json`: what is needed to tell where the results come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunInfo {
+    /// Version of this program.
+    pub version: String,
+    /// Backend name, as `--backend` takes it.
+    pub backend: String,
+    /// The backend's device.
+    pub device: String,
+    /// CPU threads.
+    pub threads: usize,
+    /// The recipe's seed.
+    pub seed: u64,
+    /// Commit of the folder the program was started in, if that is a git work tree; `-dirty` if it has changes.
+    pub git_commit: Option<String>,
+    /// Start of the run, UTC, as `2026-01-31T12:00:00Z`.
+    pub started: String,
+    /// What went into each stage, in the order they ran.
+    pub lineage: Vec<StageLineage>,
+}
+
+/// What went into a stage.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StageLineage {
+    /// The stage's name.
+    pub stage: String,
+    /// Where its model came from, e.g. `base`, `stage sft`, `random`.
+    pub init: String,
+    /// Data files.
+    pub data: Vec<FileHash>,
+    /// Weight files the stage started from.
+    pub weights: Vec<FileHash>,
+}
+
+/// A file by content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileHash {
+    /// The file.
+    pub path: PathBuf,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Rows used, for data files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
+}
+
+impl Default for RunInfo {
+    fn default() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            backend: String::new(),
+            device: String::new(),
+            threads: 0,
+            seed: 0,
+            git_commit: git_commit(),
+            started: utc(SystemTime::now()),
+            lineage: Vec::new(),
+        }
+    }
+}
+
+impl FileHash {
+    /// Hashes a file.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn of(path: impl AsRef<Path>, rows: Option<usize>) -> Result<Self> {
+        let path = path.as_ref();
+        Ok(Self {
+            path: path.to_path_buf(),
+            sha256: sha256_file(path)?,
+            rows,
+        })
+    }
+}
+
+/// An open run folder; no other process can open it until this is dropped.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// Held for its lock, which the system lets go even after a crash.
+    _lock: File,
+}
+
+impl RunDir {
+    /// Starts a run in a new folder, or in one that holds no run yet.
+    ///
+    /// # Errors
+    /// `Error::Usage` if the folder holds a run or another process uses it; `Error::Io`.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        fs::create_dir_all(path).map_err(Error::io("create", path))?;
+        let run = Self::lock(path)?;
+        if run.path.join("run.json").exists() {
+            return Err(Error::Usage(format!(
+                "{} already holds a run; continue it with --resume or choose another --output",
+                path.display()
+            )));
+        }
+        Ok(run)
+    }
+
+    /// Continues the run in a folder.
+    ///
+    /// # Errors
+    /// `Error::Usage` if there is no run or another process uses it; `Error::Io`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.join("run.json").exists() {
+            return Err(Error::Usage(format!(
+                "{} holds no run (no run.json)",
+                path.display()
+            )));
+        }
+        Self::lock(path)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder of a stage, created if it is not there.
+    ///
+    /// # Errors
+    /// `Error::Usage` for a name that is not a plain folder name; `Error::Io`.
+    pub fn stage_dir(&self, name: &str) -> Result<PathBuf> {
+        let plain = !name.is_empty()
+            && !name.starts_with('.')
+            && name
+                .chars()
+                .all(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'));
+        if !plain {
+            return Err(Error::Usage(format!(
+                "stage name \"{name}\": expected letters, digits, '-', '_' and '.'"
+            )));
+        }
+        let folder = self.path.join(name);
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        Ok(folder)
+    }
+
+    /// Writes `recipe.ron`, the recipe as resolved.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn write_recipe(&self, text: &str) -> Result<()> {
+        write_atomic(self.path.join("recipe.ron"), text.as_bytes())
+    }
+
+    /// The text of `recipe.ron`.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn read_recipe(&self) -> Result<String> {
+        let file = self.path.join("recipe.ron");
+        fs::read_to_string(&file).map_err(Error::io("read", &file))
+    }
+
+    /// Writes `run.json`.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn write_info(&self, info: &RunInfo) -> Result<()> {
+        let file = self.path.join("run.json");
+        let mut text =
+            serde_json::to_vec_pretty(info).map_err(|e| Error::format(&file, e.to_string()))?;
+        text.push(b'\n');
+        write_atomic(file, &text)
+    }
+
+    /// Reads `run.json`.
+    ///
+    /// # Errors
+    /// `Error::Io`, and `Error::Format` for a corrupt file.
+    pub fn read_info(&self) -> Result<RunInfo> {
+        read_info(&self.path)
+    }
+
+    /// Adds a stage to the lineage in `run.json`, in place of an older entry of that stage.
+    ///
+    /// # Errors
+    /// As [`RunDir::read_info`] and [`RunDir::write_info`].
+    pub fn record(&self, stage: StageLineage) -> Result<()> {
+        let mut info = self.read_info()?;
+        info.lineage.retain(|other| other.stage != stage.stage);
+        info.lineage.push(stage);
+        self.write_info(&info)
+    }
+
+    fn lock(path: &Path) -> Result<Self> {
+        let file = path.join(".lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&file)
+            .map_err(Error::io("create", &file))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                path: path.to_path_buf(),
+                _lock: lock,
+            }),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::Usage(format!(
+                "{} is in use by another process; wait for it or choose another --output",
+                path.display()
+            ))),
+            Err(fs::TryLockError::Error(source)) => Err(Error::io("lock", &file)(source)),
+        }
+    }
+}
+
+/// Reads the `run.json` of a folder without locking it, for `export` and reports.
+///
+/// # Errors
+/// `Error::Io`, and `Error::Format` for a corrupt file.
+pub fn read_info(run: impl AsRef<Path>) -> Result<RunInfo> {
+    let file = run.as_ref().join("run.json");
+    let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+    serde_json::from_str(&text).map_err(|e| Error::format(&file, format!("not a run.json: {e}")))
+}
+
+fn git_commit() -> Option<String> {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        output.status.success().then_some(text)
+    };
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
+    Some(if changes.is_empty() {
+        commit
+    } else {
+        format!("{commit}-dirty")
+    })
+}
+
+/// `2026-01-31T12:00:00Z`.
+///
+/// # Source
+/// Days to a civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", `civil_from_days`.
+fn utc(time: SystemTime) -> String {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Years start in March, so that the leap day comes last; eras have 400 years.
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        of_day / 3600,
+        of_day / 60 % 60,
+        of_day % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_run_is_created_once_and_opened_again() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("runs").join("tldr");
+        let message = RunDir::open(&path).unwrap_err().to_string();
+        assert!(message.contains("holds no run"), "{message}");
+        let run = RunDir::create(&path).unwrap();
+        let info = RunInfo {
+            seed: 3,
+            backend: "flex".into(),
+            ..RunInfo::default()
+        };
+        run.write_info(&info).unwrap();
+        run.write_recipe("(name: \"tldr\")").unwrap();
+        let entry = |init: &str| StageLineage {
+            stage: "sft".into(),
+            init: init.into(),
+            ..StageLineage::default()
+        };
+        run.record(entry("random")).unwrap();
+        run.record(entry("base")).unwrap();
+        let message = RunDir::open(&path).unwrap_err().to_string();
+        assert!(message.contains("in use by another process"), "{message}");
+        drop(run);
+        let message = RunDir::create(&path).unwrap_err().to_string();
+        assert!(message.contains("already holds a run"), "{message}");
+        let run = RunDir::open(&path).unwrap();
+        let read = run.read_info().unwrap();
+        assert_eq!((read.seed, &*read.backend), (3, "flex"));
+        assert_eq!(read.lineage, [entry("base")]);
+        assert_eq!(run.read_recipe().unwrap(), "(name: \"tldr\")");
+        assert!(run.stage_dir("sft").unwrap().is_dir());
+        assert!(run.stage_dir("../sft").is_err());
+        assert!(run.stage_dir(".").is_err());
+    }
+
+    #[test]
+    fn files_are_named_by_content() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.jsonl");
+        fs::write(&path, b"abc").unwrap();
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(
+            FileHash::of(&path, Some(1)).unwrap().sha256,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn times_are_utc() {
+        let at = |seconds| utc(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "1970-01-01T00:00:00Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(at(1_709_251_199), "2024-02-29T23:59:59Z");
+        assert_eq!(at(1_735_689_599), "2024-12-31T23:59:59Z");
+    }
+}

