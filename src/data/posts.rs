@@ -307,7 +307,7 @@ mod tests {
     }
 
     const GOLDEN_PROMPT: &str = "On Friday the heavy bike was dropped by Zoe on the train. It was quiet in the garden on Thursday. I do not know what to think.\n\nTL;DR:";
-    const GOLDEN_COMPLETION: &str = "?";
+    const GOLDEN_COMPLETION: &str = " Zoe dropped the heavy bike.";
 
     #[test]
     fn a_post_holds_its_point_once_and_no_aside_shares_a_fact() {
