@@ -170,7 +170,8 @@ struct Aside {
 /// 12 % say almost nothing ("Ana needs some help."). Of the others 14 % retell an aside. The rest tell the point: 25 % of
 /// them in the passive voice and a quarter of the active ones with the time first; each leaves out the object's quality
 /// (30 %), the place (30 %) and the time (35 %) independently, and a passive one the person (30 %); 15 % take one
-/// fact from an aside and 10 % end in idle words. About one summary in six is complete and faithful.
+/// fact from an aside and 10 % end in idle words. About one summary in six is complete and faithful; the mean gold
+/// score is 0.54.
 pub fn posts(seed: u64, rows: usize) -> Vec<Map<String, Value>> {
     let seed = Seed::new(seed).fork("posts");
     (0..rows as u64)
@@ -351,8 +352,8 @@ mod tests {
             .map(|row| f64::from(gold_score(row, column(row, "completion"))))
             .sum::<f64>()
             / rows.len() as f64;
-        println!("mean gold score of the training summaries: {mean:.3}");
-        assert!((0.50..0.66).contains(&mean), "{mean}");
+        // 0.544 with these rows; the ideal summaries score 1.
+        assert!((0.53..0.56).contains(&mean), "{mean}");
         for row in &rows {
             assert_eq!(gold_score(row, column(row, "ideal")), 1.0, "{row:?}");
         }
