@@ -4,7 +4,6 @@
 //! its siblings turn it into token ids with what is trained on, and [`Batches`] says which rows a step takes.
 //! [`check_source`] finds what is wrong with a data set before anything is loaded, [`inspect`] shows an encoded row.
 
-<<<<<<< HEAD
 mod chat;
 mod check;
 mod encode;
@@ -15,9 +14,7 @@ mod loader;
 mod parquet;
 mod records;
 mod rows;
-=======
 pub mod posts;
->>>>>>> reward
 mod source;
 mod tokenizer;
 

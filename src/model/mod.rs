@@ -6,6 +6,7 @@ pub mod config;
 mod gpt2;
 mod llama;
 mod load;
+pub mod manifest;
 mod qwen3;
 mod scalar;
 pub mod weights;
@@ -18,11 +19,12 @@ use burn::tensor::backend::Backend;
 
 pub use block::{GatedMlp, RmsNorm};
 pub use cache::KvCache;
-pub use config::ModelConfig;
+pub use config::{ModelConfig, TensorSpec};
 pub use gpt2::Gpt2;
 pub use llama::Llama;
 pub use qwen3::Qwen3;
 pub use load::host_tensors;
+pub use manifest::{Manifest, ModelFiles};
 pub use scalar::ScalarModel;
 
 use crate::ops::{self, HeadLayout, ModelBackend};

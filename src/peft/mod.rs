@@ -1,14 +1,16 @@
 //! Parameter-efficient fine-tuning: the linear layer that carries adapters, and the adapters.
 
 mod config;
+pub mod files;
 mod lora;
 mod projection;
 pub mod targets;
 
 pub use config::LoraConfig;
+pub use files::{AdapterConfig, AdapterKey, LoraMatrix, TaskType, lora_key, parse_key, saved_key};
 pub use lora::Lora;
 pub use projection::{LayerSpec, Projection};
-pub use targets::LinearSpec;
+pub use targets::{LinearSpec, TargetModules, resolve_targets};
 
 use burn::tensor::backend::Backend;
 
@@ -42,9 +44,4 @@ pub trait Adaptable<B: Backend> {
     fn merge_adapters(&mut self) {
         self.for_each_projection(&mut |projection| projection.merge());
     }
-}
-
-/// PEFT's name of a LoRA matrix (`part` is 'A' or 'B') of the layer at `path`.
-pub fn lora_key(path: &str, part: char) -> String {
-    format!("base_model.model.{path}.lora_{part}.weight")
 }

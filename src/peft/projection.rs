@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use super::{Lora, LoraConfig, lora_key};
+use super::{Lora, LoraConfig, LoraMatrix, lora_key};
 use crate::ops::{self, LowRankPart, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
 use crate::rng::Seed;
@@ -103,8 +103,8 @@ impl<B: Backend> Projection<B> {
                 let meta = |part, columns| {
                     ParamMeta::single(ParamKind::Adapter, lora_key(&layer.path, part), columns, true)
                 };
-                visit(&meta('A', rank), ParamSlot::Matrix(&mut lora.a));
-                visit(&meta('B', layer.width), ParamSlot::Matrix(&mut lora.b));
+                visit(&meta(LoraMatrix::A, rank), ParamSlot::Matrix(&mut lora.a));
+                visit(&meta(LoraMatrix::B, layer.width), ParamSlot::Matrix(&mut lora.b));
             }
         }
     }
