@@ -1,4 +1,5 @@
 //! Data.
 
+pub mod posts;
 mod source;
 pub use source::{DataSource, RowFormat};
