@@ -1,10 +1,22 @@
 //! Reward sources: one score per response.
 
+mod command;
 mod config;
+mod gold;
+mod length;
+mod pattern;
+pub mod rouge;
+mod stem;
+mod sum;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
 
 pub use config::{RewardConfig, RougeVariant};
 
-use crate::error::Result;
+use crate::error::{Error, Problem, Result};
 
 /// One response to be scored.
 #[derive(Debug, Clone, Default)]
@@ -28,4 +40,270 @@ pub trait RewardSource {
     /// # Errors
     /// When a column is missing, a program fails, or a score is not finite.
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>>;
+}
+
+/// The source that `config` names; `learned` makes the source of a [`RewardConfig::Learned`] from its `stage`.
+///
+/// # Errors
+/// What [`check`] finds too (a regular expression that does not parse, an empty command), and what `learned` returns.
+pub fn build(
+    config: &RewardConfig,
+    learned: &mut dyn FnMut(&str) -> Result<Box<dyn RewardSource>>,
+) -> Result<Box<dyn RewardSource>> {
+    if let Some(problem) = own_problems(config, "reward").into_iter().next() {
+        return Err(Error::Reward {
+            name: name(config),
+            message: problem.message,
+        });
+    }
+    Ok(match config {
+        RewardConfig::Learned { stage } => learned(stage)?,
+        RewardConfig::Rouge { variant, reference } => Box::new(rouge::Rouge {
+            variant: *variant,
+            reference: reference.clone(),
+        }),
+        RewardConfig::Gold => Box::new(gold::Gold),
+        RewardConfig::Length { target } => Box::new(length::Length { target: *target }),
+        RewardConfig::Pattern { regex } => Box::new(pattern::Pattern {
+            regex: regex::Regex::new(regex).map_err(|error| Error::Reward {
+                name: name(config),
+                message: error.to_string(),
+            })?,
+        }),
+        RewardConfig::Command { command, timeout_s } => Box::new(command::External::new(
+            name(config),
+            command.clone(),
+            Duration::from_secs_f64(*timeout_s),
+        )),
+        RewardConfig::Sum(terms) => {
+            let terms = terms
+                .iter()
+                .map(|(weight, term)| Ok((*weight, build(term, learned)?)))
+                .collect::<Result<Vec<_>>>()?;
+            Box::new(sum::Sum { terms })
+        }
+    })
+}
+
+/// Everything wrong with `config` that can be known before it runs; `place` is where the recipe holds it.
+///
+/// A [`RewardConfig::Learned`] stage is the recipe's to look up.
+pub fn check(config: &RewardConfig, place: &str) -> Vec<Problem> {
+    let mut problems = own_problems(config, place);
+    if let RewardConfig::Sum(terms) = config {
+        for (at, (_, term)) in terms.iter().enumerate() {
+            problems.extend(check(term, &format!("{place}[{at}]")));
+        }
+    }
+    problems
+}
+
+/// A short name for messages and titles: `rougeL`, `length(12)`, `learned(rm)`, `0.5*gold + 1*length(12)`.
+pub fn name(config: &RewardConfig) -> String {
+    match config {
+        RewardConfig::Learned { stage } => format!("learned({stage})"),
+        RewardConfig::Rouge { variant, .. } => variant.name().into(),
+        RewardConfig::Gold => "gold".into(),
+        RewardConfig::Length { target } => format!("length({target})"),
+        RewardConfig::Pattern { regex } => format!("pattern({regex})"),
+        RewardConfig::Command { command, .. } => {
+            let program = command.first().map_or("", String::as_str);
+            let file = Path::new(program).file_name().unwrap_or_default();
+            format!("command({})", file.to_string_lossy())
+        }
+        RewardConfig::Sum(terms) => terms
+            .iter()
+            .map(|(weight, term)| format!("{weight}*{}", name(term)))
+            .collect::<Vec<_>>()
+            .join(" + "),
+    }
+}
+
+/// Problems of `config` itself, the terms of a sum apart.
+fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
+    match config {
+        RewardConfig::Learned { .. } | RewardConfig::Gold => vec![],
+        RewardConfig::Rouge { reference, .. } if reference.is_empty() => vec![
+            Problem::new(place, "the name of the reference column is empty")
+                .with_help("name the column that holds the reference text, e.g. \"completion\""),
+        ],
+        RewardConfig::Rouge { .. } => vec![],
+        RewardConfig::Length { target: 0 } => vec![
+            Problem::new(place, "the wished length is 0 words; expected at least 1")
+                .with_help("set `target` to the number of words of a good response"),
+        ],
+        RewardConfig::Length { .. } => vec![],
+        RewardConfig::Pattern { regex } => regex::Regex::new(regex)
+            .err()
+            .map(|error| Problem::new(place, error.to_string()))
+            .into_iter()
+            .collect(),
+        RewardConfig::Command { command, timeout_s } => {
+            let mut problems = Vec::new();
+            match command.first().map(String::as_str) {
+                None | Some("") => problems.push(
+                    Problem::new(
+                        place,
+                        "the command is empty; expected a program and its arguments",
+                    )
+                    .with_help("for example command: [\"python3\", \"score.py\"]"),
+                ),
+                Some(program) if find_program(program).is_none() => problems.push(
+                    Problem::new(place, format!("the program {program:?} was not found"))
+                        .with_help(
+                            "give a program on PATH, or a path with a separator such as ./score",
+                        ),
+                ),
+                Some(_) => {}
+            }
+            // Duration holds 2^64 seconds; a year is more than anyone waits.
+            if !(*timeout_s > 0.0 && *timeout_s <= 31_536_000.0) {
+                problems.push(Problem::new(
+                    place,
+                    format!("timeout_s is {timeout_s}; expected a positive number of seconds, at most a year"),
+                ));
+            }
+            problems
+        }
+        RewardConfig::Sum(terms) if terms.is_empty() => {
+            vec![Problem::new(
+                place,
+                "a sum of no sources; expected at least one",
+            )]
+        }
+        RewardConfig::Sum(terms) => terms
+            .iter()
+            .enumerate()
+            .filter(|(_, (weight, _))| !weight.is_finite())
+            .map(|(at, (weight, term))| {
+                let message = format!(
+                    "the weight of {} is {weight}; expected a finite number",
+                    name(term)
+                );
+                Problem::new(format!("{place}[{at}]"), message)
+            })
+            .collect(),
+    }
+}
+
+/// The file that starting `program` would run.
+fn find_program(program: &str) -> Option<PathBuf> {
+    if program.contains(std::path::is_separator) {
+        return Some(PathBuf::from(program)).filter(|path| path.is_file());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(format!("{program}{}", std::env::consts::EXE_SUFFIX)))
+        .find(|file| file.is_file())
+}
+
+/// The row's column names, for messages.
+fn columns(row: &Map<String, Value>) -> String {
+    let names: Vec<String> = row.keys().map(|key| format!("{key:?}")).collect();
+    if names.is_empty() {
+        "no columns".into()
+    } else {
+        names.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> RewardConfig {
+        ron::from_str(text).unwrap()
+    }
+
+    struct Constant(f32);
+    impl RewardSource for Constant {
+        fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
+            Ok(vec![self.0; completions.len()])
+        }
+    }
+
+    #[test]
+    fn builds_every_source_and_delegates_the_learned_one() {
+        let config = parse(
+            "Sum([(2.0, Learned(stage: \"rm\")), (0.5, Length(target: 2)), (1.0, Pattern(regex: \"^ ok\"))])",
+        );
+        let mut asked = Vec::new();
+        let mut source = build(&config, &mut |stage| {
+            asked.push(stage.to_string());
+            Ok(Box::new(Constant(0.25)))
+        })
+        .unwrap();
+        let completion = Completion {
+            response: " ok".into(),
+            ..Completion::default()
+        };
+        // 2 * 0.25 + 0.5 * -1/2 + 1.
+        assert_eq!(source.score(&[completion]).unwrap(), [1.25]);
+        assert_eq!(asked, ["rm"]);
+        assert_eq!(
+            name(&config),
+            "2*learned(rm) + 0.5*length(2) + 1*pattern(^ ok)"
+        );
+        assert_eq!(name(&parse("Rouge()")), "rougeL");
+        assert_eq!(
+            name(&parse("Command(command: [\"bin/score.py\", \"-v\"])")),
+            "command(score.py)"
+        );
+    }
+
+    #[test]
+    fn check_reports_every_problem_with_its_place() {
+        let config = RewardConfig::Sum(vec![
+            (f64::NAN, parse("Pattern(regex: \"(\")")),
+            (
+                1.0,
+                parse("Command(command: [\"no-such-scorer\"], timeout_s: 0.0)"),
+            ),
+            (1.0, parse("Length(target: 0)")),
+            (
+                1.0,
+                RewardConfig::Sum(vec![(1.0, parse("Command(command: [])"))]),
+            ),
+            (1.0, RewardConfig::Sum(vec![])),
+        ]);
+        let found: Vec<String> = check(&config, "r")
+            .iter()
+            .map(|p| format!("{} {}", p.place, p.message.replace('\n', " ")))
+            .collect();
+        let expected = [
+            "r[0] the weight of pattern(() is NaN",
+            "r[0] regex parse error",
+            "r[1] the program \"no-such-scorer\" was not found",
+            "r[1] timeout_s is 0;",
+            "r[2] the wished length is 0 words",
+            "r[3][0] the command is empty",
+            "r[4] a sum of no sources",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!(
+                found.starts_with(expected),
+                "{found:?}, expected {expected:?}"
+            );
+        }
+        assert_eq!(
+            check(
+                &parse("Sum([(1.0, Gold), (1.0, Rouge(variant: Rouge2))])"),
+                "r"
+            ),
+            []
+        );
+    }
+
+    #[test]
+    fn a_bad_config_does_not_build() {
+        let message = build(&parse("Length(target: 0)"), &mut |_| unreachable!())
+            .err()
+            .unwrap()
+            .to_string();
+        assert_eq!(
+            message,
+            "reward source length(0): the wished length is 0 words; expected at least 1"
+        );
+    }
 }
