@@ -16,7 +16,8 @@ pub enum BackendChoice {
     /// CPU with SIMD kernels on all cores.
     Flex,
     /// Reference CPU backend.
-    Ndarray,
+    #[value(name = "ndarray")]
+    NdArray,
 }
 
 /// Work that is generic over the backend.
@@ -42,7 +43,7 @@ pub fn dispatch<T: Task>(choice: BackendChoice, device: usize, task: T) -> Resul
         BackendChoice::Cuda => cuda(device, task),
         BackendChoice::Wgpu => wgpu(device, task),
         BackendChoice::Flex => flex(device, task),
-        BackendChoice::Ndarray => ndarray(device, task),
+        BackendChoice::NdArray => ndarray(device, task),
     }
 }
 

@@ -12,7 +12,7 @@ use tempering::generate::{GenerateOptions, SamplingConfig, generate};
 use tempering::model::{CausalLm, LanguageModel, ModelConfig, ScalarModel, weights};
 use tempering::ops::ModelBackend;
 use tempering::optim::GradientSum;
-use tempering::params::Parameters;
+use tempering::params::{ParamKind, Parameters};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
@@ -197,6 +197,30 @@ fn check_generation<B: ModelBackend>(device: B::Device) {
     }
 }
 
+fn check_lora<B: ModelBackend>(device: B::Device) {
+    for (name, base) in [("llama_lora", "llama_tied"), ("gpt2_lora", "gpt2")] {
+        let reference = reference(name);
+        let mut plain = load::<B>(base, &device);
+        let config = ModelConfig::load(folder(base)).unwrap();
+        tempering::model::load_adapter(&mut plain, &config, &folder(name), &device).unwrap();
+        let rows = rows(&reference);
+        let expected = reference["token_logprobs"].as_array().unwrap();
+        for (row, got) in logprobs(&plain, &rows, &device).iter().enumerate() {
+            assert_close(&format!("{name} row {row}"), got, &expected[row], 1e-4);
+        }
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(plain.clone());
+        model.train_only(&|kind| kind == ParamKind::Adapter);
+        let (sum, _) = summed_logprobs(&model, &rows, &device);
+        let count: usize = rows.iter().map(|row| row.len() - 1).sum();
+        compare_gradients(name, &mut model, sum.neg().div_scalar(count as f32), &reference);
+        // A merged adapter gives the same numbers.
+        tempering::peft::Adaptable::merge_adapters(&mut plain);
+        for (row, got) in logprobs(&plain, &rows, &device).iter().enumerate() {
+            assert_close(&format!("{name} row {row}, merged"), got, &expected[row], 1e-4);
+        }
+    }
+}
+
 trait IntoF32 {
     fn into_scalar_f32(self) -> f32;
 }
@@ -220,4 +244,4 @@ macro_rules! on_backends {
     };
 }
 
-on_backends!(check_forward, check_gradients, check_scores, check_generation);
+on_backends!(check_forward, check_gradients, check_scores, check_generation, check_lora);

@@ -4,8 +4,9 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 
+use crate::backend::BackendChoice;
 use crate::reward::{RewardConfig, RougeVariant};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
@@ -46,23 +47,6 @@ pub struct ComputeArgs {
     /// CPU threads [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
-}
-
-/// The engines of `--backend`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum BackendChoice {
-    /// The best one available: CUDA, then wgpu, then Flex
-    #[default]
-    Auto,
-    /// NVIDIA GPUs (cargo feature `cuda`)
-    Cuda,
-    /// Any GPU through Vulkan or Metal (cargo features `wgpu`, `vulkan`, `metal`)
-    Wgpu,
-    /// The fast CPU engine (cargo feature `flex`)
-    Flex,
-    /// The reference CPU engine (cargo feature `ndarray`)
-    #[value(name = "ndarray")]
-    NdArray,
 }
 
 /// The subcommands.

@@ -11,6 +11,7 @@ use hf_hub::{Repo, RepoType};
 use serde_json::{Map, Value};
 
 use crate::data::{DataConfig, DataSource};
+use crate::data::posts::posts;
 use crate::error::{Error, Result};
 
 /// One row of a data set and where it stands.
@@ -57,7 +58,7 @@ pub fn read_rows(config: &DataConfig, context: &DataContext) -> Result<Vec<Row>>
         let wanted = config
             .limit
             .map_or(rows, |limit| rows.min(config.skip.saturating_add(limit)));
-        let posts = posts_rows(seed, wanted)?.into_iter().enumerate();
+        let posts = posts(seed, wanted).into_iter().enumerate();
         let rows: Vec<Row> = posts
             .skip(config.skip)
             .map(|(i, columns)| Row {
@@ -109,13 +110,6 @@ pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Option<P
         }
         DataSource::Hub { .. } | DataSource::Posts { .. } => None,
     }
-}
-
-/// The embedded posts' columns.
-fn posts_rows(_seed: u64, _rows: usize) -> Result<Vec<Map<String, Value>>> {
-    Err(Error::Usage(
-        "the embedded posts are not part of this build".into(),
-    ))
 }
 
 /// Where the hub is; `HF_ENDPOINT` names a mirror.

@@ -1,5 +1,6 @@
 //! Decoder language models: one file per family over shared blocks, scalar heads, the KV cache, weight files.
 
+mod adapter;
 mod block;
 mod cache;
 pub mod config;
@@ -17,6 +18,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+pub use adapter::{LoadedAdapter, attach_lora, load_adapter, save_adapter};
 pub use block::{GatedMlp, RmsNorm};
 pub use cache::KvCache;
 pub use config::{ModelConfig, TensorSpec};

@@ -1,0 +1,205 @@
+//! LoRA adapters in PEFT's folder layout.
+
+use std::path::Path;
+
+use burn::tensor::TensorData;
+use burn::tensor::Tensor;
+use burn::module::{Param, ParamId};
+use burn::tensor::backend::Backend;
+
+use super::config::ModelConfig;
+use super::host_tensors;
+use super::weights::{self, WeightSource, write_safetensors};
+use crate::error::{Error, Problem, Result};
+use crate::params::{ParamKind, Parameters};
+use crate::peft::files::ADAPTER_WEIGHTS;
+use crate::peft::{
+    Adaptable, AdapterConfig, AdapterKey, LoraConfig, LoraMatrix, TargetModules, TaskType, lora_key, parse_key,
+    resolve_targets, saved_key,
+};
+use crate::rng::Seed;
+
+/// What an adapter folder holds beside the low-rank matrices.
+#[derive(Debug, Clone)]
+pub struct LoadedAdapter {
+    /// Its configuration.
+    pub config: AdapterConfig,
+    /// `score.weight` of a classification adapter.
+    pub score: Option<Vec<f32>>,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Attaches the adapter of `folder` to a model without adapters.
+///
+/// # Errors
+/// `Error::Format` for a configuration that cannot be honoured; `Error::Weights` listing every tensor that is missing,
+/// surplus or mis-shaped; `Error::Io`.
+pub fn load_adapter<B: Backend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    folder: &Path,
+    device: &B::Device,
+) -> Result<LoadedAdapter> {
+    let (adapter, warnings) = AdapterConfig::load(folder, config.family())?;
+    let source = weights::open(folder.join(ADAPTER_WEIGHTS))?;
+    let stored = StoredAdapter::check(&adapter, source.as_ref(), config)?;
+    let mut outcome = Ok(());
+    model.for_each_projection(&mut |projection| {
+        for index in 0..projection.layers().len() {
+            let layer = projection.layers()[index].clone();
+            if outcome.is_err() || !stored.modules.contains(&layer.path) {
+                continue;
+            }
+            let lora = LoraConfig {
+                rank: adapter.rank_of(&layer.path),
+                alpha: 0.0,
+                use_rslora: adapter.use_rslora,
+                dropout: adapter.lora_dropout,
+                target_modules: Vec::new(),
+            };
+            projection.attach(index, &lora, Seed::new(0));
+            let Some(lora) = &mut projection.adapters[index] else { continue };
+            lora.scale = adapter.scaling_of(&layer.path);
+            for (matrix, slot) in [(LoraMatrix::A, &mut lora.a), (LoraMatrix::B, &mut lora.b)] {
+                let [inputs, outputs] = slot.val().dims();
+                match source.read(&stored.name(&layer.path, matrix)) {
+                    Ok(values) => {
+                        // Files hold [out, in].
+                        let tensor = Tensor::<B, 2>::from_data(TensorData::new(values, [outputs, inputs]), device);
+                        *slot = Param::initialized(ParamId::new(), contiguous_transpose(tensor));
+                    }
+                    Err(error) => outcome = Err(error),
+                }
+            }
+        }
+    });
+    outcome?;
+    let score = match &stored.score {
+        Some(name) => Some(source.read(name)?),
+        None => None,
+    };
+    Ok(LoadedAdapter { config: adapter, score, warnings })
+}
+
+/// A transposed copy, not a view: adapters are read in row order from then on.
+fn contiguous_transpose<B: Backend>(tensor: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [rows, columns] = tensor.dims();
+    let device = tensor.device();
+    let values: Vec<f32> = tensor.transpose().into_data().convert::<f32>().into_vec().expect("converted to f32");
+    Tensor::from_data(TensorData::new(values, [columns, rows]), &device)
+}
+
+/// The tensors of an adapter file, checked against a model.
+struct StoredAdapter {
+    modules: Vec<String>,
+    names: Vec<(String, String)>,
+    score: Option<String>,
+}
+
+impl StoredAdapter {
+    fn check(adapter: &AdapterConfig, source: &dyn WeightSource, config: &ModelConfig) -> Result<Self> {
+        let mut stored = Self { modules: Vec::new(), names: Vec::new(), score: None };
+        let linear = config.linear_modules();
+        let mut problems = Vec::new();
+        for name in source.names() {
+            match parse_key(&name) {
+                Some(AdapterKey::Lora(path, matrix)) if linear.iter().any(|layer| layer.name == path) => {
+                    stored.names.push((lora_key(&path, matrix), name));
+                    if !stored.modules.contains(&path) {
+                        stored.modules.push(path);
+                    }
+                }
+                Some(AdapterKey::Saved(parameter)) if parameter == "score.weight" => stored.score = Some(name),
+                _ => problems.push(Problem::new(&name, "surplus; the model has no such layer")),
+            }
+        }
+        for layer in linear.iter().filter(|layer| stored.modules.contains(&layer.name)) {
+            let rank = adapter.rank_of(&layer.name);
+            for (matrix, expected) in
+                [(LoraMatrix::A, [rank, layer.in_features]), (LoraMatrix::B, [layer.out_features, rank])]
+            {
+                let name = stored.name(&layer.name, matrix);
+                match source.shape(&name) {
+                    None => problems.push(Problem::new(&name, format!("missing; expected shape {expected:?}"))),
+                    Some(shape) if shape != expected => {
+                        problems.push(Problem::new(&name, format!("expected shape {expected:?}, found {shape:?}")));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        if stored.modules.is_empty() && problems.is_empty() {
+            problems.push(Problem::new("lora_A", "the file holds no low-rank matrices"));
+        }
+        if problems.is_empty() {
+            return Ok(stored);
+        }
+        Err(Error::Weights { path: source.path().to_path_buf(), problems })
+    }
+
+    /// The file's own spelling of a matrix's name.
+    fn name(&self, path: &str, matrix: LoraMatrix) -> String {
+        let key = lora_key(path, matrix);
+        self.names.iter().find(|(known, _)| *known == key).map_or(key, |(_, stored)| stored.clone())
+    }
+}
+
+/// Gives fresh adapters to the layers that the configuration targets; returns their paths.
+///
+/// # Errors
+/// `Error::Usage` for a target that matches no layer.
+pub fn attach_lora<B: Backend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    lora: &LoraConfig,
+    seed: Seed,
+) -> Result<Vec<String>> {
+    let linear = config.linear_modules();
+    let chosen = resolve_targets(&TargetModules::List(lora.target_modules.clone()), &linear)?;
+    let paths: Vec<String> = chosen.into_iter().map(|index| linear[index].name.clone()).collect();
+    model.attach_lora(lora, seed, &|path| paths.iter().any(|chosen| chosen == path));
+    Ok(paths)
+}
+
+/// Writes a model's adapters, and its score head if it has one, as PEFT does.
+///
+/// # Errors
+/// `Error::Io`.
+pub fn save_adapter<B: Backend>(
+    model: &mut dyn Parameters<B>,
+    config: &ModelConfig,
+    lora: &LoraConfig,
+    base: &str,
+    folder: &Path,
+) -> Result<()> {
+    let tensors = host_tensors(model, &|kind| matches!(kind, ParamKind::Adapter | ParamKind::Score));
+    let mut paths = Vec::new();
+    let mut task = TaskType::CausalLm;
+    let tensors: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, shape, values)| {
+            let name = match parse_key(&name) {
+                Some(AdapterKey::Lora(path, LoraMatrix::A)) => {
+                    paths.push(path);
+                    name
+                }
+                Some(_) => name,
+                None => {
+                    task = TaskType::SeqCls;
+                    saved_key(&name)
+                }
+            };
+            (name, shape, values)
+        })
+        .collect();
+    // The layers themselves, not the recipe's patterns: PEFT knows no regular expressions inside lists.
+    let mut adapter = AdapterConfig::new(task, lora.rank, lora.alpha, TargetModules::List(paths));
+    adapter.base_model_name_or_path = Some(base.to_owned());
+    adapter.lora_dropout = lora.dropout;
+    adapter.use_rslora = lora.use_rslora;
+    adapter.fan_in_fan_out = config.family() == "gpt2";
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    adapter.save(folder)?;
+    write_safetensors(folder.join(ADAPTER_WEIGHTS), &tensors)
+}
