@@ -3,6 +3,7 @@
 mod command;
 mod config;
 mod gold;
+mod learned;
 mod length;
 mod pattern;
 pub mod rouge;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 pub use config::{RewardConfig, RougeVariant};
+pub use learned::Learned;
 
 use crate::error::{Error, Problem, Result};
 

@@ -1,0 +1,135 @@
+//! Running a recipe: everything is checked before any weight is loaded, then the stages run in order.
+
+use std::path::{Path, PathBuf};
+
+use super::survey::{Survey, survey};
+use super::{Loaded, Recipe, Stage, available_memory, check_fits, table, to_ron};
+use crate::atomic::write_atomic;
+use crate::checkpoint::{RunDir, RunInfo};
+use crate::error::{Error, Problem, Result};
+use crate::ops::ModelBackend;
+use crate::report::{Reporter, peak_rss_bytes};
+use crate::rng::Seed;
+use crate::train::{self, Outcome, Session};
+
+/// File that marks a stage as done; its content is the stage's summary.
+const DONE: &str = "DONE";
+
+/// What the command line adds to a recipe.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Run folder instead of the recipe's.
+    pub output: Option<PathBuf>,
+    /// Only this stage.
+    pub stage: Option<String>,
+    /// Continue an earlier run.
+    pub resume: bool,
+    /// The command that would continue this run.
+    pub resume_command: String,
+}
+
+/// A recipe that was checked, with its plan.
+#[derive(Debug)]
+pub struct Checked {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The run's folder.
+    pub output: PathBuf,
+    /// Its plan as a table.
+    pub plan: String,
+    only: Option<String>,
+}
+
+/// Checks data, models, reward sources and memory of a recipe, and plans it. Loads no weight.
+///
+/// # Errors
+/// `Error::Invalid` with all problems.
+pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
+    let Loaded { recipe, places, path } = loaded;
+    let output = options
+        .output
+        .clone()
+        .or_else(|| recipe.output.clone())
+        .unwrap_or_else(|| Path::new("runs").join(&recipe.name));
+    let mut problems = Vec::new();
+    if let Some(only) = &options.stage
+        && !recipe.stages.iter().any(|stage| stage.name() == only)
+    {
+        let names: Vec<&str> = recipe.stages.iter().map(Stage::name).collect();
+        problems.push(Problem::new("--stage", format!("no stage `{only}`; there are {}", names.join(", "))));
+    }
+    let Survey { plans, problems: found } = survey(&recipe, &places, &output);
+    problems.extend(found);
+    if let Some(available) = available_memory() {
+        problems.extend(check_fits(&plans, available));
+    }
+    if !problems.is_empty() {
+        return Err(Error::Invalid { path, problems });
+    }
+    Ok(Checked { plan: table(&plans), recipe, output, only: options.stage.clone() })
+}
+
+/// Runs the stages; returns what each of them says, by name.
+///
+/// # Errors
+/// The first error of a stage. What was done before it is on disk.
+pub fn run<B: ModelBackend>(
+    checked: &Checked,
+    options: &RunOptions,
+    device: B::Device,
+    backend: &str,
+    reporter: &mut dyn Reporter,
+) -> Result<Vec<(String, Outcome)>> {
+    let recipe = &checked.recipe;
+    let continues = options.resume || (checked.only.is_some() && checked.output.join("run.json").exists());
+    let run = if continues { RunDir::open(&checked.output)? } else { RunDir::create(&checked.output)? };
+    run.write_recipe(&to_ron(recipe))?;
+    if !continues {
+        run.write_info(&RunInfo {
+            backend: backend.to_owned(),
+            device: format!("{device:?}"),
+            threads: rayon::current_num_threads(),
+            seed: recipe.seed,
+            ..RunInfo::default()
+        })?;
+    }
+    let mut session = Session::<B>::new(device, &run, reporter);
+    session.recipe = recipe.name.clone();
+    session.seed = Seed::new(recipe.seed);
+    session.model = recipe.model.clone();
+    session.resume = options.resume;
+    session.resume_command = options.resume_command.clone();
+    let mut outcomes = Vec::new();
+    for stage in &recipe.stages {
+        if checked.only.as_ref().is_some_and(|only| only != stage.name()) {
+            continue;
+        }
+        let done = session.stage_dir(stage.name())?.join(DONE);
+        if options.resume && done.exists() {
+            continue;
+        }
+        // A stage that is run again is not done until it is done again.
+        if done.exists() {
+            std::fs::remove_file(&done).map_err(Error::io("remove", &done))?;
+        }
+        let outcome = run_stage(&mut session, stage)?;
+        write_atomic(&done, outcome.summary.as_bytes())?;
+        outcomes.push((stage.name().to_owned(), outcome));
+    }
+    if let Some(bytes) = peak_rss_bytes() {
+        let peak = bytes as f64 / (1u64 << 30) as f64;
+        session.reporter.message(&format!("peak memory {peak:.2} GiB; results in {}", checked.output.display()));
+    }
+    Ok(outcomes)
+}
+
+fn run_stage<B: ModelBackend>(session: &mut Session<'_, B>, stage: &Stage) -> Result<Outcome> {
+    match stage {
+        Stage::Pretrain(config) => train::pretrain(session, config),
+        Stage::Sft(config) => train::sft(session, config),
+        Stage::Rank(config) => train::rank(session, config),
+        Stage::RewardModel(config) => train::reward_model(session, config),
+        Stage::Ppo(config) => train::ppo(session, config),
+        Stage::Compare(config) => train::compare(session, config),
+    }
+}

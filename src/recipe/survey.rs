@@ -1,0 +1,368 @@
+//! What a recipe's files hold: models, data and reward sources are looked at, and each stage is planned, before any
+//! weight is loaded.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{ModelShape, Places, Recipe, Stage, StagePlan, Work, estimate};
+use crate::data::{
+    DataConfig, DataContext, DataSource, RowKind, Tokenizer, check_source, encode_prompts, encode_completions, encode_text,
+    read_rows,
+};
+use crate::error::{Error, Problem, Result};
+use crate::model::{ModelConfig, manifest, weights};
+use crate::peft::{TargetModules, resolve_targets};
+use crate::reward::{self, RewardConfig};
+use crate::train::config::{Init, Peft};
+
+/// Rows that are tokenised to estimate a data set's tokens.
+const SAMPLE_ROWS: usize = 64;
+
+/// Plans and problems of a recipe.
+pub(super) struct Survey {
+    pub(super) plans: Vec<StagePlan>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Looks at everything that the recipe names.
+pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey {
+    let mut surveyor = Surveyor {
+        places,
+        context: DataContext { run_dir: output.to_path_buf(), cache_dir: None },
+        base: None,
+        by_stage: BTreeMap::new(),
+        problems: Vec::new(),
+    };
+    if let Some(name) = &recipe.model {
+        let found = open_model(name);
+        surveyor.base = surveyor.keep("model", found);
+    }
+    let plans = recipe
+        .stages
+        .iter()
+        .enumerate()
+        .filter_map(|(index, stage)| {
+            let path = places.stage_path(index, stage.name());
+            surveyor.stage(stage, &path, recipe)
+        })
+        .collect();
+    Survey { plans, problems: surveyor.problems }
+}
+
+/// A model as far as plans need it.
+#[derive(Clone)]
+struct Known {
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+}
+
+struct Surveyor<'a> {
+    places: &'a Places,
+    context: DataContext,
+    base: Option<Known>,
+    by_stage: BTreeMap<String, Known>,
+    problems: Vec<Problem>,
+}
+
+impl Surveyor<'_> {
+    /// The value, or `None` with the error noted at `key_path`.
+    fn keep<T>(&mut self, key_path: &str, result: Result<T>) -> Option<T> {
+        result
+            .map_err(|error| self.problems.push(self.places.problem(key_path, error.to_string())))
+            .ok()
+    }
+
+    fn stage(&mut self, stage: &Stage, path: &str, recipe: &Recipe) -> Option<StagePlan> {
+        let known = self.model_of(stage, path);
+        if let (Stage::Pretrain(_) | Stage::Sft(_) | Stage::Ppo(_), Some(known)) = (stage, &known) {
+            self.by_stage.insert(stage.name().to_owned(), known.clone());
+        }
+        let uses = uses(stage);
+        for (key, data, kind) in &uses.data {
+            self.data(&format!("{path}.{key}"), data, *kind);
+        }
+        for (key, reward) in &uses.rewards {
+            let place = format!("{path}.{key}");
+            for problem in reward::check(reward, &place) {
+                self.problems.push(Problem { place: self.places.problem(&place, "").place, ..problem });
+            }
+        }
+        let known = known?;
+        let shape = self.shape(&known, stage, path)?;
+        let plan = self.plan(stage, &known, shape, recipe);
+        Some(plan)
+    }
+
+    fn model_of(&mut self, stage: &Stage, path: &str) -> Option<Known> {
+        let base = || Init::Base;
+        let init = match stage {
+            Stage::Pretrain(c) => c.init.clone(),
+            Stage::Sft(c) => c.init.clone(),
+            Stage::Rank(c) => c.init.clone(),
+            Stage::RewardModel(c) => c.init.clone(),
+            Stage::Ppo(c) => c.init.clone(),
+            Stage::Compare(c) => c.policies.first().cloned().unwrap_or_else(base),
+        };
+        match init {
+            Init::Base => self.base.clone(),
+            Init::Stage(name) => self.by_stage.get(&name).cloned(),
+            Init::Random(file) => {
+                let folder = if file.is_dir() { file.as_path() } else { file.parent().unwrap_or(Path::new(".")) };
+                let tokenizer = Tokenizer::load(folder);
+                let tokenizer = self.keep(&format!("{path}.init"), tokenizer);
+                let config = self.keep(&format!("{path}.init"), ModelConfig::load(&file));
+                Some(Known { config: config?, tokenizer: tokenizer? })
+            }
+        }
+    }
+
+    fn data(&mut self, place: &str, data: &DataConfig, kind: RowKind) {
+        if let DataSource::Ranked { .. } = data.source {
+            return;
+        }
+        for problem in check_source(data, &self.context, kind) {
+            // Problems of the file say where in the file; those of the recipe's own keys get their line.
+            let problem = match problem.place.strip_prefix("data") {
+                Some(rest) => {
+                    let key = format!("{place}{rest}");
+                    Problem { help: problem.help, ..self.places.problem(&key, problem.message) }
+                }
+                None => problem,
+            };
+            self.problems.push(problem);
+        }
+    }
+
+    fn shape(&mut self, known: &Known, stage: &Stage, path: &str) -> Option<ModelShape> {
+        let mut shape = shape_of(&known.config);
+        let peft = match stage {
+            Stage::Pretrain(c) => Some(&c.peft),
+            Stage::Sft(c) => Some(&c.peft),
+            Stage::RewardModel(c) => Some(&c.peft),
+            Stage::Ppo(c) => Some(&c.peft),
+            Stage::Rank(_) | Stage::Compare(_) => None,
+        };
+        match peft {
+            None => {}
+            Some(Peft::Full) => shape.trainable_params = shape.total_params,
+            Some(Peft::Lora(lora)) => {
+                let linear = known.config.linear_modules();
+                let targets = resolve_targets(&TargetModules::List(lora.target_modules.clone()), &linear);
+                let targets = self.keep(&format!("{path}.peft.target_modules"), targets)?;
+                let entries: usize =
+                    targets.iter().map(|&i| lora.rank * (linear[i].in_features + linear[i].out_features)).sum();
+                shape.trainable_params = entries as u64;
+                shape.total_params += entries as u64;
+            }
+        }
+        Some(shape)
+    }
+
+    /// Rows of a data set and their mean length in tokens, from a sample; zero for what is not there yet.
+    fn rows(&self, data: &DataConfig, kind: RowKind, known: &Known, max_length: usize) -> (u64, f64) {
+        let unseen = matches!(data.source, DataSource::Hub { .. } | DataSource::Ranked { .. });
+        let rows = if unseen { None } else { read_rows(data, &self.context).ok() };
+        let Some(rows) = rows else { return (data.limit.unwrap_or(0) as u64, 0.0) };
+        let sample = &rows[..rows.len().min(SAMPLE_ROWS)];
+        let lens: Vec<usize> = match kind {
+            RowKind::Text => encode_text(sample, &known.tokenizer, &data.format, max_length)
+                .map(|e| e.items.iter().map(|x| x.ids.len()).collect()),
+            RowKind::Completion => encode_completions(sample, &known.tokenizer, &data.format, max_length, true)
+                .map(|e| e.items.iter().map(|x| x.ids.len()).collect()),
+            RowKind::Preference | RowKind::Prompt => {
+                encode_prompts(sample, &known.tokenizer, &data.format, max_length)
+                    .map(|e| e.items.iter().map(|x| x.ids.len()).collect())
+            }
+        }
+        .unwrap_or_default();
+        let mean = lens.iter().sum::<usize>() as f64 / lens.len().max(1) as f64;
+        (rows.len() as u64, mean)
+    }
+
+    fn plan(&self, stage: &Stage, known: &Known, shape: ModelShape, recipe: &Recipe) -> StagePlan {
+        let mut plan = StagePlan {
+            name: stage.name().to_owned(),
+            kind: kind(stage).to_owned(),
+            trainable_params: shape.trainable_params,
+            total_params: shape.total_params,
+            rows: 0,
+            tokens: 0,
+            steps: 0,
+            memory: Vec::new(),
+        };
+        let train = |micro: usize| Work::Train { micro_tokens: micro as u64 };
+        match stage {
+            Stage::Pretrain(c) => {
+                let (rows, len) = self.rows(&c.data, RowKind::Text, known, c.max_length);
+                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
+                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+            }
+            Stage::Sft(c) => {
+                let (rows, len) = self.rows(&c.data, RowKind::Completion, known, c.max_length);
+                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
+                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+            }
+            Stage::Rank(c) => {
+                let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
+                plan.rows = rows;
+                plan.steps = rows;
+                plan.tokens = (rows as f64 * c.num_responses as f64 * (len + c.response_length as f64)) as u64;
+                let work = Work::Generate {
+                    batch: c.generation_batch_size as u64,
+                    prompt: c.max_prompt_length as u64,
+                    response: c.response_length as u64,
+                };
+                plan.memory = estimate(work, &shape);
+            }
+            Stage::RewardModel(c) => {
+                let (mut rows, mut len) = self.rows(&c.data, RowKind::Preference, known, c.max_length);
+                if let DataSource::Ranked { stage, .. } = &c.data.source
+                    && let Some(Stage::Rank(rank)) = recipe.stages.iter().find(|s| s.name() == stage)
+                {
+                    let (prompts, prompt_len) = self.rows(&rank.data, RowKind::Prompt, known, rank.max_prompt_length);
+                    rows = (prompts as f64 * (1.0 - rank.valid_fraction)) as u64;
+                    len = rank.num_responses as f64 * (prompt_len + rank.response_length as f64);
+                }
+                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
+                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+            }
+            Stage::Ppo(c) => {
+                let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
+                plan.rows = rows;
+                plan.steps = (c.total_episodes / c.batch_size) as u64;
+                plan.tokens = (c.total_episodes as f64 * (len + c.response_length as f64)) as u64;
+                plan.trainable_params *= 2;
+                let learned = matches!(c.reward, RewardConfig::Learned { .. });
+                let full = matches!(c.peft, Peft::Full);
+                let networks = 2 + u64::from(learned) + u64::from(full);
+                let work = Work::Ppo {
+                    micro_tokens: c.micro_batch_tokens as u64,
+                    batch: c.generation_batch_size as u64,
+                    prompt: c.max_prompt_length as u64,
+                    response: c.response_length as u64,
+                    networks,
+                    trained: 2,
+                };
+                plan.memory = estimate(work, &shape);
+            }
+            Stage::Compare(c) => {
+                let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
+                plan.rows = rows;
+                plan.steps = c.policies.len() as u64;
+                plan.tokens = (rows as f64 * c.policies.len() as f64 * (len + c.response_length as f64)) as u64;
+                let work = Work::Generate {
+                    batch: c.generation_batch_size as u64,
+                    prompt: c.max_prompt_length as u64,
+                    response: c.response_length as u64,
+                };
+                plan.memory = estimate(work, &shape);
+            }
+        }
+        plan
+    }
+}
+
+fn supervised(plan: &mut StagePlan, rows: u64, mean_len: f64, epochs: usize, batch_size: usize) {
+    plan.rows = rows;
+    plan.tokens = (rows as f64 * mean_len) as u64 * epochs as u64;
+    plan.steps = rows.div_ceil(batch_size as u64) * epochs as u64;
+}
+
+/// Opens a model's files without reading a tensor: configuration, tokenizer, and every tensor's name and shape.
+fn open_model(name: &str) -> Result<Known> {
+    let files = manifest::find(name)?;
+    let config = ModelConfig::load(&files.weights)?;
+    let source = weights::open(&files.weights)?;
+    weights::check(source.as_ref(), &config.tensors())?;
+    let tokenizer = Tokenizer::load(&files.dir)?;
+    if tokenizer.vocab_size() > config.vocab_size() {
+        let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
+        return Err(Error::format(&files.dir, format!("the tokenizer has {tokens} tokens and the model {rows} embeddings")));
+    }
+    Ok(Known { config, tokenizer })
+}
+
+fn shape_of(config: &ModelConfig) -> ModelShape {
+    let total = config.num_params() as u64;
+    let (intermediate, heads, kv_heads, head_dim) = match config {
+        ModelConfig::Llama(c) => (c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim),
+        ModelConfig::Qwen3(c) => (c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim),
+        ModelConfig::Gpt2(c) => (c.n_inner, c.n_head, c.n_head, c.n_embd / c.n_head),
+    };
+    ModelShape {
+        hidden: config.hidden_size() as u64,
+        layers: config.num_layers() as u64,
+        intermediate: intermediate as u64,
+        vocab: config.vocab_size() as u64,
+        heads: heads as u64,
+        kv_heads: kv_heads as u64,
+        head_dim: head_dim as u64,
+        total_params: total,
+        trainable_params: 0,
+    }
+}
+
+/// The data sets and reward sources of a stage, by key.
+struct Uses<'a> {
+    data: Vec<(&'static str, &'a DataConfig, RowKind)>,
+    rewards: Vec<(String, &'a RewardConfig)>,
+}
+
+fn uses(stage: &Stage) -> Uses<'_> {
+    let mut uses = Uses { data: Vec::new(), rewards: Vec::new() };
+    let mut data = |key, config, kind| uses.data.push((key, config, kind));
+    match stage {
+        Stage::Pretrain(c) => {
+            data("data", &c.data, RowKind::Text);
+            if let Some(eval) = &c.eval_data {
+                data("eval_data", eval, RowKind::Text);
+            }
+        }
+        Stage::Sft(c) => {
+            let kind = if c.completion_only_loss { RowKind::Completion } else { RowKind::Text };
+            data("data", &c.data, kind);
+            if let Some(eval) = &c.eval_data {
+                data("eval_data", eval, kind);
+            }
+        }
+        Stage::Rank(c) => {
+            data("data", &c.data, RowKind::Prompt);
+            uses.rewards.push(("reward".into(), &c.reward));
+        }
+        Stage::RewardModel(c) => {
+            data("data", &c.data, RowKind::Preference);
+            if let Some(eval) = &c.eval_data {
+                data("eval_data", eval, RowKind::Preference);
+            }
+            if let Some(center) = &c.center_on {
+                data("center_on", center, RowKind::Completion);
+            }
+        }
+        Stage::Ppo(c) => {
+            data("data", &c.data, RowKind::Prompt);
+            if let Some(eval) = &c.eval_data {
+                data("eval_data", eval, RowKind::Prompt);
+            }
+            uses.rewards.push(("reward".into(), &c.reward));
+            if let Some(gold) = &c.gold {
+                uses.rewards.push(("gold".into(), gold));
+            }
+        }
+        Stage::Compare(c) => {
+            data("data", &c.data, RowKind::Prompt);
+            uses.rewards.extend(c.rewards.iter().map(|(title, reward)| (format!("rewards.{title}"), reward)));
+        }
+    }
+    uses
+}
+
+fn kind(stage: &Stage) -> &'static str {
+    match stage {
+        Stage::Pretrain(_) => "Pretrain",
+        Stage::Sft(_) => "Sft",
+        Stage::Rank(_) => "Rank",
+        Stage::RewardModel(_) => "RewardModel",
+        Stage::Ppo(_) => "Ppo",
+        Stage::Compare(_) => "Compare",
+    }
+}

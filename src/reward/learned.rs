@@ -1,0 +1,32 @@
+//! The score of a trained reward model.
+
+use super::{Completion, RewardSource};
+use crate::error::Result;
+use crate::model::ScalarModel;
+use crate::ops::ModelBackend;
+
+/// Scores prompt and response by their tokens, at the last one (the EOS, if there is one).
+///
+/// The tokens are those that the policy saw and drew, so the policy's tokenizer must be the reward model's.
+#[derive(Debug)]
+pub struct Learned<B: ModelBackend> {
+    model: ScalarModel<B>,
+    micro_batch_tokens: usize,
+    device: B::Device,
+}
+
+impl<B: ModelBackend> Learned<B> {
+    /// A source that passes at most `micro_batch_tokens` tokens through the model at once.
+    pub fn new(model: ScalarModel<B>, micro_batch_tokens: usize, device: B::Device) -> Self {
+        Self { model, micro_batch_tokens, device }
+    }
+}
+
+impl<B: ModelBackend> RewardSource for Learned<B> {
+    fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
+        let rows: Vec<Vec<u32>> =
+            completions.iter().map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat()).collect();
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        Ok(self.model.row_scores(&rows, self.micro_batch_tokens, &self.device))
+    }
+}

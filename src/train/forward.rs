@@ -1,0 +1,93 @@
+//! Forward passes over rows of tokens, without gradient: log-probabilities and losses by micro-batch.
+
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::data::{Example, micro_batches};
+use crate::model::CausalLm;
+use crate::ops::ModelBackend;
+use crate::tokens::{Segments, TokenBatch};
+
+/// Indices on the device.
+pub(super) fn indices<B: Backend>(values: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
+    let values: Vec<i32> = values.iter().map(|&i| i as i32).collect();
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// Numbers on the device.
+pub(super) fn floats<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
+}
+
+/// Numbers on the host. Reads the device.
+pub(super) fn host<B: Backend>(tensor: Tensor<B, 1>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().into_vec().expect("converted to f32")
+}
+
+/// The states that predict trained tokens, and those tokens: for a trained token at `i`, the state at `i - 1`.
+pub(super) fn trained_positions(examples: &[&Example], segments: &Segments) -> (Vec<usize>, Vec<u32>) {
+    let (mut positions, mut targets) = (Vec::new(), Vec::new());
+    for (example, range) in examples.iter().zip(segments.iter()) {
+        for (i, _) in example.trained.iter().enumerate().filter(|(_, trained)| **trained) {
+            positions.push(range.start + i - 1);
+            targets.push(example.ids[i]);
+        }
+    }
+    (positions, targets)
+}
+
+/// Summed negative log-likelihood in nats over the trained tokens of all examples, and their number.
+pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    examples: &[Example],
+    micro_batch_tokens: usize,
+    device: &B::Device,
+) -> (f64, usize) {
+    let lens: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+    let (mut sum, mut count) = (0.0, 0);
+    for part in micro_batches(&lens, micro_batch_tokens) {
+        let part: Vec<&Example> = part.iter().map(|&i| &examples[i]).collect();
+        let rows: Vec<&[u32]> = part.iter().map(|e| e.ids.as_slice()).collect();
+        let batch = TokenBatch::from_rows(&rows, device);
+        let (positions, targets) = trained_positions(&part, &batch.segments);
+        let hidden = model.hidden_states(&batch, None, None).select(0, indices(&positions, device));
+        let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
+        sum -= host(logprobs).iter().map(|&x| f64::from(x)).sum::<f64>();
+        count += positions.len();
+    }
+    (sum, count)
+}
+
+/// Log-probabilities at `temperature` of each row's tokens from `prompt_lens[row]` on (at least 1), row by row.
+pub fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    rows: &[&[u32]],
+    prompt_lens: &[usize],
+    temperature: f64,
+    micro_batch_tokens: usize,
+    device: &B::Device,
+) -> Vec<Vec<f32>> {
+    let mut out = vec![Vec::new(); rows.len()];
+    let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+    for part in micro_batches(&lens, micro_batch_tokens) {
+        let packed: Vec<&[u32]> = part.iter().map(|&i| rows[i]).collect();
+        let batch = TokenBatch::from_rows(&packed, device);
+        let (mut positions, mut targets) = (Vec::new(), Vec::new());
+        for (&row, range) in part.iter().zip(batch.segments.iter()) {
+            let first = prompt_lens[row].max(1);
+            positions.extend(range.start + first - 1..range.end - 1);
+            targets.extend(&rows[row][first..]);
+        }
+        let hidden = model.hidden_states(&batch, None, None).select(0, indices(&positions, device));
+        let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), temperature);
+        let mut values = host(logprobs).into_iter();
+        for &row in &part {
+            let count = rows[row].len() - prompt_lens[row].max(1);
+            out[row] = values.by_ref().take(count).collect();
+        }
+    }
+    out
+}

@@ -1,0 +1,201 @@
+//! What a stage in progress writes and says: metrics, samples, checkpoints, progress.
+
+use std::path::{Path, PathBuf};
+
+use super::Session;
+use super::config::Cadence;
+use super::state::Position;
+use crate::checkpoint::{self, StepCheckpoint, TensorMap};
+use crate::error::{Error, Result};
+use crate::ops::ModelBackend;
+use crate::report::{
+    EvalReport, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport, Timer, interrupt, peak_rss_bytes,
+    write_stage_report,
+};
+
+/// The journal of one stage.
+pub(super) struct Journal {
+    stage: String,
+    dir: PathBuf,
+    cadence: Cadence,
+    metrics: MetricsLog,
+    samples: SamplesLog,
+    timer: Timer,
+    total_steps: usize,
+    /// Where the stage stands.
+    pub(super) position: Position,
+}
+
+impl Journal {
+    /// Opens the journal; on resume together with the newest checkpoint.
+    pub(super) fn open<B: ModelBackend>(
+        session: &mut Session<'_, B>,
+        stage: &str,
+        summary: &str,
+        total_steps: usize,
+        cadence: &Cadence,
+    ) -> Result<(Self, Option<(PathBuf, StepCheckpoint<Position>)>)> {
+        let dir = session.stage_dir(stage)?;
+        let newest = if session.resume { checkpoint::latest(&dir) } else { None };
+        let restored = match newest {
+            Some(folder) => {
+                let checkpoint = StepCheckpoint::<Position>::load(&folder)?;
+                Some((folder, checkpoint))
+            }
+            None => None,
+        };
+        let position = restored.as_ref().map(|(_, c)| c.state.clone()).unwrap_or_default();
+        let resume_step = restored.as_ref().map(|_| position.step);
+        let journal = Self {
+            stage: stage.to_owned(),
+            metrics: MetricsLog::append_from(dir.join("metrics.jsonl"), resume_step)?,
+            samples: SamplesLog::append_from(dir.join("samples.jsonl"), resume_step)?,
+            timer: Timer::start(position.tokens),
+            cadence: cadence.clone(),
+            total_steps,
+            position,
+            dir,
+        };
+        session.reporter.stage_start(&StageInfo {
+            stage,
+            summary,
+            first_step: journal.position.step,
+            total_steps,
+            first_tokens: journal.position.tokens,
+        });
+        Ok((journal, restored))
+    }
+
+    /// The stage's folder.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether the steps done so far call for an evaluation.
+    pub(super) fn evaluates(&self) -> bool {
+        let step = self.position.step;
+        step == self.total_steps || self.cadence.eval_steps.is_some_and(|every| step.is_multiple_of(every))
+    }
+
+    /// Samples wanted at each evaluation.
+    pub(super) fn num_samples(&self) -> usize {
+        self.cadence.num_samples
+    }
+
+    /// Counts a step as done and writes its metrics.
+    pub(super) fn step<B: ModelBackend>(
+        &mut self,
+        session: &mut Session<'_, B>,
+        tokens: u64,
+        metrics: &[(&str, f64)],
+    ) -> Result<()> {
+        self.position.step += 1;
+        self.position.tokens += tokens;
+        let (step, tokens) = (self.position.step, self.position.tokens);
+        self.metrics.log(step, metrics)?;
+        let rate = self.timer.tokens_per_s(tokens);
+        self.metrics.log_timing(step, &[("tokens_per_s", rate), ("elapsed_s", self.timer.elapsed_s())])?;
+        session.reporter.step(&StepReport {
+            stage: &self.stage,
+            step,
+            total_steps: self.total_steps,
+            tokens,
+            metrics,
+        });
+        Ok(())
+    }
+
+    /// Writes the result of an evaluation after the steps done so far.
+    pub(super) fn eval<B: ModelBackend>(
+        &mut self,
+        session: &mut Session<'_, B>,
+        metrics: &[(&str, f64)],
+    ) -> Result<()> {
+        let step = self.position.step;
+        self.metrics.log(step, metrics)?;
+        session.reporter.eval(&EvalReport { stage: &self.stage, step, total_steps: self.total_steps, metrics });
+        Ok(())
+    }
+
+    /// Writes a response for people to read.
+    pub(super) fn sample(&mut self, sample: &Sample) -> Result<()> {
+        self.samples.log(sample)
+    }
+
+    /// Whether a checkpoint is due, or the user wants to stop.
+    pub(super) fn must_save(&self) -> bool {
+        let step = self.position.step;
+        let due = self.cadence.save_steps.is_some_and(|every| step > 0 && step.is_multiple_of(every));
+        (due && step < self.total_steps) || self.must_stop()
+    }
+
+    fn must_stop(&self) -> bool {
+        interrupt::interrupted() && self.position.step < self.total_steps
+    }
+
+    /// Writes a checkpoint; if the user wants to stop, returns `Error::Interrupted`.
+    pub(super) fn save<B: ModelBackend>(
+        &mut self,
+        session: &Session<'_, B>,
+        weights: &TensorMap,
+        optim: &TensorMap,
+    ) -> Result<()> {
+        // The logs first: a complete checkpoint never knows of a step that they lack.
+        self.metrics.sync()?;
+        self.samples.sync()?;
+        checkpoint::save(&self.dir, self.position.step, weights, optim, &self.position)?;
+        checkpoint::prune(&self.dir, self.cadence.save_total_limit.max(1))?;
+        if self.must_stop() {
+            return Err(Error::Interrupted {
+                stage: self.stage.clone(),
+                step: self.position.step,
+                resume: session.resume_command.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Stops the run because `what` is not a number, with the rows that made it so.
+    pub(super) fn non_finite(&self, what: &str, rows: &[&[u32]]) -> Error {
+        let step = self.position.step + 1;
+        let saved = self.dir.join(format!("nonfinite-step-{step:06}.json"));
+        let text = serde_json::json!({ "step": step, "what": what, "rows": rows }).to_string();
+        match crate::atomic::write_atomic(&saved, text.as_bytes()) {
+            Ok(()) => Error::NonFinite { stage: self.stage.clone(), step, what: what.to_owned(), saved },
+            Err(error) => error,
+        }
+    }
+
+    /// Ends the stage: syncs the logs and writes `report.html`.
+    pub(super) fn finish<B: ModelBackend>(
+        mut self,
+        session: &mut Session<'_, B>,
+        summary: &str,
+        table: &str,
+    ) -> Result<()> {
+        self.metrics.sync()?;
+        self.samples.sync()?;
+        let mut facts = vec![
+            ("tokens", self.position.tokens.to_string()),
+            ("wall time", format!("{:.0} s", self.timer.elapsed_s())),
+            ("tokens/s", format!("{:.0}", self.timer.tokens_per_s(self.position.tokens))),
+        ];
+        if let Some(bytes) = peak_rss_bytes() {
+            facts.push(("peak memory of the run so far", format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)));
+        }
+        let run = session.run.path().display().to_string();
+        let next = format!("temper export --run {run} --stage {} --to exported/{}", self.stage, self.stage);
+        write_stage_report(
+            &self.dir,
+            &StageReport {
+                title: &format!("{} of recipe {}", self.stage, session.recipe),
+                summary,
+                facts: &facts,
+                table,
+                next_command: &next,
+            },
+        )?;
+        session.reporter.stage_end(summary);
+        Ok(())
+    }
+}

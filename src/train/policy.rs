@@ -1,0 +1,384 @@
+//! Models by role: loaded from the base or an earlier stage, prepared for training, saved as others can read them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+
+use super::Session;
+use super::config::{Init, Peft};
+use crate::atomic::write_atomic;
+use crate::checkpoint::{FileHash, StageLineage, write_dir_atomic};
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::model::weights::{self, RandomSource, write_safetensors};
+use crate::model::{
+    LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, load_adapter, manifest, save_adapter,
+};
+use crate::ops::ModelBackend;
+use crate::params::{ParamKind, Parameters};
+use crate::peft::{Adaptable, AdapterConfig, LoraConfig, TargetModules, resolve_targets};
+use crate::rng::Seed;
+
+/// Key under which a reward model's centre is kept, in `config.json` or beside an adapter.
+const SCORE_OFFSET: &str = "score_offset";
+/// File beside an adapter that holds what PEFT has no place for.
+const SIDECAR: &str = "tempering.json";
+
+/// A language model with what is needed to use and save it.
+#[derive(Debug, Clone)]
+pub struct Policy<B: ModelBackend> {
+    /// The weights, frozen.
+    pub model: LanguageModel<B>,
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Configuration of its adapters, if it has any.
+    pub lora: Option<LoraConfig>,
+    /// Folder or name of the base, as PEFT's `base_model_name_or_path`.
+    pub base: String,
+    /// Files that the weights came from.
+    pub files: Vec<PathBuf>,
+}
+
+/// A trained reward model.
+#[derive(Debug, Clone)]
+pub struct RewardModel<B: ModelBackend> {
+    /// The weights, frozen.
+    pub model: ScalarModel<B>,
+    /// Configuration of its adapters, if it has any.
+    pub lora: Option<LoraConfig>,
+    /// Rows of its embedding.
+    pub vocab_size: usize,
+}
+
+impl<B: ModelBackend> Session<'_, B> {
+    /// The model that `init` names.
+    ///
+    /// # Errors
+    /// When files are missing, do not fit, or the stage has not run.
+    pub fn policy(&mut self, init: &Init) -> Result<Policy<B>> {
+        match init {
+            Init::Base => {
+                let name = self.model.clone().ok_or_else(|| {
+                    Error::Usage("the recipe has no `model`, and a stage starts from the base".into())
+                })?;
+                self.base_policy(&name)
+            }
+            Init::Stage(stage) => {
+                let dir = self.stage_dir(stage)?;
+                let adapter = dir.join("adapter");
+                if !adapter.exists() {
+                    return self.base_policy(&existing(dir.join("model"), stage)?.to_string_lossy());
+                }
+                let base = adapter_base(&adapter)?;
+                let mut policy = self.base_policy(&base)?;
+                let loaded = load_adapter(&mut policy.model, &policy.config, &adapter, &self.device)?;
+                policy.lora = Some(lora_config(&loaded.config));
+                policy.files.push(adapter.join(crate::peft::files::ADAPTER_WEIGHTS));
+                Ok(policy)
+            }
+            Init::Random(path) => {
+                let config = ModelConfig::load(path)?;
+                let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+                let source = RandomSource::new(&config, self.seed.fork("weights"));
+                Ok(Policy {
+                    model: LanguageModel::load(&config, &source, &self.device)?,
+                    tokenizer: Arc::new(Tokenizer::load(folder)?),
+                    lora: None,
+                    base: folder.to_string_lossy().into_owned(),
+                    files: Vec::new(),
+                    config,
+                })
+            }
+        }
+    }
+
+    fn base_policy(&mut self, name: &str) -> Result<Policy<B>> {
+        let files = manifest::find(name)?;
+        let config = ModelConfig::load(&files.weights)?;
+        let model = match self.bases.get(&files.weights) {
+            Some(model) => model.clone(),
+            None => {
+                let source = weights::open(&files.weights)?;
+                let model = LanguageModel::load(&config, source.as_ref(), &self.device)?;
+                self.bases.insert(files.weights.clone(), model.clone());
+                model
+            }
+        };
+        let tokenizer = Arc::new(Tokenizer::load(&files.dir)?);
+        if tokenizer.vocab_size() > config.vocab_size() {
+            return Err(Error::format(
+                &files.dir,
+                format!(
+                    "the tokenizer has {} tokens and the model {} embeddings",
+                    tokenizer.vocab_size(),
+                    config.vocab_size()
+                ),
+            ));
+        }
+        let source = weight_file(&files.weights);
+        Ok(Policy { model, config, tokenizer, lora: None, base: name.to_owned(), files: source.into_iter().collect() })
+    }
+
+    /// The reward model of a stage, or of a folder.
+    ///
+    /// # Errors
+    /// As [`Session::policy`].
+    pub fn reward_model(&mut self, stage: &str) -> Result<RewardModel<B>> {
+        let dir = if stage.contains(['/', '\\']) { PathBuf::from(stage) } else { self.stage_dir(stage)? };
+        let adapter = dir.join("adapter");
+        if adapter.exists() {
+            let base = self.base_policy(&adapter_base(&adapter)?)?;
+            let mut backbone = base.model.into_backbone();
+            let loaded = load_adapter(&mut backbone, &base.config, &adapter, &self.device)?;
+            let score = loaded.score.ok_or_else(|| {
+                Error::format(&adapter, "a reward model's adapter holds base_model.model.score.weight; it is missing")
+            })?;
+            let mut model = ScalarModel::with_zero_head(backbone, base.config.hidden_size(), &self.device);
+            model.set_score(score, &self.device);
+            model.offset = read_offset(&adapter.join(SIDECAR))?;
+            let vocab_size = base.config.vocab_size();
+            return Ok(RewardModel { model, lora: Some(lora_config(&loaded.config)), vocab_size });
+        }
+        let folder = if dir.join("config.json").exists() { dir } else { existing(dir.join("model"), stage)? };
+        let config = ModelConfig::load(&folder)?;
+        let source = weights::open(&folder)?;
+        let mut model = ScalarModel::load(&config, source.as_ref(), &self.device)?;
+        model.offset = read_offset(&folder.join("config.json"))?;
+        Ok(RewardModel { model, lora: None, vocab_size: config.vocab_size() })
+    }
+
+    /// Records where a stage's weights and data came from.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub(super) fn record(
+        &self,
+        stage: &str,
+        init: &str,
+        weights: &[PathBuf],
+        data: &[(Option<PathBuf>, usize)],
+    ) -> Result<()> {
+        let hash = |path: &PathBuf, rows| FileHash::of(path, rows);
+        self.run.record(StageLineage {
+            stage: stage.to_owned(),
+            init: init.to_owned(),
+            data: data
+                .iter()
+                .filter_map(|(path, rows)| path.as_ref().map(|path| hash(path, Some(*rows))))
+                .collect::<Result<_>>()?,
+            weights: weights.iter().map(|path| hash(path, None)).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl<B: ModelBackend> Policy<B> {
+    /// The model on the autodiff backend with what `peft` says trained, and the adapters' configuration.
+    ///
+    /// Adapters of the same shape as asked for are continued, so that policy, reference, reward and value keep one
+    /// base; others are first added to the weights, and `merged` is true: the stage then has a base of its own.
+    ///
+    /// # Errors
+    /// `Error::Usage` for a target that matches no layer.
+    pub fn into_trainable(self, peft: &Peft, seed: Seed) -> Result<Trainable<B>> {
+        let mut model = self.model;
+        let (lora, merged) = prepare(&mut model, &self.config, self.lora.as_ref(), peft, seed)?;
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
+        let full = lora.is_none();
+        model.train_only(&|kind| full || kind == ParamKind::Adapter);
+        Ok(Trainable { model, lora, merged })
+    }
+}
+
+/// A model being trained.
+pub struct Trainable<B: ModelBackend> {
+    /// On the autodiff backend.
+    pub model: LanguageModel<Autodiff<B>>,
+    /// Configuration of its adapters, if those are trained.
+    pub lora: Option<LoraConfig>,
+    /// Whether other adapters were added to the base first.
+    pub merged: bool,
+}
+
+/// Adapters as `peft` asks: continued, fresh, or merged away. Returns their configuration and whether the base changed.
+pub(super) fn prepare<B: ModelBackend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    present: Option<&LoraConfig>,
+    peft: &Peft,
+    seed: Seed,
+) -> Result<(Option<LoraConfig>, bool)> {
+    let Peft::Lora(wanted) = peft else {
+        model.merge_adapters();
+        return Ok((None, false));
+    };
+    if let Some(present) = present
+        && same_adapters(model, config, present, wanted)?
+    {
+        model.for_each_projection(&mut |projection| {
+            projection.adapters.iter_mut().flatten().for_each(|lora| lora.dropout = wanted.dropout);
+        });
+        return Ok((Some(wanted.clone()), false));
+    }
+    model.merge_adapters();
+    attach_lora(model, config, wanted, seed.fork("adapters"))?;
+    Ok((Some(wanted.clone()), present.is_some()))
+}
+
+fn same_adapters<B: ModelBackend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    present: &LoraConfig,
+    wanted: &LoraConfig,
+) -> Result<bool> {
+    let linear = config.linear_modules();
+    let mut targets: Vec<String> = resolve_targets(&TargetModules::List(wanted.target_modules.clone()), &linear)?
+        .into_iter()
+        .map(|index| linear[index].name.clone())
+        .collect();
+    let mut adapted = Vec::new();
+    let mut same_shape = true;
+    model.for_each_projection(&mut |projection| {
+        for (layer, adapter) in projection.layers().iter().zip(&projection.adapters) {
+            if let Some(lora) = adapter {
+                adapted.push(layer.path.clone());
+                same_shape &= lora.rank() == wanted.rank && (lora.scale - wanted.scale()).abs() < 1e-9;
+            }
+        }
+    });
+    adapted.sort();
+    targets.sort();
+    Ok(same_shape && present.use_rslora == wanted.use_rslora && adapted == targets)
+}
+
+/// Writes a trained policy under `dir`: `adapter/` in PEFT's layout or `model/` in Hugging Face's.
+///
+/// # Errors
+/// `Error::Io`.
+pub(super) fn save_policy<B: ModelBackend>(
+    dir: &Path,
+    trained: &Trainable<B>,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    base: &str,
+) -> Result<()> {
+    let mut model = trained.model.valid();
+    match &trained.lora {
+        Some(lora) => {
+            let base = match trained.merged {
+                true => {
+                    let own = dir.join("base");
+                    let mut plain = model.clone();
+                    plain.detach_adapters();
+                    write_model(&own, &mut plain, config, tokenizer, false, None)?;
+                    own.to_string_lossy().into_owned()
+                }
+                false => base.to_owned(),
+            };
+            write_dir_atomic(dir.join("adapter"), |folder| {
+                save_adapter(&mut model, config, lora, &base, folder)?;
+                tokenizer.save(folder)
+            })
+        }
+        None => write_model(&dir.join("model"), &mut model, config, tokenizer, false, None),
+    }
+}
+
+/// Writes a trained reward model under `dir`, as [`save_policy`] does.
+///
+/// # Errors
+/// `Error::Io`.
+pub(super) fn save_reward_model<B: ModelBackend>(
+    dir: &Path,
+    model: &mut ScalarModel<B>,
+    lora: Option<&LoraConfig>,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    base: &str,
+) -> Result<()> {
+    let offset = model.offset;
+    match lora {
+        Some(lora) => write_dir_atomic(dir.join("adapter"), |folder| {
+            save_adapter(model, config, lora, base, folder)?;
+            let sidecar = serde_json::json!({ SCORE_OFFSET: offset });
+            write_atomic(folder.join(SIDECAR), sidecar.to_string().as_bytes())?;
+            tokenizer.save(folder)
+        }),
+        None => write_model(&dir.join("model"), model, config, tokenizer, true, Some(offset)),
+    }
+}
+
+/// Writes all weights with configuration and tokenizer.
+fn write_model<B: ModelBackend>(
+    folder: &Path,
+    model: &mut dyn Parameters<B>,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    classification: bool,
+    offset: Option<f64>,
+) -> Result<()> {
+    write_dir_atomic(folder, |folder| {
+        let mut json = config.to_json(classification);
+        if let (Some(offset), Some(object)) = (offset, json.as_object_mut()) {
+            object.insert(SCORE_OFFSET.into(), offset.into());
+        }
+        let text = serde_json::to_string_pretty(&json).map_err(|e| Error::format(folder, e.to_string()))?;
+        write_atomic(folder.join("config.json"), text.as_bytes())?;
+        let tensors = host_tensors(model, &|kind| kind != ParamKind::Adapter);
+        write_safetensors(folder.join("model.safetensors"), &tensors)?;
+        tokenizer.save(folder)
+    })
+}
+
+fn existing(folder: PathBuf, stage: &str) -> Result<PathBuf> {
+    if folder.exists() {
+        return Ok(folder);
+    }
+    Err(Error::Stage {
+        stage: stage.to_owned(),
+        message: format!("it has no result yet ({} is missing); run the recipe without --stage", folder.display()),
+    })
+}
+
+fn adapter_base(adapter: &Path) -> Result<String> {
+    let file = adapter.join(crate::peft::files::ADAPTER_CONFIG);
+    let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
+    let base = value["base_model_name_or_path"].as_str();
+    base.map(str::to_owned).ok_or_else(|| Error::format(&file, "no base_model_name_or_path: name the base"))
+}
+
+fn read_offset(file: &Path) -> Result<f64> {
+    if !file.exists() {
+        return Ok(0.0);
+    }
+    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
+    Ok(value[SCORE_OFFSET].as_f64().unwrap_or(0.0))
+}
+
+fn lora_config(config: &AdapterConfig) -> LoraConfig {
+    LoraConfig {
+        rank: config.r,
+        alpha: config.lora_alpha,
+        use_rslora: config.use_rslora,
+        dropout: config.lora_dropout,
+        target_modules: match &config.target_modules {
+            TargetModules::One(one) => vec![one.clone()],
+            TargetModules::List(list) => list.clone(),
+        },
+    }
+}
+
+/// The file to hash for a model's lineage.
+fn weight_file(weights: &Path) -> Option<PathBuf> {
+    if weights.is_file() {
+        return Some(weights.to_path_buf());
+    }
+    let single = weights.join("model.safetensors");
+    single.exists().then_some(single)
+}
+

@@ -1,0 +1,271 @@
+//! Proximal policy optimisation with a KL leash to the initial policy.
+//!
+//! # Source
+//! Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593; details as in Huang et al. 2024,
+//! arXiv:2403.17031 ("N+"), on packed rows.
+
+mod rollout;
+mod update;
+
+use std::collections::BTreeMap;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+
+use super::Session;
+use super::config::{PpoConfig, ValueInit};
+use super::evaluate::Evaluator;
+use super::journal::Journal;
+use super::policy::{Policy, Trainable, prepare, save_policy};
+use super::session::{Outcome, data_file};
+use super::state::{restore_weights, trained_weights, under};
+use crate::checkpoint::TensorMap;
+use crate::data::{Prompt, encode_prompts};
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, SamplingConfig};
+use crate::model::{LanguageModel, ScalarModel};
+use crate::ops::ModelBackend;
+use crate::optim::{AdamW, lr_at};
+use crate::params::{ParamKind, Parameters};
+use crate::reward::{RewardConfig, RewardSource};
+use crate::rl::KlController;
+use crate::rng::Seed;
+
+use rollout::{Rollout, Sources};
+use update::{Networks, UpdateConfig, update};
+
+/// Name under which the training reward is reported at evaluations.
+const SCORE: &str = "score";
+/// Name under which the gold score is reported.
+const GOLD: &str = "gold";
+
+/// Samples, scores, and updates policy and value network, `total_episodes / batch_size` times.
+///
+/// # Errors
+/// Those of data, models and reward sources; `Error::NonFinite`; `Error::Interrupted`.
+pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) -> Result<Outcome> {
+    let device = session.device.clone();
+    let seed = session.stage_seed(&config.name);
+    let policy = session.policy(&config.init)?;
+    let prompts = prompts(session, config, &policy, &config.data, "prompts")?;
+    let eval_prompts = match &config.eval_data {
+        Some(data) => self::prompts(session, config, &policy, data, "held-out prompts")?,
+        None => Vec::new(),
+    };
+    let mut sources = BTreeMap::new();
+    sources.insert(SCORE.to_owned(), session.reward_source(&config.reward, policy.config.vocab_size())?);
+    if let Some(gold) = &config.gold {
+        sources.insert(GOLD.to_owned(), session.reward_source(gold, policy.config.vocab_size())?);
+    }
+    let value = value_model(session, config, &policy, seed)?;
+    let data = (data_file(&config.data, session.run.path()), prompts.len());
+    session.record(&config.name, &format!("{:?}", config.init), &policy.files, &[data])?;
+
+    let reference = policy.model.clone();
+    let trained = policy.clone().into_trainable(&config.peft, seed)?;
+    let mut networks = Networks {
+        policy: trained.model,
+        value,
+        policy_optim: AdamW::<B>::new(config.optim.clone()),
+        value_optim: AdamW::<B>::new(config.value_optim.clone().unwrap_or_else(|| config.optim.clone())),
+    };
+    let updates = config.total_episodes / config.batch_size;
+    let summary = format!("{updates} updates of {} responses, {} prompts", config.batch_size, prompts.len());
+    let (mut journal, restored) = Journal::open(session, &config.name, &summary, updates, &config.cadence)?;
+    let mut kl = KlController::new(config.kl_control, config.kl_coef);
+    if let Some((folder, checkpoint)) = restored {
+        let weights = &checkpoint.weights;
+        restore_weights(weights, "policy.", &mut networks.policy, &device, &folder)?;
+        restore_weights(weights, "value.", &mut networks.value, &device, &folder)?;
+        let done = &journal.position.updates;
+        networks.policy_optim.restore(under(&checkpoint.optim, "policy."), done[0], &device);
+        networks.value_optim.restore(under(&checkpoint.optim, "value."), done[1], &device);
+        kl = journal.position.kl.unwrap_or(kl);
+    }
+    let evaluator = Evaluator {
+        prompts: &eval_prompts,
+        tokenizer: &policy.tokenizer,
+        options: options(config, &policy),
+        reference: Some(&reference),
+        micro_batch_tokens: config.micro_batch_tokens,
+        seed: seed.fork("evaluation"),
+    };
+    let mut first = None;
+    if journal.position.step == 0 {
+        first = evaluate(session, &mut journal, &evaluator, &networks.policy.valid(), &mut sources)?;
+    }
+    let mut last = None;
+    while journal.position.step < updates {
+        let done = journal.position.step;
+        let batch = next_prompts(&prompts, config.batch_size, done, seed.fork("order"));
+        let rollout = Rollout::draw(
+            session,
+            config,
+            &Sources { policy: &networks.policy.valid(), reference: &reference, value: &networks.value.valid() },
+            &policy.tokenizer,
+            &batch,
+            &mut sources,
+            &options(config, &policy),
+            kl.coef(),
+            seed.fork("rollout").fork_index(done as u64),
+        )?;
+        let value_optim = config.value_optim.as_ref().unwrap_or(&config.optim);
+        let settings = UpdateConfig {
+            ppo: config,
+            policy_lr: lr_at(&config.optim.schedule, config.optim.lr, done, updates),
+            value_lr: lr_at(&value_optim.schedule, value_optim.lr, done, updates),
+            seed: seed.fork("minibatches").fork_index(done as u64),
+        };
+        let report = match update(&mut networks, &rollout, &settings, &device) {
+            Ok(report) => report,
+            Err(what) => return Err(journal.non_finite(&what, &rollout.row_slices())),
+        };
+        let episode = (done + 1) * config.batch_size;
+        let mut metrics = rollout.metrics.clone();
+        metrics.extend(report.metrics());
+        metrics.extend([("kl_coef", kl.coef()), ("lr", settings.policy_lr), ("episode", episode as f64)]);
+        kl.update(rollout.mean_kl, config.batch_size);
+        journal.position.kl = Some(kl);
+        journal.position.updates = vec![networks.policy_optim.num_updates(), networks.value_optim.num_updates()];
+        let tokens = rollout.rows.iter().map(|row| row.len() as u64).sum();
+        journal.step(session, tokens, &metrics)?;
+        if report.logprob_max_diff > 1e-3 {
+            session.reporter.message(&format!(
+                "update {}: log-probabilities of sampling and training differ by {:.1e}; the numbers of this backend cannot be trusted (run `temper doctor`)",
+                done + 1,
+                report.logprob_max_diff
+            ));
+        }
+        if journal.evaluates() {
+            last = evaluate(session, &mut journal, &evaluator, &networks.policy.valid(), &mut sources)?;
+        }
+        if journal.must_save() {
+            let (mut weights, mut optim) = (TensorMap::new(), TensorMap::new());
+            trained_weights(&mut weights, "policy.", &mut networks.policy);
+            trained_weights(&mut weights, "value.", &mut networks.value);
+            for (prefix, state) in [("policy.", networks.policy_optim.state()), ("value.", networks.value_optim.state())] {
+                optim.extend(state.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
+            }
+            journal.save(session, &weights, &optim)?;
+        }
+    }
+    let trained = Trainable { model: networks.policy, lora: trained.lora, merged: trained.merged };
+    save_policy(journal.dir(), &trained, &policy.config, &policy.tokenizer, &policy.base)?;
+    let summary = match (first, last) {
+        (Some(first), Some(last)) => {
+            let name = if config.gold.is_some() { GOLD } else { SCORE };
+            format!("held-out {name} {:.3} -> {:.3} at KL {:.2} nats per response", first.0, last.0, last.1)
+        }
+        _ => format!("{updates} updates"),
+    };
+    journal.finish(session, &summary, "")?;
+    Ok(Outcome { summary, table: String::new() })
+}
+
+fn prompts<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &PpoConfig,
+    policy: &Policy<B>,
+    data: &super::config::DataConfig,
+    what: &str,
+) -> Result<Vec<Prompt>> {
+    let encoded = encode_prompts(&session.rows(data)?, &policy.tokenizer, &data.format, config.max_prompt_length)?;
+    session.tell(what, &encoded.report);
+    Ok(encoded.items)
+}
+
+fn options<B: ModelBackend>(config: &PpoConfig, policy: &Policy<B>) -> GenerateOptions {
+    GenerateOptions {
+        max_new_tokens: config.response_length,
+        // No top-k and no top-p: the ratio of PPO needs the distribution that was drawn from.
+        sampling: SamplingConfig { temperature: config.temperature, ..SamplingConfig::default() },
+        stop_ids: policy.tokenizer.stop_ids().to_vec(),
+        batch_size: config.generation_batch_size,
+    }
+}
+
+/// The prompts of one update: a fresh order at each pass over the data, with no short batch at the end of a pass.
+fn next_prompts(prompts: &[Prompt], count: usize, update: usize, seed: Seed) -> Vec<Prompt> {
+    let (mut pass, mut order) = (usize::MAX, Vec::new());
+    (update * count..(update + 1) * count)
+        .map(|k| {
+            if k / prompts.len() != pass {
+                pass = k / prompts.len();
+                order = seed.fork_index(pass as u64).permutation(prompts.len());
+            }
+            prompts[order[k % prompts.len()]].clone()
+        })
+        .collect()
+}
+
+/// The value network: a model of its own, over the same frozen base where the adapters allow.
+fn value_model<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &PpoConfig,
+    policy: &Policy<B>,
+    seed: Seed,
+) -> Result<ScalarModel<Autodiff<B>>> {
+    let device = session.device.clone();
+    let (mut model, present) = match (&config.reward, config.value_init) {
+        (RewardConfig::Learned { stage }, ValueInit::Reward) => {
+            let reward = session.reward_model(stage)?;
+            (reward.model, reward.lora)
+        }
+        _ => {
+            let hidden = policy.config.hidden_size();
+            (ScalarModel::with_zero_head(policy.model.clone(), hidden, &device), policy.lora.clone())
+        }
+    };
+    let (lora, _) = prepare(&mut model, &policy.config, present.as_ref(), &config.peft, seed.fork("value"))?;
+    let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
+    let full = lora.is_none();
+    model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
+    Ok(model)
+}
+
+/// Mean held-out score (the gold one if there is one) and KL.
+fn evaluate<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    journal: &mut Journal,
+    evaluator: &Evaluator<'_, B>,
+    model: &LanguageModel<B>,
+    sources: &mut BTreeMap<String, Box<dyn RewardSource>>,
+) -> Result<Option<(f64, f64)>> {
+    if evaluator.prompts.is_empty() {
+        return Ok(None);
+    }
+    let device = session.device.clone();
+    let reporter = &mut *session.reporter;
+    let total = evaluator.prompts.len();
+    let result = evaluator.run(model, sources, &device, &mut |done, tokens| {
+        reporter.rollout(&crate::report::RolloutReport { what: "evaluation", done, total, tokens });
+    })?;
+    let mut metrics = vec![
+        ("eval/scores", result.scores[SCORE]),
+        ("eval/kl", result.kl),
+        ("eval/response_length", result.response_length),
+        ("eval/eos_rate", result.eos_rate),
+    ];
+    if let Some(gold) = result.scores.get(GOLD) {
+        metrics.push(("eval/gold_scores", *gold));
+    }
+    journal.eval(session, &metrics)?;
+    let step = journal.position.step;
+    let count = journal.num_samples();
+    for mut sample in result.samples.into_iter().take(count) {
+        sample.step = step;
+        journal.sample(&sample)?;
+    }
+    let main = result.scores.get(GOLD).unwrap_or(&result.scores[SCORE]);
+    Ok(Some((*main, result.kl)))
+}
+
+/// An error text for what is not finite.
+fn finite(what: &str, value: f64) -> std::result::Result<f64, String> {
+    if value.is_finite() { Ok(value) } else { Err(what.to_owned()) }
+}
+
+/// The shape of the error that a reward source's non-finite score becomes.
+fn score_error(name: &str) -> Error {
+    Error::Reward { name: name.to_owned(), message: "a score is not finite".into() }
+}

@@ -1,0 +1,42 @@
+//! Plain language modelling on text.
+
+use super::Session;
+use super::config::PretrainConfig;
+use super::session::{Outcome, data_file};
+use super::supervised::{Supervised, run};
+use crate::data::encode_text;
+use crate::error::Result;
+use crate::ops::ModelBackend;
+
+/// Trains on every token of the text.
+///
+/// # Errors
+/// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
+pub fn pretrain<B: ModelBackend>(session: &mut Session<'_, B>, config: &PretrainConfig) -> Result<Outcome> {
+    let policy = session.policy(&config.init)?;
+    let rows = session.rows(&config.data)?;
+    let train = encode_text(&rows, &policy.tokenizer, &config.data.format, config.max_length)?;
+    session.tell("training data", &train.report);
+    let valid = match &config.eval_data {
+        Some(data) => {
+            let rows = session.rows(data)?;
+            encode_text(&rows, &policy.tokenizer, &data.format, config.max_length)?.items
+        }
+        None => Vec::new(),
+    };
+    let data = (data_file(&config.data, session.run.path()), rows.len());
+    session.record(&config.name, &format!("{:?}", config.init), &policy.files, &[data])?;
+    let trained = policy.clone().into_trainable(&config.peft, session.stage_seed(&config.name))?;
+    let work = Supervised {
+        stage: &config.name,
+        optim: &config.optim,
+        epochs: config.epochs,
+        batch_size: config.batch_size,
+        micro_batch_tokens: config.micro_batch_tokens,
+        cadence: &config.cadence,
+        train: train.items,
+        valid,
+        prompts: Vec::new(),
+    };
+    run(session, work, &policy, trained)
+}

@@ -1,0 +1,106 @@
+//! What the stages of one run share: device, folders, seed, frozen bases, and who is told.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::RunDir;
+use crate::data::{DataConfig, DataContext, DataSource, Row, read_rows};
+use crate::error::Result;
+use crate::model::LanguageModel;
+use crate::ops::ModelBackend;
+use crate::report::Reporter;
+use crate::rng::Seed;
+
+/// What a stage says when it is done.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// One or a few lines.
+    pub summary: String,
+    /// A table for the user, if the stage makes one.
+    pub table: String,
+}
+
+/// One run on one backend.
+pub struct Session<'a, B: ModelBackend> {
+    /// Where tensors live.
+    pub device: B::Device,
+    /// The run's folder.
+    pub run: &'a RunDir,
+    /// The recipe's name.
+    pub recipe: String,
+    /// Root of the run's randomness.
+    pub seed: Seed,
+    /// The recipe's `model`.
+    pub model: Option<String>,
+    /// Whether unfinished stages continue from their last checkpoint.
+    pub resume: bool,
+    /// The command that continues this run.
+    pub resume_command: String,
+    /// Who is told.
+    pub reporter: &'a mut dyn Reporter,
+    /// Frozen weights by file: policies, references, rewards and values that share a base hold it once.
+    pub(super) bases: HashMap<PathBuf, LanguageModel<B>>,
+}
+
+impl<'a, B: ModelBackend> Session<'a, B> {
+    /// A session without any model loaded.
+    pub fn new(device: B::Device, run: &'a RunDir, reporter: &'a mut dyn Reporter) -> Self {
+        Self {
+            device,
+            run,
+            recipe: String::new(),
+            seed: Seed::new(1),
+            model: None,
+            resume: false,
+            resume_command: String::new(),
+            reporter,
+            bases: HashMap::new(),
+        }
+    }
+
+    /// The folder of a stage.
+    ///
+    /// # Errors
+    /// `Error::Io` if it cannot be made.
+    pub fn stage_dir(&self, stage: &str) -> Result<PathBuf> {
+        self.run.stage_dir(stage)
+    }
+
+    /// Rows of a data set.
+    ///
+    /// # Errors
+    /// See [`read_rows`].
+    pub fn rows(&self, data: &DataConfig) -> Result<Vec<Row>> {
+        let context = DataContext { run_dir: self.run.path().to_path_buf(), cache_dir: None };
+        read_rows(data, &context)
+    }
+
+    /// Randomness of one stage.
+    pub fn stage_seed(&self, stage: &str) -> Seed {
+        self.seed.fork("stage").fork(stage)
+    }
+
+    /// Tells the user what a data set lost, if anything.
+    pub(super) fn tell(&mut self, what: &str, report: &crate::data::EncodeReport) {
+        let text = report.to_string();
+        if !text.is_empty() {
+            self.reporter.message(&format!("{what}: {text}"));
+        }
+    }
+
+    /// Frees the bases that later stages no longer share.
+    pub fn forget_bases(&mut self) {
+        self.bases.clear();
+    }
+}
+
+/// The file that a data set reads, if it is one.
+pub(super) fn data_file(data: &DataConfig, run: &Path) -> Option<PathBuf> {
+    match &data.source {
+        DataSource::Jsonl(path) => Some(path.clone()),
+        DataSource::Ranked { stage, valid } => {
+            Some(run.join(stage).join(if *valid { "valid.jsonl" } else { "train.jsonl" }))
+        }
+        DataSource::Hub { .. } | DataSource::Posts { .. } => None,
+    }
+}

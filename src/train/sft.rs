@@ -1,0 +1,52 @@
+//! Supervised fine-tuning on prompts and completions.
+
+use super::Session;
+use super::config::SftConfig;
+use super::session::{Outcome, data_file};
+use super::supervised::{Supervised, run};
+use crate::data::{Row, RowFormat, encode_completions, encode_prompts, encode_text};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+
+/// Trains on the completions (or on prompts too), token-weighted over the batch.
+///
+/// # Errors
+/// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
+pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) -> Result<Outcome> {
+    let policy = session.policy(&config.init)?;
+    let encode = |rows: &[Row], format: &RowFormat| {
+        let is_text = rows.first().is_some_and(|row| row.columns.contains_key("text") && !row.columns.contains_key("prompt"));
+        if is_text && !config.completion_only_loss {
+            return encode_text(rows, &policy.tokenizer, format, config.max_length);
+        }
+        encode_completions(rows, &policy.tokenizer, format, config.max_length, config.completion_only_loss)
+    };
+    let rows = session.rows(&config.data)?;
+    let train = encode(&rows, &config.data.format)?;
+    session.tell("training data", &train.report);
+    let (mut valid, mut prompts) = (Vec::new(), Vec::new());
+    if let Some(data) = &config.eval_data {
+        let rows = session.rows(data)?;
+        let encoded = encode(&rows, &data.format)?;
+        session.tell("held-out data", &encoded.report);
+        valid = encoded.items;
+        // Conversations have no single prompt to answer: then there are no samples.
+        let head = &rows[..rows.len().min(config.cadence.num_samples)];
+        prompts = encode_prompts(head, &policy.tokenizer, &data.format, config.max_length).map_or(Vec::new(), |p| p.items);
+    }
+    let data = (data_file(&config.data, session.run.path()), rows.len());
+    session.record(&config.name, &format!("{:?}", config.init), &policy.files, &[data])?;
+    let trained = policy.clone().into_trainable(&config.peft, session.stage_seed(&config.name))?;
+    let work = Supervised {
+        stage: &config.name,
+        optim: &config.optim,
+        epochs: config.epochs,
+        batch_size: config.batch_size,
+        micro_batch_tokens: config.micro_batch_tokens,
+        cadence: &config.cadence,
+        train: train.items,
+        valid,
+        prompts,
+    };
+    run(session, work, &policy, trained)
+}

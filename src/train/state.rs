@@ -1,0 +1,76 @@
+//! Checkpoints of a stage in progress: trained weights, optimiser, position.
+
+use std::path::Path;
+
+use burn::backend::Autodiff;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::TensorMap;
+use crate::error::{Error, Result};
+use crate::ops::ModelBackend;
+use crate::params::Parameters;
+
+/// Where a stage stands after `step` steps. Randomness is a function of the step, so it needs no state of its own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Position {
+    /// Optimiser steps (PPO: updates) done.
+    pub(super) step: usize,
+    /// Tokens processed.
+    pub(super) tokens: u64,
+    /// Optimiser updates done, by network.
+    pub(super) updates: Vec<usize>,
+    /// KL controller of PPO.
+    pub(super) kl: Option<crate::rl::KlController>,
+}
+
+/// The trained weights of a model under `prefix`. Reads the device.
+pub(super) fn trained_weights<B: ModelBackend>(
+    map: &mut TensorMap,
+    prefix: &str,
+    model: &mut dyn Parameters<Autodiff<B>>,
+) {
+    model.for_each_parameter(&mut |meta, slot| {
+        if slot.is_trained() {
+            map.insert(format!("{prefix}{}", meta.key()), (slot.shape(), slot.values()));
+        }
+    });
+}
+
+/// Puts the weights of [`trained_weights`] back.
+///
+/// # Errors
+/// `Error::Format` if the checkpoint belongs to another model.
+pub(super) fn restore_weights<B: ModelBackend>(
+    map: &TensorMap,
+    prefix: &str,
+    model: &mut dyn Parameters<Autodiff<B>>,
+    device: &B::Device,
+    folder: &Path,
+) -> Result<()> {
+    let mut problem = None;
+    model.for_each_parameter(&mut |meta, mut slot| {
+        if !slot.is_trained() {
+            return;
+        }
+        match map.get(&format!("{prefix}{}", meta.key())) {
+            Some((shape, values)) if *shape == slot.shape() => slot.assign(values.clone(), shape, device),
+            other => {
+                problem.get_or_insert_with(|| {
+                    let found = other.map_or("nothing".to_owned(), |(shape, _)| format!("shape {shape:?}"));
+                    format!("{}: expected shape {:?}, found {found}", meta.key(), slot.shape())
+                });
+            }
+        }
+    });
+    match problem {
+        Some(message) => Err(Error::format(folder, format!("the checkpoint is of another model: {message}"))),
+        None => Ok(()),
+    }
+}
+
+/// The part of a map under `prefix`, without it.
+pub(super) fn under(map: &TensorMap, prefix: &str) -> TensorMap {
+    map.iter()
+        .filter_map(|(name, value)| name.strip_prefix(prefix).map(|name| (name.to_owned(), value.clone())))
+        .collect()
+}
