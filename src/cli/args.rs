@@ -125,6 +125,7 @@ pub struct ModelArgs {
 #[command(
     after_help = "Rows:    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
 Answers: {\"input_ids\": [..], \"logprobs\": [..], \"sum\": -12.3} in nats; of input_ids[1..], or with a prompt of the completion's tokens
+         (as written: no EOS is added)
 
 Example:
   temper logprobs --model tiny --data rows.jsonl --output -"
@@ -145,7 +146,7 @@ pub struct LogprobsArgs {
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Rows:    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
-Answers: {\"score\": 0.7}
+Answers: {\"score\": 0.7}, of the last token; to text the EOS token is added first
 
 Example:
   temper score --model tiny --adapter runs/quickstart/rm/adapter --data rows.jsonl --output -"
@@ -167,7 +168,9 @@ pub struct ScoreArgs {
 #[command(
     group = ArgGroup::new("input").required(true).args(["prompt", "data"]),
     after_help = "Rows:    {\"prompt\": \"..\"}, where the prompt is text or a list of chat messages
-Answers: {\"prompt\": \"..\", \"completion\": \"..\"} and the log-probabilities of the completion's tokens
+         (or {\"input_ids\": [..]})
+Answers: {\"prompt\": \"..\", \"completion\": \"..\", \"ids\": [..], \"logprobs\": [..], \"stopped\": true}; the ids end with the EOS
+         token if the model stopped by itself
 
 Examples:
   temper generate --model tiny --prompt \"Once\" --temperature 0
@@ -186,7 +189,8 @@ pub struct GenerateArgs {
     /// How the responses are drawn.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Where the answers go, one JSON object a line; `-` is stdout. Without it the text alone goes to stdout
+    /// Where the answers go, one JSON object a line; `-` is stdout. Without it the answers to
+    /// --data go to stdout too, and of --prompt the completion's text alone
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: Option<PathBuf>,
 }
@@ -198,9 +202,9 @@ pub struct SamplingArgs {
     /// Most tokens of a response; it ends earlier at EOS
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = positive)]
     pub max_new_tokens: usize,
-    /// Logits are divided by this; 0 always takes the most probable token
-    #[arg(long, default_value_t = 1.0, value_name = "T", value_parser = temperature)]
-    pub temperature: f64,
+    /// Logits are divided by this; 0 always takes the most probable token [default: 1; of eval: 0]
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    pub temperature: Option<f64>,
     /// Draw from the smallest set of tokens whose probability reaches this; 1 means all
     #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = top_p)]
     pub top_p: f64,
@@ -215,7 +219,7 @@ pub struct SamplingArgs {
 /// `temper eval`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Rows with a completion give loss (nats a token) and perplexity; with --reward the model also answers each prompt and the
+    after_help = "Rows with a completion give loss (nats a token, EOS included) and perplexity; with --reward the model also answers each prompt and the
 answers are scored.
 
 Reward sources:

@@ -1,3 +1,38 @@
-//! The command line.
+//! The command line: what it accepts ([`args`]), and one file per subcommand.
 
 pub mod args;
+mod doctor;
+mod eval;
+mod export;
+mod generate;
+mod inspect;
+mod logprobs;
+mod model;
+mod models;
+mod output;
+mod progress;
+mod recipe;
+mod rows;
+mod score;
+
+use crate::error::Result;
+use args::{Cli, Command};
+
+/// Runs a subcommand.
+///
+/// # Errors
+/// Those of the subcommand; [`crate::error::Error::exit_code`] says what the process should exit with.
+pub fn run(cli: &Cli) -> Result<()> {
+    let compute = &cli.compute;
+    match &cli.command {
+        Command::Recipe(args) => recipe::run(args, compute),
+        Command::Logprobs(args) => logprobs::run(args, compute),
+        Command::Score(args) => score::run(args, compute),
+        Command::Generate(args) => generate::run(args, compute),
+        Command::Eval(args) => eval::run(args, compute),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Export(args) => export::run(args, compute),
+        Command::Doctor => doctor::run(compute),
+        Command::Models => models::run(),
+    }
+}

@@ -1,0 +1,198 @@
+//! `temper eval`.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::args::{ComputeArgs, EvalArgs, ModelArgs};
+use super::generate::{options, respond, response_text};
+use super::logprobs::measure;
+use super::model::FoundModel;
+use super::output;
+use super::rows::{self, IdsRow, TextRows};
+use super::score::LearnedReward;
+use crate::backend::{Task, dispatch};
+use crate::data::{Prompt, Row, Tokenizer};
+use crate::error::{Error, Result};
+use crate::generate::GenerateOptions;
+use crate::model::LanguageModel;
+use crate::ops::ModelBackend;
+use crate::report::{format_value, table};
+use crate::reward::{self, Completion, RewardSource};
+
+/// Temperature of the answers unless another is asked for: the same answers for everyone who measures the same model.
+const TEMPERATURE: f64 = 0.0;
+
+/// What was measured; absent parts were not.
+#[derive(Default, Serialize)]
+struct Measurements {
+    rows: usize,
+    /// Tokens whose prediction is measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<usize>,
+    /// Mean over those tokens, in nats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perplexity: Option<f64>,
+    /// Mean number of tokens of a response, EOS included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_length: Option<f64>,
+    /// Fraction of responses that end by themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eos_rate: Option<f64>,
+    /// Mean score of each source.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    rewards: Map<String, Value>,
+}
+
+/// Prints or writes loss, perplexity, and the scores of the model's own answers.
+///
+/// # Errors
+/// Those of the rows, of loading, of the reward sources and of the backend.
+pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
+    if let Some(path) = &args.output {
+        output::check(path)?;
+    }
+    let model = FoundModel::find(&args.model)?;
+    let data = rows::read(&args.data)?;
+    let tokenizer = rows::tokenizer_for(&data, &model)?;
+    let with_text: Vec<Row> = data.iter().filter(|row| has_target(row)).cloned().collect();
+    if with_text.is_empty() && args.reward.is_empty() {
+        return Err(data[0].error(
+            "nothing to measure: no row has `text`, `messages` or a `completion`, and no --reward is asked for",
+        ));
+    }
+    let measured = rows::encode(&with_text, tokenizer.as_ref(), &model.config, TextRows::WithEos)?;
+    let prompts = if args.reward.is_empty() {
+        Vec::new()
+    } else {
+        rows::prompts(&data, tokenizer.as_ref(), &model.config, args.sampling.max_new_tokens)?
+    };
+    let task = Eval {
+        args,
+        options: options(&args.sampling, TEMPERATURE, &prompts, tokenizer.as_ref(), &model.config),
+        model: &model,
+        tokenizer: tokenizer.as_ref(),
+        data: &with_text,
+        measured: &measured,
+        prompts: &prompts,
+    };
+    let mut measurements = dispatch(compute.backend, compute.device, task)?;
+    measurements.rows = data.len();
+    match &args.output {
+        Some(path) => output::write_object(path, &measurements),
+        None => output::print(&measurements.table()),
+    }
+}
+
+/// Whether a row holds tokens to predict.
+fn has_target(row: &Row) -> bool {
+    ["input_ids", "text", "completion", "messages"].iter().any(|name| row.columns.contains_key(*name))
+}
+
+impl Measurements {
+    fn table(&self) -> String {
+        let numbers = [
+            ("rows", Some(self.rows as f64)),
+            ("tokens", self.tokens.map(|n| n as f64)),
+            ("loss", self.loss),
+            ("perplexity", self.perplexity),
+            ("response length", self.response_length),
+            ("EOS rate", self.eos_rate),
+        ];
+        let rewards = self.rewards.iter().map(|(title, value)| (title.as_str(), value.as_f64()));
+        let rows: Vec<Vec<String>> = numbers
+            .into_iter()
+            .chain(rewards)
+            .filter_map(|(name, value)| Some(vec![name.to_owned(), format_value(value?)]))
+            .collect();
+        table(&["measure", "value"], &rows)
+    }
+}
+
+/// An evaluation on a backend.
+struct Eval<'a> {
+    args: &'a EvalArgs,
+    options: GenerateOptions,
+    model: &'a FoundModel,
+    tokenizer: Option<&'a Tokenizer>,
+    data: &'a [Row],
+    measured: &'a [IdsRow],
+    prompts: &'a [Prompt],
+}
+
+impl Task for Eval<'_> {
+    type Output = Measurements;
+
+    fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Measurements> {
+        // The sources first: a wrong one should not cost a whole generation.
+        let mut sources = self.sources::<B>(&device)?;
+        let model = self.model.language_model::<B>(&device)?;
+        let mut found = Measurements::default();
+        let logprobs = measure(&model, self.data, self.measured, &device)?;
+        let tokens = logprobs.iter().map(Vec::len).sum::<usize>();
+        if tokens > 0 {
+            let sum: f64 = logprobs.iter().flatten().map(|&x| f64::from(x)).sum();
+            let loss = -sum / tokens as f64;
+            found.tokens = Some(tokens);
+            found.loss = Some(loss);
+            found.perplexity = Some(loss.exp());
+        }
+        if !self.prompts.is_empty() {
+            self.answer(&model, &mut sources, &mut found, &device)?;
+        }
+        Ok(found)
+    }
+}
+
+impl Eval<'_> {
+    fn sources<B: ModelBackend>(&self, device: &B::Device) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
+        let mut learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
+            let model = FoundModel::find(&ModelArgs { model: folder.to_owned(), adapter: None })?;
+            Ok(Box::new(LearnedReward::<B> {
+                name: folder.to_owned(),
+                vocab_size: model.config.vocab_size(),
+                max_positions: model.config.max_positions(),
+                model: model.reward_model(device)?,
+                device: device.clone(),
+            }))
+        };
+        let rewards = self.args.reward.iter();
+        rewards.map(|reward| Ok((reward.title.clone(), reward::build(&reward.config, &mut learned)?))).collect()
+    }
+
+    fn answer<B: ModelBackend>(
+        &self,
+        model: &LanguageModel<B>,
+        sources: &mut [(String, Box<dyn RewardSource>)],
+        found: &mut Measurements,
+        device: &B::Device,
+    ) -> Result<()> {
+        let responses = respond(model, self.prompts, &self.options, self.args.sampling.seed, device)?;
+        let mut completions = Vec::with_capacity(responses.len());
+        for (prompt, response) in self.prompts.iter().zip(&responses) {
+            completions.push(Completion {
+                prompt: prompt.text.clone(),
+                response: response_text(self.tokenizer, response)?,
+                prompt_ids: prompt.ids.clone(),
+                response_ids: response.ids.clone(),
+                row: prompt.row.clone(),
+            });
+        }
+        let count = responses.len() as f64;
+        found.response_length = Some(responses.iter().map(|r| r.ids.len() as f64).sum::<f64>() / count);
+        found.eos_rate = Some(responses.iter().filter(|r| r.stopped).count() as f64 / count);
+        for (title, source) in sources {
+            let scores = source.score(&completions)?;
+            if scores.len() != completions.len() {
+                return Err(Error::Reward {
+                    name: title.clone(),
+                    message: format!("expected {} scores, found {}", completions.len(), scores.len()),
+                });
+            }
+            let mean = scores.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
+            found.rewards.insert(title.clone(), json!(mean));
+        }
+        Ok(())
+    }
+}

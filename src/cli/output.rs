@@ -1,0 +1,70 @@
+//! Where results go: stdout, or a file that appears whole or not at all.
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::atomic::write_atomic;
+use crate::error::{Error, Result};
+
+/// Whether `path` means stdout.
+pub(super) fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// Refuses an output file whose folder is not there, before anything is computed.
+///
+/// # Errors
+/// `Error::Usage`.
+pub(super) fn check(path: &Path) -> Result<()> {
+    let problem = match path.parent() {
+        _ if is_stdout(path) => return Ok(()),
+        _ if path.is_dir() => "is a folder; expected a file name",
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => "its folder does not exist",
+        _ => return Ok(()),
+    };
+    Err(Error::Usage(format!("--output {}: {problem}", path.display())))
+}
+
+/// Writes `text` to stdout. A reader that has seen enough (`| head`) is no error.
+///
+/// # Errors
+/// `Error::Io`.
+pub(super) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.map_err(Error::io("write", "stdout")),
+    }
+}
+
+/// Writes one JSON object a line to a file, or to stdout if the path is `-`.
+///
+/// # Errors
+/// `Error::Io`; a file at `path` is then what it was.
+pub(super) fn write_lines<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
+    let mut text = String::new();
+    for row in rows {
+        text.push_str(&json(path, row)?);
+        text.push('\n');
+    }
+    write_text(path, &text)
+}
+
+/// Writes one JSON object over several lines.
+///
+/// # Errors
+/// As [`write_lines`].
+pub(super) fn write_object<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
+    write_text(path, &format!("{text}\n"))
+}
+
+fn json<T: Serialize>(path: &Path, row: &T) -> Result<String> {
+    serde_json::to_string(row).map_err(|e| Error::format(path, e.to_string()))
+}
+
+fn write_text(path: &Path, text: &str) -> Result<()> {
+    if is_stdout(path) { print(text) } else { write_atomic(path, text.as_bytes()) }
+}

@@ -1,0 +1,174 @@
+//! The rows of `--data` as token ids, checked against the model before its weights are read.
+
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::model::FoundModel;
+use crate::data::{
+    DataConfig, DataContext, DataSource, Prompt, Row, RowFormat, Tokenizer, encode_completions, encode_prompts,
+    encode_text, read_rows,
+};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+
+/// Tokens of a forward pass at most, unless one row has more.
+pub(super) const BATCH_TOKENS: usize = 4096;
+
+/// A row as token ids.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct IdsRow {
+    /// All tokens.
+    pub(super) ids: Vec<u32>,
+    /// Whether each token is measured; never the first one, which has none before it.
+    pub(super) measured: Vec<bool>,
+}
+
+/// How rows with text are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TextRows {
+    /// The text as it stands.
+    Plain,
+    /// Ended with EOS, as in training.
+    WithEos,
+}
+
+/// All rows of a JSONL file.
+///
+/// # Errors
+/// At the first line that is not a JSON object in UTF-8.
+pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
+    let source = DataSource::Jsonl(path.to_path_buf());
+    let config = DataConfig { source, format: RowFormat::default(), skip: 0, limit: None };
+    read_rows(&config, &DataContext::default())
+}
+
+/// The tokenizer, if a row needs one.
+///
+/// # Errors
+/// If one is needed and cannot be loaded.
+pub(super) fn tokenizer_for(rows: &[Row], model: &FoundModel) -> Result<Option<Tokenizer>> {
+    if rows.iter().any(|row| !row.columns.contains_key("input_ids")) {
+        return model.tokenizer().map(Some);
+    }
+    // Without text in the rows the tokenizer is a convenience.
+    Ok(model.tokenizer().ok())
+}
+
+/// Rows with `input_ids` as they are; `text`, `prompt` and `completion`, or `messages` encoded.
+///
+/// # Errors
+/// `Error::Data` at the first row that cannot be used: other columns, no tokens, ids that the model does not have, more
+/// tokens than its context holds, an empty completion.
+pub(super) fn encode(
+    rows: &[Row],
+    tokenizer: Option<&Tokenizer>,
+    config: &ModelConfig,
+    text: TextRows,
+) -> Result<Vec<IdsRow>> {
+    let format = RowFormat { append_eos: text == TextRows::WithEos, ..RowFormat::default() };
+    rows.par_iter()
+        .map(|row| {
+            let encoded = match row.columns.get("input_ids") {
+                Some(value) => {
+                    let ids = ids_of(row, value)?;
+                    let measured = (0..ids.len()).map(|i| i > 0).collect();
+                    IdsRow { ids, measured }
+                }
+                None => encode_text_row(row, needed(row, tokenizer)?, &format)?,
+            };
+            check_ids(row, &encoded.ids, config, 0)?;
+            Ok(encoded)
+        })
+        .collect()
+}
+
+/// Prompts, as text, messages or `input_ids`, that leave room for `max_new_tokens`.
+///
+/// # Errors
+/// As [`encode`].
+pub(super) fn prompts(
+    rows: &[Row],
+    tokenizer: Option<&Tokenizer>,
+    config: &ModelConfig,
+    max_new_tokens: usize,
+) -> Result<Vec<Prompt>> {
+    rows.par_iter()
+        .map(|row| {
+            let prompt = match row.columns.get("input_ids") {
+                Some(value) => {
+                    let ids = ids_of(row, value)?;
+                    let text = match tokenizer {
+                        Some(tokenizer) => tokenizer.decode(&ids, false)?,
+                        None => String::new(),
+                    };
+                    Prompt { ids, text, row: row.columns.clone() }
+                }
+                None => {
+                    let rows = std::slice::from_ref(row);
+                    let mut encoded =
+                        encode_prompts(rows, needed(row, tokenizer)?, &RowFormat::default(), usize::MAX)?;
+                    encoded.items.pop().ok_or_else(|| row.error("the prompt has no tokens"))?
+                }
+            };
+            check_ids(row, &prompt.ids, config, max_new_tokens)?;
+            Ok(prompt)
+        })
+        .collect()
+}
+
+fn needed<'a>(row: &Row, tokenizer: Option<&'a Tokenizer>) -> Result<&'a Tokenizer> {
+    tokenizer.ok_or_else(|| row.error("the row holds text, and the model has no tokenizer"))
+}
+
+fn encode_text_row(row: &Row, tokenizer: &Tokenizer, format: &RowFormat) -> Result<IdsRow> {
+    if row.columns.get("completion").and_then(Value::as_str) == Some("") {
+        return Err(row.error("the completion is empty"));
+    }
+    let rows = std::slice::from_ref(row);
+    let is_text = row.columns.contains_key("text") && !row.columns.contains_key("completion");
+    let encoded = if is_text {
+        encode_text(rows, tokenizer, format, usize::MAX)
+    } else {
+        encode_completions(rows, tokenizer, format, usize::MAX, true)
+    };
+    match encoded {
+        Ok(encoded) => match encoded.items.into_iter().next() {
+            Some(example) => Ok(IdsRow { ids: example.ids, measured: example.trained }),
+            None => Err(row.error("the row has no tokens")),
+        },
+        // What is wrong with a row itself comes as `Error::Data`; this says that nothing of it is measured.
+        Err(Error::Format { .. }) => Err(row.error("no token of the text has another one before it")),
+        Err(error) => Err(error),
+    }
+}
+
+fn ids_of(row: &Row, value: &Value) -> Result<Vec<u32>> {
+    let list = value
+        .as_array()
+        .ok_or_else(|| row.error(format!("input_ids: expected a list of token ids, found {value}")))?;
+    list.iter()
+        .map(|id| {
+            id.as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(|| row.error(format!("input_ids: expected token ids, found {id}")))
+        })
+        .collect()
+}
+
+fn check_ids(row: &Row, ids: &[u32], config: &ModelConfig, room: usize) -> Result<()> {
+    let vocab = config.vocab_size();
+    if ids.is_empty() {
+        return Err(row.error("input_ids is empty; expected at least one token"));
+    }
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+        return Err(row.error(format!("token id {id}: the model has ids 0 to {}", vocab - 1)));
+    }
+    let (len, most) = (ids.len(), config.max_positions());
+    if len + room > most {
+        let and_room = if room > 0 { format!(" and {room} new ones") } else { String::new() };
+        return Err(row.error(format!("{len} tokens{and_room}; the model takes at most {most}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! `temper score`, and a learned reward model as a reward source.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use serde::Serialize;
+
+use super::args::{ComputeArgs, ScoreArgs};
+use super::model::FoundModel;
+use super::output;
+use super::progress::Progress;
+use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
+use crate::backend::{Task, dispatch};
+use crate::data::{Row, micro_batches};
+use crate::error::{Error, Result};
+use crate::model::ScalarModel;
+use crate::ops::ModelBackend;
+use crate::reward::{Completion, RewardSource};
+use crate::tokens::TokenBatch;
+
+/// One answer.
+#[derive(Serialize)]
+struct Answer {
+    score: f32,
+}
+
+/// Writes the score of each row's last token. Text ends with EOS, where a reward model is trained to judge it.
+///
+/// # Errors
+/// Those of the rows, of loading, and of the backend.
+pub(super) fn run(args: &ScoreArgs, compute: &ComputeArgs) -> Result<()> {
+    output::check(&args.output)?;
+    let model = FoundModel::find(&args.model)?;
+    let data = rows::read(&args.data)?;
+    let tokenizer = rows::tokenizer_for(&data, &model)?;
+    let encoded = rows::encode(&data, tokenizer.as_ref(), &model.config, TextRows::WithEos)?;
+    let scores = dispatch(compute.backend, compute.device, Score { model: &model, data: &data, rows: &encoded })?;
+    let answers: Vec<Answer> = scores.into_iter().map(|score| Answer { score }).collect();
+    output::write_lines(&args.output, &answers)
+}
+
+/// Scores of a file's rows.
+struct Score<'a> {
+    model: &'a FoundModel,
+    data: &'a [Row],
+    rows: &'a [IdsRow],
+}
+
+impl Task for Score<'_> {
+    type Output = Vec<f32>;
+
+    fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Self::Output> {
+        let model = self.model.reward_model::<B>(&device)?;
+        let ids: Vec<&[u32]> = self.rows.iter().map(|row| row.ids.as_slice()).collect();
+        let scores = last_scores(&model, &ids, &device);
+        match scores.iter().position(|score| !score.is_finite()) {
+            Some(row) => Err(self.data[row].error(format!("the model gives a score of {}", scores[row]))),
+            None => Ok(scores),
+        }
+    }
+}
+
+/// The score at each row's last token, in batches of bounded size. Reads the device.
+pub(super) fn last_scores<B: ModelBackend>(model: &ScalarModel<B>, rows: &[&[u32]], device: &B::Device) -> Vec<f32> {
+    let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+    let mut scores = vec![0.0; rows.len()];
+    let mut progress = Progress::new("scores", rows.len());
+    let (mut done, mut tokens) = (0, 0);
+    for part in micro_batches(&lens, BATCH_TOKENS) {
+        let ids: Vec<&[u32]> = part.iter().map(|&index| rows[index]).collect();
+        let batch = TokenBatch::<B>::from_rows(&ids, device);
+        let last: Vec<i32> = batch.segments.last_tokens().iter().map(|&i| i as i32).collect();
+        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [part.len()]), device);
+        let data = model.scores(&batch, Some(last), None).into_data().convert::<f32>();
+        let values: Vec<f32> = data.into_vec().expect("converted to f32");
+        for (&index, value) in part.iter().zip(values) {
+            scores[index] = value;
+        }
+        done += part.len();
+        tokens += batch.segments.num_tokens() as u64;
+        progress.update(done, tokens);
+    }
+    scores
+}
+
+/// A reward model that scores responses; it must share the policy's tokenizer.
+pub(super) struct LearnedReward<B: ModelBackend> {
+    pub(super) name: String,
+    pub(super) model: ScalarModel<B>,
+    pub(super) vocab_size: usize,
+    pub(super) max_positions: usize,
+    pub(super) device: B::Device,
+}
+
+impl<B: ModelBackend> RewardSource for LearnedReward<B> {
+    fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
+        let rows: Vec<Vec<u32>> =
+            completions.iter().map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat()).collect();
+        let fits = |row: &Vec<u32>| {
+            row.len() <= self.max_positions && row.iter().all(|&id| (id as usize) < self.vocab_size)
+        };
+        if !rows.iter().all(fits) {
+            return Err(Error::Reward {
+                name: self.name.clone(),
+                message: format!(
+                    "a response does not fit the reward model, which has {} token ids and takes {} tokens; it must share the \
+                     policy's tokenizer",
+                    self.vocab_size, self.max_positions
+                ),
+            });
+        }
+        let ids: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        Ok(last_scores(&self.model, &ids, &self.device))
+    }
+}
