@@ -1,12 +1,85 @@
-//! `temper recipe`.
+//! `temper recipe`: runs a pipeline, or prints its plan.
+
+use std::io::Write;
 
 use super::args::{ComputeArgs, RecipeArgs};
+use crate::backend::{Task, dispatch};
 use crate::error::{Error, Result};
+use crate::ops::ModelBackend;
+use crate::recipe::{self, Checked, RunOptions};
+use crate::report::{ReporterKind, interrupt, reporter};
+use crate::train::Outcome;
 
-/// Runs the stages of a recipe.
+/// Checks the recipe and everything it names, then runs its stages.
 ///
 /// # Errors
-/// Always.
-pub fn run(_: &RecipeArgs, _: &ComputeArgs) -> Result<()> {
-    Err(Error::Usage("`temper recipe` is not in this binary yet".into()))
+/// `Error::Invalid` with all problems at once, before anything is loaded; later the first error of a stage.
+pub fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
+    let loaded = recipe::load_with_places(&args.file, &args.set)?;
+    let options = RunOptions {
+        output: args.output.clone(),
+        stage: args.stage.clone(),
+        resume: args.resume,
+        resume_command: resume_command(),
+    };
+    let checked = recipe::check(loaded, &options)?;
+    if args.dry_run {
+        return print(&checked.plan);
+    }
+    interrupt::install()?;
+    let kind = if args.tui { ReporterKind::Tui } else { ReporterKind::Auto };
+    let outcomes = dispatch(compute.backend, compute.device, RunRecipe { checked: &checked, options: &options, kind })?;
+    for (name, outcome) in &outcomes {
+        if !outcome.table.is_empty() {
+            print(&format!("\n{name}: {}\n\n{}", outcome.summary, outcome.table))?;
+        }
+    }
+    let run = checked.output.display();
+    let trained = outcomes.iter().rev().find(|(name, _)| checked.output.join(name).join("model").exists()
+        || checked.output.join(name).join("adapter").exists());
+    if let Some((name, _)) = trained {
+        print(&format!(
+            "Reports: {run}/<stage>/report.html\nNext:    temper export --run {run} --stage {name} --to exported/{name} --merge\n"
+        ))?;
+    }
+    Ok(())
+}
+
+struct RunRecipe<'a> {
+    checked: &'a Checked,
+    options: &'a RunOptions,
+    kind: ReporterKind,
+}
+
+impl Task for RunRecipe<'_> {
+    type Output = Vec<(String, Outcome)>;
+
+    fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output> {
+        let mut reporter = reporter(self.kind)?;
+        recipe::run::<B>(self.checked, self.options, device, name, reporter.as_mut())
+    }
+}
+
+/// This command with `--resume`.
+fn resume_command() -> String {
+    let mut words: Vec<String> = std::env::args().collect();
+    if let Some(program) = words.first_mut() {
+        *program = "temper".into();
+    }
+    if !words.iter().any(|word| word == "--resume") {
+        words.push("--resume".into());
+    }
+    words
+        .iter()
+        .map(|word| if word.contains([' ', '"', '\'', '(', '$', '*']) { format!("'{word}'") } else { word.clone() })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        // A closed pipe is the reader's choice.
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("write to", "stdout")(e)),
+        _ => Ok(()),
+    }
 }
