@@ -103,19 +103,33 @@ mod cuda_backend {
 
     /// Number of CUDA devices; without the driver library the probe panics inside the loader, which is caught.
     pub(super) fn num_devices() -> Result<usize> {
-        use burn_cubecl::cubecl::Runtime;
-        let count = super::quietly(|| burn_cubecl::cubecl::cuda::CudaRuntime::enumerate_devices(0, &()).len());
+        use cubecl::Runtime;
+        let count = super::quietly(|| cubecl::cuda::CudaRuntime::enumerate_devices(0, &()).len());
         count.ok_or_else(|| Error::Usage("backend cuda: the NVIDIA driver library (libcuda) cannot be loaded".into()))
+    }
+
+    /// Kernels are compiled at run time against the toolkit's headers; cubecl panics without them.
+    pub(super) fn has_headers() -> bool {
+        let exists = |path: &str| std::path::Path::new(path).exists();
+        std::env::var_os("CUDA_PATH").is_some()
+            || ["/usr/local/cuda", "/opt/cuda", "/usr/bin/nvcc"].into_iter().any(exists)
+            || cfg!(windows)
     }
 
     pub(super) fn run<T: Task>(device: usize, task: T) -> Result<T::Output> {
         match num_devices()? {
             0 => return Err(Error::Usage("backend cuda: the NVIDIA driver reports no device".into())),
             n if device >= n => {
-                return Err(Error::Usage(format!("--device {device}: there are {n} CUDA devices, counted from 0")));
+                return Err(Error::Usage(format!("--device {device}: CUDA devices go from 0 to {}", n - 1)));
             }
             _ => {}
         }
+        if !has_headers() {
+            return Err(Error::Usage(
+                "backend cuda: no CUDA toolkit found; install it in /usr/local/cuda or set CUDA_PATH".into(),
+            ));
+        }
+        crate::guard::install();
         task.run::<burn::backend::Cuda>(burn::backend::cuda::CudaDevice::new(device), "cuda")
     }
 }
@@ -127,7 +141,8 @@ fn cuda<T: Task>(device: usize, task: T) -> Result<T::Output> {
 
 #[cfg(feature = "cuda")]
 fn num_cuda_devices() -> Result<usize> {
-    cuda_backend::num_devices()
+    // `auto` passes over a driver without the toolkit: it could not run a kernel.
+    if cuda_backend::has_headers() { cuda_backend::num_devices() } else { Ok(0) }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -144,44 +159,74 @@ fn num_cuda_devices() -> Result<usize> {
 mod wgpu_backend {
     use super::{Error, Result, Task};
     use crate::ops::ModelBackend;
-    use burn::backend::wgpu::WgpuDevice;
-    use burn_cubecl::cubecl::Runtime;
-    use burn_cubecl::cubecl::wgpu::{AutoGraphicsApi, GraphicsApi, WgpuRuntime};
+    use burn::backend::Wgpu;
+    use burn::backend::wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+    use burn::backend::wgpu::{CubeBackend, WgpuDevice, WgpuRuntime};
 
-    impl ModelBackend for burn::backend::Wgpu {}
+    impl ModelBackend for Wgpu {}
 
-    /// Type of an adapter as cubecl numbers it: 0 discrete, 1 integrated, 2 virtual, 3 software.
-    fn kinds() -> Vec<u16> {
-        super::quietly(|| {
+    /// Kernel fusion has given wrong numbers in this version of burn: with its feature on, this does not compile.
+    const _: fn(Wgpu) -> CubeBackend<WgpuRuntime, f32, i32, u32> = |backend| backend;
+
+    /// Adapters in the order of `--device`: hardware first, discrete before integrated.
+    fn adapters() -> Vec<WgpuDevice> {
+        use cubecl::Runtime;
+        // cubecl's numbers: 0 discrete, 1 integrated, 2 virtual, 3 software, 4 unknown.
+        let kinds = super::quietly(|| {
             let devices = WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend());
-            devices.iter().map(|device| device.type_id).collect()
-        })
-        .unwrap_or_default()
+            devices.iter().map(|device| device.type_id).collect::<Vec<_>>()
+        });
+        number(kinds.unwrap_or_default())
+    }
+
+    /// cubecl counts each kind on its own, knows one software adapter, and takes unknown ones only by default.
+    fn number(mut kinds: Vec<u16>) -> Vec<WgpuDevice> {
+        kinds.sort_unstable_by_key(|&kind| if kind == 3 { 5 } else { kind });
+        let place = |i: usize| kinds[..i].iter().filter(|&&kind| kind == kinds[i]).count();
+        let mut devices: Vec<WgpuDevice> = (0..kinds.len())
+            .map(|i| match kinds[i] {
+                0 => WgpuDevice::DiscreteGpu(place(i)),
+                1 => WgpuDevice::IntegratedGpu(place(i)),
+                2 => WgpuDevice::VirtualGpu(place(i)),
+                3 => WgpuDevice::Cpu,
+                _ => WgpuDevice::DefaultDevice,
+            })
+            .collect();
+        devices.dedup();
+        devices
     }
 
     pub(super) fn num_hardware() -> usize {
-        kinds().iter().filter(|&&kind| kind < 3).count()
+        let hardware = |device: &&WgpuDevice| !matches!(device, WgpuDevice::Cpu | WgpuDevice::DefaultDevice);
+        adapters().iter().filter(hardware).count()
     }
 
     pub(super) fn run<T: Task>(device: usize, task: T) -> Result<T::Output> {
-        let kinds = kinds();
-        if kinds.is_empty() {
+        let adapters = adapters();
+        let Some(last) = adapters.len().checked_sub(1) else {
             return Err(Error::Usage(
                 "backend wgpu: no Vulkan or Metal driver found (Debian's mesa-vulkan-drivers has a software one)".into(),
             ));
-        }
-        if device >= kinds.len() {
-            let n = kinds.len();
-            return Err(Error::Usage(format!("--device {device}: there are {n} adapters, counted from 0")));
-        }
-        let place = |kind: u16| kinds[..device].iter().filter(|&&k| k == kind).count();
-        let device = match kinds[device] {
-            0 => WgpuDevice::DiscreteGpu(place(0)),
-            1 => WgpuDevice::IntegratedGpu(place(1)),
-            2 => WgpuDevice::VirtualGpu(place(2)),
-            _ => WgpuDevice::Cpu,
         };
-        task.run::<burn::backend::Wgpu>(device, "wgpu")
+        let Some(adapter) = adapters.into_iter().nth(device) else {
+            return Err(Error::Usage(format!("--device {device}: wgpu adapters go from 0 to {last}")));
+        };
+        crate::guard::install();
+        task.run::<Wgpu>(adapter, "wgpu")
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn software_adapters_come_last() {
+            use WgpuDevice::{Cpu, DefaultDevice, DiscreteGpu, IntegratedGpu};
+            assert_eq!(
+                number(vec![3, 0, 4, 1, 3, 0]),
+                [DiscreteGpu(0), DiscreteGpu(1), IntegratedGpu(0), DefaultDevice, Cpu]
+            );
+        }
     }
 }
 

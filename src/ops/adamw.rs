@@ -11,10 +11,10 @@ use burn::tensor::ops::FloatTensor;
 pub struct AdamWStep {
     /// Learning rate of this step.
     pub lr: f32,
-    /// Decay of the first moment.
-    pub beta1: f32,
+    /// Decay of the first moment. In f64, so that `1 - beta` keeps its digits.
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the corrected second moment.
     pub eps: f32,
     /// Decoupled weight decay; zero for parameters that must not decay.
@@ -27,6 +27,13 @@ pub struct AdamWStep {
     pub bias_correction2: f32,
 }
 
+impl AdamWStep {
+    /// Factors on the old value and on the new one, `(beta, 1 - beta)`, of both moments.
+    pub(super) fn moment_factors(&self) -> [(f32, f32); 2] {
+        [self.beta1, self.beta2].map(|beta| (beta as f32, (1.0 - beta) as f32))
+    }
+}
+
 pub(super) fn portable<B: Backend>(
     param: FloatTensor<B>,
     grad: FloatTensor<B>,
@@ -36,8 +43,9 @@ pub(super) fn portable<B: Backend>(
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let scale = |t, factor: f32| B::float_mul_scalar(t, factor.into());
     let grad = scale(grad, s.grad_scale);
-    let m = B::float_add(scale(m, s.beta1), scale(grad.clone(), 1.0 - s.beta1));
-    let v = B::float_add(scale(v, s.beta2), scale(B::float_mul(grad.clone(), grad), 1.0 - s.beta2));
+    let [(decay1, share1), (decay2, share2)] = s.moment_factors();
+    let m = B::float_add(scale(m, decay1), scale(grad.clone(), share1));
+    let v = B::float_add(scale(v, decay2), scale(B::float_mul(grad.clone(), grad), share2));
     let root = B::float_sqrt(scale(v.clone(), 1.0 / s.bias_correction2));
     let update = B::float_div(scale(m.clone(), 1.0 / s.bias_correction1), B::float_add_scalar(root, s.eps.into()));
     let param = scale(param, 1.0 - s.lr * s.weight_decay);

@@ -16,6 +16,12 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.as_slice::<f32>().is_some() { tensor } else { tensor.to_contiguous() }
 }
 
+/// A tensor to write in place: `storage_mut` gives the whole buffer, so a view must be copied out of its parent first.
+fn writable(tensor: FlexTensor) -> FlexTensor {
+    // Shares the buffer if nothing is to be copied; dropping the argument makes it the sole owner again.
+    tensor.to_contiguous()
+}
+
 /// The numbers of a tensor that went through [`contiguous`].
 fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("contiguous f32")
@@ -88,7 +94,7 @@ impl ModelBackend for Flex {
         num_heads: usize,
         inverse: bool,
     ) -> FloatTensor<Self> {
-        let (mut x, cos, sin) = (contiguous(x), contiguous(cos), contiguous(sin));
+        let (mut x, cos, sin) = (writable(x), contiguous(cos), contiguous(sin));
         let (width, half) = (dims2(&x)[1], dims2(&cos)[1]);
         let sign = if inverse { -1.0 } else { 1.0 };
         let (cos, sin) = (slice(&cos), slice(&sin));
@@ -214,7 +220,7 @@ impl ModelBackend for Flex {
         slots: &[usize],
         starts: &[usize],
     ) -> FloatTensor<Self> {
-        let (mut cache, rows) = (contiguous(cache), contiguous(rows));
+        let (mut cache, rows) = (writable(cache), contiguous(rows));
         let [_, capacity, width] = [cache.shape()[0], cache.shape()[1], cache.shape()[2]];
         let source = slice(&rows);
         let target = cache.storage_mut::<f32>();
@@ -391,7 +397,7 @@ impl ModelBackend for Flex {
         v: FloatTensor<Self>,
         step: AdamWStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (mut param, grad, mut m, mut v) = (contiguous(param), contiguous(grad), contiguous(m), contiguous(v));
+        let (mut param, grad, mut m, mut v) = (writable(param), contiguous(grad), writable(m), writable(v));
         kernels::adamw(param.storage_mut(), slice(&grad), m.storage_mut(), v.storage_mut(), step);
         (param, m, v)
     }

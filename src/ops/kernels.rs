@@ -469,11 +469,12 @@ simd_fn! {
     fn adamw_chunk(w: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32], s: super::AdamWStep) -> () {
         let n = w.len();
         let (w, g, m, v) = (&mut w[..n], &g[..n], &mut m[..n], &mut v[..n]);
+        let [(decay1, share1), (decay2, share2)] = s.moment_factors();
         let (c1, c2) = (1.0 / s.bias_correction1, 1.0 / s.bias_correction2);
         for i in 0..n {
             let grad = g[i] * s.grad_scale;
-            m[i] = s.beta1 * m[i] + (1.0 - s.beta1) * grad;
-            v[i] = s.beta2 * v[i] + (1.0 - s.beta2) * grad * grad;
+            m[i] = decay1 * m[i] + share1 * grad;
+            v[i] = decay2 * v[i] + share2 * grad * grad;
             w[i] = w[i] * (1.0 - s.lr * s.weight_decay) - s.lr * (m[i] * c1) / ((v[i] * c2).sqrt() + s.eps);
         }
     }

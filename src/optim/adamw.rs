@@ -109,8 +109,8 @@ impl<B: ModelBackend> AdamW<B> {
         let power = self.step as i32;
         let step = AdamWStep {
             lr: lr as f32,
-            beta1: beta1 as f32,
-            beta2: beta2 as f32,
+            beta1,
+            beta2,
             eps: eps as f32,
             weight_decay: 0.0,
             grad_scale: (clip / count) as f32,

@@ -1,0 +1,733 @@
+//! Checks of every fused operation, generic over the backend: against plain burn ops under autodiff, central differences,
+//! views as inputs, and (in [`parity`]) another backend at sizes that reach the parallel paths.
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
+
+use tempering::model::KvCache;
+use tempering::ops::{self, AdamWStep, HeadLayout, LowRankPart, ModelBackend};
+use tempering::rng::Seed;
+use tempering::tokens::Segments;
+
+/// A matrix on the host.
+#[derive(Clone)]
+struct Matrix {
+    values: Vec<f32>,
+    dims: [usize; 2],
+}
+
+impl Matrix {
+    /// Normal numbers of the given spread.
+    fn normal(label: &str, dims: [usize; 2], spread: f64) -> Self {
+        let seed = Seed::new(11).fork(label);
+        let values = (0..(dims[0] * dims[1]) as u64).map(|i| (seed.normal(i) * spread) as f32).collect();
+        Self { values, dims }
+    }
+
+    fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
+        self.values.iter_mut().for_each(|x| *x = f(*x));
+        self
+    }
+
+    fn on<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
+        Tensor::from_data(TensorData::new(self.values.clone(), self.dims), device)
+    }
+
+    /// The same numbers as rows in the middle of a larger matrix.
+    fn as_rows<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
+        let [rows, columns] = self.dims;
+        let mut values = vec![7.0; columns * 2];
+        values.extend_from_slice(&self.values);
+        values.extend(vec![7.0; columns]);
+        let dims = [rows + 3, columns];
+        Self { values, dims }.on(device).narrow(0, 2, rows)
+    }
+
+    /// The same numbers as the transpose of a matrix.
+    fn as_transpose<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
+        let [rows, columns] = self.dims;
+        let values = (0..columns * rows).map(|i| self.values[i % rows * columns + i / rows]).collect();
+        Self { values, dims: [columns, rows] }.on(device).transpose()
+    }
+}
+
+fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().into_vec().unwrap()
+}
+
+/// Largest error allowed, as a fraction of the largest reference value.
+#[track_caller]
+fn assert_near(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f32, |best, x| best.max(x.abs()));
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        // Written so that not-a-number fails.
+        assert!((got - expected).abs() <= tolerance * largest, "{what}[{i}]: {got} instead of {expected} (of {largest})");
+    }
+}
+
+/// One operation with its inputs, fused and in plain burn ops.
+trait Case: Sync {
+    fn name(&self) -> &'static str;
+    fn inputs(&self) -> Vec<Matrix>;
+    /// Indices of the inputs that have a gradient.
+    fn trainable(&self) -> Vec<usize>;
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2>;
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2>;
+    /// Largest relative error of central differences: f32 outputs allow 1e-3 unless they are steep.
+    fn difference_tolerance(&self) -> f64 {
+        1e-3
+    }
+}
+
+/// Factors that turn an output into one number, so that every entry's gradient counts.
+fn factors(len: usize) -> Vec<f32> {
+    Matrix::normal("factors", [1, len], 1.0).values
+}
+
+/// Output and gradients (`None` for inputs that are not in `tracked`) of `sum(factors * f(inputs))`.
+fn gradients<B: ModelBackend, A: AutodiffBackend<InnerBackend = B>>(
+    inputs: Vec<Tensor<A, 2>>,
+    tracked: &[usize],
+    f: impl Fn(Vec<Tensor<A, 2>>) -> Tensor<A, 2>,
+) -> (Vec<f32>, Vec<Option<Vec<f32>>>) {
+    let inputs: Vec<Tensor<A, 2>> = inputs
+        .into_iter()
+        .enumerate()
+        .map(|(i, x)| if tracked.contains(&i) { x.require_grad() } else { x })
+        .collect();
+    let output = f(inputs.clone());
+    let values = host(output.clone());
+    if tracked.is_empty() {
+        return (values, vec![None; inputs.len()]);
+    }
+    let factors = TensorData::new(factors(values.len()), output.dims());
+    let factors = Tensor::<A, 2>::from_data(factors, &output.device());
+    let grads = (output * factors).sum().backward();
+    (values, inputs.iter().map(|x| x.grad(&grads).map(host)).collect())
+}
+
+fn all_on<B: Backend>(inputs: &[Matrix], device: &B::Device) -> Vec<Tensor<B, 2>> {
+    inputs.iter().map(|x| x.on(device)).collect()
+}
+
+/// Every subset of the trainable inputs, the empty one included.
+fn subsets(of: &[usize]) -> Vec<Vec<usize>> {
+    (0..1usize << of.len())
+        .map(|bits| of.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, &x)| x).collect())
+        .collect()
+}
+
+/// Forward, gradients for every choice of frozen inputs, views, and central differences.
+fn check<B: ModelBackend, C: Case>(case: C, device: &B::Device) {
+    let (name, inputs) = (case.name(), case.inputs());
+    let trainable = case.trainable();
+    let expected = host(case.plain::<B>(all_on(&inputs, device)));
+    let kept = all_on::<B>(&inputs, device);
+    assert_near(name, &host(case.fused::<B>(kept.clone())), &expected, 2e-5);
+    for (i, (kept, input)) in kept.into_iter().zip(&inputs).enumerate() {
+        assert_eq!(host(kept), input.values, "{name} changed input {i}, which others hold");
+    }
+    let rows = inputs.iter().map(|x| x.as_rows::<B>(device)).collect();
+    assert_near(&format!("{name} of rows"), &host(case.fused::<B>(rows)), &expected, 2e-5);
+    let transposes = inputs.iter().map(|x| x.as_transpose::<B>(device)).collect();
+    assert_near(&format!("{name} of transposes"), &host(case.fused::<B>(transposes)), &expected, 2e-5);
+
+    let (_, plain) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.plain(x));
+    for tracked in subsets(&trainable) {
+        let (output, fused) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &tracked, |x| case.fused(x));
+        assert_near(&format!("{name}, trained {tracked:?}"), &output, &expected, 2e-5);
+        for (i, gradient) in fused.iter().enumerate() {
+            assert_eq!(gradient.is_some(), tracked.contains(&i), "{name}: gradient of input {i}, trained {tracked:?}");
+            if let Some(gradient) = gradient {
+                let plain = plain[i].as_ref().expect("every trained input has a gradient");
+                assert_near(&format!("{name}: gradient of input {i}, trained {tracked:?}"), gradient, plain, 1e-4);
+            }
+        }
+    }
+    let (_, fused) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));
+    central_differences::<B, C>(&case, &inputs, &fused, device);
+}
+
+/// Directional derivatives from central differences, summed in f64 on the host.
+fn central_differences<B: ModelBackend, C: Case>(
+    case: &C,
+    inputs: &[Matrix],
+    gradients: &[Option<Vec<f32>>],
+    device: &B::Device,
+) {
+    const STEP: f64 = 4e-3;
+    for &i in &case.trainable() {
+        let gradient = gradients[i].as_ref().expect("checked before");
+        let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        for direction in 0..3 {
+            let direction = Matrix::normal(&format!("direction {direction}"), inputs[i].dims, 1.0).values;
+            let at = |step: f64| -> f64 {
+                let mut moved = inputs.to_vec();
+                for (x, d) in moved[i].values.iter_mut().zip(&direction) {
+                    *x = (f64::from(*x) + step * f64::from(*d)) as f32;
+                }
+                let output = host(case.fused::<B>(all_on(&moved, device)));
+                output.iter().zip(factors(output.len())).map(|(&y, f)| f64::from(y) * f64::from(f)).sum()
+            };
+            let slope = |step: f64| (at(step) - at(-step)) / (2.0 * step);
+            // Richardson: the error is of fourth order in the step.
+            let numeric = (4.0 * slope(STEP) - slope(2.0 * STEP)) / 3.0;
+            let analytic: f64 = gradient.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+            // A normal direction makes the derivative as large as the gradient's norm.
+            let error = (numeric - analytic).abs() / norm.max(analytic.abs());
+            let name = case.name();
+            assert!(error <= case.difference_tolerance(), "{name}, input {i}: {analytic} but differences give {numeric}");
+        }
+    }
+}
+
+/// Forward and gradients equal those of the backend `R`, to `tolerance` of the largest entry.
+fn parity<B: ModelBackend, R: ModelBackend, C: Case>(
+    case: C,
+    device: &B::Device,
+    reference: &R::Device,
+    tolerance: f32,
+) {
+    let (name, inputs, trainable) = (case.name(), case.inputs(), case.trainable());
+    let (output, got) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));
+    let (expected, plain) = gradients::<R, Autodiff<R>>(all_on(&inputs, reference), &trainable, |x| case.fused(x));
+    assert_near(name, &output, &expected, tolerance);
+    for (i, (got, expected)) in got.iter().zip(&plain).enumerate() {
+        if let (Some(got), Some(expected)) = (got, expected) {
+            assert_near(&format!("{name}: gradient of input {i}"), got, expected, tolerance);
+        }
+    }
+}
+
+struct RmsNorm {
+    tokens: usize,
+    hidden: usize,
+}
+
+impl Case for RmsNorm {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        vec![
+            Matrix::normal("x", [self.tokens, self.hidden], 2.0),
+            Matrix::normal("weight", [1, self.hidden], 0.5).map(|w| 1.0 + w),
+        ]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0, 1]
+    }
+
+    fn fused<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let weight = x.remove(1).reshape([self.hidden]);
+        ops::rms_norm(x.remove(0), weight, 1e-3)
+    }
+
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let mean = x[0].clone().powi_scalar(2).sum_dim(1) / self.hidden as f32;
+        x[0].clone() / (mean + 1e-3).sqrt() * x[1].clone()
+    }
+}
+
+/// `heads` rotated heads of `2 * half` features, then `rest` columns that stay.
+struct Rope {
+    tokens: usize,
+    heads: usize,
+    half: usize,
+    rest: usize,
+}
+
+impl Case for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        let width = self.heads * 2 * self.half + self.rest;
+        let angles = Matrix::normal("angles", [self.tokens, self.half], 2.0);
+        vec![Matrix::normal("x", [self.tokens, width], 1.0), angles.clone().map(f32::cos), angles.map(f32::sin)]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0]
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        ops::rope(x[0].clone(), x[1].clone(), x[2].clone(), self.heads)
+    }
+
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        // x cos + rotate_half(x) sin, head by head.
+        let twice = |angles: &Tensor<B, 2>| Tensor::cat(vec![angles.clone(), angles.clone()], 1);
+        let (cos, sin) = (twice(&x[1]), twice(&x[2]));
+        let mut columns: Vec<Tensor<B, 2>> = (0..self.heads)
+            .map(|head| {
+                let x = x[0].clone().narrow(1, head * 2 * self.half, 2 * self.half);
+                let (first, second) = (x.clone().narrow(1, 0, self.half), x.clone().narrow(1, self.half, self.half));
+                x * cos.clone() + Tensor::cat(vec![second.neg(), first], 1) * sin.clone()
+            })
+            .collect();
+        if self.rest > 0 {
+            columns.push(x[0].clone().narrow(1, self.heads * 2 * self.half, self.rest));
+        }
+        Tensor::cat(columns, 1)
+    }
+}
+
+struct SwiGlu {
+    tokens: usize,
+    width: usize,
+}
+
+impl Case for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        vec![Matrix::normal("x", [self.tokens, 2 * self.width], 2.0)]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0]
+    }
+
+    fn fused<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        ops::swiglu(x.remove(0))
+    }
+
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let (gate, up) = (x[0].clone().narrow(1, 0, self.width), x[0].clone().narrow(1, self.width, self.width));
+        gate.clone() / (gate.neg().exp() + 1.0) * up
+    }
+}
+
+struct Attention {
+    layout: HeadLayout,
+    lens: Vec<usize>,
+}
+
+impl Attention {
+    fn segments(&self) -> Segments {
+        Segments::from_lens(self.lens.iter().copied())
+    }
+}
+
+impl Case for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        vec![Matrix::normal("qkv", [self.segments().num_tokens(), self.layout.joint_width()], 1.0)]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0]
+    }
+
+    fn fused<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        ops::attention(x.remove(0), self.layout, &self.segments())
+    }
+
+    /// One mask over all tokens, one head at a time.
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let HeadLayout { heads, kv_heads, head_dim } = self.layout;
+        let segments = self.segments();
+        let tokens = segments.num_tokens();
+        let row_of: Vec<usize> = segments.iter().enumerate().flat_map(|(row, range)| range.map(move |_| row)).collect();
+        let hidden: Vec<bool> = (0..tokens * tokens)
+            .map(|i| {
+                let (query, key) = (i / tokens, i % tokens);
+                key > query || row_of[key] != row_of[query]
+            })
+            .collect();
+        let hidden = Tensor::<B, 2, Bool>::from_data(TensorData::new(hidden, [tokens, tokens]), &x[0].device());
+        let columns = |head: usize| x[0].clone().narrow(1, head * head_dim, head_dim);
+        let outputs = (0..heads).map(|head| {
+            let kv_head = head / (heads / kv_heads);
+            let (q, k, v) = (columns(head), columns(heads + kv_head), columns(heads + kv_heads + kv_head));
+            let scores = q.matmul(k.transpose()) / (head_dim as f32).sqrt();
+            activation::softmax(scores.mask_fill(hidden.clone(), -1e9), 1).matmul(v)
+        });
+        Tensor::cat(outputs.collect(), 1)
+    }
+}
+
+struct TokenLogprob {
+    tokens: usize,
+    hidden: usize,
+    vocab: usize,
+    temperature: f64,
+    /// Largest logit, about.
+    largest: f64,
+}
+
+impl TokenLogprob {
+    /// Every target twice in a row, among few tokens, so that rows of the head are met repeatedly.
+    fn targets(&self) -> Arc<Vec<u32>> {
+        Arc::new((0..self.tokens).map(|i| (i / 2 * 7 % self.vocab.min(11)) as u32).collect())
+    }
+
+    /// Logits at the temperature.
+    fn logits<B: Backend>(&self, x: &[Tensor<B, 2>]) -> Tensor<B, 2> {
+        x[0].clone().matmul(x[1].clone().transpose()) / self.temperature as f32
+    }
+}
+
+impl Case for TokenLogprob {
+    fn name(&self) -> &'static str {
+        "token_logprob"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        // Sums of `hidden` products have the spread largest / 4, so that the largest of some hundred reach `largest`.
+        let spread = (self.largest / 4.0 / (self.hidden as f64).sqrt()).sqrt();
+        vec![
+            Matrix::normal("hidden", [self.tokens, self.hidden], spread),
+            Matrix::normal("head", [self.vocab, self.hidden], spread),
+        ]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0, 1]
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let (logprobs, _) = ops::token_logprob(x[0].clone(), x[1].clone(), &self.targets(), self.temperature);
+        logprobs.reshape([self.tokens, 1])
+    }
+
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let ids: Vec<i32> = self.targets().iter().map(|&t| t as i32).collect();
+        let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [self.tokens, 1]), &x[0].device());
+        activation::log_softmax(self.logits(&x), 1).gather(1, ids)
+    }
+}
+
+/// The entropies, which have no gradient.
+struct Entropy(TokenLogprob);
+
+impl Case for Entropy {
+    fn name(&self) -> &'static str {
+        "entropy"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        self.0.inputs()
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let (_, entropy) = ops::token_logprob(x[0].clone(), x[1].clone(), &self.0.targets(), self.0.temperature);
+        entropy.reshape([self.0.tokens, 1])
+    }
+
+    /// In f64 on the host.
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let logits = host(self.0.logits(&x));
+        let entropies = logits.chunks(self.0.vocab).map(|row| {
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let shifted = row.iter().map(|&l| f64::from(l) - f64::from(top));
+            let z: f64 = shifted.clone().map(f64::exp).sum();
+            (z.ln() - shifted.map(|l| l.exp() * l).sum::<f64>() / z) as f32
+        });
+        Tensor::from_data(TensorData::new(entropies.collect(), [self.0.tokens, 1]), &x[0].device())
+    }
+}
+
+struct LoraLinear {
+    tokens: usize,
+    inputs: usize,
+    outputs: usize,
+    parts: Vec<LowRankPart>,
+}
+
+impl LoraLinear {
+    fn ranks(&self) -> usize {
+        self.parts.iter().map(|part| part.rank).sum()
+    }
+}
+
+impl Case for LoraLinear {
+    fn name(&self) -> &'static str {
+        "lora_linear"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        let spread = 1.0 / (self.inputs as f64).sqrt();
+        let entries: usize = self.parts.iter().map(|part| part.rank * part.width).sum();
+        vec![
+            Matrix::normal("x", [self.tokens, self.inputs], 1.0),
+            Matrix::normal("weight", [self.inputs, self.outputs], spread),
+            Matrix::normal("a", [self.inputs, self.ranks()], spread),
+            Matrix::normal("b", [1, entries], 1.0),
+        ]
+    }
+
+    /// The weight is frozen.
+    fn trainable(&self) -> Vec<usize> {
+        vec![0, 2, 3]
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let [_, entries] = x[3].dims();
+        ops::lora_linear(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone().reshape([entries]), &self.parts)
+    }
+
+    /// The updated weight, column block by column block.
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let (mut columns, mut end, mut rank, mut entry) = (Vec::new(), 0, 0, 0);
+        for part in &self.parts {
+            if part.column > end {
+                columns.push(x[1].clone().narrow(1, end, part.column - end));
+            }
+            let entries = part.rank * part.width;
+            let b = x[3].clone().narrow(1, entry, entries).reshape([part.rank, part.width]);
+            let delta = x[2].clone().narrow(1, rank, part.rank).matmul(b) * part.scale;
+            columns.push(x[1].clone().narrow(1, part.column, part.width) + delta);
+            (end, rank, entry) = (part.column + part.width, rank + part.rank, entry + entries);
+        }
+        if end < self.outputs {
+            columns.push(x[1].clone().narrow(1, end, self.outputs - end));
+        }
+        x[0].clone().matmul(Tensor::cat(columns, 1))
+    }
+}
+
+/// Ranks 3, 8 and 1 with gaps before, between and behind; no width is a multiple of 16.
+fn parts(scale: usize) -> Vec<LowRankPart> {
+    vec![
+        LowRankPart { rank: 3, scale: 0.5, column: 2 * scale, width: 5 * scale },
+        LowRankPart { rank: 8, scale: 2.0, column: 7 * scale, width: 19 * scale },
+        LowRankPart { rank: 1, scale: -1.5, column: 29 * scale, width: 3 * scale },
+    ]
+}
+
+const GROUPED: HeadLayout = HeadLayout { heads: 6, kv_heads: 2, head_dim: 6 };
+
+pub(crate) fn rms_norm<B: ModelBackend>(device: B::Device) {
+    check::<B, _>(RmsNorm { tokens: 5, hidden: 19 }, &device);
+    check::<B, _>(RmsNorm { tokens: 1, hidden: 1 }, &device);
+}
+
+pub(crate) fn rope<B: ModelBackend>(device: B::Device) {
+    check::<B, _>(Rope { tokens: 4, heads: 3, half: 5, rest: 7 }, &device);
+    check::<B, _>(Rope { tokens: 3, heads: 2, half: 1, rest: 0 }, &device);
+}
+
+pub(crate) fn swiglu<B: ModelBackend>(device: B::Device) {
+    check::<B, _>(SwiGlu { tokens: 5, width: 21 }, &device);
+    // Where exp overflows, the limits hold: 0 for a closed gate, gate * up for an open one.
+    let x = Tensor::<B, 2>::from_data([[-200.0, 200.0, -90.0, 2.0, 3.0, 4.0]], &device);
+    assert_near("swiglu, saturated", &host(ops::swiglu(x.clone())), &[0.0, 600.0, 0.0], 1e-6);
+    let x = Tensor::<Autodiff<B>, 2>::from_inner(x).require_grad();
+    let grads = ops::swiglu(x.clone()).sum().backward();
+    let expected = [0.0, 3.0, 0.0, 0.0, 200.0, 0.0];
+    assert_near("swiglu, saturated gradient", &host(x.grad(&grads).unwrap()), &expected, 1e-6);
+}
+
+pub(crate) fn attention<B: ModelBackend>(device: B::Device) {
+    check::<B, _>(Attention { layout: GROUPED, lens: vec![3, 1, 0, 7, 1] }, &device);
+    let single = HeadLayout { heads: 2, kv_heads: 2, head_dim: 3 };
+    check::<B, _>(Attention { layout: single, lens: vec![5] }, &device);
+    let shared = HeadLayout { heads: 3, kv_heads: 1, head_dim: 16 };
+    check::<B, _>(Attention { layout: shared, lens: vec![1, 18, 2] }, &device);
+}
+
+pub(crate) fn token_logprob<B: ModelBackend>(device: B::Device) {
+    let small = || TokenLogprob { tokens: 9, hidden: 7, vocab: 37, temperature: 0.7, largest: 3.0 };
+    check::<B, _>(small(), &device);
+    check::<B, _>(Entropy(small()), &device);
+    check::<B, _>(TokenLogprob { temperature: 1.0, ..small() }, &device);
+    // More rows than are formed at once.
+    let chunked = || TokenLogprob { tokens: 300, hidden: 5, vocab: 23, temperature: 1.3, largest: 4.0 };
+    check::<B, _>(chunked(), &device);
+    check::<B, _>(Entropy(chunked()), &device);
+}
+
+/// Logits of +80 and -80: exp overflows unless the largest is taken off first.
+pub(crate) fn extreme_logits<B: ModelBackend>(device: B::Device) {
+    // Two features: logits are (80, -80, 79, 0) and the reverse.
+    let hidden = Tensor::<B, 2>::from_data([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], &device);
+    let head = Tensor::<B, 2>::from_data([[80.0, -80.0], [-80.0, 80.0], [79.0, -79.0], [0.0, 0.0]], &device);
+    let targets = Arc::new(vec![0, 1, 1]);
+    // Row 0: z = 1 + e^-1 (+ e^-160 + e^-80), ln z = 0.3132617; entropy = ln z + e^-1 / z = 0.3132617 + 0.2689414.
+    // Row 1: z = 1 + e^-80 + .. = 1. Row 2: -160 - ln z.
+    let (logprobs, entropy) = ops::token_logprob(hidden.clone(), head.clone(), &targets, 1.0);
+    for (got, expected) in host(logprobs).iter().zip([-0.313_261_7, 0.0, -160.313_26]) {
+        assert!((got - expected).abs() <= 2e-5, "{got} instead of {expected}");
+    }
+    for (got, expected) in host(entropy).iter().zip([0.582_203_1, 0.0, 0.582_203_1]) {
+        assert!((got - expected).abs() <= 2e-6, "{got} instead of {expected}");
+    }
+    // d logprob / d hidden = head[target] - E[head]; E = (80 + 79 e^-1) / z = 79.731059 in the first feature.
+    for head_is_trained in [false, true] {
+        let hidden = Tensor::<Autodiff<B>, 2>::from_inner(hidden.clone()).require_grad();
+        let head = Tensor::<Autodiff<B>, 2>::from_inner(head.clone());
+        let head = if head_is_trained { head.require_grad() } else { head };
+        let (logprobs, _) = ops::token_logprob(hidden.clone(), head, &targets, 1.0);
+        let got = host(hidden.grad(&logprobs.sum().backward()).unwrap());
+        for (got, expected) in got.iter().zip([0.268_941_4, -0.268_941_4, 0.0, 0.0, -159.731_06, 159.731_06]) {
+            assert!((got - expected).abs() <= 5e-5, "{got} instead of {expected}");
+        }
+    }
+    let steep = TokenLogprob { tokens: 12, hidden: 33, vocab: 301, temperature: 0.5, largest: 40.0 };
+    check::<B, _>(steep, &device);
+}
+
+pub(crate) fn lora_linear<B: ModelBackend>(device: B::Device) {
+    check::<B, _>(LoraLinear { tokens: 6, inputs: 13, outputs: 35, parts: parts(1) }, &device);
+    let whole = vec![LowRankPart { rank: 4, scale: 0.25, column: 0, width: 70 }];
+    check::<B, _>(LoraLinear { tokens: 5, inputs: 8, outputs: 70, parts: whole }, &device);
+}
+
+/// Three updates against the formula in f64.
+pub(crate) fn adamw<B: ModelBackend>(device: B::Device) {
+    // 40,001 entries: more than one task of the parallel kernel, and no whole vector at the end.
+    let entries = 40_001;
+    let start = Matrix::normal("param", [1, entries], 1.0);
+    let (lr, beta1, beta2, eps, decay, factor) = (1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5);
+    let mut expected: Vec<[f64; 3]> = start.values.iter().map(|&w| [f64::from(w), 0.0, 0.0]).collect();
+    let primitive = |x: Tensor<B, 2>| x.into_primitive().tensor();
+    let tensor = |x| host(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x)));
+    let kept = start.on::<B>(&device);
+    let mut state = (
+        primitive(kept.clone()),
+        primitive(Tensor::zeros([1, entries], &device)),
+        primitive(Tensor::zeros([1, entries], &device)),
+    );
+    for t in 1..=3 {
+        let gradient = Matrix::normal(&format!("gradient {t}"), [1, entries], 1.0);
+        let (c1, c2) = (1.0 - f64::powi(beta1, t), 1.0 - f64::powi(beta2, t));
+        for ([w, m, v], g) in expected.iter_mut().zip(&gradient.values) {
+            let g = f64::from(*g) * factor;
+            *m = beta1 * *m + (1.0 - beta1) * g;
+            *v = beta2 * *v + (1.0 - beta2) * g * g;
+            *w = *w * (1.0 - lr * decay) - lr * (*m / c1) / ((*v / c2).sqrt() + eps);
+        }
+        let step = AdamWStep {
+            lr: lr as f32,
+            beta1,
+            beta2,
+            eps: eps as f32,
+            weight_decay: decay as f32,
+            grad_scale: factor as f32,
+            bias_correction1: c1 as f32,
+            bias_correction2: c2 as f32,
+        };
+        // The gradient as a view, the parameter shared: neither may change what others hold.
+        let gradient = primitive(gradient.as_rows(&device));
+        state = B::adamw(state.0, gradient, state.1, state.2, step);
+    }
+    let column = |i: usize| expected.iter().map(|x| x[i] as f32).collect::<Vec<_>>();
+    assert_near("first moment", &tensor(state.1), &column(1), 1e-6);
+    assert_near("second moment", &tensor(state.2), &column(2), 1e-6);
+    assert_near("parameter", &tensor(state.0), &column(0), 1e-6);
+    assert_eq!(host(kept), start.values, "the old parameter is someone else's");
+}
+
+/// A parameter that is a view into a larger tensor is updated alone.
+pub(crate) fn adamw_of_a_view<B: ModelBackend>(device: B::Device) {
+    let whole = Matrix::normal("whole", [9, 5], 1.0);
+    let (rows, ones) = (whole.as_rows::<B>(&device), Tensor::<B, 2>::ones([9, 5], &device));
+    // Plain gradient descent in sign: m / c1 = g, sqrt(v / c2) = |g|, so every entry falls by lr.
+    let step = AdamWStep {
+        lr: 0.5,
+        beta1: 0.0,
+        beta2: 0.0,
+        eps: 0.0,
+        weight_decay: 0.0,
+        grad_scale: 1.0,
+        bias_correction1: 1.0,
+        bias_correction2: 1.0,
+    };
+    let primitive = |x: Tensor<B, 2>| x.into_primitive().tensor();
+    let zeros = || primitive(Matrix { values: vec![0.0; 45], dims: [9, 5] }.as_rows::<B>(&device));
+    let (updated, _, _) = B::adamw(primitive(rows.clone()), primitive(ones), zeros(), zeros(), step);
+    let expected: Vec<f32> = whole.values.iter().map(|w| w - 0.5).collect();
+    let updated = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(updated));
+    assert_near("updated view", &host(updated), &expected, 1e-6);
+    assert_eq!(host(rows), whole.values);
+}
+
+/// Rows in slots of a cache, out of order, refilled and longer than before: every step equals attention over whole rows.
+pub(crate) fn cache<B: ModelBackend>(device: B::Device) {
+    let layout = GROUPED;
+    let capacity = 9;
+    let mut cache = KvCache::<B>::new(1, 3, capacity, layout, &device);
+    // The tokens of each slot so far, one joint row each.
+    let mut seen: Vec<Vec<f32>> = vec![Vec::new(); 3];
+    let width = layout.joint_width();
+    let mut batch = 0;
+    let mut feed = |cache: &mut KvCache<B>, slots: &[usize], lens: &[usize]| {
+        batch += 1;
+        let segments = Segments::from_lens(lens.iter().copied());
+        let joint = Matrix::normal(&format!("batch {batch}"), [segments.num_tokens(), width], 1.0);
+        let mut expected = Vec::new();
+        for (range, &slot) in segments.iter().zip(slots) {
+            let len = range.len();
+            seen[slot].extend_from_slice(&joint.values[range.start * width..range.end * width]);
+            let tokens = seen[slot].len() / width;
+            let whole = Matrix { values: seen[slot].clone(), dims: [tokens, width] }.on::<B>(&device);
+            let output = host(ops::attention(whole, layout, &Segments::from_lens([tokens])));
+            expected.extend_from_slice(&output[(tokens - len) * layout.q_width()..]);
+        }
+        cache.select(slots);
+        let output = cache.attend(0, joint.on(&device), layout, &segments);
+        cache.advance(&segments);
+        assert_near(&format!("batch {batch}"), &host(output), &expected, 1e-5);
+        if batch == 6 {
+            seen[2].clear();
+        }
+    };
+    feed(&mut cache, &[2, 0], &[6, 3]);
+    feed(&mut cache, &[0, 2], &[1, 1]);
+    feed(&mut cache, &[2], &[1]);
+    feed(&mut cache, &[1], &[1]);
+    feed(&mut cache, &[1, 2, 0], &[1, 1, 1]);
+    feed(&mut cache, &[1], &[1]);
+    // Slot 2 held nine positions; its next row is shorter, so that old keys stay behind it.
+    cache.clear(2);
+    feed(&mut cache, &[2], &[2]);
+    feed(&mut cache, &[2, 1], &[1, 1]);
+}
+
+/// Copies land where they belong, and a cache that someone else holds stays as it was.
+pub(crate) fn cache_write<B: ModelBackend>(device: B::Device) {
+    let cache = Tensor::<B, 3>::zeros([2, 3, 2], &device);
+    let rows = Tensor::<B, 2>::from_data([[9.0, 9.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device).narrow(0, 1, 3);
+    let written = B::cache_write(
+        cache.clone().into_primitive().tensor(),
+        rows.into_primitive().tensor(),
+        &Segments::from_lens([2, 1]),
+        &[1, 0],
+        &[1, 0],
+    );
+    let written = Tensor::<B, 3>::from_primitive(TensorPrimitive::Float(written));
+    assert_eq!(host(written), [5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(host(cache), [0.0; 12]);
+}
+
+/// Every operation at sizes that reach the parallel paths (more than 16,384 floats), in odd widths.
+pub(crate) fn large<B: ModelBackend, R: ModelBackend>(device: &B::Device, reference: &R::Device, tolerance: f32) {
+    parity::<B, R, _>(RmsNorm { tokens: 201, hidden: 333 }, device, reference, tolerance);
+    parity::<B, R, _>(Rope { tokens: 203, heads: 5, half: 13, rest: 29 }, device, reference, tolerance);
+    parity::<B, R, _>(SwiGlu { tokens: 149, width: 331 }, device, reference, tolerance);
+    let layout = HeadLayout { heads: 6, kv_heads: 2, head_dim: 23 };
+    parity::<B, R, _>(Attention { layout, lens: vec![70, 1, 33, 101] }, device, reference, tolerance);
+    let logprob = |tokens, vocab| TokenLogprob { tokens, hidden: 67, vocab, temperature: 0.9, largest: 9.0 };
+    parity::<B, R, _>(logprob(301, 1013), device, reference, tolerance);
+    parity::<B, R, _>(Entropy(logprob(301, 1013)), device, reference, tolerance);
+    let lora = LoraLinear { tokens: 107, inputs: 75, outputs: 35 * 9, parts: parts(9) };
+    parity::<B, R, _>(lora, device, reference, tolerance);
+}
