@@ -8,5 +8,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// Always.
 pub fn run(_: &RecipeArgs, _: &ComputeArgs) -> Result<()> {
-    Err(Error::Usage("`temper recipe` is not in this binary yet".into()))
+    Err(Error::Usage(
+        "`temper recipe` is not in this binary yet".into(),
+    ))
 }
