@@ -54,7 +54,11 @@ fn auto<T: Task>(device: usize, task: T) -> Result<T::Output> {
     if hardware_gpus().is_ok_and(|n| n > device) {
         return wgpu(device, task);
     }
-    if cfg!(feature = "flex") { flex(0, task) } else { ndarray(0, task) }
+    if cfg!(feature = "flex") {
+        flex(0, task)
+    } else {
+        ndarray(0, task)
+    }
 }
 
 /// The CPU is one device.
@@ -62,10 +66,17 @@ fn only_device(device: usize, backend: &str) -> Result<()> {
     if device == 0 {
         return Ok(());
     }
-    Err(Error::Usage(format!("--device {device}: backend {backend} has one device, 0")))
+    Err(Error::Usage(format!(
+        "--device {device}: backend {backend} has one device, 0"
+    )))
 }
 
-#[cfg(not(all(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")))]
+#[cfg(not(all(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "wgpu",
+    feature = "cuda"
+)))]
 fn not_compiled<O>(backend: &str, feature: &str) -> Result<O> {
     Err(Error::Usage(format!(
         "backend {backend} is not in this binary; build it with: cargo build --release --features {feature}"
@@ -105,22 +116,35 @@ mod cuda_backend {
     pub(super) fn num_devices() -> Result<usize> {
         use cubecl::Runtime;
         let count = super::quietly(|| cubecl::cuda::CudaRuntime::enumerate_devices(0, &()).len());
-        count.ok_or_else(|| Error::Usage("backend cuda: the NVIDIA driver library (libcuda) cannot be loaded".into()))
+        count.ok_or_else(|| {
+            Error::Usage(
+                "backend cuda: the NVIDIA driver library (libcuda) cannot be loaded".into(),
+            )
+        })
     }
 
     /// Kernels are compiled at run time against the toolkit's headers; cubecl panics without them.
     pub(super) fn has_headers() -> bool {
         let exists = |path: &str| std::path::Path::new(path).exists();
         std::env::var_os("CUDA_PATH").is_some()
-            || ["/usr/local/cuda", "/opt/cuda", "/usr/bin/nvcc"].into_iter().any(exists)
+            || ["/usr/local/cuda", "/opt/cuda", "/usr/bin/nvcc"]
+                .into_iter()
+                .any(exists)
             || cfg!(windows)
     }
 
     pub(super) fn run<T: Task>(device: usize, task: T) -> Result<T::Output> {
         match num_devices()? {
-            0 => return Err(Error::Usage("backend cuda: the NVIDIA driver reports no device".into())),
+            0 => {
+                return Err(Error::Usage(
+                    "backend cuda: the NVIDIA driver reports no device".into(),
+                ));
+            }
             n if device >= n => {
-                return Err(Error::Usage(format!("--device {device}: CUDA devices go from 0 to {}", n - 1)));
+                return Err(Error::Usage(format!(
+                    "--device {device}: CUDA devices go from 0 to {}",
+                    n - 1
+                )));
             }
             _ => {}
         }
@@ -142,7 +166,11 @@ fn cuda<T: Task>(device: usize, task: T) -> Result<T::Output> {
 #[cfg(feature = "cuda")]
 fn num_cuda_devices() -> Result<usize> {
     // `auto` passes over a driver without the toolkit: it could not run a kernel.
-    if cuda_backend::has_headers() { cuda_backend::num_devices() } else { Ok(0) }
+    if cuda_backend::has_headers() {
+        cuda_backend::num_devices()
+    } else {
+        Ok(0)
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -174,7 +202,10 @@ mod wgpu_backend {
         // cubecl's numbers: 0 discrete, 1 integrated, 2 virtual, 3 software, 4 unknown.
         let kinds = super::quietly(|| {
             let devices = WgpuRuntime::enumerate_all_devices(&AutoGraphicsApi::backend());
-            devices.iter().map(|device| device.type_id).collect::<Vec<_>>()
+            devices
+                .iter()
+                .map(|device| device.type_id)
+                .collect::<Vec<_>>()
         });
         number(kinds.unwrap_or_default())
     }
@@ -197,7 +228,8 @@ mod wgpu_backend {
     }
 
     pub(super) fn num_hardware() -> usize {
-        let hardware = |device: &&WgpuDevice| !matches!(device, WgpuDevice::Cpu | WgpuDevice::DefaultDevice);
+        let hardware =
+            |device: &&WgpuDevice| !matches!(device, WgpuDevice::Cpu | WgpuDevice::DefaultDevice);
         adapters().iter().filter(hardware).count()
     }
 
@@ -209,7 +241,9 @@ mod wgpu_backend {
             ));
         };
         let Some(adapter) = adapters.into_iter().nth(device) else {
-            return Err(Error::Usage(format!("--device {device}: wgpu adapters go from 0 to {last}")));
+            return Err(Error::Usage(format!(
+                "--device {device}: wgpu adapters go from 0 to {last}"
+            )));
         };
         crate::guard::install();
         task.run::<Wgpu>(adapter, "wgpu")
@@ -224,7 +258,13 @@ mod wgpu_backend {
             use WgpuDevice::{Cpu, DefaultDevice, DiscreteGpu, IntegratedGpu};
             assert_eq!(
                 number(vec![3, 0, 4, 1, 3, 0]),
-                [DiscreteGpu(0), DiscreteGpu(1), IntegratedGpu(0), DefaultDevice, Cpu]
+                [
+                    DiscreteGpu(0),
+                    DiscreteGpu(1),
+                    IntegratedGpu(0),
+                    DefaultDevice,
+                    Cpu
+                ]
             );
         }
     }

@@ -64,12 +64,17 @@ pub fn check<B: Backend>(device: &B::Device) -> Result<()> {
     if failures.is_empty() {
         return Ok(());
     }
-    Err(Error::Backend(format!("the device failed: {}", failures.join("; "))))
+    Err(Error::Backend(format!(
+        "the device failed: {}",
+        failures.join("; ")
+    )))
 }
 
 /// cubecl names its device threads `DSD-<type>-<index>`.
 fn on_device_thread() -> bool {
-    std::thread::current().name().is_some_and(|name| name.starts_with("DSD-"))
+    std::thread::current()
+        .name()
+        .is_some_and(|name| name.starts_with("DSD-"))
 }
 
 fn record(failure: String) {
@@ -106,7 +111,11 @@ impl log::Log for Recorder {
     /// Warnings of the layers that swallow errors. wgpu itself warns about mere properties of an adapter: only its
     /// errors count.
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        let from = |prefixes: &[&str]| prefixes.iter().any(|prefix| metadata.target().starts_with(prefix));
+        let from = |prefixes: &[&str]| {
+            prefixes
+                .iter()
+                .any(|prefix| metadata.target().starts_with(prefix))
+        };
         match metadata.level() {
             log::Level::Error => from(&["cubecl", "cubek", "burn_cubecl", "wgpu"]),
             log::Level::Warn => from(&["cubecl", "cubek", "burn_cubecl"]),
@@ -145,8 +154,14 @@ mod tests {
         task.join().unwrap_err();
         log::warn!(target: "cubecl_common::device", "Task failed: {}", "x".repeat(400));
         let error = check::<B>(&Default::default()).unwrap_err().to_string();
-        assert!(error.starts_with("the device failed: can't allocate buffer (guard.rs:"), "{error}");
-        assert!(error.contains("; cubecl_common::device: Task failed: xxx"), "{error}");
+        assert!(
+            error.starts_with("the device failed: can't allocate buffer (guard.rs:"),
+            "{error}"
+        );
+        assert!(
+            error.contains("; cubecl_common::device: Task failed: xxx"),
+            "{error}"
+        );
         assert!(error.ends_with("xxx.."), "{error}");
         assert!(error.len() < 500, "{error}");
         check::<B>(&Default::default()).unwrap();

@@ -54,7 +54,9 @@ fn keep_freed_memory() {
 }
 
 fn set_threads(threads: Option<usize>) -> Result<(), Error> {
-    let Some(threads) = threads else { return Ok(()) };
+    let Some(threads) = threads else {
+        return Ok(());
+    };
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()

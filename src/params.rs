@@ -36,8 +36,17 @@ pub struct ParamMeta {
 
 impl ParamMeta {
     /// A parameter that is one tensor of a file.
-    pub fn single(kind: ParamKind, name: impl Into<String>, columns: usize, transposed: bool) -> Self {
-        Self { kind, pieces: vec![(name.into(), columns)], transposed }
+    pub fn single(
+        kind: ParamKind,
+        name: impl Into<String>,
+        columns: usize,
+        transposed: bool,
+    ) -> Self {
+        Self {
+            kind,
+            pieces: vec![(name.into(), columns)],
+            transposed,
+        }
     }
 
     /// The parameter's key in optimiser state and gradients: its first tensor's name.
@@ -83,8 +92,12 @@ impl<B: Backend> ParamSlot<'_, B> {
     /// Trains or freezes it.
     pub fn set_trained(&mut self, trained: bool) {
         match self {
-            Self::Vector(p) => **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained)),
-            Self::Matrix(p) => **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained)),
+            Self::Vector(p) => {
+                **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained))
+            }
+            Self::Matrix(p) => {
+                **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained))
+            }
         }
     }
 
@@ -94,10 +107,16 @@ impl<B: Backend> ParamSlot<'_, B> {
         let data = TensorData::new(values, shape.to_vec());
         match self {
             Self::Vector(p) => {
-                **p = Param::initialized(p.id, Tensor::from_data(data, device).set_require_grad(trained));
+                **p = Param::initialized(
+                    p.id,
+                    Tensor::from_data(data, device).set_require_grad(trained),
+                );
             }
             Self::Matrix(p) => {
-                **p = Param::initialized(p.id, Tensor::from_data(data, device).set_require_grad(trained));
+                **p = Param::initialized(
+                    p.id,
+                    Tensor::from_data(data, device).set_require_grad(trained),
+                );
             }
         }
     }
@@ -130,7 +149,11 @@ impl<B: Backend> ParamSlot<'_, B> {
                 }
                 Self::Matrix(_) => {
                     let rows = values.len() / columns;
-                    let values = if meta.transposed { transpose(&values, *columns, rows) } else { values };
+                    let values = if meta.transposed {
+                        transpose(&values, *columns, rows)
+                    } else {
+                        values
+                    };
                     self.assign(values, &[rows, *columns], device);
                 }
             });
@@ -142,12 +165,22 @@ impl<B: Backend> ParamSlot<'_, B> {
         for (name, columns) in &meta.pieces {
             let values = read(name)?;
             if joint.is_empty() {
-                rows = if matches!(self, Self::Vector(_)) { 1 } else { values.len() / columns };
+                rows = if matches!(self, Self::Vector(_)) {
+                    1
+                } else {
+                    values.len() / columns
+                };
                 joint = vec![0f32; rows * total];
             }
-            let values =
-                if meta.transposed && rows > 1 { transpose(&values, *columns, rows) } else { values };
-            for (out, row) in joint.chunks_exact_mut(total).zip(values.chunks_exact(*columns)) {
+            let values = if meta.transposed && rows > 1 {
+                transpose(&values, *columns, rows)
+            } else {
+                values
+            };
+            for (out, row) in joint
+                .chunks_exact_mut(total)
+                .zip(values.chunks_exact(*columns))
+            {
                 out[first..first + columns].copy_from_slice(row);
             }
             first += columns;
@@ -186,7 +219,11 @@ impl<B: Backend> ParamSlot<'_, B> {
                 }
                 first += columns;
                 if meta.transposed {
-                    (name.clone(), vec![*columns, rows], transpose(&part, rows, *columns))
+                    (
+                        name.clone(),
+                        vec![*columns, rows],
+                        transpose(&part, rows, *columns),
+                    )
                 } else {
                     (name.clone(), vec![rows, *columns], part)
                 }
@@ -206,7 +243,10 @@ impl<B: AutodiffBackend> ParamSlot<'_, B> {
 
     /// Replaces the value by `update(value)`. The old value is handed over whole, so that a backend that owns it alone
     /// can write in place.
-    pub fn update(&mut self, update: impl FnOnce(FloatTensor<B::InnerBackend>) -> FloatTensor<B::InnerBackend>) {
+    pub fn update(
+        &mut self,
+        update: impl FnOnce(FloatTensor<B::InnerBackend>) -> FloatTensor<B::InnerBackend>,
+    ) {
         match self {
             Self::Vector(p) => replace(p, update),
             Self::Matrix(p) => replace(p, update),
@@ -234,17 +274,19 @@ fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     if rows == 0 || cols == 0 {
         return out;
     }
-    out.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, out)| {
-        let first = block * BLOCK;
-        let count = out.len() / rows;
-        for r0 in (0..rows).step_by(BLOCK) {
-            for c in 0..count {
-                for r in r0..(r0 + BLOCK).min(rows) {
-                    out[c * rows + r] = values[r * cols + first + c];
+    out.par_chunks_mut(BLOCK * rows)
+        .enumerate()
+        .for_each(|(block, out)| {
+            let first = block * BLOCK;
+            let count = out.len() / rows;
+            for r0 in (0..rows).step_by(BLOCK) {
+                for c in 0..count {
+                    for r in r0..(r0 + BLOCK).min(rows) {
+                        out[c * rows + r] = values[r * cols + first + c];
+                    }
                 }
             }
-        }
-    });
+        });
     out
 }
 
@@ -263,7 +305,11 @@ pub trait Parameters<B: Backend> {
         let (mut trained, mut total) = (0, 0);
         self.for_each_parameter(&mut |_, slot| {
             total += slot.num_entries();
-            trained += if slot.is_trained() { slot.num_entries() } else { 0 };
+            trained += if slot.is_trained() {
+                slot.num_entries()
+            } else {
+                0
+            };
         });
         (trained, total)
     }
@@ -291,13 +337,20 @@ mod tests {
         // q: [2, 3], k: [1, 3] as files hold them.
         let mut slot = ParamSlot::Matrix(&mut param);
         slot.load::<()>(&meta, &device, |name| {
-            Ok(if name == "q" { vec![1., 2., 3., 4., 5., 6.] } else { vec![7., 8., 9.] })
+            Ok(if name == "q" {
+                vec![1., 2., 3., 4., 5., 6.]
+            } else {
+                vec![7., 8., 9.]
+            })
         })
         .unwrap();
         assert_eq!(slot.shape(), [3, 3]);
         assert_eq!(slot.values(), [1., 4., 7., 2., 5., 8., 3., 6., 9.]);
         let saved = slot.save(&meta);
-        assert_eq!(saved[0], ("q".into(), vec![2, 3], vec![1., 2., 3., 4., 5., 6.]));
+        assert_eq!(
+            saved[0],
+            ("q".into(), vec![2, 3], vec![1., 2., 3., 4., 5., 6.])
+        );
         assert_eq!(saved[1], ("k".into(), vec![1, 3], vec![7., 8., 9.]));
     }
 }

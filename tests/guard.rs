@@ -17,7 +17,10 @@ fn an_allocation_beyond_the_largest_page_is_an_error() {
     assert_eq!(small.into_data().to_vec::<f32>().unwrap(), [2.0; 4]);
     guard::check::<Wgpu>(&device).unwrap();
 
-    let page = burn::backend::wgpu::WgpuRuntime::client(&device).properties().memory.max_page_size;
+    let page = burn::backend::wgpu::WgpuRuntime::client(&device)
+        .properties()
+        .memory
+        .max_page_size;
     let entries = (page / 4 * 2).min(1 << 40) as usize;
     // The caller sees no error: the allocation fails on the device's own thread.
     let too_large = Tensor::<Wgpu, 1>::empty([entries], &device) + 1.0;
@@ -25,7 +28,10 @@ fn an_allocation_beyond_the_largest_page_is_an_error() {
     let error = guard::check::<Wgpu>(&device).unwrap_err();
     assert!(matches!(&error, Error::Backend(_)), "{error:?}");
     let message = error.to_string();
-    assert!(message.starts_with("the device failed: ") && message.contains("allocate"), "{message}");
+    assert!(
+        message.starts_with("the device failed: ") && message.contains("allocate"),
+        "{message}"
+    );
     assert_eq!(message.lines().count(), 1, "{message}");
 
     // Reported once.

@@ -51,7 +51,11 @@ impl Task for Double {
 
     fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output> {
         let doubled = Tensor::<B, 1>::from_data([self.0], &device) * 2.0;
-        let values = doubled.into_data().convert::<f32>().into_vec::<f32>().unwrap();
+        let values = doubled
+            .into_data()
+            .convert::<f32>()
+            .into_vec::<f32>()
+            .unwrap();
         guard::check::<B>(&device)?;
         Ok((values[0], name))
     }
@@ -59,36 +63,75 @@ impl Task for Double {
 
 #[test]
 fn dispatch_reaches_the_device() {
-    assert_eq!(dispatch(BackendChoice::Wgpu, 0, Double(21.0)).unwrap(), (42.0, "wgpu"));
-    let error = dispatch(BackendChoice::Wgpu, 99, Double(1.0)).unwrap_err().to_string();
-    assert!(error.starts_with("--device 99: wgpu adapters go from 0 to "), "{error}");
+    assert_eq!(
+        dispatch(BackendChoice::Wgpu, 0, Double(21.0)).unwrap(),
+        (42.0, "wgpu")
+    );
+    let error = dispatch(BackendChoice::Wgpu, 99, Double(1.0))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("--device 99: wgpu adapters go from 0 to "),
+        "{error}"
+    );
 }
 
-/// Runs one ignored test of this binary with another driver list.
-fn with_drivers(test: &str, drivers: &str) -> std::process::Output {
-    std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture"])
+/// Runs a test of this binary again, in a process that sees only the given Vulkan drivers.
+#[cfg(target_os = "linux")]
+fn with_drivers(test: &str, drivers: &std::path::Path) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
         .env("VK_DRIVER_FILES", drivers)
+        .env(CHILD, "1")
         .output()
-        .unwrap()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{stdout}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(stdout.contains("1 passed"), "{stdout}");
 }
+
+/// Set in the processes of [`with_drivers`].
+#[cfg(target_os = "linux")]
+const CHILD: &str = "TEMPERING_TEST_CHILD";
 
 #[cfg(target_os = "linux")]
 #[test]
 fn no_driver_is_one_line() {
-    let output = with_drivers("child_without_driver", "/nonexistent.json");
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(stdout.contains("1 passed"), "{stdout}");
+    if std::env::var_os(CHILD).is_none() {
+        return with_drivers("no_driver_is_one_line", "/nonexistent.json".as_ref());
+    }
+    let error = dispatch(BackendChoice::Wgpu, 0, Double(1.0))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("backend wgpu: no Vulkan or Metal driver found"),
+        "{error}"
+    );
+    assert_eq!(error.lines().count(), 1, "{error}");
 }
 
-/// Run by [`no_driver_is_one_line`] in a process of its own.
+#[cfg(target_os = "linux")]
 #[test]
-#[ignore = "run by another test in a process without a driver"]
-fn child_without_driver() {
-    let error = dispatch(BackendChoice::Wgpu, 0, Double(1.0)).unwrap_err().to_string();
-    assert!(error.starts_with("backend wgpu: no Vulkan or Metal driver found"), "{error}");
-    assert_eq!(error.lines().count(), 1, "{error}");
-    let (_, name) = dispatch(BackendChoice::Auto, 0, Double(1.0)).unwrap();
+fn auto_passes_over_software_adapters() {
+    if std::env::var_os(CHILD).is_none() {
+        let folder = std::fs::read_dir("/usr/share/vulkan/icd.d").unwrap();
+        let software = folder
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.to_string_lossy().contains("lvp_icd"));
+        return with_drivers(
+            "auto_passes_over_software_adapters",
+            &software.expect("mesa-vulkan-drivers is installed"),
+        );
+    }
+    assert_eq!(
+        dispatch(BackendChoice::Wgpu, 0, Double(1.0)).unwrap(),
+        (2.0, "wgpu")
+    );
+    let (doubled, name) = dispatch(BackendChoice::Auto, 0, Double(1.0)).unwrap();
+    assert_eq!(doubled, 2.0);
     assert!(["cuda", "flex", "ndarray"].contains(&name), "{name}");
 }

@@ -1,6 +1,110 @@
 //! `temper doctor`.
+
 use super::args::ComputeArgs;
-use crate::error::Result;
-pub(super) fn run(_: &ComputeArgs) -> Result<()> {
-    Ok(())
+use super::output::print;
+use super::parity::{self, Parity};
+use crate::backend::{BackendChoice, Task, dispatch};
+use crate::error::{Error, Result};
+use crate::ops::ModelBackend;
+use crate::report::table;
+
+/// Devices of one backend that are looked for.
+const MAX_DEVICES: usize = 16;
+
+/// Prints what this build can run on, and the largest differences between the chosen backend's numbers and the
+/// reference backend's.
+///
+/// # Errors
+/// `Error::Backend` when a difference is larger than [`parity::TOLERANCE`]; `Error::Usage` when the backend cannot run.
+pub(super) fn run(compute: &ComputeArgs) -> Result<()> {
+    print(&format!(
+        "temper {}\n\n{}\n",
+        env!("CARGO_PKG_VERSION"),
+        devices()
+    ))?;
+    let (name, found) = dispatch(compute.backend, compute.device, Parity)?;
+    let reference = match dispatch(BackendChoice::NdArray, 0, Parity) {
+        Ok((_, reference)) => reference,
+        // A build without the reference backend can still run; it cannot be checked.
+        Err(error @ Error::Usage(_)) => {
+            return print(&format!("parity of {name} was not checked: {error}\n"));
+        }
+        Err(error) => return Err(error),
+    };
+    let differences = parity::compare(&found, &reference);
+    let rows: Vec<Vec<String>> = differences
+        .iter()
+        .map(|difference| {
+            let verdict = if difference.is_wrong() { "WRONG" } else { "ok" };
+            vec![
+                difference.case.clone(),
+                format!("{:.1e}", difference.largest),
+                difference.worst.clone(),
+                verdict.into(),
+            ]
+        })
+        .collect();
+    let text = table(
+        &[
+            "operation and shape",
+            "largest relative difference",
+            "of",
+            "verdict",
+        ],
+        &rows,
+    );
+    print(&format!(
+        "parity of {name} with ndarray, forward and backward\n\n{text}"
+    ))?;
+    let wrong: Vec<&str> = differences
+        .iter()
+        .filter(|d| d.is_wrong())
+        .map(|d| d.case.as_str())
+        .collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Backend(format!(
+        "backend {name} computes wrong numbers (above {:.0e} of the largest value): {}",
+        parity::TOLERANCE,
+        wrong.join("; ")
+    )))
+}
+
+/// The backends as a table.
+fn devices() -> String {
+    let choices = [
+        ("cuda", BackendChoice::Cuda),
+        ("wgpu", BackendChoice::Wgpu),
+        ("flex", BackendChoice::Flex),
+        ("ndarray", BackendChoice::NdArray),
+    ];
+    let mut rows = Vec::new();
+    for (name, choice) in choices {
+        for index in 0..MAX_DEVICES {
+            let (number, text) = match dispatch(choice, index, DeviceName) {
+                Ok(device) => (index.to_string(), device),
+                // Devices are counted without gaps: the first failure ends the list.
+                Err(_) if index > 0 => break,
+                Err(error) => ("-".to_owned(), error.to_string()),
+            };
+            let missing = number == "-";
+            rows.push(vec![name.to_owned(), number, text]);
+            if missing {
+                break;
+            }
+        }
+    }
+    table(&["backend", "device", "what it is"], &rows)
+}
+
+/// How the backend calls a device.
+struct DeviceName;
+
+impl Task for DeviceName {
+    type Output = String;
+
+    fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<String> {
+        Ok(format!("{device:?}"))
+    }
 }

@@ -62,15 +62,31 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
             "nothing to measure: no row has `text`, `messages` or a `completion`, and no --reward is asked for",
         ));
     }
-    let measured = rows::encode(&with_text, tokenizer.as_ref(), &model.config, TextRows::WithEos)?;
+    let measured = rows::encode(
+        &with_text,
+        tokenizer.as_ref(),
+        &model.config,
+        TextRows::WithEos,
+    )?;
     let prompts = if args.reward.is_empty() {
         Vec::new()
     } else {
-        rows::prompts(&data, tokenizer.as_ref(), &model.config, args.sampling.max_new_tokens)?
+        rows::prompts(
+            &data,
+            tokenizer.as_ref(),
+            &model.config,
+            args.sampling.max_new_tokens,
+        )?
     };
     let task = Eval {
         args,
-        options: options(&args.sampling, TEMPERATURE, &prompts, tokenizer.as_ref(), &model.config),
+        options: options(
+            &args.sampling,
+            TEMPERATURE,
+            &prompts,
+            tokenizer.as_ref(),
+            &model.config,
+        ),
         model: &model,
         tokenizer: tokenizer.as_ref(),
         data: &with_text,
@@ -87,7 +103,9 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
 
 /// Whether a row holds tokens to predict.
 fn has_target(row: &Row) -> bool {
-    ["input_ids", "text", "completion", "messages"].iter().any(|name| row.columns.contains_key(*name))
+    ["input_ids", "text", "completion", "messages"]
+        .iter()
+        .any(|name| row.columns.contains_key(*name))
 }
 
 impl Measurements {
@@ -100,7 +118,10 @@ impl Measurements {
             ("response length", self.response_length),
             ("EOS rate", self.eos_rate),
         ];
-        let rewards = self.rewards.iter().map(|(title, value)| (title.as_str(), value.as_f64()));
+        let rewards = self
+            .rewards
+            .iter()
+            .map(|(title, value)| (title.as_str(), value.as_f64()));
         let rows: Vec<Vec<String>> = numbers
             .into_iter()
             .chain(rewards)
@@ -146,9 +167,15 @@ impl Task for Eval<'_> {
 }
 
 impl Eval<'_> {
-    fn sources<B: ModelBackend>(&self, device: &B::Device) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
+    fn sources<B: ModelBackend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
         let mut learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
-            let model = FoundModel::find(&ModelArgs { model: folder.to_owned(), adapter: None })?;
+            let model = FoundModel::find(&ModelArgs {
+                model: folder.to_owned(),
+                adapter: None,
+            })?;
             Ok(Box::new(LearnedReward::<B> {
                 name: folder.to_owned(),
                 vocab_size: model.config.vocab_size(),
@@ -158,7 +185,14 @@ impl Eval<'_> {
             }))
         };
         let rewards = self.args.reward.iter();
-        rewards.map(|reward| Ok((reward.title.clone(), reward::build(&reward.config, &mut learned)?))).collect()
+        rewards
+            .map(|reward| {
+                Ok((
+                    reward.title.clone(),
+                    reward::build(&reward.config, &mut learned)?,
+                ))
+            })
+            .collect()
     }
 
     fn answer<B: ModelBackend>(
@@ -168,7 +202,13 @@ impl Eval<'_> {
         found: &mut Measurements,
         device: &B::Device,
     ) -> Result<()> {
-        let responses = respond(model, self.prompts, &self.options, self.args.sampling.seed, device)?;
+        let responses = respond(
+            model,
+            self.prompts,
+            &self.options,
+            self.args.sampling.seed,
+            device,
+        )?;
         let mut completions = Vec::with_capacity(responses.len());
         for (prompt, response) in self.prompts.iter().zip(&responses) {
             completions.push(Completion {
@@ -180,14 +220,19 @@ impl Eval<'_> {
             });
         }
         let count = responses.len() as f64;
-        found.response_length = Some(responses.iter().map(|r| r.ids.len() as f64).sum::<f64>() / count);
+        found.response_length =
+            Some(responses.iter().map(|r| r.ids.len() as f64).sum::<f64>() / count);
         found.eos_rate = Some(responses.iter().filter(|r| r.stopped).count() as f64 / count);
         for (title, source) in sources {
             let scores = source.score(&completions)?;
             if scores.len() != completions.len() {
                 return Err(Error::Reward {
                     name: title.clone(),
-                    message: format!("expected {} scores, found {}", completions.len(), scores.len()),
+                    message: format!(
+                        "expected {} scores, found {}",
+                        completions.len(),
+                        scores.len()
+                    ),
                 });
             }
             let mean = scores.iter().map(|&x| f64::from(x)).sum::<f64>() / count;

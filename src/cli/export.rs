@@ -32,8 +32,12 @@ const PROBE: &str = "A merged model must say what the model with its adapter say
 /// `Error::Usage` if there is no result or the folder is in use; those of loading and writing.
 pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
     let from = result_of(&args.run, &args.stage)?;
-    if fs::read_dir(&args.to).is_ok_and(|mut entries| entries.next().is_some()) || args.to.is_file() {
-        return Err(Error::Usage(format!("--to {}: already exists and is not empty", args.to.display())));
+    if fs::read_dir(&args.to).is_ok_and(|mut entries| entries.next().is_some()) || args.to.is_file()
+    {
+        return Err(Error::Usage(format!(
+            "--to {}: already exists and is not empty",
+            args.to.display()
+        )));
     }
     let to = absolute(&args.to)?;
     if let Some(parent) = to.parent() {
@@ -44,14 +48,32 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
     fs::create_dir(&written).map_err(Error::io("create", &args.to))?;
     let is_adapter = from.join(ADAPTER_CONFIG).is_file();
     let summary = if args.merge && is_adapter {
-        let model = FoundModel::find(&ModelArgs { model: from.display().to_string(), adapter: None })?;
-        let merge = Merge { tokenizer: model.tokenizer().ok(), model: &model, to: &written };
+        let model = FoundModel::find(&ModelArgs {
+            model: from.display().to_string(),
+            adapter: None,
+        })?;
+        let merge = Merge {
+            tokenizer: model.tokenizer().ok(),
+            model: &model,
+            to: &written,
+        };
         let difference = dispatch(compute.backend, compute.device, merge)?;
-        let what = if model.is_reward_model()? { "score" } else { "log-probability" };
-        format!("merged; largest {what} difference from the model with its adapter: {difference:.1e}")
+        let what = if model.is_reward_model()? {
+            "score"
+        } else {
+            "log-probability"
+        };
+        format!(
+            "merged; largest {what} difference from the model with its adapter: {difference:.1e}"
+        )
     } else {
         copy(&from, &written)?;
-        (if is_adapter { "adapter copied" } else { "model copied" }).to_owned()
+        (if is_adapter {
+            "adapter copied"
+        } else {
+            "model copied"
+        })
+        .to_owned()
     };
     // An empty folder of that name is replaced; where the system does not do that, it goes first.
     if args.to.is_dir() {
@@ -67,14 +89,20 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
 fn result_of(run: &Path, stage: &str) -> Result<PathBuf> {
     let folder = run.join(stage);
     if !folder.is_dir() {
-        return Err(Error::Usage(format!("--run {}: there is no stage {stage}", run.display())));
+        return Err(Error::Usage(format!(
+            "--run {}: there is no stage {stage}",
+            run.display()
+        )));
     }
     ["adapter", "model"]
         .iter()
         .map(|name| folder.join(name))
         .find(|path| path.join(ADAPTER_CONFIG).is_file() || path.join("config.json").is_file())
         .ok_or_else(|| {
-            Error::Usage(format!("{}: no adapter/ and no model/; the stage has not finished", folder.display()))
+            Error::Usage(format!(
+                "{}: no adapter/ and no model/; the stage has not finished",
+                folder.display()
+            ))
         })
 }
 
@@ -92,8 +120,13 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     if to.join("config.json").is_file() {
         let config = ModelConfig::load(to)?;
         if config.is_classifier() {
-            let stops = Tokenizer::load(to).map(|tokenizer| tokenizer.stop_ids().to_vec()).unwrap_or_default();
-            write_config(to, classifier_config(config.raw().clone().into(), &config, &stops))?;
+            let stops = Tokenizer::load(to)
+                .map(|tokenizer| tokenizer.stop_ids().to_vec())
+                .unwrap_or_default();
+            write_config(
+                to,
+                classifier_config(config.raw().clone().into(), &config, &stops),
+            )?;
         }
     }
     Ok(())
@@ -105,7 +138,10 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 /// is the token before the EOS, which the model was not trained to judge at: the scores would be others, silently.
 /// Without a padding token transformers reads the last token, and refuses to batch rows instead of misreading them.
 fn classifier_config(mut raw: Value, config: &ModelConfig, stop_ids: &[u32]) -> Value {
-    let pad = raw.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    let pad = raw
+        .get("pad_token_id")
+        .and_then(Value::as_u64)
+        .and_then(|id| u32::try_from(id).ok());
     if pad.is_some_and(|pad| stop_ids.contains(&pad) || config.eos_ids().contains(&pad)) {
         raw["pad_token_id"] = Value::Null;
     }
@@ -113,7 +149,10 @@ fn classifier_config(mut raw: Value, config: &ModelConfig, stop_ids: &[u32]) -> 
 }
 
 fn write_config(folder: &Path, config: Value) -> Result<()> {
-    write_atomic(folder.join("config.json"), format!("{config:#}\n").as_bytes())
+    write_atomic(
+        folder.join("config.json"),
+        format!("{config:#}\n").as_bytes(),
+    )
 }
 
 /// Merges a model's adapter and writes the result; gives the largest difference that this makes.
@@ -140,10 +179,15 @@ impl Task for Merge<'_> {
         let expected = if is_reward {
             let mut model = self.model.reward_model::<B>(&device)?;
             let expected = last_scores(&model, &[probe.ids.as_slice()], &device);
-            let stops = self.tokenizer.as_ref().map_or_else(Vec::new, |t| t.stop_ids().to_vec());
+            let stops = self
+                .tokenizer
+                .as_ref()
+                .map_or_else(Vec::new, |t| t.stop_ids().to_vec());
             json = classifier_config(json, config, &stops);
             match json.as_object_mut() {
-                Some(json) if model.offset != 0.0 => drop(json.insert(SCORE_OFFSET.into(), json!(model.offset))),
+                Some(json) if model.offset != 0.0 => {
+                    drop(json.insert(SCORE_OFFSET.into(), json!(model.offset)))
+                }
                 Some(json) => drop(json.shift_remove(SCORE_OFFSET)),
                 None => {}
             }
@@ -162,14 +206,20 @@ impl Task for Merge<'_> {
             tokenizer.save(self.to)?;
         }
         // What was written, not what was meant to be.
-        let merged = FoundModel::find(&ModelArgs { model: self.to.display().to_string(), adapter: None })?;
+        let merged = FoundModel::find(&ModelArgs {
+            model: self.to.display().to_string(),
+            adapter: None,
+        })?;
         let found = if is_reward {
             let model: ScalarModel<B> = merged.reward_model(&device)?;
             last_scores(&model, &[probe.ids.as_slice()], &device)
         } else {
             self.logprobs(&merged.language_model::<B>(&device)?, &probe, &device)?
         };
-        let differences = expected.iter().zip(&found).map(|(a, b)| f64::from((a - b).abs()));
+        let differences = expected
+            .iter()
+            .zip(&found)
+            .map(|(a, b)| f64::from((a - b).abs()));
         Ok(differences.fold(0.0, f64::max))
     }
 }
@@ -177,10 +227,15 @@ impl Task for Merge<'_> {
 impl Merge<'_> {
     /// A short text; without a tokenizer, ids drawn from the vocabulary.
     fn probe(&self) -> Result<IdsRow> {
-        let (vocab, most) = (self.model.config.vocab_size(), self.model.config.max_positions());
+        let (vocab, most) = (
+            self.model.config.vocab_size(),
+            self.model.config.max_positions(),
+        );
         let mut ids = match &self.tokenizer {
             Some(tokenizer) => tokenizer.encode_document(PROBE)?,
-            None => (0..24).map(|i| Seed::new(0).below(i, vocab) as u32).collect(),
+            None => (0..24)
+                .map(|i| Seed::new(0).below(i, vocab) as u32)
+                .collect(),
         };
         ids.truncate(most);
         let measured = (0..ids.len()).map(|i| i > 0).collect();
@@ -193,7 +248,11 @@ impl Merge<'_> {
         probe: &IdsRow,
         device: &B::Device,
     ) -> Result<Vec<f32>> {
-        let row = Row { columns: serde_json::Map::new(), path: self.to.to_path_buf(), line: 0 };
+        let row = Row {
+            columns: serde_json::Map::new(),
+            path: self.to.to_path_buf(),
+            line: 0,
+        };
         Ok(measure(model, &[row], std::slice::from_ref(probe), device)?.concat())
     }
 

@@ -49,14 +49,28 @@ pub(super) fn run(args: &GenerateArgs, compute: &ComputeArgs) -> Result<()> {
     };
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let sampling = &args.sampling;
-    let prompts = rows::prompts(&data, tokenizer.as_ref(), &model.config, sampling.max_new_tokens)?;
+    let prompts = rows::prompts(
+        &data,
+        tokenizer.as_ref(),
+        &model.config,
+        sampling.max_new_tokens,
+    )?;
     let options = options(sampling, 1.0, &prompts, tokenizer.as_ref(), &model.config);
-    let task = Write { model: &model, prompts: &prompts, options: &options, seed: sampling.seed };
+    let task = Write {
+        model: &model,
+        prompts: &prompts,
+        options: &options,
+        seed: sampling.seed,
+    };
     let responses = dispatch(compute.backend, compute.device, task)?;
     let mut answers = Vec::with_capacity(prompts.len());
     for (prompt, response) in prompts.iter().zip(&responses) {
         answers.push(Answer {
-            prompt: prompt.row.get("prompt").cloned().unwrap_or_else(|| json!(prompt.text)),
+            prompt: prompt
+                .row
+                .get("prompt")
+                .cloned()
+                .unwrap_or_else(|| json!(prompt.text)),
             completion: response_text(tokenizer.as_ref(), response)?,
             ids: &response.ids,
             logprobs: &response.logprobs,
@@ -65,14 +79,20 @@ pub(super) fn run(args: &GenerateArgs, compute: &ComputeArgs) -> Result<()> {
     }
     match (&args.output, answers.as_slice()) {
         (Some(path), answers) => output::write_lines(path, answers),
-        (None, [answer]) if args.prompt.is_some() => output::print(&format!("{}\n", answer.completion)),
+        (None, [answer]) if args.prompt.is_some() => {
+            output::print(&format!("{}\n", answer.completion))
+        }
         (None, answers) => output::write_lines(Path::new("-"), answers),
     }
 }
 
 fn prompt_row(text: &str) -> Row {
     let columns = Map::from_iter([("prompt".to_owned(), json!(text))]);
-    Row { columns, path: PathBuf::from("--prompt"), line: 1 }
+    Row {
+        columns,
+        path: PathBuf::from("--prompt"),
+        line: 1,
+    }
 }
 
 /// Options for these prompts; a response stops where the tokenizer, or without one the model's configuration, says.
@@ -83,7 +103,12 @@ pub(super) fn options(
     tokenizer: Option<&Tokenizer>,
     config: &ModelConfig,
 ) -> GenerateOptions {
-    let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + sampling.max_new_tokens;
+    let longest = prompts
+        .iter()
+        .map(|prompt| prompt.ids.len())
+        .max()
+        .unwrap_or(0)
+        + sampling.max_new_tokens;
     GenerateOptions {
         max_new_tokens: sampling.max_new_tokens,
         sampling: SamplingConfig {
@@ -91,7 +116,10 @@ pub(super) fn options(
             top_k: sampling.top_k,
             top_p: sampling.top_p,
         },
-        stop_ids: tokenizer.map_or_else(|| config.eos_ids(), |tokenizer| tokenizer.stop_ids().to_vec()),
+        stop_ids: tokenizer.map_or_else(
+            || config.eos_ids(),
+            |tokenizer| tokenizer.stop_ids().to_vec(),
+        ),
         batch_size: (CACHE_TOKENS / longest.max(1)).clamp(1, MAX_ROWS),
     }
 }
@@ -101,7 +129,9 @@ pub(super) fn options(
 /// # Errors
 /// If the tokenizer fails.
 pub(super) fn response_text(tokenizer: Option<&Tokenizer>, response: &Response) -> Result<String> {
-    tokenizer.map_or(Ok(String::new()), |tokenizer| tokenizer.decode(&response.ids, true))
+    tokenizer.map_or(Ok(String::new()), |tokenizer| {
+        tokenizer.decode(&response.ids, true)
+    })
 }
 
 /// Responses to prompts, with progress.
@@ -118,10 +148,20 @@ pub(super) fn respond<B: ModelBackend>(
     let ids: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
     let mut progress = Progress::new("responses", prompts.len());
     let mut show = |done, tokens| progress.update(done, tokens);
-    let responses = generate(model, &ids, options, Seed::new(seed).fork("generate"), device, &mut show);
+    let responses = generate(
+        model,
+        &ids,
+        options,
+        Seed::new(seed).fork("generate"),
+        device,
+        &mut show,
+    );
     let broken = |response: &Response| response.logprobs.iter().any(|x| !x.is_finite());
     match responses.iter().position(broken) {
-        Some(at) => Err(Error::Backend(format!("prompt {}: the model gives log-probabilities that are not finite", at + 1))),
+        Some(at) => Err(Error::Backend(format!(
+            "prompt {}: the model gives log-probabilities that are not finite",
+            at + 1
+        ))),
         None => Ok(responses),
     }
 }

@@ -8,8 +8,8 @@ use super::model::FoundModel;
 use super::output;
 use crate::data::inspect::render;
 use crate::data::{
-    DataConfig, DataContext, EncodeReport, Tokenizer, encode_comparisons, encode_completions, encode_prompts,
-    encode_text, read_rows,
+    DataConfig, DataContext, EncodeReport, Tokenizer, encode_comparisons, encode_completions,
+    encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Result};
 use crate::recipe::{self, Recipe, Stage};
@@ -23,25 +23,47 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let recipe = recipe::load(&args.recipe, &[])?;
     let stage = match &args.stage {
         Some(name) => find(&recipe, name)?,
-        None => recipe
-            .stages
-            .first()
-            .ok_or_else(|| Error::Usage(format!("{}: the recipe has no stages", args.recipe.display())))?,
+        None => recipe.stages.first().ok_or_else(|| {
+            Error::Usage(format!(
+                "{}: the recipe has no stages",
+                args.recipe.display()
+            ))
+        })?,
     };
     let tokenizer = tokenizer(&recipe, stage)?;
-    let run_dir = recipe.output.clone().unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
-    let rows = read_rows(data(stage), &DataContext { run_dir, cache_dir: None })?;
-    let view = View { tokenizer: &tokenizer, color: std::io::stdout().is_terminal(), rows: args.rows };
+    let run_dir = recipe
+        .output
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
+    let rows = read_rows(
+        data(stage),
+        &DataContext {
+            run_dir,
+            cache_dir: None,
+        },
+    )?;
+    let view = View {
+        tokenizer: &tokenizer,
+        color: std::io::stdout().is_terminal(),
+        rows: args.rows,
+    };
     let mut text = format!("stage {}: {} rows\n\n", stage.name(), rows.len());
     text.push_str(&view.show(stage, &rows)?);
     output::print(&text)
 }
 
 fn find<'a>(recipe: &'a Recipe, name: &str) -> Result<&'a Stage> {
-    recipe.stages.iter().find(|stage| stage.name() == name).ok_or_else(|| {
-        let names: Vec<&str> = recipe.stages.iter().map(Stage::name).collect();
-        Error::Usage(format!("--stage {name}: expected one of {}", names.join(", ")))
-    })
+    recipe
+        .stages
+        .iter()
+        .find(|stage| stage.name() == name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = recipe.stages.iter().map(Stage::name).collect();
+            Error::Usage(format!(
+                "--stage {name}: expected one of {}",
+                names.join(", ")
+            ))
+        })
 }
 
 fn data(stage: &Stage) -> &DataConfig {
@@ -66,11 +88,14 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
         Init::Random(path) if path.is_dir() => Tokenizer::load(path),
         Init::Random(path) => Tokenizer::load(path.parent().unwrap_or(Path::new("."))),
         _ => {
-            let model = recipe
-                .model
-                .clone()
-                .ok_or_else(|| Error::Usage(format!("stage {}: the recipe names no model", stage.name())))?;
-            FoundModel::find(&ModelArgs { model, adapter: None })?.tokenizer()
+            let model = recipe.model.clone().ok_or_else(|| {
+                Error::Usage(format!("stage {}: the recipe names no model", stage.name()))
+            })?;
+            FoundModel::find(&ModelArgs {
+                model,
+                adapter: None,
+            })?
+            .tokenizer()
         }
     }
 }
@@ -102,8 +127,13 @@ impl View<'_> {
                 (self.examples(&encoded.items), encoded.report)
             }
             Stage::Sft(c) => {
-                let encoded =
-                    encode_completions(rows, self.tokenizer, format, c.max_length, c.completion_only_loss)?;
+                let encoded = encode_completions(
+                    rows,
+                    self.tokenizer,
+                    format,
+                    c.max_length,
+                    c.completion_only_loss,
+                )?;
                 (self.examples(&encoded.items), encoded.report)
             }
             Stage::RewardModel(c) => {
@@ -117,7 +147,10 @@ impl View<'_> {
                         scored[ids.len() - 1] = true;
                         let better = item.pairs.iter().filter(|pair| pair.0 == index).count();
                         let worse = item.pairs.iter().filter(|pair| pair.1 == index).count();
-                        text.push_str(&format!("response {}: chosen {better}, rejected {worse} times\n", index + 1));
+                        text.push_str(&format!(
+                            "response {}: chosen {better}, rejected {worse} times\n",
+                            index + 1
+                        ));
                         text.push_str(&self.row(ids, &scored, item.prompt_len));
                     }
                 }
@@ -128,7 +161,11 @@ impl View<'_> {
             Stage::Compare(c) => self.prompts(rows, format, c.max_prompt_length)?,
         };
         let report = report.to_string();
-        text.push_str(if report.is_empty() { "all rows kept" } else { &report });
+        text.push_str(if report.is_empty() {
+            "all rows kept"
+        } else {
+            &report
+        });
         text.push('\n');
         Ok(text)
     }
@@ -136,7 +173,13 @@ impl View<'_> {
     fn examples(&self, items: &[crate::data::Example]) -> String {
         let shown = items.iter().take(self.rows).enumerate();
         shown
-            .map(|(at, item)| format!("row {}\n{}", at + 1, self.row(&item.ids, &item.trained, item.prompt_len)))
+            .map(|(at, item)| {
+                format!(
+                    "row {}\n{}",
+                    at + 1,
+                    self.row(&item.ids, &item.trained, item.prompt_len)
+                )
+            })
             .collect()
     }
 
@@ -151,13 +194,20 @@ impl View<'_> {
         let text = shown
             .map(|(at, item)| {
                 let trained = vec![false; item.ids.len()];
-                format!("row {}\n{}", at + 1, self.row(&item.ids, &trained, item.ids.len()))
+                format!(
+                    "row {}\n{}",
+                    at + 1,
+                    self.row(&item.ids, &trained, item.ids.len())
+                )
             })
             .collect();
         Ok((text, encoded.report))
     }
 
     fn row(&self, ids: &[u32], trained: &[bool], prompt_len: usize) -> String {
-        format!("{}\n", render(ids, trained, prompt_len, self.tokenizer, self.color))
+        format!(
+            "{}\n",
+            render(ids, trained, prompt_len, self.tokenizer, self.color)
+        )
     }
 }

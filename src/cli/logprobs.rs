@@ -35,7 +35,15 @@ pub(super) fn run(args: &LogprobsArgs, compute: &ComputeArgs) -> Result<()> {
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let encoded = rows::encode(&data, tokenizer.as_ref(), &model.config, TextRows::Plain)?;
-    let logprobs = dispatch(compute.backend, compute.device, Measure { model: &model, data: &data, rows: &encoded })?;
+    let logprobs = dispatch(
+        compute.backend,
+        compute.device,
+        Measure {
+            model: &model,
+            data: &data,
+            rows: &encoded,
+        },
+    )?;
     let answers: Vec<Answer<'_>> = encoded
         .iter()
         .zip(&logprobs)
@@ -82,7 +90,9 @@ pub(super) fn measure<B: ModelBackend, M: CausalLm<B>>(
         let batch: Vec<&IdsRow> = part.iter().map(|&index| &rows[index]).collect();
         for (&index, logprobs) in part.iter().zip(row_logprobs(model, &batch, device)) {
             if let Some(bad) = logprobs.iter().find(|x| !x.is_finite()) {
-                return Err(data[index].error(format!("the model gives a log-probability of {bad}")));
+                return Err(
+                    data[index].error(format!("the model gives a log-probability of {bad}"))
+                );
             }
             answers[index] = logprobs;
         }
@@ -94,7 +104,11 @@ pub(super) fn measure<B: ModelBackend, M: CausalLm<B>>(
 }
 
 /// Log-probabilities of the measured tokens of one packed batch, by row.
-fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(model: &M, rows: &[&IdsRow], device: &B::Device) -> Vec<Vec<f32>> {
+fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    rows: &[&IdsRow],
+    device: &B::Device,
+) -> Vec<Vec<f32>> {
     let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
     let batch = TokenBatch::<B>::from_rows(&ids, device);
     let (mut positions, mut targets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
@@ -110,10 +124,18 @@ fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(model: &M, rows: &[&IdsRow], de
         return vec![Vec::new(); rows.len()];
     }
     let num_targets = targets.len();
-    let positions = Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [num_targets]), device);
+    let positions =
+        Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [num_targets]), device);
     let hidden = model.hidden_states(&batch, None, None).select(0, positions);
     let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
-    let flat: Vec<f32> = logprobs.into_data().convert::<f32>().into_vec().expect("converted to f32");
+    let flat: Vec<f32> = logprobs
+        .into_data()
+        .convert::<f32>()
+        .into_vec()
+        .expect("converted to f32");
     let mut flat = flat.into_iter();
-    counts.into_iter().map(|count| flat.by_ref().take(count).collect()).collect()
+    counts
+        .into_iter()
+        .map(|count| flat.by_ref().take(count).collect())
+        .collect()
 }

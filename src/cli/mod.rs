@@ -10,6 +10,7 @@ mod logprobs;
 mod model;
 mod models;
 mod output;
+mod parity;
 mod progress;
 mod recipe;
 mod rows;

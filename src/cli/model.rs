@@ -8,7 +8,9 @@ use super::args::ModelArgs;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::weights::{self, WeightSource};
-use crate::model::{LanguageModel, LoadedAdapter, ModelConfig, ScalarModel, load_adapter, manifest};
+use crate::model::{
+    LanguageModel, LoadedAdapter, ModelConfig, ScalarModel, load_adapter, manifest,
+};
 use crate::ops::ModelBackend;
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
@@ -43,7 +45,10 @@ impl FoundModel {
         let mut files = manifest::find(&args.model)?;
         while files.weights.join(ADAPTER_CONFIG).is_file() {
             if adapters.len() == MAX_ADAPTERS {
-                return Err(Error::format(&files.dir, "the base models of the adapters form a circle"));
+                return Err(Error::format(
+                    &files.dir,
+                    "the base models of the adapters form a circle",
+                ));
             }
             let base = base_of(&files.dir)?;
             adapters.insert(0, files.dir);
@@ -58,7 +63,12 @@ impl FoundModel {
             }
         }
         let config = ModelConfig::load(&files.weights)?;
-        Ok(Self { config, dir: files.dir, weights: files.weights, adapters })
+        Ok(Self {
+            config,
+            dir: files.dir,
+            weights: files.weights,
+            adapters,
+        })
     }
 
     /// The tokenizer of the outermost folder that has one.
@@ -67,9 +77,16 @@ impl FoundModel {
     /// Those of [`Tokenizer::load`].
     pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
         let has_one = |dir: &&PathBuf| {
-            ["tokenizer.json", "vocab.json", "encoder.json"].iter().any(|name| dir.join(name).is_file())
+            ["tokenizer.json", "vocab.json", "encoder.json"]
+                .iter()
+                .any(|name| dir.join(name).is_file())
         };
-        let dir = self.adapters.iter().rev().find(has_one).unwrap_or(&self.dir);
+        let dir = self
+            .adapters
+            .iter()
+            .rev()
+            .find(has_one)
+            .unwrap_or(&self.dir);
         Tokenizer::load(dir)
     }
 
@@ -77,7 +94,10 @@ impl FoundModel {
     ///
     /// # Errors
     /// Those of loading.
-    pub(super) fn language_model<B: ModelBackend>(&self, device: &B::Device) -> Result<LanguageModel<B>> {
+    pub(super) fn language_model<B: ModelBackend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<LanguageModel<B>> {
         let source = weights::open(&self.weights)?;
         let mut model = LanguageModel::load(&self.config, source.as_ref(), device)?;
         self.attach(&mut model, device)?;
@@ -93,7 +113,9 @@ impl FoundModel {
             return Ok(true);
         }
         match self.adapters.last() {
-            Some(folder) => Ok(has_score(weights::open(folder.join(crate::peft::files::ADAPTER_WEIGHTS))?.as_ref())),
+            Some(folder) => Ok(has_score(
+                weights::open(folder.join(crate::peft::files::ADAPTER_WEIGHTS))?.as_ref(),
+            )),
             None => Ok(false),
         }
     }
@@ -102,7 +124,10 @@ impl FoundModel {
     ///
     /// # Errors
     /// Those of loading; `Error::Format` where there is no score head.
-    pub(super) fn reward_model<B: ModelBackend>(&self, device: &B::Device) -> Result<ScalarModel<B>> {
+    pub(super) fn reward_model<B: ModelBackend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<ScalarModel<B>> {
         if !self.is_reward_model()? {
             return Err(Error::format(
                 self.adapters.last().unwrap_or(&self.weights),
@@ -112,19 +137,28 @@ impl FoundModel {
         let source = weights::open(&self.weights)?;
         let mut model = if has_score(source.as_ref()) {
             let mut model = ScalarModel::load(&self.config, source.as_ref(), device)?;
-            model.offset = offset(&self.dir.join("config.json"), self.config.raw().get(SCORE_OFFSET))?;
+            model.offset = offset(
+                &self.dir.join("config.json"),
+                self.config.raw().get(SCORE_OFFSET),
+            )?;
             model
         } else {
             let backbone = LanguageModel::load_backbone(&self.config, source.as_ref(), device)?;
             ScalarModel::with_zero_head(backbone, self.config.hidden_size(), device)
         };
         let outermost = self.attach(&mut model, device)?;
-        if let (Some(folder), Some(score)) = (self.adapters.last(), outermost.and_then(|adapter| adapter.score)) {
+        if let (Some(folder), Some(score)) = (
+            self.adapters.last(),
+            outermost.and_then(|adapter| adapter.score),
+        ) {
             let hidden = self.config.hidden_size();
             if score.len() != hidden {
                 return Err(Error::format(
                     folder,
-                    format!("score.weight: expected {hidden} numbers, found {}", score.len()),
+                    format!(
+                        "score.weight: expected {hidden} numbers, found {}",
+                        score.len()
+                    ),
                 ));
             }
             model.set_score(score, device);
@@ -168,11 +202,18 @@ fn base_of(folder: &Path) -> Result<String> {
         .ok_or_else(|| Error::format(&file, "no \"base_model_name_or_path\"; give the base as --model and this folder as --adapter"))?;
     let beside = folder.parent().unwrap_or(Path::new(".")).join(base);
     let known = Path::new(base).exists() || manifest::list().iter().any(|model| model.name == base);
-    Ok(if !known && beside.exists() { beside.display().to_string() } else { base.to_owned() })
+    Ok(if !known && beside.exists() {
+        beside.display().to_string()
+    } else {
+        base.to_owned()
+    })
 }
 
 fn has_score(source: &dyn WeightSource) -> bool {
-    source.names().iter().any(|name| name == "score.weight" || name.ends_with(".score.weight"))
+    source
+        .names()
+        .iter()
+        .any(|name| name == "score.weight" || name.ends_with(".score.weight"))
 }
 
 fn adapter_offset(folder: &Path) -> Result<f64> {
@@ -186,9 +227,12 @@ fn adapter_offset(folder: &Path) -> Result<f64> {
 fn offset(file: &Path, value: Option<&Value>) -> Result<f64> {
     match value {
         None | Some(Value::Null) => Ok(0.0),
-        Some(value) => value
-            .as_f64()
-            .ok_or_else(|| Error::format(file, format!("\"{SCORE_OFFSET}\": expected a number, found {value}"))),
+        Some(value) => value.as_f64().ok_or_else(|| {
+            Error::format(
+                file,
+                format!("\"{SCORE_OFFSET}\": expected a number, found {value}"),
+            )
+        }),
     }
 }
 

@@ -21,5 +21,8 @@ pub(super) fn run() -> Result<()> {
             vec![model.name, model.family, model.licence, model.about, source]
         })
         .collect();
-    print(&table(&["name", "family", "licence", "about", "source"], &rows))
+    print(&table(
+        &["name", "family", "licence", "about", "source"],
+        &rows,
+    ))
 }

@@ -21,10 +21,15 @@ pub(super) fn check(path: &Path) -> Result<()> {
     let problem = match path.parent() {
         _ if is_stdout(path) => return Ok(()),
         _ if path.is_dir() => "is a folder; expected a file name",
-        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => "its folder does not exist",
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
+            "its folder does not exist"
+        }
         _ => return Ok(()),
     };
-    Err(Error::Usage(format!("--output {}: {problem}", path.display())))
+    Err(Error::Usage(format!(
+        "--output {}: {problem}",
+        path.display()
+    )))
 }
 
 /// Writes `text` to stdout. A reader that has seen enough (`| head`) is no error.
@@ -57,7 +62,8 @@ pub(super) fn write_lines<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
 /// # Errors
 /// As [`write_lines`].
 pub(super) fn write_object<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|e| Error::format(path, e.to_string()))?;
     write_text(path, &format!("{text}\n"))
 }
 
@@ -66,5 +72,9 @@ fn json<T: Serialize>(path: &Path, row: &T) -> Result<String> {
 }
 
 fn write_text(path: &Path, text: &str) -> Result<()> {
-    if is_stdout(path) { print(text) } else { write_atomic(path, text.as_bytes()) }
+    if is_stdout(path) {
+        print(text)
+    } else {
+        write_atomic(path, text.as_bytes())
+    }
 }

@@ -17,7 +17,12 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(what: &'static str, total: usize) -> Self {
-        Self { what, total, started: Instant::now(), shown: None }
+        Self {
+            what,
+            total,
+            started: Instant::now(),
+            shown: None,
+        }
     }
 
     /// `done` items of the total, `tokens` so far.
@@ -27,7 +32,12 @@ impl Progress {
             self.shown = reporter(ReporterKind::Auto).ok();
         }
         if let Some(reporter) = &mut self.shown {
-            reporter.rollout(&RolloutReport { what: self.what, done, total: self.total, tokens });
+            reporter.rollout(&RolloutReport {
+                what: self.what,
+                done,
+                total: self.total,
+                tokens,
+            });
         }
     }
 }

@@ -27,16 +27,33 @@ pub fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         return print(&checked.plan);
     }
     interrupt::install()?;
-    let kind = if args.tui { ReporterKind::Tui } else { ReporterKind::Auto };
-    let outcomes = dispatch(compute.backend, compute.device, RunRecipe { checked: &checked, options: &options, kind })?;
+    let kind = if args.tui {
+        ReporterKind::Tui
+    } else {
+        ReporterKind::Auto
+    };
+    let outcomes = dispatch(
+        compute.backend,
+        compute.device,
+        RunRecipe {
+            checked: &checked,
+            options: &options,
+            kind,
+        },
+    )?;
     for (name, outcome) in &outcomes {
         if !outcome.table.is_empty() {
-            print(&format!("\n{name}: {}\n\n{}", outcome.summary, outcome.table))?;
+            print(&format!(
+                "\n{name}: {}\n\n{}",
+                outcome.summary, outcome.table
+            ))?;
         }
     }
     let run = checked.output.display();
-    let trained = outcomes.iter().rev().find(|(name, _)| checked.output.join(name).join("model").exists()
-        || checked.output.join(name).join("adapter").exists());
+    let trained = outcomes.iter().rev().find(|(name, _)| {
+        checked.output.join(name).join("model").exists()
+            || checked.output.join(name).join("adapter").exists()
+    });
     if let Some((name, _)) = trained {
         print(&format!(
             "Reports: {run}/<stage>/report.html\nNext:    temper export --run {run} --stage {name} --to exported/{name} --merge\n"
@@ -71,7 +88,13 @@ fn resume_command() -> String {
     }
     words
         .iter()
-        .map(|word| if word.contains([' ', '"', '\'', '(', '$', '*']) { format!("'{word}'") } else { word.clone() })
+        .map(|word| {
+            if word.contains([' ', '"', '\'', '(', '$', '*']) {
+                format!("'{word}'")
+            } else {
+                word.clone()
+            }
+        })
         .collect::<Vec<_>>()
         .join(" ")
 }
@@ -79,7 +102,9 @@ fn resume_command() -> String {
 fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout().lock(), "{text}") {
         // A closed pipe is the reader's choice.
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::io("write to", "stdout")(e)),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write to", "stdout")(e))
+        }
         _ => Ok(()),
     }
 }

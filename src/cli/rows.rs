@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::model::FoundModel;
 use crate::data::{
-    DataConfig, DataContext, DataSource, Prompt, Row, RowFormat, Tokenizer, encode_completions, encode_prompts,
-    encode_text, read_rows,
+    DataConfig, DataContext, DataSource, Prompt, Row, RowFormat, Tokenizer, encode_completions,
+    encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -40,7 +40,12 @@ pub(super) enum TextRows {
 /// At the first line that is not a JSON object in UTF-8.
 pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
     let source = DataSource::Jsonl(path.to_path_buf());
-    let config = DataConfig { source, format: RowFormat::default(), skip: 0, limit: None };
+    let config = DataConfig {
+        source,
+        format: RowFormat::default(),
+        skip: 0,
+        limit: None,
+    };
     read_rows(&config, &DataContext::default())
 }
 
@@ -49,7 +54,10 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
 /// # Errors
 /// If one is needed and cannot be loaded.
 pub(super) fn tokenizer_for(rows: &[Row], model: &FoundModel) -> Result<Option<Tokenizer>> {
-    if rows.iter().any(|row| !row.columns.contains_key("input_ids")) {
+    if rows
+        .iter()
+        .any(|row| !row.columns.contains_key("input_ids"))
+    {
         return model.tokenizer().map(Some);
     }
     // Without text in the rows the tokenizer is a convenience.
@@ -67,7 +75,10 @@ pub(super) fn encode(
     config: &ModelConfig,
     text: TextRows,
 ) -> Result<Vec<IdsRow>> {
-    let format = RowFormat { append_eos: text == TextRows::WithEos, ..RowFormat::default() };
+    let format = RowFormat {
+        append_eos: text == TextRows::WithEos,
+        ..RowFormat::default()
+    };
     rows.par_iter()
         .map(|row| {
             let encoded = match row.columns.get("input_ids") {
@@ -103,13 +114,24 @@ pub(super) fn prompts(
                         Some(tokenizer) => tokenizer.decode(&ids, false)?,
                         None => String::new(),
                     };
-                    Prompt { ids, text, row: row.columns.clone() }
+                    Prompt {
+                        ids,
+                        text,
+                        row: row.columns.clone(),
+                    }
                 }
                 None => {
                     let rows = std::slice::from_ref(row);
-                    let mut encoded =
-                        encode_prompts(rows, needed(row, tokenizer)?, &RowFormat::default(), usize::MAX)?;
-                    encoded.items.pop().ok_or_else(|| row.error("the prompt has no tokens"))?
+                    let mut encoded = encode_prompts(
+                        rows,
+                        needed(row, tokenizer)?,
+                        &RowFormat::default(),
+                        usize::MAX,
+                    )?;
+                    encoded
+                        .items
+                        .pop()
+                        .ok_or_else(|| row.error("the prompt has no tokens"))?
                 }
             };
             check_ids(row, &prompt.ids, config, max_new_tokens)?;
@@ -135,19 +157,26 @@ fn encode_text_row(row: &Row, tokenizer: &Tokenizer, format: &RowFormat) -> Resu
     };
     match encoded {
         Ok(encoded) => match encoded.items.into_iter().next() {
-            Some(example) => Ok(IdsRow { ids: example.ids, measured: example.trained }),
+            Some(example) => Ok(IdsRow {
+                ids: example.ids,
+                measured: example.trained,
+            }),
             None => Err(row.error("the row has no tokens")),
         },
         // What is wrong with a row itself comes as `Error::Data`; this says that nothing of it is measured.
-        Err(Error::Format { .. }) => Err(row.error("no token of the text has another one before it")),
+        Err(Error::Format { .. }) => {
+            Err(row.error("no token of the text has another one before it"))
+        }
         Err(error) => Err(error),
     }
 }
 
 fn ids_of(row: &Row, value: &Value) -> Result<Vec<u32>> {
-    let list = value
-        .as_array()
-        .ok_or_else(|| row.error(format!("input_ids: expected a list of token ids, found {value}")))?;
+    let list = value.as_array().ok_or_else(|| {
+        row.error(format!(
+            "input_ids: expected a list of token ids, found {value}"
+        ))
+    })?;
     list.iter()
         .map(|id| {
             id.as_u64()
@@ -163,12 +192,21 @@ fn check_ids(row: &Row, ids: &[u32], config: &ModelConfig, room: usize) -> Resul
         return Err(row.error("input_ids is empty; expected at least one token"));
     }
     if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        return Err(row.error(format!("token id {id}: the model has ids 0 to {}", vocab - 1)));
+        return Err(row.error(format!(
+            "token id {id}: the model has ids 0 to {}",
+            vocab - 1
+        )));
     }
     let (len, most) = (ids.len(), config.max_positions());
     if len + room > most {
-        let and_room = if room > 0 { format!(" and {room} new ones") } else { String::new() };
-        return Err(row.error(format!("{len} tokens{and_room}; the model takes at most {most}")));
+        let and_room = if room > 0 {
+            format!(" and {room} new ones")
+        } else {
+            String::new()
+        };
+        return Err(row.error(format!(
+            "{len} tokens{and_room}; the model takes at most {most}"
+        )));
     }
     Ok(())
 }

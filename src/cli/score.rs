@@ -32,7 +32,15 @@ pub(super) fn run(args: &ScoreArgs, compute: &ComputeArgs) -> Result<()> {
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let encoded = rows::encode(&data, tokenizer.as_ref(), &model.config, TextRows::WithEos)?;
-    let scores = dispatch(compute.backend, compute.device, Score { model: &model, data: &data, rows: &encoded })?;
+    let scores = dispatch(
+        compute.backend,
+        compute.device,
+        Score {
+            model: &model,
+            data: &data,
+            rows: &encoded,
+        },
+    )?;
     let answers: Vec<Answer> = scores.into_iter().map(|score| Answer { score }).collect();
     output::write_lines(&args.output, &answers)
 }
@@ -52,14 +60,20 @@ impl Task for Score<'_> {
         let ids: Vec<&[u32]> = self.rows.iter().map(|row| row.ids.as_slice()).collect();
         let scores = last_scores(&model, &ids, &device);
         match scores.iter().position(|score| !score.is_finite()) {
-            Some(row) => Err(self.data[row].error(format!("the model gives a score of {}", scores[row]))),
+            Some(row) => {
+                Err(self.data[row].error(format!("the model gives a score of {}", scores[row])))
+            }
             None => Ok(scores),
         }
     }
 }
 
 /// The score at each row's last token, in batches of bounded size. Reads the device.
-pub(super) fn last_scores<B: ModelBackend>(model: &ScalarModel<B>, rows: &[&[u32]], device: &B::Device) -> Vec<f32> {
+pub(super) fn last_scores<B: ModelBackend>(
+    model: &ScalarModel<B>,
+    rows: &[&[u32]],
+    device: &B::Device,
+) -> Vec<f32> {
     let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
     let mut scores = vec![0.0; rows.len()];
     let mut progress = Progress::new("scores", rows.len());
@@ -67,9 +81,17 @@ pub(super) fn last_scores<B: ModelBackend>(model: &ScalarModel<B>, rows: &[&[u32
     for part in micro_batches(&lens, BATCH_TOKENS) {
         let ids: Vec<&[u32]> = part.iter().map(|&index| rows[index]).collect();
         let batch = TokenBatch::<B>::from_rows(&ids, device);
-        let last: Vec<i32> = batch.segments.last_tokens().iter().map(|&i| i as i32).collect();
+        let last: Vec<i32> = batch
+            .segments
+            .last_tokens()
+            .iter()
+            .map(|&i| i as i32)
+            .collect();
         let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [part.len()]), device);
-        let data = model.scores(&batch, Some(last), None).into_data().convert::<f32>();
+        let data = model
+            .scores(&batch, Some(last), None)
+            .into_data()
+            .convert::<f32>();
         let values: Vec<f32> = data.into_vec().expect("converted to f32");
         for (&index, value) in part.iter().zip(values) {
             scores[index] = value;
@@ -92,8 +114,10 @@ pub(super) struct LearnedReward<B: ModelBackend> {
 
 impl<B: ModelBackend> RewardSource for LearnedReward<B> {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        let rows: Vec<Vec<u32>> =
-            completions.iter().map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat()).collect();
+        let rows: Vec<Vec<u32>> = completions
+            .iter()
+            .map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat())
+            .collect();
         let fits = |row: &Vec<u32>| {
             row.len() <= self.max_positions && row.iter().all(|&id| (id as usize) < self.vocab_size)
         };

@@ -12,9 +12,9 @@ mod jinja;
 mod loader;
 #[cfg(feature = "parquet")]
 mod parquet;
+pub mod posts;
 mod records;
 mod rows;
-pub mod posts;
 mod source;
 mod tokenizer;
 

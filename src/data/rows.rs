@@ -10,8 +10,8 @@ use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Repo, RepoType};
 use serde_json::{Map, Value};
 
-use crate::data::{DataConfig, DataSource};
 use crate::data::posts::posts;
+use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
 
 /// One row of a data set and where it stands.

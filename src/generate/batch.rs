@@ -3,8 +3,8 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::sampler::{Draw, draw};
 use super::SamplingConfig;
+use super::sampler::{Draw, draw};
 use crate::model::{CausalLm, KvCache};
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
@@ -61,10 +61,20 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
     if prompts.is_empty() || options.max_new_tokens == 0 {
         return responses;
     }
-    assert!(prompts.iter().all(|prompt| !prompt.is_empty()), "a prompt needs at least one token");
+    assert!(
+        prompts.iter().all(|prompt| !prompt.is_empty()),
+        "a prompt needs at least one token"
+    );
     let slots = options.batch_size.clamp(1, prompts.len());
-    let capacity = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0) + options.max_new_tokens;
-    let mut cache = KvCache::new(model.num_layers(), slots, capacity, model.head_layout(), device);
+    let capacity =
+        prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0) + options.max_new_tokens;
+    let mut cache = KvCache::new(
+        model.num_layers(),
+        slots,
+        capacity,
+        model.head_layout(),
+        device,
+    );
     let mut free: Vec<usize> = (0..slots).rev().collect();
     let mut active: Vec<Active> = Vec::new();
     let mut next = 0;
@@ -75,7 +85,11 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
         let rows: Vec<Active> = if refill {
             let count = free.len().min(prompts.len() - next);
             (0..count)
-                .map(|i| Active { prompt: next + i, slot: free.pop().expect("counted above"), last: 0 })
+                .map(|i| Active {
+                    prompt: next + i,
+                    slot: free.pop().expect("counted above"),
+                    last: 0,
+                })
                 .collect()
         } else {
             std::mem::take(&mut active)
@@ -95,7 +109,11 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
             .zip(&rows)
             .map(|(logits, row)| {
                 let position = responses[row.prompt].ids.len() as u64;
-                draw(logits, &options.sampling, seed.fork_index(row.prompt as u64).uniform(position))
+                draw(
+                    logits,
+                    &options.sampling,
+                    seed.fork_index(row.prompt as u64).uniform(position),
+                )
             })
             .collect();
         for (mut row, drawn) in rows.into_iter().zip(draws) {
@@ -129,11 +147,19 @@ fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
     let slots: Vec<usize> = rows.iter().map(|row| row.slot).collect();
     cache.select(&slots);
     let hidden = model.hidden_states(&batch, Some(cache), None);
-    let last: Vec<i32> = batch.segments.last_tokens().iter().map(|&i| i as i32).collect();
+    let last: Vec<i32> = batch
+        .segments
+        .last_tokens()
+        .iter()
+        .map(|&i| i as i32)
+        .collect();
     let hidden = if batch.segments.num_tokens() == rows.len() {
         hidden
     } else {
-        hidden.select(0, Tensor::<B, 1, Int>::from_data(TensorData::new(last, [rows.len()]), device))
+        hidden.select(
+            0,
+            Tensor::<B, 1, Int>::from_data(TensorData::new(last, [rows.len()]), device),
+        )
     };
     let logits = model.logits(hidden).into_data().convert::<f32>();
     logits.into_vec().expect("converted to f32")

@@ -15,19 +15,36 @@ pub struct Draw {
 /// Draws a token from `logits` with the uniform number `u` in `[0, 1)`.
 pub fn draw(logits: &[f32], config: &SamplingConfig, u: f64) -> Draw {
     let greedy = config.temperature == 0.0;
-    let inv_temperature = if greedy { 1.0 } else { (1.0 / config.temperature) as f32 };
+    let inv_temperature = if greedy {
+        1.0
+    } else {
+        (1.0 / config.temperature) as f32
+    };
     let (top, best) = argmax(logits);
     let shifted = |l: f32| (l - best) * inv_temperature;
     let lse = f64::from(logits.iter().map(|&l| shifted(l).exp()).sum::<f32>()).ln();
-    let pick = |id: usize| Draw { id: id as u32, logprob: (f64::from(shifted(logits[id])) - lse) as f32 };
+    let pick = |id: usize| Draw {
+        id: id as u32,
+        logprob: (f64::from(shifted(logits[id])) - lse) as f32,
+    };
     if greedy || config.top_k == 1 {
         return pick(top);
     }
     if config.top_k == 0 && config.top_p >= 1.0 {
-        return pick(invert(logits.iter().enumerate().map(|(id, &l)| (id, f64::from(shifted(l)) - lse)), u, top));
+        return pick(invert(
+            logits
+                .iter()
+                .enumerate()
+                .map(|(id, &l)| (id, f64::from(shifted(l)) - lse)),
+            u,
+            top,
+        ));
     }
-    let mut kept: Vec<(usize, f64)> =
-        logits.iter().enumerate().map(|(id, &l)| (id, f64::from(shifted(l)) - lse)).collect();
+    let mut kept: Vec<(usize, f64)> = logits
+        .iter()
+        .enumerate()
+        .map(|(id, &l)| (id, f64::from(shifted(l)) - lse))
+        .collect();
     // Ties go to the lower id, on every backend.
     kept.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if config.top_k > 0 {
@@ -71,7 +88,11 @@ mod tests {
     const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, -1.0];
 
     fn config(temperature: f64, top_k: usize, top_p: f64) -> SamplingConfig {
-        SamplingConfig { temperature, top_k, top_p }
+        SamplingConfig {
+            temperature,
+            top_k,
+            top_p,
+        }
     }
 
     #[test]
@@ -86,7 +107,18 @@ mod tests {
     fn the_cumulative_distribution_is_inverted() {
         // softmax = 0.087144, 0.643914, 0.236883, 0.032059
         let at = |u| draw(&LOGITS, &config(1.0, 0, 1.0), u).id;
-        assert_eq!([at(0.0), at(0.087), at(0.088), at(0.730), at(0.732), at(0.967), at(0.969)], [0, 0, 1, 1, 2, 2, 3]);
+        assert_eq!(
+            [
+                at(0.0),
+                at(0.087),
+                at(0.088),
+                at(0.730),
+                at(0.732),
+                at(0.967),
+                at(0.969)
+            ],
+            [0, 0, 1, 1, 2, 2, 3]
+        );
     }
 
     #[test]

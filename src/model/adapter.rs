@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use burn::tensor::TensorData;
-use burn::tensor::Tensor;
 use burn::module::{Param, ParamId};
+use burn::tensor::Tensor;
+use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 
 use super::config::ModelConfig;
@@ -14,8 +14,8 @@ use crate::error::{Error, Problem, Result};
 use crate::params::{ParamKind, Parameters};
 use crate::peft::files::ADAPTER_WEIGHTS;
 use crate::peft::{
-    Adaptable, AdapterConfig, AdapterKey, LoraConfig, LoraMatrix, TargetModules, TaskType, lora_key, parse_key,
-    resolve_targets, saved_key,
+    Adaptable, AdapterConfig, AdapterKey, LoraConfig, LoraMatrix, TargetModules, TaskType,
+    lora_key, parse_key, resolve_targets, saved_key,
 };
 use crate::rng::Seed;
 
@@ -59,14 +59,19 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
                 target_modules: Vec::new(),
             };
             projection.attach(index, &lora, Seed::new(0));
-            let Some(lora) = &mut projection.adapters[index] else { continue };
+            let Some(lora) = &mut projection.adapters[index] else {
+                continue;
+            };
             lora.scale = adapter.scaling_of(&layer.path);
             for (matrix, slot) in [(LoraMatrix::A, &mut lora.a), (LoraMatrix::B, &mut lora.b)] {
                 let [inputs, outputs] = slot.val().dims();
                 match source.read(&stored.name(&layer.path, matrix)) {
                     Ok(values) => {
                         // Files hold [out, in].
-                        let tensor = Tensor::<B, 2>::from_data(TensorData::new(values, [outputs, inputs]), device);
+                        let tensor = Tensor::<B, 2>::from_data(
+                            TensorData::new(values, [outputs, inputs]),
+                            device,
+                        );
                         *slot = Param::initialized(ParamId::new(), contiguous_transpose(tensor));
                     }
                     Err(error) => outcome = Err(error),
@@ -79,14 +84,23 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
         Some(name) => Some(source.read(name)?),
         None => None,
     };
-    Ok(LoadedAdapter { config: adapter, score, warnings })
+    Ok(LoadedAdapter {
+        config: adapter,
+        score,
+        warnings,
+    })
 }
 
 /// A transposed copy, not a view: adapters are read in row order from then on.
 fn contiguous_transpose<B: Backend>(tensor: Tensor<B, 2>) -> Tensor<B, 2> {
     let [rows, columns] = tensor.dims();
     let device = tensor.device();
-    let values: Vec<f32> = tensor.transpose().into_data().convert::<f32>().into_vec().expect("converted to f32");
+    let values: Vec<f32> = tensor
+        .transpose()
+        .into_data()
+        .convert::<f32>()
+        .into_vec()
+        .expect("converted to f32");
     Tensor::from_data(TensorData::new(values, [columns, rows]), &device)
 }
 
@@ -98,50 +112,81 @@ struct StoredAdapter {
 }
 
 impl StoredAdapter {
-    fn check(adapter: &AdapterConfig, source: &dyn WeightSource, config: &ModelConfig) -> Result<Self> {
-        let mut stored = Self { modules: Vec::new(), names: Vec::new(), score: None };
+    fn check(
+        adapter: &AdapterConfig,
+        source: &dyn WeightSource,
+        config: &ModelConfig,
+    ) -> Result<Self> {
+        let mut stored = Self {
+            modules: Vec::new(),
+            names: Vec::new(),
+            score: None,
+        };
         let linear = config.linear_modules();
         let mut problems = Vec::new();
         for name in source.names() {
             match parse_key(&name) {
-                Some(AdapterKey::Lora(path, matrix)) if linear.iter().any(|layer| layer.name == path) => {
+                Some(AdapterKey::Lora(path, matrix))
+                    if linear.iter().any(|layer| layer.name == path) =>
+                {
                     stored.names.push((lora_key(&path, matrix), name));
                     if !stored.modules.contains(&path) {
                         stored.modules.push(path);
                     }
                 }
-                Some(AdapterKey::Saved(parameter)) if parameter == "score.weight" => stored.score = Some(name),
+                Some(AdapterKey::Saved(parameter)) if parameter == "score.weight" => {
+                    stored.score = Some(name)
+                }
                 _ => problems.push(Problem::new(&name, "surplus; the model has no such layer")),
             }
         }
-        for layer in linear.iter().filter(|layer| stored.modules.contains(&layer.name)) {
+        for layer in linear
+            .iter()
+            .filter(|layer| stored.modules.contains(&layer.name))
+        {
             let rank = adapter.rank_of(&layer.name);
-            for (matrix, expected) in
-                [(LoraMatrix::A, [rank, layer.in_features]), (LoraMatrix::B, [layer.out_features, rank])]
-            {
+            for (matrix, expected) in [
+                (LoraMatrix::A, [rank, layer.in_features]),
+                (LoraMatrix::B, [layer.out_features, rank]),
+            ] {
                 let name = stored.name(&layer.name, matrix);
                 match source.shape(&name) {
-                    None => problems.push(Problem::new(&name, format!("missing; expected shape {expected:?}"))),
+                    None => problems.push(Problem::new(
+                        &name,
+                        format!("missing; expected shape {expected:?}"),
+                    )),
                     Some(shape) if shape != expected => {
-                        problems.push(Problem::new(&name, format!("expected shape {expected:?}, found {shape:?}")));
+                        problems.push(Problem::new(
+                            &name,
+                            format!("expected shape {expected:?}, found {shape:?}"),
+                        ));
                     }
                     Some(_) => {}
                 }
             }
         }
         if stored.modules.is_empty() && problems.is_empty() {
-            problems.push(Problem::new("lora_A", "the file holds no low-rank matrices"));
+            problems.push(Problem::new(
+                "lora_A",
+                "the file holds no low-rank matrices",
+            ));
         }
         if problems.is_empty() {
             return Ok(stored);
         }
-        Err(Error::Weights { path: source.path().to_path_buf(), problems })
+        Err(Error::Weights {
+            path: source.path().to_path_buf(),
+            problems,
+        })
     }
 
     /// The file's own spelling of a matrix's name.
     fn name(&self, path: &str, matrix: LoraMatrix) -> String {
         let key = lora_key(path, matrix);
-        self.names.iter().find(|(known, _)| *known == key).map_or(key, |(_, stored)| stored.clone())
+        self.names
+            .iter()
+            .find(|(known, _)| *known == key)
+            .map_or(key, |(_, stored)| stored.clone())
     }
 }
 
@@ -157,8 +202,13 @@ pub fn attach_lora<B: Backend, M: Adaptable<B>>(
 ) -> Result<Vec<String>> {
     let linear = config.linear_modules();
     let chosen = resolve_targets(&TargetModules::List(lora.target_modules.clone()), &linear)?;
-    let paths: Vec<String> = chosen.into_iter().map(|index| linear[index].name.clone()).collect();
-    model.attach_lora(lora, seed, &|path| paths.iter().any(|chosen| chosen == path));
+    let paths: Vec<String> = chosen
+        .into_iter()
+        .map(|index| linear[index].name.clone())
+        .collect();
+    model.attach_lora(lora, seed, &|path| {
+        paths.iter().any(|chosen| chosen == path)
+    });
     Ok(paths)
 }
 
@@ -173,7 +223,9 @@ pub fn save_adapter<B: Backend>(
     base: &str,
     folder: &Path,
 ) -> Result<()> {
-    let tensors = host_tensors(model, &|kind| matches!(kind, ParamKind::Adapter | ParamKind::Score));
+    let tensors = host_tensors(model, &|kind| {
+        matches!(kind, ParamKind::Adapter | ParamKind::Score)
+    });
     let mut paths = Vec::new();
     let mut task = TaskType::CausalLm;
     let tensors: Vec<_> = tensors

@@ -21,13 +21,22 @@ pub(super) struct Pass<'a, B: Backend> {
 }
 
 impl<'a, B: ModelBackend> Pass<'a, B> {
-    pub(super) fn new(batch: &'a TokenBatch<B>, cache: Option<&'a mut KvCache<B>>, dropout: Option<Seed>) -> Self {
+    pub(super) fn new(
+        batch: &'a TokenBatch<B>,
+        cache: Option<&'a mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Self {
         let segments = &batch.segments;
         let positions = match &cache {
             Some(cache) => cache.positions(segments),
             None => segments.positions(),
         };
-        Self { segments, positions, cache, dropout }
+        Self {
+            segments,
+            positions,
+            cache,
+            dropout,
+        }
     }
 
     /// Dropout masks of one layer.
@@ -35,7 +44,12 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
         self.dropout.map(|seed| seed.fork_index(layer as u64))
     }
 
-    pub(super) fn attend(&mut self, layer: usize, qkv: Tensor<B, 2>, layout: HeadLayout) -> Tensor<B, 2> {
+    pub(super) fn attend(
+        &mut self,
+        layer: usize,
+        qkv: Tensor<B, 2>,
+        layout: HeadLayout,
+    ) -> Tensor<B, 2> {
         match &mut self.cache {
             Some(cache) => cache.attend(layer, qkv, layout, self.segments),
             None => ops::attention(qkv, layout, self.segments),
@@ -61,10 +75,18 @@ pub struct RmsNorm<B: Backend> {
 
 impl<B: Backend> RmsNorm<B> {
     pub(super) fn new(eps: f64, device: &B::Device) -> Self {
-        Self { weight: placeholder(device), eps }
+        Self {
+            weight: placeholder(device),
+            eps,
+        }
     }
 
-    pub(super) fn walk(&mut self, path: &str, len: usize, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+    pub(super) fn walk(
+        &mut self,
+        path: &str,
+        len: usize,
+        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
+    ) {
         let meta = ParamMeta::single(ParamKind::Vector, format!("{path}.weight"), len, false);
         visit(&meta, ParamSlot::Vector(&mut self.weight));
     }
@@ -87,17 +109,26 @@ pub struct GatedMlp<B: Backend> {
 
 impl<B: Backend> GatedMlp<B> {
     pub(super) fn new(path: &str, hidden: usize, intermediate: usize, device: &B::Device) -> Self {
-        let gate_up = [(format!("{path}.gate_proj"), intermediate), (format!("{path}.up_proj"), intermediate)];
+        let gate_up = [
+            (format!("{path}.gate_proj"), intermediate),
+            (format!("{path}.up_proj"), intermediate),
+        ];
         Self {
             gate_up: Projection::new(&gate_up, false, true, device),
-            down: Projection::new(&[(format!("{path}.down_proj"), hidden)], false, true, device),
+            down: Projection::new(
+                &[(format!("{path}.down_proj"), hidden)],
+                false,
+                true,
+                device,
+            ),
         }
     }
 }
 
 impl<B: ModelBackend> GatedMlp<B> {
     pub(super) fn forward(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
-        self.down.forward(ops::swiglu(self.gate_up.forward(x, dropout)), dropout)
+        self.down
+            .forward(ops::swiglu(self.gate_up.forward(x, dropout)), dropout)
     }
 }
 
@@ -112,15 +143,23 @@ impl Rotary {
     /// Frequencies `theta^(-2i / head_dim)`, stretched as Llama 3 does if asked.
     pub(super) fn new(head_dim: usize, theta: f64, scaling: Option<&RopeScaling>) -> Self {
         let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
-        let inv_freq = plain.map(|f| scaling.map_or(f, |s| stretch(f, s)) as f32).collect();
+        let inv_freq = plain
+            .map(|f| scaling.map_or(f, |s| stretch(f, s)) as f32)
+            .collect();
         Self { inv_freq }
     }
 
     /// Cosines and sines, `[tokens, head_dim / 2]` each.
-    pub(super) fn tables<B: Backend>(&self, positions: &[usize], device: &B::Device) -> [Tensor<B, 2>; 2] {
+    pub(super) fn tables<B: Backend>(
+        &self,
+        positions: &[usize],
+        device: &B::Device,
+    ) -> [Tensor<B, 2>; 2] {
         let shape = [positions.len(), self.inv_freq.len()];
-        let angles: Vec<f32> =
-            positions.iter().flat_map(|&p| self.inv_freq.iter().map(move |&f| p as f32 * f)).collect();
+        let angles: Vec<f32> = positions
+            .iter()
+            .flat_map(|&p| self.inv_freq.iter().map(move |&f| p as f32 * f))
+            .collect();
         let table = |f: fn(f32) -> f32| {
             let values: Vec<f32> = angles.iter().map(|&a| f(a)).collect();
             Tensor::from_data(TensorData::new(values, shape), device)
@@ -139,11 +178,15 @@ fn stretch(frequency: f64, s: &RopeScaling) -> f64 {
     if wavelength > context / s.low_freq_factor {
         return frequency / s.factor;
     }
-    let blend = (context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+    let blend =
+        (context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
     (1.0 - blend) * frequency / s.factor + blend * frequency
 }
 
 /// Token table, looked up by id.
-pub(super) fn embed<B: Backend>(table: &Param<Tensor<B, 2>>, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
+pub(super) fn embed<B: Backend>(
+    table: &Param<Tensor<B, 2>>,
+    ids: &Tensor<B, 1, Int>,
+) -> Tensor<B, 2> {
     table.val().select(0, ids.clone())
 }

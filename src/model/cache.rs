@@ -19,7 +19,13 @@ pub struct KvCache<B: Backend> {
 
 impl<B: ModelBackend> KvCache<B> {
     /// Room for `slots` rows of `capacity` tokens.
-    pub fn new(num_layers: usize, slots: usize, capacity: usize, layout: HeadLayout, device: &B::Device) -> Self {
+    pub fn new(
+        num_layers: usize,
+        slots: usize,
+        capacity: usize,
+        layout: HeadLayout,
+        device: &B::Device,
+    ) -> Self {
         let empty = || Tensor::zeros([slots, capacity, layout.kv_width()], device);
         Self {
             layers: (0..num_layers).map(|_| Some([empty(), empty()])).collect(),
@@ -42,7 +48,11 @@ impl<B: ModelBackend> KvCache<B> {
     /// Position of each token of the batch in its row.
     pub fn positions(&self, segments: &Segments) -> Vec<usize> {
         let starts = self.slots.iter().map(|&slot| self.lens[slot]);
-        segments.iter().zip(starts).flat_map(|(row, start)| start..start + row.len()).collect()
+        segments
+            .iter()
+            .zip(starts)
+            .flat_map(|(row, start)| start..start + row.len())
+            .collect()
     }
 
     /// Counts the batch's tokens as held; called once after the last layer.
@@ -66,10 +76,18 @@ impl<B: ModelBackend> KvCache<B> {
         let starts: Vec<usize> = self.slots.iter().map(|&slot| self.lens[slot]).collect();
         assert_eq!(starts.len(), segments.num_rows(), "one slot per row");
         let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
-        let [keys, values] = self.layers[layer].take().expect("the cache is put back after each write");
+        let [keys, values] = self.layers[layer]
+            .take()
+            .expect("the cache is put back after each write");
         let write = |cache: Tensor<B, 3>, column: usize| -> Tensor<B, 3> {
             let rows = qkv.clone().narrow(1, column, kv_width);
-            ops::wrap(B::cache_write(ops::unwrap(cache), ops::unwrap(rows), segments, &self.slots, &starts))
+            ops::wrap(B::cache_write(
+                ops::unwrap(cache),
+                ops::unwrap(rows),
+                segments,
+                &self.slots,
+                &starts,
+            ))
         };
         let (keys, values) = (write(keys, q_width), write(values, q_width + kv_width));
         let prefill = starts.iter().all(|&start| start == 0);
@@ -77,7 +95,8 @@ impl<B: ModelBackend> KvCache<B> {
             ops::attention(qkv, layout, segments)
         } else {
             assert!(
-                starts.iter().all(|&start| start > 0) && segments.num_tokens() == segments.num_rows(),
+                starts.iter().all(|&start| start > 0)
+                    && segments.num_tokens() == segments.num_rows(),
                 "after prefill a row brings one token at a time"
             );
             let lens: Vec<usize> = starts.iter().map(|start| start + 1).collect();

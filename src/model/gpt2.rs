@@ -26,7 +26,11 @@ pub struct LayerNorm<B: Backend> {
 
 impl<B: Backend> LayerNorm<B> {
     fn new(eps: f64, device: &B::Device) -> Self {
-        Self { weight: placeholder(device), bias: placeholder(device), eps }
+        Self {
+            weight: placeholder(device),
+            bias: placeholder(device),
+            eps,
+        }
     }
 
     fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -36,8 +40,14 @@ impl<B: Backend> LayerNorm<B> {
         normed * self.weight.val().unsqueeze::<2>() + self.bias.val().unsqueeze::<2>()
     }
 
-    fn walk(&mut self, path: &str, len: usize, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
-        let meta = |name: &str| ParamMeta::single(ParamKind::Vector, format!("{path}.{name}"), len, false);
+    fn walk(
+        &mut self,
+        path: &str,
+        len: usize,
+        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
+    ) {
+        let meta =
+            |name: &str| ParamMeta::single(ParamKind::Vector, format!("{path}.{name}"), len, false);
         visit(&meta("weight"), ParamSlot::Vector(&mut self.weight));
         visit(&meta("bias"), ParamSlot::Vector(&mut self.bias));
     }
@@ -83,7 +93,12 @@ impl<B: Backend> Gpt2<B> {
         let eps = config.layer_norm_epsilon;
         let layers = (0..config.n_layer).map(|i| {
             let layer = |name: &str, width: usize| {
-                Projection::new(&[(format!("transformer.h.{i}.{name}"), width)], true, false, device)
+                Projection::new(
+                    &[(format!("transformer.h.{i}.{name}"), width)],
+                    true,
+                    false,
+                    device,
+                )
             };
             Gpt2Layer {
                 ln_1: LayerNorm::new(eps, device),
@@ -143,7 +158,11 @@ impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
 
     fn head_layout(&self) -> HeadLayout {
         let heads = self.config.n_head;
-        HeadLayout { heads, kv_heads: heads, head_dim: self.config.n_embd / heads }
+        HeadLayout {
+            heads,
+            kv_heads: heads,
+            head_dim: self.config.n_embd / heads,
+        }
     }
 
     fn num_layers(&self) -> usize {
@@ -166,13 +185,23 @@ impl<B: Backend> Parameters<B> for Gpt2<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let hidden = self.config.n_embd;
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        visit(&table("transformer.wte.weight"), ParamSlot::Matrix(&mut self.wte));
-        visit(&table("transformer.wpe.weight"), ParamSlot::Matrix(&mut self.wpe));
+        visit(
+            &table("transformer.wte.weight"),
+            ParamSlot::Matrix(&mut self.wte),
+        );
+        visit(
+            &table("transformer.wpe.weight"),
+            ParamSlot::Matrix(&mut self.wpe),
+        );
         for (i, layer) in self.h.iter_mut().enumerate() {
-            layer.ln_1.walk(&format!("transformer.h.{i}.ln_1"), hidden, visit);
+            layer
+                .ln_1
+                .walk(&format!("transformer.h.{i}.ln_1"), hidden, visit);
             layer.c_attn.for_each_parameter(visit);
             layer.c_proj.for_each_parameter(visit);
-            layer.ln_2.walk(&format!("transformer.h.{i}.ln_2"), hidden, visit);
+            layer
+                .ln_2
+                .walk(&format!("transformer.h.{i}.ln_2"), hidden, visit);
             layer.c_fc.for_each_parameter(visit);
             layer.mlp_c_proj.for_each_parameter(visit);
         }

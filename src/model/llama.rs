@@ -52,11 +52,20 @@ impl<B: Backend> Llama<B> {
             let attention = |name: &str| format!("model.layers.{i}.self_attn.{name}");
             let q_width = config.num_attention_heads * config.head_dim;
             let kv_width = config.num_key_value_heads * config.head_dim;
-            let qkv = [(attention("q_proj"), q_width), (attention("k_proj"), kv_width), (attention("v_proj"), kv_width)];
+            let qkv = [
+                (attention("q_proj"), q_width),
+                (attention("k_proj"), kv_width),
+                (attention("v_proj"), kv_width),
+            ];
             LlamaLayer {
                 input_layernorm: RmsNorm::new(config.rms_norm_eps, device),
                 qkv_proj: Projection::new(&qkv, false, true, device),
-                o_proj: Projection::new(&[(attention("o_proj"), config.hidden_size)], false, true, device),
+                o_proj: Projection::new(
+                    &[(attention("o_proj"), config.hidden_size)],
+                    false,
+                    true,
+                    device,
+                ),
                 post_attention_layernorm: RmsNorm::new(config.rms_norm_eps, device),
                 mlp: GatedMlp::new(
                     &format!("model.layers.{i}.mlp"),
@@ -72,7 +81,11 @@ impl<B: Backend> Llama<B> {
             norm: RmsNorm::new(config.rms_norm_eps, device),
             lm_head: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
             config: config.clone(),
-            rotary: Rotary::new(config.head_dim, config.rope_theta, config.rope_scaling.as_ref()),
+            rotary: Rotary::new(
+                config.head_dim,
+                config.rope_theta,
+                config.rope_scaling.as_ref(),
+            ),
         }
     }
 
@@ -94,14 +107,26 @@ impl<B: ModelBackend> CausalLm<B> for Llama<B> {
     ) -> Tensor<B, 2> {
         let mut pass = Pass::new(batch, cache, dropout);
         let layout = self.layout();
-        let [cos, sin] = self.rotary.tables(&pass.positions, &batch.input_ids.device());
+        let [cos, sin] = self
+            .rotary
+            .tables(&pass.positions, &batch.input_ids.device());
         let mut x = embed(&self.embed_tokens, &batch.input_ids);
         for (i, layer) in self.layers.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
-            let qkv = layer.qkv_proj.forward(layer.input_layernorm.forward(x.clone()), dropout);
-            let qkv = ops::rope(qkv, cos.clone(), sin.clone(), layout.heads + layout.kv_heads);
+            let qkv = layer
+                .qkv_proj
+                .forward(layer.input_layernorm.forward(x.clone()), dropout);
+            let qkv = ops::rope(
+                qkv,
+                cos.clone(),
+                sin.clone(),
+                layout.heads + layout.kv_heads,
+            );
             x = x + layer.o_proj.forward(pass.attend(i, qkv, layout), dropout);
-            x = x.clone() + layer.mlp.forward(layer.post_attention_layernorm.forward(x), dropout);
+            x = x.clone()
+                + layer
+                    .mlp
+                    .forward(layer.post_attention_layernorm.forward(x), dropout);
         }
         pass.finish();
         self.norm.forward(x)
@@ -135,9 +160,14 @@ impl<B: Backend> Parameters<B> for Llama<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let hidden = self.config.hidden_size;
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        visit(&table("model.embed_tokens.weight"), ParamSlot::Matrix(&mut self.embed_tokens));
+        visit(
+            &table("model.embed_tokens.weight"),
+            ParamSlot::Matrix(&mut self.embed_tokens),
+        );
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            layer.input_layernorm.walk(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
+            layer
+                .input_layernorm
+                .walk(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
             layer.qkv_proj.for_each_parameter(visit);
             layer.o_proj.for_each_parameter(visit);
             let path = format!("model.layers.{i}.post_attention_layernorm");

@@ -16,7 +16,11 @@ impl<B: Backend> LanguageModel<B> {
     ///
     /// # Errors
     /// One `Error::Weights` listing all missing, surplus and mis-shaped tensors; `Error::Io` while reading.
-    pub fn load(config: &ModelConfig, source: &dyn WeightSource, device: &B::Device) -> Result<Self> {
+    pub fn load(
+        config: &ModelConfig,
+        source: &dyn WeightSource,
+        device: &B::Device,
+    ) -> Result<Self> {
         weights::check(source, &config.tensors())?;
         let mut model = Self::new(config, true, device);
         fill(&mut model, source, device)?;
@@ -27,7 +31,11 @@ impl<B: Backend> LanguageModel<B> {
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
-    pub fn load_backbone(config: &ModelConfig, source: &dyn WeightSource, device: &B::Device) -> Result<Self> {
+    pub fn load_backbone(
+        config: &ModelConfig,
+        source: &dyn WeightSource,
+        device: &B::Device,
+    ) -> Result<Self> {
         weights::check(source, &config.backbone_tensors())?;
         let mut model = Self::new(config, false, device);
         fill(&mut model, source, device)?;
@@ -50,7 +58,11 @@ impl<B: Backend> ScalarModel<B> {
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
-    pub fn load(config: &ModelConfig, source: &dyn WeightSource, device: &B::Device) -> Result<Self> {
+    pub fn load(
+        config: &ModelConfig,
+        source: &dyn WeightSource,
+        device: &B::Device,
+    ) -> Result<Self> {
         weights::check(source, &config.classifier_tensors())?;
         let backbone = LanguageModel::load_backbone(config, source, device)?;
         let score = source.read("score.weight")?;
@@ -62,16 +74,27 @@ impl<B: Backend> ScalarModel<B> {
     /// A backbone with a zero head: every value is 0 at the start (lm-human-preferences' value head).
     pub fn with_zero_head(backbone: LanguageModel<B>, hidden: usize, device: &B::Device) -> Self {
         let score = Tensor::zeros([hidden], device);
-        Self { backbone: backbone.into_backbone(), score: Param::initialized(ParamId::new(), score), offset: 0.0 }
+        Self {
+            backbone: backbone.into_backbone(),
+            score: Param::initialized(ParamId::new(), score),
+            offset: 0.0,
+        }
     }
 
     /// A backbone with a head drawn from `N(0, 1 / sqrt(hidden + 1))`.
     ///
     /// # Source
     /// Stiennon et al. 2020, appendix B.1; the square root as in their code.
-    pub fn with_random_head(backbone: LanguageModel<B>, hidden: usize, seed: Seed, device: &B::Device) -> Self {
+    pub fn with_random_head(
+        backbone: LanguageModel<B>,
+        hidden: usize,
+        seed: Seed,
+        device: &B::Device,
+    ) -> Self {
         let std = 1.0 / ((hidden + 1) as f64).sqrt();
-        let values = (0..hidden).map(|i| (seed.normal(i as u64) * std) as f32).collect();
+        let values = (0..hidden)
+            .map(|i| (seed.normal(i as u64) * std) as f32)
+            .collect();
         let mut model = Self::with_zero_head(backbone, hidden, device);
         model.set_score(values, device);
         model
@@ -86,7 +109,11 @@ impl<B: Backend> ScalarModel<B> {
 }
 
 /// Reads every parameter but adapters and score heads from `source`.
-fn fill<B: Backend>(model: &mut dyn Parameters<B>, source: &dyn WeightSource, device: &B::Device) -> Result<()> {
+fn fill<B: Backend>(
+    model: &mut dyn Parameters<B>,
+    source: &dyn WeightSource,
+    device: &B::Device,
+) -> Result<()> {
     let mut outcome = Ok(());
     model.for_each_parameter(&mut |meta, mut slot| {
         if outcome.is_ok() && !matches!(meta.kind, ParamKind::Adapter | ParamKind::Score) {
@@ -108,7 +135,11 @@ pub fn host_tensors<B: Backend>(
         if choose(meta.kind) {
             for (name, shape, values) in slot.save(meta) {
                 // transformers stores the scalar head as a matrix of one row.
-                let shape = if meta.kind == ParamKind::Score { vec![1, shape[0]] } else { shape };
+                let shape = if meta.kind == ParamKind::Score {
+                    vec![1, shape[0]]
+                } else {
+                    shape
+                };
                 tensors.push((name, shape, values));
             }
         }

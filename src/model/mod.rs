@@ -24,9 +24,9 @@ pub use cache::KvCache;
 pub use config::{ModelConfig, TensorSpec};
 pub use gpt2::Gpt2;
 pub use llama::Llama;
-pub use qwen3::Qwen3;
 pub use load::host_tensors;
 pub use manifest::{Manifest, ModelFiles};
+pub use qwen3::Qwen3;
 pub use scalar::ScalarModel;
 
 use crate::ops::{self, HeadLayout, ModelBackend};
@@ -63,7 +63,12 @@ pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
     }
 
     /// Log-probability (differentiable) and entropy of `targets` given the states before them, both `[positions]`.
-    fn logprobs(&self, hidden: Tensor<B, 2>, targets: &Arc<Vec<u32>>, temperature: f64) -> (Tensor<B, 1>, Tensor<B, 1>) {
+    fn logprobs(
+        &self,
+        hidden: Tensor<B, 2>,
+        targets: &Arc<Vec<u32>>,
+        temperature: f64,
+    ) -> (Tensor<B, 1>, Tensor<B, 1>) {
         ops::token_logprob(hidden, self.head(), targets, temperature)
     }
 }

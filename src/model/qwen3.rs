@@ -56,13 +56,22 @@ impl<B: Backend> Qwen3<B> {
             let attention = |name: &str| format!("model.layers.{i}.self_attn.{name}");
             let q_width = config.num_attention_heads * config.head_dim;
             let kv_width = config.num_key_value_heads * config.head_dim;
-            let qkv = [(attention("q_proj"), q_width), (attention("k_proj"), kv_width), (attention("v_proj"), kv_width)];
+            let qkv = [
+                (attention("q_proj"), q_width),
+                (attention("k_proj"), kv_width),
+                (attention("v_proj"), kv_width),
+            ];
             Qwen3Layer {
                 input_layernorm: RmsNorm::new(config.rms_norm_eps, device),
                 qkv_proj: Projection::new(&qkv, false, true, device),
                 q_norm: RmsNorm::new(config.rms_norm_eps, device),
                 k_norm: RmsNorm::new(config.rms_norm_eps, device),
-                o_proj: Projection::new(&[(attention("o_proj"), config.hidden_size)], false, true, device),
+                o_proj: Projection::new(
+                    &[(attention("o_proj"), config.hidden_size)],
+                    false,
+                    true,
+                    device,
+                ),
                 post_attention_layernorm: RmsNorm::new(config.rms_norm_eps, device),
                 mlp: GatedMlp::new(
                     &format!("model.layers.{i}.mlp"),
@@ -78,7 +87,11 @@ impl<B: Backend> Qwen3<B> {
             norm: RmsNorm::new(config.rms_norm_eps, device),
             lm_head: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
             config: config.clone(),
-            rotary: Rotary::new(config.head_dim, config.rope_theta, config.rope_scaling.as_ref()),
+            rotary: Rotary::new(
+                config.head_dim,
+                config.rope_theta,
+                config.rope_scaling.as_ref(),
+            ),
         }
     }
 
@@ -100,15 +113,27 @@ impl<B: ModelBackend> CausalLm<B> for Qwen3<B> {
     ) -> Tensor<B, 2> {
         let mut pass = Pass::new(batch, cache, dropout);
         let layout = self.layout();
-        let [cos, sin] = self.rotary.tables(&pass.positions, &batch.input_ids.device());
+        let [cos, sin] = self
+            .rotary
+            .tables(&pass.positions, &batch.input_ids.device());
         let mut x = embed(&self.embed_tokens, &batch.input_ids);
         for (i, layer) in self.layers.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
-            let qkv = layer.qkv_proj.forward(layer.input_layernorm.forward(x.clone()), dropout);
+            let qkv = layer
+                .qkv_proj
+                .forward(layer.input_layernorm.forward(x.clone()), dropout);
             let qkv = norm_heads(qkv, &layer.q_norm, &layer.k_norm, layout);
-            let qkv = ops::rope(qkv, cos.clone(), sin.clone(), layout.heads + layout.kv_heads);
+            let qkv = ops::rope(
+                qkv,
+                cos.clone(),
+                sin.clone(),
+                layout.heads + layout.kv_heads,
+            );
             x = x + layer.o_proj.forward(pass.attend(i, qkv, layout), dropout);
-            x = x.clone() + layer.mlp.forward(layer.post_attention_layernorm.forward(x), dropout);
+            x = x.clone()
+                + layer
+                    .mlp
+                    .forward(layer.post_attention_layernorm.forward(x), dropout);
         }
         pass.finish();
         self.norm.forward(x)
@@ -142,13 +167,26 @@ impl<B: Backend> Parameters<B> for Qwen3<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let hidden = self.config.hidden_size;
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        visit(&table("model.embed_tokens.weight"), ParamSlot::Matrix(&mut self.embed_tokens));
+        visit(
+            &table("model.embed_tokens.weight"),
+            ParamSlot::Matrix(&mut self.embed_tokens),
+        );
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            layer.input_layernorm.walk(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
+            layer
+                .input_layernorm
+                .walk(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
             layer.qkv_proj.for_each_parameter(visit);
             let head_dim = self.config.head_dim;
-            layer.q_norm.walk(&format!("model.layers.{i}.self_attn.q_norm"), head_dim, visit);
-            layer.k_norm.walk(&format!("model.layers.{i}.self_attn.k_norm"), head_dim, visit);
+            layer.q_norm.walk(
+                &format!("model.layers.{i}.self_attn.q_norm"),
+                head_dim,
+                visit,
+            );
+            layer.k_norm.walk(
+                &format!("model.layers.{i}.self_attn.k_norm"),
+                head_dim,
+                visit,
+            );
             layer.o_proj.for_each_parameter(visit);
             let path = format!("model.layers.{i}.post_attention_layernorm");
             layer.post_attention_layernorm.walk(&path, hidden, visit);
@@ -173,7 +211,8 @@ fn norm_heads<B: ModelBackend>(
     let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
     let by_head = |x: Tensor<B, 2>, norm: &RmsNorm<B>| {
         let [_, width] = x.dims();
-        norm.forward(x.reshape([tokens * width / layout.head_dim, layout.head_dim])).reshape([tokens, width])
+        norm.forward(x.reshape([tokens * width / layout.head_dim, layout.head_dim]))
+            .reshape([tokens, width])
     };
     let q = by_head(qkv.clone().narrow(1, 0, q_width), q_norm);
     let k = by_head(qkv.clone().narrow(1, q_width, kv_width), k_norm);

@@ -1,8 +1,8 @@
 //! Reward and value models: a backbone with one number per token.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 
 use super::{CausalLm, LanguageModel};
 use crate::data::micro_batches;
@@ -37,21 +37,37 @@ impl<B: ModelBackend> ScalarModel<B> {
             None => hidden,
         };
         // A product and a sum, not a linear layer with one output: burn 0.21 has a kernel bug there on GPUs.
-        (hidden * self.score.val().unsqueeze::<2>()).sum_dim(1).squeeze_dim::<1>(1).sub_scalar(self.offset)
+        (hidden * self.score.val().unsqueeze::<2>())
+            .sum_dim(1)
+            .squeeze_dim::<1>(1)
+            .sub_scalar(self.offset)
     }
 }
 
 impl<B: ModelBackend> ScalarModel<B> {
     /// The score of each row's last token, with at most `micro_batch_tokens` tokens in one pass. Reads the device.
-    pub fn row_scores(&self, rows: &[&[u32]], micro_batch_tokens: usize, device: &B::Device) -> Vec<f32> {
+    pub fn row_scores(
+        &self,
+        rows: &[&[u32]],
+        micro_batch_tokens: usize,
+        device: &B::Device,
+    ) -> Vec<f32> {
         let mut out = vec![0.0; rows.len()];
         let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
         for part in micro_batches(&lens, micro_batch_tokens) {
             let packed: Vec<&[u32]> = part.iter().map(|&i| rows[i]).collect();
             let batch = TokenBatch::from_rows(&packed, device);
-            let last: Vec<i32> = batch.segments.last_tokens().iter().map(|&i| i as i32).collect();
+            let last: Vec<i32> = batch
+                .segments
+                .last_tokens()
+                .iter()
+                .map(|&i| i as i32)
+                .collect();
             let last = Tensor::from_data(TensorData::new(last, [part.len()]), device);
-            let scores = self.scores(&batch, Some(last), None).into_data().convert::<f32>();
+            let scores = self
+                .scores(&batch, Some(last), None)
+                .into_data()
+                .convert::<f32>();
             let scores: Vec<f32> = scores.into_vec().expect("converted to f32");
             for (&row, score) in part.iter().zip(scores) {
                 out[row] = score;

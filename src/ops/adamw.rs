@@ -45,9 +45,15 @@ pub(super) fn portable<B: Backend>(
     let grad = scale(grad, s.grad_scale);
     let [(decay1, share1), (decay2, share2)] = s.moment_factors();
     let m = B::float_add(scale(m, decay1), scale(grad.clone(), share1));
-    let v = B::float_add(scale(v, decay2), scale(B::float_mul(grad.clone(), grad), share2));
+    let v = B::float_add(
+        scale(v, decay2),
+        scale(B::float_mul(grad.clone(), grad), share2),
+    );
     let root = B::float_sqrt(scale(v.clone(), 1.0 / s.bias_correction2));
-    let update = B::float_div(scale(m.clone(), 1.0 / s.bias_correction1), B::float_add_scalar(root, s.eps.into()));
+    let update = B::float_div(
+        scale(m.clone(), 1.0 / s.bias_correction1),
+        B::float_add_scalar(root, s.eps.into()),
+    );
     let param = scale(param, 1.0 - s.lr * s.weight_decay);
     (B::float_sub(param, scale(update, s.lr)), m, v)
 }

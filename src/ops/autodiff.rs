@@ -1,10 +1,10 @@
 //! One graph node per fused operation, with its hand-written backward pass.
 
+use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::Autodiff;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 
@@ -12,7 +12,9 @@ use super::{HeadLayout, LogprobOutput, LowRankPart, ModelBackend};
 use crate::tokens::Segments;
 
 /// A value that takes part in no gradient.
-fn constant<B: ModelBackend, C: CheckpointStrategy>(value: FloatTensor<B>) -> FloatTensor<Autodiff<B, C>> {
+fn constant<B: ModelBackend, C: CheckpointStrategy>(
+    value: FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
     <Autodiff<B, C> as AutodiffBackend>::from_inner(value)
 }
 
@@ -22,11 +24,17 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         struct RmsNorm;
         impl<B: ModelBackend> Backward<B, 2> for RmsNorm {
             type State = (FloatTensor<B>, FloatTensor<B>, f32);
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [x_node, weight_node] = ops.parents;
                 let (x, weight, eps) = ops.state;
-                let (dx, dweight) = B::rms_norm_backward(x, weight, grad, eps, weight_node.is_some());
+                let (dx, dweight) =
+                    B::rms_norm_backward(x, weight, grad, eps, weight_node.is_some());
                 if let Some(node) = x_node {
                     grads.register::<B>(node.id, dx);
                 }
@@ -35,12 +43,18 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 }
             }
         }
-        match RmsNorm.prepare::<C>([x.node, weight.node]).compute_bound().stateful() {
+        match RmsNorm
+            .prepare::<C>([x.node, weight.node])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => {
                 let y = B::rms_norm(x.primitive.clone(), weight.primitive.clone(), eps);
                 prep.finish((x.primitive, weight.primitive, eps), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(x.primitive, weight.primitive, eps)),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::rms_norm(x.primitive, weight.primitive, eps))
+            }
         }
     }
 
@@ -55,7 +69,12 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         struct Rope;
         impl<B: ModelBackend> Backward<B, 1> for Rope {
             type State = (FloatTensor<B>, FloatTensor<B>, usize, bool);
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [node] = ops.parents;
                 let (cos, sin, num_heads, inverse) = ops.state;
@@ -70,7 +89,9 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 let y = B::rope(x.primitive, cos.clone(), sin.clone(), num_heads, inverse);
                 prep.finish((cos, sin, num_heads, inverse), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::rope(x.primitive, cos, sin, num_heads, inverse)),
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::rope(x.primitive, cos, sin, num_heads, inverse))
+            }
         }
     }
 
@@ -79,7 +100,12 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         struct SwiGlu;
         impl<B: ModelBackend> Backward<B, 1> for SwiGlu {
             type State = FloatTensor<B>;
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [node] = ops.parents;
                 if let Some(node) = node {
@@ -87,7 +113,11 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 }
             }
         }
-        match SwiGlu.prepare::<C>([gate_up.node]).compute_bound().stateful() {
+        match SwiGlu
+            .prepare::<C>([gate_up.node])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => {
                 let y = B::swiglu(gate_up.primitive.clone());
                 prep.finish(gate_up.primitive, y)
@@ -104,21 +134,43 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         #[derive(Debug)]
         struct Attention;
         impl<B: ModelBackend> Backward<B, 1> for Attention {
-            type State = (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>, HeadLayout, Segments);
-            fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            type State = (
+                FloatTensor<B>,
+                FloatTensor<B>,
+                FloatTensor<B>,
+                HeadLayout,
+                Segments,
+            );
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [node] = ops.parents;
                 let (qkv, output, lse, layout, segments) = ops.state;
                 if let Some(node) = node {
-                    let dqkv = B::packed_attention_backward(qkv, output, lse, grad, layout, &segments);
+                    let dqkv =
+                        B::packed_attention_backward(qkv, output, lse, grad, layout, &segments);
                     grads.register::<B>(node.id, dqkv);
                 }
             }
         }
-        match Attention.prepare::<C>([qkv.node]).compute_bound().stateful() {
+        match Attention
+            .prepare::<C>([qkv.node])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => {
                 let (output, lse) = B::packed_attention(qkv.primitive.clone(), layout, segments);
-                let state = (qkv.primitive, output.clone(), lse.clone(), layout, segments.clone());
+                let state = (
+                    qkv.primitive,
+                    output.clone(),
+                    lse.clone(),
+                    layout,
+                    segments.clone(),
+                );
                 (prep.finish(state, output), constant::<B, C>(lse))
             }
             OpsKind::UnTracked(prep) => {
@@ -148,7 +200,12 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         struct TokenLogprob;
         impl<B: ModelBackend> Backward<B, 2> for TokenLogprob {
             type State = State<B>;
-            fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [hidden_node, head_node] = ops.parents;
                 let s = ops.state;
@@ -159,8 +216,13 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                         (B::float_mul(unit, grad), None)
                     }
                     None => {
-                        let (dhidden, dhead) =
-                            B::token_logprob_backward(s.hidden, s.head, &s.targets, s.inv_temperature, grad);
+                        let (dhidden, dhead) = B::token_logprob_backward(
+                            s.hidden,
+                            s.head,
+                            &s.targets,
+                            s.inv_temperature,
+                            grad,
+                        );
                         (dhidden, Some(dhead))
                     }
                 };
@@ -177,9 +239,20 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         let (hidden, head) = (hidden.primitive, head.primitive);
         match TokenLogprob.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let out = B::token_logprob(hidden.clone(), head.clone(), targets, inv_temperature, head_is_frozen);
-                let state =
-                    State { hidden, head, targets: targets.to_vec(), inv_temperature, unit_gradient: out.unit_gradient };
+                let out = B::token_logprob(
+                    hidden.clone(),
+                    head.clone(),
+                    targets,
+                    inv_temperature,
+                    head_is_frozen,
+                );
+                let state = State {
+                    hidden,
+                    head,
+                    targets: targets.to_vec(),
+                    inv_temperature,
+                    unit_gradient: out.unit_gradient,
+                };
                 LogprobOutput {
                     logprobs: prep.finish(state, out.logprobs),
                     entropy: constant::<B, C>(out.entropy),
@@ -208,7 +281,12 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         struct LoraLinear;
         impl<B: ModelBackend> Backward<B, 3> for LoraLinear {
             type State = ([FloatTensor<B>; 5], Vec<LowRankPart>);
-            fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+            fn backward(
+                self,
+                ops: Ops<Self::State, 3>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [x_node, a_node, b_node] = ops.parents;
                 let ([x, weight, a, b, xa], parts) = ops.state;
@@ -226,14 +304,28 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             }
         }
         // The weight is state, not a parent: it is frozen, so no gradient of its size is ever formed.
-        match LoraLinear.prepare::<C>([x.node, a.node, b.node]).compute_bound().stateful() {
+        match LoraLinear
+            .prepare::<C>([x.node, a.node, b.node])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => {
                 let (x, weight, a, b) = (x.primitive, weight.primitive, a.primitive, b.primitive);
-                let (y, xa) = B::lora_linear(x.clone(), weight.clone(), a.clone(), b.clone(), parts);
-                (prep.finish(([x, weight, a, b, xa.clone()], parts.to_vec()), y), constant::<B, C>(xa))
+                let (y, xa) =
+                    B::lora_linear(x.clone(), weight.clone(), a.clone(), b.clone(), parts);
+                (
+                    prep.finish(([x, weight, a, b, xa.clone()], parts.to_vec()), y),
+                    constant::<B, C>(xa),
+                )
             }
             OpsKind::UnTracked(prep) => {
-                let (y, xa) = B::lora_linear(x.primitive, weight.primitive, a.primitive, b.primitive, parts);
+                let (y, xa) = B::lora_linear(
+                    x.primitive,
+                    weight.primitive,
+                    a.primitive,
+                    b.primitive,
+                    parts,
+                );
                 (prep.finish(y), constant::<B, C>(xa))
             }
         }

@@ -91,7 +91,11 @@ fn exp(x: f32) -> f32 {
     for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p * r + c;
     }
-    let exponent = shifted.to_bits().wrapping_sub(0x4B40_0000).wrapping_add(127) << 23;
+    let exponent = shifted
+        .to_bits()
+        .wrapping_sub(0x4B40_0000)
+        .wrapping_add(127)
+        << 23;
     p * f32::from_bits(exponent)
 }
 
@@ -117,10 +121,12 @@ fn for_rows<const N: usize>(
         return body(out, inputs.map(|(x, _)| x));
     }
     let rows = rows_per_task(out.len() / width);
-    out.par_chunks_mut(rows * width).enumerate().for_each(|(task, out)| {
-        let (first, count) = (task * rows, out.len() / width);
-        body(out, inputs.map(|(x, w)| &x[first * w..(first + count) * w]));
-    });
+    out.par_chunks_mut(rows * width)
+        .enumerate()
+        .for_each(|(task, out)| {
+            let (first, count) = (task * rows, out.len() / width);
+            body(out, inputs.map(|(x, w)| &x[first * w..(first + count) * w]));
+        });
 }
 
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
@@ -193,7 +199,15 @@ simd_fn! {
 }
 
 /// In place on the first `num_heads` heads of each row.
-pub(super) fn rope(x: &mut [f32], width: usize, num_heads: usize, half: usize, cos: &[f32], sin: &[f32], sign: f32) {
+pub(super) fn rope(
+    x: &mut [f32],
+    width: usize,
+    num_heads: usize,
+    half: usize,
+    cos: &[f32],
+    sin: &[f32],
+    sign: f32,
+) {
     for_rows(x, width, [(cos, half), (sin, half)], |x, [cos, sin]| {
         rope_rows(x, width, num_heads, half, cos, sin, sign);
     });
@@ -217,7 +231,9 @@ simd_fn! {
 }
 
 pub(super) fn swiglu(gate_up: &[f32], width: usize, y: &mut [f32]) {
-    for_rows(y, width, [(gate_up, 2 * width)], |y, [gate_up]| swiglu_rows(gate_up, width, y));
+    for_rows(y, width, [(gate_up, 2 * width)], |y, [gate_up]| {
+        swiglu_rows(gate_up, width, y)
+    });
 }
 
 simd_fn! {
@@ -232,9 +248,14 @@ simd_fn! {
 }
 
 pub(super) fn swiglu_backward(gate_up: &[f32], grad: &[f32], width: usize, out: &mut [f32]) {
-    for_rows(out, 2 * width, [(gate_up, 2 * width), (grad, width)], |out, [gate_up, grad]| {
-        swiglu_backward_rows(gate_up, grad, width, out);
-    });
+    for_rows(
+        out,
+        2 * width,
+        [(gate_up, 2 * width), (grad, width)],
+        |out, [gate_up, grad]| {
+            swiglu_backward_rows(gate_up, grad, width, out);
+        },
+    );
 }
 
 simd_fn! {
@@ -341,7 +362,13 @@ simd_fn! {
 }
 
 /// Rows of logits to (log-probability of the target, entropy); leaves probabilities in place when `keep` is set.
-pub(super) fn logprob_rows(logits: &mut [f32], vocab: usize, targets: &[u32], scale: f32, keep: bool) -> Vec<(f32, f32)> {
+pub(super) fn logprob_rows(
+    logits: &mut [f32],
+    vocab: usize,
+    targets: &[u32],
+    scale: f32,
+    keep: bool,
+) -> Vec<(f32, f32)> {
     logits
         .par_chunks_mut(vocab)
         .zip(targets)
@@ -388,13 +415,31 @@ simd_fn! {
 }
 
 /// `y[:, columns] += scale * t[:, ranks] . b` for every part; `b` holds the parts' `[rank, width]` matrices in turn.
-pub(super) fn add_low_rank(y: &mut [f32], width: usize, t: &[f32], t_width: usize, b: &[f32], parts: &[LowRankPart]) {
+pub(super) fn add_low_rank(
+    y: &mut [f32],
+    width: usize,
+    t: &[f32],
+    t_width: usize,
+    b: &[f32],
+    parts: &[LowRankPart],
+) {
     let task = rows_per_task(y.len() / width).next_multiple_of(4);
-    let run = |(y, t): (&mut [f32], &[f32])| ARCH.dispatch(AddLowRank { y, width, t, t_width, b, parts });
+    let run = |(y, t): (&mut [f32], &[f32])| {
+        ARCH.dispatch(AddLowRank {
+            y,
+            width,
+            t,
+            t_width,
+            b,
+            parts,
+        })
+    };
     if y.len() < SMALL {
         return run((y, t));
     }
-    y.par_chunks_mut(task * width).zip(t.par_chunks(task * t_width)).for_each(run);
+    y.par_chunks_mut(task * width)
+        .zip(t.par_chunks(task * t_width))
+        .for_each(run);
 }
 
 struct AddLowRank<'a> {
@@ -412,19 +457,36 @@ impl pulp::WithSimd for AddLowRank<'_> {
     /// Four rows by two vectors stay in registers, which auto-vectorisation does not manage.
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Self { y, width, t, t_width, b, parts } = self;
+        let Self {
+            y,
+            width,
+            t,
+            t_width,
+            b,
+            parts,
+        } = self;
         let tile = 2 * S::F32_LANES;
         for (y, t) in y.chunks_mut(4 * width).zip(t.chunks(4 * t_width)) {
             let rows = y.len() / width;
             let (mut first, mut offset) = (0, 0);
             for part in parts {
-                let LowRankPart { rank, scale, column, width: part_width } = *part;
+                let LowRankPart {
+                    rank,
+                    scale,
+                    column,
+                    width: part_width,
+                } = *part;
                 let b = &b[offset..offset + rank * part_width];
-                let tiled = if rows == 4 { part_width / tile * tile } else { 0 };
+                let tiled = if rows == 4 {
+                    part_width / tile * tile
+                } else {
+                    0
+                };
                 for c in (0..tiled).step_by(tile) {
                     let mut acc = [[simd.splat_f32s(0.0); 2]; 4];
                     for q in 0..rank {
-                        let (bv, _) = S::as_simd_f32s(&b[q * part_width + c..q * part_width + c + tile]);
+                        let (bv, _) =
+                            S::as_simd_f32s(&b[q * part_width + c..q * part_width + c + tile]);
                         for (i, acc) in acc.iter_mut().enumerate() {
                             let x = simd.splat_f32s(t[i * t_width + first + q]);
                             acc[0] = simd.mul_add_f32s(x, bv[0], acc[0]);

@@ -16,8 +16,8 @@ mod portable;
 mod tensor;
 
 pub use adamw::AdamWStep;
-pub(crate) use tensor::{unwrap, wrap};
 pub use tensor::{attention, lora_linear, rms_norm, rope, swiglu, token_logprob};
+pub(crate) use tensor::{unwrap, wrap};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -214,7 +214,11 @@ pub trait ModelBackend: Backend {
         grad: FloatTensor<Self>,
         parts: &[LowRankPart],
         with_x: bool,
-    ) -> (Option<FloatTensor<Self>>, FloatTensor<Self>, FloatTensor<Self>) {
+    ) -> (
+        Option<FloatTensor<Self>>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
         portable::lora_linear_backward::<Self>(x, weight, a, b, xa, grad, parts, with_x)
     }
 

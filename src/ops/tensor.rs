@@ -31,7 +31,13 @@ pub fn rope<B: ModelBackend>(
     sin: Tensor<B, 2>,
     num_heads: usize,
 ) -> Tensor<B, 2> {
-    wrap(B::rope(unwrap(x), unwrap(cos), unwrap(sin), num_heads, false))
+    wrap(B::rope(
+        unwrap(x),
+        unwrap(cos),
+        unwrap(sin),
+        num_heads,
+        false,
+    ))
 }
 
 /// See [`ModelBackend::swiglu`].
@@ -40,7 +46,11 @@ pub fn swiglu<B: ModelBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
 }
 
 /// See [`ModelBackend::packed_attention`].
-pub fn attention<B: ModelBackend>(qkv: Tensor<B, 2>, layout: HeadLayout, segments: &Segments) -> Tensor<B, 2> {
+pub fn attention<B: ModelBackend>(
+    qkv: Tensor<B, 2>,
+    layout: HeadLayout,
+    segments: &Segments,
+) -> Tensor<B, 2> {
     wrap(B::packed_attention(unwrap(qkv), layout, segments).0)
 }
 
@@ -52,8 +62,18 @@ pub fn token_logprob<B: ModelBackend>(
     targets: &Arc<Vec<u32>>,
     temperature: f64,
 ) -> (Tensor<B, 1>, Tensor<B, 1>) {
-    assert_eq!(hidden.dims()[0], targets.len(), "one target per hidden state");
-    let out = B::token_logprob(unwrap(hidden), unwrap(head), targets, (1.0 / temperature) as f32, false);
+    assert_eq!(
+        hidden.dims()[0],
+        targets.len(),
+        "one target per hidden state"
+    );
+    let out = B::token_logprob(
+        unwrap(hidden),
+        unwrap(head),
+        targets,
+        (1.0 / temperature) as f32,
+        false,
+    );
     (wrap(out.logprobs), wrap(out.entropy))
 }
 

@@ -21,7 +21,9 @@ pub struct GradientSum<B: Backend> {
 
 impl<B: Backend> Default for GradientSum<B> {
     fn default() -> Self {
-        Self { gradients: BTreeMap::new() }
+        Self {
+            gradients: BTreeMap::new(),
+        }
     }
 }
 
@@ -62,7 +64,9 @@ impl<B: Backend> GradientSum<B> {
 
     /// A parameter's gradient on the host, in the parameter's own layout.
     pub fn values(&self, name: &str) -> Option<Vec<f32>> {
-        self.gradients.get(name).map(|gradient| host::<B>(gradient.clone()))
+        self.gradients
+            .get(name)
+            .map(|gradient| host::<B>(gradient.clone()))
     }
 }
 
@@ -81,7 +85,11 @@ pub struct AdamW<B: Backend> {
 impl<B: ModelBackend> AdamW<B> {
     /// An optimiser without history.
     pub fn new(config: OptimConfig) -> Self {
-        Self { config, step: 0, moments: BTreeMap::new() }
+        Self {
+            config,
+            step: 0,
+            moments: BTreeMap::new(),
+        }
     }
 
     /// Updates done.
@@ -103,9 +111,18 @@ impl<B: ModelBackend> AdamW<B> {
             return norm;
         }
         // PyTorch's clip_grad_norm_: max / (norm + 1e-6), at most 1.
-        let clip = self.config.max_grad_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        let clip = self
+            .config
+            .max_grad_norm
+            .map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
         self.step += 1;
-        let OptimConfig { beta1, beta2, eps, weight_decay, .. } = self.config;
+        let OptimConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            ..
+        } = self.config;
         let power = self.step as i32;
         let step = AdamWStep {
             lr: lr as f32,
@@ -118,11 +135,22 @@ impl<B: ModelBackend> AdamW<B> {
             bias_correction2: (1.0 - beta2.powi(power)) as f32,
         };
         model.for_each_parameter(&mut |meta, mut slot| {
-            let Some(gradient) = sum.gradients.remove(meta.key()) else { return };
+            let Some(gradient) = sum.gradients.remove(meta.key()) else {
+                return;
+            };
             let decays = matches!(meta.kind, ParamKind::Matrix | ParamKind::Adapter);
-            let step = AdamWStep { weight_decay: if decays { weight_decay as f32 } else { 0.0 }, ..step };
+            let step = AdamWStep {
+                weight_decay: if decays { weight_decay as f32 } else { 0.0 },
+                ..step
+            };
             let [m, v] = self.moments.remove(meta.key()).unwrap_or_else(|| {
-                let zeros = || B::float_zeros(gradient.shape(), &B::float_device(&gradient), DType::F32.into());
+                let zeros = || {
+                    B::float_zeros(
+                        gradient.shape(),
+                        &B::float_device(&gradient),
+                        DType::F32.into(),
+                    )
+                };
                 [zeros(), zeros()]
             });
             let moments = &mut self.moments;
@@ -141,7 +169,10 @@ impl<B: ModelBackend> AdamW<B> {
         for (name, moments) in &self.moments {
             for (suffix, moment) in ["m", "v"].iter().zip(moments) {
                 let shape = moment.shape().to_vec();
-                state.insert(format!("{name}.{suffix}"), (shape, host::<B>(moment.clone())));
+                state.insert(
+                    format!("{name}.{suffix}"),
+                    (shape, host::<B>(moment.clone())),
+                );
             }
         }
         state
@@ -151,7 +182,10 @@ impl<B: ModelBackend> AdamW<B> {
     pub fn restore(&mut self, mut state: StateMap, num_updates: usize, device: &B::Device) {
         self.step = num_updates;
         self.moments.clear();
-        let names: Vec<String> = state.keys().filter_map(|key| key.strip_suffix(".m").map(str::to_owned)).collect();
+        let names: Vec<String> = state
+            .keys()
+            .filter_map(|key| key.strip_suffix(".m").map(str::to_owned))
+            .collect();
         for name in names {
             let mut take = |suffix: &str| {
                 let (shape, values) = state.remove(&format!("{name}.{suffix}"))?;
@@ -169,5 +203,9 @@ fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
         let entries = tensor.shape().num_elements();
         crate::ops::wrap(B::float_reshape(tensor, [entries].into()))
     };
-    tensor.into_data().convert::<f32>().into_vec().expect("converted to f32")
+    tensor
+        .into_data()
+        .convert::<f32>()
+        .into_vec()
+        .expect("converted to f32")
 }

@@ -28,7 +28,13 @@ pub struct Lora<B: Backend> {
 
 impl<B: Backend> Lora<B> {
     /// A fresh adapter: `a` uniform in `±1/sqrt(in)` (PEFT's `kaiming_uniform(a = sqrt 5)`), `b` zero.
-    pub fn new(config: &LoraConfig, inputs: usize, outputs: usize, seed: Seed, device: &B::Device) -> Self {
+    pub fn new(
+        config: &LoraConfig,
+        inputs: usize,
+        outputs: usize,
+        seed: Seed,
+        device: &B::Device,
+    ) -> Self {
         let bound = 1.0 / (inputs as f64).sqrt();
         let a: Vec<f32> = (0..inputs * config.rank)
             .map(|i| ((2.0 * seed.uniform(i as u64) - 1.0) * bound) as f32)
@@ -36,7 +42,10 @@ impl<B: Backend> Lora<B> {
         let a = Tensor::from_data(TensorData::new(a, [inputs, config.rank]), device);
         Self {
             a: Param::initialized(ParamId::new(), a),
-            b: Param::initialized(ParamId::new(), Tensor::zeros([config.rank, outputs], device)),
+            b: Param::initialized(
+                ParamId::new(),
+                Tensor::zeros([config.rank, outputs], device),
+            ),
             scale: config.scale(),
             dropout: config.dropout,
         }
@@ -57,6 +66,10 @@ impl LoraConfig {
     /// Factor on the low-rank product.
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;
-        if self.use_rslora { self.alpha / rank.sqrt() } else { self.alpha / rank }
+        if self.use_rslora {
+            self.alpha / rank.sqrt()
+        } else {
+            self.alpha / rank
+        }
     }
 }

@@ -22,7 +22,12 @@ pub trait Adaptable<B: Backend> {
     fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>));
 
     /// Gives a fresh LoRA adapter to every layer whose path `targeted` accepts; returns how many.
-    fn attach_lora(&mut self, config: &LoraConfig, seed: Seed, targeted: &dyn Fn(&str) -> bool) -> usize {
+    fn attach_lora(
+        &mut self,
+        config: &LoraConfig,
+        seed: Seed,
+        targeted: &dyn Fn(&str) -> bool,
+    ) -> usize {
         let mut count = 0;
         self.for_each_projection(&mut |projection| {
             for index in 0..projection.layers().len() {

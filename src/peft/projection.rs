@@ -35,12 +35,23 @@ pub struct LayerSpec {
 
 impl<B: Backend> Projection<B> {
     /// An unfilled projection. `transposed`: files hold `[out, in]` (PyTorch's Linear) and not `[in, out]` (Conv1D).
-    pub fn new(layers: &[(String, usize)], with_bias: bool, transposed: bool, device: &B::Device) -> Self {
+    pub fn new(
+        layers: &[(String, usize)],
+        with_bias: bool,
+        transposed: bool,
+        device: &B::Device,
+    ) -> Self {
         Self {
             weight: placeholder(device),
             bias: with_bias.then(|| placeholder(device)),
             adapters: layers.iter().map(|_| None).collect(),
-            layers: layers.iter().map(|(path, width)| LayerSpec { path: path.clone(), width: *width }).collect(),
+            layers: layers
+                .iter()
+                .map(|(path, width)| LayerSpec {
+                    path: path.clone(),
+                    width: *width,
+                })
+                .collect(),
             transposed,
         }
     }
@@ -59,7 +70,13 @@ impl<B: Backend> Projection<B> {
     pub fn attach(&mut self, index: usize, config: &LoraConfig, seed: Seed) {
         let (device, inputs) = (self.weight.val().device(), self.inputs());
         let layer = &self.layers[index];
-        self.adapters[index] = Some(Lora::new(config, inputs, layer.width, seed.fork(&layer.path), &device));
+        self.adapters[index] = Some(Lora::new(
+            config,
+            inputs,
+            layer.width,
+            seed.fork(&layer.path),
+            &device,
+        ));
     }
 
     /// Removes all adapters.
@@ -89,10 +106,21 @@ impl<B: Backend> Projection<B> {
     /// Walks weight, bias and adapters.
     pub fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let pieces = |suffix: &str| {
-            self.layers.iter().map(|layer| (format!("{}.{suffix}", layer.path), layer.width)).collect()
+            self.layers
+                .iter()
+                .map(|layer| (format!("{}.{suffix}", layer.path), layer.width))
+                .collect()
         };
-        let weight = ParamMeta { kind: ParamKind::Matrix, pieces: pieces("weight"), transposed: self.transposed };
-        let bias = ParamMeta { kind: ParamKind::Vector, pieces: pieces("bias"), transposed: false };
+        let weight = ParamMeta {
+            kind: ParamKind::Matrix,
+            pieces: pieces("weight"),
+            transposed: self.transposed,
+        };
+        let bias = ParamMeta {
+            kind: ParamKind::Vector,
+            pieces: pieces("bias"),
+            transposed: false,
+        };
         visit(&weight, ParamSlot::Matrix(&mut self.weight));
         if let Some(param) = &mut self.bias {
             visit(&bias, ParamSlot::Vector(param));
@@ -101,10 +129,18 @@ impl<B: Backend> Projection<B> {
             if let Some(lora) = adapter {
                 let rank = lora.rank();
                 let meta = |part, columns| {
-                    ParamMeta::single(ParamKind::Adapter, lora_key(&layer.path, part), columns, true)
+                    ParamMeta::single(
+                        ParamKind::Adapter,
+                        lora_key(&layer.path, part),
+                        columns,
+                        true,
+                    )
                 };
                 visit(&meta(LoraMatrix::A, rank), ParamSlot::Matrix(&mut lora.a));
-                visit(&meta(LoraMatrix::B, layer.width), ParamSlot::Matrix(&mut lora.b));
+                visit(
+                    &meta(LoraMatrix::B, layer.width),
+                    ParamSlot::Matrix(&mut lora.b),
+                );
             }
         }
     }
@@ -115,7 +151,13 @@ impl<B: ModelBackend> Projection<B> {
     pub fn forward(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
         let y = match dropout {
             _ if self.adapters.iter().all(Option::is_none) => x.matmul(self.weight.val()),
-            Some(seed) if self.adapters.iter().flatten().any(|lora| lora.dropout > 0.0) => {
+            Some(seed)
+                if self
+                    .adapters
+                    .iter()
+                    .flatten()
+                    .any(|lora| lora.dropout > 0.0) =>
+            {
                 self.forward_with_dropout(x, seed)
             }
             _ => self.forward_fused(x),
@@ -132,16 +174,29 @@ impl<B: ModelBackend> Projection<B> {
         for (adapter, layer) in self.adapters.iter().zip(&self.layers) {
             if let Some(lora) = adapter {
                 let rank = lora.rank();
-                parts.push(LowRankPart { rank, scale: lora.scale as f32, column, width: layer.width });
+                parts.push(LowRankPart {
+                    rank,
+                    scale: lora.scale as f32,
+                    column,
+                    width: layer.width,
+                });
                 a.push(lora.a.val());
                 b.push(lora.b.val().reshape([rank * layer.width]));
             }
             column += layer.width;
         }
         let join = |mut tensors: Vec<Tensor<B, 2>>| {
-            if tensors.len() == 1 { tensors.remove(0) } else { Tensor::cat(tensors, 1) }
+            if tensors.len() == 1 {
+                tensors.remove(0)
+            } else {
+                Tensor::cat(tensors, 1)
+            }
         };
-        let b = if b.len() == 1 { b.remove(0) } else { Tensor::cat(b, 0) };
+        let b = if b.len() == 1 {
+            b.remove(0)
+        } else {
+            Tensor::cat(b, 0)
+        };
         ops::lora_linear(x, self.weight.val(), join(a), b, &parts)
     }
 
@@ -155,7 +210,10 @@ impl<B: ModelBackend> Projection<B> {
                 Some(lora) => {
                     let mask = dropout_mask(tokens * inputs, lora.dropout, seed.fork(&layer.path));
                     let mask = Tensor::from_data(TensorData::new(mask, [tokens, inputs]), &device);
-                    (x.clone() * mask).matmul(lora.a.val()).matmul(lora.b.val()).mul_scalar(lora.scale)
+                    (x.clone() * mask)
+                        .matmul(lora.a.val())
+                        .matmul(lora.b.val())
+                        .mul_scalar(lora.scale)
                 }
                 None => Tensor::zeros([tokens, layer.width], &device),
             });
@@ -167,5 +225,13 @@ impl<B: ModelBackend> Projection<B> {
 /// Zero with probability `p`, else `1 / (1 - p)`.
 fn dropout_mask(len: usize, p: f64, seed: Seed) -> Vec<f32> {
     let keep = (1.0 / (1.0 - p)) as f32;
-    (0..len).map(|i| if seed.uniform(i as u64) < p { 0.0 } else { keep }).collect()
+    (0..len)
+        .map(|i| {
+            if seed.uniform(i as u64) < p {
+                0.0
+            } else {
+                keep
+            }
+        })
+        .collect()
 }

@@ -45,7 +45,11 @@ pub struct Checked {
 /// # Errors
 /// `Error::Invalid` with all problems.
 pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
-    let Loaded { recipe, places, path } = loaded;
+    let Loaded {
+        recipe,
+        places,
+        path,
+    } = loaded;
     let output = options
         .output
         .clone()
@@ -56,9 +60,15 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
         && !recipe.stages.iter().any(|stage| stage.name() == only)
     {
         let names: Vec<&str> = recipe.stages.iter().map(Stage::name).collect();
-        problems.push(Problem::new("--stage", format!("no stage `{only}`; there are {}", names.join(", "))));
+        problems.push(Problem::new(
+            "--stage",
+            format!("no stage `{only}`; there are {}", names.join(", ")),
+        ));
     }
-    let Survey { plans, problems: found } = survey(&recipe, &places, &output);
+    let Survey {
+        plans,
+        problems: found,
+    } = survey(&recipe, &places, &output);
     problems.extend(found);
     if let Some(available) = available_memory() {
         problems.extend(check_fits(&plans, available));
@@ -66,7 +76,12 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
     if !problems.is_empty() {
         return Err(Error::Invalid { path, problems });
     }
-    Ok(Checked { plan: table(&plans), recipe, output, only: options.stage.clone() })
+    Ok(Checked {
+        plan: table(&plans),
+        recipe,
+        output,
+        only: options.stage.clone(),
+    })
 }
 
 /// Runs the stages; returns what each of them says, by name.
@@ -81,8 +96,13 @@ pub fn run<B: ModelBackend>(
     reporter: &mut dyn Reporter,
 ) -> Result<Vec<(String, Outcome)>> {
     let recipe = &checked.recipe;
-    let continues = options.resume || (checked.only.is_some() && checked.output.join("run.json").exists());
-    let run = if continues { RunDir::open(&checked.output)? } else { RunDir::create(&checked.output)? };
+    let continues =
+        options.resume || (checked.only.is_some() && checked.output.join("run.json").exists());
+    let run = if continues {
+        RunDir::open(&checked.output)?
+    } else {
+        RunDir::create(&checked.output)?
+    };
     run.write_recipe(&to_ron(recipe))?;
     if !continues {
         run.write_info(&RunInfo {
@@ -101,7 +121,11 @@ pub fn run<B: ModelBackend>(
     session.resume_command = options.resume_command.clone();
     let mut outcomes = Vec::new();
     for stage in &recipe.stages {
-        if checked.only.as_ref().is_some_and(|only| only != stage.name()) {
+        if checked
+            .only
+            .as_ref()
+            .is_some_and(|only| only != stage.name())
+        {
             continue;
         }
         let done = session.stage_dir(stage.name())?.join(DONE);
@@ -118,7 +142,10 @@ pub fn run<B: ModelBackend>(
     }
     if let Some(bytes) = peak_rss_bytes() {
         let peak = bytes as f64 / (1u64 << 30) as f64;
-        session.reporter.message(&format!("peak memory {peak:.2} GiB; results in {}", checked.output.display()));
+        session.reporter.message(&format!(
+            "peak memory {peak:.2} GiB; results in {}",
+            checked.output.display()
+        ));
     }
     Ok(outcomes)
 }

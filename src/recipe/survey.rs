@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::{ModelShape, Places, Recipe, Stage, StagePlan, Work, estimate};
 use crate::data::{
-    DataConfig, DataContext, DataSource, RowKind, Tokenizer, check_source, encode_prompts, encode_completions, encode_text,
-    read_rows,
+    DataConfig, DataContext, DataSource, RowKind, Tokenizer, check_source, encode_completions,
+    encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
@@ -28,7 +28,10 @@ pub(super) struct Survey {
 pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey {
     let mut surveyor = Surveyor {
         places,
-        context: DataContext { run_dir: output.to_path_buf(), cache_dir: None },
+        context: DataContext {
+            run_dir: output.to_path_buf(),
+            cache_dir: None,
+        },
         base: None,
         by_stage: BTreeMap::new(),
         problems: Vec::new(),
@@ -46,7 +49,10 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey 
             surveyor.stage(stage, &path, recipe)
         })
         .collect();
-    Survey { plans, problems: surveyor.problems }
+    Survey {
+        plans,
+        problems: surveyor.problems,
+    }
 }
 
 /// A model as far as plans need it.
@@ -68,7 +74,10 @@ impl Surveyor<'_> {
     /// The value, or `None` with the error noted at `key_path`.
     fn keep<T>(&mut self, key_path: &str, result: Result<T>) -> Option<T> {
         result
-            .map_err(|error| self.problems.push(self.places.problem(key_path, error.to_string())))
+            .map_err(|error| {
+                self.problems
+                    .push(self.places.problem(key_path, error.to_string()))
+            })
             .ok()
     }
 
@@ -84,7 +93,10 @@ impl Surveyor<'_> {
         for (key, reward) in &uses.rewards {
             let place = format!("{path}.{key}");
             for problem in reward::check(reward, &place) {
-                self.problems.push(Problem { place: self.places.problem(&place, "").place, ..problem });
+                self.problems.push(Problem {
+                    place: self.places.problem(&place, "").place,
+                    ..problem
+                });
             }
         }
         let known = known?;
@@ -107,11 +119,18 @@ impl Surveyor<'_> {
             Init::Base => self.base.clone(),
             Init::Stage(name) => self.by_stage.get(&name).cloned(),
             Init::Random(file) => {
-                let folder = if file.is_dir() { file.as_path() } else { file.parent().unwrap_or(Path::new(".")) };
+                let folder = if file.is_dir() {
+                    file.as_path()
+                } else {
+                    file.parent().unwrap_or(Path::new("."))
+                };
                 let tokenizer = Tokenizer::load(folder);
                 let tokenizer = self.keep(&format!("{path}.init"), tokenizer);
                 let config = self.keep(&format!("{path}.init"), ModelConfig::load(&file));
-                Some(Known { config: config?, tokenizer: tokenizer? })
+                Some(Known {
+                    config: config?,
+                    tokenizer: tokenizer?,
+                })
             }
         }
     }
@@ -125,7 +144,10 @@ impl Surveyor<'_> {
             let problem = match problem.place.strip_prefix("data") {
                 Some(rest) => {
                     let key = format!("{place}{rest}");
-                    Problem { help: problem.help, ..self.places.problem(&key, problem.message) }
+                    Problem {
+                        help: problem.help,
+                        ..self.places.problem(&key, problem.message)
+                    }
                 }
                 None => problem,
             };
@@ -147,10 +169,13 @@ impl Surveyor<'_> {
             Some(Peft::Full) => shape.trainable_params = shape.total_params,
             Some(Peft::Lora(lora)) => {
                 let linear = known.config.linear_modules();
-                let targets = resolve_targets(&TargetModules::List(lora.target_modules.clone()), &linear);
+                let targets =
+                    resolve_targets(&TargetModules::List(lora.target_modules.clone()), &linear);
                 let targets = self.keep(&format!("{path}.peft.target_modules"), targets)?;
-                let entries: usize =
-                    targets.iter().map(|&i| lora.rank * (linear[i].in_features + linear[i].out_features)).sum();
+                let entries: usize = targets
+                    .iter()
+                    .map(|&i| lora.rank * (linear[i].in_features + linear[i].out_features))
+                    .sum();
                 shape.trainable_params = entries as u64;
                 shape.total_params += entries as u64;
             }
@@ -159,16 +184,33 @@ impl Surveyor<'_> {
     }
 
     /// Rows of a data set and their mean length in tokens, from a sample; zero for what is not there yet.
-    fn rows(&self, data: &DataConfig, kind: RowKind, known: &Known, max_length: usize) -> (u64, f64) {
-        let unseen = matches!(data.source, DataSource::Hub { .. } | DataSource::Ranked { .. });
-        let rows = if unseen { None } else { read_rows(data, &self.context).ok() };
-        let Some(rows) = rows else { return (data.limit.unwrap_or(0) as u64, 0.0) };
+    fn rows(
+        &self,
+        data: &DataConfig,
+        kind: RowKind,
+        known: &Known,
+        max_length: usize,
+    ) -> (u64, f64) {
+        let unseen = matches!(
+            data.source,
+            DataSource::Hub { .. } | DataSource::Ranked { .. }
+        );
+        let rows = if unseen {
+            None
+        } else {
+            read_rows(data, &self.context).ok()
+        };
+        let Some(rows) = rows else {
+            return (data.limit.unwrap_or(0) as u64, 0.0);
+        };
         let sample = &rows[..rows.len().min(SAMPLE_ROWS)];
         let lens: Vec<usize> = match kind {
             RowKind::Text => encode_text(sample, &known.tokenizer, &data.format, max_length)
                 .map(|e| e.items.iter().map(|x| x.ids.len()).collect()),
-            RowKind::Completion => encode_completions(sample, &known.tokenizer, &data.format, max_length, true)
-                .map(|e| e.items.iter().map(|x| x.ids.len()).collect()),
+            RowKind::Completion => {
+                encode_completions(sample, &known.tokenizer, &data.format, max_length, true)
+                    .map(|e| e.items.iter().map(|x| x.ids.len()).collect())
+            }
             RowKind::Preference | RowKind::Prompt => {
                 encode_prompts(sample, &known.tokenizer, &data.format, max_length)
                     .map(|e| e.items.iter().map(|x| x.ids.len()).collect())
@@ -190,7 +232,9 @@ impl Surveyor<'_> {
             steps: 0,
             memory: Vec::new(),
         };
-        let train = |micro: usize| Work::Train { micro_tokens: micro as u64 };
+        let train = |micro: usize| Work::Train {
+            micro_tokens: micro as u64,
+        };
         match stage {
             Stage::Pretrain(c) => {
                 let (rows, len) = self.rows(&c.data, RowKind::Text, known, c.max_length);
@@ -206,7 +250,9 @@ impl Surveyor<'_> {
                 let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
                 plan.rows = rows;
                 plan.steps = rows;
-                plan.tokens = (rows as f64 * c.num_responses as f64 * (len + c.response_length as f64)) as u64;
+                plan.tokens = (rows as f64
+                    * c.num_responses as f64
+                    * (len + c.response_length as f64)) as u64;
                 let work = Work::Generate {
                     batch: c.generation_batch_size as u64,
                     prompt: c.max_prompt_length as u64,
@@ -215,11 +261,14 @@ impl Surveyor<'_> {
                 plan.memory = estimate(work, &shape);
             }
             Stage::RewardModel(c) => {
-                let (mut rows, mut len) = self.rows(&c.data, RowKind::Preference, known, c.max_length);
+                let (mut rows, mut len) =
+                    self.rows(&c.data, RowKind::Preference, known, c.max_length);
                 if let DataSource::Ranked { stage, .. } = &c.data.source
-                    && let Some(Stage::Rank(rank)) = recipe.stages.iter().find(|s| s.name() == stage)
+                    && let Some(Stage::Rank(rank)) =
+                        recipe.stages.iter().find(|s| s.name() == stage)
                 {
-                    let (prompts, prompt_len) = self.rows(&rank.data, RowKind::Prompt, known, rank.max_prompt_length);
+                    let (prompts, prompt_len) =
+                        self.rows(&rank.data, RowKind::Prompt, known, rank.max_prompt_length);
                     rows = (prompts as f64 * (1.0 - rank.valid_fraction)) as u64;
                     len = rank.num_responses as f64 * (prompt_len + rank.response_length as f64);
                 }
@@ -249,7 +298,9 @@ impl Surveyor<'_> {
                 let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
                 plan.rows = rows;
                 plan.steps = c.policies.len() as u64;
-                plan.tokens = (rows as f64 * c.policies.len() as f64 * (len + c.response_length as f64)) as u64;
+                plan.tokens = (rows as f64
+                    * c.policies.len() as f64
+                    * (len + c.response_length as f64)) as u64;
                 let work = Work::Generate {
                     batch: c.generation_batch_size as u64,
                     prompt: c.max_prompt_length as u64,
@@ -277,7 +328,10 @@ fn open_model(name: &str) -> Result<Known> {
     let tokenizer = Tokenizer::load(&files.dir)?;
     if tokenizer.vocab_size() > config.vocab_size() {
         let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
-        return Err(Error::format(&files.dir, format!("the tokenizer has {tokens} tokens and the model {rows} embeddings")));
+        return Err(Error::format(
+            &files.dir,
+            format!("the tokenizer has {tokens} tokens and the model {rows} embeddings"),
+        ));
     }
     Ok(Known { config, tokenizer })
 }
@@ -285,8 +339,18 @@ fn open_model(name: &str) -> Result<Known> {
 fn shape_of(config: &ModelConfig) -> ModelShape {
     let total = config.num_params() as u64;
     let (intermediate, heads, kv_heads, head_dim) = match config {
-        ModelConfig::Llama(c) => (c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim),
-        ModelConfig::Qwen3(c) => (c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim),
+        ModelConfig::Llama(c) => (
+            c.intermediate_size,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+        ),
+        ModelConfig::Qwen3(c) => (
+            c.intermediate_size,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+        ),
         ModelConfig::Gpt2(c) => (c.n_inner, c.n_head, c.n_head, c.n_embd / c.n_head),
     };
     ModelShape {
@@ -309,7 +373,10 @@ struct Uses<'a> {
 }
 
 fn uses(stage: &Stage) -> Uses<'_> {
-    let mut uses = Uses { data: Vec::new(), rewards: Vec::new() };
+    let mut uses = Uses {
+        data: Vec::new(),
+        rewards: Vec::new(),
+    };
     let mut data = |key, config, kind| uses.data.push((key, config, kind));
     match stage {
         Stage::Pretrain(c) => {
@@ -319,7 +386,11 @@ fn uses(stage: &Stage) -> Uses<'_> {
             }
         }
         Stage::Sft(c) => {
-            let kind = if c.completion_only_loss { RowKind::Completion } else { RowKind::Text };
+            let kind = if c.completion_only_loss {
+                RowKind::Completion
+            } else {
+                RowKind::Text
+            };
             data("data", &c.data, kind);
             if let Some(eval) = &c.eval_data {
                 data("eval_data", eval, kind);
@@ -350,7 +421,11 @@ fn uses(stage: &Stage) -> Uses<'_> {
         }
         Stage::Compare(c) => {
             data("data", &c.data, RowKind::Prompt);
-            uses.rewards.extend(c.rewards.iter().map(|(title, reward)| (format!("rewards.{title}"), reward)));
+            uses.rewards.extend(
+                c.rewards
+                    .iter()
+                    .map(|(title, reward)| (format!("rewards.{title}"), reward)),
+            );
         }
     }
     uses

@@ -18,15 +18,23 @@ pub struct Learned<B: ModelBackend> {
 impl<B: ModelBackend> Learned<B> {
     /// A source that passes at most `micro_batch_tokens` tokens through the model at once.
     pub fn new(model: ScalarModel<B>, micro_batch_tokens: usize, device: B::Device) -> Self {
-        Self { model, micro_batch_tokens, device }
+        Self {
+            model,
+            micro_batch_tokens,
+            device,
+        }
     }
 }
 
 impl<B: ModelBackend> RewardSource for Learned<B> {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        let rows: Vec<Vec<u32>> =
-            completions.iter().map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat()).collect();
+        let rows: Vec<Vec<u32>> = completions
+            .iter()
+            .map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat())
+            .collect();
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        Ok(self.model.row_scores(&rows, self.micro_batch_tokens, &self.device))
+        Ok(self
+            .model
+            .row_scores(&rows, self.micro_batch_tokens, &self.device))
     }
 }

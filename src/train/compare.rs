@@ -20,7 +20,10 @@ const MICRO_BATCH_TOKENS: usize = 4096;
 ///
 /// # Errors
 /// Those of data, models and reward sources.
-pub fn compare<B: ModelBackend>(session: &mut Session<'_, B>, config: &CompareConfig) -> Result<Outcome> {
+pub fn compare<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &CompareConfig,
+) -> Result<Outcome> {
     let device = session.device.clone();
     let first = config.policies.first().ok_or_else(|| Error::Stage {
         stage: config.name.clone(),
@@ -28,21 +31,42 @@ pub fn compare<B: ModelBackend>(session: &mut Session<'_, B>, config: &CompareCo
     })?;
     let reference = session.policy(config.reference.as_ref().unwrap_or(first))?;
     let rows = session.rows(&config.data)?;
-    let prompts = encode_prompts(&rows, &reference.tokenizer, &config.data.format, config.max_prompt_length)?;
+    let prompts = encode_prompts(
+        &rows,
+        &reference.tokenizer,
+        &config.data.format,
+        config.max_prompt_length,
+    )?;
     session.tell("prompts", &prompts.report);
     let prompts = prompts.items;
     let mut sources = BTreeMap::new();
     for (title, reward) in &config.rewards {
-        sources.insert(title.clone(), session.reward_source(reward, reference.config.vocab_size())?);
+        sources.insert(
+            title.clone(),
+            session.reward_source(reward, reference.config.vocab_size())?,
+        );
     }
-    let summary = format!("{} policies on {} held-out prompts", config.policies.len(), prompts.len());
+    let summary = format!(
+        "{} policies on {} held-out prompts",
+        config.policies.len(),
+        prompts.len()
+    );
     let cadence = Cadence::default();
-    let (mut journal, _) = Journal::open(session, &config.name, &summary, config.policies.len(), &cadence)?;
+    let (mut journal, _) = Journal::open(
+        session,
+        &config.name,
+        &summary,
+        config.policies.len(),
+        &cadence,
+    )?;
     journal.position = Default::default();
     let mut header: Vec<String> = vec!["policy".into()];
     header.extend(sources.keys().cloned());
     header.extend(["KL", "tokens", "EOS"].map(String::from));
-    let (mut lines, mut shown) = (Vec::new(), vec![String::new(); config.num_samples.min(prompts.len())]);
+    let (mut lines, mut shown) = (
+        Vec::new(),
+        vec![String::new(); config.num_samples.min(prompts.len())],
+    );
     for init in &config.policies {
         let policy = session.policy(init)?;
         let name = title(init);
@@ -63,7 +87,12 @@ pub fn compare<B: ModelBackend>(session: &mut Session<'_, B>, config: &CompareCo
         let total = prompts.len();
         let reporter = &mut *session.reporter;
         let result = evaluator.run(&policy.model, &mut sources, &device, &mut |done, tokens| {
-            reporter.rollout(&RolloutReport { what: "evaluation", done, total, tokens });
+            reporter.rollout(&RolloutReport {
+                what: "evaluation",
+                done,
+                total,
+                tokens,
+            });
         })?;
         let mut line = vec![name.clone()];
         line.extend(result.scores.values().map(|score| format!("{score:.3}")));
@@ -71,7 +100,11 @@ pub fn compare<B: ModelBackend>(session: &mut Session<'_, B>, config: &CompareCo
         line.push(format!("{:.1}", result.response_length));
         line.push(format!("{:.0} %", 100.0 * result.eos_rate));
         lines.push(line);
-        let mut metrics: Vec<(&str, f64)> = result.scores.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        let mut metrics: Vec<(&str, f64)> = result
+            .scores
+            .iter()
+            .map(|(k, v)| (k.as_str(), *v))
+            .collect();
         metrics.extend([
             ("eval/kl", result.kl),
             ("eval/response_length", result.response_length),
@@ -86,7 +119,10 @@ pub fn compare<B: ModelBackend>(session: &mut Session<'_, B>, config: &CompareCo
                         text.push_str(&format!("\n    {:<10} {reference}", "(human)"));
                     }
                 }
-                text.push_str(&format!("\n    {name:<10} {}", sample.response.trim().replace('\n', " / ")));
+                text.push_str(&format!(
+                    "\n    {name:<10} {}",
+                    sample.response.trim().replace('\n', " / ")
+                ));
                 sample.step = journal.position.step;
                 sample.policy = Some(name.clone());
                 journal.sample(&sample)?;
@@ -96,7 +132,10 @@ pub fn compare<B: ModelBackend>(session: &mut Session<'_, B>, config: &CompareCo
     let scores = table(&header, &lines);
     let text = format!("{scores}\n{}\n", shown.join("\n\n"));
     journal.finish(session, &summary, &scores)?;
-    Ok(Outcome { summary, table: text })
+    Ok(Outcome {
+        summary,
+        table: text,
+    })
 }
 
 fn title(init: &Init) -> String {

@@ -28,7 +28,10 @@ pub(super) fn draw_samples<B: ModelBackend>(
 ) -> Result<Vec<Sample>> {
     let options = GenerateOptions {
         max_new_tokens: request.max_new_tokens,
-        sampling: SamplingConfig { temperature: 0.0, ..SamplingConfig::default() },
+        sampling: SamplingConfig {
+            temperature: 0.0,
+            ..SamplingConfig::default()
+        },
         stop_ids: tokenizer.stop_ids().to_vec(),
         batch_size: request.prompts.len().max(1),
     };
@@ -112,8 +115,11 @@ impl<B: ModelBackend> Evaluator<'_, B> {
         let ids: Vec<&[u32]> = self.prompts.iter().map(|p| p.ids.as_slice()).collect();
         let responses = generate(model, &ids, &self.options, self.seed, device, on_progress);
         let completions = completions(self.prompts, &responses, self.tokenizer)?;
-        let mut samples: Vec<Sample> =
-            completions.iter().zip(&responses).map(|(c, r)| sample(c, r.stopped, 0)).collect();
+        let mut samples: Vec<Sample> = completions
+            .iter()
+            .zip(&responses)
+            .map(|(c, r)| sample(c, r.stopped, 0))
+            .collect();
         let mut scores = BTreeMap::new();
         for (name, source) in sources {
             let values = source.score(&completions)?;
@@ -133,17 +139,30 @@ impl<B: ModelBackend> Evaluator<'_, B> {
     }
 
     fn kl(&self, responses: &[Response], device: &B::Device) -> f64 {
-        let Some(reference) = self.reference else { return 0.0 };
+        let Some(reference) = self.reference else {
+            return 0.0;
+        };
         // Greedy responses carry log-probabilities at temperature 1, and so are compared at 1.
         let temperature = match self.options.sampling.temperature {
             0.0 => 1.0,
             temperature => temperature,
         };
-        let rows: Vec<Vec<u32>> =
-            self.prompts.iter().zip(responses).map(|(p, r)| [p.ids.as_slice(), &r.ids].concat()).collect();
+        let rows: Vec<Vec<u32>> = self
+            .prompts
+            .iter()
+            .zip(responses)
+            .map(|(p, r)| [p.ids.as_slice(), &r.ids].concat())
+            .collect();
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let lens: Vec<usize> = self.prompts.iter().map(|p| p.ids.len()).collect();
-        let reference = row_logprobs(reference, &rows, &lens, temperature, self.micro_batch_tokens, device);
+        let reference = row_logprobs(
+            reference,
+            &rows,
+            &lens,
+            temperature,
+            self.micro_batch_tokens,
+            device,
+        );
         let total: f64 = responses
             .iter()
             .zip(&reference)

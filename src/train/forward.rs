@@ -24,14 +24,26 @@ pub(super) fn floats<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B
 
 /// Numbers on the host. Reads the device.
 pub(super) fn host<B: Backend>(tensor: Tensor<B, 1>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().into_vec().expect("converted to f32")
+    tensor
+        .into_data()
+        .convert::<f32>()
+        .into_vec()
+        .expect("converted to f32")
 }
 
 /// The states that predict trained tokens, and those tokens: for a trained token at `i`, the state at `i - 1`.
-pub(super) fn trained_positions(examples: &[&Example], segments: &Segments) -> (Vec<usize>, Vec<u32>) {
+pub(super) fn trained_positions(
+    examples: &[&Example],
+    segments: &Segments,
+) -> (Vec<usize>, Vec<u32>) {
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
     for (example, range) in examples.iter().zip(segments.iter()) {
-        for (i, _) in example.trained.iter().enumerate().filter(|(_, trained)| **trained) {
+        for (i, _) in example
+            .trained
+            .iter()
+            .enumerate()
+            .filter(|(_, trained)| **trained)
+        {
             positions.push(range.start + i - 1);
             targets.push(example.ids[i]);
         }
@@ -53,7 +65,9 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
         let rows: Vec<&[u32]> = part.iter().map(|e| e.ids.as_slice()).collect();
         let batch = TokenBatch::from_rows(&rows, device);
         let (positions, targets) = trained_positions(&part, &batch.segments);
-        let hidden = model.hidden_states(&batch, None, None).select(0, indices(&positions, device));
+        let hidden = model
+            .hidden_states(&batch, None, None)
+            .select(0, indices(&positions, device));
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
         sum -= host(logprobs).iter().map(|&x| f64::from(x)).sum::<f64>();
         count += positions.len();
@@ -81,7 +95,9 @@ pub fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
             positions.extend(range.start + first - 1..range.end - 1);
             targets.extend(&rows[row][first..]);
         }
-        let hidden = model.hidden_states(&batch, None, None).select(0, indices(&positions, device));
+        let hidden = model
+            .hidden_states(&batch, None, None)
+            .select(0, indices(&positions, device));
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), temperature);
         let mut values = host(logprobs).into_iter();
         for &row in &part {

@@ -9,8 +9,8 @@ use crate::checkpoint::{self, StepCheckpoint, TensorMap};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::report::{
-    EvalReport, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport, Timer, interrupt, peak_rss_bytes,
-    write_stage_report,
+    EvalReport, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport, Timer,
+    interrupt, peak_rss_bytes, write_stage_report,
 };
 
 /// The journal of one stage.
@@ -36,7 +36,11 @@ impl Journal {
         cadence: &Cadence,
     ) -> Result<(Self, Option<(PathBuf, StepCheckpoint<Position>)>)> {
         let dir = session.stage_dir(stage)?;
-        let newest = if session.resume { checkpoint::latest(&dir) } else { None };
+        let newest = if session.resume {
+            checkpoint::latest(&dir)
+        } else {
+            None
+        };
         let restored = match newest {
             Some(folder) => {
                 let checkpoint = StepCheckpoint::<Position>::load(&folder)?;
@@ -44,7 +48,10 @@ impl Journal {
             }
             None => None,
         };
-        let position = restored.as_ref().map(|(_, c)| c.state.clone()).unwrap_or_default();
+        let position = restored
+            .as_ref()
+            .map(|(_, c)| c.state.clone())
+            .unwrap_or_default();
         let resume_step = restored.as_ref().map(|_| position.step);
         let journal = Self {
             stage: stage.to_owned(),
@@ -74,7 +81,11 @@ impl Journal {
     /// Whether the steps done so far call for an evaluation.
     pub(super) fn evaluates(&self) -> bool {
         let step = self.position.step;
-        step == self.total_steps || self.cadence.eval_steps.is_some_and(|every| step.is_multiple_of(every))
+        step == self.total_steps
+            || self
+                .cadence
+                .eval_steps
+                .is_some_and(|every| step.is_multiple_of(every))
     }
 
     /// Samples wanted at each evaluation.
@@ -94,7 +105,13 @@ impl Journal {
         let (step, tokens) = (self.position.step, self.position.tokens);
         self.metrics.log(step, metrics)?;
         let rate = self.timer.tokens_per_s(tokens);
-        self.metrics.log_timing(step, &[("tokens_per_s", rate), ("elapsed_s", self.timer.elapsed_s())])?;
+        self.metrics.log_timing(
+            step,
+            &[
+                ("tokens_per_s", rate),
+                ("elapsed_s", self.timer.elapsed_s()),
+            ],
+        )?;
         session.reporter.step(&StepReport {
             stage: &self.stage,
             step,
@@ -113,7 +130,12 @@ impl Journal {
     ) -> Result<()> {
         let step = self.position.step;
         self.metrics.log(step, metrics)?;
-        session.reporter.eval(&EvalReport { stage: &self.stage, step, total_steps: self.total_steps, metrics });
+        session.reporter.eval(&EvalReport {
+            stage: &self.stage,
+            step,
+            total_steps: self.total_steps,
+            metrics,
+        });
         Ok(())
     }
 
@@ -125,7 +147,10 @@ impl Journal {
     /// Whether a checkpoint is due, or the user wants to stop.
     pub(super) fn must_save(&self) -> bool {
         let step = self.position.step;
-        let due = self.cadence.save_steps.is_some_and(|every| step > 0 && step.is_multiple_of(every));
+        let due = self
+            .cadence
+            .save_steps
+            .is_some_and(|every| step > 0 && step.is_multiple_of(every));
         (due && step < self.total_steps) || self.must_stop()
     }
 
@@ -143,7 +168,13 @@ impl Journal {
         // The logs first: a complete checkpoint never knows of a step that they lack.
         self.metrics.sync()?;
         self.samples.sync()?;
-        checkpoint::save(&self.dir, self.position.step, weights, optim, &self.position)?;
+        checkpoint::save(
+            &self.dir,
+            self.position.step,
+            weights,
+            optim,
+            &self.position,
+        )?;
         checkpoint::prune(&self.dir, self.cadence.save_total_limit.max(1))?;
         if self.must_stop() {
             return Err(Error::Interrupted {
@@ -161,7 +192,12 @@ impl Journal {
         let saved = self.dir.join(format!("nonfinite-step-{step:06}.json"));
         let text = serde_json::json!({ "step": step, "what": what, "rows": rows }).to_string();
         match crate::atomic::write_atomic(&saved, text.as_bytes()) {
-            Ok(()) => Error::NonFinite { stage: self.stage.clone(), step, what: what.to_owned(), saved },
+            Ok(()) => Error::NonFinite {
+                stage: self.stage.clone(),
+                step,
+                what: what.to_owned(),
+                saved,
+            },
             Err(error) => error,
         }
     }
@@ -178,13 +214,22 @@ impl Journal {
         let mut facts = vec![
             ("tokens", self.position.tokens.to_string()),
             ("wall time", format!("{:.0} s", self.timer.elapsed_s())),
-            ("tokens/s", format!("{:.0}", self.timer.tokens_per_s(self.position.tokens))),
+            (
+                "tokens/s",
+                format!("{:.0}", self.timer.tokens_per_s(self.position.tokens)),
+            ),
         ];
         if let Some(bytes) = peak_rss_bytes() {
-            facts.push(("peak memory of the run so far", format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)));
+            facts.push((
+                "peak memory of the run so far",
+                format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
+            ));
         }
         let run = session.run.path().display().to_string();
-        let next = format!("temper export --run {run} --stage {} --to exported/{}", self.stage, self.stage);
+        let next = format!(
+            "temper export --run {run} --stage {} --to exported/{}",
+            self.stage, self.stage
+        );
         write_stage_report(
             &self.dir,
             &StageReport {

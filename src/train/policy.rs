@@ -14,7 +14,8 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::weights::{self, RandomSource, write_safetensors};
 use crate::model::{
-    LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, load_adapter, manifest, save_adapter,
+    LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, load_adapter, manifest,
+    save_adapter,
 };
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
@@ -63,7 +64,9 @@ impl<B: ModelBackend> Session<'_, B> {
         match init {
             Init::Base => {
                 let name = self.model.clone().ok_or_else(|| {
-                    Error::Usage("the recipe has no `model`, and a stage starts from the base".into())
+                    Error::Usage(
+                        "the recipe has no `model`, and a stage starts from the base".into(),
+                    )
                 })?;
                 self.base_policy(&name)
             }
@@ -71,18 +74,26 @@ impl<B: ModelBackend> Session<'_, B> {
                 let dir = self.stage_dir(stage)?;
                 let adapter = dir.join("adapter");
                 if !adapter.exists() {
-                    return self.base_policy(&existing(dir.join("model"), stage)?.to_string_lossy());
+                    return self
+                        .base_policy(&existing(dir.join("model"), stage)?.to_string_lossy());
                 }
                 let base = adapter_base(&adapter)?;
                 let mut policy = self.base_policy(&base)?;
-                let loaded = load_adapter(&mut policy.model, &policy.config, &adapter, &self.device)?;
+                let loaded =
+                    load_adapter(&mut policy.model, &policy.config, &adapter, &self.device)?;
                 policy.lora = Some(lora_config(&loaded.config));
-                policy.files.push(adapter.join(crate::peft::files::ADAPTER_WEIGHTS));
+                policy
+                    .files
+                    .push(adapter.join(crate::peft::files::ADAPTER_WEIGHTS));
                 Ok(policy)
             }
             Init::Random(path) => {
                 let config = ModelConfig::load(path)?;
-                let folder = if path.is_dir() { path.as_path() } else { path.parent().unwrap_or(Path::new(".")) };
+                let folder = if path.is_dir() {
+                    path.as_path()
+                } else {
+                    path.parent().unwrap_or(Path::new("."))
+                };
                 let source = RandomSource::new(&config, self.seed.fork("weights"));
                 Ok(Policy {
                     model: LanguageModel::load(&config, &source, &self.device)?,
@@ -120,7 +131,14 @@ impl<B: ModelBackend> Session<'_, B> {
             ));
         }
         let source = weight_file(&files.weights);
-        Ok(Policy { model, config, tokenizer, lora: None, base: name.to_owned(), files: source.into_iter().collect() })
+        Ok(Policy {
+            model,
+            config,
+            tokenizer,
+            lora: None,
+            base: name.to_owned(),
+            files: source.into_iter().collect(),
+        })
     }
 
     /// The reward model of a stage, or of a folder.
@@ -128,27 +146,47 @@ impl<B: ModelBackend> Session<'_, B> {
     /// # Errors
     /// As [`Session::policy`].
     pub fn reward_model(&mut self, stage: &str) -> Result<RewardModel<B>> {
-        let dir = if stage.contains(['/', '\\']) { PathBuf::from(stage) } else { self.stage_dir(stage)? };
+        let dir = if stage.contains(['/', '\\']) {
+            PathBuf::from(stage)
+        } else {
+            self.stage_dir(stage)?
+        };
         let adapter = dir.join("adapter");
         if adapter.exists() {
             let base = self.base_policy(&adapter_base(&adapter)?)?;
             let mut backbone = base.model.into_backbone();
             let loaded = load_adapter(&mut backbone, &base.config, &adapter, &self.device)?;
             let score = loaded.score.ok_or_else(|| {
-                Error::format(&adapter, "a reward model's adapter holds base_model.model.score.weight; it is missing")
+                Error::format(
+                    &adapter,
+                    "a reward model's adapter holds base_model.model.score.weight; it is missing",
+                )
             })?;
-            let mut model = ScalarModel::with_zero_head(backbone, base.config.hidden_size(), &self.device);
+            let mut model =
+                ScalarModel::with_zero_head(backbone, base.config.hidden_size(), &self.device);
             model.set_score(score, &self.device);
             model.offset = read_offset(&adapter.join(SIDECAR))?;
             let vocab_size = base.config.vocab_size();
-            return Ok(RewardModel { model, lora: Some(lora_config(&loaded.config)), vocab_size });
+            return Ok(RewardModel {
+                model,
+                lora: Some(lora_config(&loaded.config)),
+                vocab_size,
+            });
         }
-        let folder = if dir.join("config.json").exists() { dir } else { existing(dir.join("model"), stage)? };
+        let folder = if dir.join("config.json").exists() {
+            dir
+        } else {
+            existing(dir.join("model"), stage)?
+        };
         let config = ModelConfig::load(&folder)?;
         let source = weights::open(&folder)?;
         let mut model = ScalarModel::load(&config, source.as_ref(), &self.device)?;
         model.offset = read_offset(&folder.join("config.json"))?;
-        Ok(RewardModel { model, lora: None, vocab_size: config.vocab_size() })
+        Ok(RewardModel {
+            model,
+            lora: None,
+            vocab_size: config.vocab_size(),
+        })
     }
 
     /// Records where a stage's weights and data came from.
@@ -170,7 +208,10 @@ impl<B: ModelBackend> Session<'_, B> {
                 .iter()
                 .filter_map(|(path, rows)| path.as_ref().map(|path| hash(path, Some(*rows))))
                 .collect::<Result<_>>()?,
-            weights: weights.iter().map(|path| hash(path, None)).collect::<Result<_>>()?,
+            weights: weights
+                .iter()
+                .map(|path| hash(path, None))
+                .collect::<Result<_>>()?,
         })
     }
 }
@@ -189,7 +230,11 @@ impl<B: ModelBackend> Policy<B> {
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
         let full = lora.is_none();
         model.train_only(&|kind| full || kind == ParamKind::Adapter);
-        Ok(Trainable { model, lora, merged })
+        Ok(Trainable {
+            model,
+            lora,
+            merged,
+        })
     }
 }
 
@@ -219,7 +264,11 @@ pub(super) fn prepare<B: ModelBackend, M: Adaptable<B>>(
         && same_adapters(model, config, present, wanted)?
     {
         model.for_each_projection(&mut |projection| {
-            projection.adapters.iter_mut().flatten().for_each(|lora| lora.dropout = wanted.dropout);
+            projection
+                .adapters
+                .iter_mut()
+                .flatten()
+                .for_each(|lora| lora.dropout = wanted.dropout);
         });
         return Ok((Some(wanted.clone()), false));
     }
@@ -235,17 +284,19 @@ fn same_adapters<B: ModelBackend, M: Adaptable<B>>(
     wanted: &LoraConfig,
 ) -> Result<bool> {
     let linear = config.linear_modules();
-    let mut targets: Vec<String> = resolve_targets(&TargetModules::List(wanted.target_modules.clone()), &linear)?
-        .into_iter()
-        .map(|index| linear[index].name.clone())
-        .collect();
+    let mut targets: Vec<String> =
+        resolve_targets(&TargetModules::List(wanted.target_modules.clone()), &linear)?
+            .into_iter()
+            .map(|index| linear[index].name.clone())
+            .collect();
     let mut adapted = Vec::new();
     let mut same_shape = true;
     model.for_each_projection(&mut |projection| {
         for (layer, adapter) in projection.layers().iter().zip(&projection.adapters) {
             if let Some(lora) = adapter {
                 adapted.push(layer.path.clone());
-                same_shape &= lora.rank() == wanted.rank && (lora.scale - wanted.scale()).abs() < 1e-9;
+                same_shape &=
+                    lora.rank() == wanted.rank && (lora.scale - wanted.scale()).abs() < 1e-9;
             }
         }
     });
@@ -283,7 +334,14 @@ pub(super) fn save_policy<B: ModelBackend>(
                 tokenizer.save(folder)
             })
         }
-        None => write_model(&dir.join("model"), &mut model, config, tokenizer, false, None),
+        None => write_model(
+            &dir.join("model"),
+            &mut model,
+            config,
+            tokenizer,
+            false,
+            None,
+        ),
     }
 }
 
@@ -307,7 +365,14 @@ pub(super) fn save_reward_model<B: ModelBackend>(
             write_atomic(folder.join(SIDECAR), sidecar.to_string().as_bytes())?;
             tokenizer.save(folder)
         }),
-        None => write_model(&dir.join("model"), model, config, tokenizer, true, Some(offset)),
+        None => write_model(
+            &dir.join("model"),
+            model,
+            config,
+            tokenizer,
+            true,
+            Some(offset),
+        ),
     }
 }
 
@@ -325,7 +390,8 @@ fn write_model<B: ModelBackend>(
         if let (Some(offset), Some(object)) = (offset, json.as_object_mut()) {
             object.insert(SCORE_OFFSET.into(), offset.into());
         }
-        let text = serde_json::to_string_pretty(&json).map_err(|e| Error::format(folder, e.to_string()))?;
+        let text = serde_json::to_string_pretty(&json)
+            .map_err(|e| Error::format(folder, e.to_string()))?;
         write_atomic(folder.join("config.json"), text.as_bytes())?;
         let tensors = host_tensors(model, &|kind| kind != ParamKind::Adapter);
         write_safetensors(folder.join("model.safetensors"), &tensors)?;
@@ -339,16 +405,21 @@ fn existing(folder: PathBuf, stage: &str) -> Result<PathBuf> {
     }
     Err(Error::Stage {
         stage: stage.to_owned(),
-        message: format!("it has no result yet ({} is missing); run the recipe without --stage", folder.display()),
+        message: format!(
+            "it has no result yet ({} is missing); run the recipe without --stage",
+            folder.display()
+        ),
     })
 }
 
 fn adapter_base(adapter: &Path) -> Result<String> {
     let file = adapter.join(crate::peft::files::ADAPTER_CONFIG);
     let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
     let base = value["base_model_name_or_path"].as_str();
-    base.map(str::to_owned).ok_or_else(|| Error::format(&file, "no base_model_name_or_path: name the base"))
+    base.map(str::to_owned)
+        .ok_or_else(|| Error::format(&file, "no base_model_name_or_path: name the base"))
 }
 
 fn read_offset(file: &Path) -> Result<f64> {
@@ -356,7 +427,8 @@ fn read_offset(file: &Path) -> Result<f64> {
         return Ok(0.0);
     }
     let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
     Ok(value[SCORE_OFFSET].as_f64().unwrap_or(0.0))
 }
 
@@ -381,4 +453,3 @@ fn weight_file(weights: &Path) -> Option<PathBuf> {
     let single = weights.join("model.safetensors");
     single.exists().then_some(single)
 }
-

@@ -12,10 +12,18 @@ use crate::ops::ModelBackend;
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
-pub fn pretrain<B: ModelBackend>(session: &mut Session<'_, B>, config: &PretrainConfig) -> Result<Outcome> {
+pub fn pretrain<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &PretrainConfig,
+) -> Result<Outcome> {
     let policy = session.policy(&config.init)?;
     let rows = session.rows(&config.data)?;
-    let train = encode_text(&rows, &policy.tokenizer, &config.data.format, config.max_length)?;
+    let train = encode_text(
+        &rows,
+        &policy.tokenizer,
+        &config.data.format,
+        config.max_length,
+    )?;
     session.tell("training data", &train.report);
     let valid = match &config.eval_data {
         Some(data) => {
@@ -25,8 +33,15 @@ pub fn pretrain<B: ModelBackend>(session: &mut Session<'_, B>, config: &Pretrain
         None => Vec::new(),
     };
     let data = (data_file(&config.data, session.run.path()), rows.len());
-    session.record(&config.name, &format!("{:?}", config.init), &policy.files, &[data])?;
-    let trained = policy.clone().into_trainable(&config.peft, session.stage_seed(&config.name))?;
+    session.record(
+        &config.name,
+        &format!("{:?}", config.init),
+        &policy.files,
+        &[data],
+    )?;
+    let trained = policy
+        .clone()
+        .into_trainable(&config.peft, session.stage_seed(&config.name))?;
     let work = Supervised {
         stage: &config.name,
         optim: &config.optim,

@@ -26,7 +26,11 @@ impl<B: ModelBackend> Session<'_, B> {
     ///
     /// # Errors
     /// Those of the source.
-    pub(super) fn reward_source(&mut self, config: &RewardConfig, vocab: usize) -> Result<Box<dyn RewardSource>>
+    pub(super) fn reward_source(
+        &mut self,
+        config: &RewardConfig,
+        vocab: usize,
+    ) -> Result<Box<dyn RewardSource>>
     where
         B: 'static,
     {
@@ -41,7 +45,11 @@ impl<B: ModelBackend> Session<'_, B> {
                     ),
                 });
             }
-            Ok(Box::new(Learned::new(reward.model, SCORE_TOKENS, self.device.clone())))
+            Ok(Box::new(Learned::new(
+                reward.model,
+                SCORE_TOKENS,
+                self.device.clone(),
+            )))
         })
     }
 }
@@ -57,13 +65,22 @@ struct Group<'a> {
 
 impl<'a> Group<'a> {
     fn new(items: impl Iterator<Item = &'a Comparisons>, use_margin: bool) -> Self {
-        let mut group = Self { rows: Vec::new(), pairs: loss::Comparisons::new() };
+        let mut group = Self {
+            rows: Vec::new(),
+            pairs: loss::Comparisons::new(),
+        };
         for item in items {
             let first = group.rows.len();
             group.rows.extend(item.responses.iter().map(Vec::as_slice));
-            group.pairs.push_prompt(item.pairs.iter().map(|&(chosen, rejected, margin)| {
-                (first + chosen, first + rejected, if use_margin { margin } else { 0.0 })
-            }));
+            group
+                .pairs
+                .push_prompt(item.pairs.iter().map(|&(chosen, rejected, margin)| {
+                    (
+                        first + chosen,
+                        first + rejected,
+                        if use_margin { margin } else { 0.0 },
+                    )
+                }));
         }
         group
     }
@@ -73,27 +90,51 @@ impl<'a> Group<'a> {
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
-pub fn reward_model<B: ModelBackend>(session: &mut Session<'_, B>, config: &RewardModelConfig) -> Result<Outcome> {
+pub fn reward_model<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &RewardModelConfig,
+) -> Result<Outcome> {
     let device = session.device.clone();
     let seed = session.stage_seed(&config.name);
     let policy = session.policy(&config.init)?;
     let rows = session.rows(&config.data)?;
-    let train = encode_comparisons(&rows, &policy.tokenizer, &config.data.format, config.max_length)?;
+    let train = encode_comparisons(
+        &rows,
+        &policy.tokenizer,
+        &config.data.format,
+        config.max_length,
+    )?;
     session.tell("comparisons", &train.report);
     let train = train.items;
     let valid = match &config.eval_data {
         Some(data) => {
-            let encoded = encode_comparisons(&session.rows(data)?, &policy.tokenizer, &data.format, config.max_length)?;
+            let encoded = encode_comparisons(
+                &session.rows(data)?,
+                &policy.tokenizer,
+                &data.format,
+                config.max_length,
+            )?;
             session.tell("held-out comparisons", &encoded.report);
             encoded.items
         }
         None => Vec::new(),
     };
     let data = (data_file(&config.data, session.run.path()), rows.len());
-    session.record(&config.name, &format!("{:?}", config.init), &policy.files, &[data])?;
+    session.record(
+        &config.name,
+        &format!("{:?}", config.init),
+        &policy.files,
+        &[data],
+    )?;
 
     let mut backbone = policy.model.clone().into_backbone();
-    let (lora, merged) = prepare(&mut backbone, &policy.config, policy.lora.as_ref(), &config.peft, seed)?;
+    let (lora, merged) = prepare(
+        &mut backbone,
+        &policy.config,
+        policy.lora.as_ref(),
+        &config.peft,
+        seed,
+    )?;
     if merged {
         return Err(Error::Stage {
             stage: config.name.clone(),
@@ -106,11 +147,17 @@ pub fn reward_model<B: ModelBackend>(session: &mut Session<'_, B>, config: &Rewa
     let full = lora.is_none();
     model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
 
-    let batches = Batches::new(train.len(), config.batch_size, config.epochs, seed.fork("order"));
+    let batches = Batches::new(
+        train.len(),
+        config.batch_size,
+        config.epochs,
+        seed.fork("order"),
+    );
     let steps = batches.num_steps();
     let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
     let summary = format!("{pairs} comparisons of {} prompts", train.len());
-    let (mut journal, restored) = Journal::open(session, &config.name, &summary, steps, &config.cadence)?;
+    let (mut journal, restored) =
+        Journal::open(session, &config.name, &summary, steps, &config.cadence)?;
     let mut optim = AdamW::<B>::new(config.optim.clone());
     if let Some((folder, checkpoint)) = restored {
         restore_weights(&checkpoint.weights, "", &mut model, &device, &folder)?;
@@ -118,12 +165,22 @@ pub fn reward_model<B: ModelBackend>(session: &mut Session<'_, B>, config: &Rewa
     }
     let mut accuracy = None;
     if journal.position.step == 0 {
-        evaluate(session, &mut journal, config, &model.valid(), &valid, &device)?;
+        evaluate(
+            session,
+            &mut journal,
+            config,
+            &model.valid(),
+            &valid,
+            &device,
+        )?;
     }
     while journal.position.step < steps {
         let done = journal.position.step;
         let items: Vec<&Comparisons> = batches.batch(done).into_iter().map(|i| &train[i]).collect();
-        let lens: Vec<usize> = items.iter().map(|c| c.responses.iter().map(Vec::len).sum()).collect();
+        let lens: Vec<usize> = items
+            .iter()
+            .map(|c| c.responses.iter().map(Vec::len).sum())
+            .collect();
         let tokens: usize = lens.iter().sum();
         let (mut sum, mut loss, mut correct, mut pairs) = (GradientSum::<B>::default(), 0.0, 0, 0);
         for part in micro_batches(&lens, config.micro_batch_tokens) {
@@ -145,7 +202,10 @@ pub fn reward_model<B: ModelBackend>(session: &mut Session<'_, B>, config: &Rewa
         let lr = lr_at(&config.optim.schedule, config.optim.lr, done, steps);
         let norm = optim.update(&mut model, sum, items.len() as f64, lr);
         if !norm.is_finite() {
-            let rows: Vec<&[u32]> = items.iter().flat_map(|c| c.responses.iter().map(Vec::as_slice)).collect();
+            let rows: Vec<&[u32]> = items
+                .iter()
+                .flat_map(|c| c.responses.iter().map(Vec::as_slice))
+                .collect();
             return Err(journal.non_finite("gradient norm", &rows));
         }
         journal.position.updates = vec![optim.num_updates()];
@@ -157,7 +217,14 @@ pub fn reward_model<B: ModelBackend>(session: &mut Session<'_, B>, config: &Rewa
         ];
         journal.step(session, tokens as u64, &metrics)?;
         if journal.evaluates() {
-            accuracy = evaluate(session, &mut journal, config, &model.valid(), &valid, &device)?;
+            accuracy = evaluate(
+                session,
+                &mut journal,
+                config,
+                &model.valid(),
+                &valid,
+                &device,
+            )?;
         }
         if journal.must_save() {
             let mut weights = TensorMap::new();
@@ -169,18 +236,40 @@ pub fn reward_model<B: ModelBackend>(session: &mut Session<'_, B>, config: &Rewa
     let mut centre = String::new();
     if let Some(data) = &config.center_on {
         let rows = session.rows(data)?;
-        let examples = encode_completions(&rows, &policy.tokenizer, &data.format, config.max_length, true)?.items;
+        let examples = encode_completions(
+            &rows,
+            &policy.tokenizer,
+            &data.format,
+            config.max_length,
+            true,
+        )?
+        .items;
         let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
-        model.offset = crate::rl::mean(&model.row_scores(&rows, config.micro_batch_tokens, &device));
-        centre = format!("; scores shifted by {:.4} so that {} reference responses average 0", -model.offset, rows.len());
+        model.offset =
+            crate::rl::mean(&model.row_scores(&rows, config.micro_batch_tokens, &device));
+        centre = format!(
+            "; scores shifted by {:.4} so that {} reference responses average 0",
+            -model.offset,
+            rows.len()
+        );
     }
-    save_reward_model(journal.dir(), &mut model, lora.as_ref(), &policy.config, &policy.tokenizer, &policy.base)?;
+    save_reward_model(
+        journal.dir(),
+        &mut model,
+        lora.as_ref(),
+        &policy.config,
+        &policy.tokenizer,
+        &policy.base,
+    )?;
     let summary = match accuracy {
         Some(accuracy) => format!("held-out accuracy {:.1} %{centre}", 100.0 * accuracy),
         None => format!("{steps} steps{centre}"),
     };
     journal.finish(session, &summary, "")?;
-    Ok(Outcome { summary, table: String::new() })
+    Ok(Outcome {
+        summary,
+        table: String::new(),
+    })
 }
 
 /// Loss and accuracy on the held-out comparisons, if there are any.
@@ -201,6 +290,13 @@ fn evaluate<B: ModelBackend>(
     let loss = bradley_terry(super::forward::floats::<B>(&scores, device), &group.pairs);
     let loss = f64::from(host(loss)[0]) / valid.len() as f64;
     let spread = crate::rl::variance(&scores).sqrt();
-    journal.eval(session, &[("eval/loss", loss), ("eval/accuracy", accuracy), ("eval/score_std", spread)])?;
+    journal.eval(
+        session,
+        &[
+            ("eval/loss", loss),
+            ("eval/accuracy", accuracy),
+            ("eval/score_std", spread),
+        ],
+    )?;
     Ok(Some(accuracy))
 }

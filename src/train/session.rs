@@ -71,7 +71,10 @@ impl<'a, B: ModelBackend> Session<'a, B> {
     /// # Errors
     /// See [`read_rows`].
     pub fn rows(&self, data: &DataConfig) -> Result<Vec<Row>> {
-        let context = DataContext { run_dir: self.run.path().to_path_buf(), cache_dir: None };
+        let context = DataContext {
+            run_dir: self.run.path().to_path_buf(),
+            cache_dir: None,
+        };
         read_rows(data, &context)
     }
 
@@ -99,7 +102,10 @@ pub(super) fn data_file(data: &DataConfig, run: &Path) -> Option<PathBuf> {
     match &data.source {
         DataSource::Jsonl(path) => Some(path.clone()),
         DataSource::Ranked { stage, valid } => {
-            Some(run.join(stage).join(if *valid { "valid.jsonl" } else { "train.jsonl" }))
+            Some(
+                run.join(stage)
+                    .join(if *valid { "valid.jsonl" } else { "train.jsonl" }),
+            )
         }
         DataSource::Hub { .. } | DataSource::Posts { .. } => None,
     }

@@ -15,11 +15,19 @@ use crate::ops::ModelBackend;
 pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) -> Result<Outcome> {
     let policy = session.policy(&config.init)?;
     let encode = |rows: &[Row], format: &RowFormat| {
-        let is_text = rows.first().is_some_and(|row| row.columns.contains_key("text") && !row.columns.contains_key("prompt"));
+        let is_text = rows.first().is_some_and(|row| {
+            row.columns.contains_key("text") && !row.columns.contains_key("prompt")
+        });
         if is_text && !config.completion_only_loss {
             return encode_text(rows, &policy.tokenizer, format, config.max_length);
         }
-        encode_completions(rows, &policy.tokenizer, format, config.max_length, config.completion_only_loss)
+        encode_completions(
+            rows,
+            &policy.tokenizer,
+            format,
+            config.max_length,
+            config.completion_only_loss,
+        )
     };
     let rows = session.rows(&config.data)?;
     let train = encode(&rows, &config.data.format)?;
@@ -32,11 +40,19 @@ pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) ->
         valid = encoded.items;
         // Conversations have no single prompt to answer: then there are no samples.
         let head = &rows[..rows.len().min(config.cadence.num_samples)];
-        prompts = encode_prompts(head, &policy.tokenizer, &data.format, config.max_length).map_or(Vec::new(), |p| p.items);
+        prompts = encode_prompts(head, &policy.tokenizer, &data.format, config.max_length)
+            .map_or(Vec::new(), |p| p.items);
     }
     let data = (data_file(&config.data, session.run.path()), rows.len());
-    session.record(&config.name, &format!("{:?}", config.init), &policy.files, &[data])?;
-    let trained = policy.clone().into_trainable(&config.peft, session.stage_seed(&config.name))?;
+    session.record(
+        &config.name,
+        &format!("{:?}", config.init),
+        &policy.files,
+        &[data],
+    )?;
+    let trained = policy
+        .clone()
+        .into_trainable(&config.peft, session.stage_seed(&config.name))?;
     let work = Supervised {
         stage: &config.name,
         optim: &config.optim,

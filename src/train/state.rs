@@ -31,7 +31,10 @@ pub(super) fn trained_weights<B: ModelBackend>(
 ) {
     model.for_each_parameter(&mut |meta, slot| {
         if slot.is_trained() {
-            map.insert(format!("{prefix}{}", meta.key()), (slot.shape(), slot.values()));
+            map.insert(
+                format!("{prefix}{}", meta.key()),
+                (slot.shape(), slot.values()),
+            );
         }
     });
 }
@@ -53,17 +56,28 @@ pub(super) fn restore_weights<B: ModelBackend>(
             return;
         }
         match map.get(&format!("{prefix}{}", meta.key())) {
-            Some((shape, values)) if *shape == slot.shape() => slot.assign(values.clone(), shape, device),
+            Some((shape, values)) if *shape == slot.shape() => {
+                slot.assign(values.clone(), shape, device)
+            }
             other => {
                 problem.get_or_insert_with(|| {
-                    let found = other.map_or("nothing".to_owned(), |(shape, _)| format!("shape {shape:?}"));
-                    format!("{}: expected shape {:?}, found {found}", meta.key(), slot.shape())
+                    let found = other.map_or("nothing".to_owned(), |(shape, _)| {
+                        format!("shape {shape:?}")
+                    });
+                    format!(
+                        "{}: expected shape {:?}, found {found}",
+                        meta.key(),
+                        slot.shape()
+                    )
                 });
             }
         }
     });
     match problem {
-        Some(message) => Err(Error::format(folder, format!("the checkpoint is of another model: {message}"))),
+        Some(message) => Err(Error::format(
+            folder,
+            format!("the checkpoint is of another model: {message}"),
+        )),
         None => Ok(()),
     }
 }
@@ -71,6 +85,9 @@ pub(super) fn restore_weights<B: ModelBackend>(
 /// The part of a map under `prefix`, without it.
 pub(super) fn under(map: &TensorMap, prefix: &str) -> TensorMap {
     map.iter()
-        .filter_map(|(name, value)| name.strip_prefix(prefix).map(|name| (name.to_owned(), value.clone())))
+        .filter_map(|(name, value)| {
+            name.strip_prefix(prefix)
+                .map(|name| (name.to_owned(), value.clone()))
+        })
         .collect()
 }

@@ -7,7 +7,7 @@ use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{Cadence, OptimConfig};
-use super::evaluate::{draw_samples, SampleRequest};
+use super::evaluate::{SampleRequest, draw_samples};
 use super::forward::{example_loss, host, indices, trained_positions};
 use super::journal::Journal;
 use super::policy::{Policy, Trainable, save_policy};
@@ -46,7 +46,12 @@ pub(super) fn run<B: ModelBackend>(
 ) -> Result<Outcome> {
     let device = session.device.clone();
     let seed = session.stage_seed(work.stage);
-    let batches = Batches::new(work.train.len(), work.batch_size, work.epochs, seed.fork("order"));
+    let batches = Batches::new(
+        work.train.len(),
+        work.batch_size,
+        work.epochs,
+        seed.fork("order"),
+    );
     let (num_trained, total) = trained.model.count_parameters();
     let summary = format!(
         "{} rows, {} of {} parameters trained",
@@ -55,10 +60,17 @@ pub(super) fn run<B: ModelBackend>(
         crate::report::format_value(total as f64)
     );
     let steps = batches.num_steps();
-    let (mut journal, restored) = Journal::open(session, work.stage, &summary, steps, work.cadence)?;
+    let (mut journal, restored) =
+        Journal::open(session, work.stage, &summary, steps, work.cadence)?;
     let mut optim = AdamW::<B>::new(work.optim.clone());
     if let Some((folder, checkpoint)) = restored {
-        restore_weights(&checkpoint.weights, "", &mut trained.model, &device, &folder)?;
+        restore_weights(
+            &checkpoint.weights,
+            "",
+            &mut trained.model,
+            &device,
+            &folder,
+        )?;
         optim.restore(checkpoint.optim, journal.position.updates[0], &device);
     }
     // A resumed run has its evaluations up to here in the journal.
@@ -69,10 +81,17 @@ pub(super) fn run<B: ModelBackend>(
     let mut last_loss = None;
     while journal.position.step < steps {
         let done = journal.position.step;
-        let rows: Vec<&Example> = batches.batch(done).into_iter().map(|i| &work.train[i]).collect();
+        let rows: Vec<&Example> = batches
+            .batch(done)
+            .into_iter()
+            .map(|i| &work.train[i])
+            .collect();
         let lens: Vec<usize> = rows.iter().map(|e| e.ids.len()).collect();
         let tokens: usize = lens.iter().sum();
-        let targets: usize = rows.iter().map(|e| e.trained.iter().filter(|&&t| t).count()).sum();
+        let targets: usize = rows
+            .iter()
+            .map(|e| e.trained.iter().filter(|&&t| t).count())
+            .sum();
         let mut sum = GradientSum::<B>::default();
         let mut loss = 0.0;
         for part in micro_batches(&lens, work.micro_batch_tokens) {
@@ -99,7 +118,12 @@ pub(super) fn run<B: ModelBackend>(
             return Err(journal.non_finite("gradient norm", &ids));
         }
         journal.position.updates = vec![optim.num_updates()];
-        let metrics = [("loss", loss / targets as f64), ("grad_norm", norm), ("lr", lr), ("trained_tokens", targets as f64)];
+        let metrics = [
+            ("loss", loss / targets as f64),
+            ("grad_norm", norm),
+            ("lr", lr),
+            ("trained_tokens", targets as f64),
+        ];
         journal.step(session, tokens as u64, &metrics)?;
         if journal.evaluates() {
             last_loss = evaluate(session, &mut journal, &work, policy, &trained, &device)?;
@@ -110,14 +134,25 @@ pub(super) fn run<B: ModelBackend>(
             journal.save(session, &weights, &optim.state())?;
         }
     }
-    save_policy(journal.dir(), &trained, &policy.config, &policy.tokenizer, &policy.base)?;
+    save_policy(
+        journal.dir(),
+        &trained,
+        &policy.config,
+        &policy.tokenizer,
+        &policy.base,
+    )?;
     let summary = match (first_loss, last_loss) {
-        (Some(first), Some(last)) => format!("held-out loss {first:.4} -> {last:.4} nats per trained token"),
+        (Some(first), Some(last)) => {
+            format!("held-out loss {first:.4} -> {last:.4} nats per trained token")
+        }
         (None, Some(last)) => format!("held-out loss {last:.4} nats per trained token"),
         _ => format!("{steps} steps"),
     };
     journal.finish(session, &summary, "")?;
-    Ok(Outcome { summary, table: String::new() })
+    Ok(Outcome {
+        summary,
+        table: String::new(),
+    })
 }
 
 /// Held-out loss, if there is held-out data, and samples.
@@ -135,8 +170,16 @@ fn evaluate<B: ModelBackend>(
     let model = trained.model.valid();
     let (sum, count) = example_loss(&model, &work.valid, work.micro_batch_tokens, device);
     let loss = sum / count as f64;
-    journal.eval(session, &[("eval/loss", loss), ("eval/perplexity", loss.exp())])?;
-    let longest = work.valid.iter().map(|e| e.ids.len() - e.prompt_len).max().unwrap_or(0);
+    journal.eval(
+        session,
+        &[("eval/loss", loss), ("eval/perplexity", loss.exp())],
+    )?;
+    let longest = work
+        .valid
+        .iter()
+        .map(|e| e.ids.len() - e.prompt_len)
+        .max()
+        .unwrap_or(0);
     let request = SampleRequest {
         prompts: &work.prompts[..journal.num_samples().min(work.prompts.len())],
         max_new_tokens: longest.max(1),

@@ -19,7 +19,9 @@ use tempering::tokens::TokenBatch;
 const FAMILIES: [&str; 4] = ["llama_tied", "llama_untied", "qwen3", "gpt2"];
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/reference")
+        .join(name)
 }
 
 fn reference(name: &str) -> Value {
@@ -37,7 +39,11 @@ fn load<B: ModelBackend>(name: &str, device: &B::Device) -> LanguageModel<B> {
 }
 
 /// Log-probability of each token after the first, by row.
-fn logprobs<B: ModelBackend>(model: &LanguageModel<B>, rows: &[Vec<u32>], device: &B::Device) -> Vec<Vec<f32>> {
+fn logprobs<B: ModelBackend>(
+    model: &LanguageModel<B>,
+    rows: &[Vec<u32>],
+    device: &B::Device,
+) -> Vec<Vec<f32>> {
     let (sum, values) = summed_logprobs(model, rows, device);
     drop(sum);
     values
@@ -61,7 +67,10 @@ fn summed_logprobs<B: ModelBackend>(
     let (logprobs, _) = model.logprobs(hidden.select(0, positions), &Arc::new(targets), 1.0);
     let flat: Vec<f32> = logprobs.clone().into_data().into_vec().unwrap();
     let mut flat = flat.into_iter();
-    let values = rows.iter().map(|row| flat.by_ref().take(row.len() - 1).collect()).collect();
+    let values = rows
+        .iter()
+        .map(|row| flat.by_ref().take(row.len() - 1).collect())
+        .collect();
     (logprobs.sum(), values)
 }
 
@@ -69,7 +78,10 @@ fn assert_close(what: &str, got: &[f32], expected: &Value, tolerance: f64) {
     let expected: Vec<f64> = serde_json::from_value(expected.clone()).unwrap();
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
-        assert!((f64::from(*got) - expected).abs() <= tolerance, "{what}[{i}]: {got} instead of {expected}");
+        assert!(
+            (f64::from(*got) - expected).abs() <= tolerance,
+            "{what}[{i}]: {got} instead of {expected}"
+        );
     }
 }
 
@@ -83,20 +95,41 @@ pub(crate) fn forward<B: ModelBackend>(device: B::Device) {
             assert_close(&format!("{name} row {row}"), got, &expected[row], 1e-4);
         }
         let reversed: Vec<Vec<u32>> = rows.iter().rev().cloned().collect();
-        for (row, got) in logprobs(&model, &reversed, &device).iter().rev().enumerate() {
-            assert_close(&format!("{name} row {row}, reversed"), got, &expected[row], 1e-4);
+        for (row, got) in logprobs(&model, &reversed, &device)
+            .iter()
+            .rev()
+            .enumerate()
+        {
+            assert_close(
+                &format!("{name} row {row}, reversed"),
+                got,
+                &expected[row],
+                1e-4,
+            );
         }
         for (i, row) in rows.iter().enumerate() {
             let alone = logprobs(&model, std::slice::from_ref(row), &device);
-            assert_close(&format!("{name} row {i}, alone"), &alone[0], &expected[i], 1e-4);
+            assert_close(
+                &format!("{name} row {i}, alone"),
+                &alone[0],
+                &expected[i],
+                1e-4,
+            );
         }
         for probe in reference["logits"].as_array().unwrap() {
             let row = probe["row"].as_u64().unwrap() as usize;
             let position = probe["position"].as_u64().unwrap() as usize;
             let batch = TokenBatch::from_rows(&rows[row..=row], &device);
-            let hidden = model.hidden_states(&batch, None, None).narrow(0, position, 1);
+            let hidden = model
+                .hidden_states(&batch, None, None)
+                .narrow(0, position, 1);
             let logits: Vec<f32> = model.logits(hidden).into_data().into_vec().unwrap();
-            assert_close(&format!("{name} logits {row} {position}"), &logits, &probe["values"], 2e-4);
+            assert_close(
+                &format!("{name} logits {row} {position}"),
+                &logits,
+                &probe["values"],
+                2e-4,
+            );
         }
     }
 }
@@ -110,7 +143,12 @@ pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
         let count: usize = rows.iter().map(|row| row.len() - 1).sum();
         let (sum, _) = summed_logprobs(&model, &rows, &device);
         let loss = sum.neg().div_scalar(count as f32);
-        assert_close(name, &[loss.clone().into_scalar_f32()], &Value::from(vec![reference["mean_loss"].clone()]), 1e-4);
+        assert_close(
+            name,
+            &[loss.clone().into_scalar_f32()],
+            &Value::from(vec![reference["mean_loss"].clone()]),
+            1e-4,
+        );
         compare_gradients(name, &mut model, loss, &reference);
     }
 }
@@ -127,22 +165,44 @@ fn compare_gradients<B: ModelBackend>(
     sum.add::<Autodiff<B>>(model, &mut grads);
     let mut seen = 0;
     model.for_each_parameter(&mut |meta, mut slot| {
-        let Some(values) = sum.values(meta.key()) else { return };
+        let Some(values) = sum.values(meta.key()) else {
+            return;
+        };
         // Through `save`, the gradient comes out in the files' layout.
         let shape = slot.shape();
         slot.assign(values, &shape, &Default::default());
         for (tensor, shape, values) in slot.save(meta) {
             let expected = &reference["gradients"][&tensor];
-            assert_eq!(serde_json::json!(shape), expected["shape"], "{name} {tensor}");
+            assert_eq!(
+                serde_json::json!(shape),
+                expected["shape"],
+                "{name} {tensor}"
+            );
             let norm = expected["norm"].as_f64().unwrap();
-            let got = values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            assert!((got - norm).abs() <= 1e-4 * norm, "{name} {tensor}: norm {got} instead of {norm}");
+            let got = values
+                .iter()
+                .map(|&x| f64::from(x).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            assert!(
+                (got - norm).abs() <= 1e-4 * norm,
+                "{name} {tensor}: norm {got} instead of {norm}"
+            );
             let first = expected["first"].as_array().unwrap().len();
-            assert_close(&format!("{name} {tensor}"), &values[..first], &expected["first"], 1e-4 * norm);
+            assert_close(
+                &format!("{name} {tensor}"),
+                &values[..first],
+                &expected["first"],
+                1e-4 * norm,
+            );
             seen += 1;
         }
     });
-    assert_eq!(seen, reference["gradients"].as_object().unwrap().len(), "{name}: every gradient is there");
+    assert_eq!(
+        seen,
+        reference["gradients"].as_object().unwrap().len(),
+        "{name}: every gradient is there"
+    );
 }
 
 pub(crate) fn scores<B: ModelBackend>(device: B::Device) {
@@ -154,10 +214,19 @@ pub(crate) fn scores<B: ModelBackend>(device: B::Device) {
         let mut model = ScalarModel::with_zero_head(load::<B>(name, &device), score.len(), &device);
         model.set_score(score, &device);
         let batch = TokenBatch::from_rows(&rows, &device);
-        let last: Vec<i32> = batch.segments.last_tokens().iter().map(|&i| i as i32).collect();
+        let last: Vec<i32> = batch
+            .segments
+            .last_tokens()
+            .iter()
+            .map(|&i| i as i32)
+            .collect();
         let count = last.len();
         let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &device);
-        let scores: Vec<f32> = model.scores(&batch, Some(last), None).into_data().into_vec().unwrap();
+        let scores: Vec<f32> = model
+            .scores(&batch, Some(last), None)
+            .into_data()
+            .into_vec()
+            .unwrap();
         assert_close(name, &scores, &reference["scores"], 2e-4);
     }
 }
@@ -174,8 +243,18 @@ pub(crate) fn generation<B: ModelBackend>(device: B::Device) {
         };
         let refs: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
         let run = |batch_size| {
-            let options = GenerateOptions { batch_size, ..options.clone() };
-            generate(&model, &refs, &options, Seed::new(5), &device, &mut |_, _| {})
+            let options = GenerateOptions {
+                batch_size,
+                ..options.clone()
+            };
+            generate(
+                &model,
+                &refs,
+                &options,
+                Seed::new(5),
+                &device,
+                &mut |_, _| {},
+            )
         };
         let responses = run(2);
         for (prompt, response) in prompts.iter().zip(&responses) {
@@ -185,14 +264,21 @@ pub(crate) fn generation<B: ModelBackend>(device: B::Device) {
             let row: Vec<u32> = prompt.iter().chain(&response.ids).copied().collect();
             let expected = &logprobs(&model, &[row], &device)[0][prompt.len() - 1..];
             for (got, expected) in response.logprobs.iter().zip(expected) {
-                assert!((got - expected).abs() < 1e-4, "{name}: {got} instead of {expected}");
+                assert!(
+                    (got - expected).abs() < 1e-4,
+                    "{name}: {got} instead of {expected}"
+                );
             }
         }
         for batch_size in [1, 3] {
             let ids = |responses: &[tempering::generate::Response]| -> Vec<Vec<u32>> {
                 responses.iter().map(|r| r.ids.clone()).collect()
             };
-            assert_eq!(ids(&run(batch_size)), ids(&responses), "{name}: batch size {batch_size}");
+            assert_eq!(
+                ids(&run(batch_size)),
+                ids(&responses),
+                "{name}: batch size {batch_size}"
+            );
         }
     }
 }
@@ -212,11 +298,21 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
         model.train_only(&|kind| kind == ParamKind::Adapter);
         let (sum, _) = summed_logprobs(&model, &rows, &device);
         let count: usize = rows.iter().map(|row| row.len() - 1).sum();
-        compare_gradients(name, &mut model, sum.neg().div_scalar(count as f32), &reference);
+        compare_gradients(
+            name,
+            &mut model,
+            sum.neg().div_scalar(count as f32),
+            &reference,
+        );
         // A merged adapter gives the same numbers.
         tempering::peft::Adaptable::merge_adapters(&mut plain);
         for (row, got) in logprobs(&plain, &rows, &device).iter().enumerate() {
-            assert_close(&format!("{name} row {row}, merged"), got, &expected[row], 1e-4);
+            assert_close(
+                &format!("{name} row {row}, merged"),
+                got,
+                &expected[row],
+                1e-4,
+            );
         }
     }
 }

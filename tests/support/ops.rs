@@ -23,7 +23,9 @@ impl Matrix {
     /// Normal numbers of the given spread.
     fn normal(label: &str, dims: [usize; 2], spread: f64) -> Self {
         let seed = Seed::new(11).fork(label);
-        let values = (0..(dims[0] * dims[1]) as u64).map(|i| (seed.normal(i) * spread) as f32).collect();
+        let values = (0..(dims[0] * dims[1]) as u64)
+            .map(|i| (seed.normal(i) * spread) as f32)
+            .collect();
         Self { values, dims }
     }
 
@@ -49,8 +51,15 @@ impl Matrix {
     /// The same numbers as the transpose of a matrix.
     fn as_transpose<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
         let [rows, columns] = self.dims;
-        let values = (0..columns * rows).map(|i| self.values[i % rows * columns + i / rows]).collect();
-        Self { values, dims: [columns, rows] }.on(device).transpose()
+        let values = (0..columns * rows)
+            .map(|i| self.values[i % rows * columns + i / rows])
+            .collect();
+        Self {
+            values,
+            dims: [columns, rows],
+        }
+        .on(device)
+        .transpose()
     }
 }
 
@@ -65,7 +74,10 @@ fn assert_near(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
     let largest = expected.iter().fold(0f32, |best, x| best.max(x.abs()));
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         // Written so that not-a-number fails.
-        assert!((got - expected).abs() <= tolerance * largest, "{what}[{i}]: {got} instead of {expected} (of {largest})");
+        assert!(
+            (got - expected).abs() <= tolerance * largest,
+            "{what}[{i}]: {got} instead of {expected} (of {largest})"
+        );
     }
 }
 
@@ -97,7 +109,13 @@ fn gradients<B: ModelBackend, A: AutodiffBackend<InnerBackend = B>>(
     let inputs: Vec<Tensor<A, 2>> = inputs
         .into_iter()
         .enumerate()
-        .map(|(i, x)| if tracked.contains(&i) { x.require_grad() } else { x })
+        .map(|(i, x)| {
+            if tracked.contains(&i) {
+                x.require_grad()
+            } else {
+                x
+            }
+        })
         .collect();
     let output = f(inputs.clone());
     let values = host(output.clone());
@@ -107,7 +125,10 @@ fn gradients<B: ModelBackend, A: AutodiffBackend<InnerBackend = B>>(
     let factors = TensorData::new(factors(values.len()), output.dims());
     let factors = Tensor::<A, 2>::from_data(factors, &output.device());
     let grads = (output * factors).sum().backward();
-    (values, inputs.iter().map(|x| x.grad(&grads).map(host)).collect())
+    (
+        values,
+        inputs.iter().map(|x| x.grad(&grads).map(host)).collect(),
+    )
 }
 
 fn all_on<B: Backend>(inputs: &[Matrix], device: &B::Device) -> Vec<Tensor<B, 2>> {
@@ -117,7 +138,13 @@ fn all_on<B: Backend>(inputs: &[Matrix], device: &B::Device) -> Vec<Tensor<B, 2>
 /// Every subset of the trainable inputs, the empty one included.
 fn subsets(of: &[usize]) -> Vec<Vec<usize>> {
     (0..1usize << of.len())
-        .map(|bits| of.iter().enumerate().filter(|(i, _)| bits >> i & 1 == 1).map(|(_, &x)| x).collect())
+        .map(|bits| {
+            of.iter()
+                .enumerate()
+                .filter(|(i, _)| bits >> i & 1 == 1)
+                .map(|(_, &x)| x)
+                .collect()
+        })
         .collect()
 }
 
@@ -129,26 +156,59 @@ fn check<B: ModelBackend, C: Case>(case: C, device: &B::Device) {
     let kept = all_on::<B>(&inputs, device);
     assert_near(name, &host(case.fused::<B>(kept.clone())), &expected, 2e-5);
     for (i, (kept, input)) in kept.into_iter().zip(&inputs).enumerate() {
-        assert_eq!(host(kept), input.values, "{name} changed input {i}, which others hold");
+        assert_eq!(
+            host(kept),
+            input.values,
+            "{name} changed input {i}, which others hold"
+        );
     }
     let rows = inputs.iter().map(|x| x.as_rows::<B>(device)).collect();
-    assert_near(&format!("{name} of rows"), &host(case.fused::<B>(rows)), &expected, 2e-5);
+    assert_near(
+        &format!("{name} of rows"),
+        &host(case.fused::<B>(rows)),
+        &expected,
+        2e-5,
+    );
     let transposes = inputs.iter().map(|x| x.as_transpose::<B>(device)).collect();
-    assert_near(&format!("{name} of transposes"), &host(case.fused::<B>(transposes)), &expected, 2e-5);
+    assert_near(
+        &format!("{name} of transposes"),
+        &host(case.fused::<B>(transposes)),
+        &expected,
+        2e-5,
+    );
 
-    let (_, plain) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.plain(x));
+    let (_, plain) =
+        gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.plain(x));
     for tracked in subsets(&trainable) {
-        let (output, fused) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &tracked, |x| case.fused(x));
-        assert_near(&format!("{name}, trained {tracked:?}"), &output, &expected, 2e-5);
+        let (output, fused) =
+            gradients::<B, Autodiff<B>>(all_on(&inputs, device), &tracked, |x| case.fused(x));
+        assert_near(
+            &format!("{name}, trained {tracked:?}"),
+            &output,
+            &expected,
+            2e-5,
+        );
         for (i, gradient) in fused.iter().enumerate() {
-            assert_eq!(gradient.is_some(), tracked.contains(&i), "{name}: gradient of input {i}, trained {tracked:?}");
+            assert_eq!(
+                gradient.is_some(),
+                tracked.contains(&i),
+                "{name}: gradient of input {i}, trained {tracked:?}"
+            );
             if let Some(gradient) = gradient {
-                let plain = plain[i].as_ref().expect("every trained input has a gradient");
-                assert_near(&format!("{name}: gradient of input {i}, trained {tracked:?}"), gradient, plain, 1e-4);
+                let plain = plain[i]
+                    .as_ref()
+                    .expect("every trained input has a gradient");
+                assert_near(
+                    &format!("{name}: gradient of input {i}, trained {tracked:?}"),
+                    gradient,
+                    plain,
+                    1e-4,
+                );
             }
         }
     }
-    let (_, fused) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));
+    let (_, fused) =
+        gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));
     central_differences::<B, C>(&case, &inputs, &fused, device);
 }
 
@@ -162,25 +222,41 @@ fn central_differences<B: ModelBackend, C: Case>(
     const STEP: f64 = 4e-3;
     for &i in &case.trainable() {
         let gradient = gradients[i].as_ref().expect("checked before");
-        let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let norm = gradient
+            .iter()
+            .map(|&g| f64::from(g).powi(2))
+            .sum::<f64>()
+            .sqrt();
         for direction in 0..3 {
-            let direction = Matrix::normal(&format!("direction {direction}"), inputs[i].dims, 1.0).values;
+            let direction =
+                Matrix::normal(&format!("direction {direction}"), inputs[i].dims, 1.0).values;
             let at = |step: f64| -> f64 {
                 let mut moved = inputs.to_vec();
                 for (x, d) in moved[i].values.iter_mut().zip(&direction) {
                     *x = (f64::from(*x) + step * f64::from(*d)) as f32;
                 }
                 let output = host(case.fused::<B>(all_on(&moved, device)));
-                output.iter().zip(factors(output.len())).map(|(&y, f)| f64::from(y) * f64::from(f)).sum()
+                output
+                    .iter()
+                    .zip(factors(output.len()))
+                    .map(|(&y, f)| f64::from(y) * f64::from(f))
+                    .sum()
             };
             let slope = |step: f64| (at(step) - at(-step)) / (2.0 * step);
             // Richardson: the error is of fourth order in the step.
             let numeric = (4.0 * slope(STEP) - slope(2.0 * STEP)) / 3.0;
-            let analytic: f64 = gradient.iter().zip(&direction).map(|(&g, &d)| f64::from(g) * f64::from(d)).sum();
+            let analytic: f64 = gradient
+                .iter()
+                .zip(&direction)
+                .map(|(&g, &d)| f64::from(g) * f64::from(d))
+                .sum();
             // A normal direction makes the derivative as large as the gradient's norm.
             let error = (numeric - analytic).abs() / norm.max(analytic.abs());
             let name = case.name();
-            assert!(error <= case.difference_tolerance(), "{name}, input {i}: {analytic} but differences give {numeric}");
+            assert!(
+                error <= case.difference_tolerance(),
+                "{name}, input {i}: {analytic} but differences give {numeric}"
+            );
         }
     }
 }
@@ -193,12 +269,19 @@ fn parity<B: ModelBackend, R: ModelBackend, C: Case>(
     tolerance: f32,
 ) {
     let (name, inputs, trainable) = (case.name(), case.inputs(), case.trainable());
-    let (output, got) = gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));
-    let (expected, plain) = gradients::<R, Autodiff<R>>(all_on(&inputs, reference), &trainable, |x| case.fused(x));
+    let (output, got) =
+        gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));
+    let (expected, plain) =
+        gradients::<R, Autodiff<R>>(all_on(&inputs, reference), &trainable, |x| case.fused(x));
     assert_near(name, &output, &expected, tolerance);
     for (i, (got, expected)) in got.iter().zip(&plain).enumerate() {
         if let (Some(got), Some(expected)) = (got, expected) {
-            assert_near(&format!("{name}: gradient of input {i}"), got, expected, tolerance);
+            assert_near(
+                &format!("{name}: gradient of input {i}"),
+                got,
+                expected,
+                tolerance,
+            );
         }
     }
 }
@@ -251,7 +334,11 @@ impl Case for Rope {
     fn inputs(&self) -> Vec<Matrix> {
         let width = self.heads * 2 * self.half + self.rest;
         let angles = Matrix::normal("angles", [self.tokens, self.half], 2.0);
-        vec![Matrix::normal("x", [self.tokens, width], 1.0), angles.clone().map(f32::cos), angles.map(f32::sin)]
+        vec![
+            Matrix::normal("x", [self.tokens, width], 1.0),
+            angles.clone().map(f32::cos),
+            angles.map(f32::sin),
+        ]
     }
 
     fn trainable(&self) -> Vec<usize> {
@@ -269,12 +356,18 @@ impl Case for Rope {
         let mut columns: Vec<Tensor<B, 2>> = (0..self.heads)
             .map(|head| {
                 let x = x[0].clone().narrow(1, head * 2 * self.half, 2 * self.half);
-                let (first, second) = (x.clone().narrow(1, 0, self.half), x.clone().narrow(1, self.half, self.half));
+                let (first, second) = (
+                    x.clone().narrow(1, 0, self.half),
+                    x.clone().narrow(1, self.half, self.half),
+                );
                 x * cos.clone() + Tensor::cat(vec![second.neg(), first], 1) * sin.clone()
             })
             .collect();
         if self.rest > 0 {
-            columns.push(x[0].clone().narrow(1, self.heads * 2 * self.half, self.rest));
+            columns.push(
+                x[0].clone()
+                    .narrow(1, self.heads * 2 * self.half, self.rest),
+            );
         }
         Tensor::cat(columns, 1)
     }
@@ -303,7 +396,10 @@ impl Case for SwiGlu {
     }
 
     fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
-        let (gate, up) = (x[0].clone().narrow(1, 0, self.width), x[0].clone().narrow(1, self.width, self.width));
+        let (gate, up) = (
+            x[0].clone().narrow(1, 0, self.width),
+            x[0].clone().narrow(1, self.width, self.width),
+        );
         gate.clone() / (gate.neg().exp() + 1.0) * up
     }
 }
@@ -325,7 +421,11 @@ impl Case for Attention {
     }
 
     fn inputs(&self) -> Vec<Matrix> {
-        vec![Matrix::normal("qkv", [self.segments().num_tokens(), self.layout.joint_width()], 1.0)]
+        vec![Matrix::normal(
+            "qkv",
+            [self.segments().num_tokens(), self.layout.joint_width()],
+            1.0,
+        )]
     }
 
     fn trainable(&self) -> Vec<usize> {
@@ -338,21 +438,36 @@ impl Case for Attention {
 
     /// One mask over all tokens, one head at a time.
     fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
-        let HeadLayout { heads, kv_heads, head_dim } = self.layout;
+        let HeadLayout {
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.layout;
         let segments = self.segments();
         let tokens = segments.num_tokens();
-        let row_of: Vec<usize> = segments.iter().enumerate().flat_map(|(row, range)| range.map(move |_| row)).collect();
+        let row_of: Vec<usize> = segments
+            .iter()
+            .enumerate()
+            .flat_map(|(row, range)| range.map(move |_| row))
+            .collect();
         let hidden: Vec<bool> = (0..tokens * tokens)
             .map(|i| {
                 let (query, key) = (i / tokens, i % tokens);
                 key > query || row_of[key] != row_of[query]
             })
             .collect();
-        let hidden = Tensor::<B, 2, Bool>::from_data(TensorData::new(hidden, [tokens, tokens]), &x[0].device());
+        let hidden = Tensor::<B, 2, Bool>::from_data(
+            TensorData::new(hidden, [tokens, tokens]),
+            &x[0].device(),
+        );
         let columns = |head: usize| x[0].clone().narrow(1, head * head_dim, head_dim);
         let outputs = (0..heads).map(|head| {
             let kv_head = head / (heads / kv_heads);
-            let (q, k, v) = (columns(head), columns(heads + kv_head), columns(heads + kv_heads + kv_head));
+            let (q, k, v) = (
+                columns(head),
+                columns(heads + kv_head),
+                columns(heads + kv_heads + kv_head),
+            );
             let scores = q.matmul(k.transpose()) / (head_dim as f32).sqrt();
             activation::softmax(scores.mask_fill(hidden.clone(), -1e9), 1).matmul(v)
         });
@@ -372,7 +487,11 @@ struct TokenLogprob {
 impl TokenLogprob {
     /// Every target twice in a row, among few tokens, so that rows of the head are met repeatedly.
     fn targets(&self) -> Arc<Vec<u32>> {
-        Arc::new((0..self.tokens).map(|i| (i / 2 * 7 % self.vocab.min(11)) as u32).collect())
+        Arc::new(
+            (0..self.tokens)
+                .map(|i| (i / 2 * 7 % self.vocab.min(11)) as u32)
+                .collect(),
+        )
     }
 
     /// Logits at the temperature.
@@ -400,13 +519,19 @@ impl Case for TokenLogprob {
     }
 
     fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
-        let (logprobs, _) = ops::token_logprob(x[0].clone(), x[1].clone(), &self.targets(), self.temperature);
+        let (logprobs, _) = ops::token_logprob(
+            x[0].clone(),
+            x[1].clone(),
+            &self.targets(),
+            self.temperature,
+        );
         logprobs.reshape([self.tokens, 1])
     }
 
     fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let ids: Vec<i32> = self.targets().iter().map(|&t| t as i32).collect();
-        let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [self.tokens, 1]), &x[0].device());
+        let ids =
+            Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [self.tokens, 1]), &x[0].device());
         activation::log_softmax(self.logits(&x), 1).gather(1, ids)
     }
 }
@@ -428,7 +553,12 @@ impl Case for Entropy {
     }
 
     fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
-        let (_, entropy) = ops::token_logprob(x[0].clone(), x[1].clone(), &self.0.targets(), self.0.temperature);
+        let (_, entropy) = ops::token_logprob(
+            x[0].clone(),
+            x[1].clone(),
+            &self.0.targets(),
+            self.0.temperature,
+        );
         entropy.reshape([self.0.tokens, 1])
     }
 
@@ -441,7 +571,10 @@ impl Case for Entropy {
             let z: f64 = shifted.clone().map(f64::exp).sum();
             (z.ln() - shifted.map(|l| l.exp() * l).sum::<f64>() / z) as f32
         });
-        Tensor::from_data(TensorData::new(entropies.collect(), [self.0.tokens, 1]), &x[0].device())
+        Tensor::from_data(
+            TensorData::new(entropies.collect(), [self.0.tokens, 1]),
+            &x[0].device(),
+        )
     }
 }
 
@@ -481,7 +614,13 @@ impl Case for LoraLinear {
 
     fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let [_, entries] = x[3].dims();
-        ops::lora_linear(x[0].clone(), x[1].clone(), x[2].clone(), x[3].clone().reshape([entries]), &self.parts)
+        ops::lora_linear(
+            x[0].clone(),
+            x[1].clone(),
+            x[2].clone(),
+            x[3].clone().reshape([entries]),
+            &self.parts,
+        )
     }
 
     /// The updated weight, column block by column block.
@@ -492,7 +631,10 @@ impl Case for LoraLinear {
                 columns.push(x[1].clone().narrow(1, end, part.column - end));
             }
             let entries = part.rank * part.width;
-            let b = x[3].clone().narrow(1, entry, entries).reshape([part.rank, part.width]);
+            let b = x[3]
+                .clone()
+                .narrow(1, entry, entries)
+                .reshape([part.rank, part.width]);
             let delta = x[2].clone().narrow(1, rank, part.rank).matmul(b) * part.scale;
             columns.push(x[1].clone().narrow(1, part.column, part.width) + delta);
             (end, rank, entry) = (part.column + part.width, rank + part.rank, entry + entries);
@@ -507,50 +649,157 @@ impl Case for LoraLinear {
 /// Ranks 3, 8 and 1 with gaps before, between and behind; no width is a multiple of 16.
 fn parts(scale: usize) -> Vec<LowRankPart> {
     vec![
-        LowRankPart { rank: 3, scale: 0.5, column: 2 * scale, width: 5 * scale },
-        LowRankPart { rank: 8, scale: 2.0, column: 7 * scale, width: 19 * scale },
-        LowRankPart { rank: 1, scale: -1.5, column: 29 * scale, width: 3 * scale },
+        LowRankPart {
+            rank: 3,
+            scale: 0.5,
+            column: 2 * scale,
+            width: 5 * scale,
+        },
+        LowRankPart {
+            rank: 8,
+            scale: 2.0,
+            column: 7 * scale,
+            width: 19 * scale,
+        },
+        LowRankPart {
+            rank: 1,
+            scale: -1.5,
+            column: 29 * scale,
+            width: 3 * scale,
+        },
     ]
 }
 
-const GROUPED: HeadLayout = HeadLayout { heads: 6, kv_heads: 2, head_dim: 6 };
+const GROUPED: HeadLayout = HeadLayout {
+    heads: 6,
+    kv_heads: 2,
+    head_dim: 6,
+};
 
 pub(crate) fn rms_norm<B: ModelBackend>(device: B::Device) {
-    check::<B, _>(RmsNorm { tokens: 5, hidden: 19 }, &device);
-    check::<B, _>(RmsNorm { tokens: 1, hidden: 1 }, &device);
+    check::<B, _>(
+        RmsNorm {
+            tokens: 5,
+            hidden: 19,
+        },
+        &device,
+    );
+    check::<B, _>(
+        RmsNorm {
+            tokens: 1,
+            hidden: 1,
+        },
+        &device,
+    );
 }
 
 pub(crate) fn rope<B: ModelBackend>(device: B::Device) {
-    check::<B, _>(Rope { tokens: 4, heads: 3, half: 5, rest: 7 }, &device);
-    check::<B, _>(Rope { tokens: 3, heads: 2, half: 1, rest: 0 }, &device);
+    check::<B, _>(
+        Rope {
+            tokens: 4,
+            heads: 3,
+            half: 5,
+            rest: 7,
+        },
+        &device,
+    );
+    check::<B, _>(
+        Rope {
+            tokens: 3,
+            heads: 2,
+            half: 1,
+            rest: 0,
+        },
+        &device,
+    );
 }
 
 pub(crate) fn swiglu<B: ModelBackend>(device: B::Device) {
-    check::<B, _>(SwiGlu { tokens: 5, width: 21 }, &device);
+    check::<B, _>(
+        SwiGlu {
+            tokens: 5,
+            width: 21,
+        },
+        &device,
+    );
     // Where exp overflows, the limits hold: 0 for a closed gate, gate * up for an open one.
     let x = Tensor::<B, 2>::from_data([[-200.0, 200.0, -90.0, 2.0, 3.0, 4.0]], &device);
-    assert_near("swiglu, saturated", &host(ops::swiglu(x.clone())), &[0.0, 600.0, 0.0], 1e-6);
+    assert_near(
+        "swiglu, saturated",
+        &host(ops::swiglu(x.clone())),
+        &[0.0, 600.0, 0.0],
+        1e-6,
+    );
     let x = Tensor::<Autodiff<B>, 2>::from_inner(x).require_grad();
     let grads = ops::swiglu(x.clone()).sum().backward();
     let expected = [0.0, 3.0, 0.0, 0.0, 200.0, 0.0];
-    assert_near("swiglu, saturated gradient", &host(x.grad(&grads).unwrap()), &expected, 1e-6);
+    assert_near(
+        "swiglu, saturated gradient",
+        &host(x.grad(&grads).unwrap()),
+        &expected,
+        1e-6,
+    );
 }
 
 pub(crate) fn attention<B: ModelBackend>(device: B::Device) {
-    check::<B, _>(Attention { layout: GROUPED, lens: vec![3, 1, 0, 7, 1] }, &device);
-    let single = HeadLayout { heads: 2, kv_heads: 2, head_dim: 3 };
-    check::<B, _>(Attention { layout: single, lens: vec![5] }, &device);
-    let shared = HeadLayout { heads: 3, kv_heads: 1, head_dim: 16 };
-    check::<B, _>(Attention { layout: shared, lens: vec![1, 18, 2] }, &device);
+    check::<B, _>(
+        Attention {
+            layout: GROUPED,
+            lens: vec![3, 1, 0, 7, 1],
+        },
+        &device,
+    );
+    let single = HeadLayout {
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 3,
+    };
+    check::<B, _>(
+        Attention {
+            layout: single,
+            lens: vec![5],
+        },
+        &device,
+    );
+    let shared = HeadLayout {
+        heads: 3,
+        kv_heads: 1,
+        head_dim: 16,
+    };
+    check::<B, _>(
+        Attention {
+            layout: shared,
+            lens: vec![1, 18, 2],
+        },
+        &device,
+    );
 }
 
 pub(crate) fn token_logprob<B: ModelBackend>(device: B::Device) {
-    let small = || TokenLogprob { tokens: 9, hidden: 7, vocab: 37, temperature: 0.7, largest: 3.0 };
+    let small = || TokenLogprob {
+        tokens: 9,
+        hidden: 7,
+        vocab: 37,
+        temperature: 0.7,
+        largest: 3.0,
+    };
     check::<B, _>(small(), &device);
     check::<B, _>(Entropy(small()), &device);
-    check::<B, _>(TokenLogprob { temperature: 1.0, ..small() }, &device);
+    check::<B, _>(
+        TokenLogprob {
+            temperature: 1.0,
+            ..small()
+        },
+        &device,
+    );
     // More rows than are formed at once.
-    let chunked = || TokenLogprob { tokens: 300, hidden: 5, vocab: 23, temperature: 1.3, largest: 4.0 };
+    let chunked = || TokenLogprob {
+        tokens: 300,
+        hidden: 5,
+        vocab: 23,
+        temperature: 1.3,
+        largest: 4.0,
+    };
     check::<B, _>(chunked(), &device);
     check::<B, _>(Entropy(chunked()), &device);
 }
@@ -559,36 +808,82 @@ pub(crate) fn token_logprob<B: ModelBackend>(device: B::Device) {
 pub(crate) fn extreme_logits<B: ModelBackend>(device: B::Device) {
     // Two features: logits are (80, -80, 79, 0) and the reverse.
     let hidden = Tensor::<B, 2>::from_data([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], &device);
-    let head = Tensor::<B, 2>::from_data([[80.0, -80.0], [-80.0, 80.0], [79.0, -79.0], [0.0, 0.0]], &device);
+    let head = Tensor::<B, 2>::from_data(
+        [[80.0, -80.0], [-80.0, 80.0], [79.0, -79.0], [0.0, 0.0]],
+        &device,
+    );
     let targets = Arc::new(vec![0, 1, 1]);
     // Row 0: z = 1 + e^-1 (+ e^-160 + e^-80), ln z = 0.3132617; entropy = ln z + e^-1 / z = 0.3132617 + 0.2689414.
     // Row 1: z = 1 + e^-80 + .. = 1. Row 2: -160 - ln z.
     let (logprobs, entropy) = ops::token_logprob(hidden.clone(), head.clone(), &targets, 1.0);
     for (got, expected) in host(logprobs).iter().zip([-0.313_261_7, 0.0, -160.313_26]) {
-        assert!((got - expected).abs() <= 2e-5, "{got} instead of {expected}");
+        assert!(
+            (got - expected).abs() <= 2e-5,
+            "{got} instead of {expected}"
+        );
     }
     for (got, expected) in host(entropy).iter().zip([0.582_203_1, 0.0, 0.582_203_1]) {
-        assert!((got - expected).abs() <= 2e-6, "{got} instead of {expected}");
+        assert!(
+            (got - expected).abs() <= 2e-6,
+            "{got} instead of {expected}"
+        );
     }
     // d logprob / d hidden = head[target] - E[head]; E = (80 + 79 e^-1) / z = 79.731059 in the first feature.
     for head_is_trained in [false, true] {
         let hidden = Tensor::<Autodiff<B>, 2>::from_inner(hidden.clone()).require_grad();
         let head = Tensor::<Autodiff<B>, 2>::from_inner(head.clone());
-        let head = if head_is_trained { head.require_grad() } else { head };
+        let head = if head_is_trained {
+            head.require_grad()
+        } else {
+            head
+        };
         let (logprobs, _) = ops::token_logprob(hidden.clone(), head, &targets, 1.0);
         let got = host(hidden.grad(&logprobs.sum().backward()).unwrap());
-        for (got, expected) in got.iter().zip([0.268_941_4, -0.268_941_4, 0.0, 0.0, -159.731_06, 159.731_06]) {
-            assert!((got - expected).abs() <= 5e-5, "{got} instead of {expected}");
+        for (got, expected) in
+            got.iter()
+                .zip([0.268_941_4, -0.268_941_4, 0.0, 0.0, -159.731_06, 159.731_06])
+        {
+            assert!(
+                (got - expected).abs() <= 5e-5,
+                "{got} instead of {expected}"
+            );
         }
     }
-    let steep = TokenLogprob { tokens: 12, hidden: 33, vocab: 301, temperature: 0.5, largest: 40.0 };
+    let steep = TokenLogprob {
+        tokens: 12,
+        hidden: 33,
+        vocab: 301,
+        temperature: 0.5,
+        largest: 40.0,
+    };
     check::<B, _>(steep, &device);
 }
 
 pub(crate) fn lora_linear<B: ModelBackend>(device: B::Device) {
-    check::<B, _>(LoraLinear { tokens: 6, inputs: 13, outputs: 35, parts: parts(1) }, &device);
-    let whole = vec![LowRankPart { rank: 4, scale: 0.25, column: 0, width: 70 }];
-    check::<B, _>(LoraLinear { tokens: 5, inputs: 8, outputs: 70, parts: whole }, &device);
+    check::<B, _>(
+        LoraLinear {
+            tokens: 6,
+            inputs: 13,
+            outputs: 35,
+            parts: parts(1),
+        },
+        &device,
+    );
+    let whole = vec![LowRankPart {
+        rank: 4,
+        scale: 0.25,
+        column: 0,
+        width: 70,
+    }];
+    check::<B, _>(
+        LoraLinear {
+            tokens: 5,
+            inputs: 8,
+            outputs: 70,
+            parts: whole,
+        },
+        &device,
+    );
 }
 
 /// Three updates against the formula in f64.
@@ -597,7 +892,11 @@ pub(crate) fn adamw<B: ModelBackend>(device: B::Device) {
     let entries = 40_001;
     let start = Matrix::normal("param", [1, entries], 1.0);
     let (lr, beta1, beta2, eps, decay, factor) = (1e-2, 0.9, 0.999, 1e-8, 0.1, 0.5);
-    let mut expected: Vec<[f64; 3]> = start.values.iter().map(|&w| [f64::from(w), 0.0, 0.0]).collect();
+    let mut expected: Vec<[f64; 3]> = start
+        .values
+        .iter()
+        .map(|&w| [f64::from(w), 0.0, 0.0])
+        .collect();
     let primitive = |x: Tensor<B, 2>| x.into_primitive().tensor();
     let tensor = |x| host(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x)));
     let kept = start.on::<B>(&device);
@@ -633,13 +932,20 @@ pub(crate) fn adamw<B: ModelBackend>(device: B::Device) {
     assert_near("first moment", &tensor(state.1), &column(1), 1e-6);
     assert_near("second moment", &tensor(state.2), &column(2), 1e-6);
     assert_near("parameter", &tensor(state.0), &column(0), 1e-6);
-    assert_eq!(host(kept), start.values, "the old parameter is someone else's");
+    assert_eq!(
+        host(kept),
+        start.values,
+        "the old parameter is someone else's"
+    );
 }
 
 /// A parameter that is a view into a larger tensor is updated alone.
 pub(crate) fn adamw_of_a_view<B: ModelBackend>(device: B::Device) {
     let whole = Matrix::normal("whole", [9, 5], 1.0);
-    let (rows, ones) = (whole.as_rows::<B>(&device), Tensor::<B, 2>::ones([9, 5], &device));
+    let (rows, ones) = (
+        whole.as_rows::<B>(&device),
+        Tensor::<B, 2>::ones([9, 5], &device),
+    );
     // Plain gradient descent in sign: m / c1 = g, sqrt(v / c2) = |g|, so every entry falls by lr.
     let step = AdamWStep {
         lr: 0.5,
@@ -652,8 +958,22 @@ pub(crate) fn adamw_of_a_view<B: ModelBackend>(device: B::Device) {
         bias_correction2: 1.0,
     };
     let primitive = |x: Tensor<B, 2>| x.into_primitive().tensor();
-    let zeros = || primitive(Matrix { values: vec![0.0; 45], dims: [9, 5] }.as_rows::<B>(&device));
-    let (updated, _, _) = B::adamw(primitive(rows.clone()), primitive(ones), zeros(), zeros(), step);
+    let zeros = || {
+        primitive(
+            Matrix {
+                values: vec![0.0; 45],
+                dims: [9, 5],
+            }
+            .as_rows::<B>(&device),
+        )
+    };
+    let (updated, _, _) = B::adamw(
+        primitive(rows.clone()),
+        primitive(ones),
+        zeros(),
+        zeros(),
+        step,
+    );
     let expected: Vec<f32> = whole.values.iter().map(|w| w - 0.5).collect();
     let updated = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(updated));
     assert_near("updated view", &host(updated), &expected, 1e-6);
@@ -672,14 +992,26 @@ pub(crate) fn cache<B: ModelBackend>(device: B::Device) {
     let mut feed = |cache: &mut KvCache<B>, slots: &[usize], lens: &[usize]| {
         batch += 1;
         let segments = Segments::from_lens(lens.iter().copied());
-        let joint = Matrix::normal(&format!("batch {batch}"), [segments.num_tokens(), width], 1.0);
+        let joint = Matrix::normal(
+            &format!("batch {batch}"),
+            [segments.num_tokens(), width],
+            1.0,
+        );
         let mut expected = Vec::new();
         for (range, &slot) in segments.iter().zip(slots) {
             let len = range.len();
             seen[slot].extend_from_slice(&joint.values[range.start * width..range.end * width]);
             let tokens = seen[slot].len() / width;
-            let whole = Matrix { values: seen[slot].clone(), dims: [tokens, width] }.on::<B>(&device);
-            let output = host(ops::attention(whole, layout, &Segments::from_lens([tokens])));
+            let whole = Matrix {
+                values: seen[slot].clone(),
+                dims: [tokens, width],
+            }
+            .on::<B>(&device);
+            let output = host(ops::attention(
+                whole,
+                layout,
+                &Segments::from_lens([tokens]),
+            ));
             expected.extend_from_slice(&output[(tokens - len) * layout.q_width()..]);
         }
         cache.select(slots);
@@ -705,7 +1037,8 @@ pub(crate) fn cache<B: ModelBackend>(device: B::Device) {
 /// Copies land where they belong, and a cache that someone else holds stays as it was.
 pub(crate) fn cache_write<B: ModelBackend>(device: B::Device) {
     let cache = Tensor::<B, 3>::zeros([2, 3, 2], &device);
-    let rows = Tensor::<B, 2>::from_data([[9.0, 9.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device).narrow(0, 1, 3);
+    let rows = Tensor::<B, 2>::from_data([[9.0, 9.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], &device)
+        .narrow(0, 1, 3);
     let written = B::cache_write(
         cache.clone().into_primitive().tensor(),
         rows.into_primitive().tensor(),
@@ -714,20 +1047,76 @@ pub(crate) fn cache_write<B: ModelBackend>(device: B::Device) {
         &[1, 0],
     );
     let written = Tensor::<B, 3>::from_primitive(TensorPrimitive::Float(written));
-    assert_eq!(host(written), [5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(
+        host(written),
+        [5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]
+    );
     assert_eq!(host(cache), [0.0; 12]);
 }
 
 /// Every operation at sizes that reach the parallel paths (more than 16,384 floats), in odd widths.
-pub(crate) fn large<B: ModelBackend, R: ModelBackend>(device: &B::Device, reference: &R::Device, tolerance: f32) {
-    parity::<B, R, _>(RmsNorm { tokens: 201, hidden: 333 }, device, reference, tolerance);
-    parity::<B, R, _>(Rope { tokens: 203, heads: 5, half: 13, rest: 29 }, device, reference, tolerance);
-    parity::<B, R, _>(SwiGlu { tokens: 149, width: 331 }, device, reference, tolerance);
-    let layout = HeadLayout { heads: 6, kv_heads: 2, head_dim: 23 };
-    parity::<B, R, _>(Attention { layout, lens: vec![70, 1, 33, 101] }, device, reference, tolerance);
-    let logprob = |tokens, vocab| TokenLogprob { tokens, hidden: 67, vocab, temperature: 0.9, largest: 9.0 };
+pub(crate) fn large<B: ModelBackend, R: ModelBackend>(
+    device: &B::Device,
+    reference: &R::Device,
+    tolerance: f32,
+) {
+    parity::<B, R, _>(
+        RmsNorm {
+            tokens: 201,
+            hidden: 333,
+        },
+        device,
+        reference,
+        tolerance,
+    );
+    parity::<B, R, _>(
+        Rope {
+            tokens: 203,
+            heads: 5,
+            half: 13,
+            rest: 29,
+        },
+        device,
+        reference,
+        tolerance,
+    );
+    parity::<B, R, _>(
+        SwiGlu {
+            tokens: 149,
+            width: 331,
+        },
+        device,
+        reference,
+        tolerance,
+    );
+    let layout = HeadLayout {
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 23,
+    };
+    parity::<B, R, _>(
+        Attention {
+            layout,
+            lens: vec![70, 1, 33, 101],
+        },
+        device,
+        reference,
+        tolerance,
+    );
+    let logprob = |tokens, vocab| TokenLogprob {
+        tokens,
+        hidden: 67,
+        vocab,
+        temperature: 0.9,
+        largest: 9.0,
+    };
     parity::<B, R, _>(logprob(301, 1013), device, reference, tolerance);
     parity::<B, R, _>(Entropy(logprob(301, 1013)), device, reference, tolerance);
-    let lora = LoraLinear { tokens: 107, inputs: 75, outputs: 35 * 9, parts: parts(9) };
+    let lora = LoraLinear {
+        tokens: 107,
+        inputs: 75,
+        outputs: 35 * 9,
+        parts: parts(9),
+    };
     parity::<B, R, _>(lora, device, reference, tolerance);
 }

@@ -53,13 +53,24 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         None => Vec::new(),
     };
     let mut sources = BTreeMap::new();
-    sources.insert(SCORE.to_owned(), session.reward_source(&config.reward, policy.config.vocab_size())?);
+    sources.insert(
+        SCORE.to_owned(),
+        session.reward_source(&config.reward, policy.config.vocab_size())?,
+    );
     if let Some(gold) = &config.gold {
-        sources.insert(GOLD.to_owned(), session.reward_source(gold, policy.config.vocab_size())?);
+        sources.insert(
+            GOLD.to_owned(),
+            session.reward_source(gold, policy.config.vocab_size())?,
+        );
     }
     let value = value_model(session, config, &policy, seed)?;
     let data = (data_file(&config.data, session.run.path()), prompts.len());
-    session.record(&config.name, &format!("{:?}", config.init), &policy.files, &[data])?;
+    session.record(
+        &config.name,
+        &format!("{:?}", config.init),
+        &policy.files,
+        &[data],
+    )?;
 
     let reference = policy.model.clone();
     let trained = policy.clone().into_trainable(&config.peft, seed)?;
@@ -67,19 +78,33 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         policy: trained.model,
         value,
         policy_optim: AdamW::<B>::new(config.optim.clone()),
-        value_optim: AdamW::<B>::new(config.value_optim.clone().unwrap_or_else(|| config.optim.clone())),
+        value_optim: AdamW::<B>::new(
+            config
+                .value_optim
+                .clone()
+                .unwrap_or_else(|| config.optim.clone()),
+        ),
     };
     let updates = config.total_episodes / config.batch_size;
-    let summary = format!("{updates} updates of {} responses, {} prompts", config.batch_size, prompts.len());
-    let (mut journal, restored) = Journal::open(session, &config.name, &summary, updates, &config.cadence)?;
+    let summary = format!(
+        "{updates} updates of {} responses, {} prompts",
+        config.batch_size,
+        prompts.len()
+    );
+    let (mut journal, restored) =
+        Journal::open(session, &config.name, &summary, updates, &config.cadence)?;
     let mut kl = KlController::new(config.kl_control, config.kl_coef);
     if let Some((folder, checkpoint)) = restored {
         let weights = &checkpoint.weights;
         restore_weights(weights, "policy.", &mut networks.policy, &device, &folder)?;
         restore_weights(weights, "value.", &mut networks.value, &device, &folder)?;
         let done = &journal.position.updates;
-        networks.policy_optim.restore(under(&checkpoint.optim, "policy."), done[0], &device);
-        networks.value_optim.restore(under(&checkpoint.optim, "value."), done[1], &device);
+        networks
+            .policy_optim
+            .restore(under(&checkpoint.optim, "policy."), done[0], &device);
+        networks
+            .value_optim
+            .restore(under(&checkpoint.optim, "value."), done[1], &device);
         kl = journal.position.kl.unwrap_or(kl);
     }
     let evaluator = Evaluator {
@@ -92,7 +117,13 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
     };
     let mut first = None;
     if journal.position.step == 0 {
-        first = evaluate(session, &mut journal, &evaluator, &networks.policy.valid(), &mut sources)?;
+        first = evaluate(
+            session,
+            &mut journal,
+            &evaluator,
+            &networks.policy.valid(),
+            &mut sources,
+        )?;
     }
     let mut last = None;
     while journal.position.step < updates {
@@ -101,7 +132,11 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         let rollout = Rollout::draw(
             session,
             config,
-            &Sources { policy: &networks.policy.valid(), reference: &reference, value: &networks.value.valid() },
+            &Sources {
+                policy: &networks.policy.valid(),
+                reference: &reference,
+                value: &networks.value.valid(),
+            },
             &policy.tokenizer,
             &batch,
             &mut sources,
@@ -123,10 +158,17 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         let episode = (done + 1) * config.batch_size;
         let mut metrics = rollout.metrics.clone();
         metrics.extend(report.metrics());
-        metrics.extend([("kl_coef", kl.coef()), ("lr", settings.policy_lr), ("episode", episode as f64)]);
+        metrics.extend([
+            ("kl_coef", kl.coef()),
+            ("lr", settings.policy_lr),
+            ("episode", episode as f64),
+        ]);
         kl.update(rollout.mean_kl, config.batch_size);
         journal.position.kl = Some(kl);
-        journal.position.updates = vec![networks.policy_optim.num_updates(), networks.value_optim.num_updates()];
+        journal.position.updates = vec![
+            networks.policy_optim.num_updates(),
+            networks.value_optim.num_updates(),
+        ];
         let tokens = rollout.rows.iter().map(|row| row.len() as u64).sum();
         journal.step(session, tokens, &metrics)?;
         if report.logprob_max_diff > 1e-3 {
@@ -137,29 +179,58 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             ));
         }
         if journal.evaluates() {
-            last = evaluate(session, &mut journal, &evaluator, &networks.policy.valid(), &mut sources)?;
+            last = evaluate(
+                session,
+                &mut journal,
+                &evaluator,
+                &networks.policy.valid(),
+                &mut sources,
+            )?;
         }
         if journal.must_save() {
             let (mut weights, mut optim) = (TensorMap::new(), TensorMap::new());
             trained_weights(&mut weights, "policy.", &mut networks.policy);
             trained_weights(&mut weights, "value.", &mut networks.value);
-            for (prefix, state) in [("policy.", networks.policy_optim.state()), ("value.", networks.value_optim.state())] {
-                optim.extend(state.into_iter().map(|(name, value)| (format!("{prefix}{name}"), value)));
+            for (prefix, state) in [
+                ("policy.", networks.policy_optim.state()),
+                ("value.", networks.value_optim.state()),
+            ] {
+                optim.extend(
+                    state
+                        .into_iter()
+                        .map(|(name, value)| (format!("{prefix}{name}"), value)),
+                );
             }
             journal.save(session, &weights, &optim)?;
         }
     }
-    let trained = Trainable { model: networks.policy, lora: trained.lora, merged: trained.merged };
-    save_policy(journal.dir(), &trained, &policy.config, &policy.tokenizer, &policy.base)?;
+    let trained = Trainable {
+        model: networks.policy,
+        lora: trained.lora,
+        merged: trained.merged,
+    };
+    save_policy(
+        journal.dir(),
+        &trained,
+        &policy.config,
+        &policy.tokenizer,
+        &policy.base,
+    )?;
     let summary = match (first, last) {
         (Some(first), Some(last)) => {
             let name = if config.gold.is_some() { GOLD } else { SCORE };
-            format!("held-out {name} {:.3} -> {:.3} at KL {:.2} nats per response", first.0, last.0, last.1)
+            format!(
+                "held-out {name} {:.3} -> {:.3} at KL {:.2} nats per response",
+                first.0, last.0, last.1
+            )
         }
         _ => format!("{updates} updates"),
     };
     journal.finish(session, &summary, "")?;
-    Ok(Outcome { summary, table: String::new() })
+    Ok(Outcome {
+        summary,
+        table: String::new(),
+    })
 }
 
 fn prompts<B: ModelBackend>(
@@ -169,7 +240,12 @@ fn prompts<B: ModelBackend>(
     data: &super::config::DataConfig,
     what: &str,
 ) -> Result<Vec<Prompt>> {
-    let encoded = encode_prompts(&session.rows(data)?, &policy.tokenizer, &data.format, config.max_prompt_length)?;
+    let encoded = encode_prompts(
+        &session.rows(data)?,
+        &policy.tokenizer,
+        &data.format,
+        config.max_prompt_length,
+    )?;
     session.tell(what, &encoded.report);
     Ok(encoded.items)
 }
@@ -178,7 +254,10 @@ fn options<B: ModelBackend>(config: &PpoConfig, policy: &Policy<B>) -> GenerateO
     GenerateOptions {
         max_new_tokens: config.response_length,
         // No top-k and no top-p: the ratio of PPO needs the distribution that was drawn from.
-        sampling: SamplingConfig { temperature: config.temperature, ..SamplingConfig::default() },
+        sampling: SamplingConfig {
+            temperature: config.temperature,
+            ..SamplingConfig::default()
+        },
         stop_ids: policy.tokenizer.stop_ids().to_vec(),
         batch_size: config.generation_batch_size,
     }
@@ -213,10 +292,19 @@ fn value_model<B: ModelBackend>(
         }
         _ => {
             let hidden = policy.config.hidden_size();
-            (ScalarModel::with_zero_head(policy.model.clone(), hidden, &device), policy.lora.clone())
+            (
+                ScalarModel::with_zero_head(policy.model.clone(), hidden, &device),
+                policy.lora.clone(),
+            )
         }
     };
-    let (lora, _) = prepare(&mut model, &policy.config, present.as_ref(), &config.peft, seed.fork("value"))?;
+    let (lora, _) = prepare(
+        &mut model,
+        &policy.config,
+        present.as_ref(),
+        &config.peft,
+        seed.fork("value"),
+    )?;
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
     let full = lora.is_none();
     model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
@@ -238,7 +326,12 @@ fn evaluate<B: ModelBackend>(
     let reporter = &mut *session.reporter;
     let total = evaluator.prompts.len();
     let result = evaluator.run(model, sources, &device, &mut |done, tokens| {
-        reporter.rollout(&crate::report::RolloutReport { what: "evaluation", done, total, tokens });
+        reporter.rollout(&crate::report::RolloutReport {
+            what: "evaluation",
+            done,
+            total,
+            tokens,
+        });
     })?;
     let mut metrics = vec![
         ("eval/scores", result.scores[SCORE]),
@@ -262,10 +355,17 @@ fn evaluate<B: ModelBackend>(
 
 /// An error text for what is not finite.
 fn finite(what: &str, value: f64) -> std::result::Result<f64, String> {
-    if value.is_finite() { Ok(value) } else { Err(what.to_owned()) }
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(what.to_owned())
+    }
 }
 
 /// The shape of the error that a reward source's non-finite score becomes.
 fn score_error(name: &str) -> Error {
-    Error::Reward { name: name.to_owned(), message: "a score is not finite".into() }
+    Error::Reward {
+        name: name.to_owned(),
+        message: "a score is not finite".into(),
+    }
 }

@@ -63,9 +63,21 @@ impl Rollout {
         let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
         let total = ids.len();
         let reporter = &mut *session.reporter;
-        let responses = generate(models.policy, &ids, options, seed, &device, &mut |done, tokens| {
-            reporter.rollout(&RolloutReport { what: "rollout", done, total, tokens });
-        });
+        let responses = generate(
+            models.policy,
+            &ids,
+            options,
+            seed,
+            &device,
+            &mut |done, tokens| {
+                reporter.rollout(&RolloutReport {
+                    what: "rollout",
+                    done,
+                    total,
+                    tokens,
+                });
+            },
+        );
         let completions = completions(prompts, &responses, tokenizer)?;
         let mut scores = BTreeMap::new();
         for (name, source) in sources.iter_mut() {
@@ -80,14 +92,25 @@ impl Rollout {
         let mut kept_scores = raw_scores.clone();
         rl::apply_missing_eos(&mut kept_scores, &has_eos, config.missing_eos);
 
-        let rows: Vec<Vec<u32>> = ids.iter().zip(&responses).map(|(query, r)| [*query, &r.ids].concat()).collect();
+        let rows: Vec<Vec<u32>> = ids
+            .iter()
+            .zip(&responses)
+            .map(|(query, r)| [*query, &r.ids].concat())
+            .collect();
         let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let query_lens: Vec<usize> = ids.iter().map(|query| query.len()).collect();
         let segments = Segments::from_lens(responses.iter().map(|r| r.ids.len()));
         let layout = ResponseLayout::after_eos(segments.clone(), config.response_length);
         let tokens = config.micro_batch_tokens;
-        let ref_logprobs =
-            row_logprobs(models.reference, &slices, &query_lens, config.temperature, tokens, &device).concat();
+        let ref_logprobs = row_logprobs(
+            models.reference,
+            &slices,
+            &query_lens,
+            config.temperature,
+            tokens,
+            &device,
+        )
+        .concat();
         let values = row_values(models.value, &slices, &query_lens, &layout, tokens, &device);
         let logprobs: Vec<Vec<f32>> = responses.iter().map(|r| r.logprobs.clone()).collect();
         let flat_logprobs = logprobs.concat();
@@ -98,7 +121,13 @@ impl Rollout {
             rewards = rl::whiten(&rewards, false, Variance::Biased);
         }
         let flat_values = values.concat();
-        let gae = rl::gae(&rewards, &flat_values, layout.values(), config.gamma, config.lam);
+        let gae = rl::gae(
+            &rewards,
+            &flat_values,
+            layout.values(),
+            config.gamma,
+            config.lam,
+        );
         let mut advantages = layout.at_responses(&gae.advantages);
         let advantage_mean = rl::mean(&advantages);
         if config.whiten_advantages {
@@ -116,7 +145,10 @@ impl Rollout {
             ("objective/scores_std", rl::variance(&raw_scores).sqrt()),
             ("val/missing_eos_rate", missing),
             ("val/advantage_mean", advantage_mean),
-            ("val/explained_variance", rl::explained_variance(&flat_values, &gae.returns)),
+            (
+                "val/explained_variance",
+                rl::explained_variance(&flat_values, &gae.returns),
+            ),
         ]);
         Ok(Self {
             mean_kl: stats.kl,
@@ -160,7 +192,8 @@ fn row_values<B: ModelBackend>(
                 first..first + count
             })
             .collect();
-        let mut values = host(model.scores(&batch, Some(indices(&positions, device)), None)).into_iter();
+        let mut values =
+            host(model.scores(&batch, Some(indices(&positions, device)), None)).into_iter();
         for (&row, &count) in part.iter().zip(&counts) {
             out[row] = values.by_ref().take(count).collect();
         }
@@ -169,5 +202,8 @@ fn row_values<B: ModelBackend>(
 }
 
 fn by_row(values: &[f32], segments: &Segments) -> Vec<Vec<f32>> {
-    segments.iter().map(|range| values[range].to_vec()).collect()
+    segments
+        .iter()
+        .map(|range| values[range].to_vec())
+        .collect()
 }

@@ -1,0 +1,272 @@
+//! Forward and backward of every fused operation against plain burn ops, on Flex, at the shapes of SmolLM2-135M: eight rows
+//! of 100 tokens, 120 trained positions. `cargo bench --bench ops`.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Duration;
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{Bool, Distribution, Int, Tensor, TensorData, activation};
+use criterion::{Criterion, criterion_group, criterion_main};
+use tempering::ops::{self, AdamWStep, HeadLayout, LowRankPart, ModelBackend};
+use tempering::tokens::Segments;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type A = Autodiff<Flex>;
+
+const ROWS: usize = 8;
+const LEN: usize = 100;
+const TOKENS: usize = ROWS * LEN;
+const HIDDEN: usize = 576;
+const INTERMEDIATE: usize = 1536;
+const VOCAB: usize = 49_152;
+const POSITIONS: usize = 120;
+const LAYOUT: HeadLayout = HeadLayout {
+    heads: 9,
+    kv_heads: 3,
+    head_dim: 64,
+};
+const RANK: usize = 16;
+
+fn random<const D: usize>(dims: [usize; D]) -> Tensor<A, D> {
+    Tensor::random(dims, Distribution::Normal(0.0, 0.05), &Default::default())
+}
+
+fn trained<const D: usize>(dims: [usize; D]) -> Tensor<A, D> {
+    random(dims).require_grad()
+}
+
+/// Times `sum(f())` with its backward pass, fused and plain; both first have to agree.
+fn compare<const D: usize>(
+    criterion: &mut Criterion,
+    name: &str,
+    fused: impl Fn() -> Tensor<A, D>,
+    plain: impl Fn() -> Tensor<A, D>,
+) {
+    let host = |x: Tensor<A, D>| x.into_data().to_vec::<f32>().expect("f32");
+    for (a, b) in host(fused()).iter().zip(host(plain())) {
+        assert!(
+            (a - b).abs() <= 1e-3 * b.abs().max(1e-2),
+            "{name}: {a} and {b}"
+        );
+    }
+    let mut group = criterion.benchmark_group(name);
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    group.bench_function("fused", |b| b.iter(|| black_box(fused().sum().backward())));
+    group.bench_function("plain", |b| b.iter(|| black_box(plain().sum().backward())));
+    group.finish();
+}
+
+fn rms_norm(c: &mut Criterion) {
+    let (x, weight) = (trained([TOKENS, HIDDEN]), random([HIDDEN]));
+    compare(
+        c,
+        "rms_norm",
+        || ops::rms_norm(x.clone(), weight.clone(), 1e-5),
+        || {
+            let rms = x.clone().square().mean_dim(1).add_scalar(1e-5).sqrt();
+            x.clone() / rms * weight.clone().unsqueeze::<2>()
+        },
+    );
+}
+
+fn rope(c: &mut Criterion) {
+    let (heads, half) = (LAYOUT.heads + LAYOUT.kv_heads, LAYOUT.head_dim / 2);
+    let (x, angles) = (
+        trained([TOKENS, LAYOUT.joint_width()]),
+        random([TOKENS, half]),
+    );
+    let (cos, sin) = (angles.clone().cos(), angles.sin());
+    compare(
+        c,
+        "rope",
+        || ops::rope(x.clone(), cos.clone(), sin.clone(), heads),
+        || {
+            let twice =
+                |x: &Tensor<A, 2>| Tensor::cat(vec![x.clone(), x.clone()], 1).unsqueeze_dim::<3>(1);
+            let turned = heads * 2 * half;
+            let heads = x
+                .clone()
+                .narrow(1, 0, turned)
+                .reshape([TOKENS, heads, 2 * half]);
+            let (first, second) = (
+                heads.clone().narrow(2, 0, half),
+                heads.clone().narrow(2, half, half),
+            );
+            let heads =
+                heads * twice(&cos) + Tensor::cat(vec![second.neg(), first], 2) * twice(&sin);
+            let rest = x.clone().narrow(1, turned, LAYOUT.joint_width() - turned);
+            Tensor::cat(vec![heads.reshape([TOKENS, turned]), rest], 1)
+        },
+    );
+}
+
+fn swiglu(c: &mut Criterion) {
+    let x = trained([TOKENS, 2 * INTERMEDIATE]);
+    compare(
+        c,
+        "swiglu",
+        || ops::swiglu(x.clone()),
+        || {
+            activation::silu(x.clone().narrow(1, 0, INTERMEDIATE))
+                * x.clone().narrow(1, INTERMEDIATE, INTERMEDIATE)
+        },
+    );
+}
+
+fn attention(c: &mut Criterion) {
+    let x = trained([TOKENS, LAYOUT.joint_width()]);
+    let segments = Segments::from_lens([LEN; ROWS]);
+    let hidden =
+        Tensor::<A, 2, Bool>::tril_mask([LEN, LEN], 0, &Default::default()).unsqueeze::<4>();
+    compare(
+        c,
+        "attention",
+        || ops::attention(x.clone(), LAYOUT, &segments),
+        || {
+            // Rows of one length: the best case of a padded batch.
+            let HeadLayout {
+                heads,
+                kv_heads,
+                head_dim,
+            } = LAYOUT;
+            let part = |column: usize, n: usize| {
+                x.clone()
+                    .narrow(1, column, n * head_dim)
+                    .reshape([ROWS, LEN, n, head_dim])
+                    .swap_dims(1, 2)
+            };
+            let repeat = |x: Tensor<A, 4>| {
+                x.unsqueeze_dim::<5>(2)
+                    .repeat_dim(2, heads / kv_heads)
+                    .reshape([ROWS, heads, LEN, head_dim])
+            };
+            let (q_width, kv_width) = (LAYOUT.q_width(), LAYOUT.kv_width());
+            let (q, k, v) = (
+                part(0, heads),
+                repeat(part(q_width, kv_heads)),
+                repeat(part(q_width + kv_width, kv_heads)),
+            );
+            let scores = q.matmul(k.swap_dims(2, 3)) * LAYOUT.scale();
+            let dims = scores.dims();
+            let p = activation::softmax(scores.mask_fill(hidden.clone().expand(dims), -1e9), 3);
+            p.matmul(v).swap_dims(1, 2).reshape([TOKENS, q_width])
+        },
+    );
+}
+
+fn token_logprob(c: &mut Criterion) {
+    let (hidden, head) = (trained([POSITIONS, HIDDEN]), random([VOCAB, HIDDEN]));
+    let ids: Vec<i32> = (0..POSITIONS as i32).map(|i| i * 401).collect();
+    let targets = Arc::new(ids.iter().map(|&i| i as u32).collect::<Vec<_>>());
+    let ids =
+        Tensor::<A, 2, Int>::from_data(TensorData::new(ids, [POSITIONS, 1]), &Default::default());
+    compare(
+        c,
+        "token_logprob",
+        || ops::token_logprob(hidden.clone(), head.clone(), &targets, 1.0).0,
+        || {
+            let logits = hidden.clone().matmul(head.clone().transpose());
+            activation::log_softmax(logits, 1)
+                .gather(1, ids.clone())
+                .squeeze_dim::<1>(1)
+        },
+    );
+}
+
+fn lora_linear(c: &mut Criterion) {
+    // Gate and up of one layer, an adapter on each.
+    let outputs = 2 * INTERMEDIATE;
+    let part = |column| LowRankPart {
+        rank: RANK,
+        scale: 2.0,
+        column,
+        width: INTERMEDIATE,
+    };
+    let parts = [part(0), part(INTERMEDIATE)];
+    let (x, weight) = (trained([TOKENS, HIDDEN]), random([HIDDEN, outputs]));
+    let (a, b) = (
+        trained([HIDDEN, 2 * RANK]),
+        trained([2 * RANK * INTERMEDIATE]),
+    );
+    compare(
+        c,
+        "lora_linear",
+        || ops::lora_linear(x.clone(), weight.clone(), a.clone(), b.clone(), &parts),
+        || {
+            let deltas = (0..2).map(|i| {
+                let b = b
+                    .clone()
+                    .narrow(0, i * RANK * INTERMEDIATE, RANK * INTERMEDIATE)
+                    .reshape([RANK, INTERMEDIATE]);
+                x.clone()
+                    .matmul(a.clone().narrow(1, i * RANK, RANK))
+                    .matmul(b)
+                    * 2.0
+            });
+            x.clone().matmul(weight.clone()) + Tensor::cat(deltas.collect(), 1)
+        },
+    );
+}
+
+fn adamw(c: &mut Criterion) {
+    let device = Default::default();
+    let random = || Tensor::<Flex, 1>::random([4_900_000], Distribution::Normal(0.0, 1.0), &device);
+    let gradient = random();
+    let mut group = c.benchmark_group("adamw");
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2));
+    let step = AdamWStep {
+        lr: 1e-4,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        grad_scale: 1.0,
+        bias_correction1: 0.1,
+        bias_correction2: 0.001,
+    };
+    let primitive = |x: Tensor<Flex, 1>| x.into_primitive().tensor();
+    let mut state = Some((
+        primitive(random()),
+        primitive(random()),
+        primitive(random().abs()),
+    ));
+    group.bench_function("fused", |b| {
+        b.iter(|| {
+            let (w, m, v) = state.take().expect("put back below");
+            state = Some(Flex::adamw(w, primitive(gradient.clone()), m, v, step));
+        });
+    });
+    let mut state = Some((random(), random(), random().abs()));
+    group.bench_function("plain", |b| {
+        b.iter(|| {
+            let (w, m, v) = state.take().expect("put back below");
+            let g = gradient.clone();
+            let m = m * 0.9 + g.clone() * 0.1;
+            let v = v * 0.999 + g.square() * 0.001;
+            let update = (m.clone() / 0.1) / ((v.clone() / 0.001).sqrt() + 1e-8);
+            state = Some((w * (1.0 - 1e-6) - update * 1e-4, m, v));
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(
+    benches,
+    rms_norm,
+    rope,
+    swiglu,
+    attention,
+    token_logprob,
+    lora_linear,
+    adamw
+);
+criterion_main!(benches);

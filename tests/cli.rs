@@ -1,0 +1,814 @@
+//! The real binary: its numbers against transformers', its files, its messages and exit codes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempering::model::ModelConfig;
+use tempering::model::weights::{self, RandomSource, WeightSource, write_safetensors};
+use tempering::peft::saved_key;
+use tempering::rng::Seed;
+
+#[cfg(all(feature = "flex", feature = "ndarray"))]
+const BACKENDS: [&str; 2] = ["flex", "ndarray"];
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn reference_dir(name: &str) -> PathBuf {
+    repository().join("tests/reference").join(name)
+}
+
+fn reference(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(reference_dir(name).join("ref.json")).unwrap())
+        .unwrap()
+}
+
+fn temper(folder: &Path, args: &str) -> Output {
+    command(folder, args).output().unwrap()
+}
+
+/// Arguments are split at spaces; `REF` stands for the folder of the reference models.
+fn command(folder: &Path, args: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
+    command
+        .current_dir(folder)
+        .env("TEMPERING_HOME", folder.join("home"));
+    let reference = repository().join("tests/reference");
+    command.args(
+        args.split_whitespace()
+            .map(|arg| arg.replace("REF", reference.to_str().unwrap())),
+    );
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[track_caller]
+fn succeed(folder: &Path, args: &str) -> String {
+    let output = temper(folder, args);
+    assert!(output.status.success(), "{args}: {}", stderr(&output));
+    stdout(&output)
+}
+
+/// Runs what must fail: the exit code, each part of the message, and no panic.
+#[track_caller]
+fn fail(folder: &Path, args: &str, code: i32, parts: &[&str]) -> String {
+    let output = temper(folder, args);
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args}: {message}");
+    for part in parts {
+        assert!(
+            message.contains(part),
+            "{args}: expected {part:?} in {message}"
+        );
+    }
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn write_rows(path: PathBuf, rows: &[Value]) {
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    fs::write(path, text).unwrap();
+}
+
+/// The rows of a reference as a data file.
+fn reference_rows(folder: &Path, name: &str) -> Vec<Value> {
+    let rows = reference(name)["rows"].as_array().unwrap().clone();
+    let objects: Vec<Value> = rows.iter().map(|ids| json!({ "input_ids": ids })).collect();
+    write_rows(folder.join("rows.jsonl"), &objects);
+    rows
+}
+
+#[track_caller]
+fn assert_near(got: &Value, expected: &Value, tolerance: f64) {
+    match (got, expected) {
+        (Value::Array(got), Value::Array(expected)) => {
+            assert_eq!(got.len(), expected.len());
+            got.iter()
+                .zip(expected)
+                .for_each(|(got, expected)| assert_near(got, expected, tolerance));
+        }
+        _ => {
+            let (got, expected) = (got.as_f64().unwrap(), expected.as_f64().unwrap());
+            assert!(
+                (got - expected).abs() <= tolerance,
+                "{got} instead of {expected}"
+            );
+        }
+    }
+}
+
+/// A small llama with random weights and the tokenizer of the tiny model.
+fn text_model(folder: &Path) -> PathBuf {
+    let dir = folder.join("text-model");
+    fs::create_dir(&dir).unwrap();
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+    ] {
+        fs::copy(repository().join("models/tiny").join(name), dir.join(name)).unwrap();
+    }
+    let tiny: Value = serde_json::from_str(
+        &fs::read_to_string(repository().join("models/tiny/config.json")).unwrap(),
+    )
+    .unwrap();
+    let config = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+        "initializer_range": 0.3, "tie_word_embeddings": true, "vocab_size": tiny["vocab_size"],
+        "eos_token_id": tiny["eos_token_id"], "pad_token_id": tiny["eos_token_id"]
+    });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let config = ModelConfig::from_value(config).unwrap();
+    let source = RandomSource::new(&config, Seed::new(3));
+    write_all(&dir.join("model.safetensors"), &source, &[]);
+    dir
+}
+
+/// Copies all tensors of a source but the score head, and adds some.
+fn write_all(path: &Path, source: &dyn WeightSource, more: &[(String, Vec<usize>, Vec<f32>)]) {
+    let mut tensors: Vec<_> = source
+        .names()
+        .into_iter()
+        .filter(|name| name != "score.weight")
+        .map(|name| {
+            let (shape, values) = (source.shape(&name).unwrap(), source.read(&name).unwrap());
+            (name, shape, values)
+        })
+        .collect();
+    tensors.extend_from_slice(more);
+    write_safetensors(path, &tensors).unwrap();
+}
+
+fn score_weight(name: &str) -> Vec<f32> {
+    serde_json::from_value(reference(name)["sequence_classification"]["score_weight"].clone())
+        .unwrap()
+}
+
+/// `name` with its reference's score head, as a classification checkpoint.
+fn classifier(folder: &Path, name: &str) -> PathBuf {
+    let dir = folder.join("classifier");
+    fs::create_dir(&dir).unwrap();
+    let score = score_weight(name);
+    let config = ModelConfig::load(reference_dir(name)).unwrap();
+    fs::write(dir.join("config.json"), config.to_json(true).to_string()).unwrap();
+    let source = weights::open(reference_dir(name)).unwrap();
+    let head = ("score.weight".to_owned(), vec![1, score.len()], score);
+    write_all(&dir.join("model.safetensors"), source.as_ref(), &[head]);
+    dir
+}
+
+#[cfg(all(feature = "flex", feature = "ndarray"))]
+#[test]
+fn logprobs_are_those_of_transformers() {
+    let temp = tempfile::tempdir().unwrap();
+    for (name, args) in [
+        ("llama_tied", "--model REF/llama_tied"),
+        ("qwen3", "--model REF/qwen3"),
+        ("gpt2", "--model REF/gpt2/model.safetensors"),
+        (
+            "llama_lora",
+            "--model REF/llama_tied --adapter REF/llama_lora",
+        ),
+        // An adapter alone names its base, which lies beside it.
+        ("gpt2_lora", "--model REF/gpt2_lora"),
+    ] {
+        let rows = reference_rows(temp.path(), name);
+        for backend in BACKENDS {
+            succeed(
+                temp.path(),
+                &format!(
+                    "logprobs {args} --data rows.jsonl --output out.jsonl --backend {backend} --threads 1"
+                ),
+            );
+            let answers = lines(&fs::read_to_string(temp.path().join("out.jsonl")).unwrap());
+            assert_eq!(answers.len(), rows.len());
+            for (index, answer) in answers.iter().enumerate() {
+                let expected = &reference(name)["token_logprobs"][index];
+                assert_eq!(answer["input_ids"], rows[index]);
+                assert_near(&answer["logprobs"], expected, 1e-4);
+                let sum: f64 = expected
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|x| x.as_f64().unwrap())
+                    .sum();
+                assert_near(&answer["sum"], &json!(sum), 1e-3);
+            }
+        }
+    }
+    let left: Vec<_> = fs::read_dir(temp.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 2, "rows.jsonl and out.jsonl alone: {left:?}");
+}
+
+#[test]
+fn scores_are_those_of_transformers_less_the_offset() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in ["llama_tied", "gpt2"] {
+        reference_rows(temp.path(), name);
+        let dir = classifier(temp.path(), name);
+        let expected = reference(name)["sequence_classification"]["scores"].clone();
+        let scores = |args: &str| -> Value {
+            let text = succeed(
+                temp.path(),
+                &format!("score {args} --data rows.jsonl --output -"),
+            );
+            lines(&text)
+                .iter()
+                .map(|answer| answer["score"].clone())
+                .collect()
+        };
+        assert_near(&scores("--model classifier"), &expected, 2e-4);
+        let mut config: Value =
+            serde_json::from_str(&fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+        config["score_offset"] = json!(0.25);
+        fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        let shifted: Value = expected
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|x| x.as_f64().unwrap() - 0.25)
+            .collect();
+        assert_near(&scores("--model classifier"), &shifted, 2e-4);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
+
+/// The LoRA of `llama_lora` with B set to zero and the reference's score head: it scores as the base does.
+fn score_adapter(folder: &Path) -> PathBuf {
+    let dir = folder.join("score-adapter");
+    fs::create_dir(&dir).unwrap();
+    let mut config: Value = serde_json::from_str(
+        &fs::read_to_string(reference_dir("llama_lora").join("adapter_config.json")).unwrap(),
+    )
+    .unwrap();
+    config["task_type"] = json!("SEQ_CLS");
+    config["modules_to_save"] = json!(["score"]);
+    config["base_model_name_or_path"] = json!(reference_dir("llama_tied").to_str().unwrap());
+    fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+    let source =
+        weights::open(reference_dir("llama_lora").join("adapter_model.safetensors")).unwrap();
+    let mut tensors: Vec<_> = source
+        .names()
+        .into_iter()
+        .map(|name| {
+            let (shape, mut values) = (source.shape(&name).unwrap(), source.read(&name).unwrap());
+            if name.contains("lora_B") {
+                values.fill(0.0);
+            }
+            (name, shape, values)
+        })
+        .collect();
+    let score = score_weight("llama_tied");
+    tensors.push((saved_key("score.weight"), vec![1, score.len()], score));
+    write_safetensors(dir.join("adapter_model.safetensors"), &tensors).unwrap();
+    dir
+}
+
+#[test]
+fn an_adapter_brings_its_score_head_and_offset() {
+    let temp = tempfile::tempdir().unwrap();
+    reference_rows(temp.path(), "llama_tied");
+    let dir = score_adapter(temp.path());
+    let expected = reference("llama_tied")["sequence_classification"]["scores"].clone();
+    let scores = |args: &str| -> Value {
+        let text = succeed(
+            temp.path(),
+            &format!("score {args} --data rows.jsonl --output -"),
+        );
+        lines(&text)
+            .iter()
+            .map(|answer| answer["score"].clone())
+            .collect()
+    };
+    assert_near(
+        &scores("--model REF/llama_tied --adapter score-adapter"),
+        &expected,
+        2e-4,
+    );
+    fs::write(dir.join("tempering.json"), r#"{"score_offset": -1.5}"#).unwrap();
+    let shifted: Value = expected
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap() + 1.5)
+        .collect();
+    assert_near(&scores("--model score-adapter"), &shifted, 2e-4);
+    fail(
+        temp.path(),
+        "score --model REF/llama_tied --data rows.jsonl --output -",
+        1,
+        &["llama_tied", "not a reward model: there is no score.weight"],
+    );
+}
+
+#[test]
+fn usage_errors_exit_with_two() {
+    let temp = tempfile::tempdir().unwrap();
+    reference_rows(temp.path(), "llama_tied");
+    let folder = temp.path();
+    fail(
+        folder,
+        "logprobs --model REF/llama_tied --data rows.jsonl",
+        2,
+        &["--output"],
+    );
+    fail(folder, "teach", 2, &["unrecognized subcommand 'teach'"]);
+    fail(
+        folder,
+        "logprobs --model nobody --data rows.jsonl --output -",
+        2,
+        &["nobody", "smollm2-135m"],
+    );
+    fail(
+        folder,
+        "logprobs --model REF/nobody --data rows.jsonl --output -",
+        2,
+        &["no such file or folder"],
+    );
+    fail(
+        folder,
+        "logprobs --model REF/gpt2 --data rows.jsonl --output no/such/out.jsonl",
+        2,
+        &["no/such/out.jsonl"],
+    );
+    fail(
+        folder,
+        "logprobs --model REF/gpt2 --adapter REF/qwen3 --data rows.jsonl --output -",
+        2,
+        &["adapter_config.json"],
+    );
+    fail(
+        folder,
+        "logprobs --model REF/gpt2 --data rows.jsonl --output - --backend ndarray --device 3",
+        2,
+        &["--device 3"],
+    );
+    fail(
+        folder,
+        "export --run . --stage sft --to out",
+        2,
+        &["there is no stage sft"],
+    );
+}
+
+#[cfg(not(feature = "wgpu"))]
+#[test]
+fn a_backend_that_is_not_compiled_in_is_one_line_with_the_feature() {
+    let temp = tempfile::tempdir().unwrap();
+    reference_rows(temp.path(), "llama_tied");
+    let message = fail(
+        temp.path(),
+        "logprobs --model REF/llama_tied --data rows.jsonl --output - --backend wgpu",
+        2,
+        &["backend wgpu is not in this binary", "--features vulkan"],
+    );
+    assert_eq!(message.lines().count(), 1, "{message}");
+}
+
+#[test]
+fn bad_data_is_named_by_file_and_line() {
+    let temp = tempfile::tempdir().unwrap();
+    let check = |bytes: &[u8], parts: &[&str]| {
+        fs::write(temp.path().join("rows.jsonl"), bytes).unwrap();
+        fail(
+            temp.path(),
+            "logprobs --model REF/llama_tied --data rows.jsonl --output -",
+            1,
+            parts,
+        );
+    };
+    let good = "{\"input_ids\": [1, 2, 3]}\n".repeat(56);
+    check(
+        format!("{good}{{\"input_ids\": [1,\n{good}").as_bytes(),
+        &["rows.jsonl:57", "bad JSON"],
+    );
+    check(
+        &[good.as_bytes(), b"{\"input_ids\": \"\xff\"}\n"].concat(),
+        &["rows.jsonl:57", "UTF-8", "0xff"],
+    );
+    check(
+        b"{\"input_ids\": [1, 96]}\n",
+        &["rows.jsonl:1", "token id 96", "0 to 95"],
+    );
+    check(
+        b"{\"input_ids\": [1]}\n{\"input_ids\": []}\n",
+        &["rows.jsonl:2", "input_ids is empty"],
+    );
+    check(b"{\"input_ids\": [1, -2]}\n", &["rows.jsonl:1", "-2"]);
+    check(
+        b"{\"input_ids\": \"1 2\"}\n",
+        &["rows.jsonl:1", "a list of token ids"],
+    );
+    check(
+        b"{\"prompt\": \"a\", \"completion\": \"b\"}\n",
+        &["llama_tied", "no tokenizer"],
+    );
+    check(b"", &["rows.jsonl", "no rows"]);
+    let long: Vec<u32> = vec![1; 65];
+    check(
+        json!({ "input_ids": long }).to_string().as_bytes(),
+        &["rows.jsonl:1", "65 tokens", "at most 64"],
+    );
+    fail(
+        temp.path(),
+        "logprobs --model REF/llama_tied --data missing.jsonl --output -",
+        1,
+        &["cannot read missing.jsonl"],
+    );
+}
+
+#[test]
+fn bad_weights_are_named_by_file_and_tensor() {
+    let temp = tempfile::tempdir().unwrap();
+    reference_rows(temp.path(), "llama_tied");
+    let dir = temp.path().join("broken");
+    fs::create_dir(&dir).unwrap();
+    let config = fs::read_to_string(reference_dir("llama_tied").join("config.json")).unwrap();
+    fs::write(dir.join("config.json"), &config).unwrap();
+    let args = "logprobs --model broken --data rows.jsonl --output -";
+    let bytes = fs::read(reference_dir("llama_tied").join("model.safetensors")).unwrap();
+    fs::write(dir.join("model.safetensors"), &bytes[..bytes.len() - 100]).unwrap();
+    fail(temp.path(), args, 1, &["broken/model.safetensors"]);
+    fs::write(dir.join("model.safetensors"), &bytes[..5]).unwrap();
+    fail(temp.path(), args, 1, &["broken/model.safetensors"]);
+    fs::write(dir.join("model.safetensors"), &bytes).unwrap();
+    fs::write(
+        dir.join("config.json"),
+        config.replace("\"intermediate_size\": 64", "\"intermediate_size\": 60"),
+    )
+    .unwrap();
+    fail(
+        temp.path(),
+        args,
+        1,
+        &[
+            "model.layers.1.mlp.down_proj.weight",
+            "expected shape [48, 60], found [48, 64]",
+            "6 problems",
+        ],
+    );
+    fs::write(dir.join("config.json"), "{\"model_type\": ").unwrap();
+    fail(
+        temp.path(),
+        args,
+        1,
+        &["broken/config.json", "not valid JSON"],
+    );
+    fs::remove_file(dir.join("config.json")).unwrap();
+    fail(temp.path(), args, 1, &["broken/config.json"]);
+}
+
+/// A run folder whose stage `sft` has the adapter `from`.
+fn run_with_adapter(folder: &Path, from: &Path) {
+    let to = folder.join("run/sft/adapter");
+    fs::create_dir_all(&to).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(from.join(name), to.join(name)).unwrap();
+    }
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(to.join("adapter_config.json")).unwrap()).unwrap();
+    config["base_model_name_or_path"] = json!(reference_dir("llama_tied").to_str().unwrap());
+    fs::write(to.join("adapter_config.json"), config.to_string()).unwrap();
+}
+
+#[test]
+fn a_merged_export_is_the_model_with_its_adapter() {
+    let temp = tempfile::tempdir().unwrap();
+    reference_rows(temp.path(), "llama_lora");
+    run_with_adapter(temp.path(), &reference_dir("llama_lora"));
+    let said = succeed(
+        temp.path(),
+        "export --run run --stage sft --to merged --merge",
+    );
+    assert!(
+        said.contains("largest log-probability difference"),
+        "{said}"
+    );
+    succeed(temp.path(), "export --run run --stage sft --to copied");
+    for model in ["merged", "copied"] {
+        let text = succeed(
+            temp.path(),
+            &format!("logprobs --model {model} --data rows.jsonl --output -"),
+        );
+        for (index, answer) in lines(&text).iter().enumerate() {
+            assert_near(
+                &answer["logprobs"],
+                &reference("llama_lora")["token_logprobs"][index],
+                1e-4,
+            );
+        }
+    }
+    assert!(temp.path().join("copied/adapter_config.json").is_file());
+    assert!(!temp.path().join("merged/adapter_config.json").exists());
+    fail(
+        temp.path(),
+        "export --run run --stage sft --to merged",
+        2,
+        &["merged", "not empty"],
+    );
+    let mut left: Vec<_> = fs::read_dir(temp.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["copied", "merged", "rows.jsonl", "run"]);
+}
+
+#[test]
+fn a_merged_reward_model_scores_as_its_adapter_does() {
+    let temp = tempfile::tempdir().unwrap();
+    reference_rows(temp.path(), "llama_tied");
+    let adapter = score_adapter(temp.path());
+    run_with_adapter(temp.path(), &adapter);
+    fs::write(
+        temp.path().join("run/sft/adapter/tempering.json"),
+        r#"{"score_offset": 0.5}"#,
+    )
+    .unwrap();
+    succeed(
+        temp.path(),
+        "export --run run --stage sft --to merged --merge",
+    );
+    let score = |model: &str| -> Value {
+        let text = succeed(
+            temp.path(),
+            &format!("score --model {model} --data rows.jsonl --output -"),
+        );
+        lines(&text)
+            .iter()
+            .map(|answer| answer["score"].clone())
+            .collect()
+    };
+    assert_near(&score("merged"), &score("run/sft/adapter"), 1e-5);
+    let expected = reference("llama_tied")["sequence_classification"]["scores"].clone();
+    let shifted: Value = expected
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap() - 0.5)
+        .collect();
+    assert_near(&score("merged"), &shifted, 2e-4);
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(temp.path().join("merged/config.json")).unwrap())
+            .unwrap();
+    assert_eq!(
+        config["architectures"],
+        json!(["LlamaForSequenceClassification"])
+    );
+    assert_eq!(config["score_offset"], json!(0.5));
+}
+
+#[test]
+fn an_exported_classifier_does_not_pad_with_eos() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = classifier(temp.path(), "llama_tied");
+    let stage = temp.path().join("run/rm/model");
+    fs::create_dir_all(&stage).unwrap();
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+    for (pad, expected) in [(json!(0), Value::Null), (json!(7), json!(7))] {
+        config["pad_token_id"] = pad; // the model's EOS is 0
+        fs::write(stage.join("config.json"), config.to_string()).unwrap();
+        fs::copy(
+            dir.join("model.safetensors"),
+            stage.join("model.safetensors"),
+        )
+        .unwrap();
+        succeed(temp.path(), "export --run run --stage rm --to out");
+        let written: Value =
+            serde_json::from_str(&fs::read_to_string(temp.path().join("out/config.json")).unwrap())
+                .unwrap();
+        assert_eq!(written["pad_token_id"], expected);
+        fs::remove_dir_all(temp.path().join("out")).unwrap();
+    }
+}
+
+#[test]
+fn generation_is_decided_by_the_seed() {
+    let temp = tempfile::tempdir().unwrap();
+    text_model(temp.path());
+    write_rows(
+        temp.path().join("prompts.jsonl"),
+        &[
+            json!({"prompt": "One day"}),
+            json!({"prompt": "a"}),
+            json!({"input_ids": [5, 6]}),
+        ],
+    );
+    let draw = |options: &str| {
+        lines(&succeed(
+            temp.path(),
+            &format!(
+                "generate --model text-model --data prompts.jsonl --max-new-tokens 9 --output - {options}"
+            ),
+        ))
+    };
+    let first = draw("--seed 4");
+    assert_eq!(first, draw("--seed 4 --threads 1"));
+    assert_ne!(first, draw("--seed 5"));
+    assert_eq!(first[0]["prompt"], "One day");
+    for answer in &first {
+        let ids = answer["ids"].as_array().unwrap();
+        assert!(!ids.is_empty() && ids.len() <= 9);
+        assert_eq!(ids.len(), answer["logprobs"].as_array().unwrap().len());
+        assert!(
+            answer["stopped"] == json!(true) || ids.len() == 9,
+            "{answer}"
+        );
+    }
+    // The first row alone, as text, greedily: the text that the rows hold.
+    let greedy = draw("--temperature 0");
+    let text = succeed(
+        temp.path(),
+        "generate --model text-model --prompt a --temperature 0 --max-new-tokens 9",
+    );
+    assert_eq!(
+        text,
+        format!("{}\n", greedy[1]["completion"].as_str().unwrap())
+    );
+    // Log-probabilities of greedy tokens are those that `logprobs` gives.
+    let ids = |answer: &Value| answer["ids"].as_array().unwrap().clone();
+    let row: Vec<Value> = [json!(5), json!(6)]
+        .into_iter()
+        .chain(ids(&greedy[2]))
+        .collect();
+    write_rows(
+        temp.path().join("rows.jsonl"),
+        &[json!({ "input_ids": row })],
+    );
+    let measured = lines(&succeed(
+        temp.path(),
+        "logprobs --model text-model --data rows.jsonl --output -",
+    ));
+    let tail = measured[0]["logprobs"].as_array().unwrap()[1..].to_vec();
+    assert_near(&greedy[2]["logprobs"], &json!(tail), 1e-4);
+    fail(
+        temp.path(),
+        "generate --model text-model --prompt a --max-new-tokens 300",
+        1,
+        &["--prompt:1", "300 new ones; the model takes at most 256"],
+    );
+}
+
+#[test]
+fn eval_measures_loss_and_rewards() {
+    let temp = tempfile::tempdir().unwrap();
+    text_model(temp.path());
+    let rows = [
+        json!({"prompt": "One day", "completion": " a dog ran"}),
+        json!({"prompt": "a", "completion": " big cat"}),
+    ];
+    write_rows(temp.path().join("rows.jsonl"), &rows);
+    succeed(
+        temp.path(),
+        "eval --model text-model --data rows.jsonl --reward rouge-l --reward length:3 --max-new-tokens 6 --output eval.json",
+    );
+    let found: Value =
+        serde_json::from_str(&fs::read_to_string(temp.path().join("eval.json")).unwrap()).unwrap();
+    assert_eq!(found["rows"], 2);
+    let loss = found["loss"].as_f64().unwrap();
+    assert!((found["perplexity"].as_f64().unwrap() - loss.exp()).abs() < 1e-9 * loss.exp());
+    assert!(found["response_length"].as_f64().unwrap() <= 6.0);
+    assert!((0.0..=1.0).contains(&found["eos_rate"].as_f64().unwrap()));
+    assert!((0.0..=1.0).contains(&found["rewards"]["rouge-l"].as_f64().unwrap()));
+    assert!(found["rewards"]["length:3"].as_f64().unwrap() <= 0.0);
+    // The loss is over the completion and the EOS after it: rows of ids with that tail say the same.
+    let logprobs = lines(&succeed(
+        temp.path(),
+        "logprobs --model text-model --data rows.jsonl --output -",
+    ));
+    let tokens: usize = logprobs
+        .iter()
+        .map(|row| row["logprobs"].as_array().unwrap().len())
+        .sum();
+    assert_eq!(
+        found["tokens"].as_u64().unwrap() as usize,
+        tokens + rows.len(),
+        "one EOS a row"
+    );
+    let whole: Vec<Value> = logprobs
+        .iter()
+        .map(|row| {
+            let mut ids = row["input_ids"].as_array().unwrap().clone();
+            ids.push(json!(eos_id(temp.path())));
+            json!({ "input_ids": ids })
+        })
+        .collect();
+    write_rows(temp.path().join("whole.jsonl"), &whole);
+    let whole = lines(&succeed(
+        temp.path(),
+        "logprobs --model text-model --data whole.jsonl --output -",
+    ));
+    let mut sum = 0.0;
+    for (row, short) in whole.iter().zip(&logprobs) {
+        let count = short["logprobs"].as_array().unwrap().len() + 1;
+        let all = row["logprobs"].as_array().unwrap();
+        sum += all[all.len() - count..]
+            .iter()
+            .map(|x| x.as_f64().unwrap())
+            .sum::<f64>();
+    }
+    assert!(
+        (loss + sum / (tokens + rows.len()) as f64).abs() < 1e-5,
+        "{loss}"
+    );
+    let table = succeed(temp.path(), "eval --model text-model --data rows.jsonl");
+    assert!(table.contains("perplexity"), "{table}");
+    write_rows(temp.path().join("prompts.jsonl"), &[json!({"prompt": "a"})]);
+    fail(
+        temp.path(),
+        "eval --model text-model --data prompts.jsonl",
+        1,
+        &["nothing to measure"],
+    );
+}
+
+fn eos_id(folder: &Path) -> u64 {
+    let text = fs::read_to_string(folder.join("text-model/config.json")).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["eos_token_id"]
+        .as_u64()
+        .unwrap()
+}
+
+#[test]
+fn inspect_marks_what_is_trained_on() {
+    let temp = tempfile::tempdir().unwrap();
+    text_model(temp.path());
+    write_rows(
+        temp.path().join("rows.jsonl"),
+        &[json!({"prompt": "One day", "completion": " a dog"})],
+    );
+    let recipe = r#"(name: "r", model: "./text-model", stages: [
+        Sft(name: "sft", data: (source: Jsonl("rows.jsonl")), batch_size: 1),
+    ])"#;
+    fs::write(temp.path().join("r.ron"), recipe).unwrap();
+    let text = succeed(temp.path(), "inspect r.ron");
+    assert!(
+        text.contains("«") && text.contains("ends with EOS") && text.contains("all rows kept"),
+        "{text}"
+    );
+    assert!(!text.contains('\u{1b}'), "no colours in a pipe");
+    fail(
+        temp.path(),
+        "inspect r.ron --stage ppo",
+        2,
+        &["expected one of sft"],
+    );
+}
+
+#[test]
+fn doctor_and_models_say_what_there_is() {
+    let temp = tempfile::tempdir().unwrap();
+    let models = succeed(temp.path(), "models");
+    assert!(
+        models.contains("smollm2-135m") && models.contains("Apache-2.0"),
+        "{models}"
+    );
+    let doctor = succeed(temp.path(), "doctor");
+    assert!(
+        doctor.contains("lora_linear") && doctor.contains("LoRA rank 24"),
+        "{doctor}"
+    );
+    assert!(!doctor.contains("WRONG"), "{doctor}");
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let temp = tempfile::tempdir().unwrap();
+    let rows: Vec<Value> = (0..2000)
+        .map(|i| json!({"input_ids": [i % 96, 3]}))
+        .collect();
+    write_rows(temp.path().join("rows.jsonl"), &rows);
+    let mut child = command(
+        temp.path(),
+        "logprobs --model REF/llama_tied --data rows.jsonl --output -",
+    )
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
