@@ -1,6 +1,8 @@
 //! Forward and backward of every fused operation against plain burn ops, on Flex, at the shapes of SmolLM2-135M: eight rows
 //! of 100 tokens, 120 trained positions. `cargo bench --bench ops`.
 
+#![allow(missing_docs, reason = "criterion's macro makes a public function")]
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;

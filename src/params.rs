@@ -142,7 +142,7 @@ impl<B: Backend> ParamSlot<'_, B> {
     ) -> Result<(), E> {
         if let [(name, columns)] = meta.pieces.as_slice() {
             let values = read(name)?;
-            return Ok(match self {
+            match self {
                 Self::Vector(_) => {
                     let len = values.len();
                     self.assign(values, &[len], device);
@@ -156,7 +156,8 @@ impl<B: Backend> ParamSlot<'_, B> {
                     };
                     self.assign(values, &[rows, *columns], device);
                 }
-            });
+            }
+            return Ok(());
         }
         let total: usize = meta.pieces.iter().map(|(_, columns)| columns).sum();
         let mut joint = Vec::new();

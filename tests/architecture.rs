@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 ///
 /// `backend` stands beside `recipe`: it names concrete backends, so that only the command line may reach it.
 const LEVELS: &[&[&str]] = &[
-    &["error", "rng", "tokens"],
+    &["error", "rng", "tokens", "guard"],
     &["ops"],
     &["loss", "rl", "data", "peft", "optim", "report"],
     &["model"],

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::backend::BackendChoice;
+use crate::model::weights::StoreAs;
 use crate::reward::{RewardConfig, RougeVariant};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
@@ -283,7 +284,8 @@ pub struct InspectArgs {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   temper export --run runs/smollm2 --stage ppo --to exported            adapter in the PEFT layout
-  temper export --run runs/smollm2 --stage ppo --to exported --merge    one whole model, adapter merged in")]
+  temper export --run runs/smollm2 --stage ppo --to exported --merge    one whole model, adapter merged in
+  temper export --run runs/tiny-pretrain --stage tiny --to exported --dtype f16         half the size")]
 pub struct ExportArgs {
     /// The run folder
     #[arg(long, value_name = "DIR")]
@@ -297,6 +299,9 @@ pub struct ExportArgs {
     /// Merge the adapter into the weights
     #[arg(long)]
     pub merge: bool,
+    /// Number format of a whole model's weights [default: as the stage wrote them, f32]
+    #[arg(long, value_name = "DTYPE", value_enum)]
+    pub dtype: Option<StoreAs>,
 }
 
 fn positive(text: &str) -> Result<usize, String> {

@@ -1,8 +1,10 @@
 //! `temper export`.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use half::f16;
 use serde_json::{Value, json};
 
 use super::args::{ComputeArgs, ExportArgs, ModelArgs};
@@ -15,7 +17,7 @@ use crate::atomic::{Temporary, sync_parent, temporary_name, write_atomic};
 use crate::backend::{Task, dispatch};
 use crate::data::{Row, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::weights::write_safetensors;
+use crate::model::weights::{self, StoreAs, write_safetensors, write_safetensors_with};
 use crate::model::{LanguageModel, ModelConfig, ScalarModel, host_tensors};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
@@ -75,6 +77,9 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         })
         .to_owned()
     };
+    if let Some(dtype) = args.dtype {
+        convert(&written, dtype)?;
+    }
     // An empty folder of that name is replaced; where the system does not do that, it goes first.
     if args.to.is_dir() {
         fs::remove_dir(&args.to).map_err(Error::io("replace", &args.to))?;
@@ -146,6 +151,45 @@ fn classifier_config(mut raw: Value, config: &ModelConfig, stop_ids: &[u32]) -> 
         raw["pad_token_id"] = Value::Null;
     }
     raw
+}
+
+/// Rewrites a folder's weights in another number format.
+fn convert(folder: &Path, dtype: StoreAs) -> Result<()> {
+    let file = folder.join("model.safetensors");
+    if !file.is_file() {
+        return Err(Error::Usage(
+            "--dtype: an adapter is stored in f32; add --merge to write a whole model".into(),
+        ));
+    }
+    let source = weights::open(&file)?;
+    let shapes: Vec<(String, Vec<usize>)> = (source.names().into_iter())
+        .map(|name| {
+            let shape = source.shape(&name).unwrap_or_default();
+            (name, shape)
+        })
+        .collect();
+    let specs: Vec<(&str, &[usize])> = (shapes.iter())
+        .map(|(name, shape)| (name.as_str(), shape.as_slice()))
+        .collect();
+    write_safetensors_with(&file, dtype, &specs, |i| {
+        let name = &shapes[i].0;
+        let values = source.read(name)?;
+        let too_large = |x: &&f32| dtype == StoreAs::F16 && x.abs() > f16::MAX.to_f32();
+        match values.iter().find(too_large) {
+            Some(x) => Err(Error::Usage(format!(
+                "--dtype f16: {name} holds {x}, and f16 ends at {}; take bf16",
+                f16::MAX
+            ))),
+            None => Ok(Cow::Owned(values)),
+        }
+    })?;
+    let mut config: Value = ModelConfig::load(folder)?.raw().clone().into();
+    for key in ["dtype", "torch_dtype"] {
+        if config.get(key).is_some() {
+            config[key] = json!(dtype.torch_name());
+        }
+    }
+    write_config(folder, config)
 }
 
 fn write_config(folder: &Path, config: Value) -> Result<()> {

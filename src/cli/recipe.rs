@@ -14,7 +14,7 @@ use crate::train::Outcome;
 ///
 /// # Errors
 /// `Error::Invalid` with all problems at once, before anything is loaded; later the first error of a stage.
-pub fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
+pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     let loaded = recipe::load_with_places(&args.file, &args.set)?;
     let options = RunOptions {
         output: args.output.clone(),

@@ -37,6 +37,8 @@ const NO_WHO: f64 = 0.30;
 const SWAPPED: f64 = 0.15;
 /// Odds that it ends in idle words.
 const CHATTY: f64 = 0.10;
+/// Odds that the text for language modelling ends in a sentence of the post, word for word, instead of a summary.
+const QUOTED: f64 = 0.6;
 /// Odds of the passive voice; of the rest, `FRONTED` start with the time.
 const PASSIVE: f64 = 0.25;
 /// Odds that an active summary starts with the time.
@@ -162,7 +164,8 @@ struct Aside {
 /// # Columns
 /// - `prompt`: the post, then `"\n\nTL;DR:"`
 /// - `completion`: a space, then a summary as uneven as people's
-/// - `text`: prompt and completion, for language modelling
+/// - `text`: for language modelling, the prompt and what careless text has after it: 60 % of the time any sentence of the
+///   post, word for word, else the completion. A model of this text knows the form and how to copy, and little of the task
 /// - `ideal`: the best summary ([`ideal_summary`]), a clean reference for ROUGE
 /// - `facts`: the planted facts `who`, `did`, `kind`, `what`, `where`, `when`
 ///
@@ -200,7 +203,13 @@ fn post(seed: Seed) -> Map<String, Value> {
     let prompt = format!("{}\n\nTL;DR:", sentences.join(" "));
     let completion = format!(" {}", summary(&mut draws, &point, &asides));
     let mut row = Map::new();
-    row.insert("text".into(), format!("{prompt}{completion}").into());
+    let quote = format!(" {}", sentences[draws.below(sentences.len())]);
+    let follows = if draws.chance(QUOTED) {
+        &quote
+    } else {
+        &completion
+    };
+    row.insert("text".into(), format!("{prompt}{follows}").into());
     row.insert("prompt".into(), prompt.into());
     row.insert("completion".into(), completion.into());
     row.insert("ideal".into(), score::ideal(&point).into());
@@ -328,9 +337,22 @@ mod tests {
                     "{slot} {value} in {post}"
                 );
             }
-            let text = format!("{}{}", column(&row, "prompt"), column(&row, "completion"));
-            assert_eq!(column(&row, "text"), text);
         }
+    }
+
+    #[test]
+    fn the_text_ends_in_a_quote_or_in_the_completion() {
+        let rows = posts(5, 2000);
+        let quotes = rows.iter().filter(|row| {
+            let prompt = column(row, "prompt");
+            let follows = column(row, "text").strip_prefix(prompt).unwrap();
+            let quoted = prompt.contains(&follows[1..]);
+            assert!(quoted || follows == column(row, "completion"), "{follows}");
+            quoted
+        });
+        let share = quotes.count() as f64 / rows.len() as f64;
+        // 0.60, and the distracted summaries that are quotes by chance.
+        assert!((0.6..0.72).contains(&share), "{share}");
     }
 
     #[test]

@@ -417,7 +417,7 @@ fn part_matrices<B: Backend>(b: &Tensor<B, 1>, parts: &[LowRankPart]) -> Vec<Ten
             let len = part.rank * part.width;
             let matrix = b
                 .clone()
-                .slice([offset..offset + len])
+                .narrow(0, offset, len)
                 .reshape([part.rank, part.width]);
             offset += len;
             matrix

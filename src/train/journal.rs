@@ -26,6 +26,9 @@ pub(super) struct Journal {
     pub(super) position: Position,
 }
 
+/// A checkpoint's folder and what it holds.
+pub(super) type Restored = (PathBuf, StepCheckpoint<Position>);
+
 impl Journal {
     /// Opens the journal; on resume together with the newest checkpoint.
     pub(super) fn open<B: ModelBackend>(
@@ -34,7 +37,7 @@ impl Journal {
         summary: &str,
         total_steps: usize,
         cadence: &Cadence,
-    ) -> Result<(Self, Option<(PathBuf, StepCheckpoint<Position>)>)> {
+    ) -> Result<(Self, Option<Restored>)> {
         let dir = session.stage_dir(stage)?;
         let newest = if session.resume {
             checkpoint::latest(&dir)

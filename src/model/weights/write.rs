@@ -10,7 +10,7 @@ use crate::atomic::write_atomic_with;
 use crate::error::{Error, Result};
 
 /// How tensors are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum StoreAs {
     /// IEEE single.
     #[default]
@@ -22,6 +22,15 @@ pub enum StoreAs {
 }
 
 impl StoreAs {
+    /// The format's name in a `config.json`.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
