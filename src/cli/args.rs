@@ -343,6 +343,7 @@ fn reward(text: &str) -> Result<RewardArg, String> {
     let rouge = |variant| RewardConfig::Rouge {
         variant,
         reference: rest.unwrap_or("completion").into(),
+        first_line: false,
     };
     let config = match kind {
         "rouge-1" => rouge(RougeVariant::Rouge1),
@@ -487,7 +488,8 @@ mod tests {
             config("rouge-2:summary"),
             RewardConfig::Rouge {
                 variant: RougeVariant::Rouge2,
-                reference: "summary".into()
+                reference: "summary".into(),
+                first_line: false,
             }
         );
         assert_eq!(config("length:8"), RewardConfig::Length { target: 8 });

@@ -37,7 +37,9 @@ const NO_WHO: f64 = 0.30;
 const SWAPPED: f64 = 0.15;
 /// Odds that it ends in idle words.
 const CHATTY: f64 = 0.10;
-/// Odds that the text for language modelling ends in a sentence of the post, word for word, instead of a summary.
+/// Odds that the text for language modelling is a thread, in which a reply quotes the whole post.
+const THREAD: f64 = 0.5;
+/// Odds that otherwise it ends in a sentence of the post, word for word, instead of a summary.
 const QUOTED: f64 = 0.6;
 /// Odds of the passive voice; of the rest, `FRONTED` start with the time.
 const PASSIVE: f64 = 0.25;
@@ -164,8 +166,9 @@ struct Aside {
 /// # Columns
 /// - `prompt`: the post, then `"\n\nTL;DR:"`
 /// - `completion`: a space, then a summary as uneven as people's
-/// - `text`: for language modelling, the prompt and what careless text has after it: 60 % of the time any sentence of the
-///   post, word for word, else the completion. A model of this text knows the form and how to copy, and little of the task
+/// - `text`: for language modelling: half of the time a thread, in which a reply quotes the post's sentences in another
+///   order; else the prompt and what careless people write after it: 60 % of the time any sentence of the post, word for
+///   word, else the completion. A model of this text knows the form and how to copy, and little of the task
 /// - `ideal`: the best summary ([`ideal_summary`]), a clean reference for ROUGE
 /// - `facts`: the planted facts `who`, `did`, `kind`, `what`, `where`, `when`
 ///
@@ -203,18 +206,29 @@ fn post(seed: Seed) -> Map<String, Value> {
     let prompt = format!("{}\n\nTL;DR:", sentences.join(" "));
     let completion = format!(" {}", summary(&mut draws, &point, &asides));
     let mut row = Map::new();
-    let quote = format!(" {}", sentences[draws.below(sentences.len())]);
-    let follows = if draws.chance(QUOTED) {
-        &quote
-    } else {
-        &completion
-    };
-    row.insert("text".into(), format!("{prompt}{follows}").into());
+    row.insert(
+        "text".into(),
+        text(&mut draws, sentences, &prompt, &completion).into(),
+    );
     row.insert("prompt".into(), prompt.into());
     row.insert("completion".into(), completion.into());
     row.insert("ideal".into(), score::ideal(&point).into());
     row.insert("facts".into(), point.to_json());
     row
+}
+
+/// The text for language modelling.
+fn text(draws: &mut Draws, mut sentences: Vec<String>, prompt: &str, completion: &str) -> String {
+    if draws.chance(THREAD) {
+        let post = sentences.join(" ");
+        let turns = 1 + draws.below(sentences.len() - 1);
+        sentences.rotate_left(turns);
+        return format!("{post}\n\n> {}", sentences.join(" "));
+    }
+    if draws.chance(QUOTED) {
+        return format!("{prompt} {}", sentences[draws.below(sentences.len())]);
+    }
+    format!("{prompt}{completion}")
 }
 
 fn aside(draws: &mut Draws, point: &Facts) -> Aside {
@@ -341,18 +355,31 @@ mod tests {
     }
 
     #[test]
-    fn the_text_ends_in_a_quote_or_in_the_completion() {
+    fn the_text_is_a_thread_a_quote_or_a_summary() {
         let rows = posts(5, 2000);
-        let quotes = rows.iter().filter(|row| {
-            let prompt = column(row, "prompt");
-            let follows = column(row, "text").strip_prefix(prompt).unwrap();
-            let quoted = prompt.contains(&follows[1..]);
-            assert!(quoted || follows == column(row, "completion"), "{follows}");
-            quoted
-        });
-        let share = quotes.count() as f64 / rows.len() as f64;
-        // 0.60, and the distracted summaries that are quotes by chance.
-        assert!((0.6..0.72).contains(&share), "{share}");
+        let (mut threads, mut quotes) = (0, 0);
+        for row in &rows {
+            let (prompt, text) = (column(row, "prompt"), column(row, "text"));
+            let post = prompt.strip_suffix("TL;DR:").unwrap();
+            let follows = text.strip_prefix(post).unwrap();
+            if let Some(reply) = follows.strip_prefix("> ") {
+                let mut words: Vec<Vec<&str>> = [post, reply]
+                    .map(|part| part.split_whitespace().collect())
+                    .into();
+                assert_ne!(words[0], words[1]);
+                words.iter_mut().for_each(|part| part.sort_unstable());
+                assert_eq!(words[0], words[1], "{text}");
+                threads += 1;
+            } else {
+                let follows = follows.strip_prefix("TL;DR:").unwrap();
+                let quoted = post.contains(&follows[1..]);
+                assert!(quoted || follows == column(row, "completion"), "{text}");
+                quotes += usize::from(quoted);
+            }
+        }
+        assert!((940..1060).contains(&threads), "{threads}");
+        // 0.6 of the other half, and the distracted summaries that are quotes by chance.
+        assert!((560..720).contains(&quotes), "{quotes}");
     }
 
     #[test]

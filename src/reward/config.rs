@@ -19,6 +19,9 @@ pub enum RewardConfig {
         /// Column holding the reference text.
         #[serde(default = "completion")]
         reference: String,
+        /// Compare the first line of the response alone: fair to a base model, which was never taught to stop.
+        #[serde(default)]
+        first_line: bool,
     },
     /// The known scorer of the embedded posts.
     Gold,
@@ -32,7 +35,8 @@ pub enum RewardConfig {
         /// A regular expression.
         regex: String,
     },
-    /// A program that reads one JSON object a line (`prompt`, `completion`, the row's columns) and answers each with `{"score": x}`.
+    /// A program that reads one JSON object a line, `{"prompt": .., "completion": .., "row": {the row's columns}}`, and
+    /// answers each with `{"score": x}`.
     Command {
         /// Program and arguments.
         command: Vec<String>,

@@ -60,9 +60,14 @@ pub fn build(
     }
     Ok(match config {
         RewardConfig::Learned { stage } => learned(stage)?,
-        RewardConfig::Rouge { variant, reference } => Box::new(rouge::Rouge {
+        RewardConfig::Rouge {
+            variant,
+            reference,
+            first_line,
+        } => Box::new(rouge::Rouge {
             variant: *variant,
             reference: reference.clone(),
+            first_line: *first_line,
         }),
         RewardConfig::Gold => Box::new(gold::Gold),
         RewardConfig::Length { target } => Box::new(length::Length { target: *target }),

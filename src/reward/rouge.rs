@@ -115,6 +115,7 @@ fn longest_common_subsequence(a: &[String], b: &[String]) -> usize {
 pub(super) struct Rouge {
     pub(super) variant: RougeVariant,
     pub(super) reference: String,
+    pub(super) first_line: bool,
 }
 
 impl RewardSource for Rouge {
@@ -131,7 +132,12 @@ impl RewardSource for Rouge {
                         super::columns(&completion.row)
                     ),
                 })?;
-                Ok(rouge(self.variant, reference, &completion.response, true).fmeasure as f32)
+                let response = if self.first_line {
+                    first_line(&completion.response)
+                } else {
+                    &completion.response
+                };
+                Ok(rouge(self.variant, reference, response, true).fmeasure as f32)
             })
             .collect()
     }
@@ -219,6 +225,7 @@ mod tests {
         let mut source = Rouge {
             variant: RougeVariant::RougeL,
             reference: "completion".into(),
+            first_line: false,
         };
         let mut completion = Completion {
             response: " red key\nblue lamp".into(),
