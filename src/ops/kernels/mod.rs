@@ -1,10 +1,18 @@
 //! CPU kernels on plain f32 slices: rayon over rows, SIMD by run-time dispatch, no unsafe code.
 
+mod attention;
+mod low_rank;
+
 use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use super::LowRankPart;
+pub(super) use attention::{
+    causal_exp, causal_softmax, decode_head, gather_heads, softmax_backward,
+};
+pub(super) use low_rank::add_low_rank;
+
+use super::AdamWStep;
 
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
@@ -16,7 +24,7 @@ macro_rules! simd_fn {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty $body:block) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        pub(super) fn $name<'a>($($arg: $ty),*) -> $ret {
+        pub(in crate::ops) fn $name<'a>($($arg: $ty),*) -> $ret {
             struct Kernel<'a> { $($arg: $ty,)* lifetime: std::marker::PhantomData<&'a ()> }
             impl<'a> pulp::WithSimd for Kernel<'a> {
                 type Output = $ret;
@@ -26,10 +34,11 @@ macro_rules! simd_fn {
                     $body
                 }
             }
-            ARCH.dispatch(Kernel { $($arg,)* lifetime: std::marker::PhantomData })
+            $crate::ops::kernels::ARCH.dispatch(Kernel { $($arg,)* lifetime: std::marker::PhantomData })
         }
     };
 }
+use simd_fn;
 
 /// Independent partial sums: enough for one AVX-512 vector, and a fixed order of addition on every CPU.
 const LANES: usize = 16;
@@ -100,7 +109,7 @@ fn exp(x: f32) -> f32 {
 }
 
 /// Rows handed to one task: four tasks a thread balance uneven cores.
-pub(super) fn rows_per_task(rows: usize) -> usize {
+fn rows_per_task(rows: usize) -> usize {
     rows.div_ceil(rayon::current_num_threads() * 4).max(1)
 }
 
@@ -273,94 +282,6 @@ simd_fn! {
     }
 }
 
-simd_fn! {
-    /// Scores to causal probabilities in place; row `i` of each `[len, len]` block sees columns `0..=i`.
-    /// Returns the log-sum-exp of each row.
-    fn causal_softmax(scores: &'a mut [f32], len: usize, scale: f32) -> Vec<f32> {
-        let mut lse = Vec::with_capacity(scores.len() / len);
-        for (i, row) in scores.chunks_exact_mut(len).enumerate() {
-            let (seen, hidden) = row.split_at_mut(i % len + 1);
-            let top = max(seen) * scale;
-            for x in seen.iter_mut() {
-                *x = exp(*x * scale - top);
-            }
-            let z = sum(seen);
-            for x in seen.iter_mut() {
-                *x /= z;
-            }
-            hidden.fill(0.0);
-            lse.push(top + z.ln());
-        }
-        lse
-    }
-}
-
-simd_fn! {
-    /// Scores to the same probabilities, from the saved log-sum-exp.
-    fn causal_exp(scores: &'a mut [f32], len: usize, scale: f32, lse: &'a [f32]) -> () {
-        for (i, (row, &lse)) in scores.chunks_exact_mut(len).zip(lse).enumerate() {
-            let (seen, hidden) = row.split_at_mut(i % len + 1);
-            for x in seen.iter_mut() {
-                *x = exp(*x * scale - lse);
-            }
-            hidden.fill(0.0);
-        }
-    }
-}
-
-simd_fn! {
-    /// `dP` to `dS` in place: `p * (dp - rowsum(o * do)) * scale`.
-    fn softmax_backward(
-        ds: &'a mut [f32], p: &'a [f32], o: &'a [f32], go: &'a [f32], len: usize, head_dim: usize, scale: f32,
-    ) -> () {
-        let rows = ds.chunks_exact_mut(len).zip(p.chunks_exact(len));
-        for (((ds, p), o), go) in rows.zip(o.chunks_exact(head_dim)).zip(go.chunks_exact(head_dim)) {
-            let delta = dot(o, go);
-            for t in 0..len {
-                ds[t] = p[t] * (ds[t] - delta) * scale;
-            }
-        }
-    }
-}
-
-simd_fn! {
-    /// Queries of one key head's group (`[group, head_dim]`) over the `len` positions of its cache.
-    fn decode_head(
-        q: &'a [f32], keys: &'a [f32], values: &'a [f32], len: usize, stride: usize, offset: usize, head_dim: usize,
-        scale: f32, out: &'a mut [f32],
-    ) -> () {
-        let group = q.len() / head_dim;
-        let mut p = vec![0f32; group * len];
-        for t in 0..len {
-            let key = &keys[t * stride + offset..t * stride + offset + head_dim];
-            for j in 0..group {
-                p[j * len + t] = dot(&q[j * head_dim..(j + 1) * head_dim], key) * scale;
-            }
-        }
-        for p in p.chunks_exact_mut(len) {
-            let top = max(p);
-            for x in p.iter_mut() {
-                *x = exp(*x - top);
-            }
-            let z = sum(p);
-            for x in p.iter_mut() {
-                *x /= z;
-            }
-        }
-        out.fill(0.0);
-        for t in 0..len {
-            let value = &values[t * stride + offset..t * stride + offset + head_dim];
-            for j in 0..group {
-                let w = p[j * len + t];
-                let out = &mut out[j * head_dim..(j + 1) * head_dim];
-                for i in 0..head_dim {
-                    out[i] = w.mul_add(value[i], out[i]);
-                }
-            }
-        }
-    }
-}
-
 /// Rows of logits to (log-probability of the target, entropy); leaves probabilities in place when `keep` is set.
 pub(super) fn logprob_rows(
     logits: &mut [f32],
@@ -414,111 +335,8 @@ simd_fn! {
     }
 }
 
-/// `y[:, columns] += scale * t[:, ranks] . b` for every part; `b` holds the parts' `[rank, width]` matrices in turn.
-pub(super) fn add_low_rank(
-    y: &mut [f32],
-    width: usize,
-    t: &[f32],
-    t_width: usize,
-    b: &[f32],
-    parts: &[LowRankPart],
-) {
-    let task = rows_per_task(y.len() / width).next_multiple_of(4);
-    let run = |(y, t): (&mut [f32], &[f32])| {
-        ARCH.dispatch(AddLowRank {
-            y,
-            width,
-            t,
-            t_width,
-            b,
-            parts,
-        })
-    };
-    if y.len() < SMALL {
-        return run((y, t));
-    }
-    y.par_chunks_mut(task * width)
-        .zip(t.par_chunks(task * t_width))
-        .for_each(run);
-}
-
-struct AddLowRank<'a> {
-    y: &'a mut [f32],
-    width: usize,
-    t: &'a [f32],
-    t_width: usize,
-    b: &'a [f32],
-    parts: &'a [LowRankPart],
-}
-
-impl pulp::WithSimd for AddLowRank<'_> {
-    type Output = ();
-
-    /// Four rows by two vectors stay in registers, which auto-vectorisation does not manage.
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) {
-        let Self {
-            y,
-            width,
-            t,
-            t_width,
-            b,
-            parts,
-        } = self;
-        let tile = 2 * S::F32_LANES;
-        for (y, t) in y.chunks_mut(4 * width).zip(t.chunks(4 * t_width)) {
-            let rows = y.len() / width;
-            let (mut first, mut offset) = (0, 0);
-            for part in parts {
-                let LowRankPart {
-                    rank,
-                    scale,
-                    column,
-                    width: part_width,
-                } = *part;
-                let b = &b[offset..offset + rank * part_width];
-                let tiled = if rows == 4 {
-                    part_width / tile * tile
-                } else {
-                    0
-                };
-                for c in (0..tiled).step_by(tile) {
-                    let mut acc = [[simd.splat_f32s(0.0); 2]; 4];
-                    for q in 0..rank {
-                        let (bv, _) =
-                            S::as_simd_f32s(&b[q * part_width + c..q * part_width + c + tile]);
-                        for (i, acc) in acc.iter_mut().enumerate() {
-                            let x = simd.splat_f32s(t[i * t_width + first + q]);
-                            acc[0] = simd.mul_add_f32s(x, bv[0], acc[0]);
-                            acc[1] = simd.mul_add_f32s(x, bv[1], acc[1]);
-                        }
-                    }
-                    let factor = simd.splat_f32s(scale);
-                    for (i, acc) in acc.iter().enumerate() {
-                        let from = i * width + column + c;
-                        let (out, _) = S::as_mut_simd_f32s(&mut y[from..from + tile]);
-                        out[0] = simd.mul_add_f32s(acc[0], factor, out[0]);
-                        out[1] = simd.mul_add_f32s(acc[1], factor, out[1]);
-                    }
-                }
-                for i in 0..rows {
-                    let out = &mut y[i * width + column..i * width + column + part_width];
-                    for q in 0..rank {
-                        let x = t[i * t_width + first + q] * scale;
-                        for j in tiled..part_width {
-                            out[j] += x * b[q * part_width + j];
-                        }
-                    }
-                }
-                first += rank;
-                offset += rank * part_width;
-            }
-        }
-    }
-}
-
 /// One AdamW update in place.
-pub(super) fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: super::AdamWStep) {
+pub(super) fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: AdamWStep) {
     let task = 1 << 15;
     w.par_chunks_mut(task)
         .zip(g.par_chunks(task))
@@ -528,7 +346,7 @@ pub(super) fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: s
 }
 
 simd_fn! {
-    fn adamw_chunk(w: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32], s: super::AdamWStep) -> () {
+    fn adamw_chunk(w: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32], s: AdamWStep) -> () {
         let n = w.len();
         let (w, g, m, v) = (&mut w[..n], &g[..n], &mut m[..n], &mut v[..n]);
         let [(decay1, share1), (decay2, share2)] = s.moment_factors();
@@ -540,23 +358,4 @@ simd_fn! {
             w[i] = w[i] * (1.0 - s.lr * s.weight_decay) - s.lr * (m[i] * c1) / ((v[i] * c2).sqrt() + s.eps);
         }
     }
-}
-
-/// `[heads, len, head_dim]` copy of the heads that start at `column` of the rows `row..row + len`.
-pub(super) fn gather_heads(
-    matrix: &[f32],
-    width: usize,
-    rows: std::ops::Range<usize>,
-    column: usize,
-    heads: usize,
-    head_dim: usize,
-) -> Vec<f32> {
-    let mut out = Vec::with_capacity(heads * rows.len() * head_dim);
-    for head in 0..heads {
-        for row in rows.clone() {
-            let from = row * width + column + head * head_dim;
-            out.extend_from_slice(&matrix[from..from + head_dim]);
-        }
-    }
-    out
 }

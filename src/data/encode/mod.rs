@@ -5,16 +5,21 @@
 //! tokenised, and the remainder is trained on. Where the tokenizer merges across the boundary TRL warns and cuts at the
 //! prompt's length; here the cut moves back to the last token that both share, and the row is counted.
 
-use std::fmt;
-use std::ops::Range;
+mod comparisons;
+mod report;
+mod sequence;
 
-use rayon::prelude::*;
 use serde_json::{Map, Value};
+
+pub use comparisons::{Comparisons, encode_comparisons};
+pub use report::{EncodeReport, Encoded};
 
 use crate::data::records::{CompletionRow, Content, RowParser, prompt_text};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use report::{Notes, Outcome, encode_rows};
+use sequence::{Joint, encode_chat, encode_spans, end_with_eos, ends_with_stop};
 
 /// One row to learn from.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,91 +43,6 @@ pub struct Prompt {
     pub text: String,
     /// The row's columns.
     pub row: Map<String, Value>,
-}
-
-/// Responses to one prompt and which of them is better than which.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Comparisons {
-    /// Prompt, response and EOS (where the response has one) of each response.
-    pub responses: Vec<Vec<u32>>,
-    /// Tokens at the start of every response that are the prompt.
-    pub prompt_len: usize,
-    /// Chosen and rejected response, and by how much the chosen one is better (0 if the row does not say).
-    pub pairs: Vec<(usize, usize, f32)>,
-}
-
-/// Encoded rows and what became of the others.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Encoded<T> {
-    /// The rows kept, in the order of the data.
-    pub items: Vec<T>,
-    /// Counts to show the user.
-    pub report: EncodeReport,
-}
-
-/// What became of the rows. Displays as nothing when all went in whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct EncodeReport {
-    /// Rows read.
-    pub rows: usize,
-    /// Rows kept.
-    pub kept: usize,
-    /// Rows kept that lost tokens at their end.
-    pub truncated: usize,
-    /// Rows left out because a prompt or a response is longer than allowed.
-    pub dropped_too_long: usize,
-    /// Rows left out because no token of theirs is trained on (of comparisons: no response is better than another).
-    pub dropped_untrained: usize,
-    /// Rows kept that should end with EOS and do not: truncated, or a chat template that does not end its turns so.
-    pub without_eos: usize,
-    /// Rows kept whose prompt the tokenizer merges with the start of the completion; the merged token is trained on.
-    pub merged_boundary: usize,
-}
-
-impl fmt::Display for EncodeReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let notes = [
-            (self.truncated, "truncated"),
-            (self.dropped_too_long, "left out as too long"),
-            (self.dropped_untrained, "left out with nothing to train on"),
-            (self.without_eos, "without EOS at the end"),
-            (
-                self.merged_boundary,
-                "with a token across the end of the prompt",
-            ),
-        ];
-        let notes: Vec<String> = notes
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-        if notes.is_empty() {
-            return Ok(());
-        }
-        let rows = if self.rows == 1 { "row" } else { "rows" };
-        write!(
-            f,
-            "{} of {} {rows} kept: {}",
-            self.kept,
-            self.rows,
-            notes.join(", ")
-        )
-    }
-}
-
-/// What one row became.
-enum Outcome<T> {
-    Kept { item: T, notes: Notes },
-    TooLong,
-    Untrained,
-}
-
-/// What to count about a row that is kept.
-#[derive(Default)]
-struct Notes {
-    truncated: bool,
-    without_eos: bool,
-    merged_boundary: bool,
 }
 
 /// Language modelling: every token but the first is trained on.
@@ -222,66 +142,6 @@ pub fn encode_completions(
     })
 }
 
-/// Preference rows, each a pair, and the rows of a `Rank` stage, with every pair whose scores differ by more than the
-/// row's `tie_margin`.
-///
-/// A reward model judges whole responses, so nothing is truncated: a preference row with a response longer than
-/// `max_length` is left out, as TRL does, and so is such a response of a ranked row. `margin` is the column of that
-/// name, or the difference of the scores.
-///
-/// # Errors
-/// At the first row that is neither, and if no row is left.
-pub fn encode_comparisons(
-    rows: &[Row],
-    tokenizer: &Tokenizer,
-    format: &RowFormat,
-    max_length: usize,
-) -> Result<Encoded<Comparisons>> {
-    let parser = RowParser::new(format)?;
-    encode_rows(rows, max_length, |row| {
-        if row.columns.contains_key("response_ids") {
-            return ranked_row(row, max_length);
-        }
-        let parts = parser.preference(row)?;
-        let margin = match row.columns.get("margin") {
-            None | Some(Value::Null) => 0.0,
-            Some(margin) => margin
-                .as_f64()
-                .ok_or_else(|| row.error("column `margin`: expected a number"))?,
-        };
-        if parts.chosen == parts.rejected {
-            return Ok(Outcome::Untrained);
-        }
-        let encode = |response: &Content| match (&parts.prompt, response) {
-            (Content::Text(prompt), Content::Text(response)) => {
-                Joint::of_text(tokenizer, prompt, response, format.append_eos)
-            }
-            (Content::Messages(prompt), Content::Messages(response)) => {
-                Joint::of_messages(row, tokenizer, prompt, response)
-            }
-            _ => Err(row.error("prompt and responses are not of one kind")),
-        };
-        let (chosen, rejected) = (encode(&parts.chosen)?, encode(&parts.rejected)?);
-        if chosen.ids.len() > max_length || rejected.ids.len() > max_length {
-            return Ok(Outcome::TooLong);
-        }
-        if chosen.ids.is_empty() || rejected.ids.is_empty() {
-            return Ok(Outcome::Untrained);
-        }
-        let notes = Notes {
-            truncated: false,
-            without_eos: chosen.lacks_eos(tokenizer) || rejected.lacks_eos(tokenizer),
-            merged_boundary: chosen.merged || rejected.merged,
-        };
-        let item = Comparisons {
-            prompt_len: chosen.prompt_len.min(rejected.prompt_len),
-            responses: vec![chosen.ids, rejected.ids],
-            pairs: vec![(0, 1, margin as f32)],
-        };
-        Ok(Outcome::Kept { item, notes })
-    })
-}
-
 /// Prompts to respond to; of a conversation the assistant's last turns are left out and the generation prompt is added.
 ///
 /// A prompt longer than `max_prompt_length` tokens is left out: cut off, it would ask for something else.
@@ -320,189 +180,6 @@ pub fn encode_prompts(
             notes: Notes::default(),
         })
     })
-}
-
-/// Encodes all rows, in parallel and in order, and counts.
-fn encode_rows<T: Send>(
-    rows: &[Row],
-    max_length: usize,
-    encode: impl Fn(&Row) -> Result<Outcome<T>> + Sync,
-) -> Result<Encoded<T>> {
-    let outcomes: Vec<Result<Outcome<T>>> = rows
-        .par_iter()
-        .map(|row| encode(row).map_err(|e| at_row(row, e)))
-        .collect();
-    let mut report = EncodeReport {
-        rows: rows.len(),
-        ..EncodeReport::default()
-    };
-    let mut items = Vec::with_capacity(rows.len());
-    for outcome in outcomes {
-        match outcome? {
-            Outcome::Kept { item, notes } => {
-                items.push(item);
-                report.kept += 1;
-                report.truncated += usize::from(notes.truncated);
-                report.without_eos += usize::from(notes.without_eos);
-                report.merged_boundary += usize::from(notes.merged_boundary);
-            }
-            Outcome::TooLong => report.dropped_too_long += 1,
-            Outcome::Untrained => report.dropped_untrained += 1,
-        }
-    }
-    if !items.is_empty() {
-        return Ok(Encoded { items, report });
-    }
-    match rows.first() {
-        None => Err(Error::Usage("there are no rows to encode".into())),
-        Some(row) => Err(Error::format(
-            &row.path,
-            format!(
-                "no row is left to train on: of {}, {} are longer than the limit of {max_length} tokens and {} have no token to \
-                 train on within it. Raise the limit, shorten the rows in the format's templates, or check the columns",
-                rows.len(),
-                report.dropped_too_long,
-                report.dropped_untrained
-            ),
-        )),
-    }
-}
-
-/// Says at which row a template or the tokenizer failed.
-fn at_row(row: &Row, error: Error) -> Error {
-    match error {
-        Error::Format { path, message } => row.error(format!("{}: {message}", path.display())),
-        other => other,
-    }
-}
-
-/// Prompt and completion as one sequence.
-struct Joint {
-    ids: Vec<u32>,
-    prompt_len: usize,
-    /// A token spans the end of the prompt.
-    merged: bool,
-    /// An EOS is due at the end.
-    should_end: bool,
-}
-
-impl Joint {
-    fn of_text(
-        tokenizer: &Tokenizer,
-        prompt: &str,
-        completion: &str,
-        append_eos: bool,
-    ) -> Result<Self> {
-        let prompt_ids = tokenizer.encode_document(prompt)?;
-        let mut ids = tokenizer.encode_document(&format!("{prompt}{completion}"))?;
-        let (prompt_len, merged) = boundary(&prompt_ids, &ids);
-        end_with_eos(&mut ids, tokenizer, append_eos);
-        Ok(Self {
-            ids,
-            prompt_len,
-            merged,
-            should_end: append_eos,
-        })
-    }
-
-    fn of_messages(
-        row: &Row,
-        tokenizer: &Tokenizer,
-        prompt: &[Value],
-        completion: &[Value],
-    ) -> Result<Self> {
-        let (chat, tools) = (tokenizer.chat()?, row.columns.get("tools"));
-        let prompt_text = chat.render_with_tools(prompt, tools, true)?;
-        let messages = [prompt, completion].concat();
-        let text = chat.render_with_tools(&messages, tools, false)?;
-        if !text.starts_with(&prompt_text) {
-            return Err(row.error(
-                "the chat template does not start the conversation with its own rendering of the prompt: \
-                 what the assistant wrote cannot be told apart. Give `messages` and a template with {% generation %}",
-            ));
-        }
-        let prompt_ids = encode_chat(tokenizer, &prompt_text)?;
-        let mut ids = encode_chat(tokenizer, &text)?;
-        let (prompt_len, merged) = boundary(&prompt_ids, &ids);
-        let end = end_of_turn(tokenizer, &ids, prompt_len..ids.len())?;
-        ids.truncate(end);
-        Ok(Self {
-            ids,
-            prompt_len,
-            merged,
-            should_end: true,
-        })
-    }
-
-    fn lacks_eos(&self, tokenizer: &Tokenizer) -> bool {
-        self.should_end && !ends_with_stop(tokenizer, &self.ids)
-    }
-}
-
-/// Tokens of the prompt at the start of the joint ids, and whether the tokenizer merged across its end.
-fn boundary(prompt_ids: &[u32], ids: &[u32]) -> (usize, bool) {
-    let shared = prompt_ids
-        .iter()
-        .zip(ids)
-        .take_while(|(a, b)| a == b)
-        .count();
-    (shared, shared < prompt_ids.len())
-}
-
-/// Tokens of a rendered conversation: the template has written the special tokens itself.
-fn encode_chat(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let ids = tokenizer.encode(text, false)?;
-    tokenizer.check_bos(&ids)?;
-    Ok(ids)
-}
-
-/// Tokens of a text, and which of them start within one of the `spans` of bytes.
-fn encode_spans(
-    tokenizer: &Tokenizer,
-    text: &str,
-    spans: &[Range<usize>],
-) -> Result<(Vec<u32>, Vec<bool>)> {
-    let tokens = tokenizer.encode_with_offsets(text)?;
-    let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
-    tokenizer.check_bos(&ids)?;
-    let mut trained = vec![false; ids.len()];
-    for span in spans {
-        // Offsets rise, so the tokens that start within the span are neighbours.
-        let from = tokens.partition_point(|(_, bytes)| bytes.start < span.start);
-        let to = tokens.partition_point(|(_, bytes)| bytes.start < span.end);
-        let end = end_of_turn(tokenizer, &ids, from..to)?;
-        trained[from..end].fill(true);
-    }
-    Ok((ids, trained))
-}
-
-/// End of a turn's tokens without the white space that the template writes after its last special token: generation
-/// stops before it.
-fn end_of_turn(tokenizer: &Tokenizer, ids: &[u32], turn: Range<usize>) -> Result<usize> {
-    let last = ids[turn.clone()]
-        .iter()
-        .rposition(|&id| tokenizer.is_special(id));
-    let Some(last) = last else {
-        return Ok(turn.end);
-    };
-    let end = turn.start + last + 1;
-    let rest = tokenizer.decode(&ids[end..turn.end], false)?;
-    Ok(if rest.trim().is_empty() {
-        end
-    } else {
-        turn.end
-    })
-}
-
-fn ends_with_stop(tokenizer: &Tokenizer, ids: &[u32]) -> bool {
-    ids.last()
-        .is_some_and(|id| tokenizer.stop_ids().contains(id))
-}
-
-fn end_with_eos(ids: &mut Vec<u32>, tokenizer: &Tokenizer, append: bool) {
-    if append && ids.last() != Some(&tokenizer.eos_id()) {
-        ids.push(tokenizer.eos_id());
-    }
 }
 
 /// An example before truncation.
@@ -545,70 +222,15 @@ impl Draft {
     }
 }
 
-/// A row that a `Rank` stage wrote.
-#[derive(serde::Deserialize)]
-struct Ranked {
-    prompt_ids: Vec<u32>,
-    response_ids: Vec<Vec<u32>>,
-    scores: Vec<f64>,
-    #[serde(default)]
-    tie_margin: f64,
-}
-
-fn ranked_row(row: &Row, max_length: usize) -> Result<Outcome<Comparisons>> {
-    let ranked: Ranked = serde_json::from_value(Value::Object(row.columns.clone()))
-        .map_err(|e| row.error(format!("not a row of a Rank stage: {e}")))?;
-    if ranked.scores.len() != ranked.response_ids.len() {
-        return Err(row.error(format!(
-            "not a row of a Rank stage: {} responses and {} scores",
-            ranked.response_ids.len(),
-            ranked.scores.len()
-        )));
-    }
-    let prompt_len = ranked.prompt_ids.len();
-    let mut scores = Vec::new();
-    let mut responses = Vec::new();
-    for (response, score) in ranked.response_ids.iter().zip(&ranked.scores) {
-        if prompt_len + response.len() <= max_length && !response.is_empty() {
-            responses.push([ranked.prompt_ids.as_slice(), response].concat());
-            scores.push(*score);
-        }
-    }
-    if responses.len() < 2 {
-        return Ok(Outcome::TooLong);
-    }
-    let mut pairs = Vec::new();
-    for i in 0..responses.len() {
-        for j in 0..responses.len() {
-            let margin = scores[i] - scores[j];
-            // Above zero too: with a tie margin of 0, equal scores are no comparison.
-            if margin > ranked.tie_margin.max(0.0) {
-                pairs.push((i, j, margin as f32));
-            }
-        }
-    }
-    if pairs.is_empty() {
-        return Ok(Outcome::Untrained);
-    }
-    Ok(Outcome::Kept {
-        item: Comparisons {
-            responses,
-            prompt_len,
-            pairs,
-        },
-        notes: Notes::default(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
-    use crate::data::tokenizer::testing::{self, BOS, CHATML, EOS, HI, IM_END, IM_START, NN};
+    use crate::data::tokenizer::testing::{self, BOS, CHATML, EOS, HI, IM_END, IM_START};
 
-    fn rows(values: &[Value]) -> Vec<Row> {
+    pub(super) fn rows(values: &[Value]) -> Vec<Row> {
         let row = |(i, value): (usize, &Value)| Row {
             columns: value.as_object().unwrap().clone(),
             path: "rows.jsonl".into(),
@@ -617,7 +239,7 @@ mod tests {
         values.iter().enumerate().map(row).collect()
     }
 
-    fn plain() -> RowFormat {
+    pub(super) fn plain() -> RowFormat {
         RowFormat::default()
     }
 
@@ -830,77 +452,6 @@ mod tests {
         assert!(
             error.contains("of 1, 1 are longer than the limit of 3 tokens"),
             "{error}"
-        );
-    }
-
-    #[test]
-    fn a_preference_is_a_pair_of_whole_rows() {
-        let tok = testing::tokenizer(false, None);
-        let data = rows(&[
-            json!({"prompt": "p\n\n", "chosen": "hi", "rejected": "b", "margin": 1.5}),
-            json!({"chosen": "x y", "rejected": "x z"}),
-            json!({"prompt": "p", "chosen": "same", "rejected": "same"}),
-            json!({"prompt": "p", "chosen": "far too long", "rejected": "b"}),
-        ]);
-        let got = encode_comparisons(&data, &tok, &plain(), 6).unwrap();
-        let first = Comparisons {
-            responses: vec![vec![112, NN, HI, EOS], vec![112, NN, 98, EOS]],
-            prompt_len: 2,
-            pairs: vec![(0, 1, 1.5)],
-        };
-        assert_eq!(got.items[0], first);
-        let second = Comparisons {
-            responses: vec![vec![120, 32, 121, EOS], vec![120, 32, 122, EOS]],
-            prompt_len: 1,
-            pairs: vec![(0, 1, 0.0)],
-        };
-        assert_eq!(got.items[1], second);
-        assert_eq!(
-            (got.report.dropped_untrained, got.report.dropped_too_long),
-            (1, 1)
-        );
-    }
-
-    #[test]
-    fn conversations_are_compared_through_the_template() {
-        let tok = testing::tokenizer(false, Some(CHATML));
-        let user = json!({"role": "user", "content": "p"});
-        let says = |text: &str| json!({"role": "assistant", "content": text});
-        let data = rows(&[json!({"chosen": [user, says("c")], "rejected": [user, says("r")]})]);
-        let got = encode_comparisons(&data, &tok, &plain(), 100).unwrap();
-        let Comparisons {
-            responses,
-            prompt_len,
-            ..
-        } = &got.items[0];
-        assert_eq!(responses[0][*prompt_len..], [99, IM_END]);
-        assert_eq!(responses[1][*prompt_len..], [114, IM_END]);
-        assert_eq!(got.report.to_string(), "");
-    }
-
-    #[test]
-    fn a_ranked_row_gives_all_pairs_beyond_the_tie_margin() {
-        let tok = testing::tokenizer(false, None);
-        let row = json!({"prompt": "p", "prompt_ids": [1, 2], "responses": ["", "", "", ""],
-            "response_ids": [[3, EOS], [4], [5, 5, 5, 5], [6]], "scores": [0.5, 2.0, 9.0, 0.25], "tie_margin": 0.25});
-        let tied = json!({"prompt_ids": [1], "response_ids": [[3], [4]], "scores": [1.0, 1.0]});
-        let got = encode_comparisons(&rows(&[row, tied]), &tok, &plain(), 5).unwrap();
-        assert_eq!(
-            got.items[0].responses,
-            vec![vec![1, 2, 3, EOS], vec![1, 2, 4], vec![1, 2, 6]]
-        );
-        assert_eq!(got.items[0].pairs, [(1, 0, 1.5), (1, 2, 1.75)]);
-        assert_eq!(
-            (got.items[0].prompt_len, got.report.dropped_untrained),
-            (2, 1)
-        );
-        let bad = rows(&[json!({"prompt_ids": [1], "response_ids": [[3]], "scores": []})]);
-        let error = encode_comparisons(&bad, &tok, &plain(), 5)
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "rows.jsonl:1: not a row of a Rank stage: 1 responses and 0 scores"
         );
     }
 

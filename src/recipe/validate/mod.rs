@@ -2,7 +2,9 @@
 //!
 //! Files are not looked at here: a recipe that passes may still name data or weights that do not exist.
 
-use crate::data::{DataSource, RowFormat};
+mod settings;
+
+use crate::data::DataSource;
 use crate::error::Problem;
 use crate::recipe::checks::Checks;
 use crate::recipe::places::Places;
@@ -10,8 +12,11 @@ use crate::recipe::references;
 use crate::recipe::{Recipe, Stage};
 use crate::reward::RewardConfig;
 use crate::train::config::{
-    Cadence, CompareConfig, DataConfig, Init, KlControl, MissingEos, OptimConfig, Peft, PpoConfig,
-    RankConfig, RewardModelConfig, SamplingConfig, Schedule, ValueInit,
+    CompareConfig, KlControl, MissingEos, PpoConfig, RankConfig, RewardModelConfig, ValueInit,
+};
+use settings::{
+    check_all_data, check_cadence, check_lengths, check_optim, check_peft, check_reward,
+    check_top_p, check_training,
 };
 
 /// Every problem of a recipe that shows without opening another file, in the order of the stages.
@@ -20,7 +25,11 @@ pub fn validate(recipe: &Recipe, places: &Places) -> Vec<Problem> {
 }
 
 /// [`validate`], silent on what follows from the key paths `broken`, which hold placeholders.
-pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String]) -> Vec<Problem> {
+pub(in crate::recipe) fn validate_except(
+    recipe: &Recipe,
+    places: &Places,
+    broken: &[String],
+) -> Vec<Problem> {
     let mut checks = Checks::new(places);
     checks.name("name", &recipe.name);
     if let Some(model) = &recipe.model {
@@ -259,247 +268,4 @@ fn check_compare(checks: &mut Checks, path: &str, c: &CompareConfig) {
     checks.positive(path, "generation_batch_size", c.generation_batch_size);
     checks.not_negative(path, "sampling.temperature", c.sampling.temperature);
     check_top_p(checks, path, &c.sampling);
-}
-
-fn check_training(
-    checks: &mut Checks,
-    path: &str,
-    init: &Init,
-    peft: &Peft,
-    optim: &OptimConfig,
-    epochs: usize,
-    batch_size: usize,
-) {
-    check_peft(checks, path, init, peft);
-    check_optim(checks, &format!("{path}.optim"), optim);
-    checks.positive(path, "epochs", epochs);
-    checks.positive(path, "batch_size", batch_size);
-}
-
-fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
-    let Peft::Lora(lora) = peft else { return };
-    let path = format!("{path}.peft");
-    checks.positive(&path, "rank", lora.rank);
-    checks.above_zero(&path, "alpha", lora.alpha);
-    checks.below_one(&path, "dropout", lora.dropout);
-    if lora.target_modules.is_empty() {
-        checks.say(
-            format!("{path}.target_modules"),
-            "names no layer, so nothing would be trained",
-        );
-        checks.help("e.g. `[\"all-linear\"]` or `[\"q_proj\", \"v_proj\"]`");
-    }
-    for (index, module) in lora.target_modules.iter().enumerate() {
-        check_regex(checks, &format!("{path}.target_modules.{index}"), module);
-    }
-    if matches!(init, Init::Random(_)) {
-        checks.say(
-            &path,
-            "adapters on a frozen random base cannot learn a language",
-        );
-        checks.help("use `peft: Full` with `init: Random(..)`");
-    }
-}
-
-fn check_optim(checks: &mut Checks, path: &str, optim: &OptimConfig) {
-    checks.above_zero(path, "lr", optim.lr);
-    checks.below_one(path, "beta1", optim.beta1);
-    checks.below_one(path, "beta2", optim.beta2);
-    checks.above_zero(path, "eps", optim.eps);
-    checks.not_negative(path, "weight_decay", optim.weight_decay);
-    if let Some(norm) = optim.max_grad_norm {
-        checks.must(
-            format!("{path}.max_grad_norm"),
-            norm > 0.0,
-            "above 0, or `None` to never clip",
-            norm,
-        );
-    }
-    let (warmup_ratio, floor) = match optim.schedule {
-        Schedule::Constant { warmup_ratio } => (warmup_ratio, 0.0),
-        Schedule::Linear {
-            warmup_ratio,
-            floor,
-        }
-        | Schedule::Cosine {
-            warmup_ratio,
-            floor,
-        } => (warmup_ratio, floor),
-    };
-    checks.fraction(path, "schedule.warmup_ratio", warmup_ratio);
-    checks.fraction(path, "schedule.floor", floor);
-}
-
-fn check_lengths(checks: &mut Checks, path: &str, micro_batch_tokens: usize, max_length: usize) {
-    checks.must(
-        format!("{path}.max_length"),
-        max_length >= 2,
-        "at least 2 tokens: one to read and one to predict",
-        max_length,
-    );
-    if micro_batch_tokens < max_length {
-        checks.say(
-            format!("{path}.micro_batch_tokens"),
-            format!("must be at least max_length {max_length}, found {micro_batch_tokens}"),
-        );
-        checks.rests_on(format!("{path}.max_length"));
-        checks.help("a row is never split over two forward passes");
-    }
-}
-
-fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) {
-    for (key, steps) in [
-        ("eval_steps", cadence.eval_steps),
-        ("save_steps", cadence.save_steps),
-    ] {
-        checks.must(
-            format!("{path}.cadence.{key}"),
-            steps != Some(0),
-            "at least 1, or `None`",
-            0,
-        );
-    }
-    checks.positive(path, "cadence.save_total_limit", cadence.save_total_limit);
-}
-
-fn check_top_p(checks: &mut Checks, path: &str, sampling: &SamplingConfig) {
-    checks.must(
-        format!("{path}.sampling.top_p"),
-        sampling.top_p > 0.0 && sampling.top_p <= 1.0,
-        "above 0 and at most 1",
-        sampling.top_p,
-    );
-}
-
-fn check_all_data<const N: usize>(
-    checks: &mut Checks,
-    path: &str,
-    sets: [(&str, Option<&DataConfig>); N],
-) {
-    for (key, data) in sets {
-        if let Some(data) = data {
-            check_data(checks, &format!("{path}.{key}"), data);
-        }
-    }
-}
-
-fn check_data(checks: &mut Checks, path: &str, data: &DataConfig) {
-    let source = format!("{path}.source");
-    match &data.source {
-        DataSource::Jsonl(file) => {
-            let written = !file.as_os_str().is_empty();
-            checks.must(source, written, "the path of a file", file);
-        }
-        DataSource::Hub { repo, file, .. } => {
-            let named = repo.split('/').filter(|part| !part.is_empty()).count() == 2
-                && repo.matches('/').count() == 1;
-            checks.must(format!("{source}.repo"), named, "`owner/name`", repo);
-            checks.must(
-                format!("{source}.file"),
-                !file.is_empty(),
-                "a path in the repository",
-                file,
-            );
-        }
-        DataSource::Posts { rows, .. } => {
-            checks.positive(&source, "rows", *rows);
-            if *rows >= 1 && data.skip >= *rows {
-                checks.say(
-                    format!("{path}.skip"),
-                    format!("leaves none of the {rows} rows"),
-                );
-                checks.rests_on(format!("{source}.rows"));
-            }
-        }
-        DataSource::Ranked { .. } => {}
-    }
-    checks.must(
-        format!("{path}.limit"),
-        data.limit != Some(0),
-        "at least 1, or `None` for all rows",
-        0,
-    );
-    check_format(checks, &format!("{path}.format"), &data.format);
-}
-
-fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {
-    for (key, template) in [
-        ("text", &format.text),
-        ("prompt", &format.prompt),
-        ("completion", &format.completion),
-        ("chosen", &format.chosen),
-        ("rejected", &format.rejected),
-    ] {
-        let Some(template) = template else { continue };
-        if let Err(error) = minijinja::Environment::new().template_from_str(template) {
-            let detail = error
-                .detail()
-                .map(|d| format!(" ({d})"))
-                .unwrap_or_default();
-            checks.say(
-                format!("{path}.{key}"),
-                format!("not a template: {}{detail}", error.kind()),
-            );
-            checks.help("columns stand in double braces: `\"{{ prompt }}\"`");
-        }
-    }
-}
-
-/// Checks a reward source; `data` is what it will score.
-fn check_reward(checks: &mut Checks, path: &str, reward: &RewardConfig, data: &DataConfig) {
-    match reward {
-        RewardConfig::Learned { .. } => {}
-        RewardConfig::Rouge { reference, .. } => checks.must(
-            format!("{path}.reference"),
-            !reference.is_empty(),
-            "the name of a column",
-            reference,
-        ),
-        RewardConfig::Gold => {
-            if !matches!(data.source, DataSource::Posts { .. }) {
-                checks.say(
-                    path,
-                    "`Gold` can score responses to the embedded posts only, and the data is not `Posts(..)`",
-                );
-                checks.help("use `Rouge(..)`, `Learned(..)` or another source");
-            }
-        }
-        RewardConfig::Length { target } => checks.positive(path, "target", *target),
-        RewardConfig::Pattern { regex } => check_regex(checks, &format!("{path}.regex"), regex),
-        RewardConfig::Command { command, timeout_s } => {
-            if command.first().is_none_or(String::is_empty) {
-                checks.say(format!("{path}.command"), "names no program");
-                checks.help("e.g. `command: [\"python3\", \"score.py\"]`");
-            }
-            checks.above_zero(path, "timeout_s", *timeout_s);
-        }
-        RewardConfig::Sum(terms) => {
-            if terms.is_empty() {
-                checks.say(path, "a sum needs at least one term");
-                checks.help("e.g. `Sum([(1.0, Rouge()), (0.1, Length(target: 10))])`");
-            }
-            for (index, (weight, term)) in terms.iter().enumerate() {
-                let term_path = format!("{path}.{index}");
-                checks.must(&term_path, weight.is_finite(), "a finite weight", weight);
-                check_reward(checks, &format!("{term_path}.1"), term, data);
-            }
-        }
-    }
-}
-
-fn check_regex(checks: &mut Checks, key: &str, pattern: &str) {
-    if pattern.is_empty() {
-        checks.say(key, "is empty");
-    } else if let Err(error) = regex::Regex::new(pattern) {
-        // The crate's message spans lines and ends with the cause.
-        let cause = error.to_string();
-        let cause = cause.lines().last().unwrap_or_default();
-        checks.say(
-            key,
-            format!(
-                "{pattern:?} is not a regular expression: {}",
-                cause.trim_start_matches("error: ")
-            ),
-        );
-    }
 }

@@ -1,0 +1,216 @@
+//! Preference rows and ranked rows as comparisons of whole responses.
+
+use serde_json::Value;
+
+use super::report::{Encoded, Notes, Outcome, encode_rows};
+use super::sequence::Joint;
+use crate::data::records::{Content, RowParser};
+use crate::data::rows::Row;
+use crate::data::{RowFormat, Tokenizer};
+use crate::error::Result;
+
+/// Responses to one prompt and which of them is better than which.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparisons {
+    /// Prompt, response and EOS (where the response has one) of each response.
+    pub responses: Vec<Vec<u32>>,
+    /// Tokens at the start of every response that are the prompt.
+    pub prompt_len: usize,
+    /// Chosen and rejected response, and by how much the chosen one is better (0 if the row does not say).
+    pub pairs: Vec<(usize, usize, f32)>,
+}
+
+/// Preference rows, each a pair, and the rows of a `Rank` stage, with every pair whose scores differ by more than the
+/// row's `tie_margin`.
+///
+/// A reward model judges whole responses, so nothing is truncated: a preference row with a response longer than
+/// `max_length` is left out, as TRL does, and so is such a response of a ranked row. `margin` is the column of that
+/// name, or the difference of the scores.
+///
+/// # Errors
+/// At the first row that is neither, and if no row is left.
+pub fn encode_comparisons(
+    rows: &[Row],
+    tokenizer: &Tokenizer,
+    format: &RowFormat,
+    max_length: usize,
+) -> Result<Encoded<Comparisons>> {
+    let parser = RowParser::new(format)?;
+    encode_rows(rows, max_length, |row| {
+        if row.columns.contains_key("response_ids") {
+            return ranked_row(row, max_length);
+        }
+        let parts = parser.preference(row)?;
+        let margin = match row.columns.get("margin") {
+            None | Some(Value::Null) => 0.0,
+            Some(margin) => margin
+                .as_f64()
+                .ok_or_else(|| row.error("column `margin`: expected a number"))?,
+        };
+        if parts.chosen == parts.rejected {
+            return Ok(Outcome::Untrained);
+        }
+        let encode = |response: &Content| match (&parts.prompt, response) {
+            (Content::Text(prompt), Content::Text(response)) => {
+                Joint::of_text(tokenizer, prompt, response, format.append_eos)
+            }
+            (Content::Messages(prompt), Content::Messages(response)) => {
+                Joint::of_messages(row, tokenizer, prompt, response)
+            }
+            _ => Err(row.error("prompt and responses are not of one kind")),
+        };
+        let (chosen, rejected) = (encode(&parts.chosen)?, encode(&parts.rejected)?);
+        if chosen.ids.len() > max_length || rejected.ids.len() > max_length {
+            return Ok(Outcome::TooLong);
+        }
+        if chosen.ids.is_empty() || rejected.ids.is_empty() {
+            return Ok(Outcome::Untrained);
+        }
+        let notes = Notes {
+            truncated: false,
+            without_eos: chosen.lacks_eos(tokenizer) || rejected.lacks_eos(tokenizer),
+            merged_boundary: chosen.merged || rejected.merged,
+        };
+        let item = Comparisons {
+            prompt_len: chosen.prompt_len.min(rejected.prompt_len),
+            responses: vec![chosen.ids, rejected.ids],
+            pairs: vec![(0, 1, margin as f32)],
+        };
+        Ok(Outcome::Kept { item, notes })
+    })
+}
+
+/// A row that a `Rank` stage wrote.
+#[derive(serde::Deserialize)]
+struct Ranked {
+    prompt_ids: Vec<u32>,
+    response_ids: Vec<Vec<u32>>,
+    scores: Vec<f64>,
+    #[serde(default)]
+    tie_margin: f64,
+}
+
+fn ranked_row(row: &Row, max_length: usize) -> Result<Outcome<Comparisons>> {
+    let ranked: Ranked = serde_json::from_value(Value::Object(row.columns.clone()))
+        .map_err(|e| row.error(format!("not a row of a Rank stage: {e}")))?;
+    if ranked.scores.len() != ranked.response_ids.len() {
+        return Err(row.error(format!(
+            "not a row of a Rank stage: {} responses and {} scores",
+            ranked.response_ids.len(),
+            ranked.scores.len()
+        )));
+    }
+    let prompt_len = ranked.prompt_ids.len();
+    let mut scores = Vec::new();
+    let mut responses = Vec::new();
+    for (response, score) in ranked.response_ids.iter().zip(&ranked.scores) {
+        if prompt_len + response.len() <= max_length && !response.is_empty() {
+            responses.push([ranked.prompt_ids.as_slice(), response].concat());
+            scores.push(*score);
+        }
+    }
+    if responses.len() < 2 {
+        return Ok(Outcome::TooLong);
+    }
+    let mut pairs = Vec::new();
+    for i in 0..responses.len() {
+        for j in 0..responses.len() {
+            let margin = scores[i] - scores[j];
+            // Above zero too: with a tie margin of 0, equal scores are no comparison.
+            if margin > ranked.tie_margin.max(0.0) {
+                pairs.push((i, j, margin as f32));
+            }
+        }
+    }
+    if pairs.is_empty() {
+        return Ok(Outcome::Untrained);
+    }
+    Ok(Outcome::Kept {
+        item: Comparisons {
+            responses,
+            prompt_len,
+            pairs,
+        },
+        notes: Notes::default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::{plain, rows};
+    use super::*;
+    use crate::data::tokenizer::testing::{self, CHATML, EOS, HI, IM_END, NN};
+
+    #[test]
+    fn a_preference_is_a_pair_of_whole_rows() {
+        let tok = testing::tokenizer(false, None);
+        let data = rows(&[
+            json!({"prompt": "p\n\n", "chosen": "hi", "rejected": "b", "margin": 1.5}),
+            json!({"chosen": "x y", "rejected": "x z"}),
+            json!({"prompt": "p", "chosen": "same", "rejected": "same"}),
+            json!({"prompt": "p", "chosen": "far too long", "rejected": "b"}),
+        ]);
+        let got = encode_comparisons(&data, &tok, &plain(), 6).unwrap();
+        let first = Comparisons {
+            responses: vec![vec![112, NN, HI, EOS], vec![112, NN, 98, EOS]],
+            prompt_len: 2,
+            pairs: vec![(0, 1, 1.5)],
+        };
+        assert_eq!(got.items[0], first);
+        let second = Comparisons {
+            responses: vec![vec![120, 32, 121, EOS], vec![120, 32, 122, EOS]],
+            prompt_len: 1,
+            pairs: vec![(0, 1, 0.0)],
+        };
+        assert_eq!(got.items[1], second);
+        assert_eq!(
+            (got.report.dropped_untrained, got.report.dropped_too_long),
+            (1, 1)
+        );
+    }
+
+    #[test]
+    fn conversations_are_compared_through_the_template() {
+        let tok = testing::tokenizer(false, Some(CHATML));
+        let user = json!({"role": "user", "content": "p"});
+        let says = |text: &str| json!({"role": "assistant", "content": text});
+        let data = rows(&[json!({"chosen": [user, says("c")], "rejected": [user, says("r")]})]);
+        let got = encode_comparisons(&data, &tok, &plain(), 100).unwrap();
+        let Comparisons {
+            responses,
+            prompt_len,
+            ..
+        } = &got.items[0];
+        assert_eq!(responses[0][*prompt_len..], [99, IM_END]);
+        assert_eq!(responses[1][*prompt_len..], [114, IM_END]);
+        assert_eq!(got.report.to_string(), "");
+    }
+
+    #[test]
+    fn a_ranked_row_gives_all_pairs_beyond_the_tie_margin() {
+        let tok = testing::tokenizer(false, None);
+        let row = json!({"prompt": "p", "prompt_ids": [1, 2], "responses": ["", "", "", ""],
+            "response_ids": [[3, EOS], [4], [5, 5, 5, 5], [6]], "scores": [0.5, 2.0, 9.0, 0.25], "tie_margin": 0.25});
+        let tied = json!({"prompt_ids": [1], "response_ids": [[3], [4]], "scores": [1.0, 1.0]});
+        let got = encode_comparisons(&rows(&[row, tied]), &tok, &plain(), 5).unwrap();
+        assert_eq!(
+            got.items[0].responses,
+            vec![vec![1, 2, 3, EOS], vec![1, 2, 4], vec![1, 2, 6]]
+        );
+        assert_eq!(got.items[0].pairs, [(1, 0, 1.5), (1, 2, 1.75)]);
+        assert_eq!(
+            (got.items[0].prompt_len, got.report.dropped_untrained),
+            (2, 1)
+        );
+        let bad = rows(&[json!({"prompt_ids": [1], "response_ids": [[3]], "scores": []})]);
+        let error = encode_comparisons(&bad, &tok, &plain(), 5)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "rows.jsonl:1: not a row of a Rank stage: 1 responses and 0 scores"
+        );
+    }
+}

@@ -1,0 +1,136 @@
+//! Encodes rows one by one and counts what became of them.
+
+use std::fmt;
+
+use rayon::prelude::*;
+
+use crate::data::rows::Row;
+use crate::error::{Error, Result};
+
+/// Encoded rows and what became of the others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded<T> {
+    /// The rows kept, in the order of the data.
+    pub items: Vec<T>,
+    /// Counts to show the user.
+    pub report: EncodeReport,
+}
+
+/// What became of the rows. Displays as nothing when all went in whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EncodeReport {
+    /// Rows read.
+    pub rows: usize,
+    /// Rows kept.
+    pub kept: usize,
+    /// Rows kept that lost tokens at their end.
+    pub truncated: usize,
+    /// Rows left out because a prompt or a response is longer than allowed.
+    pub dropped_too_long: usize,
+    /// Rows left out because no token of theirs is trained on (of comparisons: no response is better than another).
+    pub dropped_untrained: usize,
+    /// Rows kept that should end with EOS and do not: truncated, or a chat template that does not end its turns so.
+    pub without_eos: usize,
+    /// Rows kept whose prompt the tokenizer merges with the start of the completion; the merged token is trained on.
+    pub merged_boundary: usize,
+}
+
+impl fmt::Display for EncodeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let notes = [
+            (self.truncated, "truncated"),
+            (self.dropped_too_long, "left out as too long"),
+            (self.dropped_untrained, "left out with nothing to train on"),
+            (self.without_eos, "without EOS at the end"),
+            (
+                self.merged_boundary,
+                "with a token across the end of the prompt",
+            ),
+        ];
+        let notes: Vec<String> = notes
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let rows = if self.rows == 1 { "row" } else { "rows" };
+        write!(
+            f,
+            "{} of {} {rows} kept: {}",
+            self.kept,
+            self.rows,
+            notes.join(", ")
+        )
+    }
+}
+
+/// What one row became.
+pub(super) enum Outcome<T> {
+    Kept { item: T, notes: Notes },
+    TooLong,
+    Untrained,
+}
+
+/// What to count about a row that is kept.
+#[derive(Default)]
+pub(super) struct Notes {
+    pub(super) truncated: bool,
+    pub(super) without_eos: bool,
+    pub(super) merged_boundary: bool,
+}
+
+/// Encodes all rows, in parallel and in order, and counts.
+pub(super) fn encode_rows<T: Send>(
+    rows: &[Row],
+    max_length: usize,
+    encode: impl Fn(&Row) -> Result<Outcome<T>> + Sync,
+) -> Result<Encoded<T>> {
+    let outcomes: Vec<Result<Outcome<T>>> = rows
+        .par_iter()
+        .map(|row| encode(row).map_err(|e| at_row(row, e)))
+        .collect();
+    let mut report = EncodeReport {
+        rows: rows.len(),
+        ..EncodeReport::default()
+    };
+    let mut items = Vec::with_capacity(rows.len());
+    for outcome in outcomes {
+        match outcome? {
+            Outcome::Kept { item, notes } => {
+                items.push(item);
+                report.kept += 1;
+                report.truncated += usize::from(notes.truncated);
+                report.without_eos += usize::from(notes.without_eos);
+                report.merged_boundary += usize::from(notes.merged_boundary);
+            }
+            Outcome::TooLong => report.dropped_too_long += 1,
+            Outcome::Untrained => report.dropped_untrained += 1,
+        }
+    }
+    if !items.is_empty() {
+        return Ok(Encoded { items, report });
+    }
+    match rows.first() {
+        None => Err(Error::Usage("there are no rows to encode".into())),
+        Some(row) => Err(Error::format(
+            &row.path,
+            format!(
+                "no row is left to train on: of {}, {} are longer than the limit of {max_length} tokens and {} have no token to \
+                 train on within it. Raise the limit, shorten the rows in the format's templates, or check the columns",
+                rows.len(),
+                report.dropped_too_long,
+                report.dropped_untrained
+            ),
+        )),
+    }
+}
+
+/// Says at which row a template or the tokenizer failed.
+fn at_row(row: &Row, error: Error) -> Error {
+    match error {
+        Error::Format { path, message } => row.error(format!("{}: {message}", path.display())),
+        other => other,
+    }
+}

@@ -1,0 +1,293 @@
+//! The header of a GGUF file: its metadata, and where each tensor lies.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::model::weights::storage::{Blob, Dtype};
+
+/// A value of a GGUF file's metadata.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MetadataValue {
+    /// Any unsigned integer.
+    Unsigned(u64),
+    /// Any signed integer.
+    Signed(i64),
+    /// Any float.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// Text.
+    String(String),
+    /// A list of values of one type.
+    Array(Vec<MetadataValue>),
+}
+
+impl MetadataValue {
+    /// The value as a count or an id.
+    pub fn as_u64(&self) -> Option<u64> {
+        match self {
+            Self::Unsigned(n) => Some(*n),
+            Self::Signed(n) => u64::try_from(*n).ok(),
+            _ => None,
+        }
+    }
+
+    /// The value as text.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The value as a list.
+    pub fn as_array(&self) -> Option<&[MetadataValue]> {
+        match self {
+            Self::Array(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_f64(&self) -> Option<f64> {
+        match self {
+            Self::Float(x) => Some(*x),
+            other => other.as_u64().map(|n| n as f64),
+        }
+    }
+}
+
+pub(super) struct Header {
+    pub(super) metadata: BTreeMap<String, MetadataValue>,
+    pub(super) tensors: Vec<Info>,
+}
+
+pub(super) struct Info {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    /// Slowest first.
+    pub(super) shape: Vec<usize>,
+    pub(super) len: usize,
+    /// From the start of the file.
+    pub(super) offset: u64,
+}
+
+impl Header {
+    pub(super) fn read(blob: &Blob) -> Result<Self> {
+        let mut cursor = Cursor::new(blob);
+        if cursor.array::<4>()? != *b"GGUF" {
+            return Err(cursor.corrupt("not a GGUF file: it does not start with \"GGUF\""));
+        }
+        let version = u32::from_le_bytes(cursor.array()?);
+        if !(2..=3).contains(&version) {
+            return Err(cursor.corrupt(format!(
+                "GGUF version {version} is not supported; supported are 2 and 3 (little endian)"
+            )));
+        }
+        let num_tensors = cursor.u64()?;
+        let num_keys = cursor.u64()?;
+        let mut metadata = BTreeMap::new();
+        for _ in 0..num_keys {
+            let key = cursor.string()?;
+            let kind = cursor.u32()?;
+            let value = cursor.value(kind, 0)?;
+            metadata.insert(key, value);
+        }
+        let mut tensors = Vec::new();
+        for _ in 0..num_tensors {
+            tensors.push(cursor.tensor_info()?);
+        }
+        let alignment = metadata
+            .get("general.alignment")
+            .map_or(Some(32), MetadataValue::as_u64)
+            .filter(|a| a.is_power_of_two())
+            .ok_or_else(|| cursor.corrupt("general.alignment must be a power of two"))?;
+        let start = cursor
+            .position
+            .checked_next_multiple_of(alignment)
+            .ok_or_else(|| cursor.corrupt("general.alignment is too large"))?;
+        let mut expected = start;
+        for info in &mut tensors {
+            info.offset = info
+                .offset
+                .checked_add(start)
+                .filter(|o| o % alignment == 0)
+                .ok_or_else(|| cursor.corrupt(format!("{} is not aligned", info.name)))?;
+            let Some(bytes) = info.dtype.num_bytes(info.len) else {
+                if info.dtype.block().is_some() {
+                    return Err(cursor.corrupt(format!(
+                        "{}: shape {:?} is not made of whole {} blocks",
+                        info.name, info.shape, info.dtype
+                    )));
+                }
+                continue;
+            };
+            expected = expected.max(info.offset.saturating_add(bytes));
+        }
+        if blob.len() < expected {
+            return Err(cursor.corrupt(format!(
+                "truncated: expected {expected} bytes, found {}",
+                blob.len()
+            )));
+        }
+        Ok(Self { metadata, tensors })
+    }
+}
+
+/// Reads a header piece by piece; knows the file's length, so no announced size is believed unchecked.
+struct Cursor<'a> {
+    blob: &'a Blob,
+    position: u64,
+    buffer: Vec<u8>,
+    buffer_start: u64,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(blob: &'a Blob) -> Self {
+        Self {
+            blob,
+            position: 0,
+            buffer: Vec::new(),
+            buffer_start: 0,
+        }
+    }
+
+    fn corrupt(&self, message: impl Into<String>) -> Error {
+        Error::format(self.blob.path(), message)
+    }
+
+    fn take(&mut self, len: u64) -> Result<&[u8]> {
+        const AHEAD: u64 = 1 << 20;
+        let end = self.position.saturating_add(len);
+        if end > self.blob.len() {
+            return Err(self.corrupt(format!(
+                "truncated: expected at least {end} bytes, found {}",
+                self.blob.len()
+            )));
+        }
+        if self.position < self.buffer_start || end > self.buffer_start + self.buffer.len() as u64 {
+            let ahead = len.max(AHEAD).min(self.blob.len() - self.position);
+            self.buffer.resize(ahead as usize, 0);
+            self.buffer_start = self.position;
+            self.blob.read_at(self.position, &mut self.buffer)?;
+        }
+        let from = (self.position - self.buffer_start) as usize;
+        self.position = end;
+        Ok(&self.buffer[from..from + len as usize])
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N as u64)?);
+        Ok(out)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn string(&mut self) -> Result<String> {
+        let len = self.u64()?;
+        let bytes = self.take(len)?;
+        // Byte-level vocabularies may hold pieces that are not UTF-8 by themselves.
+        Ok(String::from_utf8_lossy(bytes).into_owned())
+    }
+
+    fn value(&mut self, kind: u32, depth: usize) -> Result<MetadataValue> {
+        use MetadataValue as V;
+        Ok(match kind {
+            0 => V::Unsigned(self.array().map(u8::from_le_bytes)?.into()),
+            1 => V::Signed(self.array().map(i8::from_le_bytes)?.into()),
+            2 => V::Unsigned(self.array().map(u16::from_le_bytes)?.into()),
+            3 => V::Signed(self.array().map(i16::from_le_bytes)?.into()),
+            4 => V::Unsigned(self.u32()?.into()),
+            5 => V::Signed(self.array().map(i32::from_le_bytes)?.into()),
+            6 => V::Float(shortest(self.array().map(f32::from_le_bytes)?)),
+            7 => V::Bool(self.array::<1>()? != [0]),
+            8 => V::String(self.string()?),
+            9 => {
+                if depth > 3 {
+                    return Err(self.corrupt("GGUF metadata is nested too deeply"));
+                }
+                let kind = self.u32()?;
+                let len = self.u64()?;
+                let mut values = Vec::new();
+                for _ in 0..len {
+                    values.push(self.value(kind, depth + 1)?);
+                }
+                V::Array(values)
+            }
+            10 => V::Unsigned(self.u64()?),
+            11 => V::Signed(self.array().map(i64::from_le_bytes)?),
+            12 => V::Float(self.array().map(f64::from_le_bytes)?),
+            other => {
+                return Err(self.corrupt(format!("GGUF metadata has the unknown type {other}")));
+            }
+        })
+    }
+
+    fn tensor_info(&mut self) -> Result<Info> {
+        let name = self.string()?;
+        let rank = self.u32()?;
+        if rank > 4 {
+            return Err(self.corrupt(format!(
+                "{name} has {rank} dimensions; at most 4 are possible"
+            )));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..rank {
+            let dim = self.u64()?;
+            shape.push(usize::try_from(dim).unwrap_or(usize::MAX));
+        }
+        shape.reverse();
+        let len = shape
+            .iter()
+            .try_fold(1usize, |n, &d| n.checked_mul(d))
+            .ok_or_else(|| self.corrupt(format!("{name}: shape {shape:?} overflows")))?;
+        let dtype = match self.u32()? {
+            0 => Dtype::F32,
+            1 => Dtype::F16,
+            2 => Dtype::Q4_0,
+            3 => Dtype::Q4_1,
+            8 => Dtype::Q8_0,
+            30 => Dtype::Bf16,
+            other => Dtype::Other(other_type(other)),
+        };
+        let offset = self.u64()?;
+        Ok(Info {
+            name,
+            dtype,
+            shape,
+            len,
+            offset,
+        })
+    }
+}
+
+/// The f64 that prints like the f32: 1e-5, not 9.999999747378752e-6.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or_else(|_| f64::from(x))
+}
+
+fn other_type(id: u32) -> String {
+    let name = match id {
+        6 => "Q5_0",
+        7 => "Q5_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
+        15 => "Q8_K",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        _ => return format!("ggml type {id}"),
+    };
+    name.into()
+}

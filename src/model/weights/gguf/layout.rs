@@ -1,0 +1,164 @@
+//! How llama.cpp's converter renames and reorders the tensors of each architecture, undone.
+
+use std::collections::BTreeMap;
+
+use super::header::MetadataValue;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Architecture {
+    Llama,
+    Qwen3,
+    Gpt2,
+}
+
+/// What turns the stored order into Hugging Face's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    Same,
+    /// Rows of each head were interleaved for ggml's rotation of neighbouring pairs.
+    Rotary {
+        heads: usize,
+    },
+    /// Stored `[out, in]`, wanted `[in, out]`.
+    Transposed,
+}
+
+impl Architecture {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen3 => "qwen3",
+            Self::Gpt2 => "gpt2",
+        }
+    }
+}
+
+pub(super) fn architecture(
+    metadata: &BTreeMap<String, MetadataValue>,
+) -> Result<Architecture, String> {
+    let name = metadata
+        .get("general.architecture")
+        .and_then(MetadataValue::as_str)
+        .ok_or("the GGUF metadata has no general.architecture")?;
+    [Architecture::Llama, Architecture::Qwen3, Architecture::Gpt2]
+        .into_iter()
+        .find(|a| a.name() == name)
+        .ok_or_else(|| {
+            format!(
+                "GGUF architecture \"{name}\" is not supported; supported are llama, qwen3, gpt2"
+            )
+        })
+}
+
+/// Undoes the converter's order of q and k rows: `[heads, head_dim / 2, 2, width]` becomes `[heads, 2, head_dim / 2, width]`.
+pub(super) fn unpermute(stored: &[f32], heads: usize, width: usize) -> Vec<f32> {
+    let head_dim = stored.len() / (heads * width);
+    let mut out = Vec::with_capacity(stored.len());
+    for head in stored.chunks_exact(head_dim * width) {
+        for part in 0..2 {
+            for pair in head.chunks_exact(2 * width) {
+                out.extend_from_slice(&pair[part * width..(part + 1) * width]);
+            }
+        }
+    }
+    out
+}
+
+/// The transpose, with rows of `width` values.
+pub(super) fn transpose(stored: &[f32], width: usize) -> Vec<f32> {
+    let height = stored.len() / width.max(1);
+    let mut out = Vec::with_capacity(stored.len());
+    for column in 0..height {
+        out.extend((0..width).map(|row| stored[row * height + column]));
+    }
+    out
+}
+
+pub(super) fn layout(
+    architecture: Architecture,
+    name: &str,
+    shape: &[usize],
+    metadata: &BTreeMap<String, MetadataValue>,
+) -> Result<Layout, String> {
+    if architecture == Architecture::Gpt2 {
+        let conv = name.starts_with("transformer.h.") && shape.len() == 2;
+        return Ok(if conv {
+            Layout::Transposed
+        } else {
+            Layout::Same
+        });
+    }
+    if architecture != Architecture::Llama {
+        return Ok(Layout::Same);
+    }
+    let heads = |keys: &[&str]| {
+        let value = keys.iter().find_map(|key| metadata.get(*key));
+        let heads = value.and_then(MetadataValue::as_u64).unwrap_or(0) as usize;
+        match shape.first() {
+            Some(rows) if heads > 0 && rows.is_multiple_of(2 * heads) => {
+                Ok(Layout::Rotary { heads })
+            }
+            _ => Err(format!(
+                "{name} of shape {shape:?} cannot have {heads} heads"
+            )),
+        }
+    };
+    if name.ends_with("self_attn.q_proj.weight") {
+        heads(&["llama.attention.head_count"])
+    } else if name.ends_with("self_attn.k_proj.weight") {
+        heads(&[
+            "llama.attention.head_count_kv",
+            "llama.attention.head_count",
+        ])
+    } else {
+        Ok(Layout::Same)
+    }
+}
+
+pub(super) fn hugging_face_name(architecture: Architecture, name: &str) -> Option<String> {
+    let gpt2 = architecture == Architecture::Gpt2;
+    let (stem, kind) = name.rsplit_once('.')?;
+    let Some(block) = stem.strip_prefix("blk.") else {
+        let stem = match (stem, gpt2) {
+            ("output", _) => "lm_head",
+            ("token_embd", false) => "model.embed_tokens",
+            ("output_norm", false) => "model.norm",
+            ("token_embd", true) => "transformer.wte",
+            ("position_embd", true) => "transformer.wpe",
+            ("output_norm", true) => "transformer.ln_f",
+            _ => return None,
+        };
+        return Some(format!("{stem}.{kind}"));
+    };
+    let (layer, module) = block.split_once('.')?;
+    layer.parse::<usize>().ok()?;
+    let (prefix, module) = if gpt2 {
+        let module = match module {
+            "attn_norm" => "ln_1",
+            "attn_qkv" => "attn.c_attn",
+            "attn_output" => "attn.c_proj",
+            "ffn_norm" => "ln_2",
+            "ffn_up" => "mlp.c_fc",
+            "ffn_down" => "mlp.c_proj",
+            _ => return None,
+        };
+        ("transformer.h", module)
+    } else {
+        let module = match module {
+            "attn_norm" => "input_layernorm",
+            "attn_q" => "self_attn.q_proj",
+            "attn_k" => "self_attn.k_proj",
+            "attn_v" => "self_attn.v_proj",
+            "attn_output" => "self_attn.o_proj",
+            "attn_q_norm" => "self_attn.q_norm",
+            "attn_k_norm" => "self_attn.k_norm",
+            "ffn_norm" => "post_attention_layernorm",
+            "ffn_gate" => "mlp.gate_proj",
+            "ffn_up" => "mlp.up_proj",
+            "ffn_down" => "mlp.down_proj",
+            _ => return None,
+        };
+        ("model.layers", module)
+    };
+    Some(format!("{prefix}.{layer}.{module}.{kind}"))
+}

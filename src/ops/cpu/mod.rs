@@ -1,0 +1,290 @@
+//! The operations for Flex, on raw slices.
+
+mod attention;
+mod logprob;
+
+use burn::backend::Flex;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
+use burn::tensor::{Shape, TensorData, TensorMetadata};
+use burn_flex::FlexTensor;
+
+use super::{AdamWStep, HeadLayout, LogprobOutput, LowRankPart, ModelBackend, kernels};
+use crate::tokens::Segments;
+
+/// A contiguous tensor. By value: a second handle would make every later in-place write a copy.
+fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    if tensor.as_slice::<f32>().is_some() {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    }
+}
+
+/// A tensor to write in place: `storage_mut` gives the whole buffer, so a view must be copied out of its parent first.
+fn writable(tensor: FlexTensor) -> FlexTensor {
+    // Shares the buffer if nothing is to be copied; dropping the argument makes it the sole owner again.
+    tensor.to_contiguous()
+}
+
+/// The numbers of a tensor that went through [`contiguous`].
+fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("contiguous f32")
+}
+
+fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape.into()))
+}
+
+fn dims2(tensor: &FlexTensor) -> [usize; 2] {
+    let shape = tensor.shape();
+    [shape[0], shape[1]]
+}
+
+fn matmul(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+    Flex::float_matmul(a, b)
+}
+
+impl ModelBackend for Flex {
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        let (x, weight) = (contiguous(x), contiguous(weight));
+        let mut y = vec![0f32; slice(&x).len()];
+        kernels::rms_norm(slice(&x), slice(&weight), eps, &mut y);
+        tensor(y, x.shape())
+    }
+
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f32,
+        with_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
+        let mut dx = vec![0f32; slice(&x).len()];
+        let dweight = kernels::rms_norm_backward(
+            slice(&x),
+            slice(&weight),
+            slice(&grad),
+            eps,
+            &mut dx,
+            with_weight,
+        );
+        (
+            tensor(dx, x.shape()),
+            dweight.map(|dweight| tensor(dweight, weight.shape())),
+        )
+    }
+
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        num_heads: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        let (mut x, cos, sin) = (writable(x), contiguous(cos), contiguous(sin));
+        let (width, half) = (dims2(&x)[1], dims2(&cos)[1]);
+        let sign = if inverse { -1.0 } else { 1.0 };
+        let (cos, sin) = (slice(&cos), slice(&sin));
+        kernels::rope(
+            x.storage_mut::<f32>(),
+            width,
+            num_heads,
+            half,
+            cos,
+            sin,
+            sign,
+        );
+        x
+    }
+
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let gate_up = contiguous(gate_up);
+        let [tokens, width] = dims2(&gate_up);
+        let mut y = vec![0f32; tokens * width / 2];
+        kernels::swiglu(slice(&gate_up), width / 2, &mut y);
+        tensor(y, [tokens, width / 2])
+    }
+
+    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (gate_up, grad) = (contiguous(gate_up), contiguous(grad));
+        let [tokens, width] = dims2(&gate_up);
+        let mut out = vec![0f32; tokens * width];
+        kernels::swiglu_backward(slice(&gate_up), slice(&grad), width / 2, &mut out);
+        tensor(out, [tokens, width])
+    }
+
+    fn packed_attention(
+        qkv: FloatTensor<Self>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention::packed_attention(qkv, layout, segments)
+    }
+
+    fn packed_attention_backward(
+        qkv: FloatTensor<Self>,
+        output: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> FloatTensor<Self> {
+        attention::packed_attention_backward(qkv, output, lse, grad, layout, segments)
+    }
+
+    fn cache_write(
+        cache: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        segments: &Segments,
+        slots: &[usize],
+        starts: &[usize],
+    ) -> FloatTensor<Self> {
+        let (mut cache, rows) = (writable(cache), contiguous(rows));
+        let [_, capacity, width] = [cache.shape()[0], cache.shape()[1], cache.shape()[2]];
+        let source = slice(&rows);
+        let target = cache.storage_mut::<f32>();
+        for ((range, &slot), &start) in segments.iter().zip(slots).zip(starts) {
+            assert!(
+                start + range.len() <= capacity,
+                "a cache slot holds {capacity} positions"
+            );
+            let from = (slot * capacity + start) * width;
+            let values = &source[range.start * width..range.end * width];
+            target[from..from + values.len()].copy_from_slice(values);
+        }
+        cache
+    }
+
+    fn decode_attention(
+        q: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        slots: &[usize],
+        lens: &[usize],
+        layout: HeadLayout,
+    ) -> FloatTensor<Self> {
+        attention::decode_attention(q, keys, values, slots, lens, layout)
+    }
+
+    fn token_logprob(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        logprob::token_logprob(hidden, head, targets, inv_temperature, with_unit_gradient)
+    }
+
+    fn token_logprob_backward(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        logprob::token_logprob_backward(hidden, head, targets, inv_temperature, grad)
+    }
+
+    fn lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let xa = contiguous(matmul(x.clone(), a));
+        let mut y = contiguous(matmul(x, weight));
+        let b = contiguous(b);
+        let (width, ranks) = (dims2(&y)[1], dims2(&xa)[1]);
+        kernels::add_low_rank(y.storage_mut(), width, slice(&xa), ranks, slice(&b), parts);
+        (y, xa)
+    }
+
+    fn lora_linear_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        xa: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        parts: &[LowRankPart],
+        with_x: bool,
+    ) -> (
+        Option<FloatTensor<Self>>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let [tokens, _] = dims2(&grad);
+        let ranks = dims2(&xa)[1];
+        let b = contiguous(b);
+        let mut dxa = vec![0f32; tokens * ranks];
+        let mut db = Vec::with_capacity(slice(&b).len());
+        let (mut first, mut offset) = (0, 0);
+        for part in parts {
+            let len = part.rank * part.width;
+            let g = grad.narrow(1, part.column, part.width);
+            let matrix = tensor(
+                slice(&b)[offset..offset + len].to_vec(),
+                [part.rank, part.width],
+            );
+            let block = contiguous(matmul(g.clone(), matrix.transpose(0, 1)));
+            for (row, values) in dxa
+                .chunks_exact_mut(ranks)
+                .zip(slice(&block).chunks_exact(part.rank))
+            {
+                for (out, value) in row[first..first + part.rank].iter_mut().zip(values) {
+                    *out = value * part.scale;
+                }
+            }
+            let block = contiguous(matmul(xa.narrow(1, first, part.rank).transpose(0, 1), g));
+            db.extend(slice(&block).iter().map(|value| value * part.scale));
+            first += part.rank;
+            offset += len;
+        }
+        let dxa = tensor(dxa, [tokens, ranks]);
+        let da = matmul(x.transpose(0, 1), dxa.clone());
+        let dx = with_x.then(|| {
+            let mut dx = contiguous(matmul(grad, weight.transpose(0, 1)));
+            let a = contiguous(a.transpose(0, 1));
+            let width = dims2(&dx)[1];
+            let whole = [LowRankPart {
+                rank: ranks,
+                scale: 1.0,
+                column: 0,
+                width,
+            }];
+            kernels::add_low_rank(
+                dx.storage_mut(),
+                width,
+                slice(&dxa),
+                ranks,
+                slice(&a),
+                &whole,
+            );
+            dx
+        });
+        let len = db.len();
+        (dx, da, tensor(db, [len]))
+    }
+
+    fn adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (mut param, grad, mut m, mut v) =
+            (writable(param), contiguous(grad), writable(m), writable(v));
+        kernels::adamw(
+            param.storage_mut(),
+            slice(&grad),
+            m.storage_mut(),
+            v.storage_mut(),
+            step,
+        );
+        (param, m, v)
+    }
+}
