@@ -5,6 +5,8 @@
 //! `input_ids`, `token_logprobs`, `loss`, `top10_ids_per_position`, `top10_logits_per_position`, `greedy_new_ids` and
 //! `grad_total_l2` (of the mean loss over all parameters).
 
+#![allow(clippy::print_stdout, reason = "the results go to stdout")]
+
 use std::error::Error;
 use std::sync::Arc;
 

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 ///
 /// `backend` stands beside `recipe`: it names concrete backends, so that only the command line may reach it.
 const LEVELS: &[&[&str]] = &[
-    &["error", "rng", "tokens", "guard"],
-    &["ops"],
+    &["error", "rng", "tokens"],
+    &["ops", "atomic", "guard"],
+    &["params"],
     &["loss", "rl", "data", "peft", "optim", "report"],
     &["model"],
     &["checkpoint", "generate"],

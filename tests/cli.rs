@@ -186,8 +186,9 @@ fn logprobs_are_those_of_transformers() {
             "llama_lora",
             "--model REF/llama_tied --adapter REF/llama_lora",
         ),
+        ("gpt2_lora", "--model REF/gpt2 --adapter REF/gpt2_lora"),
         // An adapter alone names its base, which lies beside it.
-        ("gpt2_lora", "--model REF/gpt2_lora"),
+        ("llama_lora", "--model REF/llama_lora"),
     ] {
         let rows = reference_rows(temp.path(), name);
         for backend in BACKENDS {

@@ -7,6 +7,7 @@ use super::config::Cadence;
 use super::state::Position;
 use crate::checkpoint::{self, StepCheckpoint, TensorMap};
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::ops::ModelBackend;
 use crate::report::{
     EvalReport, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport, Timer,
@@ -103,6 +104,8 @@ impl Journal {
         tokens: u64,
         metrics: &[(&str, f64)],
     ) -> Result<()> {
+        // A GPU runtime swallows failures: a step is done only if none came to light.
+        guard::check::<B>(&session.device)?;
         self.position.step += 1;
         self.position.tokens += tokens;
         let (step, tokens) = (self.position.step, self.position.tokens);

@@ -1,0 +1,276 @@
+//! What goes wrong ends with a message that names the place and the fix, and with exit code 2 (bad input, nothing was
+//! loaded) or 1 (a failure on the way).
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// A recipe of one SFT stage.
+const SFT: &str = r#"(
+    name: "broken", model: "MODEL",
+    stages: [
+        Sft(name: "sft", data: (source: Jsonl("data.jsonl")), optim: (lr: 1e-3), batch_size: 2, max_length: 64),
+    ],
+)
+"#;
+
+/// Rows that are sound.
+const ROWS: &str = "{\"prompt\":\"a red key\",\"completion\":\" key\"}\n";
+
+fn tiny() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))
+}
+
+/// Runs `recipe` in `folder`; `MODEL` in it is the folder's `model`, if there is one, else the embedded one.
+fn temper(folder: &Path, recipe: &str, args: &[&str]) -> Output {
+    let model = folder.join("model");
+    let model = if model.exists() {
+        model
+    } else {
+        tiny().to_path_buf()
+    };
+    fs::write(
+        folder.join("r.ron"),
+        recipe.replace("MODEL", &model.display().to_string()),
+    )
+    .unwrap();
+    Command::new(env!("CARGO_BIN_EXE_temper"))
+        .args(["recipe", "r.ron", "--output", "out", "--backend", "flex"])
+        .args(args)
+        .current_dir(folder)
+        .env("TEMPERING_HOME", folder.join("home"))
+        .output()
+        .unwrap()
+}
+
+/// The run must end with `code`, and stderr must hold each of `parts`.
+#[track_caller]
+fn fails(output: &Output, code: i32, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{part:?} is not in\n{stderr}");
+    }
+    assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+/// With `data` as the data file, the recipe is refused before anything is loaded or written.
+#[track_caller]
+fn bad_data(data: &[u8], parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), data).unwrap();
+    fails(&temper(folder.path(), SFT, &[]), 2, parts);
+    assert!(!folder.path().join("out").exists(), "nothing is written");
+}
+
+/// With a model whose folder `change` has changed, the recipe is refused.
+#[track_caller]
+fn bad_model(change: impl FnOnce(&Path), parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for file in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        fs::copy(tiny().join(file), model.join(file)).unwrap();
+    }
+    change(&model);
+    fs::write(folder.path().join("data.jsonl"), ROWS.repeat(4)).unwrap();
+    fails(&temper(folder.path(), SFT, &[]), 2, parts);
+    assert!(!folder.path().join("out").exists(), "nothing is written");
+}
+
+fn edit(file: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(file).unwrap();
+    assert!(text.contains(from), "{from}");
+    fs::write(file, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn a_missing_data_file() {
+    let folder = tempfile::tempdir().unwrap();
+    fails(
+        &temper(folder.path(), SFT, &[]),
+        2,
+        &["r.ron:4:", "data.jsonl"],
+    );
+}
+
+#[test]
+fn empty_data() {
+    bad_data(b"", &["data.jsonl", "no rows"]);
+}
+
+#[test]
+fn bad_json_on_line_57() {
+    let rows = ROWS.repeat(56) + "{\"prompt\": \"a\", completion}\n" + ROWS;
+    bad_data(rows.as_bytes(), &["data.jsonl:57"]);
+}
+
+#[test]
+fn bad_utf8() {
+    bad_data(
+        b"{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"\xff\",\"completion\":\"b\"}\n",
+        &["data.jsonl:2", "UTF-8"],
+    );
+}
+
+#[test]
+fn a_missing_column() {
+    bad_data(b"{\"prompt\":\"a\"}\n", &["data.jsonl:1", "completion"]);
+}
+
+#[test]
+fn nothing_to_train_on() {
+    bad_data(b"{\"prompt\":\"a\",\"completion\":\"\"}\n", &["data.jsonl"]);
+    let long = format!(
+        "{{\"prompt\":\"{}\",\"completion\":\" b\"}}\n",
+        "a red key ".repeat(100)
+    );
+    bad_data(long.as_bytes(), &["data.jsonl", "max_length"]);
+}
+
+#[test]
+fn a_truncated_weight_file() {
+    bad_model(
+        |model| {
+            let file = fs::OpenOptions::new()
+                .write(true)
+                .open(model.join("model.safetensors"))
+                .unwrap();
+            file.set_len(100_000).unwrap();
+        },
+        &["model.safetensors"],
+    );
+}
+
+#[test]
+fn a_missing_weight_file() {
+    bad_model(
+        |model| fs::remove_file(model.join("model.safetensors")).unwrap(),
+        &["model.safetensors"],
+    );
+}
+
+#[test]
+fn tensors_of_another_shape() {
+    bad_model(
+        |model| {
+            edit(
+                &model.join("config.json"),
+                "\"intermediate_size\": 344",
+                "\"intermediate_size\": 352",
+            )
+        },
+        &[
+            "model.layers.0.mlp.gate_proj.weight",
+            "[352, 128]",
+            "[344, 128]",
+        ],
+    );
+}
+
+#[test]
+fn an_unknown_family() {
+    bad_model(
+        |model| {
+            edit(
+                &model.join("config.json"),
+                "\"model_type\": \"llama\"",
+                "\"model_type\": \"mamba\"",
+            )
+        },
+        &["config.json", "mamba", "llama"],
+    );
+}
+
+#[test]
+fn a_tokenizer_without_eos() {
+    bad_model(
+        |model| {
+            fs::write(model.join("tokenizer_config.json"), "{}").unwrap();
+            edit(&model.join("config.json"), "\"eos_token_id\": 0,", "");
+        },
+        &["EOS"],
+    );
+}
+
+#[test]
+fn an_unknown_target_module() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), ROWS).unwrap();
+    let output = temper(
+        folder.path(),
+        SFT,
+        &["--set", "stages.sft.peft=Lora(target_modules: [\"q_prj\"])"],
+    );
+    fails(
+        &output,
+        2,
+        &["stages.sft.peft.target_modules", "q_prj", "q_proj"],
+    );
+}
+
+#[test]
+fn a_model_that_does_not_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), ROWS.repeat(2)).unwrap();
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(tiny().join(file), model.join(file)).unwrap();
+    }
+    edit(
+        &model.join("config.json"),
+        "\"hidden_size\": 128",
+        "\"hidden_size\": 1048576",
+    );
+    let recipe = SFT
+        .replace(
+            "Sft(name",
+            "Pretrain(init: Random(\"MODEL/config.json\"), name",
+        )
+        .replace("model: \"MODEL\",", "")
+        .replace(
+            "(source: Jsonl(\"data.jsonl\"))",
+            "(source: Posts(rows: 8, seed: 1))",
+        );
+    fails(
+        &temper(folder.path(), &recipe, &[]),
+        2,
+        &["does not fit", "GiB"],
+    );
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), ROWS.repeat(40)).unwrap();
+    let output = temper(folder.path(), SFT, &["--set", "stages.sft.optim.lr=1e30"]);
+    fails(&output, 1, &["sft", "step", "nonfinite-step-"]);
+    let saved = fs::read_dir(folder.path().join("out/sft"))
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+        .find(|name| name.starts_with("nonfinite-step-"))
+        .unwrap();
+    let text = fs::read_to_string(folder.path().join("out/sft").join(saved)).unwrap();
+    let batch: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(batch["rows"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_run_folder_in_use_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), ROWS.repeat(2)).unwrap();
+    let output = temper(folder.path(), SFT, &[]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let output = temper(folder.path(), SFT, &[]);
+    fails(&output, 2, &["out", "--resume"]);
+}

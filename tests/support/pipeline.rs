@@ -1,0 +1,124 @@
+//! A short run of every stage on the embedded model, generic over the backend.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tempering::error::Result;
+use tempering::ops::ModelBackend;
+use tempering::recipe::{self, RunOptions};
+use tempering::report::{Reporter, SilentReporter};
+
+/// Every stage kind; full fine-tuning and LoRA, both EOS rules, adaptive KL and whitening are among it.
+pub(crate) const RECIPE: &str = r#"(
+    name: "short", model: "tiny", seed: 3,
+    stages: [
+        Pretrain(name: "pretrain", init: Random("models/tiny/config.json"), data: (source: Posts(rows: 24, seed: 1)),
+            optim: (lr: 1e-3, weight_decay: 0.1), batch_size: 8, max_length: 96, cadence: (save_steps: 1)),
+        Sft(name: "sft", data: (source: Posts(rows: 32, seed: 2)), eval_data: (source: Posts(rows: 6, seed: 3)),
+            peft: Lora(rank: 4, dropout: 0.1), optim: (lr: 1e-3, schedule: Cosine(warmup_ratio: 0.25, floor: 0.1)),
+            batch_size: 8, max_length: 128, micro_batch_tokens: 256, cadence: (eval_steps: 2, save_steps: 1)),
+        Rank(name: "rank", init: Stage("sft"), data: (source: Posts(rows: 24, seed: 4)), num_responses: 3,
+            response_length: 16, reward: Gold, generation_batch_size: 16),
+        RewardModel(name: "rm", init: Stage("sft"), data: (source: Ranked(stage: "rank")),
+            eval_data: (source: Ranked(stage: "rank", valid: true)), peft: Lora(rank: 4), optim: (lr: 1e-3),
+            batch_size: 4, max_length: 128, center_on: (source: Posts(rows: 6, seed: 5)), cadence: (save_steps: 1)),
+        Ppo(name: "ppo", init: Stage("sft"), data: (source: Posts(rows: 48, seed: 6)),
+            eval_data: (source: Posts(rows: 4, seed: 7)), reward: Learned(stage: "rm"), gold: Gold, peft: Lora(rank: 4),
+            optim: (lr: 1e-3, eps: 1e-5), total_episodes: 48, batch_size: 16, num_mini_batches: 2, num_ppo_epochs: 2,
+            response_length: 16, max_prompt_length: 96, kl_coef: 0.05, missing_eos: Subtract(1.0),
+            cadence: (eval_steps: 2, save_steps: 1)),
+        Compare(name: "compare", policies: [Base, Stage("sft"), Stage("ppo")], reference: Stage("sft"),
+            data: (source: Posts(rows: 6, seed: 8)), rewards: { "gold": Gold, "reward": Learned(stage: "rm") },
+            response_length: 16),
+    ],
+)
+"#;
+
+/// Runs [`RECIPE`] in `folder`.
+pub(crate) fn run<B: ModelBackend>(
+    folder: &Path,
+    device: B::Device,
+    options: &RunOptions,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    let file = folder.join("short.ron");
+    std::fs::write(&file, RECIPE).unwrap();
+    let loaded = recipe::load_with_places(&file, &[])?;
+    let checked = recipe::check(loaded, options)?;
+    recipe::run::<B>(&checked, options, device, "test", reporter).map(drop)
+}
+
+/// The lines of a stage's `metrics.jsonl`.
+pub(crate) fn metrics(run: &Path, stage: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join(stage).join("metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// The values of one metric, step by step.
+pub(crate) fn values(run: &Path, stage: &str, name: &str) -> Vec<f64> {
+    metrics(run, stage)
+        .iter()
+        .filter_map(|row| row[name].as_f64())
+        .collect()
+}
+
+/// The whole pipeline runs, and what must hold of its numbers whatever the backend holds.
+pub(crate) fn every_stage<B: ModelBackend>(device: B::Device) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let options = RunOptions {
+        output: Some(out.clone()),
+        ..RunOptions::default()
+    };
+    run::<B>(folder.path(), device, &options, &mut SilentReporter).unwrap();
+
+    let losses = values(&out, "pretrain", "loss");
+    assert_eq!(losses.len(), 3);
+    // A model that knows nothing spreads its probability over the 768 tokens: ln 768 = 6.64.
+    assert!((losses[0] - 768f64.ln()).abs() < 1.0, "{losses:?}");
+    assert!(losses[2] < losses[0], "{losses:?}");
+
+    let evals = values(&out, "sft", "eval/loss");
+    assert_eq!(
+        evals.len(),
+        3,
+        "before the first step, and every second of four"
+    );
+    assert!(evals[2] < evals[0], "{evals:?}");
+
+    // Sampling and the packed forward pass are two programs: their log-probabilities have to agree.
+    let differences = values(&out, "ppo", "rollout/logprob_max_diff");
+    assert_eq!(differences.len(), 3);
+    assert!(differences.iter().all(|&x| x < 1e-3), "{differences:?}");
+    // The policy starts as its reference.
+    let kl = values(&out, "ppo", "objective/kl");
+    assert!(kl[0].abs() < 1e-3, "{kl:?}");
+    for name in [
+        "val/ratio",
+        "policy/grad_norm",
+        "value/grad_norm",
+        "objective/gold_scores",
+    ] {
+        let found = values(&out, "ppo", name);
+        assert!(
+            found.len() == 3 && found.iter().all(|x| x.is_finite()),
+            "{name}: {found:?}"
+        );
+    }
+
+    for stage in ["pretrain", "sft", "rank", "rm", "ppo", "compare"] {
+        assert!(out.join(stage).join("DONE").exists(), "{stage}");
+        assert!(out.join(stage).join("report.html").exists(), "{stage}");
+    }
+    let info: Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("run.json")).unwrap()).unwrap();
+    let stages: Vec<&str> = info["lineage"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["stage"].as_str().unwrap())
+        .collect();
+    assert_eq!(stages, ["pretrain", "sft", "rank", "rm", "ppo", "compare"]);
+}
