@@ -130,7 +130,10 @@ fn nothing_to_train_on() {
         "{{\"prompt\":\"{}\",\"completion\":\" b\"}}\n",
         "a red key ".repeat(100)
     );
-    bad_data(long.as_bytes(), &["data.jsonl", "max_length"]);
+    bad_data(
+        long.as_bytes(),
+        &["data.jsonl", "no row is left to train on"],
+    );
 }
 
 #[test]
@@ -210,7 +213,11 @@ fn an_unknown_target_module() {
     fails(
         &output,
         2,
-        &["stages.sft.peft.target_modules", "q_prj", "q_proj"],
+        &[
+            "target_modules",
+            "\"q_prj\" matches no layer",
+            "did you mean \"q_proj\"",
+        ],
     );
 }
 
@@ -241,7 +248,11 @@ fn a_model_that_does_not_fit() {
     fails(
         &temper(folder.path(), &recipe, &[]),
         2,
-        &["does not fit", "GiB"],
+        &[
+            "needs an estimated",
+            "GiB are available",
+            "micro_batch_tokens",
+        ],
     );
 }
 

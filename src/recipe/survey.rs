@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::{ModelShape, Places, Recipe, Stage, StagePlan, Work, estimate};
 use crate::data::{
-    DataConfig, DataContext, DataSource, RowKind, Tokenizer, check_source, encode_completions,
-    encode_prompts, encode_text, read_rows,
+    DataConfig, DataContext, DataSource, Example, Row, RowKind, Tokenizer, check_source,
+    encode_completions, encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
@@ -87,6 +87,7 @@ impl Surveyor<'_> {
             self.by_stage.insert(stage.name().to_owned(), known.clone());
         }
         let uses = uses(stage);
+        let before = self.problems.len();
         for (key, data, kind) in &uses.data {
             self.data(&format!("{path}.{key}"), data, *kind);
         }
@@ -101,7 +102,11 @@ impl Surveyor<'_> {
         }
         let known = known?;
         let shape = self.shape(&known, stage, path)?;
-        let plan = self.plan(stage, &known, shape, recipe);
+        // Rows that are wrong in themselves were named above; they cannot be counted.
+        if self.problems.len() > before {
+            return None;
+        }
+        let plan = self.plan(stage, path, &known, shape, recipe);
         Some(plan)
     }
 
@@ -183,9 +188,11 @@ impl Surveyor<'_> {
         Some(shape)
     }
 
-    /// Rows of a data set and their mean length in tokens, from a sample; zero for what is not there yet.
+    /// Rows of a data set and their mean length in tokens, from a sample; zero for what is not there yet. A data set of
+    /// which nothing is left to use is a problem at `place`.
     fn rows(
-        &self,
+        &mut self,
+        place: &str,
         data: &DataConfig,
         kind: RowKind,
         known: &Known,
@@ -203,25 +210,35 @@ impl Surveyor<'_> {
         let Some(rows) = rows else {
             return (data.limit.unwrap_or(0) as u64, 0.0);
         };
-        let sample = &rows[..rows.len().min(SAMPLE_ROWS)];
-        let lens: Vec<usize> = match kind {
-            RowKind::Text => encode_text(sample, &known.tokenizer, &data.format, max_length)
-                .map(|e| e.items.iter().map(|x| x.ids.len()).collect()),
-            RowKind::Completion => {
-                encode_completions(sample, &known.tokenizer, &data.format, max_length, true)
-                    .map(|e| e.items.iter().map(|x| x.ids.len()).collect())
-            }
-            RowKind::Preference | RowKind::Prompt => {
-                encode_prompts(sample, &known.tokenizer, &data.format, max_length)
-                    .map(|e| e.items.iter().map(|x| x.ids.len()).collect())
-            }
-        }
-        .unwrap_or_default();
+        let lens = |rows: &[Row]| -> Result<Vec<usize>> {
+            let (tokenizer, format) = (&known.tokenizer, &data.format);
+            Ok(match kind {
+                RowKind::Text => lens_of(encode_text(rows, tokenizer, format, max_length)?.items),
+                RowKind::Completion => {
+                    lens_of(encode_completions(rows, tokenizer, format, max_length, true)?.items)
+                }
+                RowKind::Preference | RowKind::Prompt => {
+                    let encoded = encode_prompts(rows, tokenizer, format, max_length)?;
+                    encoded.items.iter().map(|x| x.ids.len()).collect()
+                }
+            })
+        };
+        // A sample that is wholly left out says nothing of the rest.
+        let lens = lens(&rows[..rows.len().min(SAMPLE_ROWS)]).or_else(|_| lens(&rows));
+        let lens = self.keep(place, lens).unwrap_or_default();
         let mean = lens.iter().sum::<usize>() as f64 / lens.len().max(1) as f64;
         (rows.len() as u64, mean)
     }
 
-    fn plan(&self, stage: &Stage, known: &Known, shape: ModelShape, recipe: &Recipe) -> StagePlan {
+    fn plan(
+        &mut self,
+        stage: &Stage,
+        path: &str,
+        known: &Known,
+        shape: ModelShape,
+        recipe: &Recipe,
+    ) -> StagePlan {
+        let place = format!("{path}.data");
         let mut plan = StagePlan {
             name: stage.name().to_owned(),
             kind: kind(stage).to_owned(),
@@ -237,17 +254,19 @@ impl Surveyor<'_> {
         };
         match stage {
             Stage::Pretrain(c) => {
-                let (rows, len) = self.rows(&c.data, RowKind::Text, known, c.max_length);
+                let (rows, len) = self.rows(&place, &c.data, RowKind::Text, known, c.max_length);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
                 plan.memory = estimate(train(c.micro_batch_tokens), &shape);
             }
             Stage::Sft(c) => {
-                let (rows, len) = self.rows(&c.data, RowKind::Completion, known, c.max_length);
+                let (rows, len) =
+                    self.rows(&place, &c.data, RowKind::Completion, known, c.max_length);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
                 plan.memory = estimate(train(c.micro_batch_tokens), &shape);
             }
             Stage::Rank(c) => {
-                let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
+                let (rows, len) =
+                    self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
                 plan.rows = rows;
                 plan.steps = rows;
                 plan.tokens = (rows as f64
@@ -262,13 +281,18 @@ impl Surveyor<'_> {
             }
             Stage::RewardModel(c) => {
                 let (mut rows, mut len) =
-                    self.rows(&c.data, RowKind::Preference, known, c.max_length);
+                    self.rows(&place, &c.data, RowKind::Preference, known, c.max_length);
                 if let DataSource::Ranked { stage, .. } = &c.data.source
                     && let Some(Stage::Rank(rank)) =
                         recipe.stages.iter().find(|s| s.name() == stage)
                 {
-                    let (prompts, prompt_len) =
-                        self.rows(&rank.data, RowKind::Prompt, known, rank.max_prompt_length);
+                    let (prompts, prompt_len) = self.rows(
+                        &place,
+                        &rank.data,
+                        RowKind::Prompt,
+                        known,
+                        rank.max_prompt_length,
+                    );
                     rows = (prompts as f64 * (1.0 - rank.valid_fraction)) as u64;
                     len = rank.num_responses as f64 * (prompt_len + rank.response_length as f64);
                 }
@@ -276,7 +300,8 @@ impl Surveyor<'_> {
                 plan.memory = estimate(train(c.micro_batch_tokens), &shape);
             }
             Stage::Ppo(c) => {
-                let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
+                let (rows, len) =
+                    self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
                 plan.rows = rows;
                 plan.steps = (c.total_episodes / c.batch_size) as u64;
                 plan.tokens = (c.total_episodes as f64 * (len + c.response_length as f64)) as u64;
@@ -295,7 +320,8 @@ impl Surveyor<'_> {
                 plan.memory = estimate(work, &shape);
             }
             Stage::Compare(c) => {
-                let (rows, len) = self.rows(&c.data, RowKind::Prompt, known, c.max_prompt_length);
+                let (rows, len) =
+                    self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
                 plan.rows = rows;
                 plan.steps = c.policies.len() as u64;
                 plan.tokens = (rows as f64
@@ -311,6 +337,10 @@ impl Surveyor<'_> {
         }
         plan
     }
+}
+
+fn lens_of(items: Vec<Example>) -> Vec<usize> {
+    items.iter().map(|item| item.ids.len()).collect()
 }
 
 fn supervised(plan: &mut StagePlan, rows: u64, mean_len: f64, epochs: usize, batch_size: usize) {

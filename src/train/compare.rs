@@ -6,7 +6,7 @@ use super::Session;
 use super::config::{Cadence, CompareConfig, Init};
 use super::evaluate::Evaluator;
 use super::journal::Journal;
-use super::session::Outcome;
+use super::session::{Outcome, data_file};
 use crate::data::encode_prompts;
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
@@ -67,9 +67,11 @@ pub fn compare<B: ModelBackend>(
         Vec::new(),
         vec![String::new(); config.num_samples.min(prompts.len())],
     );
+    let mut files = Vec::new();
     for init in &config.policies {
         let policy = session.policy(init)?;
         let name = title(init);
+        files.extend(policy.files.iter().cloned());
         let evaluator = Evaluator {
             prompts: &prompts,
             tokenizer: &policy.tokenizer,
@@ -129,6 +131,11 @@ pub fn compare<B: ModelBackend>(
             }
         }
     }
+    files.sort();
+    files.dedup();
+    let policies: Vec<String> = config.policies.iter().map(title).collect();
+    let data = (data_file(&config.data, session.run.path()), rows.len());
+    session.record(&config.name, &policies.join(", "), &files, &[data])?;
     let scores = table(&header, &lines);
     let text = format!("{scores}\n{}\n", shown.join("\n\n"));
     journal.finish(session, &summary, &scores)?;
