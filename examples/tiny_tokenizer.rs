@@ -105,7 +105,7 @@ fn model_config() -> Value {
         "head_dim": 32,
         "hidden_act": "silu",
         "hidden_size": 128,
-        "initializer_range": 0.02,
+        "initializer_range": 0.08,
         "intermediate_size": 344,
         "max_position_embeddings": 512,
         "mlp_bias": false,
