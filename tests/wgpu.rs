@@ -1,4 +1,4 @@
-//! The checks of `tests/ops.rs` and `tests/families.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan
+//! The checks of `tests/ops.rs`, `tests/families.rs` and `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan
 //! (Debian's `mesa-vulkan-drivers`). Run with `cargo test --release --features vulkan --test wgpu`.
 #![cfg(feature = "wgpu")]
 
@@ -6,6 +6,8 @@
 mod families;
 #[path = "support/ops.rs"]
 mod operations;
+#[path = "support/pipeline.rs"]
+mod pipeline;
 
 use burn::backend::Wgpu;
 use burn::tensor::Tensor;
@@ -33,6 +35,7 @@ mod on_device {
         operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear, adamw,
             adamw_of_a_view, cache, cache_write;
         families: forward, gradients, scores, generation, lora;
+        pipeline: every_stage;
     );
 }
 

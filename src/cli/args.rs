@@ -92,7 +92,7 @@ pub struct RecipeArgs {
     /// resolved recipe can be set, also one that the file leaves at its default.
     #[arg(long = "set", value_name = "PATH=VALUE", value_parser = assignment)]
     pub set: Vec<String>,
-    /// Run folder [default: the recipe's `output`, or runs/<recipe name>]
+    /// Run folder [default: the recipe's `output`, or `runs/NAME`]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Run this stage only; the stages that it names must have finished in the same run folder

@@ -1,7 +1,7 @@
 //! Fused differentiable operations behind one extension trait.
 //!
-//! Every method of [`ModelBackend`] has a portable body in plain burn ops ([`portable`]), so a new backend works at once;
-//! [`cpu`] overrides them for Flex with rayon and SIMD kernels. [`autodiff`] gives each operation one graph node with a
+//! Every method of [`ModelBackend`] has a portable body in plain burn ops (`portable`), so a new backend works at once;
+//! `cpu` overrides them for Flex with rayon and SIMD kernels. `autodiff` gives each operation one graph node with a
 //! hand-written backward pass, in terms of the inner backend's `*_backward` methods.
 //!
 //! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`] says.

@@ -10,9 +10,8 @@ use crate::recipe::checks::Checks;
 use crate::recipe::places::Places;
 use crate::recipe::references;
 use crate::recipe::{Recipe, Stage};
-use crate::reward::RewardConfig;
 use crate::train::config::{
-    CompareConfig, KlControl, MissingEos, PpoConfig, RankConfig, RewardModelConfig, ValueInit,
+    CompareConfig, KlControl, MissingEos, PpoConfig, RankConfig, RewardModelConfig,
 };
 use settings::{
     check_all_data, check_cadence, check_lengths, check_optim, check_peft, check_reward,
@@ -162,19 +161,6 @@ fn check_ppo(checks: &mut Checks, path: &str, c: &PpoConfig) {
     if let Some(optim) = &c.value_optim {
         check_optim(checks, &format!("{path}.value_optim"), optim);
     }
-    let value_init = format!("{path}.value_init");
-    if c.value_init == ValueInit::Reward
-        && !matches!(c.reward, RewardConfig::Learned { .. })
-        && checks.places.is_written(&value_init)
-    {
-        checks.say(
-            value_init,
-            "`Reward` starts the value network from the learned reward model, but `reward` is not `Learned(..)`",
-        );
-        checks.rests_on(format!("{path}.reward"));
-        checks.help("use `value_init: Policy`, or leave the key out");
-    }
-
     for (key, value) in [
         ("batch_size", c.batch_size),
         ("total_episodes", c.total_episodes),
