@@ -50,7 +50,7 @@ impl FoundModel {
                     "the base models of the adapters form a circle",
                 ));
             }
-            let base = base_of(&files.dir)?;
+            let base = manifest::adapter_base(&files.dir)?;
             adapters.insert(0, files.dir);
             files = manifest::find(&base)?;
         }
@@ -189,24 +189,6 @@ fn warn(warnings: &[String]) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
-}
-
-/// What `base_model_name_or_path` of an adapter's folder names: as written, or else beside the folder.
-fn base_of(folder: &Path) -> Result<String> {
-    let file = folder.join(ADAPTER_CONFIG);
-    let value = read_json(&file)?;
-    let base = value
-        .get("base_model_name_or_path")
-        .and_then(Value::as_str)
-        .filter(|base| !base.is_empty())
-        .ok_or_else(|| Error::format(&file, "no \"base_model_name_or_path\"; give the base as --model and this folder as --adapter"))?;
-    let beside = folder.parent().unwrap_or(Path::new(".")).join(base);
-    let known = Path::new(base).exists() || manifest::list().iter().any(|model| model.name == base);
-    Ok(if !known && beside.exists() {
-        beside.display().to_string()
-    } else {
-        base.to_owned()
-    })
 }
 
 fn has_score(source: &dyn WeightSource) -> bool {

@@ -8,10 +8,12 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 use ron::extensions::Extensions;
 use serde::Deserialize;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::peft::files::ADAPTER_CONFIG;
 
 /// Description of a model that is known by name: data only.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -147,6 +149,34 @@ pub fn find(name_or_path: &str) -> Result<ModelFiles> {
         })?;
     let home = home();
     find_in(&manifest, &[PathBuf::from("models"), home.join("models")])
+}
+
+/// What the adapter in `folder` names as its base: a known model or a path, taken as written or else beside the folder.
+///
+/// # Errors
+/// `Error::Io`; `Error::Format` for an adapter that names no base.
+pub fn adapter_base(folder: &Path) -> Result<String> {
+    let file = folder.join(ADAPTER_CONFIG);
+    let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+    let config: Value =
+        serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
+    let base = config
+        .get("base_model_name_or_path")
+        .and_then(Value::as_str)
+        .filter(|base| !base.is_empty())
+        .ok_or_else(|| {
+            Error::format(
+                &file,
+                "no \"base_model_name_or_path\"; give the base as --model and this folder as --adapter",
+            )
+        })?;
+    let beside = folder.parent().unwrap_or(Path::new(".")).join(base);
+    let known = Path::new(base).exists() || list().iter().any(|model| model.name == base);
+    Ok(if !known && beside.exists() {
+        beside.display().to_string()
+    } else {
+        base.to_owned()
+    })
 }
 
 /// `$TEMPERING_HOME`, else `tempering` in the user's cache folder (`~/.cache/tempering`).

@@ -54,7 +54,7 @@ pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
 }
 
 /// The metrics whose change is told in words.
-const CHANGES: [(&str, &str); 13] = [
+const CHANGES: [(&str, &str); 12] = [
     ("loss", "Training loss (nats per trained token)"),
     ("eval/loss", "Held-out loss (nats per trained token)"),
     ("accuracy", "Accuracy on training pairs"),
@@ -66,7 +66,6 @@ const CHANGES: [(&str, &str); 13] = [
     ),
     ("eval/scores", "Score on held-out prompts"),
     ("eval/gold_scores", "Gold score on held-out prompts"),
-    ("eval/rouge_l", "ROUGE-L on held-out prompts"),
     ("objective/kl", "KL to the reference (nats per response)"),
     (
         "objective/entropy",

@@ -111,9 +111,9 @@ const PANELS: [Panel; 15] = [
         metrics: &[("loss/value_avg", "value loss")],
     },
     Panel {
-        title: "ROUGE-L",
-        about: "Overlap with the reference texts on held-out rows, 0 to 1.",
-        metrics: &[("eval/rouge_l", "ROUGE-L")],
+        title: "Explained variance of the value network",
+        about: "1 is a value network that knows the returns, 0 one that says their mean, below 0 worse than that.",
+        metrics: &[("val/explained_variance", "explained variance")],
     },
     Panel {
         title: "Learning rate",

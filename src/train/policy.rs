@@ -77,7 +77,7 @@ impl<B: ModelBackend> Session<'_, B> {
                     return self
                         .base_policy(&existing(dir.join("model"), stage)?.to_string_lossy());
                 }
-                let base = adapter_base(&adapter)?;
+                let base = manifest::adapter_base(&adapter)?;
                 let mut policy = self.base_policy(&base)?;
                 let loaded =
                     load_adapter(&mut policy.model, &policy.config, &adapter, &self.device)?;
@@ -153,7 +153,7 @@ impl<B: ModelBackend> Session<'_, B> {
         };
         let adapter = dir.join("adapter");
         if adapter.exists() {
-            let base = self.base_policy(&adapter_base(&adapter)?)?;
+            let base = self.base_policy(&manifest::adapter_base(&adapter)?)?;
             let mut backbone = base.model.into_backbone();
             let loaded = load_adapter(&mut backbone, &base.config, &adapter, &self.device)?;
             let score = loaded.score.ok_or_else(|| {
@@ -410,16 +410,6 @@ fn existing(folder: PathBuf, stage: &str) -> Result<PathBuf> {
             folder.display()
         ),
     })
-}
-
-fn adapter_base(adapter: &Path) -> Result<String> {
-    let file = adapter.join(crate::peft::files::ADAPTER_CONFIG);
-    let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
-    let base = value["base_model_name_or_path"].as_str();
-    base.map(str::to_owned)
-        .ok_or_else(|| Error::format(&file, "no base_model_name_or_path: name the base"))
 }
 
 fn read_offset(file: &Path) -> Result<f64> {
