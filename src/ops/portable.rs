@@ -53,10 +53,9 @@ pub(super) fn rope<B: Backend>(
     let half = cos.dims()[1];
     let rotated = num_heads * 2 * half;
     let sin = if inverse { sin.neg() } else { sin };
-    let (cos, sin) = (
-        cos.reshape([tokens, 1, half]),
-        sin.reshape([tokens, 1, half]),
-    );
+    // burn 0.21 reshapes a transposed matrix of one column wrongly on GPUs; a result of arithmetic has plain rows.
+    let rows = |table: Tensor<B, 2>| table.mul_scalar(1.0).reshape([tokens, 1, half]);
+    let (cos, sin) = (rows(cos), rows(sin));
     let heads = x
         .clone()
         .slice([0..tokens, 0..rotated])
