@@ -110,10 +110,10 @@ impl<B: ModelBackend> Session<'_, B> {
     fn base_policy(&mut self, name: &str) -> Result<Policy<B>> {
         let files = manifest::find(name)?;
         let config = ModelConfig::load(&files.weights)?;
+        let source = weights::open(&files.weights)?;
         let model = match self.bases.get(&files.weights) {
             Some(model) => model.clone(),
             None => {
-                let source = weights::open(&files.weights)?;
                 let model = LanguageModel::load(&config, source.as_ref(), &self.device)?;
                 self.bases.insert(files.weights.clone(), model.clone());
                 model
@@ -130,14 +130,13 @@ impl<B: ModelBackend> Session<'_, B> {
                 ),
             ));
         }
-        let source = weight_file(&files.weights);
         Ok(Policy {
             model,
             config,
             tokenizer,
             lora: None,
             base: name.to_owned(),
-            files: source.into_iter().collect(),
+            files: source.files(),
         })
     }
 
@@ -433,13 +432,4 @@ fn lora_config(config: &AdapterConfig) -> LoraConfig {
             TargetModules::List(list) => list.clone(),
         },
     }
-}
-
-/// The file to hash for a model's lineage.
-fn weight_file(weights: &Path) -> Option<PathBuf> {
-    if weights.is_file() {
-        return Some(weights.to_path_buf());
-    }
-    let single = weights.join("model.safetensors");
-    single.exists().then_some(single)
 }

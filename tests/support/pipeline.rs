@@ -114,11 +114,12 @@ pub(crate) fn every_stage<B: ModelBackend>(device: B::Device) {
     }
     let info: Value =
         serde_json::from_str(&std::fs::read_to_string(out.join("run.json")).unwrap()).unwrap();
-    let stages: Vec<&str> = info["lineage"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| s["stage"].as_str().unwrap())
+    let lineage = info["lineage"].as_array().unwrap();
+    let stages: Vec<&str> = (lineage.iter())
+        .map(|entry| entry["stage"].as_str().unwrap())
         .collect();
     assert_eq!(stages, ["pretrain", "sft", "rank", "rm", "ppo", "compare"]);
+    // What starts from the embedded model names its file, by content.
+    let hash = lineage[1]["weights"][0]["sha256"].as_str().unwrap();
+    assert_eq!(hash.len(), 64);
 }

@@ -36,6 +36,8 @@ pub trait WeightSource: Send + Sync {
     fn read(&self, name: &str) -> Result<Vec<f32>>;
     /// The file or folder, for messages.
     fn path(&self) -> &Path;
+    /// The files that hold the tensors; none for weights that are not read.
+    fn files(&self) -> Vec<PathBuf>;
 }
 
 /// Opens the weights of a model: a `.safetensors` or `.gguf` file, or a folder with `model.safetensors`,

@@ -99,6 +99,10 @@ impl WeightSource for RandomSource {
     fn path(&self) -> &Path {
         &self.path
     }
+
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 }
 
 #[cfg(test)]

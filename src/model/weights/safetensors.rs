@@ -236,6 +236,11 @@ impl WeightSource for SafetensorsFiles {
     fn path(&self) -> &Path {
         &self.path
     }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let files = self.blobs.iter().map(|blob| blob.path().to_path_buf());
+        files.collect()
+    }
 }
 
 #[derive(Deserialize)]

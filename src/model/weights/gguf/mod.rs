@@ -8,7 +8,7 @@ mod header;
 mod layout;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -220,6 +220,10 @@ impl WeightSource for GgufFile {
 
     fn path(&self) -> &Path {
         self.blob.path()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.blob.path().to_path_buf()]
     }
 }
 
