@@ -1,6 +1,5 @@
 //! `temper score`, and a learned reward model as a reward source.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use serde::Serialize;
 
 use super::args::{ComputeArgs, ScoreArgs};
@@ -9,12 +8,11 @@ use super::output;
 use super::progress::Progress;
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
 use crate::backend::{Task, dispatch};
-use crate::data::{Row, micro_batches};
+use crate::data::Row;
 use crate::error::{Error, Result};
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
 use crate::reward::{Completion, RewardSource};
-use crate::tokens::TokenBatch;
 
 /// One answer.
 #[derive(Serialize)]
@@ -74,33 +72,10 @@ pub(super) fn last_scores<B: ModelBackend>(
     rows: &[&[u32]],
     device: &B::Device,
 ) -> Vec<f32> {
-    let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-    let mut scores = vec![0.0; rows.len()];
     let mut progress = Progress::new("scores", rows.len());
-    let (mut done, mut tokens) = (0, 0);
-    for part in micro_batches(&lens, BATCH_TOKENS) {
-        let ids: Vec<&[u32]> = part.iter().map(|&index| rows[index]).collect();
-        let batch = TokenBatch::<B>::from_rows(&ids, device);
-        let last: Vec<i32> = batch
-            .segments
-            .last_tokens()
-            .iter()
-            .map(|&i| i as i32)
-            .collect();
-        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [part.len()]), device);
-        let data = model
-            .scores(&batch, Some(last), None)
-            .into_data()
-            .convert::<f32>();
-        let values: Vec<f32> = data.into_vec().expect("converted to f32");
-        for (&index, value) in part.iter().zip(values) {
-            scores[index] = value;
-        }
-        done += part.len();
-        tokens += batch.segments.num_tokens() as u64;
+    model.row_scores(rows, BATCH_TOKENS, device, &mut |done, tokens| {
         progress.update(done, tokens);
-    }
-    scores
+    })
 }
 
 /// A reward model that scores responses; it must share the policy's tokenizer.

@@ -46,14 +46,17 @@ impl<B: ModelBackend> ScalarModel<B> {
 
 impl<B: ModelBackend> ScalarModel<B> {
     /// The score of each row's last token, with at most `micro_batch_tokens` tokens in one pass. Reads the device.
+    /// `on_progress` is told the rows and tokens done so far.
     pub fn row_scores(
         &self,
         rows: &[&[u32]],
         micro_batch_tokens: usize,
         device: &B::Device,
+        on_progress: &mut dyn FnMut(usize, u64),
     ) -> Vec<f32> {
         let mut out = vec![0.0; rows.len()];
         let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+        let (mut done, mut tokens) = (0, 0);
         for part in micro_batches(&lens, micro_batch_tokens) {
             let packed: Vec<&[u32]> = part.iter().map(|&i| rows[i]).collect();
             let batch = TokenBatch::from_rows(&packed, device);
@@ -72,6 +75,9 @@ impl<B: ModelBackend> ScalarModel<B> {
             for (&row, score) in part.iter().zip(scores) {
                 out[row] = score;
             }
+            done += part.len();
+            tokens += batch.segments.num_tokens() as u64;
+            on_progress(done, tokens);
         }
         out
     }

@@ -35,6 +35,6 @@ impl<B: ModelBackend> RewardSource for Learned<B> {
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         Ok(self
             .model
-            .row_scores(&rows, self.micro_batch_tokens, &self.device))
+            .row_scores(&rows, self.micro_batch_tokens, &self.device, &mut |_, _| {}))
     }
 }

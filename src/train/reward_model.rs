@@ -245,8 +245,12 @@ pub fn reward_model<B: ModelBackend>(
         )?
         .items;
         let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
-        model.offset =
-            crate::rl::mean(&model.row_scores(&rows, config.micro_batch_tokens, &device));
+        model.offset = crate::rl::mean(&model.row_scores(
+            &rows,
+            config.micro_batch_tokens,
+            &device,
+            &mut |_, _| {},
+        ));
         centre = format!(
             "; scores shifted by {:.4} so that {} reference responses average 0",
             -model.offset,
@@ -285,7 +289,12 @@ fn evaluate<B: ModelBackend>(
         return Ok(None);
     }
     let group = Group::new(valid.iter(), config.use_margin);
-    let scores = model.row_scores(&group.rows, config.micro_batch_tokens, device);
+    let scores = model.row_scores(
+        &group.rows,
+        config.micro_batch_tokens,
+        device,
+        &mut |_, _| {},
+    );
     let accuracy = group.pairs.num_correct(&scores) as f64 / group.pairs.num_pairs() as f64;
     let loss = bradley_terry(super::forward::floats::<B>(&scores, device), &group.pairs);
     let loss = f64::from(host(loss)[0]) / valid.len() as f64;
