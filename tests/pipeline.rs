@@ -11,7 +11,7 @@ use burn::backend::Flex;
 use tempering::error::Error;
 use tempering::recipe::RunOptions;
 use tempering::report::{
-    EvalReport, Reporter, RolloutReport, SilentReporter, StageInfo, StepReport, interrupt,
+    EvalReport, Interrupt, Reporter, RolloutReport, SilentReporter, StageInfo, StepReport,
 };
 
 #[test]
@@ -26,13 +26,13 @@ fn every_stage_on_ndarray() {
 }
 
 /// Presses Ctrl-C after a step of a stage.
-struct Interrupter(&'static str, usize);
+struct Interrupter(&'static str, usize, Interrupt);
 
 impl Reporter for Interrupter {
     fn stage_start(&mut self, _: &StageInfo<'_>) {}
     fn step(&mut self, step: &StepReport<'_>) {
         if (step.stage, step.step) == (self.0, self.1) {
-            interrupt::request();
+            self.2.request();
         }
     }
     fn rollout(&mut self, _: &RolloutReport<'_>) {}
@@ -45,7 +45,6 @@ fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// One test, because Ctrl-C is one flag of the process.
 #[test]
 fn a_resumed_run_gives_the_same_results() {
     let folder = tempfile::tempdir().unwrap();
@@ -76,13 +75,13 @@ fn a_resumed_run_gives_the_same_results() {
         ("ppo", 1),
         ("ppo", 2),
     ] {
+        options.interrupt = Interrupt::default();
         let outcome = pipeline::run::<Flex>(
             folder.path(),
             Default::default(),
             &options,
-            &mut Interrupter(stage, step),
+            &mut Interrupter(stage, step, options.interrupt.clone()),
         );
-        interrupt::clear();
         let error = outcome.unwrap_err();
         assert!(
             matches!(&error, Error::Interrupted { stage: s, step: n, .. } if s == stage && *n == step),
@@ -103,6 +102,7 @@ fn a_resumed_run_gives_the_same_results() {
         write!(log, "{{\"step\":{},\"lo", step + 2).unwrap();
         options.resume = true;
     }
+    options.interrupt = Interrupt::default();
     pipeline::run::<Flex>(
         folder.path(),
         Default::default(),

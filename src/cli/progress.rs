@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::report::{Reporter, ReporterKind, RolloutReport, reporter};
+use crate::report::{Interrupt, Reporter, ReporterKind, RolloutReport, reporter};
 
 /// Work shorter than this shows nothing.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -29,7 +29,7 @@ impl Progress {
     pub(super) fn update(&mut self, done: usize, tokens: u64) {
         if self.shown.is_none() && self.started.elapsed() >= PATIENCE && done < self.total {
             // The work goes on unseen where progress cannot be shown.
-            self.shown = reporter(ReporterKind::Auto).ok();
+            self.shown = reporter(ReporterKind::Auto, &Interrupt::default()).ok();
         }
         if let Some(reporter) = &mut self.shown {
             reporter.rollout(&RolloutReport {

@@ -7,7 +7,7 @@ use crate::backend::{Task, dispatch};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::recipe::{self, Checked, RunOptions};
-use crate::report::{ReporterKind, interrupt, reporter};
+use crate::report::{Interrupt, ReporterKind, reporter};
 use crate::train::Outcome;
 
 /// Checks the recipe and everything it names, then runs its stages.
@@ -16,17 +16,18 @@ use crate::train::Outcome;
 /// `Error::Invalid` with all problems at once, before anything is loaded; later the first error of a stage.
 pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     let loaded = recipe::load_with_places(&args.file, &args.set)?;
-    let options = RunOptions {
+    let mut options = RunOptions {
         output: args.output.clone(),
         stage: args.stage.clone(),
         resume: args.resume,
         resume_command: resume_command(),
+        interrupt: Interrupt::default(),
     };
     let checked = recipe::check(loaded, &options)?;
     if args.dry_run {
         return print(&checked.plan);
     }
-    interrupt::install()?;
+    options.interrupt = Interrupt::on_signal()?;
     let kind = if args.tui {
         ReporterKind::Tui
     } else {
@@ -72,7 +73,7 @@ impl Task for RunRecipe<'_> {
     type Output = Vec<(String, Outcome)>;
 
     fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output> {
-        let mut reporter = reporter(self.kind)?;
+        let mut reporter = reporter(self.kind, &self.options.interrupt)?;
         recipe::run::<B>(self.checked, self.options, device, name, reporter.as_mut())
     }
 }

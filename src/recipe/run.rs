@@ -8,7 +8,7 @@ use crate::atomic::write_atomic;
 use crate::checkpoint::{RunDir, RunInfo};
 use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
-use crate::report::{Reporter, peak_rss_bytes};
+use crate::report::{Interrupt, Reporter, peak_rss_bytes};
 use crate::rng::Seed;
 use crate::train::{self, Outcome, Session};
 
@@ -26,6 +26,8 @@ pub struct RunOptions {
     pub resume: bool,
     /// The command that would continue this run.
     pub resume_command: String,
+    /// The wish to stop; once requested, the run writes a checkpoint and ends with `Error::Interrupted`.
+    pub interrupt: Interrupt,
 }
 
 /// A recipe that was checked, with its plan.
@@ -119,6 +121,7 @@ pub fn run<B: ModelBackend>(
     session.model = recipe.model.clone();
     session.resume = options.resume;
     session.resume_command = options.resume_command.clone();
+    session.interrupt = options.interrupt.clone();
     let mut outcomes = Vec::new();
     for stage in &recipe.stages {
         if checked

@@ -6,7 +6,7 @@ mod bars;
 mod chart;
 mod findings;
 mod html;
-pub mod interrupt;
+mod interrupt;
 mod jsonl;
 mod memory;
 mod metrics;
@@ -19,6 +19,7 @@ mod tui;
 
 pub use findings::{Finding, Severity, findings};
 pub use html::{StageReport, write_stage_report};
+pub use interrupt::Interrupt;
 pub use memory::{Timer, peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
 pub use plain::PlainReporter;

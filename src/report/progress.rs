@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use super::bars::BarsReporter;
+use super::interrupt::Interrupt;
 use super::plain::PlainReporter;
 use crate::error::{Error, Result};
 
@@ -92,31 +93,31 @@ pub enum ReporterKind {
     Silent,
 }
 
-/// Makes a reporter on stderr.
+/// Makes a reporter on stderr; a view that has a key to stop requests `interrupt`.
 ///
 /// # Errors
 /// When the full-screen view is asked for but not compiled in, or stdout is not a terminal.
-pub fn reporter(kind: ReporterKind) -> Result<Box<dyn Reporter>> {
+pub fn reporter(kind: ReporterKind, interrupt: &Interrupt) -> Result<Box<dyn Reporter>> {
     match kind {
         ReporterKind::Auto if std::io::stderr().is_terminal() => Ok(Box::new(BarsReporter::new())),
         ReporterKind::Auto | ReporterKind::Plain => Ok(Box::new(PlainReporter::stderr())),
-        ReporterKind::Tui => tui_reporter(),
+        ReporterKind::Tui => tui_reporter(interrupt),
         ReporterKind::Silent => Ok(Box::new(SilentReporter)),
     }
 }
 
 #[cfg(feature = "tui")]
-fn tui_reporter() -> Result<Box<dyn Reporter>> {
+fn tui_reporter(interrupt: &Interrupt) -> Result<Box<dyn Reporter>> {
     if !std::io::stdout().is_terminal() {
         return Err(Error::Usage(
             "--tui draws on stdout, which is not a terminal here; leave it out".into(),
         ));
     }
-    Ok(Box::new(super::tui::TuiReporter::new()))
+    Ok(Box::new(super::tui::TuiReporter::new(interrupt.clone())))
 }
 
 #[cfg(not(feature = "tui"))]
-fn tui_reporter() -> Result<Box<dyn Reporter>> {
+fn tui_reporter(_: &Interrupt) -> Result<Box<dyn Reporter>> {
     Err(Error::Usage(
         "--tui is not compiled in; build with `--features tui`, or leave it out for progress bars"
             .into(),
@@ -220,7 +221,9 @@ mod tests {
     #[cfg(not(feature = "tui"))]
     #[test]
     fn the_missing_view_is_named_with_its_feature() {
-        let error = reporter(ReporterKind::Tui).map(|_| ()).unwrap_err();
+        let error = reporter(ReporterKind::Tui, &Interrupt::default())
+            .map(|_| ())
+            .unwrap_err();
         assert!(error.to_string().contains("--features tui"), "{error}");
         assert_eq!(error.exit_code(), 2);
     }

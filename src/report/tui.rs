@@ -16,14 +16,16 @@ use burn::train::renderer::{
     MetricState, MetricsRenderer, MetricsRendererTraining, ProgressType, TrainingProgress,
 };
 
-use super::interrupt;
+use super::interrupt::Interrupt;
 use super::memory::Timer;
 use super::progress::{EvalReport, Reporter, RolloutReport, StageInfo, StepReport, format_value};
 
 /// One view per stage; what is said meanwhile is printed when the view closes.
 pub(crate) struct TuiReporter {
     view: Option<TuiMetricsRendererWrapper>,
+    /// The view's own wish to stop, and the run's.
     interrupter: Interrupter,
+    interrupt: Interrupt,
     known: BTreeSet<String>,
     timer: Timer,
     stage: String,
@@ -32,10 +34,11 @@ pub(crate) struct TuiReporter {
 
 impl TuiReporter {
     /// A reporter whose view opens with the first stage.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(interrupt: Interrupt) -> Self {
         Self {
             view: None,
             interrupter: Interrupter::new(),
+            interrupt,
             known: BTreeSet::new(),
             timer: Timer::start(0),
             stage: String::new(),
@@ -118,7 +121,7 @@ impl Reporter for TuiReporter {
             );
         }
         if self.interrupter.should_stop() {
-            interrupt::request();
+            self.interrupt.request();
         }
     }
 
@@ -138,7 +141,7 @@ impl Reporter for TuiReporter {
             );
         }
         if self.interrupter.should_stop() {
-            interrupt::request();
+            self.interrupt.request();
         }
     }
 

@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
 use crate::report::{
-    EvalReport, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport, Timer,
-    interrupt, peak_rss_bytes, write_stage_report,
+    EvalReport, Interrupt, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport,
+    Timer, peak_rss_bytes, write_stage_report,
 };
 
 /// The journal of one stage.
@@ -23,6 +23,7 @@ pub(super) struct Journal {
     samples: SamplesLog,
     timer: Timer,
     total_steps: usize,
+    interrupt: Interrupt,
     /// Where the stage stands.
     pub(super) position: Position,
 }
@@ -64,6 +65,7 @@ impl Journal {
             timer: Timer::start(position.tokens),
             cadence: cadence.clone(),
             total_steps,
+            interrupt: session.interrupt.clone(),
             position,
             dir,
         };
@@ -161,7 +163,7 @@ impl Journal {
     }
 
     fn must_stop(&self) -> bool {
-        interrupt::interrupted() && self.position.step < self.total_steps
+        self.interrupt.requested() && self.position.step < self.total_steps
     }
 
     /// Writes a checkpoint; if the user wants to stop, returns `Error::Interrupted`.

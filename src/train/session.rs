@@ -8,7 +8,7 @@ use crate::data::{DataConfig, DataContext, DataSource, Row, read_rows};
 use crate::error::Result;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
-use crate::report::Reporter;
+use crate::report::{Interrupt, Reporter};
 use crate::rng::Seed;
 
 /// What a stage says when it is done.
@@ -36,6 +36,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub resume: bool,
     /// The command that continues this run.
     pub resume_command: String,
+    /// The wish to stop.
+    pub interrupt: Interrupt,
     /// Who is told.
     pub reporter: &'a mut dyn Reporter,
     /// Frozen weights by file: policies, references, rewards and values that share a base hold it once.
@@ -53,6 +55,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             model: None,
             resume: false,
             resume_command: String::new(),
+            interrupt: Interrupt::default(),
             reporter,
             bases: HashMap::new(),
         }
