@@ -6,10 +6,48 @@ use std::sync::Arc;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 /// Where each row of a packed batch starts and ends. Rows follow one another without gaps.
+///
+/// A row may continue an earlier one: it then attends to that row's tokens and its own, its positions go on from there,
+/// and several rows with one beginning hold that beginning once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segments {
     /// `rows + 1` offsets, from 0 to the number of tokens.
     offsets: Arc<Vec<usize>>,
+    /// The row that each row continues; empty if none does.
+    parents: Arc<Vec<Option<usize>>>,
+}
+
+/// The tokens of one row in a packed batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Tokens of the row that it continues; empty if it continues none.
+    pub context: Range<usize>,
+    /// Its own tokens.
+    pub own: Range<usize>,
+}
+
+impl Span {
+    /// Length of the row in tokens, with what it continues.
+    pub fn len(&self) -> usize {
+        self.context.len() + self.own.len()
+    }
+
+    /// Whether the row has no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Place in the batch of the row's token `position`.
+    ///
+    /// # Panics
+    /// If the row is shorter.
+    pub fn token(&self, position: usize) -> usize {
+        assert!(position < self.len(), "a row of {} tokens", self.len());
+        match position.checked_sub(self.context.len()) {
+            Some(own) => self.own.start + own,
+            None => self.context.start + position,
+        }
+    }
 }
 
 impl Segments {
@@ -21,7 +59,26 @@ impl Segments {
         }
         Self {
             offsets: Arc::new(offsets),
+            parents: Arc::default(),
         }
+    }
+
+    /// Segments of the given lengths in tokens, each with the row that it continues.
+    ///
+    /// # Panics
+    /// If a row continues one that does not come before it, or one that itself continues another.
+    pub fn continuing(rows: &[(usize, Option<usize>)]) -> Self {
+        for (row, (_, parent)) in rows.iter().enumerate() {
+            if let Some(parent) = *parent {
+                assert!(
+                    parent < row && rows[parent].1.is_none(),
+                    "row {row} cannot continue row {parent}"
+                );
+            }
+        }
+        let mut segments = Self::from_lens(rows.iter().map(|row| row.0));
+        segments.parents = Arc::new(rows.iter().map(|row| row.1).collect());
+        segments
     }
 
     /// Number of rows.
@@ -39,9 +96,22 @@ impl Segments {
         self.offsets[row]..self.offsets[row + 1]
     }
 
-    /// Length of `row` in tokens.
+    /// Length of `row` in tokens, without what it continues.
     pub fn row_len(&self, row: usize) -> usize {
         self.range(row).len()
+    }
+
+    /// The row that `row` continues.
+    pub fn parent(&self, row: usize) -> Option<usize> {
+        self.parents.get(row).copied().flatten()
+    }
+
+    /// Tokens of `row`, and of the row that it continues.
+    pub fn span(&self, row: usize) -> Span {
+        Span {
+            context: self.parent(row).map_or(0..0, |parent| self.range(parent)),
+            own: self.range(row),
+        }
     }
 
     /// All rows' token ranges, in order.
@@ -49,9 +119,16 @@ impl Segments {
         self.offsets.windows(2).map(|w| w[0]..w[1])
     }
 
-    /// Position of each token within its own row.
+    /// All rows' spans, in order.
+    pub fn spans(&self) -> impl ExactSizeIterator<Item = Span> + '_ {
+        (0..self.num_rows()).map(|row| self.span(row))
+    }
+
+    /// Position of each token within its own row, counted from the beginning of what the row continues.
     pub fn positions(&self) -> Vec<usize> {
-        self.iter().flat_map(|range| 0..range.len()).collect()
+        self.spans()
+            .flat_map(|span| span.context.len()..span.len())
+            .collect()
     }
 
     /// Index of each row's last token.
@@ -81,16 +158,76 @@ impl<B: Backend> TokenBatch<B> {
     /// Packs `rows` onto `device`.
     pub fn from_rows<R: AsRef<[u32]>>(rows: &[R], device: &B::Device) -> Self {
         let segments = Segments::from_lens(rows.iter().map(|row| row.as_ref().len()));
-        let ids: Vec<i32> = rows
-            .iter()
-            .flat_map(|row| row.as_ref().iter().map(|&id| id as i32))
-            .collect();
+        Self::new(rows.iter().flat_map(AsRef::as_ref), segments, device)
+    }
+
+    /// Packs groups of rows onto `device`, the tokens with which all rows of a group begin once. Returns the batch and
+    /// where the tokens of each row are, group by group. What a row is shown and what it adds to a loss do not change.
+    pub fn from_groups<R: AsRef<[u32]>>(
+        groups: &[Vec<R>],
+        device: &B::Device,
+    ) -> (Self, Vec<Span>) {
+        let (ids, segments, spans) = pack_groups(groups);
+        (Self::new(ids, segments, device), spans)
+    }
+
+    fn new<'a>(
+        ids: impl IntoIterator<Item = &'a u32>,
+        segments: Segments,
+        device: &B::Device,
+    ) -> Self {
+        let ids: Vec<i32> = ids.into_iter().map(|&id| id as i32).collect();
         let shape = [ids.len()];
         Self {
             input_ids: Tensor::from_data(TensorData::new(ids, shape), device),
             segments,
         }
     }
+}
+
+/// The groups' tokens, the rows they form, and where each given row is.
+fn pack_groups<R: AsRef<[u32]>>(groups: &[Vec<R>]) -> (Vec<&u32>, Segments, Vec<Span>) {
+    let (mut lens, mut ids): (Vec<(usize, Option<usize>)>, Vec<&u32>) = Default::default();
+    let mut places = Vec::new();
+    for group in groups {
+        let shared = shared_len(group);
+        let parent = (shared > 0).then(|| {
+            ids.extend(&group[0].as_ref()[..shared]);
+            lens.push((shared, None));
+            lens.len() - 1
+        });
+        for row in group {
+            let own = &row.as_ref()[shared..];
+            ids.extend(own);
+            places.push(lens.len());
+            lens.push((own.len(), parent));
+        }
+    }
+    let segments = Segments::continuing(&lens);
+    let spans = places.into_iter().map(|row| segments.span(row)).collect();
+    (ids, segments, spans)
+}
+
+/// Tokens that a group of rows takes in [`TokenBatch::from_groups`].
+pub fn packed_len<R: AsRef<[u32]>>(group: &[R]) -> usize {
+    let shared = shared_len(group);
+    let own: usize = group.iter().map(|row| row.as_ref().len() - shared).sum();
+    shared + own
+}
+
+/// Tokens with which all rows of a group begin; each row keeps one of its own, and a lone row all.
+fn shared_len<R: AsRef<[u32]>>(group: &[R]) -> usize {
+    let [first, others @ ..] = group else {
+        return 0;
+    };
+    let first = first.as_ref();
+    let common = others.iter().map(AsRef::as_ref).map(|row: &[u32]| {
+        let same = first.iter().zip(row).take_while(|(a, b)| a == b).count();
+        same.min(row.len().saturating_sub(1))
+    });
+    common
+        .min()
+        .map_or(0, |shared| shared.min(first.len().saturating_sub(1)))
 }
 
 #[cfg(test)]
@@ -104,5 +241,40 @@ mod tests {
         assert_eq!((segments.num_rows(), segments.num_tokens()), (3, 5));
         assert_eq!(segments.range(2), 3..5);
         assert_eq!(Segments::from_lens([3, 2]).last_tokens(), [2, 4]);
+    }
+
+    #[test]
+    fn a_row_goes_on_where_its_parent_ends() {
+        let segments = Segments::continuing(&[(2, None), (1, Some(0)), (3, None), (2, Some(0))]);
+        assert_eq!(segments.positions(), [0, 1, 2, 0, 1, 2, 2, 3]);
+        let span = segments.span(3);
+        assert_eq!((span.context.clone(), span.own.clone()), (0..2, 6..8));
+        let tokens: Vec<usize> = (0..span.len()).map(|i| span.token(i)).collect();
+        assert_eq!(tokens, [0, 1, 6, 7]);
+    }
+
+    #[test]
+    #[should_panic(expected = "row 2 cannot continue row 1")]
+    fn a_continued_row_continues_none() {
+        let _ = Segments::continuing(&[(1, None), (1, Some(0)), (1, Some(1))]);
+    }
+
+    #[test]
+    fn a_group_holds_its_beginning_once() {
+        let groups = [
+            vec![vec![7, 8, 1], vec![7, 8, 2, 3]],
+            vec![vec![5, 6]],
+            vec![vec![4, 4], vec![4, 4], vec![4]], // each keeps a token, so nothing is shared
+            vec![vec![9, 9], vec![9, 9]],
+        ];
+        let (ids, _, spans) = pack_groups(&groups);
+        let ids: Vec<u32> = ids.into_iter().copied().collect();
+        assert_eq!(ids, [7, 8, 1, 2, 3, 5, 6, 4, 4, 4, 4, 4, 9, 9, 9]);
+        for (row, span) in groups.iter().flatten().zip(&spans) {
+            let seen: Vec<u32> = (0..span.len()).map(|i| ids[span.token(i)]).collect();
+            assert_eq!(&seen, row);
+        }
+        let lens: Vec<usize> = groups.iter().map(|group| packed_len(group)).collect();
+        assert_eq!(lens, [5, 2, 5, 3]);
     }
 }

@@ -9,6 +9,9 @@ mod operations;
 #[path = "support/pipeline.rs"]
 mod pipeline;
 
+#[path = "support/shared_prefix.rs"]
+mod shared_prefix;
+
 use burn::backend::Wgpu;
 use burn::tensor::Tensor;
 use tempering::backend::{BackendChoice, Task, dispatch};
@@ -35,6 +38,7 @@ mod on_device {
         operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear, adamw,
             adamw_of_a_view, cache, cache_write;
         families: forward, gradients, scores, generation, lora;
+        shared_prefix: states, gradients, scores, responses;
         pipeline: every_stage;
     );
 }

@@ -1,4 +1,5 @@
-//! Batched generation: packed prefill, one token a row and step, finished rows replaced by waiting prompts.
+//! Batched generation: packed prefill, one token a row and step, finished rows replaced by waiting prompts. A prompt that
+//! is answered several times passes through the model once.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
@@ -96,12 +97,28 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
         };
         let logits = if refill {
             next += rows.len();
-            let inputs: Vec<&[u32]> = rows.iter().map(|row| prompts[row.prompt]).collect();
             rows.iter().for_each(|row| cache.clear(row.slot));
-            forward(model, &inputs, &rows, &mut cache, device)
+            let equal: Vec<&[Active]> = rows
+                .chunk_by(|a, b| prompts[a.prompt] == prompts[b.prompt])
+                .collect();
+            let inputs: Vec<&[u32]> = equal.iter().map(|rows| prompts[rows[0].prompt]).collect();
+            let slots = equal
+                .iter()
+                .map(|rows| rows.iter().map(|row| row.slot).collect())
+                .collect();
+            cache.select_copies(slots);
+            let logits = forward(model, &inputs, &mut cache, device);
+            // The rows of one prompt go on from the same logits.
+            let copies = equal.iter().zip(logits.chunks(logits.len() / equal.len()));
+            copies
+                .flat_map(|(rows, logits)| std::iter::repeat_n(logits, rows.len()))
+                .flatten()
+                .copied()
+                .collect()
         } else {
             let inputs: Vec<[u32; 1]> = rows.iter().map(|row| [row.last]).collect();
-            forward(model, &inputs, &rows, &mut cache, device)
+            cache.select(&rows.iter().map(|row| row.slot).collect::<Vec<_>>());
+            forward(model, &inputs, &mut cache, device)
         };
         let vocab = logits.len() / rows.len();
         let draws: Vec<Draw> = logits
@@ -139,13 +156,10 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
 fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
     model: &M,
     inputs: &[R],
-    rows: &[Active],
     cache: &mut KvCache<B>,
     device: &B::Device,
 ) -> Vec<f32> {
     let batch = TokenBatch::from_rows(inputs, device);
-    let slots: Vec<usize> = rows.iter().map(|row| row.slot).collect();
-    cache.select(&slots);
     let hidden = model.hidden_states(&batch, Some(cache), None);
     let last: Vec<i32> = batch
         .segments
@@ -153,12 +167,12 @@ fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
         .iter()
         .map(|&i| i as i32)
         .collect();
-    let hidden = if batch.segments.num_tokens() == rows.len() {
+    let hidden = if batch.segments.num_tokens() == inputs.len() {
         hidden
     } else {
         hidden.select(
             0,
-            Tensor::<B, 1, Int>::from_data(TensorData::new(last, [rows.len()]), device),
+            Tensor::<B, 1, Int>::from_data(TensorData::new(last, [inputs.len()]), device),
         )
     };
     let logits = model.logits(hidden).into_data().convert::<f32>();

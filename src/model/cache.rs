@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::ops::{self, HeadLayout, ModelBackend};
+use crate::ops::{self, CacheWrite, HeadLayout, ModelBackend};
 use crate::tokens::Segments;
 
 /// Preallocated keys and values, `[slots, capacity, kv_width]` per layer, and how much of each slot is filled.
@@ -13,8 +13,8 @@ pub struct KvCache<B: Backend> {
     layers: Vec<Option<[Tensor<B, 3>; 2]>>,
     /// Tokens held by each slot.
     lens: Vec<usize>,
-    /// Slot of each row of the batch at hand.
-    slots: Vec<usize>,
+    /// Slots of each row of the batch at hand.
+    slots: Vec<Vec<usize>>,
 }
 
 impl<B: ModelBackend> KvCache<B> {
@@ -37,7 +37,17 @@ impl<B: ModelBackend> KvCache<B> {
     /// Names the slot of each row of the next batch. A row in an empty slot may have any length (prefill); a row in a
     /// filled slot must be one token.
     pub fn select(&mut self, slots: &[usize]) {
-        self.slots = slots.to_vec();
+        self.slots = slots.iter().map(|&slot| vec![slot]).collect();
+    }
+
+    /// As [`KvCache::select`] before a prefill, with several empty slots for a row: each gets a copy of what the row
+    /// leaves, as several responses to one prompt need it.
+    ///
+    /// # Panics
+    /// If a row has no slot.
+    pub fn select_copies(&mut self, slots: Vec<Vec<usize>>) {
+        assert!(slots.iter().all(|row| !row.is_empty()), "a slot per row");
+        self.slots = slots;
     }
 
     /// Empties a slot for another row.
@@ -47,7 +57,7 @@ impl<B: ModelBackend> KvCache<B> {
 
     /// Position of each token of the batch in its row.
     pub fn positions(&self, segments: &Segments) -> Vec<usize> {
-        let starts = self.slots.iter().map(|&slot| self.lens[slot]);
+        let starts = self.slots.iter().map(|slots| self.lens[slots[0]]);
         segments
             .iter()
             .zip(starts)
@@ -57,8 +67,8 @@ impl<B: ModelBackend> KvCache<B> {
 
     /// Counts the batch's tokens as held; called once after the last layer.
     pub fn advance(&mut self, segments: &Segments) {
-        for (row, &slot) in segments.iter().zip(&self.slots) {
-            self.lens[slot] += row.len();
+        for (row, slots) in segments.iter().zip(&self.slots) {
+            slots.iter().for_each(|&slot| self.lens[slot] += row.len());
         }
     }
 
@@ -73,8 +83,19 @@ impl<B: ModelBackend> KvCache<B> {
         layout: HeadLayout,
         segments: &Segments,
     ) -> Tensor<B, 2> {
-        let starts: Vec<usize> = self.slots.iter().map(|&slot| self.lens[slot]).collect();
-        assert_eq!(starts.len(), segments.num_rows(), "one slot per row");
+        assert_eq!(self.slots.len(), segments.num_rows(), "a slot per row");
+        let lens = &self.lens;
+        let writes: Vec<CacheWrite> = segments
+            .iter()
+            .zip(&self.slots)
+            .flat_map(|(tokens, slots)| {
+                slots.iter().map(move |&slot| CacheWrite {
+                    tokens: tokens.clone(),
+                    slot,
+                    start: lens[slot],
+                })
+            })
+            .collect();
         let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
         let [keys, values] = self.layers[layer]
             .take()
@@ -84,28 +105,28 @@ impl<B: ModelBackend> KvCache<B> {
             ops::wrap(B::cache_write(
                 ops::unwrap(cache),
                 ops::unwrap(rows),
-                segments,
-                &self.slots,
-                &starts,
+                &writes,
             ))
         };
         let (keys, values) = (write(keys, q_width), write(values, q_width + kv_width));
-        let prefill = starts.iter().all(|&start| start == 0);
+        let prefill = writes.iter().all(|write| write.start == 0);
         let output = if prefill {
             ops::attention(qkv, layout, segments)
         } else {
             assert!(
-                starts.iter().all(|&start| start > 0)
-                    && segments.num_tokens() == segments.num_rows(),
+                writes.iter().all(|write| write.start > 0) && segments.num_tokens() == writes.len(),
                 "after prefill a row brings one token at a time"
             );
-            let lens: Vec<usize> = starts.iter().map(|start| start + 1).collect();
+            let (slots, lens): (Vec<usize>, Vec<usize>) = writes
+                .iter()
+                .map(|write| (write.slot, write.start + 1))
+                .unzip();
             let q = qkv.narrow(1, 0, q_width);
             ops::wrap(B::decode_attention(
                 ops::unwrap(q),
                 ops::unwrap(keys.clone()),
                 ops::unwrap(values.clone()),
-                &self.slots,
+                &slots,
                 &lens,
                 layout,
             ))

@@ -10,7 +10,7 @@ use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
-use crate::tokens::TokenBatch;
+use crate::tokens::{TokenBatch, packed_len};
 
 /// A backbone with a scalar head, transformers' `*ForSequenceClassification` with one label.
 #[derive(Module, Debug)]
@@ -36,12 +36,16 @@ impl<B: ModelBackend> ScalarModel<B> {
             Some(positions) => hidden.select(0, positions),
             None => hidden,
         };
-        // A product and a sum, not a linear layer with one output: burn 0.21 has a kernel bug there on GPUs.
-        (hidden * self.score.val().unsqueeze::<2>())
-            .sum_dim(1)
-            .squeeze_dim::<1>(1)
-            .sub_scalar(self.offset)
+        scalar_head(hidden, self.score.val()).sub_scalar(self.offset)
     }
+}
+
+/// One number for each state: `[tokens, hidden]` and `[hidden]` to `[tokens]`.
+pub(crate) fn scalar_head<B: Backend>(states: Tensor<B, 2>, score: Tensor<B, 1>) -> Tensor<B, 1> {
+    // A product and a sum, not a linear layer with one output: burn 0.21 has a kernel bug there on GPUs.
+    (states * score.unsqueeze::<2>())
+        .sum_dim(1)
+        .squeeze_dim::<1>(1)
 }
 
 impl<B: ModelBackend> ScalarModel<B> {
@@ -54,28 +58,41 @@ impl<B: ModelBackend> ScalarModel<B> {
         device: &B::Device,
         on_progress: &mut dyn FnMut(usize, u64),
     ) -> Vec<f32> {
-        let mut out = vec![0.0; rows.len()];
-        let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+        let groups: Vec<Vec<&[u32]>> = rows.iter().map(|&row| vec![row]).collect();
+        self.group_scores(&groups, micro_batch_tokens, device, on_progress)
+            .concat()
+    }
+
+    /// As [`ScalarModel::row_scores`], for rows in groups that may begin alike: responses to one prompt pass through the
+    /// model with the prompt once.
+    pub fn group_scores(
+        &self,
+        groups: &[Vec<&[u32]>],
+        micro_batch_tokens: usize,
+        device: &B::Device,
+        on_progress: &mut dyn FnMut(usize, u64),
+    ) -> Vec<Vec<f32>> {
+        let mut out: Vec<Vec<f32>> = vec![Vec::new(); groups.len()];
+        let lens: Vec<usize> = groups.iter().map(|group| packed_len(group)).collect();
         let (mut done, mut tokens) = (0, 0);
         for part in micro_batches(&lens, micro_batch_tokens) {
-            let packed: Vec<&[u32]> = part.iter().map(|&i| rows[i]).collect();
-            let batch = TokenBatch::from_rows(&packed, device);
-            let last: Vec<i32> = batch
-                .segments
-                .last_tokens()
+            let packed: Vec<Vec<&[u32]>> = part.iter().map(|&i| groups[i].clone()).collect();
+            let (batch, spans) = TokenBatch::from_groups(&packed, device);
+            let last: Vec<i32> = spans
                 .iter()
-                .map(|&i| i as i32)
+                .map(|span| span.token(span.len() - 1) as i32)
                 .collect();
-            let last = Tensor::from_data(TensorData::new(last, [part.len()]), device);
+            let last = Tensor::from_data(TensorData::new(last, [spans.len()]), device);
             let scores = self
                 .scores(&batch, Some(last), None)
                 .into_data()
                 .convert::<f32>();
             let scores: Vec<f32> = scores.into_vec().expect("converted to f32");
-            for (&row, score) in part.iter().zip(scores) {
-                out[row] = score;
+            let mut scores = scores.into_iter();
+            for &group in &part {
+                out[group] = scores.by_ref().take(groups[group].len()).collect();
             }
-            done += part.len();
+            done += spans.len();
             tokens += batch.segments.num_tokens() as u64;
             on_progress(done, tokens);
         }

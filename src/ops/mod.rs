@@ -19,6 +19,8 @@ pub use adamw::AdamWStep;
 pub use tensor::{attention, lora_linear, rms_norm, rope, swiglu, token_logprob};
 pub(crate) use tensor::{unwrap, wrap};
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
@@ -68,6 +70,17 @@ pub struct LowRankPart {
     pub column: usize,
     /// Number of output columns.
     pub width: usize,
+}
+
+/// Packed tokens, and where in a cache they go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheWrite {
+    /// Rows of the packed matrix.
+    pub tokens: Range<usize>,
+    /// Slot of the cache.
+    pub slot: usize,
+    /// Position in the slot of the first of them.
+    pub start: usize,
 }
 
 /// What `token_logprob` computes beside the log-probability.
@@ -121,7 +134,7 @@ pub trait ModelBackend: Backend {
         portable::swiglu_backward::<Self>(gate_up, grad)
     }
 
-    /// Causal attention within each row. Returns the output `[tokens, heads * head_dim]` and the log-sum-exp of the
+    /// Causal attention within each row and what it continues. Returns the output `[tokens, heads * head_dim]` and the log-sum-exp of the
     /// scaled scores, `[heads, tokens]`.
     fn packed_attention(
         qkv: FloatTensor<Self>,
@@ -143,16 +156,14 @@ pub trait ModelBackend: Backend {
         portable::attention_backward::<Self>(qkv, output, lse, grad, layout, segments)
     }
 
-    /// Copies packed `rows` (`[tokens, width]`) into `cache` (`[slots, capacity, width]`): row `i` goes to slot
-    /// `slots[i]`, from position `starts[i]` on. Takes the cache by value so that a sole owner is written in place.
+    /// Copies rows of a packed matrix (`[tokens, width]`) into `cache` (`[slots, capacity, width]`). Takes the cache by
+    /// value so that a sole owner is written in place.
     fn cache_write(
         cache: FloatTensor<Self>,
-        rows: FloatTensor<Self>,
-        segments: &Segments,
-        slots: &[usize],
-        starts: &[usize],
+        packed: FloatTensor<Self>,
+        writes: &[CacheWrite],
     ) -> FloatTensor<Self> {
-        portable::cache_write::<Self>(cache, rows, segments, slots, starts)
+        portable::cache_write::<Self>(cache, packed, writes)
     }
 
     /// Attention of one query a row (`[rows, heads * head_dim]`) over the first `lens[i]` positions of its cache slot.

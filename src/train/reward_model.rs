@@ -57,22 +57,24 @@ impl<B: ModelBackend> Session<'_, B> {
 /// Tokens that a learned reward passes through its model at once.
 const SCORE_TOKENS: usize = 4096;
 
-/// The rows and pairs of one micro-batch.
-struct Group<'a> {
-    rows: Vec<&'a [u32]>,
+/// The rows of one micro-batch by prompt, and the pairs among them, counted over all rows.
+struct Micro<'a> {
+    groups: Vec<Vec<&'a [u32]>>,
     pairs: loss::Comparisons,
 }
 
-impl<'a> Group<'a> {
+impl<'a> Micro<'a> {
     fn new(items: impl Iterator<Item = &'a Comparisons>, use_margin: bool) -> Self {
-        let mut group = Self {
-            rows: Vec::new(),
+        let mut micro = Self {
+            groups: Vec::new(),
             pairs: loss::Comparisons::new(),
         };
+        let mut first = 0;
         for item in items {
-            let first = group.rows.len();
-            group.rows.extend(item.responses.iter().map(Vec::as_slice));
-            group
+            micro
+                .groups
+                .push(item.responses.iter().map(Vec::as_slice).collect());
+            micro
                 .pairs
                 .push_prompt(item.pairs.iter().map(|&(chosen, rejected, margin)| {
                     (
@@ -81,8 +83,9 @@ impl<'a> Group<'a> {
                         if use_margin { margin } else { 0.0 },
                     )
                 }));
+            first += item.responses.len();
         }
-        group
+        micro
     }
 }
 
@@ -177,24 +180,25 @@ pub fn reward_model<B: ModelBackend>(
     while journal.position.step < steps {
         let done = journal.position.step;
         let items: Vec<&Comparisons> = batches.batch(done).into_iter().map(|i| &train[i]).collect();
-        let lens: Vec<usize> = items
-            .iter()
-            .map(|c| c.responses.iter().map(Vec::len).sum())
-            .collect();
-        let tokens: usize = lens.iter().sum();
+        let lens: Vec<usize> = items.iter().map(|c| c.packed_len()).collect();
+        let tokens: usize = items.iter().flat_map(|c| &c.responses).map(Vec::len).sum();
         let (mut sum, mut loss, mut correct, mut pairs) = (GradientSum::<B>::default(), 0.0, 0, 0);
         for part in micro_batches(&lens, config.micro_batch_tokens) {
-            let group = Group::new(part.into_iter().map(|i| items[i]), config.use_margin);
-            let batch = TokenBatch::<Autodiff<B>>::from_rows(&group.rows, &device);
-            let last = indices(&batch.segments.last_tokens(), &device);
+            let micro = Micro::new(part.into_iter().map(|i| items[i]), config.use_margin);
+            let (batch, spans) = TokenBatch::<Autodiff<B>>::from_groups(&micro.groups, &device);
+            let last: Vec<usize> = spans
+                .iter()
+                .map(|span| span.token(span.len() - 1))
+                .collect();
+            let last = indices(&last, &device);
             let dropout = seed.fork("dropout").fork_index(done as u64);
             let scores = model.scores(&batch, Some(last), Some(dropout));
-            correct += group.pairs.num_correct(&host(scores.clone().inner()));
-            pairs += group.pairs.num_pairs();
-            let part_loss = bradley_terry(scores, &group.pairs);
+            correct += micro.pairs.num_correct(&host(scores.clone().inner()));
+            pairs += micro.pairs.num_pairs();
+            let part_loss = bradley_terry(scores, &micro.pairs);
             let value = f64::from(host(part_loss.clone().inner())[0]);
             if !value.is_finite() {
-                return Err(journal.non_finite("loss", &group.rows));
+                return Err(journal.non_finite("loss", &micro.groups.concat()));
             }
             loss += value;
             sum.add::<Autodiff<B>>(&mut model, &mut part_loss.backward());
@@ -288,15 +292,12 @@ fn evaluate<B: ModelBackend>(
     if valid.is_empty() {
         return Ok(None);
     }
-    let group = Group::new(valid.iter(), config.use_margin);
-    let scores = model.row_scores(
-        &group.rows,
-        config.micro_batch_tokens,
-        device,
-        &mut |_, _| {},
-    );
-    let accuracy = group.pairs.num_correct(&scores) as f64 / group.pairs.num_pairs() as f64;
-    let loss = bradley_terry(super::forward::floats::<B>(&scores, device), &group.pairs);
+    let micro = Micro::new(valid.iter(), config.use_margin);
+    let tokens = config.micro_batch_tokens;
+    let scores = model.group_scores(&micro.groups, tokens, device, &mut |_, _| {});
+    let scores = scores.concat();
+    let accuracy = micro.pairs.num_correct(&scores) as f64 / micro.pairs.num_pairs() as f64;
+    let loss = bradley_terry(super::forward::floats::<B>(&scores, device), &micro.pairs);
     let loss = f64::from(host(loss)[0]) / valid.len() as f64;
     let spread = crate::rl::variance(&scores).sqrt();
     journal.eval(

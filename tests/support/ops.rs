@@ -8,7 +8,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 
 use tempering::model::KvCache;
-use tempering::ops::{self, AdamWStep, HeadLayout, LowRankPart, ModelBackend};
+use tempering::ops::{self, AdamWStep, CacheWrite, HeadLayout, LowRankPart, ModelBackend};
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
 
@@ -406,12 +406,20 @@ impl Case for SwiGlu {
 
 struct Attention {
     layout: HeadLayout,
-    lens: Vec<usize>,
+    /// Length of each row, and the row that it continues.
+    rows: Vec<(usize, Option<usize>)>,
 }
 
 impl Attention {
+    fn of_lens(layout: HeadLayout, lens: &[usize]) -> Self {
+        Self {
+            layout,
+            rows: lens.iter().map(|&len| (len, None)).collect(),
+        }
+    }
+
     fn segments(&self) -> Segments {
-        Segments::from_lens(self.lens.iter().copied())
+        Segments::continuing(&self.rows)
     }
 }
 
@@ -453,7 +461,8 @@ impl Case for Attention {
         let hidden: Vec<bool> = (0..tokens * tokens)
             .map(|i| {
                 let (query, key) = (i / tokens, i % tokens);
-                key > query || row_of[key] != row_of[query]
+                let parent = self.rows[row_of[query]].1;
+                key > query || row_of[key] != row_of[query] && Some(row_of[key]) != parent
             })
             .collect();
         let hidden = Tensor::<B, 2, Bool>::from_data(
@@ -742,37 +751,31 @@ pub(crate) fn swiglu<B: ModelBackend>(device: B::Device) {
 }
 
 pub(crate) fn attention<B: ModelBackend>(device: B::Device) {
-    check::<B, _>(
-        Attention {
-            layout: GROUPED,
-            lens: vec![3, 1, 0, 7, 1],
-        },
-        &device,
-    );
+    check::<B, _>(Attention::of_lens(GROUPED, &[3, 1, 0, 7, 1]), &device);
     let single = HeadLayout {
         heads: 2,
         kv_heads: 2,
         head_dim: 3,
     };
-    check::<B, _>(
-        Attention {
-            layout: single,
-            lens: vec![5],
-        },
-        &device,
-    );
+    check::<B, _>(Attention::of_lens(single, &[5]), &device);
     let shared = HeadLayout {
         heads: 3,
         kv_heads: 1,
         head_dim: 16,
     };
-    check::<B, _>(
-        Attention {
-            layout: shared,
-            lens: vec![1, 18, 2],
-        },
-        &device,
-    );
+    check::<B, _>(Attention::of_lens(shared, &[1, 18, 2]), &device);
+    // Rows that continue another, one that continues an empty row, and a beginning that nobody continues.
+    let rows = vec![
+        (4, None),
+        (3, Some(0)),
+        (0, None),
+        (2, None),
+        (1, Some(0)),
+        (0, Some(0)),
+        (2, Some(2)),
+    ];
+    let layout = GROUPED;
+    check::<B, _>(Attention { layout, rows }, &device);
 }
 
 pub(crate) fn token_logprob<B: ModelBackend>(device: B::Device) {
@@ -1042,9 +1045,18 @@ pub(crate) fn cache_write<B: ModelBackend>(device: B::Device) {
     let written = B::cache_write(
         cache.clone().into_primitive().tensor(),
         rows.into_primitive().tensor(),
-        &Segments::from_lens([2, 1]),
-        &[1, 0],
-        &[1, 0],
+        &[
+            CacheWrite {
+                tokens: 0..2,
+                slot: 1,
+                start: 1,
+            },
+            CacheWrite {
+                tokens: 2..3,
+                slot: 0,
+                start: 0,
+            },
+        ],
     );
     let written = Tensor::<B, 3>::from_primitive(TensorPrimitive::Float(written));
     assert_eq!(
@@ -1095,9 +1107,22 @@ pub(crate) fn large<B: ModelBackend, R: ModelBackend>(
         head_dim: 23,
     };
     parity::<B, R, _>(
+        Attention::of_lens(layout, &[70, 1, 33, 101]),
+        device,
+        reference,
+        tolerance,
+    );
+    // Rows of several query blocks, with and without a context.
+    parity::<B, R, _>(
         Attention {
             layout,
-            lens: vec![70, 1, 33, 101],
+            rows: vec![
+                (150, None),
+                (131, Some(0)),
+                (1, Some(0)),
+                (270, None),
+                (128, Some(0)),
+            ],
         },
         device,
         reference,

@@ -8,6 +8,7 @@ use crate::data::records::{Content, RowParser};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer};
 use crate::error::Result;
+use crate::tokens::packed_len;
 
 /// Responses to one prompt and which of them is better than which.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +19,13 @@ pub struct Comparisons {
     pub prompt_len: usize,
     /// Chosen and rejected response, and by how much the chosen one is better (0 if the row does not say).
     pub pairs: Vec<(usize, usize, f32)>,
+}
+
+impl Comparisons {
+    /// Tokens that the responses take in a batch, what all begin with counted once.
+    pub fn packed_len(&self) -> usize {
+        packed_len(&self.responses)
+    }
 }
 
 /// Preference rows, each a pair, and the rows of a `Rank` stage, with every pair whose scores differ by more than the

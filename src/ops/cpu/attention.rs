@@ -8,20 +8,79 @@ use rayon::prelude::*;
 
 use super::{contiguous, dims2, matmul, slice, tensor};
 use crate::ops::{HeadLayout, kernels};
-use crate::tokens::Segments;
+use crate::tokens::{Segments, Span};
 
-/// Heads as a `[1, heads, len, head_dim]` tensor.
-fn heads(
+/// Queries of a row that are scored at once: memory stays linear in the row's length, and keys that none of them sees
+/// are not multiplied.
+const QUERY_BLOCK: usize = 128;
+
+/// One task of attention: a row of the batch and a key-value head with its group of query heads.
+struct Task {
+    span: Span,
+    head: usize,
+}
+
+impl Task {
+    fn all(layout: HeadLayout, segments: &Segments) -> Vec<Self> {
+        segments
+            .spans()
+            .filter(|span| !span.own.is_empty())
+            .flat_map(|span| {
+                (0..layout.kv_heads).map(move |head| Self {
+                    span: span.clone(),
+                    head,
+                })
+            })
+            .collect()
+    }
+
+    /// Column of the group's first query head.
+    fn query_column(&self, layout: HeadLayout) -> usize {
+        self.head * (layout.heads / layout.kv_heads) * layout.head_dim
+    }
+
+    /// Columns of the key and of the value head.
+    fn key_columns(&self, layout: HeadLayout) -> [usize; 2] {
+        let key = layout.q_width() + self.head * layout.head_dim;
+        [key, key + layout.kv_width()]
+    }
+
+    /// Keys or values of context and row, `[1, 1, keys, head_dim]`.
+    fn keys(&self, qkv: &FlexTensor, column: usize, head_dim: usize) -> FlexTensor {
+        let width = dims2(qkv)[1];
+        let gather = |rows: Range<usize>| {
+            kernels::gather_heads(slice(qkv), width, rows, column, 1, head_dim)
+        };
+        let mut values = gather(self.span.context.clone());
+        values.extend(gather(self.span.own.clone()));
+        tensor(values, [1, 1, self.span.len(), head_dim])
+    }
+
+    /// The row's tokens in blocks.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let own = self.span.own.clone();
+        own.clone()
+            .step_by(QUERY_BLOCK)
+            .map(move |start| start..(start + QUERY_BLOCK).min(own.end))
+    }
+
+    /// Number of keys that the last query of a block sees.
+    fn visible(&self, block: &Range<usize>) -> usize {
+        self.span.context.len() + block.end - self.span.own.start
+    }
+}
+
+/// The group's heads of a block of tokens, one below the other: `[1, 1, group * tokens, head_dim]`.
+fn tall(
     matrix: &FlexTensor,
-    rows: Range<usize>,
+    block: Range<usize>,
     column: usize,
-    heads: usize,
+    group: usize,
     head_dim: usize,
 ) -> FlexTensor {
-    let len = rows.len();
-    let width = dims2(matrix)[1];
-    let values = kernels::gather_heads(slice(matrix), width, rows, column, heads, head_dim);
-    tensor(values, [1, heads, len, head_dim])
+    let (len, width) = (block.len(), dims2(matrix)[1]);
+    let values = kernels::gather_heads(slice(matrix), width, block, column, group, head_dim);
+    tensor(values, [1, 1, group * len, head_dim])
 }
 
 /// Writes `[heads, len, head_dim]` blocks back into the columns they came from.
@@ -40,13 +99,23 @@ fn scatter(
     }
 }
 
-/// One task of attention: a row of the batch and a key-value head with its group of query heads.
-fn attention_tasks(layout: HeadLayout, segments: &Segments) -> Vec<(Range<usize>, usize)> {
-    segments
-        .iter()
-        .filter(|rows| !rows.is_empty())
-        .flat_map(|rows| (0..layout.kv_heads).map(move |head| (rows.clone(), head)))
-        .collect()
+/// Adds `[rows, head_dim]` to the columns they came from.
+fn scatter_add(
+    out: &mut [f32],
+    width: usize,
+    rows: Range<usize>,
+    column: usize,
+    head_dim: usize,
+    block: &[f32],
+) {
+    for (row, values) in rows.zip(block.chunks_exact(head_dim)) {
+        let from = row * width + column;
+        add(&mut out[from..from + head_dim], values);
+    }
+}
+
+fn add(sum: &mut [f32], values: &[f32]) {
+    sum.iter_mut().zip(values).for_each(|(s, v)| *s += v);
 }
 
 /// `ModelBackend::packed_attention`, a task for each row and key-value head.
@@ -63,46 +132,51 @@ pub(super) fn packed_attention(
         head_dim,
     } = layout;
     let group = num_heads / kv_heads;
-    let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
-    let tasks = attention_tasks(layout, segments);
-    let blocks: Vec<(FlexTensor, Vec<f32>)> = tasks
+    let q_width = layout.q_width();
+    let tasks = Task::all(layout, segments);
+    let blocks: Vec<Vec<(FlexTensor, Vec<f32>)>> = tasks
         .par_iter()
-        .map(|(rows, head)| {
-            let len = rows.len();
-            let q = heads(&qkv, rows.clone(), head * group * head_dim, group, head_dim);
-            let k = heads(&qkv, rows.clone(), q_width + head * head_dim, 1, head_dim);
-            let v = heads(
-                &qkv,
-                rows.clone(),
-                q_width + kv_width + head * head_dim,
-                1,
-                head_dim,
-            );
-            let mut p = contiguous(matmul(q, k.transpose(2, 3)));
-            let lse = kernels::causal_softmax(p.storage_mut(), len, layout.scale());
-            (contiguous(matmul(p, v)), lse)
+        .map(|task| {
+            let [k, v] = task
+                .key_columns(layout)
+                .map(|column| task.keys(&qkv, column, head_dim));
+            task.blocks()
+                .map(|block| {
+                    let keys = task.visible(&block);
+                    let (k, v) = (k.narrow(2, 0, keys), v.narrow(2, 0, keys));
+                    let queries = block.len();
+                    let q = tall(&qkv, block, task.query_column(layout), group, head_dim);
+                    let mut p = contiguous(matmul(q, k.transpose(2, 3)));
+                    let lse =
+                        kernels::causal_softmax(p.storage_mut(), queries, keys, layout.scale());
+                    (contiguous(matmul(p, v)), lse)
+                })
+                .collect()
         })
         .collect();
     let mut output = vec![0f32; tokens * q_width];
     let mut lse = vec![0f32; num_heads * tokens];
-    for ((rows, head), (block, block_lse)) in tasks.iter().zip(&blocks) {
-        scatter(
-            &mut output,
-            q_width,
-            rows.clone(),
-            head * group * head_dim,
-            head_dim,
-            slice(block),
-        );
-        for (j, values) in block_lse.chunks_exact(rows.len()).enumerate() {
-            let from = (head * group + j) * tokens + rows.start;
-            lse[from..from + rows.len()].copy_from_slice(values);
+    for (task, blocks) in tasks.iter().zip(&blocks) {
+        for (rows, (block, block_lse)) in task.blocks().zip(blocks) {
+            for (j, values) in block_lse.chunks_exact(rows.len()).enumerate() {
+                let from = (task.head * group + j) * tokens + rows.start;
+                lse[from..from + rows.len()].copy_from_slice(values);
+            }
+            let column = task.query_column(layout);
+            scatter(&mut output, q_width, rows, column, head_dim, slice(block));
         }
     }
     (
         tensor(output, [tokens, q_width]),
         tensor(lse, [num_heads, tokens]),
     )
+}
+
+/// Gradients of one task: of the queries by block, `[group * tokens, head_dim]`, of keys and values of context and row.
+struct TaskGradient {
+    queries: Vec<FlexTensor>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
 }
 
 /// `ModelBackend::packed_attention_backward`, by the same tasks.
@@ -127,74 +201,68 @@ pub(super) fn packed_attention_backward(
         head_dim,
     } = layout;
     let group = num_heads / kv_heads;
-    let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
-    let tasks = attention_tasks(layout, segments);
-    let blocks: Vec<[FlexTensor; 3]> = tasks
+    let tasks = Task::all(layout, segments);
+    let gradients: Vec<TaskGradient> = tasks
         .par_iter()
-        .map(|(rows, head)| {
-            let len = rows.len();
-            let first = head * group * head_dim;
-            let q = heads(&qkv, rows.clone(), first, group, head_dim);
-            let k = heads(&qkv, rows.clone(), q_width + head * head_dim, 1, head_dim);
-            let v = heads(
-                &qkv,
-                rows.clone(),
-                q_width + kv_width + head * head_dim,
-                1,
-                head_dim,
-            );
-            let o = heads(&output, rows.clone(), first, group, head_dim);
-            let go = heads(&grad, rows.clone(), first, group, head_dim);
-            let lse: Vec<f32> = (0..group)
-                .flat_map(|j| {
-                    let from = (head * group + j) * tokens + rows.start;
-                    slice(&lse)[from..from + len].iter().copied()
-                })
-                .collect();
-            let mut p = contiguous(matmul(q.clone(), k.transpose(2, 3)));
-            kernels::causal_exp(p.storage_mut(), len, layout.scale(), &lse);
-            // The group's queries as one tall matrix: their shared key and value gradients add up in the product.
-            let tall =
-                |x: FlexTensor, columns: usize| x.reshape([1, 1, group * len, columns].into());
-            let dv = matmul(
-                tall(p.clone(), len).transpose(2, 3),
-                tall(go.clone(), head_dim),
-            );
-            let mut ds = contiguous(matmul(go.clone(), v.transpose(2, 3)));
-            kernels::softmax_backward(
-                ds.storage_mut(),
-                slice(&p),
-                slice(&o),
-                slice(&go),
-                len,
-                head_dim,
-                layout.scale(),
-            );
-            let dq = matmul(ds.clone(), k);
-            let dk = matmul(tall(ds, len).transpose(2, 3), tall(q, head_dim));
-            [dq, dk, dv].map(contiguous)
+        .map(|task| {
+            let [k, v] = task
+                .key_columns(layout)
+                .map(|column| task.keys(&qkv, column, head_dim));
+            let column = task.query_column(layout);
+            let mut sums = TaskGradient {
+                queries: Vec::new(),
+                keys: vec![0.0; task.span.len() * head_dim],
+                values: vec![0.0; task.span.len() * head_dim],
+            };
+            for block in task.blocks() {
+                let (keys, len) = (task.visible(&block), block.len());
+                let (k, v) = (k.narrow(2, 0, keys), v.narrow(2, 0, keys));
+                let [q, o, go] =
+                    [&qkv, &output, &grad].map(|x| tall(x, block.clone(), column, group, head_dim));
+                let lse: Vec<f32> = (0..group)
+                    .flat_map(|j| {
+                        let from = (task.head * group + j) * tokens + block.start;
+                        slice(&lse)[from..from + len].iter().copied()
+                    })
+                    .collect();
+                let mut p = contiguous(matmul(q.clone(), k.transpose(2, 3)));
+                kernels::causal_exp(p.storage_mut(), len, keys, layout.scale(), &lse);
+                let dv = contiguous(matmul(p.transpose(2, 3), go.clone()));
+                let mut ds = contiguous(matmul(go.clone(), v.transpose(2, 3)));
+                kernels::softmax_backward(
+                    ds.storage_mut(),
+                    slice(&p),
+                    slice(&o),
+                    slice(&go),
+                    keys,
+                    head_dim,
+                    layout.scale(),
+                );
+                let dk = contiguous(matmul(ds.transpose(2, 3), q));
+                sums.queries.push(contiguous(matmul(ds, k)));
+                add(&mut sums.keys, slice(&dk));
+                add(&mut sums.values, slice(&dv));
+            }
+            sums
         })
         .collect();
     let mut out = vec![0f32; tokens * width];
-    for ((rows, head), [dq, dk, dv]) in tasks.iter().zip(&blocks) {
-        let kv = q_width + head * head_dim;
-        scatter(
-            &mut out,
-            width,
-            rows.clone(),
-            head * group * head_dim,
-            head_dim,
-            slice(dq),
-        );
-        scatter(&mut out, width, rows.clone(), kv, head_dim, slice(dk));
-        scatter(
-            &mut out,
-            width,
-            rows.clone(),
-            kv + kv_width,
-            head_dim,
-            slice(dv),
-        );
+    for (task, sums) in tasks.iter().zip(&gradients) {
+        let column = task.query_column(layout);
+        for (rows, dq) in task.blocks().zip(&sums.queries) {
+            scatter(&mut out, width, rows, column, head_dim, slice(dq));
+        }
+        // What several rows continue gathers the gradients of all of them.
+        let Span { context, own } = &task.span;
+        for (column, sum) in task
+            .key_columns(layout)
+            .into_iter()
+            .zip([&sums.keys, &sums.values])
+        {
+            let (before, after) = sum.split_at(context.len() * head_dim);
+            scatter_add(&mut out, width, context.clone(), column, head_dim, before);
+            scatter_add(&mut out, width, own.clone(), column, head_dim, after);
+        }
     }
     tensor(out, [tokens, width])
 }

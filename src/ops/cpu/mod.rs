@@ -8,7 +8,7 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 
-use super::{AdamWStep, HeadLayout, LogprobOutput, LowRankPart, ModelBackend, kernels};
+use super::{AdamWStep, CacheWrite, HeadLayout, LogprobOutput, LowRankPart, ModelBackend, kernels};
 use crate::tokens::Segments;
 
 /// A contiguous tensor. By value: a second handle would make every later in-place write a copy.
@@ -135,22 +135,20 @@ impl ModelBackend for Flex {
 
     fn cache_write(
         cache: FloatTensor<Self>,
-        rows: FloatTensor<Self>,
-        segments: &Segments,
-        slots: &[usize],
-        starts: &[usize],
+        packed: FloatTensor<Self>,
+        writes: &[CacheWrite],
     ) -> FloatTensor<Self> {
-        let (mut cache, rows) = (writable(cache), contiguous(rows));
+        let (mut cache, packed) = (writable(cache), contiguous(packed));
         let [_, capacity, width] = [cache.shape()[0], cache.shape()[1], cache.shape()[2]];
-        let source = slice(&rows);
+        let source = slice(&packed);
         let target = cache.storage_mut::<f32>();
-        for ((range, &slot), &start) in segments.iter().zip(slots).zip(starts) {
+        for write in writes {
             assert!(
-                start + range.len() <= capacity,
+                write.start + write.tokens.len() <= capacity,
                 "a cache slot holds {capacity} positions"
             );
-            let from = (slot * capacity + start) * width;
-            let values = &source[range.start * width..range.end * width];
+            let from = (write.slot * capacity + write.start) * width;
+            let values = &source[write.tokens.start * width..write.tokens.end * width];
             target[from..from + values.len()].copy_from_slice(values);
         }
         cache

@@ -3,12 +3,12 @@
 use super::{dot, exp, max, simd_fn, sum};
 
 simd_fn! {
-    /// Scores to causal probabilities in place; row `i` of each `[len, len]` block sees columns `0..=i`.
-    /// Returns the log-sum-exp of each row.
-    fn causal_softmax(scores: &'a mut [f32], len: usize, scale: f32) -> Vec<f32> {
-        let mut lse = Vec::with_capacity(scores.len() / len);
-        for (i, row) in scores.chunks_exact_mut(len).enumerate() {
-            let (seen, hidden) = row.split_at_mut(i % len + 1);
+    /// Scores to causal probabilities in place, `[queries, keys]` for each head; the last query sees all keys, each one
+    /// before it one less. Returns the log-sum-exp of each row.
+    fn causal_softmax(scores: &'a mut [f32], queries: usize, keys: usize, scale: f32) -> Vec<f32> {
+        let mut lse = Vec::with_capacity(scores.len() / keys);
+        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+            let (seen, hidden) = row.split_at_mut(keys - queries + i % queries + 1);
             let top = max(seen) * scale;
             for x in seen.iter_mut() {
                 *x = exp(*x * scale - top);
@@ -26,9 +26,11 @@ simd_fn! {
 
 simd_fn! {
     /// Scores to the same probabilities, from the saved log-sum-exp.
-    fn causal_exp(scores: &'a mut [f32], len: usize, scale: f32, lse: &'a [f32]) -> () {
-        for (i, (row, &lse)) in scores.chunks_exact_mut(len).zip(lse).enumerate() {
-            let (seen, hidden) = row.split_at_mut(i % len + 1);
+    fn causal_exp(
+        scores: &'a mut [f32], queries: usize, keys: usize, scale: f32, lse: &'a [f32],
+    ) -> () {
+        for (i, (row, &lse)) in scores.chunks_exact_mut(keys).zip(lse).enumerate() {
+            let (seen, hidden) = row.split_at_mut(keys - queries + i % queries + 1);
             for x in seen.iter_mut() {
                 *x = exp(*x * scale - lse);
             }
@@ -40,12 +42,12 @@ simd_fn! {
 simd_fn! {
     /// `dP` to `dS` in place: `p * (dp - rowsum(o * do)) * scale`.
     fn softmax_backward(
-        ds: &'a mut [f32], p: &'a [f32], o: &'a [f32], go: &'a [f32], len: usize, head_dim: usize, scale: f32,
+        ds: &'a mut [f32], p: &'a [f32], o: &'a [f32], go: &'a [f32], keys: usize, head_dim: usize, scale: f32,
     ) -> () {
-        let rows = ds.chunks_exact_mut(len).zip(p.chunks_exact(len));
+        let rows = ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys));
         for (((ds, p), o), go) in rows.zip(o.chunks_exact(head_dim)).zip(go.chunks_exact(head_dim)) {
             let delta = dot(o, go);
-            for t in 0..len {
+            for t in 0..keys {
                 ds[t] = p[t] * (ds[t] - delta) * scale;
             }
         }

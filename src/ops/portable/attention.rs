@@ -1,0 +1,209 @@
+//! Attention on packed rows and over the cache, a row at a time.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Int, Tensor, TensorData, activation};
+
+use crate::ops::tensor::{unwrap, wrap};
+use crate::ops::{CacheWrite, HeadLayout};
+use crate::tokens::{Segments, Span};
+
+/// Heads of one row as `[num_heads, len, head_dim]`.
+fn heads_of<B: Backend>(
+    matrix: &Tensor<B, 2>,
+    row: std::ops::Range<usize>,
+    column: usize,
+    num_heads: usize,
+    head_dim: usize,
+) -> Tensor<B, 3> {
+    let len = row.len();
+    matrix
+        .clone()
+        .slice([row, column..column + num_heads * head_dim])
+        .reshape([len, num_heads, head_dim])
+        .swap_dims(0, 1)
+}
+
+/// Repeats each key or value head for its group of query heads.
+fn repeat_heads<B: Backend>(x: Tensor<B, 3>, layout: HeadLayout) -> Tensor<B, 3> {
+    let [kv_heads, len, head_dim] = x.dims();
+    let group = layout.heads / kv_heads;
+    x.reshape([kv_heads, 1, len, head_dim])
+        .repeat_dim(1, group)
+        .reshape([layout.heads, len, head_dim])
+}
+
+/// `[len, num_heads * head_dim]` of `[num_heads, len, head_dim]`.
+fn rows_of<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 2> {
+    let [heads, len, head_dim] = x.dims();
+    x.swap_dims(0, 1).reshape([len, heads * head_dim])
+}
+
+/// Scaled scores of the queries of one row against the keys of its context and its own, those to come hidden.
+fn causal_scores<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, layout: HeadLayout) -> Tensor<B, 3> {
+    let ([_, queries, _], [_, keys, _]) = (q.dims(), k.dims());
+    let device = q.device();
+    let offset = (keys - queries) as i64;
+    let mask = Tensor::<B, 2, burn::tensor::Bool>::tril_mask([queries, keys], offset, &device)
+        .unsqueeze::<3>();
+    let scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(layout.scale());
+    let dims = scores.dims();
+    // Finite, so that 0 * masked stays 0; exp(-1e30 - lse) is exactly 0 in f32.
+    scores.mask_fill(mask.expand(dims), -1e30)
+}
+
+/// Queries of a row `[heads, queries, head_dim]`, and keys and values of its context and its own, repeated for their
+/// groups of queries, `[heads, keys, head_dim]`.
+fn row_heads<B: Backend>(qkv: &Tensor<B, 2>, span: &Span, layout: HeadLayout) -> [Tensor<B, 3>; 3] {
+    let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
+    let q = heads_of(qkv, span.own.clone(), 0, layout.heads, layout.head_dim);
+    let shared = |column: usize| {
+        let of = |rows| heads_of(qkv, rows, column, layout.kv_heads, layout.head_dim);
+        let own = of(span.own.clone());
+        let all = if span.context.is_empty() {
+            own
+        } else {
+            Tensor::cat(vec![of(span.context.clone()), own], 1)
+        };
+        repeat_heads(all, layout)
+    };
+    [q, shared(q_width), shared(q_width + kv_width)]
+}
+
+pub(in crate::ops) fn attention<B: Backend>(
+    qkv: FloatTensor<B>,
+    layout: HeadLayout,
+    segments: &Segments,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let qkv = wrap::<B, 2>(qkv);
+    let (mut outputs, mut lses) = (Vec::new(), Vec::new());
+    for span in segments.spans().filter(|span| !span.own.is_empty()) {
+        let [q, k, v] = row_heads(&qkv, &span, layout);
+        let scores = causal_scores(q, k, layout);
+        let max = scores.clone().max_dim(2);
+        let exp = (scores - max.clone()).exp();
+        let sum = exp.clone().sum_dim(2);
+        outputs.push(rows_of((exp / sum.clone()).matmul(v)));
+        lses.push((sum.log() + max).reshape([layout.heads, span.own.len()]));
+    }
+    (
+        unwrap(Tensor::cat(outputs, 0)),
+        unwrap(Tensor::cat(lses, 1)),
+    )
+}
+
+pub(in crate::ops) fn attention_backward<B: Backend>(
+    qkv: FloatTensor<B>,
+    output: FloatTensor<B>,
+    lse: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    layout: HeadLayout,
+    segments: &Segments,
+) -> FloatTensor<B> {
+    let (qkv, output, lse, grad) = (
+        wrap::<B, 2>(qkv),
+        wrap::<B, 2>(output),
+        wrap::<B, 2>(lse),
+        wrap::<B, 2>(grad),
+    );
+    let group = layout.heads / layout.kv_heads;
+    let mut rows: Vec<Option<Tensor<B, 2>>> = vec![None; segments.num_rows()];
+    for (row, span) in segments.spans().enumerate() {
+        let (before, len) = (span.context.len(), span.own.len());
+        if len == 0 {
+            continue;
+        }
+        let [q, k, v] = row_heads(&qkv, &span, layout);
+        let own =
+            |x: &Tensor<B, 2>| heads_of(x, span.own.clone(), 0, layout.heads, layout.head_dim);
+        let (o, go) = (own(&output), own(&grad));
+        let lse = lse
+            .clone()
+            .narrow(1, span.own.start, len)
+            .reshape([layout.heads, len, 1]);
+        let p = (causal_scores(q.clone(), k.clone(), layout) - lse).exp();
+        let delta = (o * go.clone()).sum_dim(2);
+        let dv = p.clone().swap_dims(1, 2).matmul(go.clone());
+        let ds = p * (go.matmul(v.swap_dims(1, 2)) - delta) * layout.scale();
+        let dq = ds.clone().matmul(k);
+        let dk = ds.swap_dims(1, 2).matmul(q);
+        // Queries of one group share a key and value head: their gradients add up. [before + len, kv_width]
+        let shared = |x: Tensor<B, 3>| {
+            let summed: Tensor<B, 3> = x
+                .reshape([layout.kv_heads, group, before + len, layout.head_dim])
+                .sum_dim(1)
+                .squeeze_dim(1);
+            rows_of(summed)
+        };
+        let (dk, dv) = (shared(dk), shared(dv));
+        if let Some(parent) = segments.parent(row).filter(|_| before > 0) {
+            let zeros = Tensor::zeros([before, layout.q_width()], &qkv.device());
+            let part = |x: &Tensor<B, 2>| x.clone().narrow(0, 0, before);
+            let seen = Tensor::cat(vec![zeros, part(&dk), part(&dv)], 1);
+            rows[parent] = rows[parent].take().map(|own| own + seen);
+        }
+        let part = |x: Tensor<B, 2>| x.narrow(0, before, len);
+        rows[row] = Some(Tensor::cat(vec![rows_of(dq), part(dk), part(dv)], 1));
+    }
+    unwrap(Tensor::cat(rows.into_iter().flatten().collect(), 0))
+}
+
+pub(in crate::ops) fn cache_write<B: Backend>(
+    cache: FloatTensor<B>,
+    packed: FloatTensor<B>,
+    writes: &[CacheWrite],
+) -> FloatTensor<B> {
+    let (mut cache, packed) = (wrap::<B, 3>(cache), wrap::<B, 2>(packed));
+    let width = packed.dims()[1];
+    for write in writes {
+        let (len, slot, start) = (write.tokens.len(), write.slot, write.start);
+        let values = packed
+            .clone()
+            .slice([write.tokens.clone(), 0..width])
+            .reshape([1, len, width]);
+        cache = cache.slice_assign([slot..slot + 1, start..start + len, 0..width], values);
+    }
+    unwrap(cache)
+}
+
+pub(in crate::ops) fn decode_attention<B: Backend>(
+    q: FloatTensor<B>,
+    keys: FloatTensor<B>,
+    values: FloatTensor<B>,
+    slots: &[usize],
+    lens: &[usize],
+    layout: HeadLayout,
+) -> FloatTensor<B> {
+    let (q, keys, values) = (wrap::<B, 2>(q), wrap::<B, 3>(keys), wrap::<B, 3>(values));
+    let device = q.device();
+    let rows = slots.len();
+    let longest = lens.iter().copied().max().unwrap_or(0);
+    let group = layout.heads / layout.kv_heads;
+    let slots = Tensor::<B, 1, Int>::from_data(
+        TensorData::new(slots.iter().map(|&s| s as i32).collect::<Vec<_>>(), [rows]),
+        &device,
+    );
+    // [rows, kv_heads, longest, head_dim]
+    let gather = |cache: Tensor<B, 3>| {
+        cache
+            .narrow(1, 0, longest)
+            .select(0, slots.clone())
+            .reshape([rows, longest, layout.kv_heads, layout.head_dim])
+            .swap_dims(1, 2)
+    };
+    let hidden: Vec<bool> = lens
+        .iter()
+        .flat_map(|&len| (0..longest).map(move |t| t >= len))
+        .collect();
+    let hidden = Tensor::<B, 4, burn::tensor::Bool>::from_data(
+        TensorData::new(hidden, [rows, 1, 1, longest]),
+        &device,
+    );
+    let q = q.reshape([rows, layout.kv_heads, group, layout.head_dim]);
+    let scores = q
+        .matmul(gather(keys).swap_dims(2, 3))
+        .mul_scalar(layout.scale());
+    let dims = scores.dims();
+    let p = activation::softmax(scores.mask_fill(hidden.expand(dims), -1e30), 3);
+    unwrap(p.matmul(gather(values)).reshape([rows, layout.q_width()]))
+}

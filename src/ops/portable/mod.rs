@@ -1,0 +1,199 @@
+//! The operations in plain burn ops: right on every backend, and the reference for the kernels.
+
+mod attention;
+mod logprob;
+
+pub(super) use attention::{attention, attention_backward, cache_write, decode_attention};
+pub(super) use logprob::{token_logprob, token_logprob_backward};
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, activation};
+
+use super::LowRankPart;
+use super::tensor::{unwrap, wrap};
+
+pub(super) fn rms_norm<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    eps: f32,
+) -> FloatTensor<B> {
+    let (x, weight) = (wrap::<B, 2>(x), wrap::<B, 1>(weight));
+    let rms = x.clone().square().mean_dim(1).add_scalar(eps).sqrt();
+    unwrap(x / rms * weight.unsqueeze::<2>())
+}
+
+pub(super) fn rms_norm_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    eps: f32,
+    with_weight: bool,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let (x, weight, grad) = (wrap::<B, 2>(x), wrap::<B, 1>(weight), wrap::<B, 2>(grad));
+    let rms = x.clone().square().mean_dim(1).add_scalar(eps).sqrt();
+    let normed = x / rms.clone();
+    let dweight = with_weight.then(|| {
+        unwrap(
+            (grad.clone() * normed.clone())
+                .sum_dim(0)
+                .squeeze_dim::<1>(0),
+        )
+    });
+    // With n = x / rms: dx = (w g - n mean(w g n)) / rms.
+    let wg = grad * weight.unsqueeze::<2>();
+    let mean = (wg.clone() * normed.clone()).mean_dim(1);
+    (unwrap((wg - normed * mean) / rms), dweight)
+}
+
+pub(super) fn rope<B: Backend>(
+    x: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+    num_heads: usize,
+    inverse: bool,
+) -> FloatTensor<B> {
+    let (x, cos, sin) = (wrap::<B, 2>(x), wrap::<B, 2>(cos), wrap::<B, 2>(sin));
+    let [tokens, width] = x.dims();
+    let half = cos.dims()[1];
+    let rotated = num_heads * 2 * half;
+    let sin = if inverse { sin.neg() } else { sin };
+    // burn 0.21 reshapes a transposed matrix of one column wrongly on GPUs; a result of arithmetic has plain rows.
+    let rows = |table: Tensor<B, 2>| table.mul_scalar(1.0).reshape([tokens, 1, half]);
+    let (cos, sin) = (rows(cos), rows(sin));
+    let heads = x
+        .clone()
+        .slice([0..tokens, 0..rotated])
+        .reshape([tokens, num_heads, 2 * half]);
+    let (first, second) = (
+        heads.clone().narrow(2, 0, half),
+        heads.narrow(2, half, half),
+    );
+    let turned = Tensor::cat(
+        vec![
+            first.clone() * cos.clone() - second.clone() * sin.clone(),
+            second * cos + first * sin,
+        ],
+        2,
+    )
+    .reshape([tokens, rotated]);
+    if rotated == width {
+        return unwrap(turned);
+    }
+    unwrap(Tensor::cat(
+        vec![turned, x.slice([0..tokens, rotated..width])],
+        1,
+    ))
+}
+
+pub(super) fn swiglu<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
+    let gate_up = wrap::<B, 2>(gate_up);
+    let half = gate_up.dims()[1] / 2;
+    unwrap(activation::silu(gate_up.clone().narrow(1, 0, half)) * gate_up.narrow(1, half, half))
+}
+
+pub(super) fn swiglu_backward<B: Backend>(
+    gate_up: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (gate_up, grad) = (wrap::<B, 2>(gate_up), wrap::<B, 2>(grad));
+    let half = gate_up.dims()[1] / 2;
+    let (gate, up) = (
+        gate_up.clone().narrow(1, 0, half),
+        gate_up.narrow(1, half, half),
+    );
+    let sigmoid = activation::sigmoid(gate.clone());
+    let silu = gate.clone() * sigmoid.clone();
+    // silu'(g) = s + g s (1 - s) = s + silu (1 - s)
+    let slope = sigmoid.clone() + silu.clone() * (sigmoid.neg().add_scalar(1.0));
+    unwrap(Tensor::cat(vec![grad.clone() * up * slope, grad * silu], 1))
+}
+
+/// The parts' `[rank, width]` matrices of the flattened `b`.
+fn part_matrices<B: Backend>(b: &Tensor<B, 1>, parts: &[LowRankPart]) -> Vec<Tensor<B, 2>> {
+    let mut offset = 0;
+    parts
+        .iter()
+        .map(|part| {
+            let len = part.rank * part.width;
+            let matrix = b
+                .clone()
+                .narrow(0, offset, len)
+                .reshape([part.rank, part.width]);
+            offset += len;
+            matrix
+        })
+        .collect()
+}
+
+pub(super) fn lora_linear<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    parts: &[LowRankPart],
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (x, weight, a, b) = (
+        wrap::<B, 2>(x),
+        wrap::<B, 2>(weight),
+        wrap::<B, 2>(a),
+        wrap::<B, 1>(b),
+    );
+    let xa = x.clone().matmul(a);
+    let mut y = x.matmul(weight);
+    let [tokens, _] = y.dims();
+    let mut first = 0;
+    for (part, b) in parts.iter().zip(part_matrices(&b, parts)) {
+        let columns = part.column..part.column + part.width;
+        let delta = xa
+            .clone()
+            .narrow(1, first, part.rank)
+            .matmul(b)
+            .mul_scalar(part.scale);
+        let old = y.clone().slice([0..tokens, columns.clone()]);
+        y = y.slice_assign([0..tokens, columns], old + delta);
+        first += part.rank;
+    }
+    (unwrap(y), unwrap(xa))
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(super) fn lora_linear_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    xa: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    parts: &[LowRankPart],
+    with_x: bool,
+) -> (Option<FloatTensor<B>>, FloatTensor<B>, FloatTensor<B>) {
+    let (x, weight, a, b) = (
+        wrap::<B, 2>(x),
+        wrap::<B, 2>(weight),
+        wrap::<B, 2>(a),
+        wrap::<B, 1>(b),
+    );
+    let (xa, grad) = (wrap::<B, 2>(xa), wrap::<B, 2>(grad));
+    let (mut dxa, mut db) = (Vec::new(), Vec::new());
+    let mut first = 0;
+    for (part, b) in parts.iter().zip(part_matrices(&b, parts)) {
+        let g = grad
+            .clone()
+            .narrow(1, part.column, part.width)
+            .mul_scalar(part.scale);
+        dxa.push(g.clone().matmul(b.transpose()));
+        db.push(
+            xa.clone()
+                .narrow(1, first, part.rank)
+                .transpose()
+                .matmul(g)
+                .reshape([part.rank * part.width]),
+        );
+        first += part.rank;
+    }
+    let dxa = Tensor::cat(dxa, 1);
+    let da = x.transpose().matmul(dxa.clone());
+    let dx = with_x.then(|| unwrap(grad.matmul(weight.transpose()) + dxa.matmul(a.transpose())));
+    (dx, unwrap(da), unwrap(Tensor::cat(db, 0)))
+}
