@@ -68,7 +68,7 @@ pub enum Command {
     /// Copy a stage's result into a folder that transformers and PEFT can load
     Export(ExportArgs),
     /// Say what is compiled in and which devices work, and check their numbers against the CPU
-    Doctor,
+    Doctor(DoctorArgs),
     /// List what `--model NAME` can be
     Models,
 }
@@ -104,9 +104,25 @@ pub struct RecipeArgs {
     /// Print the resolved plan (parameters, tokens, steps, estimated peak memory) and stop
     #[arg(long)]
     pub dry_run: bool,
+    /// On a GPU, do not compare its numbers with the CPU's first
+    #[arg(long)]
+    pub no_check: bool,
     /// Full-screen charts instead of progress bars
     #[arg(long, conflicts_with = "dry_run")]
     pub tui: bool,
+}
+
+/// `temper doctor`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  temper doctor --backend wgpu
+  temper doctor recipes/smollm2.ron
+
+Exit code 1 if the backend computes wrong numbers. A recipe on a GPU begins with this check (`recipe --no-check` leaves it out).")]
+pub struct DoctorArgs {
+    /// Check at the sizes of this recipe's models and adapters as well
+    #[arg(value_name = "RECIPE")]
+    pub recipe: Option<PathBuf>,
 }
 
 /// Which model a subcommand loads.
@@ -475,6 +491,8 @@ mod tests {
             "inspect r.ron --stage sft --rows 2",
             "export --run r --stage s --to d --merge",
             "doctor --backend wgpu",
+            "doctor recipes/smollm2.ron",
+            "recipe a.ron --no-check",
             "models --threads 1",
         ] {
             parse(right).unwrap_or_else(|error| panic!("{right}: {error}"));

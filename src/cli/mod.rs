@@ -33,7 +33,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Eval(args) => eval::run(args, compute),
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args, compute),
-        Command::Doctor => doctor::run(compute),
+        Command::Doctor(args) => doctor::run(args, compute),
         Command::Models => models::run(),
     }
 }

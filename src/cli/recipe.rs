@@ -1,10 +1,13 @@
 //! `temper recipe`: runs a pipeline, or prints its plan.
 
 use std::io::Write;
+use std::time::Instant;
 
 use super::args::{ComputeArgs, RecipeArgs};
+use super::parity::{self, Shapes};
 use crate::backend::{Task, dispatch};
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::ops::ModelBackend;
 use crate::recipe::{self, Checked, RunOptions};
 use crate::report::{Interrupt, ReporterKind, reporter};
@@ -25,7 +28,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     };
     let checked = recipe::check(loaded, &options)?;
     if args.dry_run {
-        return print(&checked.plan);
+        return print(&recipe::table(&checked.plans));
     }
     options.interrupt = Interrupt::on_signal()?;
     let kind = if args.tui {
@@ -40,6 +43,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
             checked: &checked,
             options: &options,
             kind,
+            check: !args.no_check,
         },
     )?;
     for (name, outcome) in &outcomes {
@@ -67,15 +71,49 @@ struct RunRecipe<'a> {
     checked: &'a Checked,
     options: &'a RunOptions,
     kind: ReporterKind,
+    /// Whether a GPU's numbers are checked before it is used.
+    check: bool,
 }
 
 impl Task for RunRecipe<'_> {
     type Output = Vec<(String, Outcome)>;
 
     fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output> {
+        if self.check && !matches!(name, "flex" | "ndarray") {
+            check_numbers::<B>(name, &device, &Shapes::of_plans(&self.checked.plans))?;
+        }
         let mut reporter = reporter(self.kind, &self.options.interrupt)?;
         recipe::run::<B>(self.checked, self.options, device, name, reporter.as_mut())
     }
+}
+
+/// Compares a GPU with the CPU at the sizes that the recipe uses: a driver or kernel that computes wrong numbers still
+/// trains, to nothing.
+fn check_numbers<B: ModelBackend>(
+    name: &'static str,
+    device: &B::Device,
+    shapes: &Shapes,
+) -> Result<()> {
+    let begin = Instant::now();
+    let found = parity::cases::<B>(shapes, device)?;
+    guard::check::<B>(device)?;
+    let (reference, differences) = match parity::against_reference(name, &found, shapes) {
+        Ok(compared) => compared,
+        Err(error @ Error::Usage(_)) => {
+            eprintln!("the numbers of {name} were not checked: {error}");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    parity::require(name, &differences)
+        .map_err(|error| Error::Backend(format!("{error}; --no-check runs all the same")))?;
+    let largest = differences.iter().map(|d| d.largest).fold(0.0, f64::max);
+    eprintln!(
+        "{name} agrees with {reference} to {largest:.1e} in {} computations of this recipe's sizes ({:.0} s)",
+        differences.len(),
+        begin.elapsed().as_secs_f64()
+    );
+    Ok(())
 }
 
 /// This command with `--resume`.

@@ -28,6 +28,7 @@ pub use load::host_tensors;
 pub use manifest::{Manifest, ModelFiles};
 pub use qwen3::Qwen3;
 pub use scalar::ScalarModel;
+pub(crate) use scalar::scalar_head;
 
 use crate::ops::{self, HeadLayout, ModelBackend};
 use crate::params::{ParamMeta, ParamSlot, Parameters};

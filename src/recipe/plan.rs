@@ -1,5 +1,6 @@
 //! The resolved plan that `--dry-run` prints, and the check that it fits into memory.
 
+use super::ModelShape;
 use crate::error::Problem;
 
 /// What one stage will do and need.
@@ -21,6 +22,10 @@ pub struct StagePlan {
     pub steps: u64,
     /// Estimated bytes by component at the peak.
     pub memory: Vec<(String, u64)>,
+    /// Sizes of its model.
+    pub shape: ModelShape,
+    /// Rank of the adapters that it trains.
+    pub rank: Option<usize>,
 }
 
 impl StagePlan {
@@ -174,6 +179,19 @@ fn grouped(n: u64) -> String {
 mod tests {
     use super::*;
 
+    /// SmolLM2-135M's.
+    const SHAPE: ModelShape = ModelShape {
+        hidden: 576,
+        layers: 30,
+        intermediate: 1536,
+        vocab: 49_152,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        total_params: 134_515_008,
+        trainable_params: 0,
+    };
+
     fn plans() -> Vec<StagePlan> {
         vec![
             StagePlan {
@@ -188,6 +206,8 @@ mod tests {
                     ("weights".into(), 557_597_952),
                     ("activations".into(), 1 << 30),
                 ],
+                shape: SHAPE,
+                rank: Some(16),
             },
             StagePlan {
                 name: "compare".into(),
@@ -198,6 +218,8 @@ mod tests {
                 tokens: 9_999,
                 steps: 1_250,
                 memory: vec![("weights".into(), 538_060_032)],
+                shape: SHAPE,
+                rank: None,
             },
         ]
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::survey::{Survey, survey};
-use super::{Loaded, Recipe, Stage, available_memory, check_fits, table, to_ron};
+use super::{Loaded, Recipe, Stage, StagePlan, available_memory, check_fits, to_ron};
 use crate::atomic::write_atomic;
 use crate::checkpoint::{RunDir, RunInfo};
 use crate::error::{Error, Problem, Result};
@@ -37,8 +37,8 @@ pub struct Checked {
     pub recipe: Recipe,
     /// The run's folder.
     pub output: PathBuf,
-    /// Its plan as a table.
-    pub plan: String,
+    /// Its plan, stage by stage.
+    pub plans: Vec<StagePlan>,
     only: Option<String>,
 }
 
@@ -79,7 +79,7 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
         return Err(Error::Invalid { path, problems });
     }
     Ok(Checked {
-        plan: table(&plans),
+        plans,
         recipe,
         output,
         only: options.stage.clone(),

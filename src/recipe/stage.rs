@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::train::config::{
-    CompareConfig, PpoConfig, PretrainConfig, RankConfig, RewardModelConfig, SftConfig,
+    CompareConfig, Peft, PpoConfig, PretrainConfig, RankConfig, RewardModelConfig, SftConfig,
 };
 
 /// A whole pipeline in one file.
@@ -55,6 +55,17 @@ impl Stage {
             Self::RewardModel(c) => &c.name,
             Self::Ppo(c) => &c.name,
             Self::Compare(c) => &c.name,
+        }
+    }
+
+    /// Which weights it trains, if it trains any.
+    pub fn peft(&self) -> Option<&Peft> {
+        match self {
+            Self::Pretrain(c) => Some(&c.peft),
+            Self::Sft(c) => Some(&c.peft),
+            Self::RewardModel(c) => Some(&c.peft),
+            Self::Ppo(c) => Some(&c.peft),
+            Self::Rank(_) | Self::Compare(_) => None,
         }
     }
 }

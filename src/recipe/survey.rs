@@ -162,14 +162,7 @@ impl Surveyor<'_> {
 
     fn shape(&mut self, known: &Known, stage: &Stage, path: &str) -> Option<ModelShape> {
         let mut shape = shape_of(&known.config);
-        let peft = match stage {
-            Stage::Pretrain(c) => Some(&c.peft),
-            Stage::Sft(c) => Some(&c.peft),
-            Stage::RewardModel(c) => Some(&c.peft),
-            Stage::Ppo(c) => Some(&c.peft),
-            Stage::Rank(_) | Stage::Compare(_) => None,
-        };
-        match peft {
+        match stage.peft() {
             None => {}
             Some(Peft::Full) => shape.trainable_params = shape.total_params,
             Some(Peft::Lora(lora)) => {
@@ -248,6 +241,11 @@ impl Surveyor<'_> {
             tokens: 0,
             steps: 0,
             memory: Vec::new(),
+            shape,
+            rank: match stage.peft() {
+                Some(Peft::Lora(lora)) => Some(lora.rank),
+                Some(Peft::Full) | None => None,
+            },
         };
         let train = |micro: usize| Work::Train {
             micro_tokens: micro as u64,

@@ -1,0 +1,247 @@
+//! Each fused operation by itself, forward and backward.
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::tensor::{Tensor, TensorData};
+
+use super::Case;
+use crate::ops::{self, AdamWStep, HeadLayout, LowRankPart, ModelBackend, unwrap, wrap};
+use crate::rng::Seed;
+use crate::tokens::Segments;
+
+/// Normal numbers that depend on the label only.
+pub(super) fn numbers(label: &str, len: usize, std: f64) -> Vec<f32> {
+    let seed = Seed::new(7).fork(label);
+    (0..len as u64)
+        .map(|i| (std * seed.normal(i)) as f32)
+        .collect()
+}
+
+pub(super) fn input<B: ModelBackend, const D: usize>(
+    label: &str,
+    shape: [usize; D],
+    std: f64,
+    device: &B::Device,
+) -> Tensor<B, D> {
+    Tensor::from_data(
+        TensorData::new(numbers(label, shape.iter().product(), std), shape),
+        device,
+    )
+}
+
+pub(super) fn leaf<B: ModelBackend, const D: usize>(
+    label: &str,
+    shape: [usize; D],
+    std: f64,
+    device: &B::Device,
+) -> Tensor<Autodiff<B>, D> {
+    Tensor::from_inner(input::<B, D>(label, shape, std, device)).require_grad()
+}
+
+pub(super) fn host<B: ModelBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor
+        .into_data()
+        .convert::<f32>()
+        .into_vec()
+        .expect("converted to f32")
+}
+
+/// Backward from the sum of the output times fixed numbers.
+fn gradients<B: ModelBackend, const D: usize>(
+    output: &Tensor<Autodiff<B>, D>,
+) -> <Autodiff<B> as burn::tensor::backend::AutodiffBackend>::Gradients {
+    let device = output.device();
+    let weights = input::<B, D>("output gradient", output.dims(), 1.0, &device);
+    (output.clone() * Tensor::from_inner(weights))
+        .sum()
+        .backward()
+}
+
+macro_rules! case {
+    ($name:expr, $output:expr, $($leaf:ident),+) => {{
+        let output = $output;
+        let grads = gradients(&output);
+        let mut results = vec![("output".to_owned(), host(output.inner()))];
+        $(results.push((
+            concat!("gradient of ", stringify!($leaf)).to_owned(),
+            $leaf.grad(&grads).map(host).unwrap_or_default(),
+        ));)+
+        Case { name: $name, results }
+    }};
+}
+
+pub(super) fn rms_norm<B: ModelBackend>(tokens: usize, hidden: usize, device: &B::Device) -> Case {
+    let (x, weight) = (
+        leaf::<B, 2>("x", [tokens, hidden], 1.0, device),
+        leaf::<B, 1>("weight", [hidden], 1.0, device),
+    );
+    case!(
+        format!("rms_norm {tokens} x {hidden}"),
+        ops::rms_norm(x.clone(), weight.clone(), 1e-5),
+        x,
+        weight
+    )
+}
+
+pub(super) fn rope<B: ModelBackend>(
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+    device: &B::Device,
+) -> Case {
+    let width = (heads + 1) * head_dim; // the last head is not rotated
+    let x = leaf::<B, 2>("x", [tokens, width], 1.0, device);
+    let angles = input::<B, 2>("angles", [tokens, head_dim / 2], 3.0, device);
+    let (cos, sin) = (
+        Tensor::from_inner(angles.clone().cos()),
+        Tensor::from_inner(angles.sin()),
+    );
+    case!(
+        format!("rope {tokens} x {heads} heads of {head_dim}"),
+        ops::rope(x.clone(), cos, sin, heads),
+        x
+    )
+}
+
+pub(super) fn swiglu<B: ModelBackend>(
+    tokens: usize,
+    intermediate: usize,
+    device: &B::Device,
+) -> Case {
+    let gate_up = leaf::<B, 2>("gate_up", [tokens, 2 * intermediate], 2.0, device);
+    case!(
+        format!("swiglu {tokens} x {intermediate}"),
+        ops::swiglu(gate_up.clone()),
+        gate_up
+    )
+}
+
+pub(super) fn attention<B: ModelBackend>(
+    layout: HeadLayout,
+    rows: &[(usize, Option<usize>)],
+    device: &B::Device,
+) -> Case {
+    let segments = Segments::continuing(rows);
+    let lens: Vec<usize> = rows.iter().map(|row| row.0).collect();
+    let qkv = leaf::<B, 2>(
+        "qkv",
+        [segments.num_tokens(), layout.joint_width()],
+        1.0,
+        device,
+    );
+    let HeadLayout {
+        heads,
+        kv_heads,
+        head_dim,
+    } = layout;
+    let name = format!("attention rows {lens:?}, {heads}/{kv_heads} heads of {head_dim}");
+    case!(name, ops::attention(qkv.clone(), layout, &segments), qkv)
+}
+
+pub(super) fn token_logprob<B: ModelBackend>(
+    tokens: usize,
+    hidden: usize,
+    vocab: usize,
+    device: &B::Device,
+) -> Case {
+    let states = leaf::<B, 2>("states", [tokens, hidden], 1.0, device);
+    let head = leaf::<B, 2>("head", [vocab, hidden], 0.3, device);
+    let targets = Arc::new(
+        (0..tokens)
+            .map(|i| Seed::new(3).below(i as u64, vocab) as u32)
+            .collect(),
+    );
+    let (logprobs, entropy) = ops::token_logprob(states.clone(), head.clone(), &targets, 0.7);
+    let mut case = case!(
+        format!("token_logprob {tokens} x {hidden}, vocabulary {vocab}"),
+        logprobs,
+        states,
+        head
+    );
+    case.results.push(("entropy".into(), host(entropy.inner())));
+    case
+}
+
+pub(super) fn lora_linear<B: ModelBackend>(
+    tokens: usize,
+    inputs: usize,
+    widths: &[usize],
+    rank: usize,
+    device: &B::Device,
+) -> Case {
+    let outputs = widths.iter().sum();
+    let x = leaf::<B, 2>("x", [tokens, inputs], 1.0, device);
+    let weight = Tensor::from_inner(input::<B, 2>("weight", [inputs, outputs], 0.2, device));
+    let a = leaf::<B, 2>("a", [inputs, rank * widths.len()], 0.2, device);
+    let b = leaf::<B, 1>("b", [rank * outputs], 0.2, device);
+    let mut parts = Vec::new();
+    let mut column = 0;
+    for &width in widths {
+        parts.push(LowRankPart {
+            rank,
+            scale: 2.0,
+            column,
+            width,
+        });
+        column += width;
+    }
+    let output = ops::lora_linear(x.clone(), weight, a.clone(), b.clone(), &parts);
+    case!(
+        format!("lora_linear {tokens} x {inputs} to {widths:?}, rank {rank}"),
+        output,
+        x,
+        a,
+        b
+    )
+}
+
+/// A reward model's head, as [`crate::model::ScalarModel`] computes it.
+pub(super) fn scalar_head<B: ModelBackend>(
+    tokens: usize,
+    hidden: usize,
+    device: &B::Device,
+) -> Case {
+    let states = leaf::<B, 2>("states", [tokens, hidden], 1.0, device);
+    let weight = leaf::<B, 1>("score", [hidden], 0.1, device);
+    case!(
+        format!("scalar head {tokens} x {hidden}"),
+        crate::model::scalar_head(states.clone(), weight.clone()),
+        states,
+        weight
+    )
+}
+
+pub(super) fn adamw<B: ModelBackend>(len: usize, device: &B::Device) -> Case {
+    let vector = |label, std| unwrap(input::<B, 1>(label, [len], std, device));
+    let second = unwrap(input::<B, 1>("v", [len], 0.1, device).square());
+    let step = AdamWStep {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+        grad_scale: 0.5,
+        bias_correction1: 0.271,
+        bias_correction2: 0.142_625,
+    };
+    let (param, m, v) = B::adamw(
+        vector("param", 1.0),
+        vector("grad", 1.0),
+        vector("m", 0.1),
+        second,
+        step,
+    );
+    let results = [
+        ("parameter", param),
+        ("first moment", m),
+        ("second moment", v),
+    ];
+    Case {
+        name: format!("adamw {len}"),
+        results: results
+            .into_iter()
+            .map(|(name, x)| (name.to_owned(), host(wrap::<B, 1>(x))))
+            .collect(),
+    }
+}
