@@ -1,0 +1,177 @@
+//! Breaks one line at a time and sees whether a test fails. Writes the result to `docs/parity-mutations.md`, which
+//! `parity_page` appends to `docs/parity.md`.
+//!
+//!     cargo run --release --example mutations [WORD]    # about a minute each; WORD: only those whose description has it
+//!
+//! Files are changed in place and put back; do not edit them meanwhile.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// One line broken.
+struct Mutation {
+    what: &'static str,
+    file: &'static str,
+    /// Text that occurs once in the file.
+    from: &'static str,
+    to: &'static str,
+    /// Where a failure is expected: arguments of `cargo test`.
+    tests: &'static [&'static str],
+}
+
+const LIB: &[&str] = &["--lib"];
+const OPS: &[&str] = &["--test", "ops"];
+const FAMILIES: &[&str] = &["--test", "families"];
+
+macro_rules! mutations {
+    ($($what:literal: $file:literal, $from:literal => $to:literal, $tests:expr;)*) => {
+        &[$(Mutation { what: $what, file: $file, from: $from, to: $to, tests: $tests }),*]
+    };
+}
+
+const MUTATIONS: &[Mutation] = mutations! {
+    "Flex's causal mask hides the diagonal": "src/ops/kernels/attention.rs",
+        "fn causal_softmax(scores: &'a mut [f32], queries: usize, keys: usize, scale: f32) -> Vec<f32> {
+        let mut lse = Vec::with_capacity(scores.len() / keys);
+        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+            let (seen, hidden) = row.split_at_mut(keys - queries + i % queries + 1);" =>
+        "fn causal_softmax(scores: &'a mut [f32], queries: usize, keys: usize, scale: f32) -> Vec<f32> {
+        let mut lse = Vec::with_capacity(scores.len() / keys);
+        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+            let (seen, hidden) = row.split_at_mut((keys - queries + i % queries).max(1));", OPS;
+    "the portable causal mask shows one token too many": "src/ops/portable/attention.rs",
+        "let offset = (keys - queries) as i64;" => "let offset = (keys - queries) as i64 + 1;", OPS;
+    "a continued row's keys give their parent no gradient": "src/ops/cpu/attention.rs",
+        "scatter_add(&mut out, width, context.clone(), column, head_dim, before);" => "let _ = (context, before);", OPS;
+    "rotary embedding turns the other way": "src/ops/portable/mod.rs",
+        "first.clone() * cos.clone() - second.clone() * sin.clone()" =>
+        "first.clone() * cos.clone() + second.clone() * sin.clone()", OPS;
+    "RMSNorm without epsilon in its gradient": "src/ops/portable/mod.rs",
+        "let rms = x.clone().square().mean_dim(1).add_scalar(eps).sqrt();
+    let normed" => "let rms = x.clone().square().mean_dim(1).add_scalar(eps * 0.0).sqrt();
+    let normed", OPS;
+    "SwiGLU's slope loses a term": "src/ops/portable/mod.rs",
+        "let slope = sigmoid.clone() + silu.clone() * (sigmoid.neg().add_scalar(1.0));" =>
+        "let slope = sigmoid.clone() + silu.clone() * sigmoid.neg();", OPS;
+    "a token's log-probability has no temperature in its gradient": "src/ops/portable/logprob.rs",
+        ".narrow(0, i * chunk, len)
+            .reshape([len, 1])
+            .mul_scalar(inv_temperature);" => ".narrow(0, i * chunk, len)
+            .reshape([len, 1]);", OPS;
+    "AdamW adds epsilon before the bias correction": "src/ops/adamw.rs",
+        "let root = B::float_sqrt(scale(v.clone(), 1.0 / s.bias_correction2));" =>
+        "let root = scale(B::float_sqrt(v.clone()), 1.0 / s.bias_correction2);", OPS;
+    "gradient clipping divides by the norm alone": "src/optim/adamw.rs",
+        "(max / (norm + 1e-6)).min(1.0)" => "(max / norm).max(1.0)", LIB;
+    "warm-up starts one step early": "src/optim/schedule.rs",
+        "return peak * step as f64 / warmup_steps as f64;" =>
+        "return peak * (step + 1) as f64 / warmup_steps as f64;", LIB;
+    "GAE forgets lambda": "src/rl/gae.rs",
+        "let advantage = delta + gamma * lam * next_advantage;" =>
+        "let advantage = delta + gamma * next_advantage;", LIB;
+    "whitening divides by n instead of n - 1": "src/rl/whiten.rs",
+        "biased * n / (n - 1.0).max(1.0)" => "biased", LIB;
+    "k3 with the sign of the ratio turned": "src/rl/kl.rs",
+        "(-logr).exp_m1() + logr" => "logr.exp_m1() - logr", LIB;
+    "the KL controller is not bounded": "src/rl/kl.rs",
+        "(kl / self.target - 1.0).clamp(-0.2, 0.2)" => "(kl / self.target - 1.0).clamp(-1.0, 1.0)", LIB;
+    "the score is paid on the EOS instead of one later": "src/rl/layout.rs",
+        "(len + 1).min(response_length)" => "len.min(response_length)", LIB;
+    "KL is rewarded instead of punished": "src/rl/rewards.rs",
+        "(-kl_coef * f64::from(kl)) as f32" => "(kl_coef * f64::from(kl)) as f32", LIB;
+    "the missing-EOS penalty is added": "src/rl/rewards.rs",
+        "(f64::from(*score) - penalty) as f32" => "(f64::from(*score) + penalty) as f32", LIB;
+    "PPO takes the better of clipped and unclipped": "src/loss/ppo.rs",
+        "(loss.clone() * ratio).max_pair(loss * clipped).sum()" =>
+        "(loss.clone() * ratio).min_pair(loss * clipped).sum()", LIB;
+    "the value loss is not clipped": "src/loss/ppo.rs",
+        "square.max_pair(clipped_square).sum() * 0.5" => "(square + clipped_square * 0.0).sum() * 0.5", LIB;
+    "llama 3's rope scaling blends the wrong way": "src/model/block.rs",
+        "(1.0 - blend) * frequency / s.factor + blend * frequency" =>
+        "blend * frequency / s.factor + (1.0 - blend) * frequency", FAMILIES;
+    "rsLoRA divides by the rank": "src/peft/lora.rs",
+        "self.alpha / rank.sqrt()" => "self.alpha / rank", LIB;
+    "a completion's first token is not trained on": "src/train/forward.rs",
+        "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "trajectories"];
+};
+
+/// Unoptimised in this crate alone: its tests build in a fraction of the time, dependencies stay as they are.
+const QUICK: &str = "profile.release.package.tempering.opt-level=0";
+
+/// Whether the tests fail.
+fn caught(root: &Path, tests: &[&str]) -> std::io::Result<bool> {
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["test", "--release", "--quiet", "--config", QUICK])
+        .args(tests)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    Ok(!status.success())
+}
+
+/// Whether the crate with its tests still compiles: a line that does not compile proves nothing.
+fn compiles(root: &Path, tests: &[&str]) -> std::io::Result<bool> {
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args([
+            "test",
+            "--release",
+            "--quiet",
+            "--no-run",
+            "--config",
+            QUICK,
+        ])
+        .args(tests)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()?;
+    Ok(status.success())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let word = std::env::args().nth(1).unwrap_or_default();
+    let mut lines = String::new();
+    let mut survivors = 0;
+    for mutation in MUTATIONS.iter().filter(|m| m.what.contains(&word)) {
+        let path = root.join(mutation.file);
+        let whole = std::fs::read_to_string(&path)?;
+        if whole.matches(mutation.from).count() != 1 {
+            return Err(format!("{}: not there once: {}", mutation.file, mutation.from).into());
+        }
+        std::fs::write(&path, whole.replace(mutation.from, mutation.to))?;
+        let outcome = compiles(root, mutation.tests).and_then(|ok| {
+            Ok(if ok {
+                Some(caught(root, mutation.tests)?)
+            } else {
+                None
+            })
+        });
+        std::fs::write(&path, whole)?;
+        let verdict = match outcome? {
+            Some(true) => "caught",
+            Some(false) => "**survives**",
+            None => "**does not compile**",
+        };
+        survivors += usize::from(verdict != "caught");
+        let tests = mutation.tests.join(" ");
+        let line = format!(
+            "| {} | `{}` | `{tests}` | {verdict} |\n",
+            mutation.what, mutation.file
+        );
+        eprint!("{line}");
+        lines += &line;
+    }
+    if word.is_empty() {
+        let page = format!(
+            "## Broken lines\nEach line is broken by itself, and the named tests run (`cargo run --release --example mutations`).\n\n\
+             | what is broken | file | tests | result |\n|---|---|---|---|\n{lines}"
+        );
+        std::fs::write(root.join("docs/parity-mutations.md"), page)?;
+    }
+    if survivors > 0 {
+        return Err(format!("{survivors} broken lines were not caught").into());
+    }
+    Ok(())
+}
