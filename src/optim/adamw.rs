@@ -70,10 +70,11 @@ impl<B: Backend> GradientSum<B> {
     }
 }
 
-/// AdamW with decoupled weight decay on matrices.
+/// AdamW with decoupled weight decay on everything but norms and biases.
 ///
 /// # Source
-/// Loshchilov and Hutter 2019, arXiv:1711.05101.
+/// Loshchilov and Hutter 2019, arXiv:1711.05101; what decays is what `Trainer` of transformers decays, embeddings and score
+/// heads included.
 #[derive(Debug)]
 pub struct AdamW<B: Backend> {
     config: OptimConfig,
@@ -138,7 +139,7 @@ impl<B: ModelBackend> AdamW<B> {
             let Some(gradient) = sum.gradients.remove(meta.key()) else {
                 return;
             };
-            let decays = matches!(meta.kind, ParamKind::Matrix | ParamKind::Adapter);
+            let decays = meta.kind != ParamKind::Vector;
             let step = AdamWStep {
                 weight_decay: if decays { weight_decay as f32 } else { 0.0 },
                 ..step

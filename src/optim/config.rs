@@ -16,7 +16,7 @@ pub struct OptimConfig {
     pub beta2: f64,
     /// Added to the root of the second moment, after bias correction (PyTorch's placement).
     pub eps: f64,
-    /// Decoupled weight decay, applied to matrices only (not to norms, biases and embeddings).
+    /// Decoupled weight decay of everything but norms and biases.
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down; `None` never clips.
     pub max_grad_norm: Option<f64>,
