@@ -2,21 +2,22 @@
 
 use crate::rng::Seed;
 
-/// The batches of a stage: every row once an epoch, in an order of its own each epoch.
+/// The batches of a stage: every row once an epoch, in an order of its own each epoch or always in that of the data.
 #[derive(Debug, Clone)]
 pub struct Batches {
     num_rows: usize,
     batch_size: usize,
     epochs: usize,
-    seed: Seed,
+    seed: Option<Seed>,
 }
 
 impl Batches {
-    /// `epochs` passes over `num_rows` rows, `batch_size` at a time; an epoch's last batch may be smaller.
+    /// `epochs` passes over `num_rows` rows, `batch_size` at a time; an epoch's last batch may be smaller. `seed` shuffles;
+    /// without it rows come in their own order.
     ///
     /// # Panics
     /// If `batch_size` is zero.
-    pub fn new(num_rows: usize, batch_size: usize, epochs: usize, seed: Seed) -> Self {
+    pub fn new(num_rows: usize, batch_size: usize, epochs: usize, seed: Option<Seed>) -> Self {
         assert!(batch_size > 0, "a batch needs at least one row");
         Self {
             num_rows,
@@ -36,7 +37,7 @@ impl Batches {
         self.steps_per_epoch() * self.epochs
     }
 
-    /// Rows of `step` (from 0), in the order of the epoch's shuffle.
+    /// Rows of `step` (from 0), in the order of the epoch.
     ///
     /// Steps beyond [`Batches::num_steps`] go on with further epochs, for loops that count episodes instead.
     ///
@@ -45,10 +46,10 @@ impl Batches {
     pub fn batch(&self, step: usize) -> Vec<usize> {
         assert!(self.num_rows > 0, "a batch needs rows to draw from");
         let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        let order = self
-            .seed
-            .fork_index(epoch as u64)
-            .permutation(self.num_rows);
+        let order = match self.seed {
+            Some(seed) => seed.fork_index(epoch as u64).permutation(self.num_rows),
+            None => (0..self.num_rows).collect(),
+        };
         order
             .into_iter()
             .skip(within * self.batch_size)
@@ -89,7 +90,7 @@ mod tests {
 
     #[test]
     fn an_epoch_ends_with_a_smaller_batch() {
-        let batches = Batches::new(7, 3, 2, Seed::new(1));
+        let batches = Batches::new(7, 3, 2, Some(Seed::new(1)));
         assert_eq!((batches.steps_per_epoch(), batches.num_steps()), (3, 6));
         let lens: Vec<usize> = (0..6).map(|step| batches.batch(step).len()).collect();
         assert_eq!(lens, [3, 3, 1, 3, 3, 1]);
@@ -97,10 +98,17 @@ mod tests {
 
     #[test]
     fn epochs_and_seeds_differ_in_order() {
-        let rows = |seed, epoch| Batches::new(50, 50, 2, Seed::new(seed)).batch(epoch);
+        let rows = |seed, epoch| Batches::new(50, 50, 2, Some(Seed::new(seed))).batch(epoch);
         assert_eq!(rows(1, 0), rows(1, 0));
         assert_ne!(rows(1, 0), rows(1, 1));
         assert_ne!(rows(1, 0), rows(2, 0));
+    }
+
+    #[test]
+    fn without_a_seed_rows_keep_their_order() {
+        let batches = Batches::new(5, 2, 2, None);
+        let rows: Vec<usize> = (0..6).flat_map(|step| batches.batch(step)).collect();
+        assert_eq!(rows, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
     }
 
     #[test]
@@ -115,7 +123,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_row_once_an_epoch(rows in 1usize..60, size in 1usize..20, seed in 0u64..100, epoch in 0usize..3) {
-            let batches = Batches::new(rows, size, 3, Seed::new(seed));
+            let batches = Batches::new(rows, size, 3, (seed > 0).then(|| Seed::new(seed)));
             let steps = batches.steps_per_epoch();
             let mut seen: Vec<usize> = (epoch * steps..(epoch + 1) * steps).flat_map(|s| batches.batch(s)).collect();
             seen.sort_unstable();

@@ -89,6 +89,9 @@ pub struct PretrainConfig {
     pub epochs: usize,
     /// Rows per optimiser step.
     pub batch_size: usize,
+    /// A new order of the rows in each epoch; without it always the order of the data.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
     /// Tokens per forward pass at most; a step is split into as many passes as needed.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,
@@ -125,6 +128,9 @@ pub struct SftConfig {
     pub epochs: usize,
     /// Rows per optimiser step.
     pub batch_size: usize,
+    /// A new order of the rows in each epoch; without it always the order of the data.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
     /// Tokens per forward pass at most; a step is split into as many passes as needed.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,
@@ -197,6 +203,9 @@ pub struct RewardModelConfig {
     pub epochs: usize,
     /// Prompts (with all their comparisons) per optimiser step.
     pub batch_size: usize,
+    /// A new order of the rows in each epoch; without it always the order of the data.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
     /// Tokens per forward pass at most; a prompt's responses are never split.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,

@@ -47,6 +47,7 @@ pub fn pretrain<B: ModelBackend>(
         optim: &config.optim,
         epochs: config.epochs,
         batch_size: config.batch_size,
+        shuffle: config.shuffle,
         micro_batch_tokens: config.micro_batch_tokens,
         cadence: &config.cadence,
         train: train.items,

@@ -154,7 +154,7 @@ pub fn reward_model<B: ModelBackend>(
         train.len(),
         config.batch_size,
         config.epochs,
-        seed.fork("order"),
+        config.shuffle.then(|| seed.fork("order")),
     );
     let steps = batches.num_steps();
     let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();

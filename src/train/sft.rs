@@ -58,6 +58,7 @@ pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) ->
         optim: &config.optim,
         epochs: config.epochs,
         batch_size: config.batch_size,
+        shuffle: config.shuffle,
         micro_batch_tokens: config.micro_batch_tokens,
         cadence: &config.cadence,
         train: train.items,

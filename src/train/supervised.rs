@@ -29,6 +29,7 @@ pub(super) struct Supervised<'a> {
     pub(super) optim: &'a OptimConfig,
     pub(super) epochs: usize,
     pub(super) batch_size: usize,
+    pub(super) shuffle: bool,
     pub(super) micro_batch_tokens: usize,
     pub(super) cadence: &'a Cadence,
     pub(super) train: Vec<Example>,
@@ -50,7 +51,7 @@ pub(super) fn run<B: ModelBackend>(
         work.train.len(),
         work.batch_size,
         work.epochs,
-        seed.fork("order"),
+        work.shuffle.then(|| seed.fork("order")),
     );
     let (num_trained, total) = trained.model.count_parameters();
     let summary = format!(
