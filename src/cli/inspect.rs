@@ -12,6 +12,8 @@ use crate::data::{
     encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Result};
+use crate::model::manifest;
+use crate::peft::files::ADAPTER_CONFIG;
 use crate::recipe::{self, Recipe, Stage};
 use crate::train::config::Init;
 
@@ -85,8 +87,17 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
         init = self::init(find(recipe, name)?);
     }
     match init {
-        Init::Random(path) if path.is_dir() => Tokenizer::load(path),
-        Init::Random(path) => Tokenizer::load(path.parent().unwrap_or(Path::new("."))),
+        Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => {
+            FoundModel::find(&ModelArgs {
+                model: manifest::adapter_base(path)?,
+                adapter: None,
+            })?
+            .tokenizer()
+        }
+        Init::Folder(path) | Init::Random(path) if path.is_dir() => Tokenizer::load(path),
+        Init::Folder(path) | Init::Random(path) => {
+            Tokenizer::load(path.parent().unwrap_or(Path::new(".")))
+        }
         _ => {
             let model = recipe.model.clone().ok_or_else(|| {
                 Error::Usage(format!("stage {}: the recipe names no model", stage.name()))

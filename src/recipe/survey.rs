@@ -11,7 +11,8 @@ use crate::data::{
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
-use crate::peft::{TargetModules, resolve_targets};
+use crate::peft::files::ADAPTER_CONFIG;
+use crate::peft::{AdapterConfig, TargetModules, resolve_targets};
 use crate::reward::{self, RewardConfig};
 use crate::train::config::{Init, Peft};
 
@@ -123,6 +124,10 @@ impl Surveyor<'_> {
         match init {
             Init::Base => self.base.clone(),
             Init::Stage(name) => self.by_stage.get(&name).cloned(),
+            Init::Folder(folder) => {
+                let found = open_folder(&folder);
+                self.keep(&format!("{path}.init"), found)
+            }
             Init::Random(file) => {
                 let folder = if file.is_dir() {
                     file.as_path()
@@ -362,6 +367,18 @@ fn open_model(name: &str) -> Result<Known> {
         ));
     }
     Ok(Known { config, tokenizer })
+}
+
+/// As [`open_model`]; an adapter's folder stands for the base that it names, and its configuration is read.
+fn open_folder(folder: &Path) -> Result<Known> {
+    if !folder.join(ADAPTER_CONFIG).exists() {
+        // Not a known model's name: a folder is meant.
+        std::fs::metadata(folder).map_err(Error::io("open", folder))?;
+        return open_model(&folder.to_string_lossy());
+    }
+    let known = open_model(&manifest::adapter_base(folder)?)?;
+    AdapterConfig::load(folder, known.config.family())?;
+    Ok(known)
 }
 
 fn shape_of(config: &ModelConfig) -> ModelShape {

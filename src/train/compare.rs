@@ -149,6 +149,6 @@ fn title(init: &Init) -> String {
     match init {
         Init::Base => "base".into(),
         Init::Stage(stage) => stage.clone(),
-        Init::Random(path) => path.display().to_string(),
+        Init::Folder(path) | Init::Random(path) => path.display().to_string(),
     }
 }

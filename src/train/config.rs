@@ -24,6 +24,8 @@ pub enum Init {
     Base,
     /// The result of an earlier stage, by name.
     Stage(String),
+    /// A model's folder (or weight file) in the layout of transformers, or an adapter's in PEFT's, whose base is the one it names.
+    Folder(PathBuf),
     /// Fresh random weights from a `config.json`, with the tokenizer files beside it.
     Random(PathBuf),
 }

@@ -19,11 +19,14 @@ use crate::model::{
 };
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
+use crate::peft::files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::peft::{Adaptable, AdapterConfig, LoraConfig, TargetModules, resolve_targets};
 use crate::rng::Seed;
 
 /// Key under which a reward model's centre is kept, in `config.json` or beside an adapter.
 const SCORE_OFFSET: &str = "score_offset";
+/// Name of a reward model's head in files.
+const SCORE: &str = "score.weight";
 /// File beside an adapter that holds what PEFT has no place for.
 const SIDECAR: &str = "tempering.json";
 
@@ -42,6 +45,9 @@ pub struct Policy<B: ModelBackend> {
     pub base: String,
     /// Files that the weights came from.
     pub files: Vec<PathBuf>,
+    /// A score head found beside the weights (`score.weight` of a classification model or adapter), `[hidden]`: a reward
+    /// model starts from it, policies do not use it.
+    pub score: Option<Vec<f32>>,
 }
 
 /// A trained reward model.
@@ -73,20 +79,19 @@ impl<B: ModelBackend> Session<'_, B> {
             Init::Stage(stage) => {
                 let dir = self.stage_dir(stage)?;
                 let adapter = dir.join("adapter");
-                if !adapter.exists() {
-                    return self
-                        .base_policy(&existing(dir.join("model"), stage)?.to_string_lossy());
+                if adapter.exists() {
+                    return self.adapted_policy(&adapter);
                 }
-                let base = manifest::adapter_base(&adapter)?;
-                let mut policy = self.base_policy(&base)?;
-                let loaded =
-                    load_adapter(&mut policy.model, &policy.config, &adapter, &self.device)?;
-                policy.lora = Some(lora_config(&loaded.config));
-                policy
-                    .files
-                    .push(adapter.join(crate::peft::files::ADAPTER_WEIGHTS));
-                Ok(policy)
+                self.base_policy(&existing(dir.join("model"), stage)?.to_string_lossy())
             }
+            Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => self.adapted_policy(path),
+            Init::Folder(path) => match path.exists() {
+                true => self.base_policy(&path.to_string_lossy()),
+                false => Err(Error::Usage(format!(
+                    "init: no such file or folder: {}",
+                    path.display()
+                ))),
+            },
             Init::Random(path) => {
                 let config = ModelConfig::load(path)?;
                 let folder = if path.is_dir() {
@@ -101,10 +106,22 @@ impl<B: ModelBackend> Session<'_, B> {
                     lora: None,
                     base: folder.to_string_lossy().into_owned(),
                     files: Vec::new(),
+                    score: None,
                     config,
                 })
             }
         }
+    }
+
+    /// The adapter of a folder on the base that it names.
+    fn adapted_policy(&mut self, adapter: &Path) -> Result<Policy<B>> {
+        let base = manifest::adapter_base(adapter)?;
+        let mut policy = self.base_policy(&base)?;
+        let loaded = load_adapter(&mut policy.model, &policy.config, adapter, &self.device)?;
+        policy.lora = Some(lora_config(&loaded.config));
+        policy.score = loaded.score.or(policy.score);
+        policy.files.push(adapter.join(ADAPTER_WEIGHTS));
+        Ok(policy)
     }
 
     fn base_policy(&mut self, name: &str) -> Result<Policy<B>> {
@@ -130,12 +147,17 @@ impl<B: ModelBackend> Session<'_, B> {
                 ),
             ));
         }
+        let is_scalar = source.shape(SCORE).is_some_and(|shape| shape[0] == 1);
         Ok(Policy {
             model,
             config,
             tokenizer,
             lora: None,
             base: name.to_owned(),
+            score: match is_scalar {
+                true => Some(source.read(SCORE)?),
+                false => None,
+            },
             files: source.files(),
         })
     }

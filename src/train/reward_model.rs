@@ -145,7 +145,10 @@ pub fn reward_model<B: ModelBackend>(
         });
     }
     let hidden = policy.config.hidden_size();
-    let model = ScalarModel::with_random_head(backbone, hidden, seed.fork("head"), &device);
+    let mut model = ScalarModel::with_random_head(backbone, hidden, seed.fork("head"), &device);
+    if let Some(head) = &policy.score {
+        model.set_score(head.clone(), &device);
+    }
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
     let full = lora.is_none();
     model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
