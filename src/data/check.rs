@@ -17,6 +17,8 @@ pub enum RowKind {
     Text,
     /// `prompt` and `completion`, or `messages`.
     Completion,
+    /// `Text` or `Completion`: trained on whole.
+    TextOrCompletion,
     /// `chosen` and `rejected`, with or without `prompt`; or rows of a `Rank` stage.
     Preference,
     /// `prompt` or `messages`.
@@ -132,6 +134,7 @@ impl RowKind {
         match self {
             Self::Text => "`text` or `messages`",
             Self::Completion => "`prompt` and `completion`, or `messages`",
+            Self::TextOrCompletion => "`text`, `prompt` and `completion`, or `messages`",
             Self::Preference => "`chosen` and `rejected`",
             Self::Prompt => "`prompt` or `messages`",
         }
@@ -141,11 +144,17 @@ impl RowKind {
 fn check_row(parser: &RowParser<'_>, row: &Row, expects: RowKind) -> Result<(), Error> {
     match expects {
         RowKind::Text => parser.text(row).map(drop),
-        RowKind::Completion => parser.completion(row).map(drop),
+        RowKind::TextOrCompletion if is_plain_text(row) => parser.text(row).map(drop),
+        RowKind::Completion | RowKind::TextOrCompletion => parser.completion(row).map(drop),
         RowKind::Preference if row.columns.contains_key("response_ids") => Ok(()),
         RowKind::Preference => parser.preference(row).map(drop),
         RowKind::Prompt => parser.prompt(row).map(drop),
     }
+}
+
+/// Whether a row that may be `Text` or `Completion` is the former.
+pub fn is_plain_text(row: &Row) -> bool {
+    row.columns.contains_key("text") && !row.columns.contains_key("prompt")
 }
 
 fn check_hub_name(file: &str) -> Option<Problem> {
@@ -216,6 +225,24 @@ mod tests {
                     .replace(&format!("{}/", dir.path().display()), "")
             })
             .collect()
+    }
+
+    #[test]
+    fn what_is_trained_on_whole_may_be_text_or_a_completion() {
+        let kind = RowKind::TextOrCompletion;
+        for row in [
+            r#"{"text": "a"}"#,
+            r#"{"prompt": "a", "completion": "b"}"#,
+            r#"{"messages": [{"role": "user", "content": "a"}]}"#,
+        ] {
+            assert_eq!(problems(row, kind, |_| ()), Vec::<String>::new());
+        }
+        assert_eq!(
+            problems(r#"{"prompt": "a"}"#, kind, |_| ()),
+            [
+                "d.jsonl:1: expected `prompt` and `completion`, or `messages`; the row has the columns `prompt`"
+            ]
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod source;
 mod tokenizer;
 
 pub use chat::ChatTemplate;
-pub use check::{RowKind, check_source};
+pub use check::{RowKind, check_source, is_plain_text};
 pub use encode::{
     Comparisons, EncodeReport, Encoded, Example, Prompt, encode_comparisons, encode_completions,
     encode_prompts, encode_text,

@@ -7,14 +7,14 @@ use std::path::Path;
 use super::{ModelShape, Places, Recipe, Stage, StagePlan, Work, estimate};
 use crate::data::{
     DataConfig, DataContext, DataSource, Example, Row, RowKind, Tokenizer, check_source,
-    encode_completions, encode_prompts, encode_text, read_rows,
+    encode_completions, encode_prompts, encode_text, is_plain_text, read_rows,
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::peft::{AdapterConfig, TargetModules, resolve_targets};
 use crate::reward::{self, RewardConfig};
-use crate::train::config::{Init, Peft};
+use crate::train::config::{Init, Peft, SftConfig};
 
 /// Rows that are tokenised to estimate a data set's tokens.
 const SAMPLE_ROWS: usize = 64;
@@ -212,7 +212,10 @@ impl Surveyor<'_> {
             let (tokenizer, format) = (&known.tokenizer, &data.format);
             Ok(match kind {
                 RowKind::Text => lens_of(encode_text(rows, tokenizer, format, max_length)?.items),
-                RowKind::Completion => {
+                RowKind::TextOrCompletion if rows.first().is_some_and(is_plain_text) => {
+                    lens_of(encode_text(rows, tokenizer, format, max_length)?.items)
+                }
+                RowKind::Completion | RowKind::TextOrCompletion => {
                     lens_of(encode_completions(rows, tokenizer, format, max_length, true)?.items)
                 }
                 RowKind::Preference | RowKind::Prompt => {
@@ -262,8 +265,8 @@ impl Surveyor<'_> {
                 plan.memory = estimate(train(c.micro_batch_tokens), &shape);
             }
             Stage::Sft(c) => {
-                let (rows, len) =
-                    self.rows(&place, &c.data, RowKind::Completion, known, c.max_length);
+                let kind = sft_rows(c);
+                let (rows, len) = self.rows(&place, &c.data, kind, known, c.max_length);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
                 plan.memory = estimate(train(c.micro_batch_tokens), &shape);
             }
@@ -411,6 +414,14 @@ fn shape_of(config: &ModelConfig) -> ModelShape {
     }
 }
 
+/// What fine-tuning needs of a row.
+fn sft_rows(config: &SftConfig) -> RowKind {
+    match config.completion_only_loss {
+        true => RowKind::Completion,
+        false => RowKind::TextOrCompletion,
+    }
+}
+
 /// The data sets and reward sources of a stage, by key.
 struct Uses<'a> {
     data: Vec<(&'static str, &'a DataConfig, RowKind)>,
@@ -431,11 +442,7 @@ fn uses(stage: &Stage) -> Uses<'_> {
             }
         }
         Stage::Sft(c) => {
-            let kind = if c.completion_only_loss {
-                RowKind::Completion
-            } else {
-                RowKind::Text
-            };
+            let kind = sft_rows(c);
             data("data", &c.data, kind);
             if let Some(eval) = &c.eval_data {
                 data("eval_data", eval, kind);

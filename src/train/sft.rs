@@ -4,7 +4,7 @@ use super::Session;
 use super::config::SftConfig;
 use super::session::{Outcome, data_file};
 use super::supervised::{Supervised, run};
-use crate::data::{Row, RowFormat, encode_completions, encode_prompts, encode_text};
+use crate::data::{Row, RowFormat, encode_completions, encode_prompts, encode_text, is_plain_text};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 
@@ -15,9 +15,7 @@ use crate::ops::ModelBackend;
 pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) -> Result<Outcome> {
     let policy = session.policy(&config.init)?;
     let encode = |rows: &[Row], format: &RowFormat| {
-        let is_text = rows.first().is_some_and(|row| {
-            row.columns.contains_key("text") && !row.columns.contains_key("prompt")
-        });
+        let is_text = rows.first().is_some_and(is_plain_text);
         if is_text && !config.completion_only_loss {
             return encode_text(rows, &policy.tokenizer, format, config.max_length);
         }
