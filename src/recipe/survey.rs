@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::{ModelShape, Places, Recipe, Stage, StagePlan, Work, estimate};
 use crate::data::{
-    DataConfig, DataContext, DataSource, Example, Row, RowKind, Tokenizer, check_source,
-    encode_completions, encode_prompts, encode_text, is_plain_text, read_rows,
+    Comparisons, DataConfig, DataContext, DataSource, Example, Row, RowKind, Tokenizer,
+    check_source, encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text, read_rows,
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
@@ -218,7 +218,12 @@ impl Surveyor<'_> {
                 RowKind::Completion | RowKind::TextOrCompletion => {
                     lens_of(encode_completions(rows, tokenizer, format, max_length, true)?.items)
                 }
-                RowKind::Preference | RowKind::Prompt => {
+                RowKind::Preference => {
+                    let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
+                    let tokens = |item: &Comparisons| item.responses.iter().map(Vec::len).sum();
+                    encoded.items.iter().map(tokens).collect()
+                }
+                RowKind::Prompt => {
                     let encoded = encode_prompts(rows, tokenizer, format, max_length)?;
                     encoded.items.iter().map(|x| x.ids.len()).collect()
                 }
