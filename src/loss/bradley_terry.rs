@@ -65,11 +65,33 @@ impl Comparisons {
             .count()
     }
 
-    /// One over the number of pairs of the pair's prompt, for each pair.
-    fn weights(&self) -> Vec<f32> {
-        (self.group_sizes.iter())
+    /// Chosen and rejected response of each pair, in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        self.chosen
+            .iter()
+            .copied()
+            .zip(self.rejected.iter().copied())
+    }
+
+    /// The values of each pair's preferred and of its other response, both `[pairs]`.
+    pub(super) fn sides<B: Backend>(&self, values: Tensor<B, 1>) -> (Tensor<B, 1>, Tensor<B, 1>) {
+        let device = values.device();
+        let pick = |indices: &[usize]| {
+            let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
+            let shape = [indices.len()];
+            let indices = Tensor::<B, 1, Int>::from_data(TensorData::new(indices, shape), &device);
+            values.clone().select(0, indices)
+        };
+        (pick(&self.chosen), pick(&self.rejected))
+    }
+
+    /// The mean of `losses`, `[pairs]`, over each prompt's pairs, summed over prompts.
+    pub(super) fn mean_per_prompt<B: Backend>(&self, losses: Tensor<B, 1>) -> Tensor<B, 1> {
+        let weights: Vec<f32> = (self.group_sizes.iter())
             .flat_map(|&size| std::iter::repeat_n(1.0 / size as f32, size))
-            .collect()
+            .collect();
+        let weights = floats(&weights, &losses.device());
+        (losses * weights).sum()
     }
 }
 
@@ -88,22 +110,14 @@ impl Comparisons {
 /// 2023, arXiv:2307.09288, eq. 2.
 pub fn bradley_terry<B: Backend>(scores: Tensor<B, 1>, comparisons: &Comparisons) -> Tensor<B, 1> {
     let device = scores.device();
-    let pick = |indices: &[usize]| {
-        let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
-        let shape = [indices.len()];
-        let indices = Tensor::<B, 1, Int>::from_data(TensorData::new(indices, shape), &device);
-        scores.clone().select(0, indices)
-    };
-    let per_pair = |numbers: Vec<f32>| {
-        let shape = [numbers.len()];
-        Tensor::<B, 1>::from_data(TensorData::new(numbers, shape), &device)
-    };
-    let lead = pick(&comparisons.chosen) - pick(&comparisons.rejected);
-    let lead = lead - per_pair(comparisons.margins.clone());
+    let (chosen, rejected) = comparisons.sides(scores);
+    let lead = chosen - rejected - floats(&comparisons.margins, &device);
     // log_sigmoid, not sigmoid().log(): the latter is -inf for leads below about -88.
-    (log_sigmoid(lead) * per_pair(comparisons.weights()))
-        .sum()
-        .neg()
+    comparisons.mean_per_prompt(log_sigmoid(lead).neg())
+}
+
+fn floats<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@
 
 mod bradley_terry;
 mod cross_entropy;
+mod dpo;
 mod ppo;
 
 pub use bradley_terry::{Comparisons, bradley_terry};
 pub use cross_entropy::cross_entropy;
+pub use dpo::{DpoLoss, DpoObjective, dpo, response_sums};
 pub use ppo::{policy_loss, value_loss};
 
 #[cfg(test)]
