@@ -72,6 +72,9 @@ fn a_resumed_run_gives_the_same_results() {
         ("sft", 1),
         ("sft", 3),
         ("rm", 2),
+        ("dpo", 1),
+        ("dpo", 3),
+        ("dpo_full", 1),
         ("ppo", 1),
         ("ppo", 2),
     ] {
@@ -111,7 +114,7 @@ fn a_resumed_run_gives_the_same_results() {
     )
     .unwrap();
 
-    for stage in ["pretrain", "sft", "rank", "rm", "ppo", "compare"] {
+    for stage in pipeline::STAGES {
         for file in ["metrics.jsonl", "samples.jsonl"] {
             let [a, b] = [&whole, &parts].map(|run| read(&run.join(stage).join(file)));
             assert!(
@@ -127,6 +130,8 @@ fn a_resumed_run_gives_the_same_results() {
         "sft/adapter/adapter_model.safetensors",
         "rank/train.jsonl",
         "rm/adapter/adapter_model.safetensors",
+        "dpo/adapter/adapter_model.safetensors",
+        "dpo_full/model/model.safetensors",
         "ppo/adapter/adapter_model.safetensors",
     ] {
         assert!(read(&whole.join(file)) == read(&parts.join(file)), "{file}");

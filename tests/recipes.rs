@@ -241,7 +241,7 @@ fn a_stage_of_the_wrong_kind() {
         "Stage(\"ppo\")",
         "Stage(\"rm\")",
         &[
-            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft` or `Ppo`) was expected",
+            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft`, `Dpo` or `Ppo`) was expected",
             "help: earlier stages that fit: `sft`, `ppo`",
         ],
     );
@@ -478,6 +478,43 @@ fn everything_wrong_is_reported_at_once_in_the_order_of_the_file() {
         "7:48: stages.ppo.response_length: expected a whole number of at least 0, found `true`",
         "--set stages.ppo.gamma=2.0: must be between 0 and 1, found 2.0",
         "--set stages.ppo.gama=2.0: no key `gama` in stages.ppo",
+    ];
+    assert_eq!(heads, expected, "{found:#?}");
+}
+
+#[test]
+fn everything_wrong_with_dpo_is_reported_at_once() {
+    let text = r#"(
+    name: "x", model: "tiny",
+    stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 10, seed: 1)), batch_size: 8),
+        Dpo(name: "a", data: (source: Jsonl("a.jsonl")), batch_size: 0, beta: 0.0, label_smoothing: 0.5),
+        Dpo(name: "b", init: Stage("stf"), data: (source: Posts(rows: 10, seed: 1)), batch_size: 8, loss_type: ippo),
+        Dpo(name: "c", init: Stage("sft"), data: (source: Jsonl("a.jsonl")), batch_size: 8, loss_type: hinge,
+            label_smoothing: 0.1, beta: -1.0, peft: Lora(dropout: 0.1)),
+        Dpo(name: "d", init: Random("models/tiny/config.json"), data: (source: Jsonl("a.jsonl")), batch_size: 8,
+            label_smoothing: -0.1),
+        Ppo(name: "ppo", init: Stage("c"), data: (source: Ranked(stage: "sft")), reward: Length(target: 8),
+            total_episodes: 4, batch_size: 4, response_length: 8),
+    ],
+)"#;
+    let found = problems(text, &[]);
+    let heads: Vec<&str> = found.iter().map(|p| p.split(';').next().unwrap()).collect();
+    let expected = [
+        "5:9: stages.a.init: required key of stages.a is missing",
+        "5:58: stages.a.batch_size: must be at least 1, found 0",
+        "5:73: stages.a.beta: must be above 0 and finite, found 0.0",
+        "5:84: stages.a.label_smoothing: must be at least 0 and below 0.5: with half of the labels wrong there is nothing to learn, found 0.5",
+        "6:24: stages.b.init: there is no stage `stf`\n    help: did you mean `sft`?",
+        "6:51: stages.b.data.source: the embedded posts are prompts with completions",
+        "6:101: stages.b.loss_type: unknown variant `ippo`",
+        "8:13: stages.c.label_smoothing: only the losses `sigmoid` and `robust` know wrong labels",
+        "8:35: stages.c.beta: must be above 0 and finite, found -1.0",
+        "8:58: stages.c.peft.dropout: must be 0: policy and reference would differ before the first step, found 0.1",
+        "9:24: stages.d.init: a random policy has nothing to prefer one response with, and is its own reference\n    help: start from an `Sft` stage, e.g. `init: Stage(\"sft\")`",
+        "10:13: stages.d.label_smoothing: must be at least 0 and below 0.5: with half of the labels wrong there is nothing to learn, found -0.1",
+        "11:51: stages.ppo.data.source: `Ranked(..)` holds comparisons, which only `data` and `eval_data` of a `RewardModel` or `Dpo` stage can use",
+        "11:66: stages.ppo.data.source.stage: `sft` is a `Sft`",
     ];
     assert_eq!(heads, expected, "{found:#?}");
 }

@@ -8,8 +8,8 @@ use super::model::FoundModel;
 use super::output;
 use crate::data::inspect::render;
 use crate::data::{
-    DataConfig, DataContext, EncodeReport, Tokenizer, encode_comparisons, encode_completions,
-    encode_prompts, encode_text, read_rows,
+    Comparisons, DataConfig, DataContext, EncodeReport, Tokenizer, encode_comparisons,
+    encode_completions, encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Result};
 use crate::model::manifest;
@@ -74,6 +74,7 @@ fn data(stage: &Stage) -> &DataConfig {
         Stage::Sft(c) => &c.data,
         Stage::Rank(c) => &c.data,
         Stage::RewardModel(c) => &c.data,
+        Stage::Dpo(c) => &c.data,
         Stage::Ppo(c) => &c.data,
         Stage::Compare(c) => &c.data,
     }
@@ -87,13 +88,11 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
         init = self::init(find(recipe, name)?);
     }
     match init {
-        Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => {
-            FoundModel::find(&ModelArgs {
-                model: manifest::adapter_base(path)?,
-                adapter: None,
-            })?
-            .tokenizer()
-        }
+        Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => FoundModel::find(&ModelArgs {
+            model: manifest::adapter_base(path)?,
+            adapter: None,
+        })?
+        .tokenizer(),
         Init::Folder(path) | Init::Random(path) if path.is_dir() => Tokenizer::load(path),
         Init::Folder(path) | Init::Random(path) => {
             Tokenizer::load(path.parent().unwrap_or(Path::new(".")))
@@ -117,6 +116,7 @@ fn init(stage: &Stage) -> &Init {
         Stage::Sft(c) => &c.init,
         Stage::Rank(c) => &c.init,
         Stage::RewardModel(c) => &c.init,
+        Stage::Dpo(c) => &c.init,
         Stage::Ppo(c) => &c.init,
         Stage::Compare(c) => c.policies.first().unwrap_or(&Init::Base),
     }
@@ -149,22 +149,14 @@ impl View<'_> {
             }
             Stage::RewardModel(c) => {
                 let encoded = encode_comparisons(rows, self.tokenizer, format, c.max_length)?;
-                let mut text = String::new();
-                for (at, item) in encoded.items.iter().take(self.rows).enumerate() {
-                    text.push_str(&format!("row {}\n", at + 1));
-                    for (index, ids) in item.responses.iter().enumerate() {
-                        // The score is read at the last token.
-                        let mut scored = vec![false; ids.len()];
-                        scored[ids.len() - 1] = true;
-                        let better = item.pairs.iter().filter(|pair| pair.0 == index).count();
-                        let worse = item.pairs.iter().filter(|pair| pair.1 == index).count();
-                        text.push_str(&format!(
-                            "response {}: chosen {better}, rejected {worse} times\n",
-                            index + 1
-                        ));
-                        text.push_str(&self.row(ids, &scored, item.prompt_len));
-                    }
-                }
+                // The score is read at the last token.
+                let text = self.comparisons(&encoded.items, |i, _, len| i + 1 == len);
+                (text, encoded.report)
+            }
+            Stage::Dpo(c) => {
+                let encoded = encode_comparisons(rows, self.tokenizer, format, c.max_length)?;
+                // Log-probabilities are taken of all tokens after the prompt.
+                let text = self.comparisons(&encoded.items, |i, prompt_len, _| i >= prompt_len);
                 (text, encoded.report)
             }
             Stage::Rank(c) => self.prompts(rows, format, c.max_prompt_length)?,
@@ -192,6 +184,31 @@ impl View<'_> {
                 )
             })
             .collect()
+    }
+
+    /// Responses by prompt; `counts` says of a token, by position, prompt length and length, whether it is read.
+    fn comparisons(
+        &self,
+        items: &[Comparisons],
+        counts: impl Fn(usize, usize, usize) -> bool,
+    ) -> String {
+        let mut text = String::new();
+        for (at, item) in items.iter().take(self.rows).enumerate() {
+            text.push_str(&format!("row {}\n", at + 1));
+            for (index, ids) in item.responses.iter().enumerate() {
+                let marked: Vec<bool> = (0..ids.len())
+                    .map(|i| counts(i, item.prompt_len, ids.len()))
+                    .collect();
+                let better = item.pairs.iter().filter(|pair| pair.0 == index).count();
+                let worse = item.pairs.iter().filter(|pair| pair.1 == index).count();
+                text.push_str(&format!(
+                    "response {}: chosen {better}, rejected {worse} times\n",
+                    index + 1
+                ));
+                text.push_str(&self.row(ids, &marked, item.prompt_len));
+            }
+        }
+        text
     }
 
     fn prompts(

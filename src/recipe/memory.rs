@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// Bytes of an f32, the precision of weights, gradients and activations.
-const FLOAT: u64 = 4;
+pub(super) const FLOAT: u64 = 4;
 
 /// Positions whose logits exist at once: losses and log-probabilities work through the vocabulary in chunks of this many.
 const LOGITS_CHUNK: u64 = 256;

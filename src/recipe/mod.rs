@@ -13,6 +13,7 @@ mod set;
 mod stage;
 mod suggest;
 mod survey;
+mod uses;
 mod validate;
 mod write;
 

@@ -122,6 +122,9 @@ fn advice(plan: &StagePlan) -> &'static str {
         }
         Some("KV cache") => "lower `generation_batch_size` (results do not change)",
         Some("gradients" | "optimizer state") => "train adapters instead: `peft: Lora(rank: 16)`",
+        Some("reference") => {
+            "set `precompute_ref_log_probs: true`, or train adapters: `peft: Lora(rank: 16)`"
+        }
         Some("logits") => "lower `generation_batch_size`",
         _ => "use a smaller model or a machine with more memory",
     }

@@ -24,7 +24,10 @@ impl Wanted {
     fn accepts(self, stage: &Stage) -> bool {
         match self {
             Self::Policy => {
-                matches!(stage, Stage::Pretrain(_) | Stage::Sft(_) | Stage::Ppo(_))
+                matches!(
+                    stage,
+                    Stage::Pretrain(_) | Stage::Sft(_) | Stage::Dpo(_) | Stage::Ppo(_)
+                )
             }
             Self::RewardModel => matches!(stage, Stage::RewardModel(_)),
             Self::Rank => matches!(stage, Stage::Rank(_)),
@@ -33,7 +36,7 @@ impl Wanted {
 
     fn words(self) -> &'static str {
         match self {
-            Self::Policy => "a policy (`Pretrain`, `Sft` or `Ppo`)",
+            Self::Policy => "a policy (`Pretrain`, `Sft`, `Dpo` or `Ppo`)",
             Self::RewardModel => "a `RewardModel`",
             Self::Rank => "a `Rank` stage",
         }
@@ -69,7 +72,7 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe) {
                 format!(
                     "the name `{name}` is already taken by stage {} ({})",
                     first + 1,
-                    kind(&stages[first])
+                    stages[first].kind()
                 ),
             );
             checks.help("stage names must be unique: later stages and `--set` refer to them");
@@ -115,7 +118,7 @@ fn check_reference(
                 key,
                 format!(
                     "`{target}` is a `{}`; {} was expected",
-                    kind(stage),
+                    stage.kind(),
                     reference.wanted.words()
                 ),
             );
@@ -151,15 +154,15 @@ fn check_reference(
     }
 }
 
-/// Comparisons feed reward models, and nothing else.
+/// Comparisons feed reward models and direct preference optimisation, and nothing else.
 fn check_comparisons(checks: &mut Checks, path: &str, stage: &Stage) {
-    let allowed = matches!(stage, Stage::RewardModel(_));
+    let allowed = matches!(stage, Stage::RewardModel(_) | Stage::Dpo(_));
     for (key, data) in data_sets(stage) {
         let comparisons = matches!(data.source, DataSource::Ranked { .. });
         if comparisons && !(allowed && key != "center_on") {
             checks.say(
                 format!("{path}.{key}.source"),
-                "`Ranked(..)` holds comparisons, which only `data` and `eval_data` of a `RewardModel` stage can use",
+                "`Ranked(..)` holds comparisons, which only `data` and `eval_data` of a `RewardModel` or `Dpo` stage can use",
             );
         }
     }
@@ -193,18 +196,6 @@ fn fitting(stages: &[Stage], wanted: Wanted) -> Vec<&str> {
         .collect()
 }
 
-/// The variant's name, as a recipe writes it.
-fn kind(stage: &Stage) -> &'static str {
-    match stage {
-        Stage::Pretrain(_) => "Pretrain",
-        Stage::Sft(_) => "Sft",
-        Stage::Rank(_) => "Rank",
-        Stage::RewardModel(_) => "RewardModel",
-        Stage::Ppo(_) => "Ppo",
-        Stage::Compare(_) => "Compare",
-    }
-}
-
 /// Every model a stage starts from or looks at, with its key.
 fn inits(stage: &Stage) -> Vec<(String, Init)> {
     let one = |init: &Init| vec![("init".to_string(), init.clone())];
@@ -213,6 +204,7 @@ fn inits(stage: &Stage) -> Vec<(String, Init)> {
         Stage::Sft(c) => one(&c.init),
         Stage::Rank(c) => one(&c.init),
         Stage::RewardModel(c) => one(&c.init),
+        Stage::Dpo(c) => one(&c.init),
         Stage::Ppo(c) => one(&c.init),
         Stage::Compare(c) => {
             let policies = c.policies.iter().enumerate();
@@ -235,6 +227,7 @@ fn data_sets(stage: &Stage) -> Vec<(&'static str, &DataConfig)> {
         Stage::Sft(c) => (&c.data, c.eval_data.as_ref(), None),
         Stage::Rank(c) => (&c.data, None, None),
         Stage::RewardModel(c) => (&c.data, c.eval_data.as_ref(), c.center_on.as_ref()),
+        Stage::Dpo(c) => (&c.data, c.eval_data.as_ref(), None),
         Stage::Ppo(c) => (&c.data, c.eval_data.as_ref(), None),
         Stage::Compare(c) => (&c.data, None, None),
     };
@@ -247,7 +240,7 @@ fn data_sets(stage: &Stage) -> Vec<(&'static str, &DataConfig)> {
 /// Every reward source of a stage, with its key.
 fn rewards(stage: &Stage) -> Vec<(String, &RewardConfig)> {
     match stage {
-        Stage::Pretrain(_) | Stage::Sft(_) | Stage::RewardModel(_) => Vec::new(),
+        Stage::Pretrain(_) | Stage::Sft(_) | Stage::RewardModel(_) | Stage::Dpo(_) => Vec::new(),
         Stage::Rank(c) => vec![("reward".into(), &c.reward)],
         Stage::Ppo(c) => std::iter::once(("reward".to_string(), &c.reward))
             .chain(c.gold.iter().map(|gold| ("gold".to_string(), gold)))

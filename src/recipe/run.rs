@@ -159,6 +159,7 @@ fn run_stage<B: ModelBackend>(session: &mut Session<'_, B>, stage: &Stage) -> Re
         Stage::Sft(config) => train::sft(session, config),
         Stage::Rank(config) => train::rank(session, config),
         Stage::RewardModel(config) => train::reward_model(session, config),
+        Stage::Dpo(config) => train::dpo(session, config),
         Stage::Ppo(config) => train::ppo(session, config),
         Stage::Compare(config) => train::compare(session, config),
     }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::train::config::{
-    CompareConfig, Peft, PpoConfig, PretrainConfig, RankConfig, RewardModelConfig, SftConfig,
+    CompareConfig, DpoConfig, Peft, PpoConfig, PretrainConfig, RankConfig, RewardModelConfig,
+    SftConfig,
 };
 
 /// A whole pipeline in one file.
@@ -39,6 +40,8 @@ pub enum Stage {
     Rank(RankConfig),
     /// Reward model.
     RewardModel(RewardModelConfig),
+    /// Direct preference optimisation.
+    Dpo(DpoConfig),
     /// Proximal policy optimisation.
     Ppo(PpoConfig),
     /// Stages side by side.
@@ -53,6 +56,7 @@ impl Stage {
             Self::Sft(c) => &c.name,
             Self::Rank(c) => &c.name,
             Self::RewardModel(c) => &c.name,
+            Self::Dpo(c) => &c.name,
             Self::Ppo(c) => &c.name,
             Self::Compare(c) => &c.name,
         }
@@ -64,8 +68,22 @@ impl Stage {
             Self::Pretrain(c) => Some(&c.peft),
             Self::Sft(c) => Some(&c.peft),
             Self::RewardModel(c) => Some(&c.peft),
+            Self::Dpo(c) => Some(&c.peft),
             Self::Ppo(c) => Some(&c.peft),
             Self::Rank(_) | Self::Compare(_) => None,
+        }
+    }
+
+    /// The variant's name, as a recipe writes it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Pretrain(_) => "Pretrain",
+            Self::Sft(_) => "Sft",
+            Self::Rank(_) => "Rank",
+            Self::RewardModel(_) => "RewardModel",
+            Self::Dpo(_) => "Dpo",
+            Self::Ppo(_) => "Ppo",
+            Self::Compare(_) => "Compare",
         }
     }
 }

@@ -4,17 +4,20 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{ModelShape, Places, Recipe, Stage, StagePlan, Work, estimate};
+use super::memory::{FLOAT, ModelShape, Work, estimate};
+use super::uses::{sft_rows, uses};
+use super::{Places, Recipe, Stage, StagePlan};
 use crate::data::{
     Comparisons, DataConfig, DataContext, DataSource, Example, Row, RowKind, Tokenizer,
-    check_source, encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text, read_rows,
+    check_source, encode_comparisons, encode_completions, encode_prompts, encode_text,
+    is_plain_text, read_rows,
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::peft::{AdapterConfig, TargetModules, resolve_targets};
 use crate::reward::{self, RewardConfig};
-use crate::train::config::{Init, Peft, SftConfig};
+use crate::train::config::{Init, Peft};
 
 /// Rows that are tokenised to estimate a data set's tokens.
 const SAMPLE_ROWS: usize = 64;
@@ -84,7 +87,11 @@ impl Surveyor<'_> {
 
     fn stage(&mut self, stage: &Stage, path: &str, recipe: &Recipe) -> Option<StagePlan> {
         let known = self.model_of(stage, path);
-        if let (Stage::Pretrain(_) | Stage::Sft(_) | Stage::Ppo(_), Some(known)) = (stage, &known) {
+        let trains_policy = matches!(
+            stage,
+            Stage::Pretrain(_) | Stage::Sft(_) | Stage::Dpo(_) | Stage::Ppo(_)
+        );
+        if let (true, Some(known)) = (trains_policy, &known) {
             self.by_stage.insert(stage.name().to_owned(), known.clone());
         }
         let uses = uses(stage);
@@ -118,6 +125,7 @@ impl Surveyor<'_> {
             Stage::Sft(c) => c.init.clone(),
             Stage::Rank(c) => c.init.clone(),
             Stage::RewardModel(c) => c.init.clone(),
+            Stage::Dpo(c) => c.init.clone(),
             Stage::Ppo(c) => c.init.clone(),
             Stage::Compare(c) => c.policies.first().cloned().unwrap_or_else(base),
         };
@@ -236,6 +244,28 @@ impl Surveyor<'_> {
         (rows.len() as u64, mean)
     }
 
+    /// Prompts with comparisons and their mean tokens, all responses together.
+    fn comparisons(
+        &mut self,
+        place: &str,
+        data: &DataConfig,
+        known: &Known,
+        max_length: usize,
+        recipe: &Recipe,
+    ) -> (u64, f64) {
+        if let DataSource::Ranked { stage, .. } = &data.source
+            && let Some(Stage::Rank(rank)) = recipe.stages.iter().find(|s| s.name() == stage)
+        {
+            let longest = rank.max_prompt_length;
+            let (prompts, prompt_len) =
+                self.rows(place, &rank.data, RowKind::Prompt, known, longest);
+            let rows = (prompts as f64 * (1.0 - rank.valid_fraction)) as u64;
+            let len = rank.num_responses as f64 * (prompt_len + rank.response_length as f64);
+            return (rows, len);
+        }
+        self.rows(place, data, RowKind::Preference, known, max_length)
+    }
+
     fn plan(
         &mut self,
         stage: &Stage,
@@ -247,7 +277,7 @@ impl Surveyor<'_> {
         let place = format!("{path}.data");
         let mut plan = StagePlan {
             name: stage.name().to_owned(),
-            kind: kind(stage).to_owned(),
+            kind: stage.kind().to_owned(),
             trainable_params: shape.trainable_params,
             total_params: shape.total_params,
             rows: 0,
@@ -291,24 +321,25 @@ impl Surveyor<'_> {
                 plan.memory = estimate(work, &shape);
             }
             Stage::RewardModel(c) => {
-                let (mut rows, mut len) =
-                    self.rows(&place, &c.data, RowKind::Preference, known, c.max_length);
-                if let DataSource::Ranked { stage, .. } = &c.data.source
-                    && let Some(Stage::Rank(rank)) =
-                        recipe.stages.iter().find(|s| s.name() == stage)
-                {
-                    let (prompts, prompt_len) = self.rows(
-                        &place,
-                        &rank.data,
-                        RowKind::Prompt,
-                        known,
-                        rank.max_prompt_length,
-                    );
-                    rows = (prompts as f64 * (1.0 - rank.valid_fraction)) as u64;
-                    len = rank.num_responses as f64 * (prompt_len + rank.response_length as f64);
-                }
+                let (rows, len) = self.comparisons(&place, &c.data, known, c.max_length, recipe);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
                 plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+            }
+            Stage::Dpo(c) => {
+                let (rows, len) = self.comparisons(&place, &c.data, known, c.max_length, recipe);
+                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
+                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+                let reference = match (&c.peft, c.precompute_ref_log_probs) {
+                    // One number per token of the data.
+                    (_, true) => (rows as f64 * len) as u64,
+                    (Peft::Full, false) => shape.total_params,
+                    // The base is shared; what `init` has of adapters is not.
+                    (Peft::Lora(_), false) if c.init == Init::Base => 0,
+                    (Peft::Lora(_), false) => shape.trainable_params,
+                };
+                if reference > 0 {
+                    plan.memory.push(("reference".into(), FLOAT * reference));
+                }
             }
             Stage::Ppo(c) => {
                 let (rows, len) =
@@ -416,85 +447,5 @@ fn shape_of(config: &ModelConfig) -> ModelShape {
         head_dim: head_dim as u64,
         total_params: total,
         trainable_params: 0,
-    }
-}
-
-/// What fine-tuning needs of a row.
-fn sft_rows(config: &SftConfig) -> RowKind {
-    match config.completion_only_loss {
-        true => RowKind::Completion,
-        false => RowKind::TextOrCompletion,
-    }
-}
-
-/// The data sets and reward sources of a stage, by key.
-struct Uses<'a> {
-    data: Vec<(&'static str, &'a DataConfig, RowKind)>,
-    rewards: Vec<(String, &'a RewardConfig)>,
-}
-
-fn uses(stage: &Stage) -> Uses<'_> {
-    let mut uses = Uses {
-        data: Vec::new(),
-        rewards: Vec::new(),
-    };
-    let mut data = |key, config, kind| uses.data.push((key, config, kind));
-    match stage {
-        Stage::Pretrain(c) => {
-            data("data", &c.data, RowKind::Text);
-            if let Some(eval) = &c.eval_data {
-                data("eval_data", eval, RowKind::Text);
-            }
-        }
-        Stage::Sft(c) => {
-            let kind = sft_rows(c);
-            data("data", &c.data, kind);
-            if let Some(eval) = &c.eval_data {
-                data("eval_data", eval, kind);
-            }
-        }
-        Stage::Rank(c) => {
-            data("data", &c.data, RowKind::Prompt);
-            uses.rewards.push(("reward".into(), &c.reward));
-        }
-        Stage::RewardModel(c) => {
-            data("data", &c.data, RowKind::Preference);
-            if let Some(eval) = &c.eval_data {
-                data("eval_data", eval, RowKind::Preference);
-            }
-            if let Some(center) = &c.center_on {
-                data("center_on", center, RowKind::Completion);
-            }
-        }
-        Stage::Ppo(c) => {
-            data("data", &c.data, RowKind::Prompt);
-            if let Some(eval) = &c.eval_data {
-                data("eval_data", eval, RowKind::Prompt);
-            }
-            uses.rewards.push(("reward".into(), &c.reward));
-            if let Some(gold) = &c.gold {
-                uses.rewards.push(("gold".into(), gold));
-            }
-        }
-        Stage::Compare(c) => {
-            data("data", &c.data, RowKind::Prompt);
-            uses.rewards.extend(
-                c.rewards
-                    .iter()
-                    .map(|(title, reward)| (format!("rewards.{title}"), reward)),
-            );
-        }
-    }
-    uses
-}
-
-fn kind(stage: &Stage) -> &'static str {
-    match stage {
-        Stage::Pretrain(_) => "Pretrain",
-        Stage::Sft(_) => "Sft",
-        Stage::Rank(_) => "Rank",
-        Stage::RewardModel(_) => "RewardModel",
-        Stage::Ppo(_) => "Ppo",
-        Stage::Compare(_) => "Compare",
     }
 }

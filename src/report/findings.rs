@@ -46,6 +46,7 @@ pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
     }
     not_finite(rows, &mut found);
     supervised(&curves, &mut found);
+    preferences(&curves, &mut found);
     leash(&curves, &mut found);
     over_optimisation(&curves, &mut found);
     responses(&curves, &mut found);
@@ -54,11 +55,28 @@ pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
 }
 
 /// The metrics whose change is told in words.
-const CHANGES: [(&str, &str); 12] = [
-    ("loss", "Training loss (nats per trained token)"),
-    ("eval/loss", "Held-out loss (nats per trained token)"),
+const CHANGES: [(&str, &str); 17] = [
+    ("loss", "Training loss"),
+    ("eval/loss", "Held-out loss"),
     ("accuracy", "Accuracy on training pairs"),
     ("eval/accuracy", "Accuracy on held-out pairs"),
+    (
+        "rewards/accuracies",
+        "Accuracy of the implicit reward on training pairs",
+    ),
+    (
+        "eval/rewards/accuracies",
+        "Accuracy of the implicit reward on held-out pairs",
+    ),
+    ("rewards/margins", "Margin of the implicit rewards"),
+    (
+        "logps/chosen",
+        "Log-probability of the chosen responses (nats per response)",
+    ),
+    (
+        "logps/rejected",
+        "Log-probability of the rejected responses (nats per response)",
+    ),
     ("objective/scores", "Score of the responses"),
     (
         "objective/gold_scores",
@@ -111,6 +129,31 @@ fn supervised(curves: &Curves<'_>, found: &mut Vec<Finding>) {
         found.push(warning(format!(
             "The reward model is right on {:.0} % of held-out pairs, hardly more than chance: do not train a policy against it.",
             accuracy.end() * 100.0
+        )));
+    }
+}
+
+/// Direct preference optimisation.
+fn preferences(curves: &Curves<'_>, found: &mut Vec<Finding>) {
+    // Before the first step every implicit reward is 0, and no pair is right: only what comes after says something.
+    if let Some(accuracy) = curves.get("eval/rewards/accuracies")
+        && accuracy.end() < 0.55
+    {
+        found.push(warning(format!(
+            "On held-out pairs the policy moved the right way in {:.0} %, hardly more than chance: it learned its pairs by heart, or nothing. Use fewer epochs, a lower learning rate, or more comparisons.",
+            accuracy.end() * 100.0
+        )));
+    }
+    if let (Some(chosen), Some(margin)) =
+        (curves.get("rewards/chosen"), curves.get("rewards/margins"))
+        && chosen.is_long()
+        && margin.end() > 0.0
+        && -chosen.end() > margin.end()
+    {
+        found.push(warning(format!(
+            "The chosen responses lost more than they lead by (reward {}, margin {}): the policy moves away from both sides, towards responses that nobody ranked. Raise beta, lower the learning rate, or stop earlier.",
+            format_value(chosen.end()),
+            format_value(margin.end())
         )));
     }
 }
@@ -420,6 +463,29 @@ mod tests {
         assert!(warnings[0].contains("loss rose"));
         assert!(warnings[1].contains("lowest at step 6 (2)"));
         assert!(warnings[2].contains("50 % of held-out pairs"));
+    }
+
+    #[test]
+    fn preferences_that_go_astray_are_found() {
+        let found = run(&[
+            ("eval/rewards/accuracies", &|_| 0.5),
+            ("rewards/chosen", &|s| -s),
+            ("rewards/margins", &|s| s / 2.0),
+        ]);
+        let warnings = warnings(&found);
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("the right way in 50 %"));
+        assert!(warnings[1].contains("(reward -19.50, margin 9.750)"));
+    }
+
+    #[test]
+    fn preferences_that_are_learned_are_no_warning() {
+        let found = run(&[
+            ("eval/rewards/accuracies", &|s| 0.5 + s / 50.0),
+            ("rewards/chosen", &|s| -s / 4.0),
+            ("rewards/margins", &|s| s / 2.0),
+        ]);
+        assert_eq!(warnings(&found), Vec::<&str>::new());
     }
 
     #[test]

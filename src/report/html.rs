@@ -35,16 +35,39 @@ struct Panel {
     metrics: &'static [(&'static str, &'static str)],
 }
 
-const PANELS: [Panel; 15] = [
+const PANELS: [Panel; 18] = [
     Panel {
         title: "Loss",
-        about: "Nats per trained token (reward model: per comparison). Lower is better.",
+        about: "Nats per trained token (reward model and DPO: per comparison). Lower is better.",
         metrics: &[("loss", "training"), ("eval/loss", "held out")],
     },
     Panel {
         title: "Accuracy",
         about: "Fraction of pairs in which the chosen response has the higher score; 0.5 is chance.",
         metrics: &[("accuracy", "training"), ("eval/accuracy", "held out")],
+    },
+    Panel {
+        title: "Accuracy of the implicit reward",
+        about: "Fraction of pairs in which the policy raised the chosen response above the rejected one, relative to the reference; 0.5 is chance.",
+        metrics: &[
+            ("rewards/accuracies", "training"),
+            ("eval/rewards/accuracies", "held out"),
+        ],
+    },
+    Panel {
+        title: "Implicit rewards",
+        about: "beta times the log-ratio of policy to reference, per response. The margin between the two should grow; both often fall.",
+        metrics: &[
+            ("rewards/chosen", "chosen"),
+            ("rewards/rejected", "rejected"),
+            ("rewards/margins", "margin"),
+            ("eval/rewards/margins", "margin, held out"),
+        ],
+    },
+    Panel {
+        title: "Log-probability of the responses",
+        about: "Nats per response under the policy.",
+        metrics: &[("logps/chosen", "chosen"), ("logps/rejected", "rejected")],
     },
     Panel {
         title: "Score",

@@ -2,6 +2,7 @@
 
 mod compare;
 pub mod config;
+mod dpo;
 mod evaluate;
 mod forward;
 mod journal;
@@ -16,6 +17,7 @@ mod state;
 mod supervised;
 
 pub use compare::compare;
+pub use dpo::dpo;
 pub use forward::{example_loss, row_logprobs};
 pub use policy::{Policy, RewardModel};
 pub use ppo::ppo;

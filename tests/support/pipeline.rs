@@ -8,7 +8,7 @@ use tempering::ops::ModelBackend;
 use tempering::recipe::{self, RunOptions};
 use tempering::report::{Reporter, SilentReporter};
 
-/// Every stage kind; full fine-tuning and LoRA, both EOS rules, adaptive KL and whitening are among it.
+/// Every stage kind; full fine-tuning and LoRA, DPO with a model as reference and with its numbers alone, both EOS rules, adaptive KL and whitening are among it.
 pub(crate) const RECIPE: &str = r#"(
     name: "short", model: "tiny", seed: 3,
     stages: [
@@ -22,17 +22,28 @@ pub(crate) const RECIPE: &str = r#"(
         RewardModel(name: "rm", init: Stage("sft"), data: (source: Ranked(stage: "rank")),
             eval_data: (source: Ranked(stage: "rank", valid: true)), peft: Lora(rank: 4), optim: (lr: 1e-3),
             batch_size: 4, max_length: 128, center_on: (source: Posts(rows: 6, seed: 5)), cadence: (save_steps: 1)),
+        Dpo(name: "dpo", init: Stage("sft"), data: (source: Ranked(stage: "rank")),
+            eval_data: (source: Ranked(stage: "rank", valid: true)), peft: Lora(rank: 4), optim: (lr: 1e-3), batch_size: 4,
+            max_length: 128, micro_batch_tokens: 256, beta: 0.2, label_smoothing: 0.1, epochs: 2,
+            cadence: (eval_steps: 2, save_steps: 1)),
+        Dpo(name: "dpo_full", init: Stage("sft"), data: (source: Ranked(stage: "rank")), optim: (lr: 1e-4), batch_size: 8,
+            max_length: 128, loss_type: ipo, precompute_ref_log_probs: true, cadence: (save_steps: 1)),
         Ppo(name: "ppo", init: Stage("sft"), data: (source: Posts(rows: 48, seed: 6)),
             eval_data: (source: Posts(rows: 4, seed: 7)), reward: Learned(stage: "rm"), gold: Gold, peft: Lora(rank: 4),
             optim: (lr: 1e-3, eps: 1e-5), total_episodes: 48, batch_size: 16, num_mini_batches: 2, num_ppo_epochs: 2,
             response_length: 16, max_prompt_length: 96, kl_coef: 0.05, missing_eos: Subtract(1.0),
             cadence: (eval_steps: 2, save_steps: 1)),
-        Compare(name: "compare", policies: [Base, Stage("sft"), Stage("ppo")], reference: Stage("sft"),
+        Compare(name: "compare", policies: [Base, Stage("sft"), Stage("dpo"), Stage("ppo")], reference: Stage("sft"),
             data: (source: Posts(rows: 6, seed: 8)), rewards: { "gold": Gold, "reward": Learned(stage: "rm") },
             response_length: 16),
     ],
 )
 "#;
+
+/// The stages of [`RECIPE`], in order.
+pub(crate) const STAGES: [&str; 8] = [
+    "pretrain", "sft", "rank", "rm", "dpo", "dpo_full", "ppo", "compare",
+];
 
 /// Runs [`RECIPE`] in `folder`.
 pub(crate) fn run<B: ModelBackend>(
@@ -108,7 +119,20 @@ pub(crate) fn every_stage<B: ModelBackend>(device: B::Device) {
         );
     }
 
-    for stage in ["pretrain", "sft", "rank", "rm", "ppo", "compare"] {
+    // A policy that is its reference finds nothing to prefer: ln 2, and 1 / (4 beta^2) for IPO.
+    let losses = values(&out, "dpo", "loss");
+    assert!((losses[0] - 2f64.ln()).abs() < 1e-4, "{losses:?}");
+    let ipo = values(&out, "dpo_full", "loss");
+    assert!((ipo[0] - 25.0).abs() < 1e-3, "{ipo:?}");
+    let margins = values(&out, "dpo", "rewards/margins");
+    assert!(margins[0].abs() < 1e-4, "{margins:?}");
+    assert!(margins[margins.len() - 1] > 0.02, "{margins:?}");
+    let chosen = values(&out, "dpo", "logps/chosen");
+    assert!(chosen.iter().all(|&x| x < 0.0), "{chosen:?}");
+    let held_out = values(&out, "dpo", "eval/rewards/margins");
+    assert!(held_out[0].abs() < 1e-4, "{held_out:?}");
+
+    for stage in STAGES {
         assert!(out.join(stage).join("DONE").exists(), "{stage}");
         assert!(out.join(stage).join("report.html").exists(), "{stage}");
     }
@@ -118,7 +142,7 @@ pub(crate) fn every_stage<B: ModelBackend>(device: B::Device) {
     let stages: Vec<&str> = (lineage.iter())
         .map(|entry| entry["stage"].as_str().unwrap())
         .collect();
-    assert_eq!(stages, ["pretrain", "sft", "rank", "rm", "ppo", "compare"]);
+    assert_eq!(stages, STAGES);
     // What starts from the embedded model names its file, by content.
     let hash = lineage[1]["weights"][0]["sha256"].as_str().unwrap();
     assert_eq!(hash.len(), 64);

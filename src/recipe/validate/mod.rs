@@ -11,7 +11,8 @@ use crate::recipe::places::Places;
 use crate::recipe::references;
 use crate::recipe::{Recipe, Stage};
 use crate::train::config::{
-    CompareConfig, KlControl, MissingEos, PpoConfig, RankConfig, RewardModelConfig,
+    CompareConfig, DataConfig, DpoConfig, DpoLoss, Init, KlControl, MissingEos, Peft, PpoConfig,
+    RankConfig, RewardModelConfig,
 };
 use settings::{
     check_all_data, check_cadence, check_lengths, check_optim, check_peft, check_reward,
@@ -90,6 +91,7 @@ fn check_stage(checks: &mut Checks, path: &str, stage: &Stage) {
         }
         Stage::Rank(c) => check_rank(checks, path, c),
         Stage::RewardModel(c) => check_reward_model(checks, path, c),
+        Stage::Dpo(c) => check_dpo(checks, path, c),
         Stage::Ppo(c) => check_ppo(checks, path, c),
         Stage::Compare(c) => check_compare(checks, path, c),
     }
@@ -134,16 +136,85 @@ fn check_reward_model(checks: &mut Checks, path: &str, c: &RewardModelConfig) {
             ("center_on", c.center_on.as_ref()),
         ],
     );
-    for (key, data) in [("data", Some(&c.data)), ("eval_data", c.eval_data.as_ref())] {
+    check_comparisons(
+        checks,
+        path,
+        "a reward model",
+        &c.data,
+        c.eval_data.as_ref(),
+    );
+    check_cadence(checks, path, &c.cadence);
+}
+
+fn check_dpo(checks: &mut Checks, path: &str, c: &DpoConfig) {
+    check_training(
+        checks,
+        path,
+        &c.init,
+        &c.peft,
+        &c.optim,
+        c.epochs,
+        c.batch_size,
+    );
+    check_lengths(checks, path, c.micro_batch_tokens, c.max_length);
+    check_all_data(
+        checks,
+        path,
+        [("data", Some(&c.data)), ("eval_data", c.eval_data.as_ref())],
+    );
+    check_comparisons(checks, path, "DPO", &c.data, c.eval_data.as_ref());
+    if matches!(c.init, Init::Random(_)) {
+        checks.say(
+            format!("{path}.init"),
+            "a random policy has nothing to prefer one response with, and is its own reference",
+        );
+        checks.help("start from an `Sft` stage, e.g. `init: Stage(\"sft\")`");
+    }
+    if let Peft::Lora(lora) = &c.peft
+        && lora.dropout > 0.0
+    {
+        checks.must(
+            format!("{path}.peft.dropout"),
+            false,
+            "0: policy and reference would differ before the first step",
+            lora.dropout,
+        );
+    }
+    checks.above_zero(path, "beta", c.beta);
+    let label_smoothing = format!("{path}.label_smoothing");
+    checks.must(
+        &label_smoothing,
+        (0.0..0.5).contains(&c.label_smoothing),
+        "at least 0 and below 0.5: with half of the labels wrong there is nothing to learn",
+        c.label_smoothing,
+    );
+    if c.label_smoothing > 0.0 && matches!(c.loss_type, DpoLoss::Hinge | DpoLoss::Ipo) {
+        checks.say(
+            &label_smoothing,
+            "only the losses `sigmoid` and `robust` know wrong labels",
+        );
+        checks.rests_on(format!("{path}.loss_type"));
+    }
+    check_cadence(checks, path, &c.cadence);
+}
+
+/// Data of which the embedded posts have none: comparisons.
+fn check_comparisons(
+    checks: &mut Checks,
+    path: &str,
+    who: &str,
+    data: &DataConfig,
+    eval_data: Option<&DataConfig>,
+) {
+    for (key, data) in [("data", Some(data)), ("eval_data", eval_data)] {
         if let Some(DataSource::Posts { .. }) = data.map(|data| &data.source) {
             checks.say(
                 format!("{path}.{key}.source"),
-                "the embedded posts are prompts with completions; a reward model needs comparisons",
+                format!("the embedded posts are prompts with completions; {who} needs comparisons"),
             );
             checks.help("add a `Rank` stage and use `Ranked(stage: \"<its name>\")`");
         }
     }
-    check_cadence(checks, path, &c.cadence);
 }
 
 fn check_ppo(checks: &mut Checks, path: &str, c: &PpoConfig) {

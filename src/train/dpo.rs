@@ -1,0 +1,460 @@
+//! Direct preference optimisation: all pairs of a prompt in one batch element, chosen and rejected in one packed pass.
+//!
+//! # Source
+//! Rafailov et al. 2023, arXiv:2305.18290; keys, metrics and details of TRL 1.16's `DPOTrainer`, on packed rows.
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::Tensor;
+use serde_json::Map;
+
+use super::Session;
+use super::config::{DataConfig, DpoConfig, Peft};
+use super::evaluate::{SampleRequest, draw_samples};
+use super::forward::{floats, host, indices};
+use super::journal::Journal;
+use super::policy::save_policy;
+use super::session::{Outcome, data_file};
+use super::state::{restore_weights, trained_weights};
+use crate::checkpoint::TensorMap;
+use crate::data::{Batches, Comparisons, Prompt, Tokenizer, encode_comparisons, micro_batches};
+use crate::error::Result;
+use crate::loss::{self, DpoObjective, response_sums};
+use crate::model::{CausalLm, LanguageModel};
+use crate::ops::ModelBackend;
+use crate::optim::{AdamW, GradientSum, lr_at};
+use crate::report::RolloutReport;
+use crate::tokens::TokenBatch;
+
+/// What a step and an evaluation report, in the order of [`Measured::means`].
+const NAMES: [&str; 7] = [
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+];
+const EVAL_NAMES: [&str; 7] = [
+    "eval/loss",
+    "eval/rewards/chosen",
+    "eval/rewards/rejected",
+    "eval/rewards/accuracies",
+    "eval/rewards/margins",
+    "eval/logps/chosen",
+    "eval/logps/rejected",
+];
+
+/// Trains, with measurements on held-out comparisons.
+///
+/// The reference is the policy as `init` gives it: with fresh adapters the base alone, with continued ones the base and a
+/// copy of them, in full fine-tuning a frozen copy of the model. Adapters drop nothing (TRL's `disable_dropout`): a policy
+/// must not differ from its reference before the first step.
+///
+/// # Errors
+/// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
+pub fn dpo<B: ModelBackend>(session: &mut Session<'_, B>, config: &DpoConfig) -> Result<Outcome> {
+    let device = session.device.clone();
+    let seed = session.stage_seed(&config.name);
+    let policy = session.policy(&config.init)?;
+    let (model_config, tokenizer) = (policy.config.clone(), policy.tokenizer.clone());
+    let base = policy.base.clone();
+    let (train, rows) = comparisons(session, config, &tokenizer, &config.data, "comparisons")?;
+    let valid = match &config.eval_data {
+        Some(data) => comparisons(session, config, &tokenizer, data, "held-out comparisons")?.0,
+        None => Vec::new(),
+    };
+    let data = (data_file(&config.data, session.run.path()), rows);
+    session.record(
+        &config.name,
+        &format!("{:?}", config.init),
+        &policy.files,
+        &[data],
+    )?;
+
+    let reference = policy.model.clone();
+    let mut trained = policy.into_trainable(&config.peft, seed)?;
+    let batches = Batches::new(
+        train.len(),
+        config.batch_size,
+        config.epochs,
+        config.shuffle.then(|| seed.fork("order")),
+    );
+    let steps = batches.num_steps();
+    let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
+    let summary = format!("{pairs} comparisons of {} prompts", train.len());
+    let (mut journal, restored) =
+        Journal::open(session, &config.name, &summary, steps, &config.cadence)?;
+    let mut optim = AdamW::<B>::new(config.optim.clone());
+    if let Some((folder, checkpoint)) = restored {
+        restore_weights(
+            &checkpoint.weights,
+            "",
+            &mut trained.model,
+            &device,
+            &folder,
+        )?;
+        optim.restore(checkpoint.optim, journal.position.updates[0], &device);
+    }
+    let held_out = HeldOut {
+        ref_logprobs: all_logprobs(session, &reference, &valid, config).concat(),
+        prompts: prompts(&valid, &tokenizer, config.cadence.num_samples)?,
+        items: valid,
+        tokenizer: &tokenizer,
+    };
+    let reference = Reference::new(session, reference, &train, config);
+
+    let mut last = None;
+    if journal.position.step == 0 {
+        evaluate(
+            session,
+            &mut journal,
+            config,
+            &trained.model.valid(),
+            &held_out,
+        )?;
+    }
+    while journal.position.step < steps {
+        let done = journal.position.step;
+        let batch = batches.batch(done);
+        let lens: Vec<usize> = batch.iter().map(|&i| train[i].packed_len()).collect();
+        let (mut sum, mut measured) = (GradientSum::<B>::default(), Measured::default());
+        let mut tokens = 0;
+        for part in micro_batches(&lens, config.micro_batch_tokens) {
+            let part: Vec<usize> = part.into_iter().map(|i| batch[i]).collect();
+            let micro = Micro::new(part.iter().map(|&i| &train[i]));
+            let ref_logprobs = match &reference {
+                Reference::Model(model) => host(micro.logprobs(model, &device)),
+                Reference::Precomputed(all) => part.iter().flat_map(|&i| all[i].clone()).collect(),
+            };
+            let logprobs = micro.logprobs(&trained.model, &device);
+            let values = host(logprobs.clone().inner());
+            let log_ratios = logprobs - floats(&ref_logprobs, &device);
+            let part_loss = loss::dpo(
+                response_sums(log_ratios, &micro.lens),
+                &micro.lens,
+                &micro.pairs,
+                objective(config),
+            );
+            let value = f64::from(host(part_loss.clone().inner())[0]);
+            if !value.is_finite() {
+                return Err(journal.non_finite("loss", &micro.groups.concat()));
+            }
+            measured.add(&micro, &values, &ref_logprobs, value);
+            tokens += micro.num_tokens();
+            sum.add::<Autodiff<B>>(&mut trained.model, &mut part_loss.backward());
+        }
+        let lr = lr_at(&config.optim.schedule, config.optim.lr, done, steps);
+        let norm = optim.update(&mut trained.model, sum, batch.len() as f64, lr);
+        if !norm.is_finite() {
+            let rows: Vec<&[u32]> = batch
+                .iter()
+                .flat_map(|&i| train[i].responses.iter().map(Vec::as_slice))
+                .collect();
+            return Err(journal.non_finite("gradient norm", &rows));
+        }
+        journal.position.updates = vec![optim.num_updates()];
+        let mut metrics = measured.means(NAMES, config.beta);
+        metrics.extend([("grad_norm", norm), ("lr", lr)]);
+        journal.step(session, tokens, &metrics)?;
+        if journal.evaluates() {
+            last = evaluate(
+                session,
+                &mut journal,
+                config,
+                &trained.model.valid(),
+                &held_out,
+            )?;
+        }
+        if journal.must_save() {
+            let mut weights = TensorMap::new();
+            trained_weights(&mut weights, "", &mut trained.model);
+            journal.save(session, &weights, &optim.state())?;
+        }
+    }
+    save_policy(journal.dir(), &trained, &model_config, &tokenizer, &base)?;
+    let summary = match last {
+        Some((accuracy, margin)) => format!(
+            "held-out accuracy {:.1} % of the implicit reward, mean margin {margin:.3}",
+            100.0 * accuracy
+        ),
+        None => format!("{steps} steps"),
+    };
+    journal.finish(session, &summary, "")?;
+    Ok(Outcome {
+        summary,
+        table: String::new(),
+    })
+}
+
+/// Comparisons of a data set, and its number of rows.
+fn comparisons<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &DpoConfig,
+    tokenizer: &Tokenizer,
+    data: &DataConfig,
+    what: &str,
+) -> Result<(Vec<Comparisons>, usize)> {
+    let rows = session.rows(data)?;
+    let encoded = encode_comparisons(&rows, tokenizer, &data.format, config.max_length)?;
+    session.tell(what, &encoded.report);
+    Ok((encoded.items, rows.len()))
+}
+
+/// The first held-out prompts, to be answered for people to read; the best response stands beside the answer.
+fn prompts(items: &[Comparisons], tokenizer: &Tokenizer, count: usize) -> Result<Vec<Prompt>> {
+    items
+        .iter()
+        .filter(|item| item.prompt_len > 0)
+        .take(count)
+        .map(|item| {
+            let best = &item.responses[item.pairs[0].0];
+            let (prompt, response) = best.split_at(item.prompt_len);
+            let response = tokenizer.decode(response, true)?;
+            Ok(Prompt {
+                ids: prompt.to_vec(),
+                text: tokenizer.decode(prompt, true)?,
+                row: Map::from_iter([("completion".to_owned(), response.into())]),
+            })
+        })
+        .collect()
+}
+
+fn objective(config: &DpoConfig) -> DpoObjective {
+    DpoObjective {
+        loss_type: config.loss_type,
+        beta: config.beta,
+        label_smoothing: config.label_smoothing,
+    }
+}
+
+/// Responses to some prompts, and the pairs among them, counted over all responses.
+struct Micro<'a> {
+    /// Prompt with response, by prompt.
+    groups: Vec<Vec<&'a [u32]>>,
+    /// Tokens of each prompt; at least 1, because nothing predicts a row's first token.
+    prompt_lens: Vec<usize>,
+    /// Tokens of each response.
+    lens: Vec<usize>,
+    pairs: loss::Comparisons,
+}
+
+impl<'a> Micro<'a> {
+    fn new(items: impl Iterator<Item = &'a Comparisons>) -> Self {
+        let mut micro = Self {
+            groups: Vec::new(),
+            prompt_lens: Vec::new(),
+            lens: Vec::new(),
+            pairs: loss::Comparisons::new(),
+        };
+        for item in items {
+            let first = micro.lens.len();
+            let pairs = item.pairs.iter();
+            micro.pairs.push_prompt(
+                pairs.map(|&(chosen, rejected, _)| (first + chosen, first + rejected, 0.0)),
+            );
+            let prompt_len = item.prompt_len.max(1);
+            micro.prompt_lens.push(prompt_len);
+            let lens = item.responses.iter().map(|row| row.len() - prompt_len);
+            micro.lens.extend(lens);
+            let group = item.responses.iter().map(Vec::as_slice).collect();
+            micro.groups.push(group);
+        }
+        micro
+    }
+
+    fn num_tokens(&self) -> u64 {
+        self.groups
+            .iter()
+            .flatten()
+            .map(|row| row.len() as u64)
+            .sum()
+    }
+
+    /// Log-probabilities of the responses' tokens, end to end. What the responses to a prompt begin with passes through the
+    /// model once.
+    fn logprobs<B: ModelBackend>(
+        &self,
+        model: &LanguageModel<B>,
+        device: &B::Device,
+    ) -> Tensor<B, 1> {
+        let (batch, spans) = TokenBatch::from_groups(&self.groups, device);
+        let prompt_lens = self.groups.iter().zip(&self.prompt_lens);
+        let rows = prompt_lens.flat_map(|(group, &len)| group.iter().map(move |row| (row, len)));
+        let (mut positions, mut targets) = (Vec::new(), Vec::new());
+        for ((row, prompt_len), span) in rows.zip(&spans) {
+            positions.extend((prompt_len..row.len()).map(|token| span.token(token - 1)));
+            targets.extend(&row[prompt_len..]);
+        }
+        let hidden = model
+            .hidden_states(&batch, None, None)
+            .select(0, indices(&positions, device));
+        model.logprobs(hidden, &Arc::new(targets), 1.0).0
+    }
+
+    /// Sums over each response of its tokens' `values`.
+    fn sums(&self, values: impl Iterator<Item = f32>) -> Vec<f64> {
+        let mut values = values.map(f64::from);
+        let sum = |&len: &usize| values.by_ref().take(len).sum();
+        self.lens.iter().map(sum).collect()
+    }
+
+    /// How much more probable each response is to the policy than to the reference, nats.
+    fn log_ratios(&self, logprobs: &[f32], ref_logprobs: &[f32]) -> Vec<f64> {
+        self.sums(logprobs.iter().zip(ref_logprobs).map(|(a, b)| a - b))
+    }
+}
+
+/// Log-probabilities of the responses' tokens of a whole data set, item by item.
+fn all_logprobs<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    model: &LanguageModel<B>,
+    items: &[Comparisons],
+    config: &DpoConfig,
+) -> Vec<Vec<f32>> {
+    let device = session.device.clone();
+    let mut out = vec![Vec::new(); items.len()];
+    let lens: Vec<usize> = items.iter().map(Comparisons::packed_len).collect();
+    let (mut done, mut tokens) = (0, 0);
+    for part in micro_batches(&lens, config.micro_batch_tokens) {
+        let micro = Micro::new(part.iter().map(|&i| &items[i]));
+        let mut values = host(micro.logprobs(model, &device)).into_iter();
+        let mut lens = micro.lens.iter();
+        for &i in &part {
+            let len = lens.by_ref().take(items[i].responses.len()).sum();
+            out[i] = values.by_ref().take(len).collect();
+        }
+        done += part.len();
+        tokens += micro.num_tokens();
+        session.reporter.rollout(&RolloutReport {
+            what: "log-probabilities",
+            done,
+            total: items.len(),
+            tokens,
+        });
+    }
+    out
+}
+
+/// What the policy is held to.
+enum Reference<B: ModelBackend> {
+    /// A frozen model, asked at every step.
+    Model(Box<LanguageModel<B>>),
+    /// Its log-probabilities of every item; the model is gone.
+    Precomputed(Vec<Vec<f32>>),
+}
+
+impl<B: ModelBackend> Reference<B> {
+    fn new(
+        session: &mut Session<'_, B>,
+        model: LanguageModel<B>,
+        train: &[Comparisons],
+        config: &DpoConfig,
+    ) -> Self {
+        if !config.precompute_ref_log_probs {
+            return Self::Model(Box::new(model));
+        }
+        let logprobs = all_logprobs(session, &model, train, config);
+        if config.peft == Peft::Full {
+            // The session keeps bases for later stages to share: here a whole model that nobody reads.
+            session.forget_bases();
+        }
+        Self::Precomputed(logprobs)
+    }
+}
+
+/// Sums over the pairs of a step or an evaluation.
+#[derive(Default)]
+struct Measured {
+    loss: f64,
+    prompts: usize,
+    pairs: usize,
+    correct: usize,
+    /// Log ratio and log-probability of the chosen, then of the rejected responses.
+    log_ratios: [f64; 2],
+    logps: [f64; 2],
+}
+
+impl Measured {
+    /// Adds a micro-batch by the log-probabilities of its responses' tokens and its summed loss.
+    fn add(&mut self, micro: &Micro<'_>, logprobs: &[f32], ref_logprobs: &[f32], loss: f64) {
+        let logps = micro.sums(logprobs.iter().copied());
+        let log_ratios = micro.log_ratios(logprobs, ref_logprobs);
+        for (chosen, rejected) in micro.pairs.pairs() {
+            for (side, response) in [chosen, rejected].into_iter().enumerate() {
+                self.log_ratios[side] += log_ratios[response];
+                self.logps[side] += logps[response];
+            }
+            self.correct += usize::from(log_ratios[chosen] > log_ratios[rejected]);
+        }
+        self.pairs += micro.pairs.num_pairs();
+        self.prompts += micro.pairs.num_prompts();
+        self.loss += loss;
+    }
+
+    /// Means over prompts (the loss) and over pairs (all else) under `names`.
+    fn means(&self, names: [&'static str; 7], beta: f64) -> Vec<(&'static str, f64)> {
+        let pairs = self.pairs as f64;
+        let [chosen, rejected] = self.log_ratios.map(|sum| beta * sum / pairs);
+        let values = [
+            self.loss / self.prompts as f64,
+            chosen,
+            rejected,
+            self.correct as f64 / pairs,
+            chosen - rejected,
+            self.logps[0] / pairs,
+            self.logps[1] / pairs,
+        ];
+        names.into_iter().zip(values).collect()
+    }
+}
+
+/// Comparisons that are not trained on.
+struct HeldOut<'a> {
+    items: Vec<Comparisons>,
+    /// Of all responses' tokens, end to end.
+    ref_logprobs: Vec<f32>,
+    prompts: Vec<Prompt>,
+    tokenizer: &'a Tokenizer,
+}
+
+/// Loss, accuracy and margins on the held-out comparisons, and samples; returns accuracy and margin.
+fn evaluate<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    journal: &mut Journal,
+    config: &DpoConfig,
+    model: &LanguageModel<B>,
+    held_out: &HeldOut<'_>,
+) -> Result<Option<(f64, f64)>> {
+    if held_out.items.is_empty() {
+        return Ok(None);
+    }
+    let device = session.device.clone();
+    let logprobs = all_logprobs(session, model, &held_out.items, config).concat();
+    let micro = Micro::new(held_out.items.iter());
+    let log_ratios = micro.log_ratios(&logprobs, &held_out.ref_logprobs);
+    let log_ratios: Vec<f32> = log_ratios.into_iter().map(|x| x as f32).collect();
+    let loss = loss::dpo(
+        floats::<B>(&log_ratios, &device),
+        &micro.lens,
+        &micro.pairs,
+        objective(config),
+    );
+    let loss = f64::from(host(loss)[0]);
+    let mut measured = Measured::default();
+    measured.add(&micro, &logprobs, &held_out.ref_logprobs, loss);
+    let metrics = measured.means(EVAL_NAMES, config.beta);
+    journal.eval(session, &metrics)?;
+    let request = SampleRequest {
+        prompts: &held_out.prompts,
+        max_new_tokens: micro.lens.iter().copied().max().unwrap_or(1).max(1),
+        step: journal.position.step,
+    };
+    for sample in draw_samples(model, held_out.tokenizer, &request, &device)? {
+        journal.sample(&sample)?;
+    }
+    Ok(Some((metrics[3].1, metrics[4].1)))
+}
