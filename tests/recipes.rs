@@ -643,7 +643,14 @@ fn shipped_recipes_are_sound_and_survive_being_written_out() {
         names.push(stem);
     }
     names.sort();
-    for name in ["quickstart", "reviews", "smollm2", "tiny-pretrain", "tldr"] {
+    for name in [
+        "quickstart",
+        "quickstart-dpo",
+        "reviews",
+        "smollm2",
+        "tiny-pretrain",
+        "tldr",
+    ] {
         assert!(names.iter().any(|n| n == name), "{name} is missing");
     }
 }
