@@ -1,4 +1,4 @@
-//! The checks of `tests/ops.rs`, `tests/families.rs` and `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan
+//! The checks of `tests/ops.rs`, `tests/families.rs`, `tests/trajectories.rs` and `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan
 //! (Debian's `mesa-vulkan-drivers`). Run with `cargo test --release --features vulkan --test wgpu`.
 #![cfg(feature = "wgpu")]
 
@@ -6,8 +6,12 @@
 mod families;
 #[path = "support/ops.rs"]
 mod operations;
+#[path = "support/parity.rs"]
+mod parity;
 #[path = "support/pipeline.rs"]
 mod pipeline;
+#[path = "support/trajectories.rs"]
+mod trajectories;
 
 #[path = "support/shared_prefix.rs"]
 mod shared_prefix;
@@ -39,6 +43,7 @@ mod on_device {
             adamw_of_a_view, cache, cache_write;
         families: forward, gradients, scores, generation, lora;
         shared_prefix: states, gradients, scores, responses;
+        trajectories: sft, reward, dpo;
         pipeline: every_stage;
     );
 }
