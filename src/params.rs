@@ -1,6 +1,8 @@
 //! Every parameter of a model, with the Hugging Face tensors it holds: one walk serves loading, saving, initialising,
 //! freezing, optimising and counting.
 
+use std::sync::Arc;
+
 use burn::module::{Param, ParamId};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
@@ -32,6 +34,9 @@ pub struct ParamMeta {
     pub pieces: Vec<(String, usize)>,
     /// Whether files hold `[out, in]` where the parameter is `[in, out]`.
     pub transposed: bool,
+    /// Column of the file (entry, for a vector; over all pieces) that each column of the parameter holds; `None` if they
+    /// stand in the same order.
+    pub order: Option<Arc<Vec<usize>>>,
 }
 
 impl ParamMeta {
@@ -46,7 +51,14 @@ impl ParamMeta {
             kind,
             pieces: vec![(name.into(), columns)],
             transposed,
+            order: None,
         }
+    }
+
+    /// The same parameter with its columns in another order than the file's.
+    pub fn ordered(mut self, order: Option<Arc<Vec<usize>>>) -> Self {
+        self.order = order;
+        self
     }
 
     /// The parameter's key in optimiser state and gradients: its first tensor's name.
@@ -145,7 +157,7 @@ impl<B: Backend> ParamSlot<'_, B> {
             match self {
                 Self::Vector(_) => {
                     let len = values.len();
-                    self.assign(values, &[len], device);
+                    self.assign(from_file_order(values, meta), &[len], device);
                 }
                 Self::Matrix(_) => {
                     let rows = values.len() / columns;
@@ -154,7 +166,7 @@ impl<B: Backend> ParamSlot<'_, B> {
                     } else {
                         values
                     };
-                    self.assign(values, &[rows, *columns], device);
+                    self.assign(from_file_order(values, meta), &[rows, *columns], device);
                 }
             }
             return Ok(());
@@ -186,6 +198,7 @@ impl<B: Backend> ParamSlot<'_, B> {
             }
             first += columns;
         }
+        let joint = from_file_order(joint, meta);
         match self {
             Self::Vector(_) => self.assign(joint, &[total], device),
             Self::Matrix(_) => self.assign(joint, &[rows, total], device),
@@ -195,7 +208,7 @@ impl<B: Backend> ParamSlot<'_, B> {
 
     /// The tensors as files hold them. Reads the device.
     pub fn save(&self, meta: &ParamMeta) -> Vec<HostTensor> {
-        let values = self.values();
+        let values = to_file_order(self.values(), meta);
         if matches!(self, Self::Vector(_)) {
             let mut first = 0;
             return meta
@@ -267,6 +280,31 @@ fn replace<B: AutodiffBackend, const D: usize>(
     *param = Param::initialized(id, new.require_grad());
 }
 
+/// The parameter's columns, given the file's.
+fn from_file_order(values: Vec<f32>, meta: &ParamMeta) -> Vec<f32> {
+    let Some(order) = &meta.order else {
+        return values;
+    };
+    let rows = values.chunks_exact(order.len());
+    rows.flat_map(|row| order.iter().map(|&column| row[column]))
+        .collect()
+}
+
+/// The file's columns, given the parameter's.
+fn to_file_order(values: Vec<f32>, meta: &ParamMeta) -> Vec<f32> {
+    let Some(order) = &meta.order else {
+        return values;
+    };
+    let mut out = vec![0f32; values.len()];
+    let rows = values.chunks_exact(order.len());
+    for (out, row) in out.chunks_exact_mut(order.len()).zip(rows) {
+        for (&column, &value) in order.iter().zip(row) {
+            out[column] = value;
+        }
+    }
+    out
+}
+
 /// `[cols, rows]` of a `[rows, cols]` matrix, by blocks that stay in cache.
 fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     use rayon::prelude::*;
@@ -334,6 +372,7 @@ mod tests {
             kind: ParamKind::Matrix,
             pieces: vec![("q".into(), 2), ("k".into(), 1)],
             transposed: true,
+            order: None,
         };
         // q: [2, 3], k: [1, 3] as files hold them.
         let mut slot = ParamSlot::Matrix(&mut param);
@@ -353,5 +392,27 @@ mod tests {
             ("q".into(), vec![2, 3], vec![1., 2., 3., 4., 5., 6.])
         );
         assert_eq!(saved[1], ("k".into(), vec![1, 3], vec![7., 8., 9.]));
+    }
+    #[test]
+    fn columns_in_another_order_are_saved_as_they_were_loaded() {
+        let device = Default::default();
+        let order = Some(Arc::new(vec![2, 0, 1]));
+        let mut matrix = placeholder::<NdArray, 2>(&device);
+        let meta = ParamMeta::single(ParamKind::Matrix, "qkv", 3, true).ordered(order.clone());
+        let mut slot = ParamSlot::Matrix(&mut matrix);
+        // Rows of the file's [3, 2] are columns of the parameter; the last comes first.
+        let stored = vec![1., 2., 3., 4., 5., 6.];
+        slot.load::<()>(&meta, &device, |_| Ok(stored.clone()))
+            .unwrap();
+        assert_eq!(slot.values(), [5., 1., 3., 6., 2., 4.]);
+        assert_eq!(slot.save(&meta)[0].2, stored);
+
+        let mut vector = placeholder::<NdArray, 1>(&device);
+        let meta = ParamMeta::single(ParamKind::Vector, "bias", 3, false).ordered(order);
+        let mut slot = ParamSlot::Vector(&mut vector);
+        slot.load::<()>(&meta, &device, |_| Ok(vec![7., 8., 9.]))
+            .unwrap();
+        assert_eq!(slot.values(), [9., 7., 8.]);
+        assert_eq!(slot.save(&meta)[0].2, [7., 8., 9.]);
     }
 }

@@ -2,9 +2,6 @@
 
 use std::path::Path;
 
-use burn::module::{Param, ParamId};
-use burn::tensor::Tensor;
-use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 
 use super::config::ModelConfig;
@@ -48,7 +45,7 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
     model.for_each_projection(&mut |projection| {
         for index in 0..projection.layers().len() {
             let layer = projection.layers()[index].clone();
-            if outcome.is_err() || !stored.modules.contains(&layer.path) {
+            if !stored.modules.contains(&layer.path) {
                 continue;
             }
             let lora = LoraConfig {
@@ -59,25 +56,15 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
                 target_modules: Vec::new(),
             };
             projection.attach(index, &lora, Seed::new(0));
-            let Some(lora) = &mut projection.adapters[index] else {
-                continue;
-            };
-            lora.scale = adapter.scaling_of(&layer.path);
-            for (matrix, slot) in [(LoraMatrix::A, &mut lora.a), (LoraMatrix::B, &mut lora.b)] {
-                let [inputs, outputs] = slot.val().dims();
-                match source.read(&stored.name(&layer.path, matrix)) {
-                    Ok(values) => {
-                        // Files hold [out, in].
-                        let tensor = Tensor::<B, 2>::from_data(
-                            TensorData::new(values, [outputs, inputs]),
-                            device,
-                        );
-                        *slot = Param::initialized(ParamId::new(), contiguous_transpose(tensor));
-                    }
-                    Err(error) => outcome = Err(error),
-                }
+            if let Some(lora) = &mut projection.adapters[index] {
+                lora.scale = adapter.scaling_of(&layer.path);
             }
         }
+        projection.for_each_parameter(&mut |meta, mut slot| {
+            if outcome.is_ok() && meta.kind == ParamKind::Adapter {
+                outcome = slot.load(meta, device, |key| source.read(stored.name(key)));
+            }
+        });
     });
     outcome?;
     let score = match &stored.score {
@@ -89,19 +76,6 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
         score,
         warnings,
     })
-}
-
-/// A transposed copy, not a view: adapters are read in row order from then on.
-fn contiguous_transpose<B: Backend>(tensor: Tensor<B, 2>) -> Tensor<B, 2> {
-    let [rows, columns] = tensor.dims();
-    let device = tensor.device();
-    let values: Vec<f32> = tensor
-        .transpose()
-        .into_data()
-        .convert::<f32>()
-        .into_vec()
-        .expect("converted to f32");
-    Tensor::from_data(TensorData::new(values, [columns, rows]), &device)
 }
 
 /// The tensors of an adapter file, checked against a model.
@@ -149,15 +123,16 @@ impl StoredAdapter {
                 (LoraMatrix::A, [rank, layer.in_features]),
                 (LoraMatrix::B, [layer.out_features, rank]),
             ] {
-                let name = stored.name(&layer.name, matrix);
-                match source.shape(&name) {
+                let key = lora_key(&layer.name, matrix);
+                let name = stored.name(&key);
+                match source.shape(name) {
                     None => problems.push(Problem::new(
-                        &name,
+                        name,
                         format!("missing; expected shape {expected:?}"),
                     )),
                     Some(shape) if shape != expected => {
                         problems.push(Problem::new(
-                            &name,
+                            name,
                             format!("expected shape {expected:?}, found {shape:?}"),
                         ));
                     }
@@ -180,13 +155,10 @@ impl StoredAdapter {
         })
     }
 
-    /// The file's own spelling of a matrix's name.
-    fn name(&self, path: &str, matrix: LoraMatrix) -> String {
-        let key = lora_key(path, matrix);
-        self.names
-            .iter()
-            .find(|(known, _)| *known == key)
-            .map_or(key, |(_, stored)| stored.clone())
+    /// The file's own spelling of a matrix's key.
+    fn name<'a>(&'a self, key: &'a str) -> &'a str {
+        let found = self.names.iter().find(|(known, _)| known == key);
+        found.map_or(key, |(_, stored)| stored)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The linear layer every family uses: a joint weight, and one optional adapter per Hugging Face layer inside it.
 
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
@@ -22,6 +24,8 @@ pub struct Projection<B: Backend> {
     layers: Vec<LayerSpec>,
     #[module(skip)]
     transposed: bool,
+    #[module(skip)]
+    order: Option<Arc<Vec<usize>>>,
 }
 
 /// A Hugging Face linear layer inside a projection.
@@ -53,7 +57,20 @@ impl<B: Backend> Projection<B> {
                 })
                 .collect(),
             transposed,
+            order: None,
         }
+    }
+
+    /// The same with its output columns in another order than the file's: column `j` is the file's column `order[j]`, in
+    /// weight and bias and in the adapter's `B`.
+    ///
+    /// # Panics
+    /// If there are several layers inside, or `order` is not as long as the layer is wide.
+    pub fn with_order(mut self, order: Arc<Vec<usize>>) -> Self {
+        assert_eq!(self.layers.len(), 1, "an order belongs to one layer");
+        assert_eq!(self.layers[0].width, order.len(), "one column each");
+        self.order = Some(order);
+        self
     }
 
     /// The layers inside, from left to right.
@@ -115,11 +132,13 @@ impl<B: Backend> Projection<B> {
             kind: ParamKind::Matrix,
             pieces: pieces("weight"),
             transposed: self.transposed,
+            order: self.order.clone(),
         };
         let bias = ParamMeta {
             kind: ParamKind::Vector,
             pieces: pieces("bias"),
             transposed: false,
+            order: self.order.clone(),
         };
         visit(&weight, ParamSlot::Matrix(&mut self.weight));
         if let Some(param) = &mut self.bias {
@@ -138,7 +157,7 @@ impl<B: Backend> Projection<B> {
                 };
                 visit(&meta(LoraMatrix::A, rank), ParamSlot::Matrix(&mut lora.a));
                 visit(
-                    &meta(LoraMatrix::B, layer.width),
+                    &meta(LoraMatrix::B, layer.width).ordered(self.order.clone()),
                     ParamSlot::Matrix(&mut lora.b),
                 );
             }
