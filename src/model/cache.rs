@@ -34,8 +34,8 @@ impl<B: ModelBackend> KvCache<B> {
         }
     }
 
-    /// Names the slot of each row of the next batch. A row in an empty slot may have any length (prefill); a row in a
-    /// filled slot must be one token.
+    /// Names the slot of each row of the next batch: no slot twice, rows of any length. A row continues what its slot
+    /// holds, so that a prompt may come whole, in chunks or token by token.
     pub fn select(&mut self, slots: &[usize]) {
         self.slots = slots.iter().map(|&slot| vec![slot]).collect();
     }
@@ -75,7 +75,7 @@ impl<B: ModelBackend> KvCache<B> {
     /// Writes the batch's keys and values of `layer` and attends over all that the slots hold.
     ///
     /// # Panics
-    /// If rows in filled slots are mixed with prefill, or bring more than one token.
+    /// If the batch does not bring one row for each that [`KvCache::select`] gave a slot.
     pub fn attend(
         &mut self,
         layer: usize,
@@ -109,18 +109,16 @@ impl<B: ModelBackend> KvCache<B> {
             ))
         };
         let (keys, values) = (write(keys, q_width), write(values, q_width + kv_width));
-        let prefill = writes.iter().all(|write| write.start == 0);
-        let output = if prefill {
+        let output = if writes.iter().all(|write| write.start == 0) {
             ops::attention(qkv, layout, segments)
         } else {
-            assert!(
-                writes.iter().all(|write| write.start > 0) && segments.num_tokens() == writes.len(),
-                "after prefill a row brings one token at a time"
-            );
-            let (slots, lens): (Vec<usize>, Vec<usize>) = writes
-                .iter()
-                .map(|write| (write.slot, write.start + 1))
-                .unzip();
+            // One query for each token: the token sees what its slot held before the batch, and its row up to itself.
+            let (mut slots, mut lens) = (Vec::new(), Vec::new());
+            for (row, copies) in segments.iter().zip(&self.slots) {
+                let start = self.lens[copies[0]];
+                slots.extend(row.clone().map(|_| copies[0]));
+                lens.extend((0..row.len()).map(|i| start + i + 1));
+            }
             let q = qkv.narrow(1, 0, q_width);
             ops::wrap(B::decode_attention(
                 ops::unwrap(q),
