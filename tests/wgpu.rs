@@ -41,7 +41,7 @@ mod on_device {
     on_wgpu!(
         operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear, adamw,
             adamw_of_a_view, cache, cache_write;
-        families: forward, gradients, scores, generation, lora;
+        families: forward, gradients, scores, generation, cached, lora;
         shared_prefix: states, gradients, scores, responses;
         trajectories: sft, reward, dpo;
         pipeline: every_stage;

@@ -144,14 +144,14 @@ impl FoundModel {
             model
         } else {
             let backbone = LanguageModel::load_backbone(&self.config, source.as_ref(), device)?;
-            ScalarModel::with_zero_head(backbone, self.config.hidden_size(), device)
+            ScalarModel::with_zero_head(backbone, self.config.output_size(), device)
         };
         let outermost = self.attach(&mut model, device)?;
         if let (Some(folder), Some(score)) = (
             self.adapters.last(),
             outermost.and_then(|adapter| adapter.score),
         ) {
-            let hidden = self.config.hidden_size();
+            let hidden = self.config.output_size();
             if score.len() != hidden {
                 return Err(Error::format(
                     folder,

@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::KvCache;
+use super::activation::Activation;
 use super::config::RopeScaling;
 use crate::ops::{self, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
@@ -98,6 +99,74 @@ impl<B: ModelBackend> RmsNorm<B> {
     }
 }
 
+/// LayerNorm with weight and bias.
+#[derive(Module, Debug)]
+pub struct LayerNorm<B: Backend> {
+    /// `[hidden]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// `[hidden]`.
+    pub bias: Param<Tensor<B, 1>>,
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+impl<B: Backend> LayerNorm<B> {
+    pub(super) fn new(eps: f64, device: &B::Device) -> Self {
+        Self {
+            weight: placeholder(device),
+            bias: placeholder(device),
+            eps,
+        }
+    }
+
+    pub(super) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let centred = x.clone() - x.mean_dim(1);
+        let variance = centred.clone().square().mean_dim(1);
+        let normed = centred / variance.add_scalar(self.eps).sqrt();
+        normed * self.weight.val().unsqueeze::<2>() + self.bias.val().unsqueeze::<2>()
+    }
+
+    pub(super) fn walk(
+        &mut self,
+        path: &str,
+        len: usize,
+        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
+    ) {
+        let meta =
+            |name: &str| ParamMeta::single(ParamKind::Vector, format!("{path}.{name}"), len, false);
+        visit(&meta("weight"), ParamSlot::Vector(&mut self.weight));
+        visit(&meta("bias"), ParamSlot::Vector(&mut self.bias));
+    }
+}
+
+/// `down(activation(up(x)))`.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    /// Up.
+    pub up: Projection<B>,
+    /// Down.
+    pub down: Projection<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: Backend> Mlp<B> {
+    pub(super) fn new(up: Projection<B>, activation: Activation, down: Projection<B>) -> Self {
+        Self {
+            up,
+            down,
+            activation,
+        }
+    }
+}
+
+impl<B: ModelBackend> Mlp<B> {
+    pub(super) fn forward(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
+        let up = self.up.forward(x, dropout);
+        self.down.forward(self.activation.forward(up), dropout)
+    }
+}
+
 /// `down(silu(gate(x)) * up(x))`, gate and up as one product.
 #[derive(Module, Debug)]
 pub struct GatedMlp<B: Backend> {
@@ -108,16 +177,22 @@ pub struct GatedMlp<B: Backend> {
 }
 
 impl<B: Backend> GatedMlp<B> {
-    pub(super) fn new(path: &str, hidden: usize, intermediate: usize, device: &B::Device) -> Self {
+    pub(super) fn new(
+        path: &str,
+        hidden: usize,
+        intermediate: usize,
+        with_bias: bool,
+        device: &B::Device,
+    ) -> Self {
         let gate_up = [
             (format!("{path}.gate_proj"), intermediate),
             (format!("{path}.up_proj"), intermediate),
         ];
         Self {
-            gate_up: Projection::new(&gate_up, false, true, device),
+            gate_up: Projection::new(&gate_up, with_bias, true, device),
             down: Projection::new(
                 &[(format!("{path}.down_proj"), hidden)],
-                false,
+                with_bias,
                 true,
                 device,
             ),
@@ -135,17 +210,30 @@ impl<B: ModelBackend> GatedMlp<B> {
 /// Rotary frequencies of one head.
 #[derive(Debug, Clone)]
 pub(super) struct Rotary {
-    /// Radians per position, `head_dim / 2` of them, rounded to f32 as transformers does.
+    /// Radians per position, `head_dim / 2` of them.
     inv_freq: Vec<f32>,
 }
 
 impl Rotary {
-    /// Frequencies `theta^(-2i / head_dim)`, stretched as Llama 3 does if asked.
-    pub(super) fn new(head_dim: usize, theta: f64, scaling: Option<&RopeScaling>) -> Self {
-        let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
-        let inv_freq = plain
-            .map(|f| scaling.map_or(f, |s| stretch(f, s)) as f32)
-            .collect();
+    /// Frequencies `theta^(-2i / rotary_dim)`, stretched as Llama 3 does if asked. Of a head's `head_dim` entries the
+    /// pairs `(i, i + head_dim / 2)` with `i < rotary_dim / 2` turn; the other pairs have frequency 0 and stay.
+    ///
+    /// Every step is rounded to f32 as in transformers: at position 8,000 one unit in the last place of a frequency is a
+    /// visible angle.
+    pub(super) fn new(
+        head_dim: usize,
+        rotary_dim: usize,
+        theta: f64,
+        scaling: Option<&RopeScaling>,
+    ) -> Self {
+        let turning = (0..rotary_dim / 2).map(|i| {
+            let exponent = (2 * i) as f32 / rotary_dim as f32;
+            let power = f64::from(theta as f32).powf(f64::from(exponent)) as f32;
+            let frequency = 1.0 / power;
+            scaling.map_or(frequency, |scaling| stretch(frequency, scaling))
+        });
+        let mut inv_freq: Vec<f32> = turning.collect();
+        inv_freq.resize(head_dim / 2, 0.0);
         Self { inv_freq }
     }
 
@@ -169,18 +257,19 @@ impl Rotary {
 }
 
 /// Llama 3's rule: long wavelengths are divided by the factor, short ones stay, between them a linear blend.
-fn stretch(frequency: f64, s: &RopeScaling) -> f64 {
-    let wavelength = std::f64::consts::TAU / frequency;
+fn stretch(frequency: f32, s: &RopeScaling) -> f32 {
     let context = s.original_max_position_embeddings as f64;
-    if wavelength < context / s.high_freq_factor {
+    let factor = s.factor as f32;
+    let wavelength = std::f64::consts::TAU as f32 / frequency;
+    if wavelength > (context / s.low_freq_factor) as f32 {
+        return frequency / factor;
+    }
+    if wavelength < (context / s.high_freq_factor) as f32 {
         return frequency;
     }
-    if wavelength > context / s.low_freq_factor {
-        return frequency / s.factor;
-    }
-    let blend =
-        (context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
-    (1.0 - blend) * frequency / s.factor + blend * frequency
+    let blend = (context as f32 / wavelength - s.low_freq_factor as f32)
+        / (s.high_freq_factor - s.low_freq_factor) as f32;
+    (1.0 - blend) * frequency / factor + blend * frequency
 }
 
 /// Token table, looked up by id.
@@ -189,4 +278,86 @@ pub(super) fn embed<B: Backend>(
     ids: &Tensor<B, 1, Int>,
 ) -> Tensor<B, 2> {
     table.val().select(0, ids.clone())
+}
+
+/// Rows of a table of learned positions, the row of position 0 being `offset`.
+///
+/// # Panics
+/// If a position has no row. Rows of data are held against `max_positions` before a model is loaded; a look-up outside
+/// the table would give whatever the device makes of it.
+pub(super) fn embed_positions<B: Backend>(
+    table: &Param<Tensor<B, 2>>,
+    positions: &[usize],
+    offset: usize,
+) -> Tensor<B, 2> {
+    let table = table.val();
+    let most = table.dims()[0] - offset;
+    let longest = positions.iter().max().map_or(0, |last| last + 1);
+    assert!(
+        longest <= most,
+        "a row of {longest} tokens; the model's table of positions takes at most {most}"
+    );
+    let rows: Vec<i32> = positions.iter().map(|&p| (p + offset) as i32).collect();
+    let shape = [rows.len()];
+    let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, shape), &table.device());
+    table.select(0, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `LlamaRotaryEmbedding(LlamaConfig(..)).inv_freq.view(torch.int32)` of transformers 5.23; the last line is
+    /// GPT-NeoX's with a quarter of 32 entries rotated.
+    #[test]
+    fn frequencies_are_those_of_transformers_to_the_bit() {
+        let bits =
+            |rotary: Rotary| -> Vec<u32> { rotary.inv_freq.iter().map(|x| x.to_bits()).collect() };
+        let llama3 = |factor| RopeScaling {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        assert_eq!(
+            bits(Rotary::new(16, 16, 1e6, None)),
+            [
+                0x3f80_0000,
+                0x3e36_1887,
+                0x3d01_86e3,
+                0x3bb8_449c,
+                0x3a83_126f,
+                0x393a_7753,
+                0x3804_a2b2,
+                0x36bc_b0c1
+            ]
+        );
+        // Llama 3.2: kept, kept, kept, kept, blended, stretched, stretched, stretched.
+        assert_eq!(
+            bits(Rotary::new(16, 16, 5e5, Some(&llama3(32.0)))),
+            [
+                0x3f80_0000,
+                0x3e46_93b0,
+                0x3d1a_08c8,
+                0x3bee_f74f,
+                0x39e1_3620,
+                0x370f_c8f8,
+                0x35df_10c4,
+                0x34ad_07a7
+            ]
+        );
+        let turning = [0x3f80_0000, 0x3dcc_cccd, 0x3c23_d70a, 0x3a83_126f];
+        let rotary = bits(Rotary::new(32, 8, 1e4, None));
+        assert_eq!((&rotary[..4], &rotary[4..]), (&turning[..], &[0; 12][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "a row of 4 tokens; the model's table of positions takes at most 3")]
+    fn a_position_beyond_the_table_is_named() {
+        use burn::backend::NdArray;
+        let device = Default::default();
+        let table = Param::from_tensor(Tensor::<NdArray, 2>::zeros([5, 2], &device));
+        embed_positions(&table, &[0, 1, 2, 0], 2);
+        embed_positions(&table, &[0, 1, 2, 3], 2);
+    }
 }

@@ -1,10 +1,10 @@
 //! The GPT-2 family: LayerNorm, learned positions, full multi-head attention, GELU.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
 
-use super::block::{Pass, embed};
+use super::block::{LayerNorm, Mlp, Pass, embed, embed_positions};
 use super::config::Gpt2Config;
 use super::{CausalLm, KvCache};
 use crate::ops::{HeadLayout, ModelBackend};
@@ -12,46 +12,6 @@ use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
-
-/// LayerNorm with weight and bias.
-#[derive(Module, Debug)]
-pub struct LayerNorm<B: Backend> {
-    /// `[hidden]`.
-    pub weight: Param<Tensor<B, 1>>,
-    /// `[hidden]`.
-    pub bias: Param<Tensor<B, 1>>,
-    /// Added to the variance.
-    pub eps: f64,
-}
-
-impl<B: Backend> LayerNorm<B> {
-    fn new(eps: f64, device: &B::Device) -> Self {
-        Self {
-            weight: placeholder(device),
-            bias: placeholder(device),
-            eps,
-        }
-    }
-
-    fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let centred = x.clone() - x.mean_dim(1);
-        let variance = centred.clone().square().mean_dim(1);
-        let normed = centred / variance.add_scalar(self.eps).sqrt();
-        normed * self.weight.val().unsqueeze::<2>() + self.bias.val().unsqueeze::<2>()
-    }
-
-    fn walk(
-        &mut self,
-        path: &str,
-        len: usize,
-        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
-    ) {
-        let meta =
-            |name: &str| ParamMeta::single(ParamKind::Vector, format!("{path}.{name}"), len, false);
-        visit(&meta("weight"), ParamSlot::Vector(&mut self.weight));
-        visit(&meta("bias"), ParamSlot::Vector(&mut self.bias));
-    }
-}
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -64,10 +24,8 @@ pub struct Gpt2Layer<B: Backend> {
     pub c_proj: Projection<B>,
     /// Norm before the MLP.
     pub ln_2: LayerNorm<B>,
-    /// Up.
-    pub c_fc: Projection<B>,
-    /// Down.
-    pub mlp_c_proj: Projection<B>,
+    /// `c_fc` and `c_proj`.
+    pub mlp: Mlp<B>,
 }
 
 /// A GPT-2 model.
@@ -105,8 +63,11 @@ impl<B: Backend> Gpt2<B> {
                 c_attn: layer("attn.c_attn", 3 * config.n_embd),
                 c_proj: layer("attn.c_proj", config.n_embd),
                 ln_2: LayerNorm::new(eps, device),
-                c_fc: layer("mlp.c_fc", config.n_inner),
-                mlp_c_proj: layer("mlp.c_proj", config.n_embd),
+                mlp: Mlp::new(
+                    layer("mlp.c_fc", config.n_inner),
+                    config.activation_function,
+                    layer("mlp.c_proj", config.n_embd),
+                ),
             }
         });
         Self {
@@ -120,13 +81,6 @@ impl<B: Backend> Gpt2<B> {
     }
 }
 
-/// The tanh form of GELU, which GPT-2 was trained with.
-fn gelu_tanh<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    let cubic = x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044_715);
-    let inner = cubic.mul_scalar((2.0 / std::f64::consts::PI).sqrt()).tanh();
-    x.mul_scalar(0.5) * inner.add_scalar(1.0)
-}
-
 impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
     fn hidden_states(
         &self,
@@ -136,17 +90,13 @@ impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
     ) -> Tensor<B, 2> {
         let mut pass = Pass::new(batch, cache, dropout);
         let layout = self.head_layout();
-        let positions: Vec<i32> = pass.positions.iter().map(|&p| p as i32).collect();
-        let shape = [positions.len()];
-        let positions: Tensor<B, 1, Int> =
-            Tensor::from_data(TensorData::new(positions, shape), &batch.input_ids.device());
-        let mut x = embed(&self.wte, &batch.input_ids) + embed(&self.wpe, &positions);
+        let mut x = embed(&self.wte, &batch.input_ids);
+        x = x + embed_positions(&self.wpe, &pass.positions, 0);
         for (i, layer) in self.h.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
             let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
             x = x + layer.c_proj.forward(pass.attend(i, qkv, layout), dropout);
-            let up = layer.c_fc.forward(layer.ln_2.forward(x.clone()), dropout);
-            x = x + layer.mlp_c_proj.forward(gelu_tanh(up), dropout);
+            x = x.clone() + layer.mlp.forward(layer.ln_2.forward(x), dropout);
         }
         pass.finish();
         self.ln_f.forward(x)
@@ -175,8 +125,8 @@ impl<B: Backend> Adaptable<B> for Gpt2<B> {
         for layer in &mut self.h {
             visit(&mut layer.c_attn);
             visit(&mut layer.c_proj);
-            visit(&mut layer.c_fc);
-            visit(&mut layer.mlp_c_proj);
+            visit(&mut layer.mlp.up);
+            visit(&mut layer.mlp.down);
         }
     }
 }
@@ -202,8 +152,8 @@ impl<B: Backend> Parameters<B> for Gpt2<B> {
             layer
                 .ln_2
                 .walk(&format!("transformer.h.{i}.ln_2"), hidden, visit);
-            layer.c_fc.for_each_parameter(visit);
-            layer.mlp_c_proj.for_each_parameter(visit);
+            layer.mlp.up.for_each_parameter(visit);
+            layer.mlp.down.for_each_parameter(visit);
         }
         self.ln_f.walk("transformer.ln_f", hidden, visit);
         if let Some(head) = &mut self.lm_head {

@@ -45,9 +45,10 @@ impl<B: Backend> LanguageModel<B> {
     /// The same model without an output head of its own.
     pub fn into_backbone(mut self) -> Self {
         match &mut self {
-            Self::Llama(model) => model.lm_head = None,
-            Self::Qwen3(model) => model.lm_head = None,
+            Self::Gated(model) => model.lm_head = None,
             Self::Gpt2(model) => model.lm_head = None,
+            Self::GptNeox(model) => model.embed_out = None,
+            Self::Opt(model) => model.lm_head = None,
         }
         self
     }
@@ -66,7 +67,7 @@ impl<B: Backend> ScalarModel<B> {
         weights::check(source, &config.classifier_tensors())?;
         let backbone = LanguageModel::load_backbone(config, source, device)?;
         let score = source.read("score.weight")?;
-        let mut model = Self::with_zero_head(backbone, config.hidden_size(), device);
+        let mut model = Self::with_zero_head(backbone, config.output_size(), device);
         model.set_score(score, device);
         Ok(model)
     }

@@ -1,14 +1,16 @@
 //! Decoder language models: one file per family over shared blocks, scalar heads, the KV cache, weight files.
 
+mod activation;
 mod adapter;
 mod block;
 mod cache;
 pub mod config;
+mod gated_decoder;
 mod gpt2;
-mod llama;
+mod gpt_neox;
 mod load;
 pub mod manifest;
-mod qwen3;
+mod opt;
 mod scalar;
 pub mod weights;
 
@@ -18,15 +20,17 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+pub use activation::Activation;
 pub use adapter::{LoadedAdapter, attach_lora, load_adapter, save_adapter};
-pub use block::{GatedMlp, RmsNorm};
+pub use block::{GatedMlp, LayerNorm, Mlp, RmsNorm};
 pub use cache::KvCache;
 pub use config::{ModelConfig, TensorSpec};
+pub use gated_decoder::GatedDecoder;
+pub use gpt_neox::GptNeox;
 pub use gpt2::Gpt2;
-pub use llama::Llama;
 pub use load::host_tensors;
 pub use manifest::{Manifest, ModelFiles};
-pub use qwen3::Qwen3;
+pub use opt::Opt;
 pub use scalar::ScalarModel;
 pub(crate) use scalar::scalar_head;
 
@@ -38,7 +42,7 @@ use crate::tokens::TokenBatch;
 
 /// A decoder that predicts the next token.
 pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
-    /// States after the final norm, `[tokens, hidden]`.
+    /// States that a head reads, `[tokens, hidden]`: those after the final norm, and after OPT's projection out.
     ///
     /// With a cache, the batch's rows continue the slots that [`KvCache::select`] named. `dropout` gives the adapters'
     /// dropout masks; `None` drops nothing.
@@ -78,21 +82,26 @@ pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)]
 pub enum LanguageModel<B: Backend> {
-    /// llama.
-    Llama(Llama<B>),
-    /// Qwen3.
-    Qwen3(Qwen3<B>),
+    /// llama, Qwen2, Qwen3.
+    Gated(GatedDecoder<B>),
     /// GPT-2.
     Gpt2(Gpt2<B>),
+    /// GPT-NeoX.
+    GptNeox(GptNeox<B>),
+    /// OPT.
+    Opt(Opt<B>),
 }
 
 impl<B: Backend> LanguageModel<B> {
     /// An unfilled model; without an output head of its own if it is to carry a score head.
     pub fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
         match config {
-            ModelConfig::Llama(c) => Self::Llama(Llama::new(c, with_head, device)),
-            ModelConfig::Qwen3(c) => Self::Qwen3(Qwen3::new(c, with_head, device)),
+            ModelConfig::Llama(c) | ModelConfig::Qwen2(c) | ModelConfig::Qwen3(c) => {
+                Self::Gated(GatedDecoder::new(c, with_head, device))
+            }
             ModelConfig::Gpt2(c) => Self::Gpt2(Gpt2::new(c, with_head, device)),
+            ModelConfig::GptNeox(c) => Self::GptNeox(GptNeox::new(c, with_head, device)),
+            ModelConfig::Opt(c) => Self::Opt(Opt::new(c, with_head, device)),
         }
     }
 }
@@ -100,9 +109,10 @@ impl<B: Backend> LanguageModel<B> {
 macro_rules! by_family {
     ($self:expr, $model:ident => $body:expr) => {
         match $self {
-            LanguageModel::Llama($model) => $body,
-            LanguageModel::Qwen3($model) => $body,
+            LanguageModel::Gated($model) => $body,
             LanguageModel::Gpt2($model) => $body,
+            LanguageModel::GptNeox($model) => $body,
+            LanguageModel::Opt($model) => $body,
         }
     };
 }

@@ -422,29 +422,15 @@ fn open_folder(folder: &Path) -> Result<Known> {
 
 fn shape_of(config: &ModelConfig) -> ModelShape {
     let total = config.num_params() as u64;
-    let (intermediate, heads, kv_heads, head_dim) = match config {
-        ModelConfig::Llama(c) => (
-            c.intermediate_size,
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
-        ),
-        ModelConfig::Qwen3(c) => (
-            c.intermediate_size,
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
-        ),
-        ModelConfig::Gpt2(c) => (c.n_inner, c.n_head, c.n_head, c.n_embd / c.n_head),
-    };
+    let layout = config.head_layout();
     ModelShape {
         hidden: config.hidden_size() as u64,
         layers: config.num_layers() as u64,
-        intermediate: intermediate as u64,
+        intermediate: config.intermediate_size() as u64,
         vocab: config.vocab_size() as u64,
-        heads: heads as u64,
-        kv_heads: kv_heads as u64,
-        head_dim: head_dim as u64,
+        heads: layout.heads as u64,
+        kv_heads: layout.kv_heads as u64,
+        head_dim: layout.head_dim as u64,
         total_params: total,
         trainable_params: 0,
     }

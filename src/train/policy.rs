@@ -184,7 +184,7 @@ impl<B: ModelBackend> Session<'_, B> {
                 )
             })?;
             let mut model =
-                ScalarModel::with_zero_head(backbone, base.config.hidden_size(), &self.device);
+                ScalarModel::with_zero_head(backbone, base.config.output_size(), &self.device);
             model.set_score(score, &self.device);
             model.offset = read_offset(&adapter.join(SIDECAR))?;
             let vocab_size = base.config.vocab_size();

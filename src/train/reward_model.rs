@@ -144,7 +144,7 @@ pub fn reward_model<B: ModelBackend>(
             message: "its adapters differ in rank, scale or layers from those of `init`; give both the same `peft`".into(),
         });
     }
-    let hidden = policy.config.hidden_size();
+    let hidden = policy.config.output_size();
     let mut model = ScalarModel::with_random_head(backbone, hidden, seed.fork("head"), &device);
     if let Some(head) = &policy.score {
         model.set_score(head.clone(), &device);

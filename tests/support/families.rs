@@ -1,5 +1,6 @@
-//! Every model family against transformers' numbers (`tests/reference/families.py`), generic over the backend.
+//! Every model family against transformers' and PEFT's numbers (`tests/reference/families.py`), generic over the backend.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,17 +9,47 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde_json::Value;
 
-use tempering::generate::{GenerateOptions, SamplingConfig, generate};
-use tempering::model::{CausalLm, LanguageModel, ModelConfig, ScalarModel, weights};
+use tempering::generate::{GenerateOptions, Response, SamplingConfig, generate};
+use tempering::model::weights::{self, write_safetensors};
+use tempering::model::{
+    CausalLm, KvCache, LanguageModel, ModelConfig, ScalarModel, host_tensors, load_adapter,
+    save_adapter,
+};
 use tempering::ops::ModelBackend;
 use tempering::optim::GradientSum;
-use tempering::params::{ParamKind, Parameters};
+use tempering::params::{HostTensor, ParamKind, Parameters};
+use tempering::peft::{Adaptable, LoraConfig, TargetModules, resolve_targets};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-const FAMILIES: [&str; 4] = ["llama_tied", "llama_untied", "qwen3", "gpt2"];
+use crate::parity::Comparison;
 
-fn folder(name: &str) -> PathBuf {
+const FAMILIES: [&str; 10] = [
+    "llama_tied",
+    "llama_untied",
+    "llama_rope3",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "gpt_neox_sequential",
+    "opt",
+    "opt_post",
+];
+
+/// Adapters and the models they stand on.
+const LORAS: [(&str, &str); 4] = [
+    ("llama_lora", "llama_tied"),
+    ("gpt2_lora", "gpt2"),
+    ("gpt_neox_lora", "gpt_neox"),
+    ("opt_lora", "opt_post"),
+];
+
+/// Largest difference allowed: nats for log-probabilities, plain numbers for scores and logits, a share of the
+/// parameter's gradient for gradients.
+const TOLERANCE: f64 = 1e-4;
+
+pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/reference")
         .join(name)
@@ -32,10 +63,76 @@ fn rows(reference: &Value) -> Vec<Vec<u32>> {
     serde_json::from_value(reference["rows"].clone()).unwrap()
 }
 
-fn load<B: ModelBackend>(name: &str, device: &B::Device) -> LanguageModel<B> {
-    let config = ModelConfig::load(folder(name)).unwrap();
-    let source = weights::open(folder(name)).unwrap();
+fn numbers(value: &Value) -> Vec<f64> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+pub(crate) fn load<B: ModelBackend>(path: &Path, device: &B::Device) -> LanguageModel<B> {
+    let config = ModelConfig::load(path).unwrap();
+    let source = weights::open(path).unwrap();
     LanguageModel::load(&config, source.as_ref(), device).unwrap()
+}
+
+/// Notes how far a model's numbers are from transformers' or PEFT's, and fails if it is too far.
+fn compare<B: ModelBackend>(
+    device: &B::Device,
+    subject: &str,
+    what: &str,
+    difference: f64,
+    relative: bool,
+) {
+    let name = B::name(device);
+    let backend = ["flex", "ndarray"]
+        .into_iter()
+        .find(|known| *known == name)
+        .unwrap_or("wgpu");
+    Comparison {
+        reference: if subject.ends_with("_lora") {
+            "PEFT 0.21"
+        } else {
+            "transformers 5.23"
+        },
+        subject,
+        what,
+        backend,
+        difference,
+        tolerance: TOLERANCE,
+        relative,
+    }
+    .check();
+}
+
+/// Largest difference of two lists of one length; not a number if one of them holds none.
+fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    got.iter()
+        .zip(expected)
+        .map(|(got, expected)| (f64::from(*got) - expected).abs())
+        .fold(0.0, worse)
+}
+
+/// The larger of two differences; one that is not a number wins.
+fn worse(a: f64, b: f64) -> f64 {
+    if b <= a { a } else { b }
+}
+
+/// Packed together in three orders, and each row alone.
+fn orders(rows: usize) -> Vec<Vec<usize>> {
+    let ascending: Vec<usize> = (0..rows).collect();
+    let reversed = ascending.iter().rev().copied().collect();
+    let turned = ascending.iter().map(|i| (i + 1) % rows).collect();
+    let alone = ascending.iter().map(|&i| vec![i]);
+    [ascending.clone(), reversed, turned]
+        .into_iter()
+        .chain(alone)
+        .collect()
+}
+
+/// Indices as a tensor.
+fn indices<B: ModelBackend>(indices: Vec<usize>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let indices: Vec<i32> = indices.into_iter().map(|i| i as i32).collect();
+    let shape = [indices.len()];
+    Tensor::from_data(TensorData::new(indices, shape), device)
 }
 
 /// Log-probability of each token after the first, by row.
@@ -44,9 +141,7 @@ fn logprobs<B: ModelBackend>(
     rows: &[Vec<u32>],
     device: &B::Device,
 ) -> Vec<Vec<f32>> {
-    let (sum, values) = summed_logprobs(model, rows, device);
-    drop(sum);
-    values
+    summed_logprobs(model, rows, device).1
 }
 
 /// The sum as a tensor (for gradients), and the values by row.
@@ -59,12 +154,14 @@ fn summed_logprobs<B: ModelBackend>(
     let hidden = model.hidden_states(&batch, None, None);
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
     for (range, row) in batch.segments.iter().zip(rows) {
-        positions.extend((range.start..range.end - 1).map(|i| i as i32));
+        positions.extend(range.start..range.end - 1);
         targets.extend(&row[1..]);
     }
-    let count = positions.len();
-    let positions = Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [count]), device);
-    let (logprobs, _) = model.logprobs(hidden.select(0, positions), &Arc::new(targets), 1.0);
+    if targets.is_empty() {
+        return (Tensor::zeros([1], device), vec![Vec::new(); rows.len()]);
+    }
+    let hidden = hidden.select(0, indices(positions, device));
+    let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
     let flat: Vec<f32> = logprobs.clone().into_data().into_vec().unwrap();
     let mut flat = flat.into_iter();
     let values = rows
@@ -74,48 +171,31 @@ fn summed_logprobs<B: ModelBackend>(
     (logprobs.sum(), values)
 }
 
-fn assert_close(what: &str, got: &[f32], expected: &Value, tolerance: f64) {
-    let expected: Vec<f64> = serde_json::from_value(expected.clone()).unwrap();
-    assert_eq!(got.len(), expected.len(), "{what}");
-    for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
-        assert!(
-            (f64::from(*got) - expected).abs() <= tolerance,
-            "{what}[{i}]: {got} instead of {expected}"
-        );
+/// Largest difference of a model's log-probabilities from the reference's, over [`orders`].
+fn logprob_difference<B: ModelBackend>(
+    model: &LanguageModel<B>,
+    reference: &Value,
+    device: &B::Device,
+) -> f64 {
+    let rows = rows(reference);
+    let mut difference = 0.0;
+    for order in orders(rows.len()) {
+        let packed: Vec<Vec<u32>> = order.iter().map(|&row| rows[row].clone()).collect();
+        for (row, got) in order.into_iter().zip(logprobs(model, &packed, device)) {
+            let expected = numbers(&reference["token_logprobs"][row]);
+            difference = worse(difference, largest_difference(&got, &expected));
+        }
     }
+    difference
 }
 
 pub(crate) fn forward<B: ModelBackend>(device: B::Device) {
     for name in FAMILIES {
-        let (reference, model) = (reference(name), load::<B>(name, &device));
+        let (reference, model) = (reference(name), load::<B>(&folder(name), &device));
+        let difference = logprob_difference(&model, &reference, &device);
+        compare::<B>(&device, name, "log-probabilities", difference, false);
         let rows = rows(&reference);
-        let expected = reference["token_logprobs"].as_array().unwrap();
-        // Packed together, in reverse order, and each row alone.
-        for (row, got) in logprobs(&model, &rows, &device).iter().enumerate() {
-            assert_close(&format!("{name} row {row}"), got, &expected[row], 1e-4);
-        }
-        let reversed: Vec<Vec<u32>> = rows.iter().rev().cloned().collect();
-        for (row, got) in logprobs(&model, &reversed, &device)
-            .iter()
-            .rev()
-            .enumerate()
-        {
-            assert_close(
-                &format!("{name} row {row}, reversed"),
-                got,
-                &expected[row],
-                1e-4,
-            );
-        }
-        for (i, row) in rows.iter().enumerate() {
-            let alone = logprobs(&model, std::slice::from_ref(row), &device);
-            assert_close(
-                &format!("{name} row {i}, alone"),
-                &alone[0],
-                &expected[i],
-                1e-4,
-            );
-        }
+        let mut difference = 0.0;
         for probe in reference["logits"].as_array().unwrap() {
             let row = probe["row"].as_u64().unwrap() as usize;
             let position = probe["position"].as_u64().unwrap() as usize;
@@ -124,128 +204,191 @@ pub(crate) fn forward<B: ModelBackend>(device: B::Device) {
                 .hidden_states(&batch, None, None)
                 .narrow(0, position, 1);
             let logits: Vec<f32> = model.logits(hidden).into_data().into_vec().unwrap();
-            assert_close(
-                &format!("{name} logits {row} {position}"),
-                &logits,
-                &probe["values"],
-                2e-4,
-            );
+            let expected = numbers(&probe["values"]);
+            difference = worse(difference, largest_difference(&logits, &expected));
         }
+        compare::<B>(&device, name, "logits", difference, false);
     }
 }
 
 pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
     for name in FAMILIES {
         let reference = reference(name);
-        let mut model = LanguageModel::<Autodiff<B>>::from_inner(load::<B>(name, &device));
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(load::<B>(&folder(name), &device));
         model.train_only(&|_| true);
-        let rows = rows(&reference);
-        let count: usize = rows.iter().map(|row| row.len() - 1).sum();
-        let (sum, _) = summed_logprobs(&model, &rows, &device);
-        let loss = sum.neg().div_scalar(count as f32);
-        assert_close(
-            name,
-            &[loss.clone().into_scalar_f32()],
-            &Value::from(vec![reference["mean_loss"].clone()]),
-            1e-4,
-        );
-        compare_gradients(name, &mut model, loss, &reference);
+        compare_gradients(name, &mut model, &reference, &device);
     }
 }
 
-/// Every gradient of the reference, as norm and first entries, to 1e-4 of its norm.
+/// The gradient of the mean negative log-probability with respect to every trained parameter, with the rows packed in
+/// three orders.
 fn compare_gradients<B: ModelBackend>(
     name: &str,
     model: &mut LanguageModel<Autodiff<B>>,
-    loss: Tensor<Autodiff<B>, 1>,
     reference: &Value,
+    device: &B::Device,
 ) {
+    let rows = rows(reference);
+    let count: usize = rows.iter().map(|row| row.len() - 1).sum();
+    let (mut difference, mut loss_difference) = (0.0, 0.0);
+    for order in orders(rows.len()).into_iter().take(3) {
+        let packed: Vec<Vec<u32>> = order.iter().map(|&row| rows[row].clone()).collect();
+        let (sum, _) = summed_logprobs(model, &packed, device);
+        let loss = sum.neg().div_scalar(count as f32);
+        let value: Vec<f32> = loss.clone().into_data().into_vec().unwrap();
+        let expected = numbers(&Value::from(vec![reference["mean_loss"].clone()]));
+        loss_difference = worse(loss_difference, largest_difference(&value, &expected));
+        let found = gradient_difference(name, model, loss, &reference["gradients"]);
+        difference = worse(difference, found);
+    }
+    compare::<B>(device, name, "mean loss", loss_difference, false);
+    compare::<B>(device, name, "gradients", difference, true);
+}
+
+/// Largest difference of a gradient from the reference's, relative to the parameter's gradient; see [`relative_difference`].
+fn gradient_difference<B: ModelBackend>(
+    name: &str,
+    model: &mut LanguageModel<Autodiff<B>>,
+    loss: Tensor<Autodiff<B>, 1>,
+    expected: &Value,
+) -> f64 {
     let mut grads = loss.backward();
     let mut sum = GradientSum::<B>::default();
     sum.add::<Autodiff<B>>(model, &mut grads);
-    let mut seen = 0;
-    model.for_each_parameter(&mut |meta, mut slot| {
+    let (mut seen, mut difference) = (0, 0.0);
+    // In the files' layout, through `save`; on a copy, since the model is needed again.
+    let mut copy = model.clone();
+    copy.for_each_parameter(&mut |meta, mut slot| {
         let Some(values) = sum.values(meta.key()) else {
             return;
         };
-        // Through `save`, the gradient comes out in the files' layout.
         let shape = slot.shape();
         slot.assign(values, &shape, &Default::default());
-        for (tensor, shape, values) in slot.save(meta) {
-            let expected = &reference["gradients"][&tensor];
-            assert_eq!(
-                serde_json::json!(shape),
-                expected["shape"],
-                "{name} {tensor}"
-            );
-            let norm = expected["norm"].as_f64().unwrap();
-            let got = values
-                .iter()
-                .map(|&x| f64::from(x).powi(2))
-                .sum::<f64>()
-                .sqrt();
-            assert!(
-                (got - norm).abs() <= 1e-4 * norm,
-                "{name} {tensor}: norm {got} instead of {norm}"
-            );
-            let first = expected["first"].as_array().unwrap().len();
-            assert_close(
-                &format!("{name} {tensor}"),
-                &values[..first],
-                &expected["first"],
-                1e-4 * norm,
-            );
+        for tensor in slot.save(meta) {
+            let expected = &expected[&tensor.0];
+            assert!(!expected.is_null(), "{name} {}: not expected", tensor.0);
+            let found = relative_difference(name, &tensor, expected);
+            difference = worse(difference, found);
             seen += 1;
         }
     });
-    assert_eq!(
-        seen,
-        reference["gradients"].as_object().unwrap().len(),
-        "{name}: every gradient is there"
+    let count = expected.as_object().unwrap().len();
+    assert_eq!(seen, count, "{name}: every gradient is there");
+    difference
+}
+
+/// How far a tensor is from its fingerprint: the norm and the product with `cos(0.1 i + 1)` as shares of the norm, the
+/// first entries as shares of the largest entry. A tensor that is zero but for rounding has to stay below a bound.
+fn relative_difference(name: &str, (tensor, shape, values): &HostTensor, expected: &Value) -> f64 {
+    let whole = format!("{name} {tensor}");
+    assert_eq!(serde_json::json!(shape), expected["shape"], "{whole}");
+    let norm_of = |values: &[f32]| {
+        let squares = values.iter().map(|&x| f64::from(x).powi(2));
+        squares.sum::<f64>().sqrt()
+    };
+    let got = norm_of(values);
+    if let Some(bound) = expected["below"].as_f64() {
+        assert!(
+            got <= bound,
+            "{whole}: norm {got:e}, expected below {bound:e}"
+        );
+        return 0.0;
+    }
+    let number = |key: &str| expected[key].as_f64().unwrap();
+    let (norm, largest) = (number("norm"), number("largest"));
+    let dot: f64 = values
+        .iter()
+        .enumerate()
+        .map(|(i, &x)| f64::from(x) * (0.1 * i as f64 + 1.0).cos())
+        .sum();
+    let first = numbers(&expected["first"]);
+    let entries = largest_difference(&values[..first.len()], &first) / largest;
+    let difference = worse(
+        worse(
+            (got - norm).abs() / norm,
+            (dot - number("dot")).abs() / norm,
+        ),
+        entries,
     );
+    assert!(
+        difference <= TOLERANCE,
+        "{whole}: norm {got} instead of {norm}, product {dot} instead of {}, first entries {:?} instead of {first:?}",
+        number("dot"),
+        &values[..first.len()]
+    );
+    difference
+}
+
+/// A model's parameters in the files' layout, by name.
+pub(crate) fn stored<B: ModelBackend>(model: &mut dyn Parameters<B>) -> Vec<HostTensor> {
+    let mut tensors = host_tensors(model, &|_| true);
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    tensors
 }
 
 pub(crate) fn scores<B: ModelBackend>(device: B::Device) {
     for name in FAMILIES {
-        let reference = &reference(name);
-        let rows = rows(reference);
-        let reference = &reference["sequence_classification"];
-        let score: Vec<f32> = serde_json::from_value(reference["score_weight"].clone()).unwrap();
-        let mut model = ScalarModel::with_zero_head(load::<B>(name, &device), score.len(), &device);
-        model.set_score(score, &device);
-        let batch = TokenBatch::from_rows(&rows, &device);
-        let last: Vec<i32> = batch
-            .segments
-            .last_tokens()
-            .iter()
-            .map(|&i| i as i32)
+        let reference = reference(name);
+        let rows = rows(&reference);
+        let classifier = &reference["sequence_classification"];
+        let config = ModelConfig::load(folder(name)).unwrap();
+        assert_eq!(
+            config.to_json(true)["architectures"][0],
+            classifier["architecture"]
+        );
+        // A file with transformers' names, and ours after loading and saving it.
+        let backbone = weights::open(folder(name)).unwrap();
+        let names: Vec<String> =
+            serde_json::from_value(classifier["tensor_names"].clone()).unwrap();
+        let score: Vec<f32> = serde_json::from_value(classifier["score_weight"].clone()).unwrap();
+        let tensors: Vec<HostTensor> = names
+            .into_iter()
+            .map(|tensor| {
+                if tensor == "score.weight" {
+                    return (tensor, vec![1, score.len()], score.clone());
+                }
+                let shape = backbone.shape(&tensor).unwrap();
+                let values = backbone.read(&tensor).unwrap();
+                (tensor, shape, values)
+            })
             .collect();
-        let count = last.len();
-        let last = Tensor::<B, 1, Int>::from_data(TensorData::new(last, [count]), &device);
-        let scores: Vec<f32> = model
-            .scores(&batch, Some(last), None)
-            .into_data()
-            .into_vec()
-            .unwrap();
-        assert_close(name, &scores, &reference["scores"], 2e-4);
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("model.safetensors");
+        write_safetensors(&file, &tensors).unwrap();
+        let source = weights::open(&file).unwrap();
+        let mut model = ScalarModel::<B>::load(&config, source.as_ref(), &device).unwrap();
+        assert_eq!(stored(&mut model), tensors, "{name}");
+
+        let mut difference = 0.0;
+        for order in orders(rows.len()) {
+            let packed: Vec<Vec<u32>> = order.iter().map(|&row| rows[row].clone()).collect();
+            let batch = TokenBatch::from_rows(&packed, &device);
+            let last = indices(batch.segments.last_tokens(), &device);
+            let scores = model.scores(&batch, Some(last), None).into_data();
+            let expected = numbers(&classifier["scores"]);
+            let expected: Vec<f64> = order.iter().map(|&row| expected[row]).collect();
+            let found = largest_difference(&scores.into_vec::<f32>().unwrap(), &expected);
+            difference = worse(difference, found);
+        }
+        compare::<B>(&device, name, "scores", difference, false);
     }
 }
 
 pub(crate) fn generation<B: ModelBackend>(device: B::Device) {
     for name in FAMILIES {
-        let model = load::<B>(name, &device);
-        let prompts = rows(&reference(name));
-        let options = GenerateOptions {
-            max_new_tokens: 7,
-            sampling: SamplingConfig::default(),
-            stop_ids: vec![3],
-            batch_size: 2,
-        };
+        let model = load::<B>(&folder(name), &device);
+        let reference = reference(name);
+        let prompts = rows(&reference);
         let refs: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let run = |batch_size| {
+        let run = |batch_size: usize, temperature: f64, stop_ids: Vec<u32>, max_new_tokens| {
             let options = GenerateOptions {
+                max_new_tokens,
+                sampling: SamplingConfig {
+                    temperature,
+                    ..SamplingConfig::default()
+                },
+                stop_ids,
                 batch_size,
-                ..options.clone()
             };
             generate(
                 &model,
@@ -256,73 +399,167 @@ pub(crate) fn generation<B: ModelBackend>(device: B::Device) {
                 &mut |_, _| {},
             )
         };
-        let responses = run(2);
+        let ids = |responses: &[Response]| -> Vec<Vec<u32>> {
+            responses.iter().map(|r| r.ids.clone()).collect()
+        };
+        let greedy: Vec<Vec<u32>> = serde_json::from_value(reference["greedy"].clone()).unwrap();
+        for batch_size in 1..=prompts.len() {
+            let found = run(batch_size, 0.0, Vec::new(), greedy[0].len());
+            assert_eq!(ids(&found), greedy, "{name}: batch size {batch_size}");
+        }
+        let responses = run(2, 1.0, vec![3], 7);
         for (prompt, response) in prompts.iter().zip(&responses) {
             assert_eq!(response.stopped, response.ids.last() == Some(&3), "{name}");
             assert!(response.stopped || response.ids.len() == 7, "{name}");
             // The cache changes nothing: an uncached pass gives the log-probabilities recorded while sampling.
             let row: Vec<u32> = prompt.iter().chain(&response.ids).copied().collect();
-            let expected = &logprobs(&model, &[row], &device)[0][prompt.len() - 1..];
-            for (got, expected) in response.logprobs.iter().zip(expected) {
-                assert!(
-                    (got - expected).abs() < 1e-4,
-                    "{name}: {got} instead of {expected}"
-                );
-            }
+            let expected: Vec<f64> = logprobs(&model, &[row], &device)[0][prompt.len() - 1..]
+                .iter()
+                .map(|&x| f64::from(x))
+                .collect();
+            let difference = largest_difference(&response.logprobs, &expected);
+            assert!(difference <= TOLERANCE, "{name}: {difference:e}");
         }
         for batch_size in [1, 3] {
-            let ids = |responses: &[tempering::generate::Response]| -> Vec<Vec<u32>> {
-                responses.iter().map(|r| r.ids.clone()).collect()
-            };
-            assert_eq!(
-                ids(&run(batch_size)),
-                ids(&responses),
-                "{name}: batch size {batch_size}"
-            );
+            let found = run(batch_size, 1.0, vec![3], 7);
+            assert_eq!(ids(&found), ids(&responses), "{name}: {batch_size}");
         }
+    }
+}
+
+/// Log-probabilities by way of the cache: row `i` joins in step `i` and brings `chunk` tokens a step.
+fn cached_logprobs<B: ModelBackend>(
+    model: &LanguageModel<B>,
+    rows: &[Vec<u32>],
+    chunk: usize,
+    device: &B::Device,
+) -> Vec<Vec<f32>> {
+    let capacity = rows.iter().map(Vec::len).max().unwrap();
+    let layout = model.head_layout();
+    let mut cache = KvCache::new(model.num_layers(), rows.len(), capacity, layout, device);
+    let mut found = vec![Vec::new(); rows.len()];
+    for step in 0..rows.len() + capacity.div_ceil(chunk) {
+        let parts: Vec<(usize, Range<usize>)> = rows
+            .iter()
+            .enumerate()
+            .filter_map(|(i, row)| {
+                let from = step.checked_sub(i)? * chunk;
+                let part = from..row.len().min(from + chunk);
+                (!part.is_empty()).then_some((i, part))
+            })
+            .collect();
+        if parts.is_empty() {
+            continue;
+        }
+        let inputs: Vec<&[u32]> = (parts.iter())
+            .map(|(i, part)| &rows[*i][part.clone()])
+            .collect();
+        let batch = TokenBatch::from_rows(&inputs, device);
+        // Slots in another order than rows.
+        let slots: Vec<usize> = parts.iter().map(|(i, _)| rows.len() - 1 - i).collect();
+        cache.select(&slots);
+        let hidden = model.hidden_states(&batch, Some(&mut cache), None);
+        let (mut positions, mut targets, mut owners) = (Vec::new(), Vec::new(), Vec::new());
+        for (range, (i, part)) in batch.segments.iter().zip(&parts) {
+            for (position, token) in range.zip(part.clone()) {
+                if let Some(&next) = rows[*i].get(token + 1) {
+                    positions.push(position);
+                    targets.push(next);
+                    owners.push(*i);
+                }
+            }
+        }
+        if targets.is_empty() {
+            continue;
+        }
+        let hidden = hidden.select(0, indices(positions, device));
+        let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
+        let logprobs: Vec<f32> = logprobs.into_data().into_vec().unwrap();
+        for (owner, logprob) in owners.into_iter().zip(logprobs) {
+            found[owner].push(logprob);
+        }
+    }
+    found
+}
+
+pub(crate) fn cached<B: ModelBackend>(device: B::Device) {
+    for name in FAMILIES {
+        let model = load::<B>(&folder(name), &device);
+        let reference = reference(name);
+        let rows = rows(&reference);
+        let mut difference = 0.0;
+        for chunk in [1, 2, 3, 64] {
+            let found = cached_logprobs(&model, &rows, chunk, &device);
+            for (row, got) in found.iter().enumerate() {
+                let expected = numbers(&reference["token_logprobs"][row]);
+                difference = worse(difference, largest_difference(got, &expected));
+            }
+        }
+        let what = "log-probabilities by way of the cache";
+        compare::<B>(&device, name, what, difference, false);
     }
 }
 
 pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
-    for (name, base) in [("llama_lora", "llama_tied"), ("gpt2_lora", "gpt2")] {
+    for (name, base) in LORAS {
         let reference = reference(name);
-        let mut plain = load::<B>(base, &device);
+        let mut plain = load::<B>(&folder(base), &device);
         let config = ModelConfig::load(folder(base)).unwrap();
-        tempering::model::load_adapter(&mut plain, &config, &folder(name), &device).unwrap();
-        let rows = rows(&reference);
-        let expected = reference["token_logprobs"].as_array().unwrap();
-        for (row, got) in logprobs(&plain, &rows, &device).iter().enumerate() {
-            assert_close(&format!("{name} row {row}"), got, &expected[row], 1e-4);
-        }
+        let adapter = load_adapter(&mut plain, &config, &folder(name), &device).unwrap();
+        let difference = logprob_difference(&plain, &reference, &device);
+        compare::<B>(&device, name, "log-probabilities", difference, false);
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(plain.clone());
         model.train_only(&|kind| kind == ParamKind::Adapter);
-        let (sum, _) = summed_logprobs(&model, &rows, &device);
-        let count: usize = rows.iter().map(|row| row.len() - 1).sum();
-        compare_gradients(
+        compare_gradients(name, &mut model, &reference, &device);
+
+        // "all-linear" selects what PEFT selects.
+        let linear = config.linear_modules();
+        let all = TargetModules::List(vec!["all-linear".into()]);
+        let mut selected: Vec<&str> = resolve_targets(&all, &linear)
+            .unwrap()
+            .into_iter()
+            .map(|i| linear[i].name.as_str())
+            .collect();
+        selected.sort_unstable();
+        let TargetModules::List(mut expected) = adapter.config.target_modules.clone() else {
+            panic!("{name}: PEFT writes a list");
+        };
+        expected.sort_unstable();
+        assert_eq!(selected, expected, "{name}");
+
+        // Saved again, the file is the same.
+        let temp = tempfile::tempdir().unwrap();
+        let lora = LoraConfig {
+            rank: adapter.config.r,
+            alpha: adapter.config.lora_alpha,
+            ..LoraConfig::default()
+        };
+        save_adapter(&mut plain, &config, &lora, base, temp.path()).unwrap();
+        let file = |folder: &Path| {
+            let source = weights::open(folder.join("adapter_model.safetensors")).unwrap();
+            let names = source.names();
+            let tensor = |name: String| (source.shape(&name), source.read(&name).unwrap(), name);
+            names.into_iter().map(tensor).collect::<Vec<_>>()
+        };
+        assert!(file(temp.path()) == file(&folder(name)), "{name}");
+
+        // A merged adapter gives the same numbers, and PEFT's weights in the files' layout.
+        plain.merge_adapters();
+        let difference = logprob_difference(&plain, &reference, &device);
+        compare::<B>(
+            &device,
             name,
-            &mut model,
-            sum.neg().div_scalar(count as f32),
-            &reference,
+            "log-probabilities, merged",
+            difference,
+            false,
         );
-        // A merged adapter gives the same numbers.
-        tempering::peft::Adaptable::merge_adapters(&mut plain);
-        for (row, got) in logprobs(&plain, &rows, &device).iter().enumerate() {
-            assert_close(
-                &format!("{name} row {row}, merged"),
-                got,
-                &expected[row],
-                1e-4,
-            );
+        let merged = reference["merged"].as_object().unwrap();
+        let tensors = stored(&mut plain);
+        let mut difference = 0.0;
+        for (path, expected) in merged {
+            let tensor = tensors.iter().find(|(name, ..)| name == path).unwrap();
+            difference = worse(difference, relative_difference(name, tensor, expected));
         }
-    }
-}
-
-trait IntoF32 {
-    fn into_scalar_f32(self) -> f32;
-}
-
-impl<B: ModelBackend> IntoF32 for Tensor<B, 1> {
-    fn into_scalar_f32(self) -> f32 {
-        self.into_data().convert::<f32>().into_vec::<f32>().unwrap()[0]
+        compare::<B>(&device, name, "merged weights", difference, true);
     }
 }

@@ -14,7 +14,14 @@ use tempering::params::{ParamKind, Parameters};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-const FAMILIES: [&str; 3] = ["llama_tied", "qwen3", "gpt2"];
+const FAMILIES: [&str; 6] = [
+    "llama_tied",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "opt_post",
+];
 
 /// Three responses to one prompt, a row alone, two equal rows, and two rows that begin differently.
 fn groups() -> Vec<Vec<Vec<u32>>> {

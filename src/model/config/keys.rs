@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::RopeScaling;
 use crate::error::{Error, Result};
+use crate::model::activation::Activation;
 
 /// Typed access to the keys of a `config.json`; JSON null counts as absent.
 pub(super) struct Keys<'a> {
@@ -21,11 +21,11 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
         self.raw.get(key).filter(|v| !v.is_null())
     }
 
-    fn mismatch(&self, key: &str, expected: &str, found: &Value) -> Error {
+    pub(super) fn mismatch(&self, key: &str, expected: &str, found: &Value) -> Error {
         self.error(format!("\"{key}\" must be {expected}, found {found}"))
     }
 
@@ -42,11 +42,12 @@ impl<'a> Keys<'a> {
         })
     }
 
-    pub(super) fn must_be_false(&self, key: &str) -> Result<()> {
-        if self.boolean(key, false)? {
-            return Err(self.error(format!("\"{key}\": true is not supported")));
+    /// Refuses a switch that stands otherwise than what is computed.
+    pub(super) fn must_be(&self, key: &str, computed: bool) -> Result<()> {
+        if self.boolean(key, computed)? == computed {
+            return Ok(());
         }
-        Ok(())
+        Err(self.error(format!("\"{key}\": {} is not supported", !computed)))
     }
 
     pub(super) fn optional_count(&self, key: &str) -> Result<Option<usize>> {
@@ -85,6 +86,15 @@ impl<'a> Keys<'a> {
         )))
     }
 
+    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation> {
+        let found = self.string(key)?.unwrap_or(default);
+        Activation::named(found).map_err(|known| {
+            self.error(format!(
+                "\"{key}\": \"{found}\" is not supported; supported are {known}"
+            ))
+        })
+    }
+
     pub(super) fn divide(&self, key: &str, n: usize, by_key: &str, by: usize) -> Result<usize> {
         if n.is_multiple_of(by) {
             return Ok(n / by);
@@ -112,84 +122,22 @@ impl<'a> Keys<'a> {
         Ok(kv_heads)
     }
 
-    /// Refuses what llama and Qwen3 files may ask for and this code does not compute.
-    pub(super) fn gated_decoder_features(&self) -> Result<()> {
-        self.one_of("hidden_act", "silu", &["silu"])?;
-        self.must_be_false("attention_bias")?;
-        if let Some(factor) = self
-            .rope("partial_rotary_factor")
-            .filter(|v| v.as_f64() != Some(1.0))
-        {
-            return Err(self.mismatch("partial_rotary_factor", "1", factor));
+    /// Refuses layers that attend to a window only. As in transformers, `layer_types` decides where it is given;
+    /// otherwise the layers from `max_window_layers` on have the window if `use_sliding_window` is set.
+    pub(super) fn full_attention(&self, num_layers: usize) -> Result<()> {
+        if let Some(Value::Array(kinds)) = self.get("layer_types") {
+            return match kinds.iter().find(|k| k.as_str() != Some("full_attention")) {
+                None => Ok(()),
+                Some(other) => Err(self.error(format!(
+                    "\"layer_types\": {other} is not supported; supported is full_attention"
+                ))),
+            };
         }
-        if let Some(Value::Array(kinds)) = self.get("layer_types")
-            && let Some(other) = kinds
-                .iter()
-                .find(|k| k.as_str().is_some_and(|k| k != "full_attention"))
-        {
-            return Err(self.error(format!(
-                "\"layer_types\": {other} is not supported; supported is full_attention"
-            )));
+        let no_window = self.raw.get("sliding_window").is_some_and(Value::is_null);
+        let first = self.get("max_window_layers").and_then(Value::as_u64);
+        if no_window || first.unwrap_or(28) >= num_layers as u64 {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// A key of RoPE, wherever transformers keeps it: `rope_parameters` (5.x), `rope_scaling` or the top level (4.x).
-    fn rope(&self, key: &str) -> Option<&'a Value> {
-        ["rope_parameters", "rope_scaling"]
-            .iter()
-            .filter_map(|place| self.get(place)?.as_object()?.get(key))
-            .chain(self.get(key))
-            .find(|v| !v.is_null())
-    }
-
-    pub(super) fn rope_theta(&self) -> Result<f64> {
-        self.rope("rope_theta").map_or(Ok(10_000.0), |v| {
-            v.as_f64()
-                .filter(|x| *x > 0.0)
-                .ok_or_else(|| self.mismatch("rope_theta", "a positive number", v))
-        })
-    }
-
-    pub(super) fn rope_scaling(&self) -> Result<Option<RopeScaling>> {
-        let kind = self.rope("rope_type").or_else(|| {
-            // The older spelling lives in rope_scaling only; "type" at the top level means nothing.
-            self.get("rope_scaling")?
-                .as_object()?
-                .get("type")
-                .filter(|v| !v.is_null())
-        });
-        match kind.map(|v| v.as_str().unwrap_or("not a string")) {
-            None if self.get("rope_scaling").is_some() => {
-                Err(self.error("\"rope_scaling\" has no \"rope_type\""))
-            }
-            None | Some("default") => Ok(None),
-            Some("llama3") => {
-                let number = |key: &str| {
-                    self.rope(key)
-                        .and_then(Value::as_f64)
-                        .filter(|x| *x > 0.0)
-                        .ok_or_else(|| {
-                            self.error(format!("RoPE scaling llama3 needs a positive \"{key}\""))
-                        })
-                };
-                let scaling = RopeScaling {
-                    factor: number("factor")?,
-                    low_freq_factor: number("low_freq_factor")?,
-                    high_freq_factor: number("high_freq_factor")?,
-                    original_max_position_embeddings: number("original_max_position_embeddings")?
-                        as usize,
-                };
-                if scaling.high_freq_factor <= scaling.low_freq_factor {
-                    return Err(self.error(
-                        "RoPE scaling llama3 needs \"high_freq_factor\" above \"low_freq_factor\"",
-                    ));
-                }
-                Ok(Some(scaling))
-            }
-            Some(other) => Err(self.error(format!(
-                "RoPE scaling \"{other}\" is not supported; supported are default and llama3"
-            ))),
-        }
+        self.must_be("use_sliding_window", false)
     }
 }

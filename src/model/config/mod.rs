@@ -2,32 +2,78 @@
 
 mod gated_decoder;
 mod gpt2;
+mod gpt_neox;
 mod keys;
+mod opt;
+mod rope;
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-pub use gated_decoder::{LlamaConfig, Qwen3Config, RopeScaling};
+pub use gated_decoder::GatedDecoderConfig;
+pub use gpt_neox::GptNeoxConfig;
 pub use gpt2::Gpt2Config;
+pub use opt::{OptConfig, POSITION_OFFSET};
+pub use rope::RopeScaling;
 
 use super::weights::gguf;
 use crate::error::{Error, Result};
+use crate::ops::HeadLayout;
 pub use crate::peft::LinearSpec;
 use keys::Keys;
 
 /// The values of `model_type` that can be loaded.
-pub const FAMILIES: [&str; 3] = ["llama", "qwen3", "gpt2"];
+pub const FAMILIES: [&str; 6] = ["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"];
 
 /// A model's `config.json`, by family.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModelConfig {
     /// `model_type` "llama" (SmolLM2, Llama 2 and 3).
-    Llama(LlamaConfig),
+    Llama(GatedDecoderConfig),
+    /// `model_type` "qwen2" (Qwen2, Qwen2.5).
+    Qwen2(GatedDecoderConfig),
     /// `model_type` "qwen3".
-    Qwen3(Qwen3Config),
+    Qwen3(GatedDecoderConfig),
     /// `model_type` "gpt2".
     Gpt2(Gpt2Config),
+    /// `model_type` "gpt_neox" (Pythia).
+    GptNeox(GptNeoxConfig),
+    /// `model_type` "opt".
+    Opt(OptConfig),
+}
+
+/// What a family's configuration tells of its model, in words that all families share.
+trait Decoder {
+    fn sizes(&self) -> Sizes;
+    fn raw(&self) -> &Map<String, Value>;
+    /// The parameters without any head, in Hugging Face's names, shapes and order.
+    fn backbone_tensors(&self) -> Vec<TensorSpec>;
+    /// Every linear layer but the output head, in the order of the model.
+    fn linear_modules(&self) -> Vec<LinearSpec>;
+}
+
+/// The numbers of a decoder.
+struct Sizes {
+    vocab: usize,
+    hidden: usize,
+    output: usize,
+    intermediate: usize,
+    layers: usize,
+    layout: HeadLayout,
+    max_positions: usize,
+    learned_positions: bool,
+    initializer_range: f64,
+    tied: bool,
+}
+
+/// What transformers calls a family and its parts.
+struct Names {
+    family: &'static str,
+    causal: &'static str,
+    classifier: &'static str,
+    embedding: &'static str,
+    head: &'static str,
 }
 
 /// One parameter as Hugging Face stores it.
@@ -78,8 +124,8 @@ impl ModelConfig {
     ///
     /// # Errors
     /// `Error::Format` for an unknown family, a missing or ill-typed key, numbers that do not fit together, and every
-    /// feature that would change the numbers and is not implemented (attention biases, sliding windows, other RoPE
-    /// scalings, other activations).
+    /// feature that would change the numbers and is not implemented (sliding windows, other RoPE scalings, other
+    /// activations).
     pub fn from_value(value: Value) -> Result<Self> {
         Self::parse(Path::new("config.json"), value)
     }
@@ -96,9 +142,12 @@ impl ModelConfig {
             ))
         })?;
         match family {
-            "llama" => Ok(Self::Llama(LlamaConfig::parse(&keys)?)),
-            "qwen3" => Ok(Self::Qwen3(Qwen3Config::parse(&keys)?)),
+            "llama" => Ok(Self::Llama(GatedDecoderConfig::llama(&keys)?)),
+            "qwen2" => Ok(Self::Qwen2(GatedDecoderConfig::qwen2(&keys)?)),
+            "qwen3" => Ok(Self::Qwen3(GatedDecoderConfig::qwen3(&keys)?)),
             "gpt2" => Ok(Self::Gpt2(Gpt2Config::parse(&keys)?)),
+            "gpt_neox" => Ok(Self::GptNeox(GptNeoxConfig::parse(&keys)?)),
+            "opt" => Ok(Self::Opt(OptConfig::parse(&keys)?)),
             other => Err(keys.error(format!(
                 "model_type \"{other}\" is not supported; supported are {}",
                 FAMILIES.join(", ")
@@ -106,15 +155,70 @@ impl ModelConfig {
         }
     }
 
+    fn names(&self) -> Names {
+        let gated = |family, causal, classifier| Names {
+            family,
+            causal,
+            classifier,
+            embedding: "model.embed_tokens.weight",
+            head: "lm_head.weight",
+        };
+        match self {
+            Self::Llama(_) => gated(
+                "llama",
+                "LlamaForCausalLM",
+                "LlamaForSequenceClassification",
+            ),
+            Self::Qwen2(_) => gated(
+                "qwen2",
+                "Qwen2ForCausalLM",
+                "Qwen2ForSequenceClassification",
+            ),
+            Self::Qwen3(_) => gated(
+                "qwen3",
+                "Qwen3ForCausalLM",
+                "Qwen3ForSequenceClassification",
+            ),
+            Self::Gpt2(_) => Names {
+                family: "gpt2",
+                causal: "GPT2LMHeadModel",
+                classifier: "GPT2ForSequenceClassification",
+                embedding: "transformer.wte.weight",
+                head: "lm_head.weight",
+            },
+            Self::GptNeox(_) => Names {
+                family: "gpt_neox",
+                causal: "GPTNeoXForCausalLM",
+                classifier: "GPTNeoXForSequenceClassification",
+                embedding: "gpt_neox.embed_in.weight",
+                head: "embed_out.weight",
+            },
+            Self::Opt(_) => Names {
+                family: "opt",
+                causal: "OPTForCausalLM",
+                classifier: "OPTForSequenceClassification",
+                embedding: "model.decoder.embed_tokens.weight",
+                head: "lm_head.weight",
+            },
+        }
+    }
+
+    fn decoder(&self) -> &dyn Decoder {
+        match self {
+            Self::Llama(c) | Self::Qwen2(c) | Self::Qwen3(c) => c,
+            Self::Gpt2(c) => c,
+            Self::GptNeox(c) => c,
+            Self::Opt(c) => c,
+        }
+    }
+
     /// The `config.json` to write beside exported weights: the one read, with `architectures` set to the causal model
     /// or, for `classification`, to the sequence classifier with one label.
     pub fn to_json(&self, classification: bool) -> Value {
         let mut raw = self.raw().clone();
-        let (causal, classifier) = match self {
-            Self::Llama(_) => ("LlamaForCausalLM", "LlamaForSequenceClassification"),
-            Self::Qwen3(_) => ("Qwen3ForCausalLM", "Qwen3ForSequenceClassification"),
-            Self::Gpt2(_) => ("GPT2LMHeadModel", "GPT2ForSequenceClassification"),
-        };
+        let Names {
+            causal, classifier, ..
+        } = self.names();
         // transformers derives num_labels from the two label maps and never writes it.
         raw.shift_remove("num_labels");
         if classification {
@@ -142,74 +246,64 @@ impl ModelConfig {
 
     /// The value of `model_type`.
     pub fn family(&self) -> &'static str {
-        match self {
-            Self::Llama(_) => "llama",
-            Self::Qwen3(_) => "qwen3",
-            Self::Gpt2(_) => "gpt2",
-        }
+        self.names().family
     }
 
     /// The file as read.
     pub fn raw(&self) -> &Map<String, Value> {
-        match self {
-            Self::Llama(c) => &c.raw,
-            Self::Qwen3(c) => &c.raw,
-            Self::Gpt2(c) => &c.raw,
-        }
+        self.decoder().raw()
     }
 
     /// Rows of the token embedding.
     pub fn vocab_size(&self) -> usize {
-        match self {
-            Self::Llama(c) => c.vocab_size,
-            Self::Qwen3(c) => c.vocab_size,
-            Self::Gpt2(c) => c.vocab_size,
-        }
+        self.decoder().sizes().vocab
     }
 
     /// Width of the residual stream.
     pub fn hidden_size(&self) -> usize {
-        match self {
-            Self::Llama(c) => c.hidden_size,
-            Self::Qwen3(c) => c.hidden_size,
-            Self::Gpt2(c) => c.n_embd,
-        }
+        self.decoder().sizes().hidden
+    }
+
+    /// Width of the states that the output head and a score head read: the hidden size but for OPT's
+    /// `word_embed_proj_dim`.
+    pub fn output_size(&self) -> usize {
+        self.decoder().sizes().output
+    }
+
+    /// Width of the MLP.
+    pub fn intermediate_size(&self) -> usize {
+        self.decoder().sizes().intermediate
+    }
+
+    /// Attention heads.
+    pub fn head_layout(&self) -> HeadLayout {
+        self.decoder().sizes().layout
     }
 
     /// Number of layers.
     pub fn num_layers(&self) -> usize {
-        match self {
-            Self::Llama(c) => c.num_hidden_layers,
-            Self::Qwen3(c) => c.num_hidden_layers,
-            Self::Gpt2(c) => c.n_layer,
-        }
+        self.decoder().sizes().layers
     }
 
     /// Longest row in tokens.
     pub fn max_positions(&self) -> usize {
-        match self {
-            Self::Llama(c) => c.max_position_embeddings,
-            Self::Qwen3(c) => c.max_position_embeddings,
-            Self::Gpt2(c) => c.n_positions,
-        }
+        self.decoder().sizes().max_positions
+    }
+
+    /// Whether positions are rows of a table, so that a longer row than [`ModelConfig::max_positions`] cannot be
+    /// computed at all.
+    pub fn has_learned_positions(&self) -> bool {
+        self.decoder().sizes().learned_positions
     }
 
     /// Standard deviation of fresh weights.
     pub fn initializer_range(&self) -> f64 {
-        match self {
-            Self::Llama(c) => c.initializer_range,
-            Self::Qwen3(c) => c.initializer_range,
-            Self::Gpt2(c) => c.initializer_range,
-        }
+        self.decoder().sizes().initializer_range
     }
 
     /// Whether the output head is the token embedding.
     pub fn tie_word_embeddings(&self) -> bool {
-        match self {
-            Self::Llama(c) => c.tie_word_embeddings,
-            Self::Qwen3(c) => c.tie_word_embeddings,
-            Self::Gpt2(c) => c.tie_word_embeddings,
-        }
+        self.decoder().sizes().tied
     }
 
     /// The ids of `eos_token_id` (one number or a list); empty if the file names none.
@@ -224,30 +318,27 @@ impl ModelConfig {
 
     /// The parameters of the causal model in Hugging Face's names, shapes and order, the output head last.
     pub fn tensors(&self) -> Vec<TensorSpec> {
+        let Names {
+            embedding, head, ..
+        } = self.names();
         let mut specs = self.backbone_tensors();
         specs.push(TensorSpec {
-            name: "lm_head.weight".into(),
-            shape: vec![self.vocab_size(), self.hidden_size()],
-            tied_to: self
-                .tie_word_embeddings()
-                .then(|| self.embedding_name().to_owned()),
+            name: head.into(),
+            shape: vec![self.vocab_size(), self.output_size()],
+            tied_to: self.tie_word_embeddings().then(|| embedding.to_owned()),
         });
         specs
     }
 
     /// The parameters without any head.
     pub fn backbone_tensors(&self) -> Vec<TensorSpec> {
-        match self {
-            Self::Llama(c) => c.decoder().tensors(),
-            Self::Qwen3(c) => c.decoder().tensors(),
-            Self::Gpt2(c) => c.backbone_tensors(),
-        }
+        self.decoder().backbone_tensors()
     }
 
-    /// The parameters of the sequence classifier with one label: the backbone and `score.weight`, `[1, hidden]`.
+    /// The parameters of the sequence classifier with one label: the backbone and `score.weight`, `[1, output size]`.
     pub fn classifier_tensors(&self) -> Vec<TensorSpec> {
         let mut specs = self.backbone_tensors();
-        specs.push(spec("score.weight".into(), &[1, self.hidden_size()]));
+        specs.push(spec("score.weight".into(), &[1, self.output_size()]));
         specs
     }
 
@@ -262,18 +353,7 @@ impl ModelConfig {
 
     /// Every linear layer but the output head, in the order of the model: what PEFT's "all-linear" adapts.
     pub fn linear_modules(&self) -> Vec<LinearSpec> {
-        match self {
-            Self::Llama(c) => c.decoder().linear_modules(),
-            Self::Qwen3(c) => c.decoder().linear_modules(),
-            Self::Gpt2(c) => c.linear_modules(),
-        }
-    }
-
-    fn embedding_name(&self) -> &'static str {
-        match self {
-            Self::Llama(_) | Self::Qwen3(_) => "model.embed_tokens.weight",
-            Self::Gpt2(_) => "transformer.wte.weight",
-        }
+        self.decoder().linear_modules()
     }
 }
 
@@ -283,6 +363,23 @@ fn spec(name: String, shape: &[usize]) -> TensorSpec {
         shape: shape.to_vec(),
         tied_to: None,
     }
+}
+
+/// Weight, as PyTorch's `Linear` stores it, and bias of a linear layer.
+fn linear_tensors(layer: &LinearSpec, with_bias: bool) -> impl Iterator<Item = TensorSpec> {
+    let LinearSpec {
+        name,
+        in_features,
+        out_features,
+    } = layer;
+    let weight = spec(format!("{name}.weight"), &[*out_features, *in_features]);
+    let bias = with_bias.then(|| spec(format!("{name}.bias"), &[*out_features]));
+    [Some(weight), bias].into_iter().flatten()
+}
+
+/// Weight and bias of a LayerNorm.
+fn layer_norm_tensors(path: &str, width: usize) -> [TensorSpec; 2] {
+    ["weight", "bias"].map(|kind| spec(format!("{path}.{kind}"), &[width]))
 }
 
 #[cfg(test)]
@@ -318,6 +415,41 @@ mod tests {
         })
     }
 
+    fn qwen2() -> Value {
+        json!({
+            "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu", "hidden_size": 896, "intermediate_size": 4864,
+            "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14,
+            "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+            "sliding_window": 32768, "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151936
+        })
+    }
+
+    fn pythia() -> Value {
+        json!({
+            "architectures": ["GPTNeoXForCausalLM"], "hidden_act": "gelu", "hidden_size": 768, "intermediate_size": 3072,
+            "max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 12,
+            "num_hidden_layers": 12, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": false,
+            "use_parallel_residual": true, "vocab_size": 50304
+        })
+    }
+
+    fn opt() -> Value {
+        json!({
+            "activation_function": "relu", "architectures": ["OPTForCausalLM"], "do_layer_norm_before": true,
+            "_remove_final_layer_norm": false, "ffn_dim": 3072, "hidden_size": 768, "max_position_embeddings": 2048,
+            "model_type": "opt", "num_attention_heads": 12, "num_hidden_layers": 12, "vocab_size": 50272,
+            "word_embed_proj_dim": 768
+        })
+    }
+
+    fn opt_350m() -> Value {
+        json!({
+            "do_layer_norm_before": false, "ffn_dim": 4096, "hidden_size": 1024, "max_position_embeddings": 2048,
+            "model_type": "opt", "num_attention_heads": 16, "num_hidden_layers": 24, "vocab_size": 50272,
+            "word_embed_proj_dim": 512
+        })
+    }
+
     fn with(mut value: Value, key: &str, to: Value) -> Value {
         value[key] = to;
         value
@@ -329,11 +461,16 @@ mod tests {
 
     #[test]
     fn parameter_counts_are_the_published_ones() {
-        // SmolLM2-135M: 134,515,008; Qwen3-0.6B: 596,049,920 without the stored head; GPT-2 small: 124,439,808.
+        // SmolLM2-135M: 134,515,008; Qwen2.5-0.5B: 494,032,768; Qwen3-0.6B: 596,049,920 without the stored head;
+        // GPT-2 small: 124,439,808; Pythia-160M: 162,322,944; OPT-125M: 125,239,296; OPT-350M: 331,196,416.
         for (value, count) in [
             (smollm2(), 134_515_008),
+            (qwen2(), 494_032_768),
             (qwen3(), 596_049_920),
             (gpt2(), 124_439_808),
+            (pythia(), 162_322_944),
+            (opt(), 125_239_296),
+            (opt_350m(), 331_196_416),
         ] {
             let config = ModelConfig::from_value(value).unwrap();
             assert_eq!(config.num_params(), count, "{}", config.family());
@@ -375,6 +512,71 @@ mod tests {
         assert_eq!(specs.len(), 149);
         assert_eq!(config.linear_modules().len(), 48);
         assert_eq!(config.linear_modules()[0].out_features, 2304);
+
+        let config = ModelConfig::from_value(pythia()).unwrap();
+        let head = config.tensors().pop().unwrap();
+        assert_eq!(
+            (head.name.as_str(), head.tied_to),
+            ("embed_out.weight", None)
+        );
+        let config = ModelConfig::from_value(opt_350m()).unwrap();
+        assert_eq!(config.tensors().pop().unwrap().shape, [50272, 512]);
+        assert_eq!(config.classifier_tensors().pop().unwrap().shape, [1, 512]);
+        let modules = config.linear_modules();
+        assert_eq!(modules.len(), 2 + 24 * 6);
+        assert_eq!(modules[0].name, "model.decoder.project_in");
+    }
+
+    #[test]
+    fn switches_that_a_file_may_set_are_read() {
+        // The window is set aside where no layer has it.
+        let value = with(qwen2(), "use_sliding_window", json!(true));
+        let ModelConfig::Qwen2(c) = ModelConfig::from_value(value).unwrap() else {
+            panic!("qwen2");
+        };
+        assert_eq!((c.qkv_bias, c.o_bias, c.head_dim), (true, false, 64));
+        let value = with(
+            with(smollm2(), "attention_bias", json!(true)),
+            "mlp_bias",
+            json!(true),
+        );
+        let ModelConfig::Llama(c) = ModelConfig::from_value(value).unwrap() else {
+            panic!("llama");
+        };
+        assert!(c.qkv_bias && c.o_bias && c.mlp_bias && !c.qk_norm);
+        for (value, rotary_dim) in [
+            (pythia(), 16),
+            (with(pythia(), "rotary_pct", Value::Null), 16),
+            (with(pythia(), "rotary_pct", json!(1.0)), 64),
+            (
+                with(
+                    pythia(),
+                    "rope_parameters",
+                    json!({"partial_rotary_factor": 0.5, "rope_theta": 500.0, "rope_type": "default"}),
+                ),
+                32,
+            ),
+        ] {
+            let ModelConfig::GptNeox(c) = ModelConfig::from_value(value).unwrap() else {
+                panic!("gpt_neox");
+            };
+            assert_eq!(c.rotary_dim, rotary_dim);
+            assert_eq!(
+                c.rope_theta,
+                if rotary_dim == 32 { 500.0 } else { 10_000.0 }
+            );
+        }
+        let final_norm = |value| match ModelConfig::from_value(value).unwrap() {
+            ModelConfig::Opt(c) => c.final_layer_norm,
+            _ => panic!("opt"),
+        };
+        assert!(final_norm(opt()));
+        assert!(!final_norm(opt_350m()));
+        assert!(!final_norm(with(
+            opt(),
+            "_remove_final_layer_norm",
+            json!(true)
+        )));
     }
 
     #[test]
@@ -421,12 +623,16 @@ mod tests {
                 "RoPE scaling \"linear\"",
             ),
             (
-                with(smollm2(), "attention_bias", json!(true)),
-                "\"attention_bias\": true",
+                with(
+                    smollm2(),
+                    "rope_parameters",
+                    json!({"full_attention": {"rope_type": "default"}}),
+                ),
+                "by kind of layer (\"full_attention\")",
             ),
             (
-                with(smollm2(), "mlp_bias", json!(true)),
-                "\"mlp_bias\": true",
+                with(smollm2(), "partial_rotary_factor", json!(0.5)),
+                "\"partial_rotary_factor\" must be 1, found 0.5",
             ),
             (
                 with(smollm2(), "hidden_act", json!("gelu")),
@@ -441,17 +647,45 @@ mod tests {
                 "a positive whole number, found \"many\"",
             ),
             (
-                with(qwen3(), "use_sliding_window", json!(true)),
-                "\"use_sliding_window\": true",
+                with(
+                    with(qwen2(), "use_sliding_window", json!(true)),
+                    "max_window_layers",
+                    json!(23),
+                ),
+                "\"use_sliding_window\": true is not supported",
             ),
             (
-                with(gpt2(), "activation_function", json!("relu")),
+                with(qwen3(), "layer_types", json!(["sliding_attention"])),
+                "\"sliding_attention\" is not supported",
+            ),
+            (
+                with(gpt2(), "activation_function", json!("silu")),
                 "gelu_new, gelu_pytorch_tanh",
+            ),
+            (
+                with(gpt2(), "scale_attn_weights", json!(false)),
+                "\"scale_attn_weights\": false is not supported",
+            ),
+            (
+                with(pythia(), "rotary_pct", json!(0.02)),
+                "rotates 1 of a head's 64 entries",
+            ),
+            (
+                with(
+                    pythia(),
+                    "rope_scaling",
+                    json!({"type": "dynamic", "factor": 2.0}),
+                ),
+                "RoPE scaling \"dynamic\"",
+            ),
+            (
+                with(opt(), "layer_norm_elementwise_affine", json!(false)),
+                "\"layer_norm_elementwise_affine\": false",
             ),
             (with(gpt2(), "n_head", json!(7)), "must be a multiple of"),
             (
                 with(gpt2(), "model_type", json!("mamba")),
-                "supported are llama, qwen3, gpt2",
+                "supported are llama, qwen2, qwen3, gpt2, gpt_neox, opt",
             ),
             (json!({"hidden_size": 3}), "no \"model_type\""),
             (json!([1]), "expected a JSON object"),

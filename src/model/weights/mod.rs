@@ -130,7 +130,8 @@ fn pickled(path: &Path) -> Error {
 
 /// The stored name of the tensor that Hugging Face's full model calls `name`.
 ///
-/// Base-model checkpoints lack the `model.` or `transformer.` in front; both spellings are found.
+/// Base-model checkpoints lack the `model.`, `transformer.` or `gpt_neox.` in front; both spellings are found, and so is
+/// GPT-NeoX's output head under the name that it has inside transformers.
 pub fn resolve(source: &dyn WeightSource, name: &str) -> Option<String> {
     candidates(name)
         .into_iter()
@@ -150,7 +151,10 @@ pub fn read_tensor(source: &dyn WeightSource, spec: &TensorSpec) -> Result<Vec<f
 
 fn candidates(name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
-    for prefix in ["model.", "transformer."] {
+    if name == "embed_out.weight" {
+        names.push("lm_head.weight".into());
+    }
+    for prefix in ["model.", "transformer.", "gpt_neox."] {
         if let Some(bare) = name.strip_prefix(prefix) {
             names.push(bare.to_owned());
         }
@@ -160,8 +164,8 @@ fn candidates(name: &str) -> Vec<String> {
 
 /// Checks that a source holds exactly the tensors of a model, in their shapes and in types that can be read.
 ///
-/// Not counted as surplus: known buffers (rotary frequencies, GPT-2's causal masks) and the heads `lm_head.weight` and
-/// `score.weight`, because a backbone may be taken from either kind of model. A tied tensor may be absent.
+/// Not counted as surplus: known buffers (rotary frequencies, causal masks of GPT-2 and GPT-NeoX) and the heads
+/// `lm_head.weight`, `embed_out.weight` and `score.weight`, because a backbone may be taken from either kind of model. A tied tensor may be absent.
 ///
 /// # Errors
 /// One `Error::Weights` that lists every missing, surplus and mis-shaped tensor.
@@ -223,13 +227,15 @@ fn is_buffer(name: &str) -> bool {
         "rope_freqs.weight",
         ".attn.bias",
         ".attn.masked_bias",
+        ".attention.bias",
+        ".attention.masked_bias",
     ]
     .iter()
     .any(|suffix| name.ends_with(suffix))
 }
 
 fn is_head(name: &str) -> bool {
-    matches!(name, "lm_head.weight" | "score.weight")
+    matches!(name, "lm_head.weight" | "embed_out.weight" | "score.weight")
 }
 
 #[cfg(test)]
@@ -279,6 +285,20 @@ mod tests {
             resolve(source.as_ref(), "transformer.ln_f.bias").as_deref(),
             Some("ln_f.bias")
         );
+    }
+
+    #[test]
+    fn buffers_of_published_files_are_no_parameters() {
+        for name in [
+            "h.0.attn.bias",
+            "gpt_neox.layers.0.attention.bias",
+            "gpt_neox.layers.0.attention.masked_bias",
+            "gpt_neox.layers.0.attention.rotary_emb.inv_freq",
+        ] {
+            assert!(is_buffer(name), "{name}");
+        }
+        assert!(!is_buffer("gpt_neox.layers.0.attention.dense.bias"));
+        assert!(!is_buffer("h.0.attn.c_attn.bias"));
     }
 
     #[test]

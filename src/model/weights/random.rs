@@ -37,7 +37,7 @@ impl RandomSource {
         let std = config.initializer_range();
         let residual = match config {
             ModelConfig::Gpt2(c) => std / (2.0 * c.n_layer as f64).sqrt(),
-            ModelConfig::Llama(_) | ModelConfig::Qwen3(_) => std,
+            _ => std,
         };
         let mut specs = config.tensors();
         specs.extend(config.classifier_tensors().pop());

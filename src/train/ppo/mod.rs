@@ -291,7 +291,7 @@ fn value_model<B: ModelBackend>(
             (reward.model, reward.lora)
         }
         _ => {
-            let hidden = policy.config.hidden_size();
+            let hidden = policy.config.output_size();
             (
                 ScalarModel::with_zero_head(policy.model.clone(), hidden, &device),
                 policy.lora.clone(),

@@ -7,6 +7,7 @@ use super::header::MetadataValue;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Architecture {
     Llama,
+    Qwen2,
     Qwen3,
     Gpt2,
 }
@@ -27,6 +28,7 @@ impl Architecture {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Gpt2 => "gpt2",
         }
@@ -40,14 +42,18 @@ pub(super) fn architecture(
         .get("general.architecture")
         .and_then(MetadataValue::as_str)
         .ok_or("the GGUF metadata has no general.architecture")?;
-    [Architecture::Llama, Architecture::Qwen3, Architecture::Gpt2]
-        .into_iter()
-        .find(|a| a.name() == name)
-        .ok_or_else(|| {
-            format!(
-                "GGUF architecture \"{name}\" is not supported; supported are llama, qwen3, gpt2"
-            )
-        })
+    let known = [
+        Architecture::Llama,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Gpt2,
+    ];
+    known.into_iter().find(|a| a.name() == name).ok_or_else(|| {
+        format!(
+            "GGUF architecture \"{name}\" is not supported; supported are {}",
+            known.map(Architecture::name).join(", ")
+        )
+    })
 }
 
 /// Undoes the converter's order of q and k rows: `[heads, head_dim / 2, 2, width]` becomes `[heads, 2, head_dim / 2, width]`.
@@ -103,9 +109,13 @@ pub(super) fn layout(
             )),
         }
     };
-    if name.ends_with("self_attn.q_proj.weight") {
+    let of = |layer: &str| {
+        let kind = name.rsplit_once(layer).map_or("", |(_, kind)| kind);
+        matches!(kind, ".weight" | ".bias")
+    };
+    if of("self_attn.q_proj") {
         heads(&["llama.attention.head_count"])
-    } else if name.ends_with("self_attn.k_proj.weight") {
+    } else if of("self_attn.k_proj") {
         heads(&[
             "llama.attention.head_count_kv",
             "llama.attention.head_count",

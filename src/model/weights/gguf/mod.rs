@@ -21,7 +21,7 @@ use crate::model::config::ModelConfig;
 use header::Header;
 use layout::{Architecture, Layout, architecture, hugging_face_name, layout, transpose, unpermute};
 
-/// An open GGUF file of a llama, Qwen3 or GPT-2 model.
+/// An open GGUF file of a llama, Qwen2, Qwen3 or GPT-2 model.
 #[derive(Debug)]
 pub struct GgufFile {
     blob: Blob,
@@ -157,11 +157,21 @@ impl GgufFile {
             let eps = key("attention.layer_norm_rms_epsilon").and_then(MetadataValue::as_f64);
             let theta = key("rope.freq_base").and_then(MetadataValue::as_f64);
             let class = match self.architecture {
+                Architecture::Qwen2 => "Qwen2ForCausalLM",
                 Architecture::Qwen3 => "Qwen3ForCausalLM",
                 _ => "LlamaForCausalLM",
             };
             put("architectures", json!([class]));
             put("hidden_act", json!("silu"));
+            for (key, layer) in [
+                ("attention_bias", "self_attn.o_proj"),
+                ("mlp_bias", "mlp.gate_proj"),
+            ] {
+                let name = format!("model.layers.0.{layer}.bias");
+                if self.tensors.contains_key(&name) {
+                    put(key, json!(true));
+                }
+            }
             put("hidden_size", json!(hidden));
             put("intermediate_size", json!(count("feed_forward_length")?));
             put("num_hidden_layers", json!(count("block_count")?));
@@ -210,7 +220,10 @@ impl WeightSource for GgufFile {
         let stored = self
             .blob
             .read_tensor(&entry.dtype, entry.offset, entry.len)?;
-        let width = entry.shape.last().copied().unwrap_or(1);
+        let width = match entry.shape.as_slice() {
+            [_, width] => *width,
+            _ => 1, // a bias: each row of the weight has one entry
+        };
         Ok(match entry.layout {
             Layout::Same => stored,
             Layout::Rotary { heads } => unpermute(&stored, heads, width),
@@ -466,7 +479,7 @@ mod tests {
         let mamba = file(&[("general.architecture", Meta::Text("mamba"))], &[]);
         assert!(
             message(&mamba)
-                .contains("\"mamba\" is not supported; supported are llama, qwen3, gpt2")
+                .contains("\"mamba\" is not supported; supported are llama, qwen2, qwen3, gpt2")
         );
     }
 }

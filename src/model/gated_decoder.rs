@@ -1,11 +1,12 @@
-//! The llama family: RMSNorm, rotary grouped-query attention, SwiGLU (SmolLM2, Llama 2 and 3).
+//! Llama, Qwen2 and Qwen3: RMSNorm, rotary grouped-query attention, SwiGLU. Qwen2 has biases on queries, keys and values,
+//! Qwen3 RMSNorm on each query and key head before the rotation.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::block::{GatedMlp, Pass, RmsNorm, Rotary, embed};
-use super::config::LlamaConfig;
+use super::config::GatedDecoderConfig;
 use super::{CausalLm, KvCache};
 use crate::ops::{self, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
@@ -15,11 +16,15 @@ use crate::tokens::TokenBatch;
 
 /// One decoder layer.
 #[derive(Module, Debug)]
-pub struct LlamaLayer<B: Backend> {
+pub struct GatedDecoderLayer<B: Backend> {
     /// Norm before attention.
     pub input_layernorm: RmsNorm<B>,
     /// Queries, keys and values.
     pub qkv_proj: Projection<B>,
+    /// Norm of each query head, `[head_dim]`; Qwen3 only.
+    pub q_norm: Option<RmsNorm<B>>,
+    /// Norm of each key head, `[head_dim]`; Qwen3 only.
+    pub k_norm: Option<RmsNorm<B>>,
     /// Attention output.
     pub o_proj: Projection<B>,
     /// Norm before the MLP.
@@ -28,49 +33,48 @@ pub struct LlamaLayer<B: Backend> {
     pub mlp: GatedMlp<B>,
 }
 
-/// A llama model.
+/// A llama, Qwen2 or Qwen3 model.
 #[derive(Module, Debug)]
-pub struct Llama<B: Backend> {
+pub struct GatedDecoder<B: Backend> {
     /// `[vocab, hidden]`.
     pub embed_tokens: Param<Tensor<B, 2>>,
     /// Decoder layers.
-    pub layers: Vec<LlamaLayer<B>>,
+    pub layers: Vec<GatedDecoderLayer<B>>,
     /// Final norm.
     pub norm: RmsNorm<B>,
     /// `[vocab, hidden]`; absent when the embedding is the head.
     pub lm_head: Option<Param<Tensor<B, 2>>>,
     #[module(skip)]
-    config: LlamaConfig,
+    config: GatedDecoderConfig,
     #[module(skip)]
     rotary: Rotary,
 }
 
-impl<B: Backend> Llama<B> {
+impl<B: Backend> GatedDecoder<B> {
     /// An unfilled model; without an output head of its own if it is to carry a score head.
-    pub fn new(config: &LlamaConfig, with_head: bool, device: &B::Device) -> Self {
+    pub fn new(config: &GatedDecoderConfig, with_head: bool, device: &B::Device) -> Self {
+        let layout = config.layout();
+        let norm = || RmsNorm::new(config.rms_norm_eps, device);
         let layers = (0..config.num_hidden_layers).map(|i| {
             let attention = |name: &str| format!("model.layers.{i}.self_attn.{name}");
-            let q_width = config.num_attention_heads * config.head_dim;
-            let kv_width = config.num_key_value_heads * config.head_dim;
             let qkv = [
-                (attention("q_proj"), q_width),
-                (attention("k_proj"), kv_width),
-                (attention("v_proj"), kv_width),
+                (attention("q_proj"), layout.q_width()),
+                (attention("k_proj"), layout.kv_width()),
+                (attention("v_proj"), layout.kv_width()),
             ];
-            LlamaLayer {
-                input_layernorm: RmsNorm::new(config.rms_norm_eps, device),
-                qkv_proj: Projection::new(&qkv, false, true, device),
-                o_proj: Projection::new(
-                    &[(attention("o_proj"), config.hidden_size)],
-                    false,
-                    true,
-                    device,
-                ),
-                post_attention_layernorm: RmsNorm::new(config.rms_norm_eps, device),
+            let o = [(attention("o_proj"), config.hidden_size)];
+            GatedDecoderLayer {
+                input_layernorm: norm(),
+                qkv_proj: Projection::new(&qkv, config.qkv_bias, true, device),
+                q_norm: config.qk_norm.then(norm),
+                k_norm: config.qk_norm.then(norm),
+                o_proj: Projection::new(&o, config.o_bias, true, device),
+                post_attention_layernorm: norm(),
                 mlp: GatedMlp::new(
                     &format!("model.layers.{i}.mlp"),
                     config.hidden_size,
                     config.intermediate_size,
+                    config.mlp_bias,
                     device,
                 ),
             }
@@ -78,27 +82,20 @@ impl<B: Backend> Llama<B> {
         Self {
             embed_tokens: placeholder(device),
             layers: layers.collect(),
-            norm: RmsNorm::new(config.rms_norm_eps, device),
+            norm: norm(),
             lm_head: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
             config: config.clone(),
             rotary: Rotary::new(
+                config.head_dim,
                 config.head_dim,
                 config.rope_theta,
                 config.rope_scaling.as_ref(),
             ),
         }
     }
-
-    fn layout(&self) -> HeadLayout {
-        HeadLayout {
-            heads: self.config.num_attention_heads,
-            kv_heads: self.config.num_key_value_heads,
-            head_dim: self.config.head_dim,
-        }
-    }
 }
 
-impl<B: ModelBackend> CausalLm<B> for Llama<B> {
+impl<B: ModelBackend> CausalLm<B> for GatedDecoder<B> {
     fn hidden_states(
         &self,
         batch: &TokenBatch<B>,
@@ -106,7 +103,7 @@ impl<B: ModelBackend> CausalLm<B> for Llama<B> {
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
         let mut pass = Pass::new(batch, cache, dropout);
-        let layout = self.layout();
+        let layout = self.config.layout();
         let [cos, sin] = self
             .rotary
             .tables(&pass.positions, &batch.input_ids.device());
@@ -116,6 +113,10 @@ impl<B: ModelBackend> CausalLm<B> for Llama<B> {
             let qkv = layer
                 .qkv_proj
                 .forward(layer.input_layernorm.forward(x.clone()), dropout);
+            let qkv = match (&layer.q_norm, &layer.k_norm) {
+                (Some(q_norm), Some(k_norm)) => norm_heads(qkv, q_norm, k_norm, layout),
+                _ => qkv,
+            };
             let qkv = ops::rope(
                 qkv,
                 cos.clone(),
@@ -137,7 +138,7 @@ impl<B: ModelBackend> CausalLm<B> for Llama<B> {
     }
 
     fn head_layout(&self) -> HeadLayout {
-        self.layout()
+        self.config.layout()
     }
 
     fn num_layers(&self) -> usize {
@@ -145,7 +146,7 @@ impl<B: ModelBackend> CausalLm<B> for Llama<B> {
     }
 }
 
-impl<B: Backend> Adaptable<B> for Llama<B> {
+impl<B: Backend> Adaptable<B> for GatedDecoder<B> {
     fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
         for layer in &mut self.layers {
             visit(&mut layer.qkv_proj);
@@ -156,7 +157,7 @@ impl<B: Backend> Adaptable<B> for Llama<B> {
     }
 }
 
-impl<B: Backend> Parameters<B> for Llama<B> {
+impl<B: Backend> Parameters<B> for GatedDecoder<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let hidden = self.config.hidden_size;
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
@@ -169,6 +170,12 @@ impl<B: Backend> Parameters<B> for Llama<B> {
                 .input_layernorm
                 .walk(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
             layer.qkv_proj.for_each_parameter(visit);
+            for (norm, name) in [(&mut layer.q_norm, "q_norm"), (&mut layer.k_norm, "k_norm")] {
+                if let Some(norm) = norm {
+                    let path = format!("model.layers.{i}.self_attn.{name}");
+                    norm.walk(&path, self.config.head_dim, visit);
+                }
+            }
             layer.o_proj.for_each_parameter(visit);
             let path = format!("model.layers.{i}.post_attention_layernorm");
             layer.post_attention_layernorm.walk(&path, hidden, visit);
@@ -180,4 +187,23 @@ impl<B: Backend> Parameters<B> for Llama<B> {
             visit(&table("lm_head.weight"), ParamSlot::Matrix(head));
         }
     }
+}
+
+/// RMSNorm over each query head and each key head of the joint matrix; values stay.
+fn norm_heads<B: ModelBackend>(
+    qkv: Tensor<B, 2>,
+    q_norm: &RmsNorm<B>,
+    k_norm: &RmsNorm<B>,
+    layout: HeadLayout,
+) -> Tensor<B, 2> {
+    let [tokens, _] = qkv.dims();
+    let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
+    let by_head = |x: Tensor<B, 2>, norm: &RmsNorm<B>| {
+        let [_, width] = x.dims();
+        norm.forward(x.reshape([tokens * width / layout.head_dim, layout.head_dim]))
+            .reshape([tokens, width])
+    };
+    let q = by_head(qkv.clone().narrow(1, 0, q_width), q_norm);
+    let k = by_head(qkv.clone().narrow(1, q_width, kv_width), k_norm);
+    Tensor::cat(vec![q, k, qkv.narrow(1, q_width + kv_width, kv_width)], 1)
 }
