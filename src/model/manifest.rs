@@ -80,12 +80,16 @@ pub struct ModelFiles {
 }
 
 /// The manifests, each by its text.
-const MANIFESTS: [&str; 5] = [
+const MANIFESTS: [&str; 9] = [
     include_str!("../../models/tiny/manifest.ron"),
     include_str!("../../models/smollm2-135m/manifest.ron"),
     include_str!("../../models/qwen3-0.6b-base/manifest.ron"),
     include_str!("../../models/qwen3-0.6b/manifest.ron"),
+    include_str!("../../models/qwen2.5-0.5b/manifest.ron"),
     include_str!("../../models/gpt2/manifest.ron"),
+    include_str!("../../models/pythia-160m/manifest.ron"),
+    include_str!("../../models/pythia-1b/manifest.ron"),
+    include_str!("../../models/opt-125m/manifest.ron"),
 ];
 
 /// The files of `models/tiny/`; empty ones stand for a model that is not trained yet.
@@ -345,7 +349,11 @@ mod tests {
                 "smollm2-135m",
                 "qwen3-0.6b-base",
                 "qwen3-0.6b",
-                "gpt2"
+                "qwen2.5-0.5b",
+                "gpt2",
+                "pythia-160m",
+                "pythia-1b",
+                "opt-125m"
             ]
         );
         for manifest in list() {
