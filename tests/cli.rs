@@ -817,6 +817,35 @@ fn doctor_and_models_say_what_there_is() {
 }
 
 #[test]
+fn rows_longer_than_a_table_of_positions_are_refused_before_a_model_is_made() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = text_model(temp.path());
+    let tiny: Value =
+        serde_json::from_str(&fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+    let config = json!({
+        "model_type": "opt", "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "max_position_embeddings": 40, "vocab_size": tiny["vocab_size"], "eos_token_id": tiny["eos_token_id"]
+    });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let recipe = |max_length: usize| {
+        let stage = format!(
+            "Pretrain(name: \"p\", init: Random(\"text-model\"), data: (source: Posts(rows: 8, seed: 1)),\n\
+             max_length: {max_length}, batch_size: 8, micro_batch_tokens: 64)"
+        );
+        format!("(name: \"r\", stages: [{stage}])")
+    };
+    fs::write(temp.path().join("r.ron"), recipe(41)).unwrap();
+    fail(
+        temp.path(),
+        "recipe r.ron --dry-run",
+        2,
+        &["r.ron:2:", "stages.p.max_length", "41 tokens", "at most 40"],
+    );
+    fs::write(temp.path().join("r.ron"), recipe(40)).unwrap();
+    succeed(temp.path(), "recipe r.ron --dry-run");
+}
+
+#[test]
 fn a_closed_pipe_is_no_failure() {
     let temp = tempfile::tempdir().unwrap();
     let rows: Vec<Value> = (0..2000)

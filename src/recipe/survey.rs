@@ -109,6 +109,7 @@ impl Surveyor<'_> {
             }
         }
         let known = known?;
+        self.positions(&known.config, stage, path);
         let shape = self.shape(&known, stage, path)?;
         // Rows that are wrong in themselves were named above; they cannot be counted.
         if self.problems.len() > before {
@@ -150,6 +151,35 @@ impl Surveyor<'_> {
                     tokenizer: tokenizer?,
                 })
             }
+        }
+    }
+
+    /// Notes a stage whose rows may outgrow a table of learned positions.
+    fn positions(&mut self, config: &ModelConfig, stage: &Stage, path: &str) {
+        let (key, longest) = match stage {
+            Stage::Pretrain(c) => ("max_length", c.max_length),
+            Stage::Sft(c) => ("max_length", c.max_length),
+            Stage::RewardModel(c) => ("max_length", c.max_length),
+            Stage::Rank(c) => (
+                "response_length",
+                c.max_prompt_length.saturating_add(c.response_length),
+            ),
+            Stage::Ppo(c) => (
+                "response_length",
+                c.max_prompt_length.saturating_add(c.response_length),
+            ),
+            Stage::Compare(c) => (
+                "response_length",
+                c.max_prompt_length.saturating_add(c.response_length),
+            ),
+        };
+        let most = config.max_positions();
+        if config.has_learned_positions() && longest > most {
+            let message = format!(
+                "rows may have {longest} tokens, prompt and response together; the model's table of positions takes at most {most}"
+            );
+            let problem = self.places.problem(&format!("{path}.{key}"), message);
+            self.problems.push(problem);
         }
     }
 
