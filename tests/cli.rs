@@ -846,6 +846,72 @@ fn rows_longer_than_a_table_of_positions_are_refused_before_a_model_is_made() {
 }
 
 #[test]
+fn every_kind_of_model_is_trained_adapted_and_merged() {
+    let shared = json!({
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 96,
+        "initializer_range": 0.2, "init_std": 0.2
+    });
+    let neox = json!({"model_type": "gpt_neox", "intermediate_size": 48, "rotary_pct": 0.5});
+    let opt = json!({
+        "model_type": "opt", "ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": false
+    });
+    let qwen2 = json!({"model_type": "qwen2", "intermediate_size": 48, "num_key_value_heads": 2});
+    for (own, layers) in [(neox, 2 * 4), (opt, 2 * 6 + 2), (qwen2, 2 * 7)] {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = text_model(temp.path());
+        let tiny: Value =
+            serde_json::from_str(&fs::read_to_string(dir.join("config.json")).unwrap()).unwrap();
+        let mut config = shared.clone();
+        for (key, value) in own.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        for key in ["vocab_size", "eos_token_id"] {
+            config[key] = tiny[key].clone();
+        }
+        fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        let recipe = r#"(name: "r", stages: [
+            Pretrain(name: "pre", init: Random("text-model"), data: (source: Posts(rows: 16, seed: 1)),
+                max_length: 96, batch_size: 8, optim: (lr: 1e-2)),
+            Sft(name: "sft", init: Stage("pre"), data: (source: Posts(rows: 16, seed: 2)), max_length: 96, batch_size: 8,
+                peft: Lora(rank: 4, alpha: 8.0, target_modules: ["all-linear"]), optim: (lr: 5e-2)),
+        ])"#;
+        fs::write(temp.path().join("r.ron"), recipe).unwrap();
+        succeed(temp.path(), "recipe r.ron --output run");
+        let adapter = temp.path().join("run/sft/adapter");
+        let written: Value =
+            serde_json::from_str(&fs::read_to_string(adapter.join("adapter_config.json")).unwrap())
+                .unwrap();
+        let targets = written["target_modules"].as_array().unwrap();
+        assert_eq!(targets.len(), layers, "{config}: {targets:?}");
+        let said = succeed(
+            temp.path(),
+            "export --run run --stage sft --to merged --merge",
+        );
+        let difference: f64 = said.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(difference < 1e-4, "{config}: {said}");
+        let rows = [
+            json!({"input_ids": [5, 17, 60, 3, 3, 44]}),
+            json!({"input_ids": [9, 8]}),
+        ];
+        write_rows(temp.path().join("rows.jsonl"), &rows);
+        let logprobs = |model: &str| {
+            let args = format!("logprobs --model {model} --data rows.jsonl --output -");
+            lines(&succeed(temp.path(), &args))
+        };
+        let (base, adapted) = (
+            logprobs("run/pre/model"),
+            logprobs("run/pre/model --adapter run/sft/adapter"),
+        );
+        for (merged, adapted) in logprobs("merged").iter().zip(&adapted) {
+            assert_near(&merged["logprobs"], &adapted["logprobs"], 1e-4);
+        }
+        let sum = |answers: &[Value]| answers[0]["sum"].as_f64().unwrap();
+        let moved = (sum(&base) - sum(&adapted)).abs();
+        assert!(moved > 1e-2, "{config}: the adapter moves {moved}");
+    }
+}
+
+#[test]
 fn a_closed_pipe_is_no_failure() {
     let temp = tempfile::tempdir().unwrap();
     let rows: Vec<Value> = (0..2000)
