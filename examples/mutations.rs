@@ -87,8 +87,18 @@ const MUTATIONS: &[Mutation] = mutations! {
     "the value loss is not clipped": "src/loss/ppo.rs",
         "square.max_pair(clipped_square).sum() * 0.5" => "(square + clipped_square * 0.0).sum() * 0.5", LIB;
     "llama 3's rope scaling blends the wrong way": "src/model/block.rs",
-        "(1.0 - blend) * frequency / s.factor + blend * frequency" =>
-        "blend * frequency / s.factor + (1.0 - blend) * frequency", FAMILIES;
+        "(1.0 - blend) * frequency / factor + blend * frequency" =>
+        "blend * frequency / factor + (1.0 - blend) * frequency", FAMILIES;
+    "GPT-NeoX's queries are not reordered as its keys are": "src/model/gpt_neox.rs",
+        "[&turned, &turned, &plain]" => "[&plain, &turned, &plain]", FAMILIES;
+    "an adapter on GPT-NeoX's queries, keys and values keeps the file's order": "src/peft/projection.rs",
+        "&meta(LoraMatrix::B, layer.width).ordered(self.order.clone())" => "&meta(LoraMatrix::B, layer.width)", FAMILIES;
+    "OPT's positions begin in row 0": "src/model/opt.rs",
+        "&pass.positions, POSITION_OFFSET)" => "&pass.positions, POSITION_OFFSET * 0)", FAMILIES;
+    "GELU has the gradient of its tanh form": "src/model/activation.rs",
+        "x.mul_scalar(0.5) * erf.add_scalar(1.0)" => "burn::tensor::activation::gelu(x) + erf.mul_scalar(0.0)", FAMILIES;
+    "a chunk of a prompt sees its first token alone": "src/model/cache.rs",
+        ".map(|i| start + i + 1)" => ".map(|_| start + 1)", FAMILIES;
     "rsLoRA divides by the rank": "src/peft/lora.rs",
         "self.alpha / rank.sqrt()" => "self.alpha / rank", LIB;
     "a completion's first token is not trained on": "src/train/forward.rs",
