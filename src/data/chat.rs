@@ -1,6 +1,10 @@
 //! Chat templates: a conversation as the text that a model was taught to read, as transformers' `apply_chat_template`
 //! renders it.
+//!
+//! # Source
+//! transformers 5.23, `utils/chat_template_utils.py` and `tokenization_utils_base.py`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,6 +12,7 @@ use std::sync::{Arc, LazyLock};
 
 use minijinja::{Environment, UndefinedBehavior};
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::data::jinja::{self, TEMPLATE};
@@ -17,14 +22,68 @@ use crate::error::{Error, Result};
 const OPEN: char = '\u{f5e0}';
 const CLOSE: char = '\u{f5e1}';
 
+/// Written after the message to continue, and cut off with what the template writes after it (transformers' own word).
+const CONTINUE: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
+
+/// Names under which data sets keep a message's reasoning; the first is the one that templates read.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Which of the assistant's turns are trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum AssistantTurns {
+    /// Every one.
+    #[default]
+    All,
+    /// The last one: earlier ones are context. What a template that drops earlier reasoning asks for.
+    Last,
+}
+
+/// What a template is given beside the messages.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ChatOptions {
+    /// Descriptions of tools, a list of JSON schemas.
+    pub tools: Option<Value>,
+    /// Open the assistant's turn at the end.
+    pub add_generation_prompt: bool,
+    /// Leave the last message open, for the model to continue.
+    pub continue_final_message: bool,
+    /// Further variables (`enable_thinking`, `date_string`, `documents`). They go before special tokens of the same name.
+    pub variables: Map<String, Value>,
+}
+
+impl ChatOptions {
+    /// The same with or without the opening of the assistant's turn.
+    pub fn with_generation_prompt(&self, add_generation_prompt: bool) -> Self {
+        Self {
+            add_generation_prompt,
+            ..self.clone()
+        }
+    }
+}
+
+/// A conversation's text and what the assistant wrote of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssistantSpans {
+    /// The whole text.
+    pub text: String,
+    /// Byte ranges of `text`, ascending.
+    pub spans: Vec<Range<usize>>,
+    /// Whether the template marks them itself (`{% generation %}`). Otherwise each reaches to the end of what the
+    /// template writes for the turn, white space after the end-of-turn token included.
+    pub marked: bool,
+}
+
 /// A compiled chat template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
+    source: Arc<str>,
     specials: BTreeMap<String, String>,
     path: PathBuf,
     /// The same template with [`OPEN`] and [`CLOSE`] around what it marks as generated, if it marks anything.
     marked: Option<Arc<Environment<'static>>>,
+    /// What a conversation with tools is rendered by instead, if the tokenizer has another template for it.
+    for_tools: Option<Box<Self>>,
 }
 
 impl ChatTemplate {
@@ -33,49 +92,93 @@ impl ChatTemplate {
     /// # Errors
     /// If the template does not parse.
     pub fn new(source: &str, specials: BTreeMap<String, String>, path: &Path) -> Result<Self> {
-        let compile = |source: String| -> Result<Arc<Environment<'static>>> {
-            let mut env = jinja::environment(UndefinedBehavior::Lenient);
+        Self::compile(source, specials, path, None)
+    }
+
+    /// The same template at a fixed time: `strftime_now` tells `now`, in seconds since 1970 (UTC).
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn at(&self, now: i64) -> Result<Self> {
+        let mut template =
+            Self::compile(&self.source, self.specials.clone(), &self.path, Some(now))?;
+        if let Some(for_tools) = &self.for_tools {
+            template.for_tools = Some(Box::new(for_tools.at(now)?));
+        }
+        Ok(template)
+    }
+
+    /// The same template, but conversations with tools are rendered by `source` (a tokenizer's `tool_use` template).
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn with_tool_template(mut self, source: &str) -> Result<Self> {
+        let for_tools = Self::new(source, self.specials.clone(), &self.path)?;
+        self.for_tools = Some(Box::new(for_tools));
+        Ok(self)
+    }
+
+    fn template_for(&self, options: &ChatOptions) -> &Self {
+        match &self.for_tools {
+            Some(for_tools) if options.tools.is_some() => for_tools,
+            _ => self,
+        }
+    }
+
+    fn compile(
+        source: &str,
+        specials: BTreeMap<String, String>,
+        path: &Path,
+        now: Option<i64>,
+    ) -> Result<Self> {
+        // Jinja2 reads every line end as a line feed.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let compile = |source: Cow<'_, str>| -> Result<Arc<Environment<'static>>> {
+            let mut env = jinja::environment(UndefinedBehavior::Lenient, now);
             env.set_trim_blocks(true);
             env.set_lstrip_blocks(true);
-            env.add_template_owned(TEMPLATE, source)
+            env.add_template_owned(TEMPLATE, source.into_owned())
                 .map_err(|e| Error::format(path, jinja::explain(&e)))?;
             Ok(Arc::new(env))
         };
-        let marks = GENERATION.is_match(source);
+        let marks = GENERATION.is_match(&source);
         Ok(Self {
-            env: compile(replace_generation(source, false))?,
+            env: compile(replace_generation(&source, false))?,
             marked: marks
-                .then(|| compile(replace_generation(source, true)))
+                .then(|| compile(replace_generation(&source, true)))
                 .transpose()?,
+            source: source.into(),
             specials,
             path: path.to_path_buf(),
+            for_tools: None,
         })
     }
 
-    /// Text of a conversation; `add_generation_prompt` ends it with the opening of an assistant's turn.
+    /// Text of a conversation.
+    ///
+    /// Before the template sees them, keys of a message that hold `null` are dropped, and reasoning is given under each
+    /// of the names that templates read, as transformers does.
     ///
     /// # Errors
-    /// If the template fails or refuses the conversation (`raise_exception`).
-    pub fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String> {
-        self.render_with_tools(messages, None, add_generation_prompt)
+    /// If the template fails or refuses the conversation (`raise_exception`); if a message is not an object; and where
+    /// the last message cannot be continued.
+    pub fn render(&self, messages: &[Value], options: &ChatOptions) -> Result<String> {
+        self.template_for(options).render_own(messages, options)
     }
 
-    /// The same with the tool descriptions of a row's `tools` column.
-    ///
-    /// # Errors
-    /// As [`ChatTemplate::render`].
-    pub fn render_with_tools(
-        &self,
-        messages: &[Value],
-        tools: Option<&Value>,
-        add_generation_prompt: bool,
-    ) -> Result<String> {
-        self.render_in(&self.env, messages, tools, add_generation_prompt)
+    fn render_own(&self, messages: &[Value], options: &ChatOptions) -> Result<String> {
+        let mut messages = self.prepare(messages)?;
+        if !options.continue_final_message {
+            return self.render_in(&self.env, messages, options);
+        }
+        let last_words = self.tag_last(&mut messages, options)?;
+        let text = self.render_in(&self.env, messages, options)?;
+        self.cut_at_tag(text, &last_words)
     }
 
-    /// Text of a conversation and the byte ranges in it that the assistant wrote, each with its end-of-turn token.
+    /// Text of a conversation and what in it the assistant wrote.
     ///
-    /// A template that marks them with `{% generation %}` is taken at its word. Any other is rendered on growing
+    /// A template that marks it with `{% generation %}` is taken at its word. Any other is rendered on growing
     /// prefixes of the conversation: a turn starts where the text with the generation prompt ends.
     ///
     /// # Errors
@@ -84,53 +187,160 @@ impl ChatTemplate {
     pub fn assistant_spans(
         &self,
         messages: &[Value],
-        tools: Option<&Value>,
-    ) -> Result<(String, Vec<Range<usize>>)> {
-        let text = self.render_with_tools(messages, tools, false)?;
-        if let Some(env) = &self.marked {
-            let marked = self.render_in(env, messages, tools, false)?;
-            return Ok((text, self.marked_spans(&marked)?));
+        options: &ChatOptions,
+        turns: AssistantTurns,
+    ) -> Result<AssistantSpans> {
+        self.template_for(options)
+            .own_spans(messages, options, turns)
+    }
+
+    fn own_spans(
+        &self,
+        messages: &[Value],
+        options: &ChatOptions,
+        turns: AssistantTurns,
+    ) -> Result<AssistantSpans> {
+        let prepared = self.prepare(messages)?;
+        let closed = options.with_generation_prompt(false);
+        let text = self.render_in(&self.env, prepared.clone(), &closed)?;
+        let mut speaking = (0..messages.len())
+            .filter(|&i| messages[i].get("role").and_then(Value::as_str) == Some("assistant"))
+            .collect::<Vec<usize>>();
+        if turns == AssistantTurns::Last {
+            speaking.drain(..speaking.len().saturating_sub(1));
         }
-        let mut spans = Vec::new();
-        for (i, message) in messages.iter().enumerate() {
-            if message.get("role").and_then(Value::as_str) != Some("assistant") {
-                continue;
+        if let Some(env) = &self.marked {
+            let marks = |messages: &[Value]| -> Result<Vec<Range<usize>>> {
+                self.marked_spans(&self.render_in(env, messages.to_vec(), &closed)?)
+            };
+            let mut spans = marks(&prepared)?;
+            if turns == AssistantTurns::Last && speaking.first().is_some_and(|&last| last > 0) {
+                let before = marks(&prepared[..speaking[0]])?;
+                spans.drain(..before.len().min(spans.len()));
             }
-            let before = self.render_with_tools(&messages[..i], tools, true)?;
-            let after = self.render_with_tools(&messages[..=i], tools, false)?;
+            return Ok(AssistantSpans {
+                text,
+                spans,
+                marked: true,
+            });
+        }
+        let opened = options.with_generation_prompt(true);
+        let mut spans = Vec::new();
+        for i in speaking {
+            let before = self.render_in(&self.env, prepared[..i].to_vec(), &opened)?;
+            let after = self.render_in(&self.env, prepared[..=i].to_vec(), &closed)?;
             if !after.starts_with(&before) || !text.starts_with(&after) {
                 return Err(Error::format(
                     &self.path,
                     format!(
                         "cannot tell what the assistant wrote in message {}: the template renders the conversation up to there \
-                         differently from the whole one. Mark the assistant's turns in the template with {{% generation %}}, \
-                         or give prompt and completion columns",
+                         differently from the whole one. Train on the last turn only (`assistant_turns: Last`), mark the \
+                         assistant's turns in the template with {{% generation %}}, or give prompt and completion columns",
                         i + 1
                     ),
                 ));
             }
             spans.push(before.len()..after.len());
         }
-        Ok((text, spans))
+        Ok(AssistantSpans {
+            text,
+            spans,
+            marked: false,
+        })
+    }
+
+    /// Messages as transformers hands them to a template.
+    fn prepare(&self, messages: &[Value]) -> Result<Vec<Value>> {
+        let prepare = |(i, message): (usize, &Value)| {
+            let Value::Object(message) = message else {
+                let message = format!("message {}: expected an object, found {message}", i + 1);
+                return Err(Error::format(&self.path, message));
+            };
+            let kept = message.iter().filter(|(_, value)| !value.is_null());
+            let kept: Map<String, Value> = kept.map(|(k, v)| (k.clone(), v.clone())).collect();
+            let reasoning = REASONING.iter().find_map(|name| kept.get(*name)).cloned();
+            Ok(Value::Object(match reasoning {
+                None => kept,
+                Some(reasoning) => {
+                    let mut aliased = Map::new();
+                    aliased.insert("thinking".into(), reasoning.clone());
+                    aliased.extend(kept);
+                    aliased.insert("reasoning_content".into(), reasoning);
+                    aliased
+                }
+            }))
+        };
+        messages.iter().enumerate().map(prepare).collect()
+    }
+
+    /// Puts the tag after the text of the last message; returns that text.
+    fn tag_last(&self, messages: &mut [Value], options: &ChatOptions) -> Result<String> {
+        let refuse = |message: &str| {
+            let message = format!("cannot continue the last message: {message}");
+            Err(Error::format(&self.path, message))
+        };
+        if options.add_generation_prompt {
+            return refuse("a new turn is asked for as well (add_generation_prompt)");
+        }
+        if !self.source.contains("content") {
+            return refuse("the template does not read `content`");
+        }
+        let content = messages.last_mut().and_then(|last| last.get_mut("content"));
+        let text = match content {
+            Some(Value::String(text)) => text,
+            Some(Value::Array(parts)) => {
+                let texts = parts.iter_mut().rev().find_map(|part| part.get_mut("text"));
+                match texts {
+                    Some(Value::String(text)) => text,
+                    _ => return refuse("no part of it is text"),
+                }
+            }
+            _ => return refuse("it has no `content`"),
+        };
+        let words = text.clone();
+        text.push_str(CONTINUE);
+        Ok(words)
+    }
+
+    fn cut_at_tag(&self, mut text: String, last_words: &str) -> Result<String> {
+        let at = text
+            .rfind(CONTINUE.trim_end())
+            .filter(|_| text.contains(last_words.trim()));
+        let Some(at) = at else {
+            return Err(Error::format(
+                &self.path,
+                "cannot continue the last message: the template leaves out parts of it",
+            ));
+        };
+        let kept_as_it_is = text[at..].starts_with(CONTINUE);
+        text.truncate(at);
+        if !kept_as_it_is {
+            // The template trims messages: the space before the tag is gone with it.
+            text.truncate(text.trim_end().len());
+        }
+        Ok(text)
     }
 
     fn render_in(
         &self,
         env: &Environment<'static>,
-        messages: &[Value],
-        tools: Option<&Value>,
-        add_generation_prompt: bool,
+        messages: Vec<Value>,
+        options: &ChatOptions,
     ) -> Result<String> {
         let mut context = Map::new();
         for (name, text) in &self.specials {
             context.insert(name.clone(), Value::String(text.clone()));
         }
-        context.insert("messages".into(), Value::Array(messages.to_vec()));
-        context.insert("tools".into(), tools.cloned().unwrap_or(Value::Null));
         context.insert("documents".into(), Value::Null);
-        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        context.extend(options.variables.clone());
+        context.insert("messages".into(), Value::Array(messages));
+        context.insert("tools".into(), options.tools.clone().unwrap_or(Value::Null));
+        context.insert(
+            "add_generation_prompt".into(),
+            options.add_generation_prompt.into(),
+        );
         env.get_template(TEMPLATE)
-            .and_then(|template| template.render(context))
+            .and_then(|template| template.render(jinja::from_json(&Value::Object(context))))
             .map_err(|e| Error::format(&self.path, jinja::explain(&e)))
     }
 
@@ -163,25 +373,23 @@ static GENERATION: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is a literal")
 });
 
-/// Writes transformers' `{% generation %}` blocks in plain jinja: blocks that are always entered, optionally with the
-/// marks printed inside.
-fn replace_generation(source: &str, mark: bool) -> String {
-    GENERATION
-        .replace_all(source, |tag: &regex::Captures<'_>| {
-            let (left, right, end) = (&tag[1], &tag[3], tag.get(2).is_some());
-            match (mark, end) {
-                (false, false) => format!("{{%{left} if true {right}%}}"),
-                (false, true) => format!("{{%{left} endif {right}%}}"),
-                // The outer tags keep the whitespace control of the original; what is printed stands between them.
-                (true, false) => {
-                    format!("{{%{left} if true %}}{{{{ '{OPEN}' }}}}{{% set _mark = 0 {right}%}}")
-                }
-                (true, true) => {
-                    format!("{{%{left} set _mark = 0 %}}{{{{ '{CLOSE}' }}}}{{% endif {right}%}}")
-                }
+/// Writes transformers' `{% generation %}` blocks in plain jinja: scopes of their own (what is set inside is not seen
+/// after), optionally with the marks printed inside.
+fn replace_generation(source: &str, mark: bool) -> Cow<'_, str> {
+    GENERATION.replace_all(source, |tag: &regex::Captures<'_>| {
+        let (left, right, end) = (&tag[1], &tag[3], tag.get(2).is_some());
+        match (mark, end) {
+            (false, false) => format!("{{%{left} with _marked = true {right}%}}"),
+            (false, true) => format!("{{%{left} endwith {right}%}}"),
+            // The outer tags keep the whitespace control of the original; what is printed stands between them.
+            (true, false) => {
+                format!("{{%{left} with _marked = true %}}{{{{ '{OPEN}' }}}}{{% set _mark = 0 {right}%}}")
             }
-        })
-        .into_owned()
+            (true, true) => {
+                format!("{{%{left} set _mark = 0 %}}{{{{ '{CLOSE}' }}}}{{% endwith {right}%}}")
+            }
+        }
+    })
 }
 
 #[cfg(test)]
@@ -193,6 +401,21 @@ mod tests {
     fn template(source: &str) -> ChatTemplate {
         let specials = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
         ChatTemplate::new(source, specials, Path::new("toy.jinja")).unwrap()
+    }
+
+    fn opened() -> ChatOptions {
+        ChatOptions::default().with_generation_prompt(true)
+    }
+
+    fn spans(
+        chat: &ChatTemplate,
+        messages: &[Value],
+        turns: AssistantTurns,
+    ) -> (String, Vec<Range<usize>>) {
+        let found = chat
+            .assistant_spans(messages, &ChatOptions::default(), turns)
+            .unwrap();
+        (found.text, found.spans)
     }
 
     fn talk(turns: &[(&str, &str)]) -> Vec<Value> {
@@ -207,9 +430,12 @@ mod tests {
         let chat = template(CHATML);
         let messages = talk(&[("system", "s"), ("user", "u <b>")]);
         let text = "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu <b><|im_end|>\n";
-        assert_eq!(chat.render(&messages, false).unwrap(), text);
         assert_eq!(
-            chat.render(&messages, true).unwrap(),
+            chat.render(&messages, &ChatOptions::default()).unwrap(),
+            text
+        );
+        assert_eq!(
+            chat.render(&messages, &opened()).unwrap(),
             format!("{text}<|im_start|>assistant\n")
         );
     }
@@ -219,10 +445,20 @@ mod tests {
         let chat = template(
             "{{ bos_token }}\n  {% if tools %}\n{{ tools | tojson }}\n  {% endif %}\nend\n",
         );
-        assert_eq!(chat.render(&[], false).unwrap(), "<s>\nend");
+        assert_eq!(
+            chat.render(&[], &ChatOptions::default()).unwrap(),
+            "<s>\nend"
+        );
         let tools = json!([{"name": "f"}]);
         assert_eq!(
-            chat.render_with_tools(&[], Some(&tools), false).unwrap(),
+            chat.render(
+                &[],
+                &ChatOptions {
+                    tools: Some(tools),
+                    ..ChatOptions::default()
+                }
+            )
+            .unwrap(),
             "<s>\n[{\"name\": \"f\"}]\nend"
         );
     }
@@ -230,7 +466,7 @@ mod tests {
     #[test]
     fn a_template_may_refuse() {
         let error = template("{{ raise_exception('only users') }}")
-            .render(&[], false)
+            .render(&[], &ChatOptions::default())
             .unwrap_err()
             .to_string();
         assert!(
@@ -254,7 +490,7 @@ mod tests {
             ("user", "c"),
             ("assistant", "d"),
         ]);
-        let (text, spans) = template(CHATML).assistant_spans(&messages, None).unwrap();
+        let (text, spans) = spans(&template(CHATML), &messages, AssistantTurns::All);
         let parts: Vec<&str> = spans.into_iter().map(|span| &text[span]).collect();
         assert_eq!(parts, ["b<|im_end|>\n", "d<|im_end|>\n"]);
     }
@@ -271,8 +507,13 @@ mod tests {
             ("user", "c"),
             ("assistant", "d"),
         ]);
-        let (text, spans) = template(source).assistant_spans(&messages, None).unwrap();
-        assert_eq!(text, template(&plain).render(&messages, false).unwrap());
+        let (text, spans) = spans(&template(source), &messages, AssistantTurns::All);
+        assert_eq!(
+            text,
+            template(&plain)
+                .render(&messages, &ChatOptions::default())
+                .unwrap()
+        );
         let parts: Vec<&str> = spans.into_iter().map(|span| &text[span]).collect();
         assert_eq!(parts, ["b</s>", "d</s>"]);
     }
@@ -287,9 +528,88 @@ mod tests {
             ("assistant", "d"),
         ]);
         let error = template(source)
-            .assistant_spans(&messages, None)
+            .assistant_spans(&messages, &ChatOptions::default(), AssistantTurns::All)
             .unwrap_err();
         assert!(error.to_string().contains("message 2"), "{error}");
         assert!(error.to_string().contains("{% generation %}"), "{error}");
+    }
+
+    #[test]
+    fn the_last_turn_alone_can_be_asked_for() {
+        // Earlier turns are shortened, as templates do that drop earlier reasoning.
+        let forgetful = "{% for m in messages %}<{{ m.role }}>{{ m.content if loop.last or m.role == 'user' else '..' }};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+        let messages = talk(&[
+            ("user", "a"),
+            ("assistant", "b"),
+            ("user", "c"),
+            ("assistant", "d"),
+        ]);
+        let (text, last) = spans(&template(forgetful), &messages, AssistantTurns::Last);
+        assert_eq!(text, "<user>a;<assistant>..;<user>c;<assistant>d;");
+        assert_eq!(last.len(), 1);
+        assert_eq!(&text[last[0].clone()], "d;");
+        // A template with marks: those of the last message, however many it has.
+        let marked = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}+{% generation %};{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+        let (text, last) = spans(&template(marked), &messages, AssistantTurns::Last);
+        let parts: Vec<&str> = last.into_iter().map(|span| &text[span]).collect();
+        assert_eq!((text.as_str(), parts), ("ab+;cd+;", vec!["d", ";"]));
+        let (_, none) = spans(&template(CHATML), &messages[..1], AssistantTurns::Last);
+        assert!(none.is_empty());
+    }
+
+    #[test]
+    fn the_last_message_can_be_left_open() {
+        let options = ChatOptions {
+            continue_final_message: true,
+            ..ChatOptions::default()
+        };
+        let messages = talk(&[("user", "a"), ("assistant", "b \n")]);
+        let text = template(CHATML).render(&messages, &options).unwrap();
+        assert_eq!(
+            text,
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb \n"
+        );
+        let trimming = template("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}");
+        assert_eq!(trimming.render(&messages, &options).unwrap(), "[a][b");
+        for (messages, expected) in [
+            (vec![], "no `content`"),
+            (
+                talk(&[("user", "a"), ("user", "b"), ("user", "c")]),
+                "leaves out",
+            ),
+        ] {
+            let first = template("{{ messages[0].content }}{{ messages[1].content }}");
+            let error = first.render(&messages, &options).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let both = options.with_generation_prompt(true);
+        assert!(template(CHATML).render(&messages, &both).is_err());
+    }
+
+    #[test]
+    fn empty_keys_are_dropped_and_reasoning_has_every_name() {
+        let chat = template("{{ messages | tojson }}");
+        let messages = [json!({"role": "assistant", "content": null, "reasoning": "r"})];
+        assert_eq!(
+            chat.render(&messages, &ChatOptions::default()).unwrap(),
+            r#"[{"thinking": "r", "role": "assistant", "reasoning": "r", "reasoning_content": "r"}]"#
+        );
+        let error = chat.render(&[json!("hi")], &ChatOptions::default());
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("message 1: expected an object")
+        );
+    }
+
+    #[test]
+    fn variables_and_the_time_can_be_given() {
+        let chat = template("{{ strftime_now('%Y') }}{{ bos_token }}{{ flag is true }}");
+        let mut options = ChatOptions::default();
+        options.variables.insert("flag".into(), true.into());
+        options.variables.insert("bos_token".into(), "-".into());
+        let chat = chat.at(951_782_400).unwrap();
+        assert_eq!(chat.render(&[], &options).unwrap(), "2000-True");
     }
 }

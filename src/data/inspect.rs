@@ -6,7 +6,8 @@ const DIM: &str = "\u{1b}[2m";
 const GREEN: &str = "\u{1b}[32m";
 const RESET: &str = "\u{1b}[0m";
 
-/// One row's tokens, `|` between them, and a line of counts below.
+/// One row's tokens, `|` between them, and a line of counts below, with whether it begins with BOS if the tokenizer has
+/// one.
 ///
 /// Tokens that are trained on are green and the others dim, or without `color` the former stand in `«..»`. Spaces show
 /// as `·`, tabs as `→`, line breaks as `↵` (and break the line); a token that is not whole UTF-8 shows as its bytes' entry
@@ -47,8 +48,13 @@ pub fn render(
     if !out.ends_with('\n') && !out.is_empty() {
         out.push('\n');
     }
+    let bos = match tokenizer.bos_id() {
+        None => "",
+        Some(bos) if ids.first() == Some(&bos) => ", begins with BOS",
+        Some(_) => ", no BOS",
+    };
     out.push_str(&format!(
-        "{} tokens, {prompt_len} of prompt, {num_trained} trained on, {eos}\n",
+        "{} tokens, {prompt_len} of prompt, {num_trained} trained on, {eos}{bos}\n",
         ids.len()
     ));
     out
@@ -107,7 +113,7 @@ mod tests {
         );
         assert_eq!(
             render(&ids, &trained, 3, &tok, false),
-            "a|·|↵\n↵\n«hi|\\u{1b}|</s>»\n6 tokens, 3 of prompt, 3 trained on, ends with EOS\n"
+            "a|·|↵\n↵\n«hi|\\u{1b}|</s>»\n6 tokens, 3 of prompt, 3 trained on, ends with EOS, no BOS\n"
         );
     }
 
@@ -116,7 +122,7 @@ mod tests {
         let tok = testing::tokenizer(false, None);
         assert_eq!(
             render(&[97, HI, 9999], &[false, true, false], 1, &tok, true),
-            "\u{1b}[2ma\u{1b}[0m\u{1b}[32mhi\u{1b}[0m\u{1b}[2m[9999: not in the vocabulary]\u{1b}[0m\n3 tokens, 1 of prompt, 1 trained on, no EOS\n"
+            "\u{1b}[2ma\u{1b}[0m\u{1b}[32mhi\u{1b}[0m\u{1b}[2m[9999: not in the vocabulary]\u{1b}[0m\n3 tokens, 1 of prompt, 1 trained on, no EOS, no BOS\n"
         );
     }
 
@@ -125,11 +131,15 @@ mod tests {
         let tok = testing::tokenizer(false, None);
         assert_eq!(
             render(&[0xc3, 0xa9], &[false, true], 1, &tok, false),
-            "Ã«©»\n2 tokens, 1 of prompt, 1 trained on, no EOS\n"
+            "Ã«©»\n2 tokens, 1 of prompt, 1 trained on, no EOS, no BOS\n"
         );
         assert_eq!(
             render(&[], &[], 0, &tok, false),
-            "0 tokens, 0 of prompt, 0 trained on, no EOS\n"
+            "0 tokens, 0 of prompt, 0 trained on, no EOS, no BOS\n"
+        );
+        assert_eq!(
+            render(&[testing::BOS, EOS], &[false, true], 1, &tok, false),
+            "<s>«</s>»\n2 tokens, 1 of prompt, 1 trained on, ends with EOS, begins with BOS\n"
         );
     }
 }

@@ -18,7 +18,7 @@ mod rows;
 mod source;
 mod tokenizer;
 
-pub use chat::ChatTemplate;
+pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
 pub use check::{RowKind, check_source, is_plain_text};
 pub use encode::{
     Comparisons, EncodeReport, Encoded, Example, Prompt, encode_comparisons, encode_completions,
@@ -26,5 +26,5 @@ pub use encode::{
 };
 pub use loader::{Batches, micro_batches};
 pub use rows::{DataContext, Row, read_rows};
-pub use source::{DataConfig, DataSource, RowFormat};
+pub use source::{DataConfig, DataSource, RowFormat, TruncationMode};
 pub use tokenizer::Tokenizer;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::data::jinja::{self, TEMPLATE};
 use crate::data::rows::{Row, json_kind};
-use crate::data::{RowFormat, Tokenizer};
+use crate::data::{ChatOptions, RowFormat, Tokenizer};
 use crate::error::{Error, Result};
 
 /// Where an hh-style dialogue hands over to the assistant.
@@ -66,7 +66,7 @@ impl<'a> RowParser<'a> {
         for (name, source) in sources {
             let Some(source) = source else { continue };
             // A column that a row lacks is an error, not an empty text.
-            let mut env = jinja::environment(UndefinedBehavior::Strict);
+            let mut env = jinja::environment(UndefinedBehavior::Strict, None);
             env.set_keep_trailing_newline(true);
             env.add_template_owned(TEMPLATE, source.clone())
                 .map_err(|e| Error::Usage(format!("format.{name}: {}", jinja::explain(&e))))?;
@@ -197,7 +197,9 @@ impl<'a> RowParser<'a> {
         if let Some((_, env)) = self.templates.iter().find(|(column, _)| *column == name) {
             let text = env
                 .get_template(TEMPLATE)
-                .and_then(|template| template.render(&row.columns))
+                .and_then(|template| {
+                    template.render(jinja::from_json(&Value::Object(row.columns.clone())))
+                })
                 .map_err(|e| {
                     row.error(format!(
                         "format.{name}: {}; the row has {}",
@@ -252,14 +254,52 @@ impl<'a> RowParser<'a> {
     }
 }
 
+/// What a row's conversation is rendered with: the columns `tools` (a list, or a string of JSON) and
+/// `chat_template_kwargs`, the latter over the format's own.
+///
+/// # Errors
+/// If a column holds something else.
+pub(crate) fn chat_options(row: &Row, format: &RowFormat) -> Result<ChatOptions> {
+    let mut variables: Map<String, Value> =
+        format.chat_template_kwargs.clone().into_iter().collect();
+    match row.columns.get("chat_template_kwargs") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(own)) => variables.extend(own.clone()),
+        Some(other) => {
+            return Err(row.error(format!(
+                "column `chat_template_kwargs`: expected an object, found {}",
+                json_kind(other)
+            )));
+        }
+    }
+    let tools = match row.columns.get("tools") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(serde_json::from_str(text).map_err(|e| {
+            row.error(format!(
+                "column `tools`: expected a list, or one as JSON: {e}"
+            ))
+        })?),
+        Some(tools) => Some(tools.clone()),
+    };
+    Ok(ChatOptions {
+        tools,
+        variables,
+        ..ChatOptions::default()
+    })
+}
+
 /// Renders a prompt as the text that the model reads; a conversation is opened for the assistant.
-pub(crate) fn prompt_text(row: &Row, prompt: &Content, tokenizer: &Tokenizer) -> Result<String> {
+pub(crate) fn prompt_text(
+    row: &Row,
+    prompt: &Content,
+    tokenizer: &Tokenizer,
+    format: &RowFormat,
+) -> Result<String> {
     match prompt {
         Content::Text(text) => Ok(text.clone()),
         Content::Messages(messages) => {
-            tokenizer
-                .chat()?
-                .render_with_tools(messages, row.columns.get("tools"), true)
+            let options = chat_options(row, format)?.with_generation_prompt(true);
+            tokenizer.chat()?.render(messages, &options)
         }
     }
 }
@@ -521,5 +561,34 @@ mod tests {
             say(json!({"messages": [{"from": "human"}]})),
             "rows.jsonl:3: column `messages`: expected messages with `role` and `content`, found an object without a role at position 1"
         );
+    }
+
+    #[test]
+    fn tools_and_variables_come_from_the_row_and_the_format() {
+        let mut format = RowFormat::default();
+        for (name, value) in [
+            ("enable_thinking", json!(false)),
+            ("date_string", json!("1 May")),
+        ] {
+            format.chat_template_kwargs.insert(name.into(), value);
+        }
+        let own = row(
+            json!({"tools": "[{\"name\": \"f\"}]", "chat_template_kwargs": {"enable_thinking": true}}),
+        );
+        let options = chat_options(&own, &format).unwrap();
+        assert_eq!(options.tools, Some(json!([{"name": "f"}])));
+        assert_eq!(
+            Value::Object(options.variables),
+            json!({"date_string": "1 May", "enable_thinking": true})
+        );
+        let bare = chat_options(&row(json!({"tools": null})), &RowFormat::default()).unwrap();
+        assert_eq!(bare, ChatOptions::default());
+        for (bad, expected) in [
+            (json!({"tools": "f"}), "column `tools`"),
+            (json!({"chat_template_kwargs": [1]}), "found an array"),
+        ] {
+            let error = chat_options(&row(bad), &format).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 }

@@ -1,8 +1,12 @@
 //! Where rows come from and how a row becomes text, as a recipe says it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::data::AssistantTurns;
 
 /// Where rows come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -80,6 +84,23 @@ pub struct RowFormat {
     pub system: Option<String>,
     /// End completions with the EOS token (plain text rows; chat templates end their own turns).
     pub append_eos: bool,
+    /// Variables for the chat template, e.g. `enable_thinking`; a row's column `chat_template_kwargs` goes before them.
+    pub chat_template_kwargs: BTreeMap<String, Value>,
+    /// Which of the assistant's turns of a conversation are trained on.
+    pub assistant_turns: AssistantTurns,
+    /// What is kept of a row that is longer than the stage's `max_length`.
+    pub truncation_mode: TruncationMode,
+}
+
+/// What is kept of a row that is too long, in TRL's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TruncationMode {
+    /// Its first tokens. A row whose prompt fills the limit is left out.
+    #[default]
+    KeepStart,
+    /// Its last tokens (deprecated in TRL 1.16).
+    KeepEnd,
 }
 
 impl Default for RowFormat {
@@ -93,6 +114,9 @@ impl Default for RowFormat {
             chat: false,
             system: None,
             append_eos: true,
+            chat_template_kwargs: BTreeMap::new(),
+            assistant_turns: AssistantTurns::All,
+            truncation_mode: TruncationMode::KeepStart,
         }
     }
 }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::report::{Encoded, Notes, Outcome, encode_rows};
 use super::sequence::Joint;
-use crate::data::records::{Content, RowParser};
+use crate::data::records::{Content, RowParser, chat_options};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer};
 use crate::error::Result;
@@ -63,7 +63,8 @@ pub fn encode_comparisons(
                 Joint::of_text(tokenizer, prompt, response, format.append_eos)
             }
             (Content::Messages(prompt), Content::Messages(response)) => {
-                Joint::of_messages(row, tokenizer, prompt, response)
+                let options = chat_options(row, format)?;
+                Joint::of_messages(row, tokenizer, &options, prompt, response)
             }
             _ => Err(row.error("prompt and responses are not of one kind")),
         };

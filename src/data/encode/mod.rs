@@ -14,9 +14,9 @@ use serde_json::{Map, Value};
 pub use comparisons::{Comparisons, encode_comparisons};
 pub use report::{EncodeReport, Encoded};
 
-use crate::data::records::{CompletionRow, Content, RowParser, prompt_text};
+use crate::data::records::{CompletionRow, Content, RowParser, chat_options, prompt_text};
 use crate::data::rows::Row;
-use crate::data::{RowFormat, Tokenizer};
+use crate::data::{RowFormat, Tokenizer, TruncationMode};
 use crate::error::Result;
 use report::{Notes, Outcome, encode_rows};
 use sequence::{Joint, encode_chat, encode_spans, end_with_eos, ends_with_stop};
@@ -48,7 +48,7 @@ pub struct Prompt {
 /// Language modelling: every token but the first is trained on.
 ///
 /// Plain text ends with EOS if the format says so; a conversation is rendered by the chat template and ends as that
-/// ends it. Longer rows keep their first `max_length` tokens.
+/// ends it. Longer rows keep `max_length` tokens, the first ones or the last as `truncation_mode` says.
 ///
 /// # Errors
 /// At the first row that is not `text` or `messages`, and if no row is left.
@@ -67,10 +67,8 @@ pub fn encode_text(
                 (ids, format.append_eos)
             }
             Content::Messages(messages) => {
-                let tools = row.columns.get("tools");
-                let text = tokenizer
-                    .chat()?
-                    .render_with_tools(&messages, tools, false)?;
+                let options = chat_options(row, format)?;
+                let text = tokenizer.chat()?.render(&messages, &options)?;
                 (encode_chat(tokenizer, &text)?, false)
             }
         };
@@ -81,18 +79,22 @@ pub fn encode_text(
             should_end,
             merged_boundary: false,
         };
-        Ok(draft.finish(row, tokenizer, max_length))
+        Ok(draft.finish(row, tokenizer, format, max_length))
     })
 }
 
 /// Completions: the tokens after the prompt are trained on, or with `completion_only` false all but the first.
 ///
-/// Of a conversation (`messages`) the assistant's turns are trained on, each with its end-of-turn token but without
-/// the line break that templates write after it. Rows longer than `max_length` keep their start and then have no EOS.
+/// Of a conversation (`messages`) the assistant's turns are trained on, or the last one alone (`assistant_turns`): what
+/// the template marks with `{% generation %}`, or else each turn with its end-of-turn token but without the line break
+/// that templates write after it.
+///
+/// Rows longer than `max_length` keep that many tokens, as in TRL: the first ones (`keep_start`), which then have no EOS,
+/// and a row is left out where the prompt fills the limit; or the last ones (`keep_end`).
 ///
 /// # Errors
-/// At the first row that has no completion, or whose chat template does not show what the assistant wrote; and if no
-/// row is left.
+/// At the first row that has no completion; that is a conversation of which no token is trained on, or whose chat
+/// template does not show what the assistant wrote; and if no row is left.
 pub fn encode_completions(
     rows: &[Row],
     tokenizer: &Tokenizer,
@@ -102,7 +104,6 @@ pub fn encode_completions(
 ) -> Result<Encoded<Example>> {
     let parser = RowParser::new(format)?;
     encode_rows(rows, max_length, |row| {
-        let tools = row.columns.get("tools");
         let joint = match parser.completion(row)? {
             CompletionRow::Text { prompt, completion } => {
                 // An empty completion is a hole in the data, not a lesson to say nothing.
@@ -110,12 +111,27 @@ pub fn encode_completions(
                 Joint::of_text(tokenizer, &prompt, &completion, append_eos)?
             }
             CompletionRow::Messages { prompt, completion } => {
-                Joint::of_messages(row, tokenizer, &prompt, &completion)?
+                let options = chat_options(row, format)?;
+                Joint::of_messages(row, tokenizer, &options, &prompt, &completion)?
             }
             CompletionRow::Conversation(messages) => {
-                let (text, spans) = tokenizer.chat()?.assistant_spans(&messages, tools)?;
-                let (ids, trained) = encode_spans(tokenizer, &text, &spans)?;
-                let prompt_len = trained.iter().position(|&t| t).unwrap_or(ids.len());
+                let options = chat_options(row, format)?;
+                let turns = format.assistant_turns;
+                let spoken = tokenizer
+                    .chat()?
+                    .assistant_spans(&messages, &options, turns)?;
+                let (ids, trained) = encode_spans(tokenizer, &spoken)?;
+                let Some(prompt_len) = trained.iter().position(|&t| t) else {
+                    return Err(row.error(format!(
+                        "no token of the conversation is trained on: {}",
+                        match (spoken.marked, spoken.spans.is_empty()) {
+                            (true, true) =>
+                                "the chat template marks nothing in it with {% generation %}",
+                            (false, true) => "it holds no assistant's turn",
+                            (_, false) => "the assistant's turns are empty",
+                        }
+                    )));
+                };
                 let draft = Draft {
                     trained: if completion_only {
                         trained
@@ -127,7 +143,7 @@ pub fn encode_completions(
                     should_end: true,
                     merged_boundary: false,
                 };
-                return Ok(draft.finish(row, tokenizer, max_length));
+                return Ok(draft.finish(row, tokenizer, format, max_length));
             }
         };
         let from = if completion_only { joint.prompt_len } else { 0 };
@@ -138,7 +154,7 @@ pub fn encode_completions(
             should_end: joint.should_end,
             merged_boundary: joint.merged,
         };
-        Ok(draft.finish(row, tokenizer, max_length))
+        Ok(draft.finish(row, tokenizer, format, max_length))
     })
 }
 
@@ -157,7 +173,7 @@ pub fn encode_prompts(
     let parser = RowParser::new(format)?;
     encode_rows(rows, max_prompt_length, |row| {
         let prompt = parser.prompt(row)?;
-        let text = prompt_text(row, &prompt, tokenizer)?;
+        let text = prompt_text(row, &prompt, tokenizer, format)?;
         let ids = match prompt {
             Content::Text(_) => tokenizer.encode_document(&text)?,
             Content::Messages(_) => encode_chat(tokenizer, &text)?,
@@ -193,10 +209,26 @@ struct Draft {
 
 impl Draft {
     /// Truncates, and decides whether the row is kept.
-    fn finish(mut self, row: &Row, tokenizer: &Tokenizer, max_length: usize) -> Outcome<Example> {
-        let truncated = self.ids.len() > max_length;
-        self.ids.truncate(max_length);
-        self.trained.truncate(max_length);
+    fn finish(
+        mut self,
+        row: &Row,
+        tokenizer: &Tokenizer,
+        format: &RowFormat,
+        max_length: usize,
+    ) -> Outcome<Example> {
+        let surplus = self.ids.len().saturating_sub(max_length);
+        let truncated = surplus > 0;
+        match format.truncation_mode {
+            TruncationMode::KeepStart => {
+                self.ids.truncate(max_length);
+                self.trained.truncate(max_length);
+            }
+            TruncationMode::KeepEnd => {
+                self.ids.drain(..surplus);
+                self.trained.drain(..surplus);
+                self.prompt_len = self.prompt_len.saturating_sub(surplus);
+            }
+        }
         if let Some(first) = self.trained.first_mut() {
             *first = false;
         }
@@ -228,6 +260,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::data::AssistantTurns;
     use crate::data::tokenizer::testing::{self, BOS, CHATML, EOS, HI, IM_END, IM_START};
 
     pub(super) fn rows(values: &[Value]) -> Vec<Row> {
@@ -397,13 +430,99 @@ mod tests {
         let (whole, part) = (&got.items[0].ids, &pair.items[0].ids);
         assert_eq!(part[..], whole[..whole.len() - 1]);
         assert_eq!(targets(&pair.items[0]), [100, 0xc3, 0xa9, IM_END]);
-        // A conversation without an answer has nothing to train on.
+        // A conversation without an answer is a mistake in the data, and named.
         let data = rows(&[
-            json!({"messages": talk(&[("user", "a")])}),
             json!({"messages": messages}),
+            json!({"messages": talk(&[("user", "a")])}),
+        ]);
+        let error = encode_completions(&data, &tok, &plain(), 200, true).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "rows.jsonl:2: no token of the conversation is trained on: it holds no assistant's turn"
+        );
+        // The last turn alone.
+        let format = RowFormat {
+            assistant_turns: AssistantTurns::Last,
+            ..plain()
+        };
+        let got = encode_completions(&data[..1], &tok, &format, 200, true).unwrap();
+        assert_eq!(targets(&got.items[0]), [100, 0xc3, 0xa9, IM_END]);
+        assert_eq!(got.items[0].ids, *whole);
+    }
+
+    #[test]
+    fn marks_of_the_template_are_followed_to_the_letter() {
+        // The line break after the turn is marked too; the last character's three bytes are all in.
+        let source = "{% for m in messages %}{{ m.role[0] }}:{% generation %}{% if m.role == 'assistant' %}{{ m.content }}\n{% endif %}{% endgeneration %}{% endfor %}{% generation %}{{ '\u{20ac}' }}{% endgeneration %}";
+        let tok = testing::tokenizer(false, Some(source));
+        let data = rows(&[
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "hi"}]}),
         ]);
         let got = encode_completions(&data, &tok, &plain(), 200, true).unwrap();
-        assert_eq!((got.report.kept, got.report.dropped_untrained), (1, 1));
+        assert_eq!(targets(&got.items[0]), [HI, 10, 0xe2, 0x82, 0xac]);
+        assert_eq!(got.items[0].prompt_len, 4);
+        let silent = testing::tokenizer(
+            false,
+            Some("{% generation %}{% endgeneration %}{{ messages | length }}"),
+        );
+        let error = encode_completions(&data, &silent, &plain(), 200, true)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("rows.jsonl:1: no token"), "{error}");
+    }
+
+    #[test]
+    fn padding_with_eos_never_hides_an_eos() {
+        let mut files = testing::files(false, Some(CHATML));
+        let config =
+            json!({"eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": CHATML});
+        files.insert(
+            "tokenizer_config.json".into(),
+            config.to_string().into_bytes(),
+        );
+        let tok = Tokenizer::from_files(files, std::path::Path::new("toy")).unwrap();
+        let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+        let data = rows(&[
+            json!({"messages": [turn("user", "a"), turn("assistant", "b")]}),
+            json!({"prompt": "a", "completion": "b"}),
+        ]);
+        let got = encode_completions(&data, &tok, &plain(), 99, true).unwrap();
+        for example in &got.items {
+            assert_eq!(targets(example), [98, IM_END]);
+        }
+    }
+
+    #[test]
+    fn the_end_can_be_kept_instead_of_the_start() {
+        let tok = testing::tokenizer(false, None);
+        let data = rows(&[
+            json!({"prompt": "ab", "completion": "cd"}),
+            json!({"prompt": "a", "completion": "cdefg"}),
+            json!({"prompt": "ab", "completion": "c"}),
+        ]);
+        let format = RowFormat {
+            truncation_mode: TruncationMode::KeepEnd,
+            ..plain()
+        };
+        let got = encode_completions(&data, &tok, &format, 4, true).unwrap();
+        let row = |i: usize| {
+            (
+                &got.items[i].ids[..],
+                &got.items[i].trained[..],
+                got.items[i].prompt_len,
+            )
+        };
+        assert_eq!(
+            row(0),
+            (&[98, 99, 100, EOS][..], &[false, true, true, true][..], 1)
+        );
+        // Nothing comes before the first token, so that it cannot be a target.
+        assert_eq!(
+            row(1),
+            (&[101, 102, 103, EOS][..], &[false, true, true, true][..], 0)
+        );
+        assert_eq!(row(2).0, [97, 98, 99, EOS]);
+        assert_eq!((got.report.truncated, got.report.without_eos), (2, 0));
     }
 
     #[test]

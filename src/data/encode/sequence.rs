@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use crate::data::Tokenizer;
 use crate::data::rows::Row;
+use crate::data::{AssistantSpans, ChatOptions, Tokenizer};
 use crate::error::Result;
 
 /// Prompt and completion as one sequence.
@@ -40,13 +40,14 @@ impl Joint {
     pub(super) fn of_messages(
         row: &Row,
         tokenizer: &Tokenizer,
+        options: &ChatOptions,
         prompt: &[Value],
         completion: &[Value],
     ) -> Result<Self> {
-        let (chat, tools) = (tokenizer.chat()?, row.columns.get("tools"));
-        let prompt_text = chat.render_with_tools(prompt, tools, true)?;
+        let chat = tokenizer.chat()?;
+        let prompt_text = chat.render(prompt, &options.with_generation_prompt(true))?;
         let messages = [prompt, completion].concat();
-        let text = chat.render_with_tools(&messages, tools, false)?;
+        let text = chat.render(&messages, options)?;
         if !text.starts_with(&prompt_text) {
             return Err(row.error(
                 "the chat template does not start the conversation with its own rendering of the prompt: \
@@ -88,22 +89,28 @@ pub(super) fn encode_chat(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>>
     Ok(ids)
 }
 
-/// Tokens of a text, and which of them start within one of the `spans` of bytes.
+/// Tokens of a conversation, and which of them hold something that the assistant wrote.
+///
+/// Where the template marks its turns the marks are followed to the letter, as transformers' `assistant_masks` does.
+/// (It leaves out a span's last bytes where its last character has several tokens; here they are in.) Otherwise a turn
+/// ends with its end-of-turn token, without the white space that the template writes after it.
 pub(super) fn encode_spans(
     tokenizer: &Tokenizer,
-    text: &str,
-    spans: &[Range<usize>],
+    spoken: &AssistantSpans,
 ) -> Result<(Vec<u32>, Vec<bool>)> {
-    let tokens = tokenizer.encode_with_offsets(text)?;
+    let tokens = tokenizer.encode_with_offsets(&spoken.text)?;
     let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
     tokenizer.check_bos(&ids)?;
     let mut trained = vec![false; ids.len()];
-    for span in spans {
-        // Offsets rise, so the tokens that start within the span are neighbours.
-        let from = tokens.partition_point(|(_, bytes)| bytes.start < span.start);
+    for span in &spoken.spans {
+        // Offsets rise, so the tokens that lie in the span, in whole or in part, are neighbours.
+        let from = tokens.partition_point(|(_, bytes)| bytes.end <= span.start);
         let to = tokens.partition_point(|(_, bytes)| bytes.start < span.end);
-        let end = end_of_turn(tokenizer, &ids, from..to)?;
-        trained[from..end].fill(true);
+        let end = match spoken.marked {
+            true => to,
+            false => end_of_turn(tokenizer, &ids, from..to)?,
+        };
+        trained[from..end.max(from)].fill(true);
     }
     Ok((ids, trained))
 }

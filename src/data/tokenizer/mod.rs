@@ -3,13 +3,18 @@
 //! There is no pad token: batches are packed (see [`crate::tokens`]), and truncation or padding asked for by a
 //! `tokenizer.json` is switched off, as transformers does before it applies its own.
 
+mod files;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use self::files::{add_tokens, find_chat_template, find_eos_id, id_list, load_inner, named_tokens};
 use crate::data::chat::ChatTemplate;
 use crate::error::{Error, Result};
 
@@ -66,12 +71,6 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load`].
     pub fn from_files(files: BTreeMap<String, Vec<u8>>, origin: &Path) -> Result<Self> {
-        let mut inner = load_inner(&files, origin)?;
-        inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::format(origin, e.to_string()))?;
-
         let object = |name: &str| -> Result<Map<String, Value>> {
             match files.get(name) {
                 None => Ok(Map::new()),
@@ -84,12 +83,13 @@ impl Tokenizer {
         let generation = object("generation_config.json")?;
         let model_config = object("config.json")?;
 
-        let mut specials = BTreeMap::new();
-        for key in ["bos_token", "eos_token", "unk_token", "pad_token"] {
-            if let Some(text) = token_text(&config, key).or_else(|| token_text(&special_map, key)) {
-                specials.insert(key.to_owned(), text);
-            }
-        }
+        let mut specials = named_tokens(&config, &special_map);
+        let mut inner = load_inner(&files, &config, origin)?;
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| Error::format(origin, e.to_string()))?;
+        add_tokens(&mut inner, &config, &specials, origin)?;
         let id_of = |key: &str, text: &str| {
             inner.token_to_id(text).ok_or_else(|| {
                 Error::format(
@@ -134,7 +134,13 @@ impl Tokenizer {
             .map(|(id, _)| id)
             .collect();
         let chat = find_chat_template(&files, &config, origin)?
-            .map(|(source, path)| ChatTemplate::new(&source, specials, &path))
+            .map(|found| {
+                let chat = ChatTemplate::new(&found.source, specials, &found.path)?;
+                match &found.tool_use {
+                    Some(source) => chat.with_tool_template(source),
+                    None => Ok(chat),
+                }
+            })
             .transpose()?;
         Ok(Self {
             inner,
@@ -272,6 +278,15 @@ impl Tokenizer {
         })
     }
 
+    /// The same tokenizer with its chat template at a fixed time: see [`ChatTemplate::at`].
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn at(mut self, now: i64) -> Result<Self> {
+        self.chat = self.chat.map(|chat| chat.at(now)).transpose()?;
+        Ok(self)
+    }
+
     /// Whether there is a chat template.
     pub fn has_chat(&self) -> bool {
         self.chat.is_some()
@@ -297,226 +312,13 @@ impl Tokenizer {
     }
 }
 
-fn load_inner(files: &BTreeMap<String, Vec<u8>>, origin: &Path) -> Result<tokenizers::Tokenizer> {
-    if let Some(bytes) = files.get("tokenizer.json") {
-        return tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::format(origin.join("tokenizer.json"), e.to_string()));
-    }
-    let pairs = [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")];
-    for (vocab, merges) in pairs {
-        if let (Some(vocab_bytes), Some(merges_bytes)) = (files.get(vocab), files.get(merges)) {
-            let json = gpt2_tokenizer_json(vocab_bytes, merges_bytes)
-                .map_err(|e| Error::format(origin.join(vocab), e))?;
-            return tokenizers::Tokenizer::from_bytes(json)
-                .map_err(|e| Error::format(origin.join(vocab), e.to_string()));
-        }
-    }
-    Err(Error::format(
-        origin,
-        "no tokenizer: expected tokenizer.json, or vocab.json with merges.txt",
-    ))
-}
-
-/// A `tokenizer.json` for GPT-2's byte-level BPE from its vocabulary and its list of merges.
-fn gpt2_tokenizer_json(vocab: &[u8], merges: &[u8]) -> std::result::Result<String, String> {
-    let vocab: Map<String, Value> = serde_json::from_slice(vocab).map_err(|e| e.to_string())?;
-    let merges = std::str::from_utf8(merges).map_err(|e| format!("the list of merges: {e}"))?;
-    let merges: Vec<&str> = merges
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with("#version"))
-        .collect();
-    let added: Vec<Value> = vocab
-        .get("<|endoftext|>")
-        .map(|id| {
-            json!({"id": id, "content": "<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        })
-        .into_iter()
-        .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
-    Ok(json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges},
-    })
-    .to_string())
-}
-
-/// A special token as transformers writes it: a string, or an object with `content`.
-fn token_text(config: &Map<String, Value>, key: &str) -> Option<String> {
-    match config.get(key)? {
-        Value::String(text) => Some(text.clone()),
-        Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
-        _ => None,
-    }
-}
-
-/// One id or a list of ids.
-fn id_list(config: &Map<String, Value>, key: &str) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match config.get(key) {
-        Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
-/// The EOS id where no file names the token: the model's config, the generation config, or GPT-2's convention for a
-/// bare vocabulary.
-fn find_eos_id(
-    inner: &tokenizers::Tokenizer,
-    files: &BTreeMap<String, Vec<u8>>,
-    model_config: &Map<String, Value>,
-    generation: &Map<String, Value>,
-) -> Option<u32> {
-    let first = |config| id_list(config, "eos_token_id").first().copied();
-    first(model_config)
-        .or_else(|| first(generation))
-        .or_else(|| {
-            let bare = !files.contains_key("tokenizer.json");
-            bare.then(|| inner.token_to_id("<|endoftext|>")).flatten()
-        })
-}
-
-/// `chat_template.jinja`, or the config's template: a string, or a list of named ones of which `default` is taken.
-fn find_chat_template(
-    files: &BTreeMap<String, Vec<u8>>,
-    config: &Map<String, Value>,
-    origin: &Path,
-) -> Result<Option<(String, PathBuf)>> {
-    if let Some(bytes) = files.get("chat_template.jinja") {
-        let path = origin.join("chat_template.jinja");
-        let source = String::from_utf8(bytes.clone())
-            .map_err(|e| Error::format(&path, format!("expected UTF-8: {e}")))?;
-        return Ok(Some((source, path)));
-    }
-    let path = origin.join("tokenizer_config.json");
-    match config.get("chat_template") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some((source.clone(), path))),
-        Some(Value::Array(named)) => {
-            let default = named
-                .iter()
-                .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))
-                .and_then(|entry| entry.get("template"))
-                .and_then(Value::as_str);
-            match default {
-                Some(source) => Ok(Some((source.to_owned(), path))),
-                None => Err(Error::format(
-                    path,
-                    "`chat_template` is a list without one named `default`",
-                )),
-            }
-        }
-        Some(_) => Err(Error::format(
-            path,
-            "`chat_template` is neither a string nor a list of named templates",
-        )),
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod testing {
-    //! A byte-level BPE whose ids are the bytes themselves, plus two merges and four special tokens.
-
-    use super::*;
-
-    /// First id after the 256 bytes: the merge `h` + `i`.
-    pub(crate) const HI: u32 = 256;
-    /// The merge `\n` + `\n`.
-    pub(crate) const NN: u32 = 257;
-    /// `<s>`
-    pub(crate) const BOS: u32 = 258;
-    /// `</s>`
-    pub(crate) const EOS: u32 = 259;
-    /// `<|im_start|>`
-    pub(crate) const IM_START: u32 = 260;
-    /// `<|im_end|>`
-    pub(crate) const IM_END: u32 = 261;
-
-    /// ChatML in the usual spelling, without a default system message.
-    pub(crate) const CHATML: &str = "{% for message in messages %}\n{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}\n{{- '<|im_start|>assistant\n' }}\n{%- endif %}\n";
-
-    /// The visible characters that byte-level BPE writes for the 256 bytes.
-    fn byte_chars() -> Vec<char> {
-        let mut next = 256u32;
-        (0..=255u8)
-            .map(|byte| match byte {
-                b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
-                _ => {
-                    next += 1;
-                    char::from_u32(next - 1).unwrap()
-                }
-            })
-            .collect()
-    }
-
-    /// `tokenizer.json` of the toy; with `bos`, its post-processor puts `<s>` first.
-    pub(crate) fn tokenizer_json(bos: bool) -> Vec<u8> {
-        let chars = byte_chars();
-        let mut vocab = Map::new();
-        for (id, c) in chars.iter().enumerate() {
-            vocab.insert(c.to_string(), json!(id));
-        }
-        let newline = chars[10];
-        vocab.insert("hi".into(), json!(HI));
-        vocab.insert(format!("{newline}{newline}"), json!(NN));
-        let specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"];
-        let added: Vec<Value> = specials
-            .iter()
-            .zip(BOS..)
-            .map(|(content, id)| {
-                json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                       "normalized": false, "special": true})
-            })
-            .collect();
-        let post = bos.then(|| {
-            json!({"type": "TemplateProcessing",
-                   "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-                   "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-                   "special_tokens": {"<s>": {"id": "<s>", "ids": [BOS], "tokens": ["<s>"]}}})
-        });
-        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
-        json!({
-            "version": "1.0",
-            "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
-            "padding": null, "added_tokens": added, "normalizer": null,
-            "pre_tokenizer": byte_level, "post_processor": post, "decoder": byte_level,
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
-                      "merges": ["h i", format!("{newline} {newline}")]},
-        })
-        .to_string()
-        .into_bytes()
-    }
-
-    /// The toy's files.
-    pub(crate) fn files(bos: bool, chat: Option<&str>) -> BTreeMap<String, Vec<u8>> {
-        let config = json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "chat_template": chat});
-        BTreeMap::from([
-            ("tokenizer.json".to_owned(), tokenizer_json(bos)),
-            (
-                "tokenizer_config.json".to_owned(),
-                config.to_string().into_bytes(),
-            ),
-            (
-                "generation_config.json".to_owned(),
-                br#"{"eos_token_id": [259, 261]}"#.to_vec(),
-            ),
-        ])
-    }
-
-    /// The toy.
-    pub(crate) fn tokenizer(bos: bool, chat: Option<&str>) -> Tokenizer {
-        Tokenizer::from_files(files(bos, chat), Path::new("toy")).unwrap()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::testing::*;
     use super::*;
+    use crate::data::ChatOptions;
 
     #[test]
     fn ids_are_those_of_the_merges_and_come_back_as_the_text() {
@@ -626,7 +428,10 @@ mod tests {
         assert!(!to.join("config.json").exists());
         let tok = Tokenizer::load(&to).unwrap();
         assert_eq!(
-            tok.chat().unwrap().render(&[], false).unwrap(),
+            tok.chat()
+                .unwrap()
+                .render(&[], &ChatOptions::default())
+                .unwrap(),
             "from the file"
         );
     }
@@ -639,14 +444,105 @@ mod tests {
             "{error}"
         );
         let mut files = files(false, None);
-        let config = json!({"eos_token": "</s>", "chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]});
+        let config = json!({"eos_token": "</s>", "chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]});
         files.insert(
             "tokenizer_config.json".into(),
             config.to_string().into_bytes(),
         );
         let tok = Tokenizer::from_files(files, Path::new("toy")).unwrap();
-        assert_eq!(tok.chat().unwrap().render(&[], false).unwrap(), "d");
+        assert_eq!(
+            tok.chat()
+                .unwrap()
+                .render(&[], &ChatOptions::default())
+                .unwrap(),
+            "d"
+        );
+        let tools = ChatOptions {
+            tools: Some(json!([])),
+            ..ChatOptions::default()
+        };
+        assert_eq!(tok.chat().unwrap().render(&[], &tools).unwrap(), "t");
         let error = tokenizer(false, None).chat().unwrap_err().to_string();
         assert!(error.contains("no chat template"), "{error}");
+    }
+
+    #[test]
+    fn tokens_that_only_the_configuration_names_are_tokens() {
+        let mut files = files(false, None);
+        let token = |content: &str, special: bool| json!({"content": content, "special": special, "lstrip": false});
+        let mut config = json!({"eos_token": "hi", "added_tokens_decoder": {
+            "263": token("<b>", false), "262": token("<a>", true), "259": token("</s>", true)}});
+        let load = |files: &BTreeMap<String, Vec<u8>>| {
+            Tokenizer::from_files(files.clone(), Path::new("toy"))
+        };
+        files.insert(
+            "tokenizer_config.json".into(),
+            config.to_string().into_bytes(),
+        );
+        let tok = load(&files).unwrap();
+        assert_eq!(tok.encode("<b><a>hi", true).unwrap(), [263, 262, HI]);
+        // `hi` is an entry of the vocabulary that the configuration makes special.
+        assert!(tok.is_special(262) && !tok.is_special(263) && tok.is_special(HI));
+        assert_eq!((tok.eos_id(), tok.vocab_size()), (HI, 264));
+        config["added_tokens_decoder"]["264"] = token("<s>", true);
+        files.insert(
+            "tokenizer_config.json".into(),
+            config.to_string().into_bytes(),
+        );
+        let error = load(&files).unwrap_err().to_string();
+        assert!(
+            error.contains("says that \"<s>\" is token 264; the tokenizer has it as Some(258)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_older_map_counts_where_added_tokens_are_not_listed() {
+        let mut files = files(false, None);
+        files.insert(
+            "special_tokens_map.json".into(),
+            br#"{"eos_token": {"content": "<|im_end|>"}}"#.to_vec(),
+        );
+        let tok = Tokenizer::from_files(files.clone(), Path::new("toy")).unwrap();
+        assert_eq!(tok.eos_id(), IM_END);
+        let config = json!({"eos_token": "</s>", "added_tokens_decoder": {}});
+        files.insert(
+            "tokenizer_config.json".into(),
+            config.to_string().into_bytes(),
+        );
+        let tok = Tokenizer::from_files(files, Path::new("toy")).unwrap();
+        assert_eq!(tok.eos_id(), EOS);
+    }
+
+    #[test]
+    fn a_bare_vocabulary_is_told_by_the_configuration_what_stands_around_a_text() {
+        let vocab = r#"{"h":0,"i":1,"<|endoftext|>":2}"#;
+        let load = |config: Value| {
+            let files = BTreeMap::from([
+                ("vocab.json".to_owned(), vocab.as_bytes().to_vec()),
+                ("merges.txt".to_owned(), b"#version: 0.2\n".to_vec()),
+                (
+                    "tokenizer_config.json".to_owned(),
+                    config.to_string().into_bytes(),
+                ),
+            ]);
+            Tokenizer::from_files(files, Path::new("toy"))
+        };
+        let end = "<|endoftext|>";
+        let tok = load(
+            json!({"bos_token": end, "eos_token": end, "add_bos_token": true, "add_eos_token": true}),
+        );
+        let tok = tok.unwrap();
+        assert_eq!(tok.encode("hi", true).unwrap(), [2, 0, 1, 2]);
+        assert_eq!(tok.encode("hi", false).unwrap(), [0, 1]);
+        let tok =
+            load(json!({"bos_token": end, "eos_token": end, "add_bos_token": false})).unwrap();
+        assert_eq!(tok.encode("hi", true).unwrap(), [0, 1]);
+        let error = load(json!({"bos_token": "<s>", "eos_token": end, "add_bos_token": true}));
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("add_bos_token: bos_token is \"<s>\""),
+            "{error}"
+        );
     }
 }

@@ -1,0 +1,211 @@
+//! Jinja as Python's Jinja2 and transformers write it, on minijinja: the environment that chat templates and row
+//! formats share.
+
+mod date;
+mod json;
+mod print;
+mod values;
+
+pub(crate) use values::from_json;
+
+use minijinja::value::{Value, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
+
+/// Name under which the one template of an environment is stored.
+pub(crate) const TEMPLATE: &str = "template";
+
+/// An environment with Python's string methods, Python's spelling of printed values, and transformers' `tojson`,
+/// `raise_exception` and `strftime_now`. Nothing is escaped.
+///
+/// `now` is the time that `strftime_now` tells, in seconds since 1970; the clock's if absent. It is told in UTC, where
+/// transformers tells local time.
+pub(crate) fn environment(undefined: UndefinedBehavior, now: Option<i64>) -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_undefined_behavior(undefined);
+    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_formatter(print::write_like_python);
+    env.add_filter("tojson", json::tojson);
+    env.add_filter("string", |value: &Value| -> Result<Value, Error> {
+        Ok(match value.kind() {
+            ValueKind::String | ValueKind::Undefined => Value::from(value.to_string()),
+            _ => Value::from(print::python_repr(value)?),
+        })
+    });
+    // In Python whatever has a length and parts is a sequence: strings, mappings, and Jinja2's undefined value.
+    env.add_test("sequence", |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined
+        )
+    });
+    env.add_test("iterable", |value: &Value| match value.kind() {
+        ValueKind::String | ValueKind::Undefined => true,
+        ValueKind::None => false,
+        _ => value.try_iter().is_ok(),
+    });
+    env.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
+    env.add_function("strftime_now", move |format: String| {
+        let now = now.unwrap_or_else(|| {
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs() as i64
+        });
+        date::strftime(now, &format)
+    });
+    env
+}
+
+/// An error with its causes in one line: minijinja keeps the useful half in `source`.
+pub(crate) fn explain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, context: serde_json::Value) -> String {
+        environment(UndefinedBehavior::Lenient, None)
+            .render_str(source, from_json(&context))
+            .unwrap_or_else(|e| explain(&e))
+    }
+
+    #[test]
+    fn values_print_as_python_prints_them() {
+        let context = serde_json::json!({"x": [true, null, "it's", 'a', 1.0, {"k": "v\n"}]});
+        // Python: print([True, None, "it's", 'a', 1.0, {'k': 'v\n'}])
+        assert_eq!(
+            render("{{ x }} {{ x[0] }} {{ x[1] }} {{ x[2] }}", context),
+            "[True, None, \"it's\", 'a', 1.0, {'k': 'v\\n'}] True None it's"
+        );
+    }
+
+    #[test]
+    fn data_turns_into_text_as_in_python_wherever_that_happens() {
+        let context =
+            serde_json::json!({"x": [{"type": "text", "n": null}], "y": {"a": [true, 1.0]}});
+        // Python: str([{'type': 'text', 'n': None}]).upper(), 'a' + str({'a': [True, 1.0]}) ...
+        assert_eq!(
+            render(
+                "{{ x | trim }}{{ x | upper }}{{ 'a' ~ y }}{{ y.a | join('+') }}",
+                context.clone()
+            ),
+            "[{'type': 'text', 'n': None}][{'TYPE': 'TEXT', 'N': NONE}]a{'a': [True, 1.0]}True+1.0"
+        );
+        assert_eq!(
+            render(
+                "{{ x[0].type }}{{ x | length }}{{ y is mapping }}{{ x == [{'type': 'text', 'n': none}] }}{{ (x + [2])[1:] }}{{ y.items() | list }}{{ x | map(attribute='type') | first }}{{ y.nothing is undefined }}{{ x[-1].get('n', 3) }}{{ 'a' in y }}{{ x[5] is undefined }}",
+                context
+            ),
+            "text1TrueTrue[2][['a', [True, 1.0]]]textTrueNoneTrueTrue"
+        );
+        assert_eq!(
+            render(
+                "{{ none is iterable }}{{ 'a' is iterable }}{{ none is sequence }}{{ nothing is iterable }}",
+                serde_json::json!({})
+            ),
+            "FalseTrueFalseTrue"
+        );
+    }
+
+    #[test]
+    fn tojson_is_json_dumps_without_ascii() {
+        let context = serde_json::json!({"x": {"b": "<\u{e9}>", "a": [1, 2.5, null]}});
+        // json.dumps(x, ensure_ascii=False): keys keep their order
+        assert_eq!(
+            render("{{ x | tojson }}", context.clone()),
+            "{\"b\": \"<\u{e9}>\", \"a\": [1, 2.5, null]}"
+        );
+        assert_eq!(
+            render("{{ x.a | tojson(indent=2) }}", context),
+            "[\n  1,\n  2.5,\n  null\n]"
+        );
+    }
+
+    #[test]
+    fn numbers_and_odd_characters_print_as_python_prints_them() {
+        // Python: print([1e16, 1e15, 0.0001, 1e-05, -0.0, 1.5e300, 2.5, 'a\xa0\u200b\U000e0001 \x7f'])
+        let context = serde_json::json!({"x": [1e16, 1e15, 0.0001, 1e-5, -0.0, 1.5e300, 2.5, "a\u{a0}\u{200b}\u{e0001} \u{7f}"]});
+        assert_eq!(
+            render("{{ x }} {{ x[0] }} {{ x | string }}", context),
+            "[1e+16, 1000000000000000.0, 0.0001, 1e-05, -0.0, 1.5e+300, 2.5, 'a\\xa0\\u200b\\U000e0001 \\x7f'] 1e+16 \
+             [1e+16, 1000000000000000.0, 0.0001, 1e-05, -0.0, 1.5e+300, 2.5, 'a\\xa0\\u200b\\U000e0001 \\x7f']"
+        );
+    }
+
+    #[test]
+    fn tojson_takes_json_dumps_arguments() {
+        let context = serde_json::json!({"x": {"b": "\u{e9}\u{1f600}\n\u{1}\u{7f}", "a": [], "c": {"d": 1e20}}});
+        // json.dumps(x, ensure_ascii=True, sort_keys=True, separators=(',', ':'))
+        assert_eq!(
+            render(
+                "{{ x | tojson(ensure_ascii=true, sort_keys=true, separators=[',', ':']) }}",
+                context.clone()
+            ),
+            "{\"a\":[],\"b\":\"\\u00e9\\ud83d\\ude00\\n\\u0001\u{7f}\",\"c\":{\"d\":1e+20}}"
+        );
+        assert_eq!(
+            render(
+                "{{ x.c | tojson(indent=1) }}{{ x.a | tojson(indent=1) }}",
+                context
+            ),
+            "{\n \"d\": 1e+20\n}[]"
+        );
+        let text = render("{{ x.nothing | tojson }}", serde_json::json!({"x": {}}));
+        assert!(text.contains("undefined has no JSON"), "{text}");
+    }
+
+    #[test]
+    fn the_time_can_be_given() {
+        let mut env = environment(UndefinedBehavior::Lenient, Some(951_782_400));
+        env.add_template(TEMPLATE, "{{ strftime_now('%d %b %Y') }}")
+            .unwrap();
+        let text = env.get_template(TEMPLATE).unwrap().render(()).unwrap();
+        assert_eq!(text, "29 Feb 2000");
+    }
+
+    #[test]
+    fn slices_count_characters_and_python_methods_work() {
+        let context = serde_json::json!({"t": "d\u{e9}j\u{e0} vu\n"});
+        assert_eq!(
+            render("{{ t[:4] }}|{{ t[-3:] }}", context.clone()),
+            "d\u{e9}j\u{e0}|vu\n"
+        );
+        assert_eq!(
+            render(
+                "{{ t.strip().split(' ')[1].upper() }}{{ t.startswith('d') }}",
+                context
+            ),
+            "VUTrue"
+        );
+        assert_eq!(
+            render(
+                "{% for i in [1,2,3] %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+                serde_json::json!({})
+            ),
+            "12"
+        );
+    }
+
+    #[test]
+    fn raise_exception_says_its_message() {
+        let text = render(
+            "{{ raise_exception('roles must alternate') }}",
+            serde_json::json!({}),
+        );
+        assert!(text.contains("roles must alternate"), "{text}");
+    }
+}

@@ -1,0 +1,44 @@
+//! Tokenizers and chat templates against transformers.
+
+#[path = "support/parity.rs"]
+mod parity;
+#[path = "support/text.rs"]
+mod text;
+
+#[test]
+fn tokenizers() {
+    text::tokenizers();
+}
+
+#[test]
+fn templates() {
+    text::templates();
+}
+
+#[test]
+fn assistant_masks() {
+    text::assistant_masks();
+}
+
+#[test]
+fn prefixes_find_what_marks_say() {
+    text::prefixes_find_what_marks_say();
+}
+
+/// Tokenizers of real models, whose files are not ours to ship: `TEMPERING_REAL_TOKENIZERS` names a folder of folders
+/// that `tests/reference/tokenizer_ids.py --real` has been run on.
+#[test]
+fn real_tokenizers() {
+    if let Some(folder) = text::given("TEMPERING_REAL_TOKENIZERS") {
+        text::check_tokenizers(&folder);
+    }
+}
+
+/// Templates of real models: `TEMPERING_REAL_TEMPLATES` names a folder of `*.jinja` that
+/// `tests/reference/templates.py --real` has been run on.
+#[test]
+fn real_templates() {
+    if let Some(folder) = text::given("TEMPERING_REAL_TEMPLATES") {
+        text::check_real_templates(&folder);
+    }
+}
