@@ -1,4 +1,4 @@
-//! The checks of `tests/ops.rs`, `tests/families.rs`, `tests/trajectories.rs` and `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan
+//! The checks of `tests/ops.rs`, `tests/families.rs`, `tests/peft.rs`, `tests/trajectories.rs` and `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan
 //! (Debian's `mesa-vulkan-drivers`). Run with `cargo test --release --features vulkan --test wgpu`.
 #![cfg(feature = "wgpu")]
 
@@ -8,6 +8,8 @@ mod families;
 mod operations;
 #[path = "support/parity.rs"]
 mod parity;
+#[path = "support/peft.rs"]
+mod peft;
 #[path = "support/pipeline.rs"]
 mod pipeline;
 #[path = "support/trajectories.rs"]
@@ -44,6 +46,7 @@ mod on_device {
         families: forward, gradients, scores, generation, cached, lora;
         shared_prefix: states, gradients, scores, responses;
         trajectories: sft, reward, dpo;
+        peft: adapters, classifiers, written, misfits;
         pipeline: every_stage;
     );
 }

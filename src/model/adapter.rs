@@ -11,8 +11,8 @@ use crate::error::{Error, Problem, Result};
 use crate::params::{ParamKind, Parameters};
 use crate::peft::files::ADAPTER_WEIGHTS;
 use crate::peft::{
-    Adaptable, AdapterConfig, AdapterKey, LoraConfig, LoraMatrix, TargetModules, TaskType,
-    lora_key, parse_key, resolve_targets, saved_key,
+    Adaptable, AdapterConfig, AdapterKey, LinearSpec, LoraConfig, LoraMatrix, TargetModules,
+    TaskType, lora_key, parse_key, saved_key,
 };
 use crate::rng::Seed;
 
@@ -38,9 +38,11 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
     folder: &Path,
     device: &B::Device,
 ) -> Result<LoadedAdapter> {
-    let (adapter, warnings) = AdapterConfig::load(folder, config.family())?;
+    let (adapter, mut warnings) = AdapterConfig::load(folder)?;
     let source = weights::open(folder.join(ADAPTER_WEIGHTS))?;
     let stored = StoredAdapter::check(&adapter, source.as_ref(), config)?;
+    warnings.extend(stored.unused.iter().cloned());
+    let lora = adapter.lora();
     let mut outcome = Ok(());
     model.for_each_projection(&mut |projection| {
         for index in 0..projection.layers().len() {
@@ -48,17 +50,7 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
             if !stored.modules.contains(&layer.path) {
                 continue;
             }
-            let lora = LoraConfig {
-                rank: adapter.rank_of(&layer.path),
-                alpha: 0.0,
-                use_rslora: adapter.use_rslora,
-                dropout: adapter.lora_dropout,
-                target_modules: Vec::new(),
-            };
             projection.attach(index, &lora, Seed::new(0));
-            if let Some(lora) = &mut projection.adapters[index] {
-                lora.scale = adapter.scaling_of(&layer.path);
-            }
         }
         projection.for_each_parameter(&mut |meta, mut slot| {
             if outcome.is_ok() && meta.kind == ParamKind::Adapter {
@@ -83,6 +75,8 @@ struct StoredAdapter {
     modules: Vec<String>,
     names: Vec<(String, String)>,
     score: Option<String>,
+    /// Warnings about patterns that name no layer.
+    unused: Vec<String>,
 }
 
 impl StoredAdapter {
@@ -95,13 +89,28 @@ impl StoredAdapter {
             modules: Vec::new(),
             names: Vec::new(),
             score: None,
+            unused: Vec::new(),
         };
         let linear = config.linear_modules();
+        let selection = adapter.selection();
+        let targeted: Vec<&LinearSpec> = (linear.iter())
+            .filter(|layer| selection.selects(&layer.name))
+            .collect();
+        stored.unused = adapter.unused(&targeted);
         let mut problems = Vec::new();
         for name in source.names() {
             match parse_key(&name) {
+                Some(AdapterKey::Lora(path, _))
+                    if linear.iter().any(|layer| layer.name == path)
+                        && !targeted.iter().any(|layer| layer.name == path) =>
+                {
+                    problems.push(Problem::new(
+                        &name,
+                        "surplus; the configuration puts no adapter on this layer",
+                    ));
+                }
                 Some(AdapterKey::Lora(path, matrix))
-                    if linear.iter().any(|layer| layer.name == path) =>
+                    if targeted.iter().any(|layer| layer.name == path) =>
                 {
                     stored.names.push((lora_key(&path, matrix), name));
                     if !stored.modules.contains(&path) {
@@ -109,16 +118,27 @@ impl StoredAdapter {
                     }
                 }
                 Some(AdapterKey::Saved(parameter)) if parameter == "score.weight" => {
-                    stored.score = Some(name)
+                    let expected = [1, config.output_size()];
+                    match source.shape(&name) {
+                        Some(shape) if shape == expected => stored.score = Some(name),
+                        shape => problems.push(Problem::new(
+                            &name,
+                            format!("expected shape {expected:?}, found {:?}", shape.unwrap_or_default()),
+                        )),
+                    }
                 }
-                _ => problems.push(Problem::new(&name, "surplus; the model has no such layer")),
+                _ => problems.push(Problem::new(
+                    &name,
+                    "surplus; low-rank matrices of linear layers inside the blocks and score.weight are supported",
+                )),
             }
         }
-        for layer in linear
-            .iter()
-            .filter(|layer| stored.modules.contains(&layer.name))
-        {
-            let rank = adapter.rank_of(&layer.name);
+        if adapter.task_type == TaskType::SeqCls && stored.score.is_none() && problems.is_empty() {
+            problems.push(Problem::new(saved_key("score.weight"), "missing"));
+        }
+        let lora = adapter.lora();
+        for layer in &targeted {
+            let rank = lora.rank_of(&layer.name);
             for (matrix, expected) in [
                 (LoraMatrix::A, [rank, layer.in_features]),
                 (LoraMatrix::B, [layer.out_features, rank]),
@@ -165,7 +185,7 @@ impl StoredAdapter {
 /// Gives fresh adapters to the layers that the configuration targets; returns their paths.
 ///
 /// # Errors
-/// `Error::Usage` for a target that matches no layer.
+/// As [`LoraConfig::targets`].
 pub fn attach_lora<B: Backend, M: Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
@@ -173,7 +193,7 @@ pub fn attach_lora<B: Backend, M: Adaptable<B>>(
     seed: Seed,
 ) -> Result<Vec<String>> {
     let linear = config.linear_modules();
-    let chosen = resolve_targets(&TargetModules::List(lora.target_modules.clone()), &linear)?;
+    let chosen = lora.targets(&linear)?;
     let paths: Vec<String> = chosen
         .into_iter()
         .map(|index| linear[index].name.clone())
@@ -222,6 +242,8 @@ pub fn save_adapter<B: Backend>(
     adapter.base_model_name_or_path = Some(base.to_owned());
     adapter.lora_dropout = lora.dropout;
     adapter.use_rslora = lora.use_rslora;
+    adapter.rank_pattern = lora.rank_pattern.clone();
+    adapter.alpha_pattern = lora.alpha_pattern.clone();
     adapter.fan_in_fan_out = config.family() == "gpt2";
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     adapter.save(folder)?;

@@ -1,14 +1,15 @@
-//! `adapter_config.json` and the tensor names of `adapter_model.safetensors`, as PEFT writes them.
+//! `adapter_config.json`, as PEFT writes and reads it.
 //!
 //! # Source
-//! PEFT 0.19, `LoraConfig` and `get_peft_model_state_dict`.
+//! PEFT 0.21, `LoraConfig`, and `tuners_utils.check_target_module_exists` for what its selections mean.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::targets::TargetModules;
+use super::LoraConfig;
+use super::patterns::Patterns;
+use super::targets::{LinearSpec, Selection, TargetModules};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 
@@ -18,7 +19,10 @@ pub const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// The version whose fields are written.
-const PEFT_VERSION: &str = "0.19.1";
+const PEFT_VERSION: &str = "0.21.2";
+
+/// The head of a classification model, the one module beside the low-rank matrices that is stored whole.
+pub(crate) const SCORE: &str = "score";
 
 /// What a model with the adapter does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,15 +48,22 @@ pub struct AdapterConfig {
     pub lora_dropout: f64,
     /// Which layers.
     pub target_modules: TargetModules,
+    /// Which layers not.
+    pub exclude_modules: Option<TargetModules>,
+    /// Of the layers that an entry of a list selects by its end, those with these numbers only.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Before the number stands one of these; any name if empty.
+    pub layers_pattern: Vec<String>,
     /// Layers stored and trained whole (`score`).
     pub modules_to_save: Vec<String>,
-    /// Other ranks by module name or pattern.
-    pub rank_pattern: BTreeMap<String, usize>,
-    /// Other alphas by module name or pattern.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Other ranks by module path.
+    pub rank_pattern: Patterns<usize>,
+    /// Other alphas by module path.
+    pub alpha_pattern: Patterns<f64>,
     /// rsLoRA's scaling.
     pub use_rslora: bool,
-    /// The base stores weights as `[in, out]` (GPT-2). The adapter's own tensors are `[r, in]` and `[out, r]` all the same.
+    /// The base stores weights as `[in, out]` (GPT-2). The adapter's own tensors are `[r, in]` and `[out, r]` all the
+    /// same, and PEFT corrects the flag by the layers that it finds: it never changes the numbers.
     pub fan_in_fan_out: bool,
 }
 
@@ -71,25 +82,28 @@ impl AdapterConfig {
             lora_alpha,
             lora_dropout: 0.0,
             target_modules,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
             modules_to_save: match task_type {
                 TaskType::CausalLm => Vec::new(),
-                TaskType::SeqCls => vec!["score".into()],
+                TaskType::SeqCls => vec![SCORE.into()],
             },
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
             use_rslora: false,
             fan_in_fan_out: false,
         }
     }
 
-    /// Reads the configuration of an adapter's folder (or the file itself) for a model of `family`.
+    /// Reads the configuration of an adapter's folder (or the file itself).
     ///
     /// Returns warnings too: one for each key that is not known.
     ///
     /// # Errors
-    /// `Error::Format` for another kind of adapter and for keys that would change the numbers and are not implemented;
-    /// `Error::Io`.
-    pub fn load(path: impl AsRef<Path>, family: &str) -> Result<(Self, Vec<String>)> {
+    /// `Error::Format` for another kind of adapter, for keys that would change the numbers and are not implemented, and
+    /// for unknown keys that switch something on; `Error::Io`.
+    pub fn load(path: impl AsRef<Path>) -> Result<(Self, Vec<String>)> {
         let path = path.as_ref();
         let file = if path.is_dir() {
             path.join(ADAPTER_CONFIG)
@@ -99,10 +113,10 @@ impl AdapterConfig {
         let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
         let value = serde_json::from_str(&text)
             .map_err(|e| Error::format(&file, format!("not valid JSON: {e}")))?;
-        Self::from_value(&value, family).map_err(|message| Error::format(&file, message))
+        Self::from_value(&value).map_err(|message| Error::format(&file, message))
     }
 
-    fn from_value(value: &Value, family: &str) -> Result<(Self, Vec<String>), String> {
+    fn from_value(value: &Value) -> Result<(Self, Vec<String>), String> {
         let raw = value.as_object().ok_or("expected a JSON object")?;
         let kind = get(raw, "peft_type").and_then(Value::as_str);
         if kind != Some("LORA") {
@@ -111,13 +125,7 @@ impl AdapterConfig {
                 get(raw, "peft_type").unwrap_or(&Value::Null)
             ));
         }
-        refuse_unsupported(raw)?;
-        let fan_in_fan_out = read(raw, "fan_in_fan_out", false, Value::as_bool)?;
-        if fan_in_fan_out && family != "gpt2" {
-            return Err(format!(
-                "\"fan_in_fan_out\": true does not fit a {family} model"
-            ));
-        }
+        let warnings = judge_keys(raw)?;
         let task_type = match get(raw, "task_type").map(|v| v.as_str().unwrap_or("not a string")) {
             None | Some("CAUSAL_LM") => TaskType::CausalLm,
             Some("SEQ_CLS") => TaskType::SeqCls,
@@ -127,7 +135,14 @@ impl AdapterConfig {
                 ));
             }
         };
-        let target_modules = get(raw, "target_modules").ok_or("no \"target_modules\"")?;
+        let modules = |key: &str| {
+            let modules = get(raw, key).map(|value| {
+                serde_json::from_value(value.clone()).map_err(|_| {
+                    format!("\"{key}\": expected a string or a list of strings, found {value}")
+                })
+            });
+            modules.transpose()
+        };
         let config = Self {
             task_type,
             base_model_name_or_path: get(raw, "base_model_name_or_path")
@@ -138,34 +153,124 @@ impl AdapterConfig {
             lora_dropout: read(raw, "lora_dropout", 0.0, |v| {
                 v.as_f64().filter(|p| (0.0..1.0).contains(p))
             })?,
-            target_modules: serde_json::from_value(target_modules.clone()).map_err(|_| {
-                format!("\"target_modules\": expected a string or a list of strings, found {target_modules}")
+            target_modules: modules("target_modules")?.ok_or("no \"target_modules\"")?,
+            exclude_modules: modules("exclude_modules")?.filter(|modules| !modules.is_empty()),
+            layers_to_transform: read(raw, "layers_to_transform", None, |v| {
+                indices(v).map(|layers| Some(layers).filter(|layers| !layers.is_empty()))
             })?,
-            modules_to_save: read(raw, "modules_to_save", Vec::new(), strings)?,
-            rank_pattern: read(raw, "rank_pattern", BTreeMap::new(), |v| map(v, count))?,
-            alpha_pattern: read(raw, "alpha_pattern", BTreeMap::new(), |v| map(v, Value::as_f64))?,
+            layers_pattern: read(raw, "layers_pattern", Vec::new(), one_or_more)?,
+            modules_to_save: read(raw, "modules_to_save", Vec::new(), one_or_more)?,
+            rank_pattern: read(raw, "rank_pattern", Patterns::default(), |v| {
+                patterns(v, count)
+            })?,
+            alpha_pattern: read(raw, "alpha_pattern", Patterns::default(), |v| {
+                patterns(v, Value::as_f64)
+            })?,
             use_rslora: read(raw, "use_rslora", false, Value::as_bool)?,
-            fan_in_fan_out,
+            fan_in_fan_out: read(raw, "fan_in_fan_out", false, Value::as_bool)?,
         };
-        let known =
-            Self::new(TaskType::CausalLm, 8, 8.0, TargetModules::List(Vec::new())).to_json();
-        let warnings = raw
-            .keys()
-            .filter(|key| known.get(key.as_str()).is_none() && !IGNORED.contains(&key.as_str()))
-            .map(|key| format!("{ADAPTER_CONFIG}: unknown key \"{key}\" is ignored"))
-            .collect();
+        config.check()?;
         Ok((config, warnings))
+    }
+
+    /// What PEFT refuses, and what this crate cannot do.
+    fn check(&self) -> Result<(), String> {
+        let is_regex = matches!(&self.target_modules, TargetModules::One(_));
+        if is_regex && self.layers_to_transform.is_some() {
+            return Err(
+                "\"layers_to_transform\" goes with a list of target_modules, not with one string"
+                    .into(),
+            );
+        }
+        if self.layers_to_transform.is_none() && !self.layers_pattern.is_empty() {
+            return Err("\"layers_pattern\" without \"layers_to_transform\"".into());
+        }
+        let known = |name: &String| {
+            // PEFT adds both names to every classifier; the models here have a `score`.
+            self.task_type == TaskType::SeqCls && (name == SCORE || name == "classifier")
+        };
+        let others: Vec<&str> = (self.modules_to_save.iter())
+            .filter(|name| !known(name))
+            .map(String::as_str)
+            .collect();
+        if !others.is_empty() {
+            return Err(format!(
+                "modules_to_save {}: only the head of a classifier (\"score\" with task_type SEQ_CLS) can be stored whole; \
+                 merge the adapter into its base with PEFT and take the merged model",
+                others.join(", ")
+            ));
+        }
+        for (key, invalid) in [
+            ("rank_pattern", self.rank_pattern.invalid()),
+            ("alpha_pattern", self.alpha_pattern.invalid()),
+        ] {
+            if !invalid.is_empty() {
+                return Err(format!(
+                    "\"{key}\": {} cannot be read as a regular expression",
+                    invalid.join(", ")
+                ));
+            }
+        }
+        self.selection().check()
+    }
+
+    /// Which layers it is for.
+    pub fn selection(&self) -> Selection<'_> {
+        Selection {
+            target_modules: &self.target_modules,
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: &self.layers_pattern,
+        }
+    }
+
+    /// Warnings that PEFT gives too: entries that name no layer of the model.
+    pub fn unused(&self, targeted: &[&LinearSpec]) -> Vec<String> {
+        let paths = targeted.iter().map(|layer| layer.name.as_str());
+        let unused = [
+            ("rank_pattern", self.rank_pattern.unused(paths.clone())),
+            ("alpha_pattern", self.alpha_pattern.unused(paths)),
+        ];
+        let said = unused.into_iter().flat_map(|(key, names)| {
+            (names.into_iter()).map(move |name| {
+                format!("{ADAPTER_CONFIG}: {key}: \"{name}\" matches no layer with an adapter")
+            })
+        });
+        said.collect()
+    }
+
+    /// The same as a recipe would say it.
+    pub fn lora(&self) -> LoraConfig {
+        LoraConfig {
+            rank: self.r,
+            alpha: self.lora_alpha,
+            use_rslora: self.use_rslora,
+            dropout: self.lora_dropout,
+            target_modules: self.target_modules.entries().to_vec(),
+            exclude_modules: (self.exclude_modules.iter())
+                .flat_map(|modules| modules.entries().to_vec())
+                .collect(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+            modules_to_save: Vec::new(),
+        }
     }
 
     /// The file's content with every field of PEFT's `LoraConfig`.
     pub fn to_json(&self) -> Value {
-        let modules_to_save = match self.modules_to_save.as_slice() {
-            [] => Value::Null,
-            names => json!(names),
-        };
+        fn or_null(names: &[String]) -> Value {
+            match names {
+                [] => Value::Null,
+                names => json!(names),
+            }
+        }
+        let alphas: Map<String, Value> = (self.alpha_pattern.iter())
+            .map(|(key, alpha)| (key.to_owned(), whole(*alpha)))
+            .collect();
         json!({
             "alora_invocation_tokens": null,
-            "alpha_pattern": self.alpha_pattern,
+            "alpha_pattern": alphas,
             "arrow_config": null,
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
@@ -173,13 +278,14 @@ impl AdapterConfig {
             "corda_config": null,
             "ensure_weight_tying": false,
             "eva_config": null,
-            "exclude_modules": null,
+            "exclude_modules": self.exclude_modules,
             "fan_in_fan_out": self.fan_in_fan_out,
             "inference_mode": true,
             "init_lora_weights": true,
+            "kasa_config": null,
             "layer_replication": null,
-            "layers_pattern": null,
-            "layers_to_transform": null,
+            "layers_pattern": or_null(&self.layers_pattern),
+            "layers_to_transform": self.layers_to_transform,
             "loftq_config": {},
             "lora_alpha": whole(self.lora_alpha),
             "lora_bias": false,
@@ -187,7 +293,8 @@ impl AdapterConfig {
             "lora_ga_config": null,
             "megatron_config": null,
             "megatron_core": "megatron.core",
-            "modules_to_save": modules_to_save,
+            "modules_to_save": or_null(&self.modules_to_save),
+            "monteclora_config": null,
             "peft_type": "LORA",
             "peft_version": PEFT_VERSION,
             "qalora_group_size": 16,
@@ -201,9 +308,11 @@ impl AdapterConfig {
                 TaskType::SeqCls => "SEQ_CLS",
             },
             "trainable_token_indices": null,
+            "use_bdlora": null,
             "use_dora": false,
             "use_qalora": false,
             "use_rslora": self.use_rslora,
+            "velora_config": null,
         })
     }
 
@@ -215,69 +324,110 @@ impl AdapterConfig {
         let text = format!("{:#}\n", self.to_json());
         write_atomic(folder.as_ref().join(ADAPTER_CONFIG), text.as_bytes())
     }
+}
 
-    /// The rank at a module path, `rank_pattern` applied.
-    pub fn rank_of(&self, module_path: &str) -> usize {
-        pattern_value(&self.rank_pattern, module_path).unwrap_or(self.r)
-    }
+/// Keys that never change what a saved adapter computes, whatever they hold: how it came about, and settings of
+/// methods that other keys switch on.
+const HARMLESS: [&str; 14] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
 
-    /// The factor of `B A` at a module path, both patterns applied.
-    pub fn scaling_of(&self, module_path: &str) -> f64 {
-        let alpha = pattern_value(&self.alpha_pattern, module_path).unwrap_or(self.lora_alpha);
-        let rank = self.rank_of(module_path) as f64;
-        alpha / if self.use_rslora { rank.sqrt() } else { rank }
+/// Keys that are read.
+const READ: [&str; 14] = [
+    "alpha_pattern",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "use_rslora",
+    "bias",
+    "init_lora_weights",
+];
+
+/// Keys that change the numbers unless they hold nothing or `false`.
+const REFUSED: [&str; 14] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "loftq_config",
+    "lora_bias",
+    "megatron_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+];
+
+/// Initialisations that change the base weights, which a saved adapter then no longer fits.
+const CHANGES_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+
+/// Whether a value switches nothing on.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
     }
 }
 
-/// Known keys that do not change the numbers of a saved adapter, or only when they hold something else than refused below.
-const IGNORED: [&str; 3] = ["velora_config", "monteclora_config", "runtime_config"];
-
-/// Keys that change what a saved adapter computes, with the values at which they do not.
-fn refuse_unsupported(raw: &Map<String, Value>) -> Result<(), String> {
-    let neutral = |key: &str, value: &Value| match key {
-        "bias" => value == "none",
-        "use_dora" | "lora_bias" | "use_qalora" => value == false,
-        "layer_replication"
-        | "layers_to_transform"
-        | "exclude_modules"
-        | "alora_invocation_tokens"
-        | "trainable_token_indices"
-        | "target_parameters"
-        | "arrow_config"
-        | "megatron_config"
-        | "velora_config"
-        | "monteclora_config" => value.as_array().is_some_and(Vec::is_empty),
-        "loftq_config" => value.as_object().is_some_and(Map::is_empty),
-        // These initialise by changing the base weights, which a saved adapter then no longer fits.
-        "init_lora_weights" => !value.as_str().is_some_and(|how| {
-            let how = how.to_lowercase();
-            ["pissa", "olora", "corda", "loftq"]
-                .iter()
-                .any(|p| how.starts_with(p))
-        }),
-        _ => true,
-    };
-    let refused: Vec<String> = raw
-        .iter()
-        .filter(|(key, value)| !value.is_null() && !neutral(key, value))
-        .map(|(key, value)| format!("\"{key}\": {value}"))
-        .collect();
-    if refused.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("not supported: {}", refused.join(", ")))
+/// Refuses keys that change what a saved adapter computes; returns warnings about keys that are not known.
+///
+/// PEFT switches its methods on by `true`, a list or an object. An unknown key that holds one of these may change the
+/// numbers and is refused; a number or a string is a setting of something, and warned of.
+fn judge_keys(raw: &Map<String, Value>) -> Result<Vec<String>, String> {
+    let (mut refused, mut warnings) = (Vec::new(), Vec::new());
+    for (key, value) in raw {
+        let neutral = match key.as_str() {
+            "bias" => value == "none" || value.is_null(),
+            "init_lora_weights" => !value.as_str().is_some_and(|how| {
+                let how = how.to_lowercase();
+                CHANGES_BASE.iter().any(|start| how.starts_with(start))
+            }),
+            key if READ.contains(&key) || HARMLESS.contains(&key) => true,
+            key if REFUSED.contains(&key) => is_off(value),
+            _ => {
+                let switch = matches!(value, Value::Bool(_) | Value::Array(_) | Value::Object(_));
+                if !switch && !is_off(value) {
+                    warnings.push(format!(
+                        "{ADAPTER_CONFIG}: unknown key \"{key}\" is ignored"
+                    ));
+                }
+                !switch || is_off(value)
+            }
+        };
+        if !neutral {
+            refused.push(format!("\"{key}\": {value}"));
+        }
     }
-}
-
-/// The value of the first key that matches the end of the path, as PEFT's `get_pattern_key` finds it.
-fn pattern_value<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-    patterns
-        .iter()
-        .find(|(pattern, _)| {
-            regex::Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                .is_ok_and(|pattern| pattern.is_match(path))
-        })
-        .map(|(_, value)| *value)
+    match refused.is_empty() {
+        true => Ok(warnings),
+        false => Err(format!("not supported: {}", refused.join(", "))),
+    }
 }
 
 fn get<'a>(raw: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
@@ -300,15 +450,28 @@ fn count(value: &Value) -> Option<usize> {
     usize::try_from(n).ok()
 }
 
-fn strings(value: &Value) -> Option<Vec<String>> {
-    let items = value.as_array()?.iter();
-    items.map(|v| Some(v.as_str()?.to_owned())).collect()
+/// A string or a list of strings.
+fn one_or_more(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(one) => Some(vec![one.clone()]),
+        Value::Array(items) => items.iter().map(|v| Some(v.as_str()?.to_owned())).collect(),
+        _ => None,
+    }
 }
 
-fn map<'a, T>(
+/// A number or a list of numbers.
+fn indices(value: &Value) -> Option<Vec<usize>> {
+    let index = |value: &Value| usize::try_from(value.as_u64()?).ok();
+    match value {
+        Value::Array(items) => items.iter().map(index).collect(),
+        one => Some(vec![index(one)?]),
+    }
+}
+
+fn patterns<'a, T>(
     value: &'a Value,
     convert: impl Fn(&'a Value) -> Option<T>,
-) -> Option<BTreeMap<String, T>> {
+) -> Option<Patterns<T>> {
     let items = value.as_object()?.iter();
     items.map(|(k, v)| Some((k.clone(), convert(v)?))).collect()
 }
@@ -322,53 +485,6 @@ fn whole(x: f64) -> Value {
     }
 }
 
-/// Which of the two low-rank matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LoraMatrix {
-    /// `[r, in]`.
-    A,
-    /// `[out, r]`.
-    B,
-}
-
-/// A tensor of `adapter_model.safetensors`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AdapterKey {
-    /// A low-rank matrix of the module at this path.
-    Lora(String, LoraMatrix),
-    /// A parameter that is stored whole, e.g. `score.weight`.
-    Saved(String),
-}
-
-/// The stored name of a low-rank matrix: `base_model.model.{module_path}.lora_A.weight`.
-pub fn lora_key(module_path: &str, matrix: LoraMatrix) -> String {
-    format!("base_model.model.{module_path}.lora_{matrix:?}.weight")
-}
-
-/// The stored name of a parameter that is kept whole: `base_model.model.score.weight`.
-pub fn saved_key(parameter: &str) -> String {
-    format!("base_model.model.{parameter}")
-}
-
-/// Parses a stored name; the adapter's own name (`.default`) may stand in it. `None` for what is neither.
-pub fn parse_key(key: &str) -> Option<AdapterKey> {
-    let path = key.strip_prefix("base_model.model.")?;
-    for matrix in [LoraMatrix::A, LoraMatrix::B] {
-        for name in ["", ".default"] {
-            if let Some(module) = path.strip_suffix(&format!(".lora_{matrix:?}{name}.weight")) {
-                return Some(AdapterKey::Lora(module.to_owned(), matrix));
-            }
-        }
-    }
-    if path.contains(".lora_") {
-        return None;
-    }
-    // Inside a live PEFT model the parameter is found as score.modules_to_save.default.weight.
-    Some(AdapterKey::Saved(
-        path.replace(".modules_to_save.default", ""),
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -380,12 +496,12 @@ mod tests {
     fn with(key: &str, to: Value) -> Result<(AdapterConfig, Vec<String>), String> {
         let mut value = minimal();
         value[key] = to;
-        AdapterConfig::from_value(&value, "llama")
+        AdapterConfig::from_value(&value)
     }
 
     #[test]
     fn the_smallest_file_has_pefts_defaults() {
-        let (config, warnings) = AdapterConfig::from_value(&minimal(), "llama").unwrap();
+        let (config, warnings) = AdapterConfig::from_value(&minimal()).unwrap();
         assert_eq!(
             (config.r, config.lora_alpha, config.lora_dropout),
             (8, 8.0, 0.0)
@@ -407,12 +523,15 @@ mod tests {
             32.0,
             TargetModules::One(".*_proj".into()),
         );
-        config.rank_pattern.insert("v_proj".into(), 4);
-        config.alpha_pattern.insert(r"layers\.1\..*".into(), 2.5);
+        config.rank_pattern = [("v_proj".to_owned(), 4)].into_iter().collect();
+        config.alpha_pattern = [(r"layers\.1\..*".to_owned(), 2.5), ("a".to_owned(), 3.0)]
+            .into_iter()
+            .collect();
+        config.exclude_modules = Some(TargetModules::List(vec!["o_proj".into()]));
         config.base_model_name_or_path = Some("Qwen/Qwen3-0.6B-Base".into());
         config.lora_dropout = 0.05;
         config.save(folder.path()).unwrap();
-        let (read, warnings) = AdapterConfig::load(folder.path(), "qwen3").unwrap();
+        let (read, warnings) = AdapterConfig::load(folder.path()).unwrap();
         assert_eq!(read, config);
         assert!(warnings.is_empty(), "{warnings:?}");
         let text = std::fs::read_to_string(folder.path().join(ADAPTER_CONFIG)).unwrap();
@@ -421,22 +540,23 @@ mod tests {
     }
 
     #[test]
-    fn patterns_change_rank_and_scaling() {
-        let mut config = AdapterConfig::new(
-            TaskType::CausalLm,
-            16,
-            32.0,
-            TargetModules::One("all-linear".into()),
-        );
-        config.rank_pattern.insert("v_proj".into(), 4);
-        config.alpha_pattern.insert(r"layers\.1\..*".into(), 8.0);
+    fn the_same_as_a_recipe_says_it() {
+        let mut value = minimal();
+        for (key, to) in [
+            ("r", json!(16)),
+            ("lora_alpha", json!(32)),
+            ("rank_pattern", json!({"v_proj": 4})),
+            ("alpha_pattern", json!({r"layers\.1\..*": 8})),
+            ("layers_to_transform", json!(1)),
+            ("exclude_modules", json!(".*0.*")),
+        ] {
+            value[key] = to;
+        }
+        let lora = AdapterConfig::from_value(&value).unwrap().0.lora();
         let path = "model.layers.1.self_attn.v_proj";
-        assert_eq!(config.rank_of(path), 4);
-        assert_eq!(config.scaling_of(path), 2.0);
-        assert_eq!(config.scaling_of("model.layers.0.self_attn.v_proj"), 8.0);
-        assert_eq!(config.rank_of("model.layers.0.self_attn.my_v_proj"), 16);
-        config.use_rslora = true;
-        assert_eq!(config.scaling_of("model.layers.0.mlp.up_proj"), 8.0);
+        assert_eq!((lora.rank_of(path), lora.scale_of(path)), (4, 2.0));
+        assert_eq!(lora.layers_to_transform, Some(vec![1]));
+        assert_eq!(lora.exclude_modules, [".*0.*"]);
     }
 
     #[test]
@@ -448,8 +568,19 @@ mod tests {
             ("layer_replication", json!([[0, 2]])),
             ("loftq_config", json!({"loftq_bits": 4})),
             ("init_lora_weights", json!("pissa_niter_4")),
-            ("layers_to_transform", json!([1])),
-            ("fan_in_fan_out", json!(true)),
+            ("init_lora_weights", json!("lora_ga")),
+            ("target_parameters", json!(["experts.gate_up_proj"])),
+            ("trainable_token_indices", json!([0])),
+            ("alora_invocation_tokens", json!([1, 2])),
+            ("megatron_config", json!({"tp": 2})),
+            ("use_bdlora", json!({"nblocks": 2})),
+            ("modules_to_save", json!(["lm_head"])),
+            ("modules_to_save", json!(["score"])),
+            ("layers_pattern", json!("layers")),
+            ("alpha_pattern", json!({"(?=q)q_proj": 2})),
+            ("exclude_modules", json!("(")),
+            ("new_switch", json!(true)),
+            ("new_config", json!({"a": 1})),
             ("r", json!(0)),
             ("rank_pattern", json!({"q_proj": "four"})),
             ("peft_type", json!("IA3")),
@@ -466,43 +597,15 @@ mod tests {
             warnings,
             ["adapter_config.json: unknown key \"new_thing\" is ignored"]
         );
-        let mut gpt2 = minimal();
-        gpt2["fan_in_fan_out"] = json!(true);
-        assert!(
-            AdapterConfig::from_value(&gpt2, "gpt2")
-                .unwrap()
-                .0
-                .fan_in_fan_out
-        );
-    }
-
-    #[test]
-    fn keys_are_pefts() {
-        let path = "model.layers.0.self_attn.q_proj";
-        let key = lora_key(path, LoraMatrix::A);
-        assert_eq!(
-            key,
-            "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-        );
-        assert_eq!(
-            parse_key(&key),
-            Some(AdapterKey::Lora(path.into(), LoraMatrix::A))
-        );
-        assert_eq!(
-            parse_key("base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight"),
-            Some(AdapterKey::Lora(path.into(), LoraMatrix::B))
-        );
-        assert_eq!(saved_key("score.weight"), "base_model.model.score.weight");
-        for key in [
-            "base_model.model.score.weight",
-            "base_model.model.score.modules_to_save.default.weight",
-        ] {
-            assert_eq!(
-                parse_key(key),
-                Some(AdapterKey::Saved("score.weight".into()))
-            );
+        for quiet in [json!(null), json!(false), json!([]), json!({})] {
+            assert!(with("new_thing", quiet).unwrap().1.is_empty());
         }
-        assert_eq!(parse_key("base_model.model.q.lora_magnitude_vector"), None);
-        assert_eq!(parse_key("prompt_embeddings"), None);
+        // PEFT corrects the flag by the layers that it finds.
+        assert!(with("fan_in_fan_out", json!(true)).is_ok());
+        let mut regex = minimal();
+        regex["target_modules"] = json!(".*");
+        assert!(AdapterConfig::from_value(&regex).is_ok());
+        regex["layers_to_transform"] = json!([0]);
+        assert!(AdapterConfig::from_value(&regex).is_err());
     }
 }

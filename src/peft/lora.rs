@@ -27,26 +27,26 @@ pub struct Lora<B: Backend> {
 }
 
 impl<B: Backend> Lora<B> {
-    /// A fresh adapter: `a` uniform in `±1/sqrt(in)` (PEFT's `kaiming_uniform(a = sqrt 5)`), `b` zero.
+    /// A fresh adapter for the layer at `path`: `a` uniform in `±1/sqrt(in)` (PEFT's `kaiming_uniform(a = sqrt 5)`), `b`
+    /// zero.
     pub fn new(
         config: &LoraConfig,
+        path: &str,
         inputs: usize,
         outputs: usize,
         seed: Seed,
         device: &B::Device,
     ) -> Self {
+        let rank = config.rank_of(path);
         let bound = 1.0 / (inputs as f64).sqrt();
-        let a: Vec<f32> = (0..inputs * config.rank)
+        let a: Vec<f32> = (0..inputs * rank)
             .map(|i| ((2.0 * seed.uniform(i as u64) - 1.0) * bound) as f32)
             .collect();
-        let a = Tensor::from_data(TensorData::new(a, [inputs, config.rank]), device);
+        let a = Tensor::from_data(TensorData::new(a, [inputs, rank]), device);
         Self {
             a: Param::initialized(ParamId::new(), a),
-            b: Param::initialized(
-                ParamId::new(),
-                Tensor::zeros([config.rank, outputs], device),
-            ),
-            scale: config.scale(),
+            b: Param::initialized(ParamId::new(), Tensor::zeros([rank, outputs], device)),
+            scale: config.scale_of(path),
             dropout: config.dropout,
         }
     }
@@ -59,17 +59,5 @@ impl<B: Backend> Lora<B> {
     /// `scale * a . b`, `[in, out]`: what a merge adds to the weight.
     pub fn delta(&self) -> Tensor<B, 2> {
         self.a.val().matmul(self.b.val()).mul_scalar(self.scale)
-    }
-}
-
-impl LoraConfig {
-    /// Factor on the low-rank product.
-    pub fn scale(&self) -> f64 {
-        let rank = self.rank as f64;
-        if self.use_rslora {
-            self.alpha / rank.sqrt()
-        } else {
-            self.alpha / rank
-        }
     }
 }

@@ -2,15 +2,19 @@
 
 mod config;
 pub mod files;
+mod keys;
 mod lora;
+mod patterns;
 mod projection;
 pub mod targets;
 
 pub use config::LoraConfig;
-pub use files::{AdapterConfig, AdapterKey, LoraMatrix, TaskType, lora_key, parse_key, saved_key};
+pub use files::{AdapterConfig, TaskType};
+pub use keys::{AdapterKey, LoraMatrix, lora_key, parse_key, saved_key};
 pub use lora::Lora;
+pub use patterns::Patterns;
 pub use projection::{LayerSpec, Projection};
-pub use targets::{LinearSpec, TargetModules, resolve_targets};
+pub use targets::{LinearSpec, Selection, TargetModules, resolve_targets};
 
 use burn::tensor::backend::Backend;
 

@@ -89,6 +89,7 @@ impl<B: Backend> Projection<B> {
         let layer = &self.layers[index];
         self.adapters[index] = Some(Lora::new(
             config,
+            &layer.path,
             inputs,
             layer.width,
             seed.fork(&layer.path),

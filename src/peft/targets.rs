@@ -1,7 +1,5 @@
 //! Which linear layers an adapter is put on, by PEFT's rules.
 
-use std::collections::BTreeSet;
-
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
@@ -29,65 +27,202 @@ pub enum TargetModules {
 }
 
 impl TargetModules {
-    fn entries(&self) -> &[String] {
+    /// The string, or those of the list.
+    pub fn entries(&self) -> &[String] {
         match self {
             Self::One(entry) => std::slice::from_ref(entry),
             Self::List(entries) => entries,
         }
     }
+
+    /// Whether it names nothing.
+    pub fn is_empty(&self) -> bool {
+        self.entries().iter().all(String::is_empty)
+    }
 }
 
-/// The indices into `linear` that the targets select, ascending.
-///
-/// An entry selects every layer if it is `"all-linear"`; otherwise the layers whose path is the entry or ends with it
-/// after a dot (in a list only, as in PEFT); otherwise those whose whole path it matches as a regular expression. PEFT
-/// itself has no regular expressions inside lists; no module path is changed in meaning by allowing them.
+/// Which layers get an adapter, by PEFT's keys of these names.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    /// Which layers.
+    pub target_modules: &'a TargetModules,
+    /// Which of them not.
+    pub exclude_modules: Option<&'a TargetModules>,
+    /// Of the layers that an entry of a list selects, other than by its whole path, those with these numbers only.
+    pub layers_to_transform: Option<&'a [usize]>,
+    /// Names that may stand before the number (regular expressions); any if empty.
+    pub layers_pattern: &'a [String],
+}
+
+/// How an entry selects a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Match {
+    /// It is the path.
+    Whole,
+    /// By its end, as a regular expression, or as one of all.
+    Part,
+}
+
+impl Selection<'_> {
+    /// Whether the layer at `path` gets an adapter.
+    ///
+    /// # Source
+    /// PEFT 0.21, `check_target_module_exists`. An entry of a list that selects nothing by its end is a regular expression
+    /// on whole paths here, and `"all-linear"` may stand in a list; no path is changed in meaning by allowing them.
+    pub fn selects(&self, path: &str) -> bool {
+        let excluded = self
+            .exclude_modules
+            .is_some_and(|modules| modules.matches(path).is_some());
+        if excluded {
+            return false;
+        }
+        match (self.target_modules.matches(path), self.layers_to_transform) {
+            (None, _) => false,
+            (Some(Match::Part), Some(layers)) => {
+                block_number(path, self.layers_pattern).is_some_and(|block| layers.contains(&block))
+            }
+            (Some(_), _) => true,
+        }
+    }
+
+    /// Refuses entries that are no regular expression where one is needed.
+    ///
+    /// # Errors
+    /// With the entry.
+    pub(super) fn check(&self) -> std::result::Result<(), String> {
+        for (key, modules) in [
+            ("target_modules", Some(self.target_modules)),
+            ("exclude_modules", self.exclude_modules),
+        ] {
+            if let Some(TargetModules::One(entry)) = modules
+                && whole(entry).is_err()
+            {
+                return Err(format!(
+                    "\"{key}\": \"{entry}\" cannot be read as a regular expression"
+                ));
+            }
+        }
+        for pattern in self.layers_pattern {
+            if numbered(pattern).is_err() {
+                return Err(format!(
+                    "\"layers_pattern\": \"{pattern}\" cannot be read as a regular expression"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl TargetModules {
+    fn matches(&self, path: &str) -> Option<Match> {
+        match self {
+            Self::One(entry) => matches_alone(entry, path).then_some(Match::Part),
+            Self::List(entries) => {
+                if entries.iter().any(|entry| entry == path) {
+                    return Some(Match::Whole);
+                }
+                let part = |entry: &String| is_suffix(path, entry) || matches_alone(entry, path);
+                entries.iter().any(part).then_some(Match::Part)
+            }
+        }
+    }
+}
+
+/// A string on its own: `"all-linear"`, or a regular expression on the whole path.
+fn matches_alone(entry: &str, path: &str) -> bool {
+    entry == ALL_LINEAR || whole(entry).is_ok_and(|pattern| pattern.is_match(path))
+}
+
+fn whole(entry: &str) -> std::result::Result<Regex, regex::Error> {
+    Regex::new(&format!("^(?:{entry})$"))
+}
+
+fn numbered(pattern: &str) -> std::result::Result<Regex, regex::Error> {
+    Regex::new(&format!(r"^(?:.*?\.)?(?:{pattern})\.(\d+)\."))
+}
+
+/// The number of the block that a layer is in: the first component that is one, with at least two before it, or the first
+/// after one of the names.
+fn block_number(path: &str, names: &[String]) -> Option<usize> {
+    if names.is_empty() {
+        let parts: Vec<&str> = path.split('.').collect();
+        let inner = parts.get(2..parts.len().saturating_sub(1))?;
+        return inner.iter().find_map(|part| part.parse().ok());
+    }
+    names.iter().find_map(|name| {
+        let found = numbered(name).ok()?.captures(path)?;
+        found.iter().skip(1).flatten().last()?.as_str().parse().ok()
+    })
+}
+
+/// PEFT's word for every linear layer but the output head.
+const ALL_LINEAR: &str = "all-linear";
+
+/// The indices into `linear` of the layers that a recipe selects, ascending. Every entry has to select something.
 ///
 /// # Errors
 /// `Error::Usage` that names every entry which selects nothing, with the layer kinds there are, and for an empty list.
-pub fn resolve_targets(targets: &TargetModules, linear: &[LinearSpec]) -> Result<Vec<usize>> {
-    let mut chosen = BTreeSet::new();
+pub fn resolve_targets(selection: &Selection<'_>, linear: &[LinearSpec]) -> Result<Vec<usize>> {
+    let mut problems = Vec::new();
+    for (key, modules) in [
+        ("target_modules", Some(selection.target_modules)),
+        ("exclude_modules", selection.exclude_modules),
+    ] {
+        let Some(modules) = modules else { continue };
+        let unmatched = unmatched(modules, linear);
+        if !unmatched.is_empty() {
+            problems.push(format!("{key}: {}", unmatched.join("; ")));
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::Usage(format!(
+            "{}; this model has {} (or \"{ALL_LINEAR}\")",
+            problems.join("; "),
+            kinds(linear).join(", ")
+        )));
+    }
+    for wanted in selection.layers_to_transform.unwrap_or_default() {
+        let mut blocks = linear
+            .iter()
+            .filter_map(|layer| block_number(&layer.name, &[]));
+        if !blocks.any(|block| block == *wanted) {
+            return Err(Error::Usage(format!(
+                "layers_to_transform: there is no layer {wanted}; they are counted from 0"
+            )));
+        }
+    }
+    let chosen = select(linear, |path| selection.selects(path));
+    if chosen.is_empty() {
+        return Err(Error::Usage(
+            "target_modules: nothing is left after exclude_modules and layers_to_transform".into(),
+        ));
+    }
+    Ok(chosen)
+}
+
+/// What is wrong with each entry that selects nothing.
+fn unmatched(modules: &TargetModules, linear: &[LinearSpec]) -> Vec<String> {
+    let in_list = matches!(modules, TargetModules::List(_));
     let mut unmatched = Vec::new();
-    let in_list = matches!(targets, TargetModules::List(_));
-    for entry in targets.entries() {
-        if entry == "all-linear" {
-            chosen.extend(0..linear.len());
+    for entry in modules.entries() {
+        let selects = |layer: &LinearSpec| {
+            (in_list && is_suffix(&layer.name, entry)) || matches_alone(entry, &layer.name)
+        };
+        if linear.iter().any(selects) {
             continue;
         }
-        let mut matched: Vec<usize> = Vec::new();
-        if in_list {
-            matched = select(linear, |path| is_suffix(path, entry));
-        }
-        if matched.is_empty() {
-            match Regex::new(&format!("^(?:{entry})$")) {
-                Ok(pattern) => matched = select(linear, |path| pattern.is_match(path)),
-                Err(_) => {
-                    unmatched.push(format!(
-                        "\"{entry}\" is neither a layer nor a regular expression"
-                    ));
-                    continue;
-                }
+        unmatched.push(match nearest(entry, linear) {
+            _ if whole(entry).is_err() => {
+                format!("\"{entry}\" is neither a layer nor a regular expression")
             }
-        }
-        if matched.is_empty() {
-            unmatched.push(match nearest(entry, linear) {
-                Some(kind) => format!("\"{entry}\" matches no layer; did you mean \"{kind}\"?"),
-                None => format!("\"{entry}\" matches no layer"),
-            });
-        }
-        chosen.extend(matched);
+            Some(kind) => format!("\"{entry}\" matches no layer; did you mean \"{kind}\"?"),
+            None => format!("\"{entry}\" matches no layer"),
+        });
     }
-    if targets.entries().is_empty() {
+    if modules.entries().is_empty() {
         unmatched.push("the list is empty".into());
     }
-    if unmatched.is_empty() {
-        return Ok(chosen.into_iter().collect());
-    }
-    Err(Error::Usage(format!(
-        "target_modules: {}; this model has {} (or \"all-linear\")",
-        unmatched.join("; "),
-        kinds(linear).join(", ")
-    )))
+    unmatched
 }
 
 /// The last components of the layers' paths, each once, in the order of the model.
@@ -163,13 +298,23 @@ mod tests {
             .collect()
     }
 
+    fn resolve(target_modules: &TargetModules) -> Result<Vec<usize>> {
+        let selection = Selection {
+            target_modules,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: &[],
+        };
+        resolve_targets(&selection, &linear())
+    }
+
     fn list(entries: &[&str]) -> Result<Vec<usize>> {
         let entries = entries.iter().map(ToString::to_string).collect();
-        resolve_targets(&TargetModules::List(entries), &linear())
+        resolve(&TargetModules::List(entries))
     }
 
     fn one(entry: &str) -> Result<Vec<usize>> {
-        resolve_targets(&TargetModules::One(entry.into()), &linear())
+        resolve(&TargetModules::One(entry.into()))
     }
 
     #[test]
@@ -202,6 +347,42 @@ mod tests {
                 .to_string()
                 .contains("the list is empty")
         );
+    }
+
+    #[test]
+    fn numbers_go_with_ends_of_paths_and_not_with_whole_ones() {
+        let names =
+            |names: &[&str]| TargetModules::List(names.iter().map(ToString::to_string).collect());
+        let selects = |targets: &[&str], exclude: Option<TargetModules>, patterns: &[&str]| {
+            let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+            let selection = Selection {
+                target_modules: &names(targets),
+                exclude_modules: exclude.as_ref(),
+                layers_to_transform: Some(&[1]),
+                layers_pattern: &patterns,
+            };
+            select(&linear(), |path| selection.selects(path))
+        };
+        // PEFT: check_target_module_exists(LoraConfig(target_modules=.., layers_to_transform=[1]), path)
+        assert_eq!(selects(&["q_proj"], None, &[]), [3]);
+        assert_eq!(selects(&["q_proj"], None, &["layers"]), [3]);
+        assert_eq!(selects(&["q_proj"], None, &["h", "layer."]), [3]);
+        assert_eq!(selects(&["q_proj"], None, &["h"]), [0; 0]);
+        assert_eq!(
+            selects(&["model.layers.0.mlp.up_proj", "q_proj"], None, &[]),
+            [2, 3]
+        );
+        let regex = TargetModules::One(".*self_attn.*".into());
+        assert_eq!(selects(&["q_proj", "up_proj"], Some(regex), &[]), [5]);
+        let by_name = names(&["self_attn.v_proj"]);
+        assert_eq!(selects(&["q_proj", "v_proj"], Some(by_name), &[]), [3]);
+        assert_eq!(block_number("transformer.h.7.attn.c_attn", &[]), Some(7));
+        assert_eq!(
+            block_number("model.layers.1.experts.0.up_proj", &[]),
+            Some(1)
+        );
+        assert_eq!(block_number("h.3.q_proj", &[]), None);
+        assert_eq!(block_number("model.layers.3", &[]), None);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::data::{
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
+use crate::peft::AdapterConfig;
 use crate::peft::files::ADAPTER_CONFIG;
-use crate::peft::{AdapterConfig, TargetModules, resolve_targets};
 use crate::reward::{self, RewardConfig};
 use crate::train::config::{Init, Peft};
 
@@ -210,12 +210,14 @@ impl Surveyor<'_> {
             Some(Peft::Full) => shape.trainable_params = shape.total_params,
             Some(Peft::Lora(lora)) => {
                 let linear = known.config.linear_modules();
-                let targets =
-                    resolve_targets(&TargetModules::List(lora.target_modules.clone()), &linear);
+                let targets = lora.targets(&linear);
                 let targets = self.keep(&format!("{path}.peft.target_modules"), targets)?;
                 let entries: usize = targets
                     .iter()
-                    .map(|&i| lora.rank * (linear[i].in_features + linear[i].out_features))
+                    .map(|&i| {
+                        let layer = &linear[i];
+                        lora.rank_of(&layer.name) * (layer.in_features + layer.out_features)
+                    })
                     .sum();
                 shape.trainable_params = entries as u64;
                 shape.total_params += entries as u64;
@@ -446,7 +448,7 @@ fn open_folder(folder: &Path) -> Result<Known> {
         return open_model(&folder.to_string_lossy());
     }
     let known = open_model(&manifest::adapter_base(folder)?)?;
-    AdapterConfig::load(folder, known.config.family())?;
+    AdapterConfig::load(folder)?;
     Ok(known)
 }
 

@@ -20,7 +20,7 @@ use crate::model::{
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
 use crate::peft::files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use crate::peft::{Adaptable, AdapterConfig, LoraConfig, TargetModules, resolve_targets};
+use crate::peft::{Adaptable, LoraConfig};
 use crate::rng::Seed;
 
 /// Key under which a reward model's centre is kept, in `config.json` or beside an adapter.
@@ -118,7 +118,7 @@ impl<B: ModelBackend> Session<'_, B> {
         let base = manifest::adapter_base(adapter)?;
         let mut policy = self.base_policy(&base)?;
         let loaded = load_adapter(&mut policy.model, &policy.config, adapter, &self.device)?;
-        policy.lora = Some(lora_config(&loaded.config));
+        policy.lora = Some(loaded.config.lora());
         policy.score = loaded.score.or(policy.score);
         policy.files.push(adapter.join(ADAPTER_WEIGHTS));
         Ok(policy)
@@ -190,7 +190,7 @@ impl<B: ModelBackend> Session<'_, B> {
             let vocab_size = base.config.vocab_size();
             return Ok(RewardModel {
                 model,
-                lora: Some(lora_config(&loaded.config)),
+                lora: Some(loaded.config.lora()),
                 vocab_size,
             });
         }
@@ -305,19 +305,19 @@ fn same_adapters<B: ModelBackend, M: Adaptable<B>>(
     wanted: &LoraConfig,
 ) -> Result<bool> {
     let linear = config.linear_modules();
-    let mut targets: Vec<String> =
-        resolve_targets(&TargetModules::List(wanted.target_modules.clone()), &linear)?
-            .into_iter()
-            .map(|index| linear[index].name.clone())
-            .collect();
+    let mut targets: Vec<String> = wanted
+        .targets(&linear)?
+        .into_iter()
+        .map(|index| linear[index].name.clone())
+        .collect();
     let mut adapted = Vec::new();
     let mut same_shape = true;
     model.for_each_projection(&mut |projection| {
         for (layer, adapter) in projection.layers().iter().zip(&projection.adapters) {
             if let Some(lora) = adapter {
                 adapted.push(layer.path.clone());
-                same_shape &=
-                    lora.rank() == wanted.rank && (lora.scale - wanted.scale()).abs() < 1e-9;
+                same_shape &= lora.rank() == wanted.rank_of(&layer.path)
+                    && (lora.scale - wanted.scale_of(&layer.path)).abs() < 1e-9;
             }
         }
     });
@@ -441,17 +441,4 @@ fn read_offset(file: &Path) -> Result<f64> {
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
     Ok(value[SCORE_OFFSET].as_f64().unwrap_or(0.0))
-}
-
-fn lora_config(config: &AdapterConfig) -> LoraConfig {
-    LoraConfig {
-        rank: config.r,
-        alpha: config.lora_alpha,
-        use_rslora: config.use_rslora,
-        dropout: config.lora_dropout,
-        target_modules: match &config.target_modules {
-            TargetModules::One(one) => vec![one.clone()],
-            TargetModules::List(list) => list.clone(),
-        },
-    }
 }

@@ -1,0 +1,335 @@
+//! Adapters against what PEFT computes with them (`tests/reference/adapters.py`), generic over the backend.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use serde_json::{Value, json};
+
+use tempering::model::{
+    CausalLm, LanguageModel, ModelConfig, ScalarModel, load_adapter, save_adapter, weights,
+};
+use tempering::ops::ModelBackend;
+use tempering::peft::{Adaptable, AdapterConfig};
+use tempering::tokens::TokenBatch;
+
+use crate::parity::Comparison;
+
+/// Largest difference from PEFT in nats, and in units of the score.
+const TOLERANCE: f64 = 1e-5;
+/// Largest difference that merging may make.
+const MERGED: f64 = 1e-5;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/reference")
+        .join(name)
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Folders under `peft/` whose reference is of a kind, each with it.
+fn cases(task: &str) -> Vec<(String, Value)> {
+    let mut cases: Vec<(String, Value)> = std::fs::read_dir(folder("peft"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, read(&path.join("ref.json")))
+        })
+        .filter(|(_, reference)| reference["task"] == task)
+        .collect();
+    cases.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(cases.len() > 1, "{task}");
+    cases
+}
+
+fn base(reference: &Value) -> PathBuf {
+    folder("peft_base").join(reference["base"].as_str().unwrap())
+}
+
+fn load<B: ModelBackend>(base: &Path, device: &B::Device) -> (ModelConfig, LanguageModel<B>) {
+    let config = ModelConfig::load(base).unwrap();
+    let source = weights::open(base).unwrap();
+    let model = LanguageModel::load(&config, source.as_ref(), device).unwrap();
+    (config, model)
+}
+
+fn rows(reference: &Value) -> Vec<Vec<u32>> {
+    serde_json::from_value(reference["rows"].clone()).unwrap()
+}
+
+/// Log-probability of every token but a row's first, row by row.
+fn logprobs<B: ModelBackend>(
+    model: &LanguageModel<B>,
+    rows: &[Vec<u32>],
+    device: &B::Device,
+) -> Vec<f32> {
+    let batch = TokenBatch::from_rows(rows, device);
+    let hidden = model.hidden_states(&batch, None, None);
+    let (mut positions, mut targets) = (Vec::new(), Vec::new());
+    for (range, row) in batch.segments.iter().zip(rows) {
+        positions.extend((range.start..range.end - 1).map(|i| i as i32));
+        targets.extend(&row[1..]);
+    }
+    let count = positions.len();
+    let positions = Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [count]), device);
+    let (logprobs, _) = model.logprobs(hidden.select(0, positions), &Arc::new(targets), 1.0);
+    logprobs.into_data().convert::<f32>().into_vec().unwrap()
+}
+
+fn flat(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(flat).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
+
+/// Largest difference; infinite where the lengths differ.
+fn distance(got: &[f32], expected: &[f64]) -> f64 {
+    if got.len() != expected.len() || got.iter().any(|x| x.is_nan()) {
+        return f64::INFINITY;
+    }
+    let pairs = got.iter().zip(expected);
+    pairs
+        .map(|(a, b)| (f64::from(*a) - b).abs())
+        .fold(0.0, f64::max)
+}
+
+fn backend<B>() -> &'static str {
+    let name = std::any::type_name::<B>().to_lowercase();
+    ["flex", "ndarray", "wgpu", "cuda"]
+        .into_iter()
+        .find(|known| name.contains(known))
+        .unwrap_or("wgpu")
+}
+
+/// Notes the distance from PEFT with the adapter and merged, and that of the two from each other.
+fn compare<B: ModelBackend>(
+    name: &str,
+    what: &str,
+    reference: &Value,
+    with: &[f32],
+    merged: &[f32],
+) {
+    let subject = format!("PEFT adapter \"{name}\"");
+    let note = |what: &str, difference: f64, tolerance: f64| {
+        let comparison = Comparison {
+            reference: "PEFT 0.21",
+            subject: &subject,
+            what,
+            backend: backend::<B>(),
+            difference,
+            tolerance,
+            relative: false,
+        };
+        eprintln!("{subject}, {what} on {}: {difference:.1e}", backend::<B>());
+        comparison.check();
+    };
+    note(
+        what,
+        distance(with, &flat(&reference["with_adapter"])),
+        TOLERANCE,
+    );
+    note(
+        &format!("{what}, merged"),
+        distance(merged, &flat(&reference["merged"])),
+        TOLERANCE,
+    );
+    let own: Vec<f64> = with.iter().map(|&x| f64::from(x)).collect();
+    note(
+        &format!("{what}, merged against not merged"),
+        distance(merged, &own),
+        MERGED,
+    );
+}
+
+/// Log-probabilities with the adapter and merged.
+pub(crate) fn adapters<B: ModelBackend>(device: B::Device) {
+    for (name, reference) in cases("logprobs") {
+        let (config, mut model) = load::<B>(&base(&reference), &device);
+        let rows = rows(&reference);
+        let plain = logprobs(&model, &rows, &device);
+        assert!(
+            distance(&plain, &flat(&reference["without_adapter"])) < TOLERANCE,
+            "{name}"
+        );
+        let adapter = folder("peft").join(&name);
+        let loaded = load_adapter(&mut model, &config, &adapter, &device).unwrap();
+        // "proj" is no layer's name.
+        let unused = loaded
+            .warnings
+            .iter()
+            .filter(|w| w.contains("\"proj\" matches no layer"));
+        assert_eq!(
+            unused.count(),
+            usize::from(name == "patterns"),
+            "{name}: {:?}",
+            loaded.warnings
+        );
+        assert_eq!(
+            loaded.warnings.len(),
+            usize::from(name == "patterns"),
+            "{name}"
+        );
+        let with = logprobs(&model, &rows, &device);
+        // The adapters are large enough to show.
+        let change: Vec<f64> = plain.iter().map(|&x| f64::from(x)).collect();
+        assert!(distance(&with, &change) > 1e-2, "{name} changes nothing");
+        model.merge_adapters();
+        compare::<B>(
+            &name,
+            "log-probabilities",
+            &reference,
+            &with,
+            &logprobs(&model, &rows, &device),
+        );
+    }
+}
+
+fn scores<B: ModelBackend>(
+    model: &ScalarModel<B>,
+    rows: &[Vec<u32>],
+    device: &B::Device,
+) -> Vec<f32> {
+    let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    model.row_scores(&rows, 1024, device, &mut |_, _| {})
+}
+
+fn load_classifier<B: ModelBackend>(
+    reference: &Value,
+    adapter: &Path,
+    device: &B::Device,
+) -> (ModelConfig, ScalarModel<B>) {
+    let (config, model) = load::<B>(&base(reference), device);
+    let mut model =
+        ScalarModel::with_zero_head(model.into_backbone(), config.hidden_size(), device);
+    let loaded = load_adapter(&mut model, &config, adapter, device).unwrap();
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    model.set_score(loaded.score.unwrap(), device);
+    (config, model)
+}
+
+/// Scores of classifiers, whose head the adapter brings.
+pub(crate) fn classifiers<B: ModelBackend>(device: B::Device) {
+    for (name, reference) in cases("scores") {
+        let adapter = folder("peft").join(&name);
+        let (_, mut model) = load_classifier::<B>(&reference, &adapter, &device);
+        let rows = rows(&reference);
+        let with = scores(&model, &rows, &device);
+        model.merge_adapters();
+        compare::<B>(
+            &name,
+            "scores",
+            &reference,
+            &with,
+            &scores(&model, &rows, &device),
+        );
+    }
+}
+
+/// Names, shapes and numbers of an adapter's tensors.
+fn tensors(adapter: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let source = weights::open(adapter.join("adapter_model.safetensors")).unwrap();
+    let mut names = source.names();
+    names.sort();
+    let tensor = |name: String| {
+        let (shape, values) = (source.shape(&name).unwrap(), source.read(&name).unwrap());
+        (name, shape, values)
+    };
+    names.into_iter().map(tensor).collect()
+}
+
+/// Read and written again, an adapter has PEFT's tensors bit by bit, and a configuration that selects the same layers
+/// with the same ranks and scales.
+pub(crate) fn written<B: ModelBackend>(device: B::Device) {
+    for (name, reference) in [cases("logprobs"), cases("scores")].concat() {
+        let theirs = folder("peft").join(&name);
+        let ours = tempfile::tempdir().unwrap();
+        let (peft, _) = AdapterConfig::load(&theirs).unwrap();
+        let base = reference["base"].as_str().unwrap();
+        let config = if reference["task"] == "scores" {
+            let (config, mut model) = load_classifier::<B>(&reference, &theirs, &device);
+            save_adapter(&mut model, &config, &peft.lora(), base, ours.path()).unwrap();
+            config
+        } else {
+            let (config, mut model) = load::<B>(&self::base(&reference), &device);
+            load_adapter(&mut model, &config, &theirs, &device).unwrap();
+            save_adapter(&mut model, &config, &peft.lora(), base, ours.path()).unwrap();
+            config
+        };
+        assert!(
+            tensors(ours.path()) == tensors(&theirs),
+            "{name}: other tensors"
+        );
+        let (written, warnings) = AdapterConfig::load(ours.path()).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        for layer in config.linear_modules() {
+            let path = layer.name.as_str();
+            let selected = written.selection().selects(path);
+            assert_eq!(selected, peft.selection().selects(path), "{name}: {path}");
+            let (ours, theirs) = (written.lora(), peft.lora());
+            assert_eq!(ours.rank_of(path), theirs.rank_of(path), "{name}: {path}");
+            assert_eq!(ours.scale_of(path), theirs.scale_of(path), "{name}: {path}");
+        }
+        // The same keys, so that PEFT finds what it looks for.
+        let keys = |folder: &Path| -> Vec<String> {
+            let config = read(&folder.join("adapter_config.json"));
+            let mut keys: Vec<String> = config.as_object().unwrap().keys().cloned().collect();
+            keys.sort();
+            keys
+        };
+        assert_eq!(keys(ours.path()), keys(&theirs), "{name}");
+    }
+}
+
+/// A copy of an adapter with another configuration is refused, and every tensor that does not fit is named.
+pub(crate) fn misfits<B: ModelBackend>(device: B::Device) {
+    let theirs = folder("peft/layers");
+    for (key, value, expected) in [
+        ("r", json!(2), "expected shape [2, 16], found [3, 16]"),
+        (
+            "rank_pattern",
+            json!({"q_proj": 4}),
+            "expected shape [4, 16], found [3, 16]",
+        ),
+        (
+            "exclude_modules",
+            json!(["q_proj"]),
+            "q_proj.lora_A.weight: surplus; the configuration puts no adapter",
+        ),
+        (
+            "layers_to_transform",
+            json!([0, 1, 2]),
+            "model.layers.0.self_attn.q_proj.lora_A.weight: missing",
+        ),
+        (
+            "layers_to_transform",
+            json!(2),
+            "model.layers.1.self_attn.q_proj.lora_B.weight: surplus",
+        ),
+        (
+            "target_modules",
+            json!(["k_proj"]),
+            "k_proj.lora_A.weight: missing",
+        ),
+        ("task_type", json!("SEQ_CLS"), "score.weight: missing"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = read(&theirs.join("adapter_config.json"));
+        config[key] = value;
+        std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+        std::fs::copy(
+            theirs.join("adapter_model.safetensors"),
+            dir.path().join("adapter_model.safetensors"),
+        )
+        .unwrap();
+        let (config, mut model) = load::<B>(&folder("peft_base/llama"), &device);
+        let error = load_adapter(&mut model, &config, dir.path(), &device).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(expected), "{key}: {error}");
+    }
+}
