@@ -86,6 +86,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let target = root.join("docs/parity.md");
     std::fs::write(&target, page)?;
-    println!("{}", target.display());
+    eprintln!("{}", target.display());
     Ok(())
 }

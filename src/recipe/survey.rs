@@ -160,6 +160,7 @@ impl Surveyor<'_> {
             Stage::Pretrain(c) => ("max_length", c.max_length),
             Stage::Sft(c) => ("max_length", c.max_length),
             Stage::RewardModel(c) => ("max_length", c.max_length),
+            Stage::Dpo(c) => ("max_length", c.max_length),
             Stage::Rank(c) => (
                 "response_length",
                 c.max_prompt_length.saturating_add(c.response_length),

@@ -18,7 +18,7 @@ use tempering::model::{
 use tempering::ops::ModelBackend;
 use tempering::optim::GradientSum;
 use tempering::params::{HostTensor, ParamKind, Parameters};
-use tempering::peft::{Adaptable, LoraConfig, TargetModules, resolve_targets};
+use tempering::peft::{Adaptable, LoraConfig, TargetModules};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
@@ -514,8 +514,12 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
 
         // "all-linear" selects what PEFT selects.
         let linear = config.linear_modules();
-        let all = TargetModules::List(vec!["all-linear".into()]);
-        let mut selected: Vec<&str> = resolve_targets(&all, &linear)
+        let all = LoraConfig {
+            target_modules: vec!["all-linear".into()],
+            ..LoraConfig::default()
+        };
+        let mut selected: Vec<&str> = all
+            .targets(&linear)
             .unwrap()
             .into_iter()
             .map(|i| linear[i].name.as_str())
