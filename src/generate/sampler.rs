@@ -22,7 +22,9 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, u: f64) -> Draw {
     };
     let (top, best) = argmax(logits);
     let shifted = |l: f32| (l - best) * inv_temperature;
-    let lse = f64::from(logits.iter().map(|&l| shifted(l).exp()).sum::<f32>()).ln();
+    // Summed in f64: beside a probability near one, an f32 sum loses the tail of a large vocabulary.
+    let sum: f64 = logits.iter().map(|&l| f64::from(shifted(l).exp())).sum();
+    let lse = sum.ln();
     let pick = |id: usize| Draw {
         id: id as u32,
         logprob: (f64::from(shifted(logits[id])) - lse) as f32,
@@ -127,6 +129,17 @@ mod tests {
         let drawn = draw(&LOGITS, &config(0.5, 0, 1.0), 0.5);
         assert_eq!(drawn.id, 1);
         assert!((drawn.logprob + 0.145_078).abs() < 1e-5, "{drawn:?}");
+    }
+
+    #[test]
+    fn the_tail_of_a_large_vocabulary_counts() {
+        // One token at 0 and 150,000 at -16.7: each is below half a unit in the last place of 1, so an f32 sum that starts
+        // with the first would stay there. lse = ln(1 + 150,000 e^-16.7) = 0.008_347_6.
+        let mut logits = vec![-16.7; 150_001];
+        logits[0] = 0.0;
+        let drawn = draw(&logits, &config(1.0, 0, 1.0), 0.5);
+        assert_eq!(drawn.id, 0);
+        assert!((drawn.logprob + 0.008_347_6).abs() < 1e-6, "{drawn:?}");
     }
 
     #[test]
