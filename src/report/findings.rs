@@ -33,7 +33,7 @@ const KL_NEGATIVE: f64 = -0.1;
 /// Fraction of clipped ratios above which updates are too large.
 const CLIPFRAC_HIGH: f64 = 0.3;
 /// Largest difference in nats between a token's log-probability while sampling and in training.
-const LOGPROB_DIFF_HIGH: f64 = 1e-2;
+const LOGPROB_DIFF_HIGH: f64 = 1e-3;
 
 /// Notes and warnings, in the order in which they should be read.
 pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
@@ -246,14 +246,16 @@ fn updates(curves: &Curves<'_>, found: &mut Vec<Finding>) {
             "The policy's entropy fell below a fifth of its start: it answers nearly the same every time.".into(),
         ));
     }
-    if let Some(diff) = curves.get("rollout/logprob_max_diff") {
-        let (step, largest) = diff.extreme(f64::gt);
-        if largest > LOGPROB_DIFF_HIGH {
-            found.push(warning(format!(
-                "Log-probabilities differ by {} nats between sampling and training (step {step}): run `temper doctor` on this backend.",
-                format_value(largest)
-            )));
-        }
+    // No trend is asked for here: one update is enough to tell.
+    let differences = series(curves.0, "rollout/logprob_max_diff");
+    let largest = differences.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    if let Some(&(step, largest)) = largest
+        && largest > LOGPROB_DIFF_HIGH
+    {
+        found.push(warning(format!(
+            "Log-probabilities differ by {} nats between sampling and training (step {step}): run `temper doctor` on this backend.",
+            format_value(largest)
+        )));
     }
 }
 
@@ -449,6 +451,24 @@ mod tests {
             assert_eq!(warnings.len(), 1, "{name}: {warnings:?}");
             assert!(warnings[0].contains(expected), "{}", warnings[0]);
         }
+    }
+
+    #[test]
+    fn one_update_is_enough_to_see_that_sampling_and_training_disagree() {
+        let rows = |diff: f64| {
+            [MetricsRow {
+                step: 1,
+                values: [("rollout/logprob_max_diff".to_string(), json!(diff))]
+                    .into_iter()
+                    .collect(),
+            }]
+        };
+        assert_eq!(findings(&rows(9e-4)), []);
+        let found = findings(&rows(2e-3));
+        assert!(
+            found[0].text.contains("(step 1): run `temper doctor`"),
+            "{found:?}"
+        );
     }
 
     #[test]
