@@ -56,7 +56,7 @@ pub struct ObjectiveStats {
     pub kl: f64,
     /// `objective/scores`: score per response, after the missing-EOS rule.
     pub scores: f64,
-    /// `objective/non_score_reward`: `-kl_coef * kl`.
+    /// `objective/non_score_reward`: the KL term as it enters the rewards, summed over a response.
     pub non_score_reward: f64,
     /// `objective/rlhf_reward`: `scores + non_score_reward`, what PPO maximises.
     pub rlhf_reward: f64,
@@ -80,15 +80,17 @@ impl ObjectiveStats {
     }
 }
 
-/// The objective of a rollout.
+/// The objective of a rollout. `kl` is the plain estimator `logr`, which is reported whatever enters the rewards; `reward_kl` is
+/// what does.
 ///
 /// # Shapes
-/// - `kl`: `[response tokens]`; `scores`, `has_eos`: `[rows]`
+/// - `kl`, `reward_kl`: `[response tokens]`; `scores` (after the missing-EOS rule), `has_eos`: `[rows]`
 ///
 /// # Panics
 /// If the lengths do not fit `responses`.
 pub fn objective_stats(
     kl: &[f32],
+    reward_kl: &[f32],
     scores: &[f32],
     kl_coef: f64,
     responses: &Segments,
@@ -98,7 +100,7 @@ pub fn objective_stats(
     assert_eq!(has_eos.len(), responses.num_rows(), "rows");
     let kl = mean(&row_sums(kl, responses));
     let scores = mean(scores);
-    let non_score_reward = -kl_coef * kl;
+    let non_score_reward = -kl_coef * mean(&row_sums(reward_kl, responses));
     ObjectiveStats {
         kl,
         scores,
@@ -198,6 +200,19 @@ impl UpdateStats {
         }
     }
 
+    /// Adds the sums of other tokens and value positions.
+    pub fn merge(&mut self, other: &Self) {
+        self.num_tokens += other.num_tokens;
+        self.squared_changes += other.squared_changes;
+        self.clipped += other.clipped;
+        self.ratio_sum += other.ratio_sum;
+        self.ratio_squares += other.ratio_squares;
+        self.ratio_min = self.ratio_min.min(other.ratio_min);
+        self.ratio_max = self.ratio_max.max(other.ratio_max);
+        self.num_values += other.num_values;
+        self.values_clipped += other.values_clipped;
+    }
+
     /// `policy/approxkl_avg`: `0.5 mean(change of logprob ^2)`, KL from the rollout's policy in nats per token.
     pub fn approxkl(&self) -> f64 {
         0.5 * self.squared_changes / self.num_tokens.max(1) as f64
@@ -276,18 +291,24 @@ mod tests {
     fn objective_sums_kl_over_each_response() {
         // Row KLs 0.3 and 1.5: mean 0.9; -0.05 * 0.9 = -0.045; scores mean 0.5.
         let responses = Segments::from_lens([2, 1]);
-        let got = objective_stats(
-            &[0.5, -0.2, 1.5],
-            &[2.0, -1.0],
-            0.05,
-            &responses,
-            &[true, false],
-        );
+        let kl = [0.5, -0.2, 1.5];
+        let got = objective_stats(&kl, &kl, &[2.0, -1.0], 0.05, &responses, &[true, false]);
         assert_close(got.kl, 0.9);
         assert_close(got.scores, 0.5);
         assert_close(got.non_score_reward, -0.045);
         assert_close(got.rlhf_reward, 0.455);
         assert_eq!((got.response_length, got.num_eos_tokens), (1.5, 1));
+    }
+
+    #[test]
+    fn the_kl_term_is_that_of_the_estimator_in_the_rewards() {
+        // k2 of the same tokens: 0.125 + 0.02 and 1.125, mean 0.635.
+        let responses = Segments::from_lens([2, 1]);
+        let (kl, k2) = ([0.5, -0.2, 1.5], [0.125, 0.02, 1.125]);
+        let got = objective_stats(&kl, &k2, &[2.0, -1.0], 0.1, &responses, &[true; 2]);
+        assert_close(got.kl, 0.9);
+        assert_close(got.non_score_reward, -0.0635);
+        assert_close(got.rlhf_reward, 0.4365);
     }
 
     #[test]

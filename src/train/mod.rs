@@ -7,7 +7,7 @@ mod evaluate;
 mod forward;
 mod journal;
 mod policy;
-mod ppo;
+pub mod ppo;
 mod pretrain;
 mod rank;
 mod reward_model;

@@ -2,42 +2,61 @@
 //!
 //! # Source
 //! Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593; details as in Huang et al. 2024,
-//! arXiv:2403.17031 ("N+"), on packed rows.
+//! arXiv:2403.17031 ("N+"), on packed rows. `docs/ppo-details.md` goes through that paper's details one by one.
+//!
+//! # How an update flows
+//! Responses are drawn and scored ([`Episodes`]); [`Rollout::evaluate`] computes everything else that the update reads;
+//! [`minibatch_orders`] shuffles; [`update`] trains. The last three take no part in I/O or sampling, so that a given rollout
+//! can be checked against another implementation, number by number.
 
+mod draw;
 mod rollout;
 mod update;
+mod value;
 
 use std::collections::BTreeMap;
 
-use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{PpoConfig, ValueInit};
 use super::evaluate::Evaluator;
 use super::journal::Journal;
-use super::policy::{Policy, Trainable, prepare, save_policy};
+use super::policy::{Policy, Trainable, save_policy};
 use super::session::{Outcome, data_file};
 use super::state::{restore_weights, trained_weights, under};
 use crate::checkpoint::TensorMap;
 use crate::data::{Prompt, encode_prompts};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{GenerateOptions, SamplingConfig};
-use crate::model::{LanguageModel, ScalarModel};
+use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, lr_at};
-use crate::params::{ParamKind, Parameters};
 use crate::reward::{RewardConfig, RewardSource};
 use crate::rl::KlController;
 use crate::rng::Seed;
 
-use rollout::{Rollout, Sources};
-use update::{Networks, UpdateConfig, update};
+use draw::draw;
+pub use rollout::{Episodes, Rollout};
+pub use update::{
+    MinibatchReport, Networks, NonFinite, UpdateReport, UpdateSettings, minibatch_orders, update,
+};
+pub use value::value_network;
 
 /// Name under which the training reward is reported at evaluations.
 const SCORE: &str = "score";
 /// Name under which the gold score is reported.
 const GOLD: &str = "gold";
+/// Difference in nats between sampling and training above which the numbers cannot be trusted.
+const LOGPROB_DIFF_HIGH: f64 = 1e-3;
+
+/// The temperature of every log-probability of the stage: of sampling, of the reference, and of every pass of the update.
+///
+/// # Source
+/// The `logits /= temperature + 1e-7` of lm-human-preferences and of the N+ code.
+pub fn logprob_temperature(config: &PpoConfig) -> f64 {
+    config.temperature + 1e-7
+}
 
 /// Samples, scores, and updates policy and value network, `total_episodes / batch_size` times.
 ///
@@ -63,7 +82,11 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             session.reward_source(gold, policy.config.vocab_size())?,
         );
     }
-    let value = value_model(session, config, &policy, seed)?;
+    let reward = match (&config.reward, config.value_init) {
+        (RewardConfig::Learned { stage }, ValueInit::Reward) => Some(session.reward_model(stage)?),
+        _ => None,
+    };
+    let value = value_network(&policy, reward, config, seed, &device)?;
     let data = (data_file(&config.data, session.run.path()), prompts.len());
     session.record(
         &config.name,
@@ -129,41 +152,45 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
     while journal.position.step < updates {
         let done = journal.position.step;
         let batch = next_prompts(&prompts, config.batch_size, done, seed.fork("order"));
-        let rollout = Rollout::draw(
+        let (episodes, gold) = draw(
             session,
-            config,
-            &Sources {
-                policy: &networks.policy.valid(),
-                reference: &reference,
-                value: &networks.value.valid(),
-            },
+            &networks.policy.valid(),
             &policy.tokenizer,
             &batch,
             &mut sources,
             &options(config, &policy),
-            kl.coef(),
             seed.fork("rollout").fork_index(done as u64),
         )?;
+        let rollout = Rollout::evaluate(
+            &episodes,
+            &reference,
+            &networks.value.valid(),
+            config,
+            kl.coef(),
+            &device,
+        );
         let value_optim = config.value_optim.as_ref().unwrap_or(&config.optim);
-        let settings = UpdateConfig {
+        let settings = UpdateSettings {
             ppo: config,
             policy_lr: lr_at(&config.optim.schedule, config.optim.lr, done, updates),
             value_lr: lr_at(&value_optim.schedule, value_optim.lr, done, updates),
-            seed: seed.fork("minibatches").fork_index(done as u64),
         };
-        let report = match update(&mut networks, &rollout, &settings, &device) {
+        let order_seed = seed.fork("minibatches").fork_index(done as u64);
+        let orders = minibatch_orders(order_seed, rollout.rows.len(), config.num_ppo_epochs);
+        let report = match update(&mut networks, &rollout, &orders, &settings, &device) {
             Ok(report) => report,
-            Err(what) => return Err(journal.non_finite(&what, &rollout.row_slices())),
+            Err(NonFinite(what)) => return Err(journal.non_finite(what, &rollout.row_slices())),
         };
         let episode = (done + 1) * config.batch_size;
-        let mut metrics = rollout.metrics.clone();
+        let mut metrics = rollout.metrics();
+        metrics.extend(gold.map(|gold| ("objective/gold_scores", gold)));
         metrics.extend(report.metrics());
         metrics.extend([
             ("kl_coef", kl.coef()),
             ("lr", settings.policy_lr),
             ("episode", episode as f64),
         ]);
-        kl.update(rollout.mean_kl, config.batch_size);
+        kl.update(rollout.mean_kl(), config.batch_size);
         journal.position.kl = Some(kl);
         journal.position.updates = vec![
             networks.policy_optim.num_updates(),
@@ -171,7 +198,7 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         ];
         let tokens = rollout.rows.iter().map(|row| row.len() as u64).sum();
         journal.step(session, tokens, &metrics)?;
-        if report.logprob_max_diff > 1e-3 {
+        if report.logprob_max_diff > LOGPROB_DIFF_HIGH {
             session.reporter.message(&format!(
                 "update {}: log-probabilities of sampling and training differ by {:.1e}; the numbers of this backend cannot be trusted (run `temper doctor`)",
                 done + 1,
@@ -255,7 +282,7 @@ fn options<B: ModelBackend>(config: &PpoConfig, policy: &Policy<B>) -> GenerateO
         max_new_tokens: config.response_length,
         // No top-k and no top-p: the ratio of PPO needs the distribution that was drawn from.
         sampling: SamplingConfig {
-            temperature: config.temperature,
+            temperature: logprob_temperature(config),
             ..SamplingConfig::default()
         },
         stop_ids: policy.tokenizer.stop_ids().to_vec(),
@@ -275,40 +302,6 @@ fn next_prompts(prompts: &[Prompt], count: usize, update: usize, seed: Seed) -> 
             prompts[order[k % prompts.len()]].clone()
         })
         .collect()
-}
-
-/// The value network: a model of its own, over the same frozen base where the adapters allow.
-fn value_model<B: ModelBackend>(
-    session: &mut Session<'_, B>,
-    config: &PpoConfig,
-    policy: &Policy<B>,
-    seed: Seed,
-) -> Result<ScalarModel<Autodiff<B>>> {
-    let device = session.device.clone();
-    let (mut model, present) = match (&config.reward, config.value_init) {
-        (RewardConfig::Learned { stage }, ValueInit::Reward) => {
-            let reward = session.reward_model(stage)?;
-            (reward.model, reward.lora)
-        }
-        _ => {
-            let hidden = policy.config.output_size();
-            (
-                ScalarModel::with_zero_head(policy.model.clone(), hidden, &device),
-                policy.lora.clone(),
-            )
-        }
-    };
-    let (lora, _) = prepare(
-        &mut model,
-        &policy.config,
-        present.as_ref(),
-        &config.peft,
-        seed.fork("value"),
-    )?;
-    let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
-    let full = lora.is_none();
-    model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
-    Ok(model)
 }
 
 /// Mean held-out score (the gold one if there is one) and KL.
@@ -351,21 +344,4 @@ fn evaluate<B: ModelBackend>(
     }
     let main = result.scores.get(GOLD).unwrap_or(&result.scores[SCORE]);
     Ok(Some((*main, result.kl)))
-}
-
-/// An error text for what is not finite.
-fn finite(what: &str, value: f64) -> std::result::Result<f64, String> {
-    if value.is_finite() {
-        Ok(value)
-    } else {
-        Err(what.to_owned())
-    }
-}
-
-/// The shape of the error that a reward source's non-finite score becomes.
-fn score_error(name: &str) -> Error {
-    Error::Reward {
-        name: name.to_owned(),
-        message: "a score is not finite".into(),
-    }
 }

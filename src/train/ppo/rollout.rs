@@ -1,174 +1,188 @@
-//! One batch of responses with everything the update needs, on the host.
+//! From responses and scores to advantages: every array of one rollout, on the host.
 
-use std::collections::BTreeMap;
-
-use super::{GOLD, SCORE, score_error};
-use crate::data::{Prompt, Tokenizer, micro_batches};
-use crate::error::Result;
-use crate::generate::{GenerateOptions, generate};
+use crate::data::micro_batches;
+use crate::generate::Response;
 use crate::model::{LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
-use crate::report::RolloutReport;
-use crate::reward::RewardSource;
-use crate::rl::{self, ResponseLayout, Variance};
-use crate::rng::Seed;
+use crate::rl::{self, KlEstimator, ResponseLayout, Variance};
 use crate::tokens::{Segments, TokenBatch};
-use crate::train::Session;
 use crate::train::config::PpoConfig;
-use crate::train::evaluate::completions;
 use crate::train::forward::{host, indices, row_logprobs};
 
-/// The models that a rollout reads, all without gradient.
-pub(super) struct Sources<'a, B: ModelBackend> {
-    pub(super) policy: &'a LanguageModel<B>,
-    pub(super) reference: &'a LanguageModel<B>,
-    pub(super) value: &'a ScalarModel<B>,
+/// Queries, the responses drawn to them, and what the reward source says of each.
+#[derive(Debug, Clone, Default)]
+pub struct Episodes {
+    /// Token ids of each query, at least one.
+    pub queries: Vec<Vec<u32>>,
+    /// Its response, at least one token, with the log-probabilities of the policy that drew it.
+    pub responses: Vec<Response>,
+    /// Its score, before the missing-EOS rule.
+    pub scores: Vec<f32>,
 }
 
-/// Responses with log-probabilities, values, advantages and returns.
-pub(super) struct Rollout {
+/// A rollout as the update reads it, and every array on the way there.
+///
+/// Arrays are packed: row after row, `[response tokens]` as [`ResponseLayout::responses`] or `[value positions]` as
+/// [`ResponseLayout::values`] tell the rows apart. Nothing stands at positions that do not count.
+///
+/// # Source
+/// arXiv:2403.17031 and its code, `ppo.py`: from `logprobs` to `advantages`.
+#[derive(Debug, Clone)]
+pub struct Rollout {
     /// Query and response, row by row.
-    pub(super) rows: Vec<Vec<u32>>,
+    pub rows: Vec<Vec<u32>>,
     /// Tokens of each row that are the query.
-    pub(super) query_lens: Vec<usize>,
-    /// Of the policy that drew, per response token.
-    pub(super) logprobs: Vec<Vec<f32>>,
-    /// Of the value network, per value position.
-    pub(super) values: Vec<Vec<f32>>,
-    /// Per response token, whitened if asked for.
-    pub(super) advantages: Vec<Vec<f32>>,
-    /// Per value position.
-    pub(super) returns: Vec<Vec<f32>>,
-    /// Nats per response.
-    pub(super) mean_kl: f64,
-    /// What `metrics.jsonl` says of the rollout.
-    pub(super) metrics: Vec<(&'static str, f64)>,
+    pub query_lens: Vec<usize>,
+    /// Which positions of the responses count for the policy and for the value network.
+    pub layout: ResponseLayout,
+    /// Whether each response ended by itself.
+    pub has_eos: Vec<bool>,
+    /// Score of each response.
+    pub scores: Vec<f32>,
+    /// The same after the missing-EOS rule.
+    pub kept_scores: Vec<f32>,
+    /// `[response tokens]`, nats: of the policy that drew.
+    pub logprobs: Vec<f32>,
+    /// `[response tokens]`, nats: of the reference.
+    pub ref_logprobs: Vec<f32>,
+    /// `[response tokens]`, nats: the recipe's estimator of the KL, which enters the rewards.
+    pub kl: Vec<f32>,
+    /// Weight of the KL in the rewards.
+    pub kl_coef: f64,
+    /// `[value positions]`: before the updates.
+    pub values: Vec<f32>,
+    /// `[value positions]`: the KL term, and the score at each row's end; not whitened.
+    pub raw_rewards: Vec<f32>,
+    /// `[value positions]`: the same, whitened if the recipe says so.
+    pub rewards: Vec<f32>,
+    /// `[value positions]`: not whitened.
+    pub raw_advantages: Vec<f32>,
+    /// `[response tokens]`: what the policy loss reads, whitened if the recipe says so.
+    pub advantages: Vec<f32>,
+    /// `[value positions]`: what the value loss reads.
+    pub returns: Vec<f32>,
 }
 
 impl Rollout {
-    /// Draws responses, scores them, and turns scores into advantages.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn draw<B: ModelBackend>(
-        session: &mut Session<'_, B>,
+    /// Computes everything that follows from `episodes`: reference log-probabilities and values by forward passes of at most
+    /// `config.micro_batch_tokens` tokens, then rewards, advantages and returns. Draws nothing, trains nothing.
+    ///
+    /// # Panics
+    /// If a query or a response is empty, a response is longer than `config.response_length`, or the lengths of
+    /// `episodes` differ.
+    pub fn evaluate<B: ModelBackend>(
+        episodes: &Episodes,
+        reference: &LanguageModel<B>,
+        value: &ScalarModel<B>,
         config: &PpoConfig,
-        models: &Sources<'_, B>,
-        tokenizer: &Tokenizer,
-        prompts: &[Prompt],
-        sources: &mut BTreeMap<String, Box<dyn RewardSource>>,
-        options: &GenerateOptions,
         kl_coef: f64,
-        seed: Seed,
-    ) -> Result<Self> {
-        let device = session.device.clone();
-        let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
-        let total = ids.len();
-        let reporter = &mut *session.reporter;
-        let responses = generate(
-            models.policy,
-            &ids,
-            options,
-            seed,
-            &device,
-            &mut |done, tokens| {
-                reporter.rollout(&RolloutReport {
-                    what: "rollout",
-                    done,
-                    total,
-                    tokens,
-                });
-            },
-        );
-        let completions = completions(prompts, &responses, tokenizer)?;
-        let mut scores = BTreeMap::new();
-        for (name, source) in sources.iter_mut() {
-            let values = source.score(&completions)?;
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(score_error(name));
-            }
-            scores.insert(name.as_str(), values);
-        }
-        let raw_scores = scores[SCORE].clone();
-        let has_eos: Vec<bool> = responses.iter().map(|r| r.stopped).collect();
-        let mut kept_scores = raw_scores.clone();
-        rl::apply_missing_eos(&mut kept_scores, &has_eos, config.missing_eos);
-
-        let rows: Vec<Vec<u32>> = ids
+        device: &B::Device,
+    ) -> Self {
+        let Episodes {
+            queries,
+            responses,
+            scores,
+        } = episodes;
+        assert_eq!(queries.len(), responses.len(), "a response to each query");
+        let rows: Vec<Vec<u32>> = queries
             .iter()
-            .zip(&responses)
-            .map(|(query, r)| [*query, &r.ids].concat())
+            .zip(responses)
+            .map(|(query, response)| [query.as_slice(), &response.ids].concat())
             .collect();
         let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let query_lens: Vec<usize> = ids.iter().map(|query| query.len()).collect();
+        let query_lens: Vec<usize> = queries.iter().map(Vec::len).collect();
         let segments = Segments::from_lens(responses.iter().map(|r| r.ids.len()));
-        let layout = ResponseLayout::after_eos(segments.clone(), config.response_length);
-        let tokens = config.micro_batch_tokens;
-        let ref_logprobs = row_logprobs(
-            models.reference,
-            &slices,
-            &query_lens,
-            config.temperature,
-            tokens,
-            &device,
-        )
-        .concat();
-        let values = row_values(models.value, &slices, &query_lens, &layout, tokens, &device);
-        let logprobs: Vec<Vec<f32>> = responses.iter().map(|r| r.logprobs.clone()).collect();
-        let flat_logprobs = logprobs.concat();
+        let layout = ResponseLayout::after_eos(segments, config.response_length);
 
-        let kl = rl::kl_per_token(config.kl_estimator, &flat_logprobs, &ref_logprobs);
-        let mut rewards = rl::token_rewards(&kl, &kept_scores, kl_coef, &layout);
-        if config.whiten_rewards {
-            rewards = rl::whiten(&rewards, false, Variance::Biased);
-        }
-        let flat_values = values.concat();
-        let gae = rl::gae(
-            &rewards,
-            &flat_values,
-            layout.values(),
-            config.gamma,
-            config.lam,
-        );
-        let mut advantages = layout.at_responses(&gae.advantages);
-        let advantage_mean = rl::mean(&advantages);
+        let logprobs: Vec<f32> = responses.iter().flat_map(|r| r.logprobs.clone()).collect();
+        let tokens = config.micro_batch_tokens;
+        let temperature = super::logprob_temperature(config);
+        let ref_logprobs =
+            row_logprobs(reference, &slices, &query_lens, temperature, tokens, device).concat();
+        let values = row_values(value, &slices, &query_lens, &layout, tokens, device);
+
+        let has_eos: Vec<bool> = responses.iter().map(|r| r.stopped).collect();
+        let mut kept_scores = scores.clone();
+        rl::apply_missing_eos(&mut kept_scores, &has_eos, config.missing_eos);
+        let kl = rl::kl_per_token(config.kl_estimator, &logprobs, &ref_logprobs);
+        let raw_rewards = rl::token_rewards(&kl, &kept_scores, kl_coef, &layout);
+        let rewards = match config.whiten_rewards {
+            true => rl::whiten(&raw_rewards, false, Variance::Biased),
+            false => raw_rewards.clone(),
+        };
+        let rl::Gae {
+            advantages: raw_advantages,
+            returns,
+        } = rl::gae(&rewards, &values, layout.values(), config.gamma, config.lam);
+        let mut advantages = layout.at_responses(&raw_advantages);
         if config.whiten_advantages {
             advantages = rl::whiten(&advantages, true, Variance::Biased);
         }
-        // The KL that is reported and controlled is always the plain estimator's.
-        let plain = rl::kl_per_token(rl::KlEstimator::K1, &flat_logprobs, &ref_logprobs);
-        let stats = rl::objective_stats(&plain, &raw_scores, kl_coef, &segments, &has_eos);
-        let mut metrics = stats.metrics().to_vec();
-        if let Some(gold) = scores.get(GOLD) {
-            metrics.push(("objective/gold_scores", rl::mean(gold)));
-        }
-        let missing = has_eos.iter().filter(|&&has| !has).count() as f64 / has_eos.len() as f64;
-        metrics.extend([
-            ("objective/scores_std", rl::variance(&raw_scores).sqrt()),
-            ("val/missing_eos_rate", missing),
-            ("val/advantage_mean", advantage_mean),
-            (
-                "val/explained_variance",
-                rl::explained_variance(&flat_values, &gae.returns),
-            ),
-        ]);
-        Ok(Self {
-            mean_kl: stats.kl,
-            advantages: by_row(&advantages, &segments),
-            returns: by_row(&gae.returns, layout.values()),
+        Self {
+            scores: scores.clone(),
             rows,
             query_lens,
+            layout,
+            has_eos,
+            kept_scores,
             logprobs,
+            ref_logprobs,
+            kl,
+            kl_coef,
             values,
-            metrics,
-        })
+            raw_rewards,
+            rewards,
+            raw_advantages,
+            advantages,
+            returns,
+        }
+    }
+
+    /// Mean over responses of the summed `logprob - ref_logprob`, nats: what is reported and controlled, whichever
+    /// estimator enters the rewards.
+    pub fn mean_kl(&self) -> f64 {
+        self.objective().kl
+    }
+
+    fn objective(&self) -> rl::ObjectiveStats {
+        let plain = rl::kl_per_token(KlEstimator::K1, &self.logprobs, &self.ref_logprobs);
+        rl::objective_stats(
+            &plain,
+            &self.kl,
+            &self.kept_scores,
+            self.kl_coef,
+            self.layout.responses(),
+            &self.has_eos,
+        )
+    }
+
+    /// What `metrics.jsonl` says of the rollout.
+    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let missing = self.has_eos.iter().filter(|&&has| !has).count() as f64;
+        let advantages = self.layout.at_responses(&self.raw_advantages);
+        let mut metrics = self.objective().metrics().to_vec();
+        metrics.extend([
+            (
+                "objective/scores_std",
+                rl::variance(&self.kept_scores).sqrt(),
+            ),
+            ("val/missing_eos_rate", missing / self.rows.len() as f64),
+            ("val/advantage_mean", rl::mean(&advantages)),
+            (
+                "val/explained_variance",
+                rl::explained_variance(&self.values, &self.returns),
+            ),
+        ]);
+        metrics
     }
 
     /// The rows as slices.
-    pub(super) fn row_slices(&self) -> Vec<&[u32]> {
+    pub fn row_slices(&self) -> Vec<&[u32]> {
         self.rows.iter().map(Vec::as_slice).collect()
     }
 }
 
-/// Values at every value position, row by row.
+/// Values at every value position, `[value positions]`.
 fn row_values<B: ModelBackend>(
     model: &ScalarModel<B>,
     rows: &[&[u32]],
@@ -176,34 +190,30 @@ fn row_values<B: ModelBackend>(
     layout: &ResponseLayout,
     micro_batch_tokens: usize,
     device: &B::Device,
-) -> Vec<Vec<f32>> {
-    let mut out = vec![Vec::new(); rows.len()];
+) -> Vec<f32> {
+    let mut out = vec![0.0; layout.values().num_tokens()];
     let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
     for part in micro_batches(&lens, micro_batch_tokens) {
         let packed: Vec<&[u32]> = part.iter().map(|&i| rows[i]).collect();
         let batch = TokenBatch::from_rows(&packed, device);
-        let counts: Vec<usize> = part.iter().map(|&i| layout.values().row_len(i)).collect();
         let positions: Vec<usize> = part
             .iter()
             .zip(batch.segments.iter())
-            .zip(&counts)
-            .flat_map(|((&row, range), &count)| {
+            .flat_map(|(&row, range)| {
                 let first = range.start + query_lens[row] - 1;
-                first..first + count
+                first..first + layout.values().row_len(row)
             })
             .collect();
         let mut values =
             host(model.scores(&batch, Some(indices(&positions, device)), None)).into_iter();
-        for (&row, &count) in part.iter().zip(&counts) {
-            out[row] = values.by_ref().take(count).collect();
+        for &row in &part {
+            for (slot, value) in out[layout.values().range(row)]
+                .iter_mut()
+                .zip(values.by_ref())
+            {
+                *slot = value;
+            }
         }
     }
     out
-}
-
-fn by_row(values: &[f32], segments: &Segments) -> Vec<Vec<f32>> {
-    segments
-        .iter()
-        .map(|range| values[range].to_vec())
-        .collect()
 }

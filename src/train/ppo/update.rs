@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use burn::backend::Autodiff;
 
-use super::finite;
 use super::rollout::Rollout;
 use crate::data::micro_batches;
 use crate::loss::{policy_loss, value_loss};
@@ -13,167 +12,259 @@ use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum};
 use crate::rl::UpdateStats;
 use crate::rng::Seed;
-use crate::tokens::TokenBatch;
+use crate::tokens::{Segments, TokenBatch};
 use crate::train::config::PpoConfig;
 use crate::train::forward::{floats, host, indices};
 
 /// What is trained.
-pub(super) struct Networks<B: ModelBackend> {
-    pub(super) policy: LanguageModel<Autodiff<B>>,
-    pub(super) value: ScalarModel<Autodiff<B>>,
-    pub(super) policy_optim: AdamW<B>,
-    pub(super) value_optim: AdamW<B>,
+#[derive(Debug)]
+pub struct Networks<B: ModelBackend> {
+    /// The policy.
+    pub policy: LanguageModel<Autodiff<B>>,
+    /// The value network.
+    pub value: ScalarModel<Autodiff<B>>,
+    /// The policy's optimiser.
+    pub policy_optim: AdamW<B>,
+    /// The value network's optimiser.
+    pub value_optim: AdamW<B>,
 }
 
 /// What one update is done with.
-pub(super) struct UpdateConfig<'a> {
-    pub(super) ppo: &'a PpoConfig,
-    pub(super) policy_lr: f64,
-    pub(super) value_lr: f64,
-    pub(super) seed: Seed,
+#[derive(Debug, Clone, Copy)]
+pub struct UpdateSettings<'a> {
+    /// Clips, weights, temperature, number of minibatches, tokens per forward pass.
+    pub ppo: &'a PpoConfig,
+    /// Learning rate of the policy.
+    pub policy_lr: f64,
+    /// Learning rate of the value network.
+    pub value_lr: f64,
 }
 
-/// Means over the update.
-#[derive(Default)]
-pub(super) struct UpdateReport {
-    stats: UpdateStats,
-    policy_loss: f64,
-    value_loss: f64,
-    entropy: f64,
-    tokens: usize,
-    value_positions: usize,
-    policy_norm: f64,
-    value_norm: f64,
-    minibatches: usize,
-    /// Largest difference between a log-probability of sampling and of the first, still unchanged, policy pass.
-    pub(super) logprob_max_diff: f64,
+/// A loss or norm that is not finite, by name. Weights are as they were before the optimiser step it would have entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NonFinite(pub &'static str);
+
+/// One minibatch, before its optimiser steps. Means are over all its positions that count.
+#[derive(Debug, Clone, Default)]
+pub struct MinibatchReport {
+    /// Sums over tokens and value positions.
+    pub stats: UpdateStats,
+    /// Clipped policy loss, mean over response tokens.
+    pub policy_loss: f64,
+    /// Clipped value loss with its factor 0.5 and without `vf_coef`, mean over value positions.
+    pub value_loss: f64,
+    /// Nats per response token.
+    pub entropy: f64,
+    /// Response tokens.
+    pub num_tokens: usize,
+    /// Value positions.
+    pub num_values: usize,
+    /// Norm of the policy's gradient before clipping.
+    pub policy_grad_norm: f64,
+    /// Norm of the value network's gradient, `vf_coef` included, before clipping.
+    pub value_grad_norm: f64,
+}
+
+/// All minibatches of an update.
+#[derive(Debug, Clone, Default)]
+pub struct UpdateReport {
+    /// In the order of their steps.
+    pub minibatches: Vec<MinibatchReport>,
+    /// Largest difference in nats between a log-probability of sampling and of the first minibatch's policy pass, which
+    /// is done with the weights that drew: the error of having two programs, one with a cache and one without.
+    pub logprob_max_diff: f64,
 }
 
 impl UpdateReport {
-    pub(super) fn metrics(&self) -> Vec<(&'static str, f64)> {
-        let (tokens, values) = (
-            self.tokens.max(1) as f64,
-            self.value_positions.max(1) as f64,
-        );
-        let mut metrics = self.stats.metrics().to_vec();
+    /// What `metrics.jsonl` says of the update: means over tokens (value positions), norms over minibatches.
+    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let mut stats = UpdateStats::default();
+        let (mut tokens, mut values) = (0, 0);
+        let (mut policy_loss, mut value_loss, mut entropy) = (0.0, 0.0, 0.0);
+        for part in &self.minibatches {
+            stats.merge(&part.stats);
+            tokens += part.num_tokens;
+            values += part.num_values;
+            policy_loss += part.policy_loss * part.num_tokens as f64;
+            value_loss += part.value_loss * part.num_values as f64;
+            entropy += part.entropy * part.num_tokens as f64;
+        }
+        let (tokens, values) = (tokens.max(1) as f64, values.max(1) as f64);
+        let norm = |of: fn(&MinibatchReport) -> f64| {
+            self.minibatches.iter().map(of).sum::<f64>() / self.minibatches.len().max(1) as f64
+        };
+        let mut metrics = stats.metrics().to_vec();
         metrics.extend([
-            ("loss/policy_avg", self.policy_loss / tokens),
-            ("loss/value_avg", self.value_loss / values),
-            ("objective/entropy", self.entropy / tokens),
-            (
-                "policy/grad_norm",
-                self.policy_norm / self.minibatches.max(1) as f64,
-            ),
-            (
-                "value/grad_norm",
-                self.value_norm / self.minibatches.max(1) as f64,
-            ),
+            ("loss/policy_avg", policy_loss / tokens),
+            ("loss/value_avg", value_loss / values),
+            ("objective/entropy", entropy / tokens),
+            ("policy/grad_norm", norm(|part| part.policy_grad_norm)),
+            ("value/grad_norm", norm(|part| part.value_grad_norm)),
             ("rollout/logprob_max_diff", self.logprob_max_diff),
         ]);
         metrics
     }
 }
 
-/// Updates both networks; the error names the quantity that is not finite.
-pub(super) fn update<B: ModelBackend>(
+/// A fresh order of the rollout's rows for each epoch.
+pub fn minibatch_orders(seed: Seed, num_rows: usize, num_epochs: usize) -> Vec<Vec<usize>> {
+    (0..num_epochs as u64)
+        .map(|epoch| seed.fork_index(epoch).permutation(num_rows))
+        .collect()
+}
+
+/// Updates both networks: one pass over the rollout for each of `orders` (see [`minibatch_orders`]), in
+/// `num_mini_batches` optimiser steps.
+///
+/// # Errors
+/// [`NonFinite`] at the first loss or norm that is not finite.
+///
+/// # Panics
+/// If an order names a row that the rollout does not have.
+///
+/// # Source
+/// arXiv:2403.17031, details 29 to 32. Where its code averages the means of micro-batches, the losses here are means over the
+/// positions of the whole minibatch, so that the split into micro-batches changes nothing.
+pub fn update<B: ModelBackend>(
     networks: &mut Networks<B>,
     rollout: &Rollout,
-    config: &UpdateConfig<'_>,
+    orders: &[Vec<usize>],
+    settings: &UpdateSettings<'_>,
     device: &B::Device,
-) -> Result<UpdateReport, String> {
+) -> Result<UpdateReport, NonFinite> {
     let mut report = UpdateReport::default();
-    let ppo = config.ppo;
-    let size = rollout.rows.len() / ppo.num_mini_batches;
-    for epoch in 0..ppo.num_ppo_epochs {
-        let order = config
-            .seed
-            .fork_index(epoch as u64)
-            .permutation(rollout.rows.len());
-        for minibatch in order.chunks(size) {
-            let first = report.minibatches == 0;
-            minibatch_step(
-                networks,
-                rollout,
-                minibatch,
-                config,
-                first,
-                &mut report,
-                device,
-            )?;
+    for order in orders {
+        let size = (order.len() / settings.ppo.num_mini_batches).max(1);
+        for rows in order.chunks(size) {
+            let minibatch = Minibatch { rollout, rows };
+            minibatch.step(networks, settings, &mut report, device)?;
         }
     }
     Ok(report)
 }
 
-/// One optimiser step of each network. Losses are means over the tokens (value positions) of the whole minibatch, so the
-/// split into micro-batches does not matter.
-fn minibatch_step<B: ModelBackend>(
-    networks: &mut Networks<B>,
-    rollout: &Rollout,
-    minibatch: &[usize],
-    config: &UpdateConfig<'_>,
-    first: bool,
-    report: &mut UpdateReport,
-    device: &B::Device,
-) -> Result<(), String> {
-    let ppo = config.ppo;
-    let lens: Vec<usize> = minibatch
-        .iter()
-        .map(|&row| rollout.rows[row].len())
-        .collect();
-    let (mut policy_sum, mut value_sum) =
-        (GradientSum::<B>::default(), GradientSum::<B>::default());
-    let (mut tokens, mut value_positions) = (0, 0);
-    for part in micro_batches(&lens, ppo.micro_batch_tokens) {
-        let part: Vec<usize> = part.into_iter().map(|i| minibatch[i]).collect();
-        let rows: Vec<&[u32]> = part
-            .iter()
-            .map(|&row| rollout.rows[row].as_slice())
-            .collect();
-        let gather = |values: &[Vec<f32>]| -> Vec<f32> {
-            part.iter().flat_map(|&row| values[row].clone()).collect()
-        };
-        let batch = TokenBatch::<Autodiff<B>>::from_rows(&rows, device);
-        let starts: Vec<usize> = part
+/// Some rows of a rollout.
+struct Minibatch<'a> {
+    rollout: &'a Rollout,
+    rows: &'a [usize],
+}
+
+/// Rows of a minibatch that go through the models together.
+struct MicroBatch<B: ModelBackend> {
+    batch: TokenBatch<Autodiff<B>>,
+    /// Row of the rollout, and its query's last token in the batch.
+    rows: Vec<(usize, usize)>,
+}
+
+impl<B: ModelBackend> MicroBatch<B> {
+    fn new(rollout: &Rollout, rows: &[usize], device: &B::Device) -> Self {
+        let slices: Vec<&[u32]> = rows.iter().map(|&row| &*rollout.rows[row]).collect();
+        let batch = TokenBatch::from_rows(&slices, device);
+        let rows = rows
             .iter()
             .zip(batch.segments.iter())
-            .map(|(&row, range)| range.start + rollout.query_lens[row] - 1)
+            .map(|(&row, range)| (row, range.start + rollout.query_lens[row] - 1))
             .collect();
-        let positions = |values: &[Vec<f32>]| -> Vec<usize> {
-            part.iter()
-                .zip(&starts)
-                .flat_map(|(&row, &start)| start..start + values[row].len())
-                .collect()
-        };
+        Self { batch, rows }
+    }
 
-        let at = positions(&rollout.logprobs);
-        let targets: Vec<u32> = part
-            .iter()
-            .flat_map(|&row| rollout.rows[row][rollout.query_lens[row]..].to_vec())
+    /// Positions in the batch of what `segments` counts, each row's from its query's last token on.
+    fn positions(&self, segments: &Segments) -> Vec<usize> {
+        (self.rows.iter())
+            .flat_map(|&(row, start)| start..start + segments.row_len(row))
+            .collect()
+    }
+
+    /// An array of the rollout at these rows.
+    fn gather(&self, values: &[f32], segments: &Segments) -> Vec<f32> {
+        (self.rows.iter())
+            .flat_map(|&(row, _)| &values[segments.range(row)])
+            .copied()
+            .collect()
+    }
+}
+
+impl Minibatch<'_> {
+    /// One optimiser step of each network.
+    fn step<B: ModelBackend>(
+        &self,
+        networks: &mut Networks<B>,
+        settings: &UpdateSettings<'_>,
+        report: &mut UpdateReport,
+        device: &B::Device,
+    ) -> Result<(), NonFinite> {
+        let (rollout, ppo) = (self.rollout, settings.ppo);
+        let lens: Vec<usize> = (self.rows.iter())
+            .map(|&row| rollout.rows[row].len())
             .collect();
-        let old = gather(&rollout.logprobs);
-        let advantages = gather(&rollout.advantages);
+        let mut sums = (GradientSum::<B>::default(), GradientSum::<B>::default());
+        let mut done = MinibatchReport::default();
+        for part in micro_batches(&lens, ppo.micro_batch_tokens) {
+            let rows: Vec<usize> = part.into_iter().map(|i| self.rows[i]).collect();
+            let micro = MicroBatch::<B>::new(rollout, &rows, device);
+            let worst = micro.policy(networks, rollout, ppo, &mut sums.0, &mut done, device)?;
+            if report.minibatches.is_empty() {
+                report.logprob_max_diff = report.logprob_max_diff.max(worst);
+            }
+            micro.value(networks, rollout, ppo, &mut sums.1, &mut done, device)?;
+        }
+        let (tokens, values) = (done.num_tokens as f64, done.num_values as f64);
+        let (policy_sum, value_sum) = sums;
+        let norm = networks.policy_optim.update(
+            &mut networks.policy,
+            policy_sum,
+            tokens,
+            settings.policy_lr,
+        );
+        done.policy_grad_norm = finite("policy gradient norm", norm)?;
+        // The weight of the value loss enters here: `sum * vf_coef / positions`.
+        let norm = networks.value_optim.update(
+            &mut networks.value,
+            value_sum,
+            values / ppo.vf_coef,
+            settings.value_lr,
+        );
+        done.value_grad_norm = finite("value gradient norm", norm)?;
+        done.policy_loss /= tokens;
+        done.entropy /= tokens;
+        done.value_loss /= values;
+        report.minibatches.push(done);
+        Ok(())
+    }
+}
+
+impl<B: ModelBackend> MicroBatch<B> {
+    /// Adds the policy's gradients, sums of loss and entropy, and statistics; returns the largest change of a
+    /// log-probability since the rollout.
+    fn policy(
+        &self,
+        networks: &mut Networks<B>,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        sum: &mut GradientSum<B>,
+        done: &mut MinibatchReport,
+        device: &B::Device,
+    ) -> Result<f64, NonFinite> {
+        let responses = rollout.layout.responses();
+        let old = self.gather(&rollout.logprobs, responses);
+        let advantages = self.gather(&rollout.advantages, responses);
+        let targets: Vec<u32> = (self.rows.iter())
+            .flat_map(|&(row, _)| &rollout.rows[row][rollout.query_lens[row]..])
+            .copied()
+            .collect();
         let hidden = networks
             .policy
-            .hidden_states(&batch, None, None)
-            .select(0, indices(&at, device));
-        let (logprobs, entropy) =
-            networks
-                .policy
-                .logprobs(hidden, &Arc::new(targets), ppo.temperature);
+            .hidden_states(&self.batch, None, None)
+            .select(0, indices(&self.positions(responses), device));
+        let temperature = super::logprob_temperature(ppo);
+        let (logprobs, entropy) = networks
+            .policy
+            .logprobs(hidden, &Arc::new(targets), temperature);
         let new = host(logprobs.clone().inner());
-        if first {
-            let worst = new
-                .iter()
-                .zip(&old)
-                .map(|(a, b)| f64::from((a - b).abs()))
-                .fold(0.0, f64::max);
-            report.logprob_max_diff = report.logprob_max_diff.max(worst);
-        }
-        report
-            .stats
+        done.stats
             .add_policy(&new, &old, &advantages, ppo.cliprange);
-        report.entropy += host(entropy.inner())
+        done.num_tokens += new.len();
+        done.entropy += host(entropy.inner())
             .iter()
             .map(|&x| f64::from(x))
             .sum::<f64>();
@@ -183,46 +274,47 @@ fn minibatch_step<B: ModelBackend>(
             floats(&advantages, device),
             ppo.cliprange,
         );
-        report.policy_loss += finite("policy loss", f64::from(host(loss.clone().inner())[0]))?;
-        policy_sum.add::<Autodiff<B>>(&mut networks.policy, &mut loss.backward());
-        tokens += new.len();
+        done.policy_loss += finite("policy loss", f64::from(host(loss.clone().inner())[0]))?;
+        sum.add::<Autodiff<B>>(&mut networks.policy, &mut loss.backward());
+        let changes = new.iter().zip(&old).map(|(a, b)| f64::from((a - b).abs()));
+        Ok(changes.fold(0.0, f64::max))
+    }
 
-        let at = positions(&rollout.values);
-        let (old, returns) = (gather(&rollout.values), gather(&rollout.returns));
-        let values = networks
-            .value
-            .scores(&batch, Some(indices(&at, device)), None);
-        report.stats.add_value(
-            &host(values.clone().inner()),
-            &old,
-            &returns,
-            ppo.cliprange_value,
-        );
+    /// Adds the value network's gradients, sum of loss, and statistics.
+    fn value(
+        &self,
+        networks: &mut Networks<B>,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        sum: &mut GradientSum<B>,
+        done: &mut MinibatchReport,
+        device: &B::Device,
+    ) -> Result<(), NonFinite> {
+        let places = rollout.layout.values();
+        let old = self.gather(&rollout.values, places);
+        let returns = self.gather(&rollout.returns, places);
+        let at = indices(&self.positions(places), device);
+        let values = networks.value.scores(&self.batch, Some(at), None);
+        let new = host(values.clone().inner());
+        done.stats
+            .add_value(&new, &old, &returns, ppo.cliprange_value);
+        done.num_values += new.len();
         let loss = value_loss(
             values,
             floats(&old, device),
             floats(&returns, device),
             ppo.cliprange_value,
         );
-        report.value_loss += finite("value loss", f64::from(host(loss.clone().inner())[0]))?;
-        value_sum.add::<Autodiff<B>>(&mut networks.value, &mut loss.backward());
-        value_positions += returns.len();
+        done.value_loss += finite("value loss", f64::from(host(loss.clone().inner())[0]))?;
+        sum.add::<Autodiff<B>>(&mut networks.value, &mut loss.backward());
+        Ok(())
     }
-    let norm = networks.policy_optim.update(
-        &mut networks.policy,
-        policy_sum,
-        tokens as f64,
-        config.policy_lr,
-    );
-    report.policy_norm += finite("policy gradient norm", norm)?;
-    // The weight of the value loss enters here: `sum * vf_coef / positions`.
-    let count = value_positions as f64 / ppo.vf_coef;
-    let norm = networks
-        .value_optim
-        .update(&mut networks.value, value_sum, count, config.value_lr);
-    report.value_norm += finite("value gradient norm", norm)?;
-    report.tokens += tokens;
-    report.value_positions += value_positions;
-    report.minibatches += 1;
-    Ok(())
+}
+
+fn finite(what: &'static str, value: f64) -> Result<f64, NonFinite> {
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(NonFinite(what))
+    }
 }

@@ -1,0 +1,65 @@
+//! One batch of responses, drawn and scored.
+
+use std::collections::BTreeMap;
+
+use super::{GOLD, SCORE, rollout::Episodes};
+use crate::data::{Prompt, Tokenizer};
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, generate};
+use crate::model::LanguageModel;
+use crate::ops::ModelBackend;
+use crate::report::RolloutReport;
+use crate::reward::RewardSource;
+use crate::rng::Seed;
+use crate::train::Session;
+use crate::train::evaluate::completions;
+
+/// Draws a response to each prompt and asks every source for its score; the second result is the mean gold score, if
+/// there is a gold source.
+///
+/// # Errors
+/// Those of the sources, and `Error::Reward` for a score that is not finite.
+pub(super) fn draw<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    policy: &LanguageModel<B>,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    sources: &mut BTreeMap<String, Box<dyn RewardSource>>,
+    options: &GenerateOptions,
+    seed: Seed,
+) -> Result<(Episodes, Option<f64>)> {
+    let device = session.device.clone();
+    let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
+    let total = ids.len();
+    let reporter = &mut *session.reporter;
+    let responses = generate(policy, &ids, options, seed, &device, &mut |done, tokens| {
+        reporter.rollout(&RolloutReport {
+            what: "rollout",
+            done,
+            total,
+            tokens,
+        });
+    });
+    let completions = completions(prompts, &responses, tokenizer)?;
+    let (mut scores, mut gold) = (Vec::new(), None);
+    for (name, source) in sources.iter_mut() {
+        let values = source.score(&completions)?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Error::Reward {
+                name: name.clone(),
+                message: "a score is not finite".into(),
+            });
+        }
+        match name.as_str() {
+            SCORE => scores = values,
+            GOLD => gold = Some(crate::rl::mean(&values)),
+            _ => {}
+        }
+    }
+    let episodes = Episodes {
+        queries: prompts.iter().map(|p| p.ids.clone()).collect(),
+        responses,
+        scores,
+    };
+    Ok((episodes, gold))
+}
