@@ -1,5 +1,6 @@
-//! The checks of `tests/ops.rs`, `tests/families.rs`, `tests/peft.rs`, `tests/trajectories.rs` and `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan
-//! (Debian's `mesa-vulkan-drivers`). Run with `cargo test --release --features vulkan --test wgpu`.
+//! The checks of `tests/ops.rs`, `tests/families.rs`, `tests/peft.rs`, `tests/trajectories.rs`, `tests/ppo.rs` and
+//! `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan (Debian's `mesa-vulkan-drivers`).
+//! Run with `cargo test --release --features vulkan --test wgpu`.
 #![cfg(feature = "wgpu")]
 
 #[path = "support/families.rs"]
@@ -12,6 +13,8 @@ mod parity;
 mod peft;
 #[path = "support/pipeline.rs"]
 mod pipeline;
+#[path = "support/ppo.rs"]
+mod ppo;
 #[path = "support/trajectories.rs"]
 mod trajectories;
 
@@ -48,6 +51,7 @@ mod on_device {
         trajectories: sft, reward, dpo;
         peft: adapters, classifiers, written, misfits;
         pipeline: every_stage;
+        ppo: rollout_and_update;
     );
 }
 
