@@ -1,0 +1,1062 @@
+//! The details that decide, one test each: `docs/ppo-details.md` has the same numbers, with the place in the code, and says what has
+//! no test here and why. After them, the published vectors.
+//!
+//! # Source
+//! Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO", arXiv:2403.17031, and its code; the Hugging Face blog "The N
+//! Implementation Details of RLHF with PPO".
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::{Tensor, TensorPrimitive};
+use serde_json::{Value, json};
+
+use tempering::data::{
+    Comparisons, RowFormat, Tokenizer, encode_comparisons, encode_completions, encode_prompts,
+};
+use tempering::generate::{GenerateOptions, Response, SamplingConfig, generate};
+use tempering::loss::{self, bradley_terry, policy_loss, value_loss};
+use tempering::model::{
+    CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, weights,
+};
+use tempering::ops::{AdamWStep, ModelBackend};
+use tempering::optim::{AdamW, OptimConfig, Schedule, lr_at};
+use tempering::params::{ParamKind, Parameters};
+use tempering::peft::{Adaptable, LoraConfig};
+use tempering::recipe::{self, Stage};
+use tempering::rl::{
+    self, KlControl, KlController, KlEstimator, MissingEos, ResponseLayout, Variance,
+};
+use tempering::rng::Seed;
+use tempering::tokens::{Segments, TokenBatch};
+use tempering::train::config::{Peft, PpoConfig, ValueInit};
+use tempering::train::ppo::{
+    Episodes, Networks, Rollout, UpdateReport, UpdateSettings, logprob_temperature,
+    minibatch_orders, update, value_network,
+};
+use tempering::train::{Policy, RewardModel, row_logprobs};
+
+#[cfg(feature = "flex")]
+type B = burn::backend::Flex;
+#[cfg(not(feature = "flex"))]
+type B = burn::backend::NdArray;
+
+const EOS: u32 = 2;
+const T: usize = 6;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn folder(name: &str) -> PathBuf {
+    root().join("tests/reference/ppo").join(name)
+}
+
+fn model_config() -> ModelConfig {
+    ModelConfig::load(folder("ref")).unwrap()
+}
+
+fn language_model(name: &str) -> LanguageModel<B> {
+    let source = weights::open(folder(name)).unwrap();
+    LanguageModel::load(&model_config(), source.as_ref(), &Default::default()).unwrap()
+}
+
+fn reward_model() -> ScalarModel<B> {
+    let source = weights::open(folder("reward")).unwrap();
+    ScalarModel::load(&model_config(), source.as_ref(), &Default::default()).unwrap()
+}
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::load(&root().join("models/tiny")).unwrap()
+}
+
+fn rows(values: &[Value]) -> Vec<tempering::data::Row> {
+    (values.iter().enumerate())
+        .map(|(i, value)| tempering::data::Row {
+            columns: value.as_object().unwrap().clone(),
+            path: "rows.jsonl".into(),
+            line: i + 1,
+        })
+        .collect()
+}
+
+/// A PPO configuration with some keys changed.
+fn ppo_config(changes: Value) -> PpoConfig {
+    let mut config = json!({
+        "name": "ppo", "init": "Base", "data": {"source": {"Posts": {"rows": 1, "seed": 1}}}, "reward": "Gold",
+        "total_episodes": 8, "batch_size": 8, "response_length": T,
+    });
+    let changes = changes.as_object().unwrap().clone();
+    config.as_object_mut().unwrap().extend(changes);
+    serde_json::from_value(config).unwrap()
+}
+
+fn host(tensor: Tensor<B, 1>) -> Vec<f32> {
+    tensor.into_data().into_vec().unwrap()
+}
+
+fn tensor(values: &[f32]) -> Tensor<B, 1> {
+    Tensor::from_floats(values, &Default::default())
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], want: &[f32], tolerance: f32) {
+    assert_eq!(got.len(), want.len(), "{got:?}, expected {want:?}");
+    for (g, w) in got.iter().zip(want) {
+        assert!((g - w).abs() <= tolerance, "{got:?}, expected {want:?}");
+    }
+}
+
+fn response(ids: &[u32]) -> Response {
+    Response {
+        ids: ids.to_vec(),
+        logprobs: vec![-2.0; ids.len()],
+        stopped: ids.last() == Some(&EOS),
+    }
+}
+
+/// Two responses, one cut off and one that stopped.
+fn episodes() -> Episodes {
+    Episodes {
+        queries: vec![vec![5, 17, 9], vec![12, 7]],
+        responses: vec![response(&[9, 27, 20, 13, 12, 31]), response(&[19, EOS])],
+        scores: vec![0.5, 2.0],
+    }
+}
+
+fn evaluate(episodes: &Episodes, config: &PpoConfig) -> Rollout {
+    let device = Default::default();
+    let (reference, value) = (language_model("ref"), reward_model());
+    Rollout::evaluate(
+        episodes,
+        &reference,
+        &value,
+        config,
+        config.kl_coef,
+        &device,
+    )
+}
+
+fn networks(policy: LanguageModel<B>, optim: OptimConfig) -> Networks<B> {
+    let mut policy = LanguageModel::<Autodiff<B>>::from_inner(policy);
+    let mut value = ScalarModel::<Autodiff<B>>::from_inner(reward_model());
+    policy.train_only(&|_| true);
+    value.train_only(&|_| true);
+    Networks {
+        policy,
+        value,
+        policy_optim: AdamW::new(optim.clone()),
+        value_optim: AdamW::new(optim),
+    }
+}
+
+fn run_update(
+    networks: &mut Networks<B>,
+    rollout: &Rollout,
+    config: &PpoConfig,
+    lr: f64,
+) -> UpdateReport {
+    let orders = minibatch_orders(Seed::new(1), rollout.rows.len(), config.num_ppo_epochs);
+    let settings = UpdateSettings {
+        ppo: config,
+        policy_lr: lr,
+        value_lr: lr,
+    };
+    update(networks, rollout, &orders, &settings, &Default::default()).unwrap()
+}
+
+/// What a policy answers to some prompts at PPO's temperature, drawn as the stage draws.
+fn drawn(policy: &LanguageModel<B>, stop_ids: Vec<u32>, temperature: f64) -> Episodes {
+    let queries: Vec<Vec<u32>> = vec![vec![5, 17, 9], vec![12], vec![7, 0, 30, 21], vec![8, 19]];
+    let slices: Vec<&[u32]> = queries.iter().map(Vec::as_slice).collect();
+    let options = GenerateOptions {
+        max_new_tokens: T,
+        sampling: SamplingConfig {
+            temperature,
+            ..SamplingConfig::default()
+        },
+        stop_ids,
+        batch_size: 3,
+    };
+    let responses = generate(
+        policy,
+        &slices,
+        &options,
+        Seed::new(9),
+        &Default::default(),
+        &mut |_, _| {},
+    );
+    Episodes {
+        scores: (0..responses.len()).map(|i| i as f32 - 1.5).collect(),
+        queries,
+        responses,
+    }
+}
+
+/// Tokens that end about every second response.
+fn stops() -> Vec<u32> {
+    (0..32).step_by(5).collect()
+}
+
+// ---- data and tokens ----
+
+const TLDR: &str =
+    "SUBREDDIT: r/{{ subreddit }}\n\nTITLE: {{ title }}\n\nPOST: {{ post }}\n\nTL;DR:";
+
+fn tldr() -> RowFormat {
+    RowFormat {
+        prompt: Some(TLDR.into()),
+        completion: Some(" {{ summary }}".into()),
+        ..RowFormat::default()
+    }
+}
+
+fn post() -> Value {
+    json!({"subreddit": "x", "title": "A b", "post": "One.\nTwo.", "summary": "One."})
+}
+
+/// What the tokenizer of the tiny model makes of [`post`], by transformers.
+const PROMPT_IDS: [u32; 43] = [
+    51, 53, 34, 50, 37, 36, 36, 41, 52, 26, 293, 15, 88, 199, 199, 52, 41, 282, 37, 26, 350, 262,
+    199, 199, 48, 47, 51, 52, 26, 331, 69, 14, 199, 52, 87, 79, 14, 199, 199, 282, 27, 281, 26,
+];
+
+#[test]
+fn detail_01_the_prompt_ends_with_tldr_and_no_space() {
+    let prompts = encode_prompts(&rows(&[post()]), &tokenizer(), &tldr(), 512).unwrap();
+    let golden = "SUBREDDIT: r/x\n\nTITLE: A b\n\nPOST: One.\nTwo.\n\nTL;DR:";
+    assert_eq!(prompts.items[0].text, golden);
+    assert_eq!(prompts.items[0].ids, PROMPT_IDS);
+}
+
+#[test]
+fn detail_02_a_query_too_long_is_left_out_and_counted() {
+    let mut long = post();
+    long["post"] = "One. ".repeat(200).into();
+    let prompts = encode_prompts(&rows(&[long, post()]), &tokenizer(), &tldr(), 43).unwrap();
+    assert_eq!(prompts.items.len(), 1);
+    assert_eq!(prompts.items[0].ids, PROMPT_IDS);
+    assert_eq!(prompts.report.dropped_too_long, 1);
+}
+
+#[test]
+fn detail_03_a_completion_is_space_summary_eos() {
+    let examples = encode_completions(&rows(&[post()]), &tokenizer(), &tldr(), 512, true).unwrap();
+    let example = &examples.items[0];
+    assert_eq!(example.ids[..43], PROMPT_IDS);
+    assert_eq!(example.ids[43..], [331, 69, 14, 0]); // " On", "e", ".", EOS
+}
+
+#[test]
+fn detail_04_lengths_of_the_tldr_recipe() {
+    let recipe = recipe::load(&root().join("recipes/tldr.ron"), &[]).unwrap();
+    let mut seen = 0;
+    for stage in &recipe.stages {
+        match stage {
+            Stage::Ppo(ppo) => {
+                assert_eq!((ppo.response_length, ppo.max_prompt_length), (53, 512));
+                seen += 1;
+            }
+            Stage::RewardModel(rm) => {
+                assert!(rm.max_length >= 638, "{}", rm.max_length);
+                seen += 1;
+            }
+            Stage::Sft(sft) => {
+                assert!(sft.max_length >= 562, "{}", sft.max_length);
+                seen += 1;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(seen, 3);
+}
+
+#[test]
+fn detail_05_there_is_no_pad_and_eos_is_trained() {
+    let examples = encode_completions(&rows(&[post()]), &tokenizer(), &tldr(), 512, true).unwrap();
+    let example = &examples.items[0];
+    let targets: Vec<u32> = (example.ids.iter().zip(&example.trained))
+        .filter(|(_, trained)| **trained)
+        .map(|(&id, _)| id)
+        .collect();
+    assert_eq!(targets, [331, 69, 14, tokenizer().eos_id()]);
+    // Rows of different lengths are laid end to end: not one token more.
+    let batch = TokenBatch::<B>::from_rows(&[vec![5u32, 6, 7], vec![8]], &Default::default());
+    assert_eq!(batch.input_ids.dims(), [4]);
+    assert_eq!(batch.segments, Segments::from_lens([3, 1]));
+}
+
+#[test]
+fn detail_06_positions_count_the_rows_own_tokens() {
+    assert_eq!(Segments::from_lens([3, 2]).positions(), [0, 1, 2, 0, 1]);
+    // Behind other rows, where left padding would stand, a row has the log-probabilities it has alone.
+    let (model, device) = (language_model("ref"), Default::default());
+    let row: &[u32] = &[5, 17, 9, 3];
+    let logprobs =
+        |rows: &[&[u32]]| row_logprobs(&model, rows, &vec![1; rows.len()], 0.7, 4096, &device);
+    let alone = logprobs(&[row]);
+    assert_close(&logprobs(&[&[7, 7, 7, 7, 7], row])[1], &alone[0], 1e-5);
+    assert_close(&logprobs(&[row, &[7, 7]])[0], &alone[0], 1e-5);
+}
+
+#[test]
+fn detail_07_no_dropout_in_rollout_and_update() {
+    let mut policy = language_model("ref");
+    let lora = LoraConfig {
+        rank: 2,
+        dropout: 0.5,
+        ..LoraConfig::default()
+    };
+    attach_lora(&mut policy, &model_config(), &lora, Seed::new(1)).unwrap();
+    // With B = 0 nothing could show.
+    policy.for_each_parameter(&mut |meta, mut slot| {
+        if meta.key().contains("lora_B") {
+            let shape = slot.shape();
+            let values = (0..slot.num_entries()).map(|i| (i % 7) as f32 * 0.01 - 0.03);
+            slot.assign(values.collect(), &shape, &Default::default());
+        }
+    });
+    let config = ppo_config(json!({"num_ppo_epochs": 1}));
+    let episodes = drawn(&policy, stops(), logprob_temperature(&config));
+    let rollout = evaluate(&episodes, &config);
+    let report = run_update(
+        &mut networks(policy, OptimConfig::default()),
+        &rollout,
+        &config,
+        1e-4,
+    );
+    let (low, high) = report.minibatches[0].stats.ratio_range().unwrap();
+    assert!(low > 1.0 - 1e-5 && high < 1.0 + 1e-5, "{low} {high}");
+    assert!(report.logprob_max_diff < 1e-5);
+}
+
+#[test]
+fn detail_08_randomness_is_a_function_of_seed_and_step() {
+    let orders = |update| minibatch_orders(Seed::new(1).fork_index(update), 16, 4);
+    assert_eq!(orders(3), orders(3));
+    assert_ne!(orders(3), orders(4));
+    let policy = language_model("ref");
+    let ids = |episodes: Episodes| -> Vec<Vec<u32>> {
+        episodes.responses.into_iter().map(|r| r.ids).collect()
+    };
+    assert_eq!(
+        ids(drawn(&policy, stops(), 0.7)),
+        ids(drawn(&policy, stops(), 0.7))
+    );
+}
+
+/// One AdamW step on one number, from zero moments.
+fn first_adam_step(gradient: f32, eps: f32) -> f32 {
+    let primitive = |x: f32| Tensor::<B, 1>::into_primitive(tensor(&[x])).tensor();
+    let step = AdamWStep {
+        lr: 1.0,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps,
+        weight_decay: 0.0,
+        grad_scale: 1.0,
+        bias_correction1: 0.1,
+        bias_correction2: 0.001,
+    };
+    let (value, ..) = B::adamw(
+        primitive(0.0),
+        primitive(gradient),
+        primitive(0.0),
+        primitive(0.0),
+        step,
+    );
+    -host(Tensor::from_primitive(TensorPrimitive::Float(value)))[0]
+}
+
+#[test]
+fn detail_09_adam_eps_stands_where_pytorch_has_it() {
+    // A gradient of the size of eps. PyTorch: g / (g + eps) = 1/2. TF1: sqrt(1 - b2) g / (sqrt(1 - b2) g + eps) = .0306534:
+    // sixteen times less, which is why its first epochs move the policy less.
+    assert_close(&[first_adam_step(1e-5, 1e-5)], &[0.5], 1e-5);
+    let scaled = 0.001f64.sqrt() * 1e-5;
+    assert!((scaled / (scaled + 1e-5) - 0.030_653_4).abs() < 1e-6);
+    // Where gradients are far above eps the two agree.
+    assert_close(&[first_adam_step(1.0, 1e-5)], &[1.0], 2e-5);
+    // PPO's rate goes down to zero by the update, SFT's and the reward model's as a cosine.
+    let at = |schedule: &Schedule, step| lr_at(schedule, 3e-6, step, 4);
+    let linear = Schedule::Linear {
+        warmup_ratio: 0.0,
+        floor: 0.0,
+    };
+    let cosine = Schedule::Cosine {
+        warmup_ratio: 0.0,
+        floor: 0.0,
+    };
+    let rates: Vec<f32> = (0..5)
+        .map(|step| (at(&linear, step) * 1e6) as f32)
+        .collect();
+    assert_close(&rates, &[3.0, 2.25, 1.5, 0.75, 0.0], 1e-6);
+    assert!((at(&cosine, 2) - 1.5e-6).abs() < 1e-12 && at(&cosine, 4).abs() < 1e-12);
+}
+
+// ---- reward model ----
+
+#[test]
+fn detail_10_the_score_is_read_at_the_last_token() {
+    let (model, device) = (reward_model(), Default::default());
+    // With EOS and without; a second EOS earlier in the row changes nothing.
+    let rows: [&[u32]; 3] = [&[5, 17, 19, EOS], &[5, 17, 19], &[8, EOS, 9, 4]];
+    let scores = model.row_scores(&rows, 4096, &device, &mut |_, _| {});
+    let batch = TokenBatch::from_rows(&rows, &device);
+    let all = host(model.scores(&batch, None, None));
+    assert_close(&scores, &[all[3], all[6], all[10]], 1e-6);
+    assert!((scores[0] - scores[1]).abs() > 1e-3);
+}
+
+#[test]
+fn detail_11_the_head_starts_as_a_narrow_normal_without_bias() {
+    let device = Default::default();
+    let mut draws = Vec::new();
+    for seed in 0..64 {
+        let backbone = language_model("ref");
+        let model = ScalarModel::with_random_head(backbone, 16, Seed::new(seed), &device);
+        draws.extend(host(model.score.val()));
+    }
+    // 1,024 draws: the standard error of the deviation is 2.2 %. N(0, 1 / sqrt(17)).
+    let deviation = (draws.iter().map(|x| f64::from(x * x)).sum::<f64>() / 1024.0).sqrt();
+    assert!((deviation * 17f64.sqrt() - 1.0).abs() < 0.07, "{deviation}");
+    let mut model = ScalarModel::with_random_head(language_model("ref"), 16, Seed::new(1), &device);
+    let head = host_tensors(&mut model, &|kind| kind == ParamKind::Score);
+    assert_eq!(head.len(), 1, "no bias");
+    assert_eq!(
+        (head[0].0.as_str(), &head[0].1),
+        ("score.weight", &vec![1, 16])
+    );
+}
+
+fn pair() -> loss::Comparisons {
+    let mut pairs = loss::Comparisons::new();
+    pairs.push_prompt([(0, 1, 0.0)]);
+    pairs
+}
+
+#[test]
+fn detail_12_chosen_and_rejected_pass_together_and_the_loss_is_their_lead() {
+    let encoded = encode_comparisons(
+        &rows(&[json!({"prompt": "a", "chosen": " b", "rejected": " c"})]),
+        &tokenizer(),
+        &RowFormat::default(),
+        64,
+    )
+    .unwrap();
+    // Both responses of a row are in one element, and an element is never split over forward passes.
+    let Comparisons {
+        responses, pairs, ..
+    } = &encoded.items[0];
+    assert_eq!((responses.len(), pairs.len()), (2, 1));
+    // -log sigmoid(1) = ln(1 + 1/e)
+    let got = host(bradley_terry(tensor(&[2.0, 1.0]), &pair()));
+    assert_close(&got, &[0.313_261_7], 1e-6);
+    assert_eq!(pair().num_correct(&[2.0, 1.0]), 1);
+    assert_eq!(pair().num_correct(&[1.0, 1.0]), 0);
+}
+
+#[test]
+fn detail_13_the_centre_is_subtracted_from_every_score() {
+    let (mut model, device) = (reward_model(), Default::default());
+    let rows: [&[u32]; 3] = [&[5, 17, 19, EOS], &[5, 17, 19], &[8, EOS, 9, 4]];
+    let scores = model.row_scores(&rows, 4096, &device, &mut |_, _| {});
+    model.offset = rl::mean(&scores);
+    let centred = model.row_scores(&rows, 4096, &device, &mut |_, _| {});
+    assert!(rl::mean(&centred).abs() < 1e-6);
+    assert!((centred[0] - scores[0] + model.offset as f32).abs() < 1e-6);
+}
+
+#[test]
+fn detail_14_scores_do_not_depend_on_what_stands_before_or_after_a_row() {
+    let (model, device) = (reward_model(), Default::default());
+    let row: &[u32] = &[5, 17, 19, EOS];
+    let score =
+        |rows: &[&[u32]], at: usize| model.row_scores(rows, 4096, &device, &mut |_, _| {})[at];
+    let alone = score(&[row], 0);
+    assert_close(&[score(&[&[7; 9], row], 1)], &[alone], 1e-5);
+    assert_close(&[score(&[row, &[7; 9]], 0)], &[alone], 1e-5);
+}
+
+#[test]
+fn detail_15_accuracy_counts_strictly_higher_scores() {
+    let mut pairs = loss::Comparisons::new();
+    pairs.push_prompt([(0, 1, 0.0)]);
+    pairs.push_prompt([(2, 3, 0.0)]);
+    pairs.push_prompt([(4, 5, 0.0)]);
+    // Right, tie, wrong.
+    assert_eq!(pairs.num_correct(&[2.0, 1.0, 1.0, 1.0, 0.0, 3.0]), 1);
+    assert_eq!(pairs.num_pairs(), 3);
+}
+
+#[test]
+fn detail_16_k_responses_make_all_pairs_of_one_element() {
+    let row =
+        json!({"prompt_ids": [1], "response_ids": [[3], [4], [5]], "scores": [0.5, 2.0, 1.0]});
+    let encoded =
+        encode_comparisons(&rows(&[row]), &tokenizer(), &RowFormat::default(), 64).unwrap();
+    let item = &encoded.items[0];
+    assert_eq!(item.responses.len(), 3);
+    let mut pairs: Vec<(usize, usize)> = item.pairs.iter().map(|p| (p.0, p.1)).collect();
+    pairs.sort_unstable();
+    assert_eq!(pairs, [(1, 0), (1, 2), (2, 0)]);
+    // -1 / C(3, 2) of the sum of log sigmoid of leads 1, 1, 2: (2 * .3132617 + .1269280) / 3.
+    let mut comparisons = loss::Comparisons::new();
+    comparisons.push_prompt([(0, 1, 0.0), (1, 2, 0.0), (0, 2, 0.0)]);
+    let got = host(bradley_terry(tensor(&[3.0, 2.0, 1.0]), &comparisons));
+    assert_close(&got, &[0.251_150_5], 1e-6);
+}
+
+// ---- rollout ----
+
+#[test]
+fn detail_17_stopping_early_changes_nothing_but_the_length() {
+    let policy = language_model("ref");
+    let stopped = drawn(&policy, stops(), 0.7);
+    let full = drawn(&policy, Vec::new(), 0.7);
+    let mut early = 0;
+    for (stopped, full) in stopped.responses.iter().zip(&full.responses) {
+        assert_eq!(full.ids.len(), T);
+        let end = full.ids.iter().position(|id| stops().contains(id));
+        let len = end.map_or(T, |end| end + 1);
+        assert_eq!(stopped.ids, full.ids[..len]);
+        assert_close(&stopped.logprobs, &full.logprobs[..len], 1e-5);
+        assert_eq!(stopped.stopped, end.is_some());
+        early += usize::from(len < T);
+    }
+    assert!(early > 0, "no response ended early");
+}
+
+#[test]
+fn detail_18_every_logprob_is_taken_at_the_temperature() {
+    let config = ppo_config(json!({"temperature": 0.7}));
+    assert_eq!(logprob_temperature(&config), 0.7 + 1e-7);
+    // Sampling and reference: where the policy is the reference, their log-probabilities are the same.
+    let policy = language_model("ref");
+    let episodes = drawn(&policy, stops(), logprob_temperature(&config));
+    let rollout = evaluate(&episodes, &config);
+    assert_close(&rollout.ref_logprobs, &rollout.logprobs, 1e-5);
+    // The update: ratios are one.
+    let mut networks = networks(policy, OptimConfig::default());
+    let report = run_update(&mut networks, &rollout, &config, 0.0);
+    assert!(report.logprob_max_diff < 1e-5);
+    // And it matters: at temperature 1 they would be far apart.
+    let at_one = evaluate(&episodes, &ppo_config(json!({"temperature": 1.0})));
+    let gap = (at_one.ref_logprobs.iter().zip(&rollout.logprobs))
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
+    assert!(gap > 0.1, "{gap}");
+}
+
+#[test]
+fn detail_19_tokens_after_the_response_do_not_reach_it() {
+    // The paper reads log-probabilities and values off rows that go on after EOS: the same numbers.
+    let (policy, value, device) = (language_model("ref"), reward_model(), Default::default());
+    let (short, long): (&[u32], &[u32]) = (&[12, 7, 19, EOS], &[12, 7, 19, EOS, 30, 4]);
+    let logprobs = |row| row_logprobs(&policy, &[row], &[2], 0.7, 4096, &device).remove(0);
+    assert_close(&logprobs(short), &logprobs(long)[..2], 1e-5);
+    // [ctx - 1 : -1]: the first is read at the query's last token; the extra value of a row that stopped at its EOS.
+    let layout = ResponseLayout::after_eos(Segments::from_lens([2]), T);
+    let packed = Segments::from_lens([4]);
+    assert_eq!(layout.logprob_positions(&packed), [1, 2]);
+    assert_eq!(layout.value_positions(&packed), [1, 2, 3]);
+    let values = |row| host(value.scores(&TokenBatch::from_rows(&[row], &device), None, None));
+    assert_close(&values(short)[1..4], &values(long)[1..4], 1e-5);
+    let rollout = evaluate(&episodes(), &ppo_config(json!({})));
+    assert_close(
+        &rollout.values[rollout.layout.values().range(1)],
+        &values(short)[1..4],
+        1e-5,
+    );
+}
+
+#[test]
+fn detail_20_a_response_ends_with_its_first_eos() {
+    let policy = language_model("ref");
+    for response in drawn(&policy, stops(), 0.7).responses {
+        let first = response.ids.iter().position(|id| stops().contains(id));
+        match first {
+            Some(first) => assert_eq!(first + 1, response.ids.len(), "kept, and the last one"),
+            None => assert_eq!(response.ids.len(), T),
+        }
+    }
+}
+
+#[test]
+fn detail_21_missing_eos_replaces_or_subtracts() {
+    let kept =
+        |rule: Value| evaluate(&episodes(), &ppo_config(json!({"missing_eos": rule}))).kept_scores;
+    assert_eq!(kept(json!({"Replace": -1.0})), [-1.0, 2.0]);
+    assert_eq!(kept(json!({"Subtract": 1.0})), [-0.5, 2.0]);
+    assert_eq!(kept(json!("Keep")), [0.5, 2.0]);
+    // Responses are told apart by how they ended, never by searching for a token: this one has an EOS id inside.
+    let mut scores = [3.0];
+    rl::apply_missing_eos(&mut scores, &[false], MissingEos::Replace(-1.0));
+    assert_eq!(scores, [-1.0]);
+}
+
+#[test]
+fn detail_22_positions_that_count_end_at_l_and_at_l_plus_one() {
+    // L = 0, 1, T - 1 (EOS there), T - 1 (no EOS): policy positions L + 1; value positions one more if L + 1 < T.
+    let layout = ResponseLayout::after_eos(Segments::from_lens([1, 2, 6, 6]), T);
+    assert_eq!(layout.responses(), &Segments::from_lens([1, 2, 6, 6]));
+    assert_eq!(layout.values(), &Segments::from_lens([2, 3, 6, 6]));
+}
+
+#[test]
+fn detail_23_nothing_is_stored_beyond_the_response() {
+    let rollout = evaluate(&episodes(), &ppo_config(json!({})));
+    let tokens = 6 + 2;
+    for (what, len) in [
+        ("logprobs", rollout.logprobs.len()),
+        ("ref_logprobs", rollout.ref_logprobs.len()),
+        ("kl", rollout.kl.len()),
+        ("advantages", rollout.advantages.len()),
+    ] {
+        assert_eq!(len, tokens, "{what}");
+    }
+    assert_eq!(
+        (rollout.values.len(), rollout.returns.len()),
+        (6 + 3, 6 + 3)
+    );
+}
+
+#[test]
+fn detail_24_the_kl_term_is_paid_per_token_and_the_score_after_eos() {
+    let config = ppo_config(json!({"kl_coef": 0.05, "missing_eos": "Keep"}));
+    let rollout = evaluate(&episodes(), &config);
+    let kl: Vec<f32> = (rollout.logprobs.iter().zip(&rollout.ref_logprobs))
+        .map(|(a, b)| a - b)
+        .collect();
+    let mut want: Vec<f32> = kl[..6].iter().map(|kl| -0.05 * kl).collect();
+    want[5] += 0.5; // L + 1 = T: on the last token
+    want.extend([-0.05 * kl[6], -0.05 * kl[7], 2.0]); // L + 1 < T: after it
+    assert_close(&rollout.raw_rewards, &want, 1e-6);
+}
+
+#[test]
+fn detail_25_reward_whitening_keeps_the_mean_and_is_off_by_default() {
+    let off = evaluate(&episodes(), &ppo_config(json!({})));
+    assert_eq!(off.rewards, off.raw_rewards);
+    let on = evaluate(&episodes(), &ppo_config(json!({"whiten_rewards": true})));
+    assert_eq!(on.raw_rewards, off.raw_rewards);
+    assert!((rl::mean(&on.rewards) - rl::mean(&on.raw_rewards)).abs() < 1e-6);
+    assert!((rl::variance(&on.rewards) - 1.0).abs() < 1e-5, "biased");
+}
+
+#[test]
+fn detail_26_returns_are_taken_before_whitening() {
+    let rollout = evaluate(&episodes(), &ppo_config(json!({})));
+    let sums: Vec<f32> = (rollout.raw_advantages.iter().zip(&rollout.values))
+        .map(|(a, v)| a + v)
+        .collect();
+    assert_close(&rollout.returns, &sums, 1e-6);
+    // The last position has no successor: its advantage is what is paid there less its value, gamma 1 and lambda .95.
+    let last = rollout.values.len() - 1;
+    assert_close(
+        &[rollout.raw_advantages[last]],
+        &[rollout.rewards[last] - rollout.values[last]],
+        1e-6,
+    );
+    let config = ppo_config(json!({}));
+    assert_eq!((config.gamma, config.lam), (1.0, 0.95));
+}
+
+#[test]
+fn detail_27_advantages_are_whitened_over_the_whole_rollout() {
+    let rollout = evaluate(&episodes(), &ppo_config(json!({"num_mini_batches": 2})));
+    assert!(rl::mean(&rollout.advantages).abs() < 1e-6);
+    assert!((rl::variance(&rollout.advantages) - 1.0).abs() < 1e-5);
+    // Not row by row or minibatch by minibatch.
+    assert!(rl::mean(&rollout.advantages[..6]).abs() > 1e-2);
+    // Only policy positions take part: the value after EOS does not.
+    let raw = rollout.layout.at_responses(&rollout.raw_advantages);
+    assert_eq!(rollout.advantages, rl::whiten(&raw, true, Variance::Biased));
+}
+
+#[test]
+fn detail_28_the_value_network_starts_as_the_reward_model() {
+    let device = Default::default();
+    let policy = Policy::<B> {
+        model: language_model("policy"),
+        config: model_config(),
+        tokenizer: Arc::new(tokenizer()),
+        lora: None,
+        base: "ref".into(),
+        files: Vec::new(),
+    };
+    let mut reward = reward_model();
+    reward.offset = 0.25;
+    let start = |value_init, peft: Peft| {
+        let reward = RewardModel {
+            model: reward.clone(),
+            lora: None,
+            vocab_size: 32,
+        };
+        let mut config = ppo_config(json!({}));
+        (config.value_init, config.peft) = (value_init, peft);
+        value_network(&policy, Some(reward), &config, Seed::new(1), &device).unwrap()
+    };
+    let rows: [&[u32]; 1] = [&[5, 17, 19, EOS]];
+    let scores = |model: &ScalarModel<B>| {
+        host(model.scores(&TokenBatch::from_rows(&rows, &device), None, None))
+    };
+    // The same numbers to the last bit, with adapters too; and a network of its own, all or adapters and head trained.
+    let full = start(ValueInit::Reward, Peft::Full);
+    assert_eq!(scores(&full.valid()), scores(&reward));
+    let mut lora = start(ValueInit::Reward, Peft::Lora(LoraConfig::default()));
+    assert_eq!(scores(&lora.valid()), scores(&reward));
+    lora.for_each_parameter(&mut |meta, slot| {
+        let trained = matches!(meta.kind, ParamKind::Adapter | ParamKind::Score);
+        assert_eq!(slot.is_trained(), trained, "{}", meta.key());
+    });
+    // lm-human-preferences' way: the policy's weights under a zero head.
+    let zero = start(ValueInit::Policy, Peft::Full);
+    assert_eq!(scores(&zero.valid()), [0.0; 4]);
+}
+
+// ---- update ----
+
+#[test]
+fn detail_29_four_epochs_each_in_an_order_of_its_own() {
+    assert_eq!(ppo_config(json!({})).num_ppo_epochs, 4);
+    let orders = minibatch_orders(Seed::new(1), 16, 4);
+    for (i, order) in orders.iter().enumerate() {
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..16).collect::<Vec<_>>());
+        assert!(!orders[..i].contains(order));
+    }
+    let config = ppo_config(json!({"num_mini_batches": 2, "num_ppo_epochs": 3}));
+    let rollout = evaluate(&episodes(), &config);
+    let mut networks = networks(language_model("ref"), OptimConfig::default());
+    let report = run_update(&mut networks, &rollout, &config, 1e-4);
+    assert_eq!(report.minibatches.len(), 3 * 2);
+    assert_eq!(networks.policy_optim.num_updates(), 6);
+    // Division must be exact.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("r.ron");
+    let text = r#"(name: "x", model: "tiny", stages: [Ppo(name: "ppo", init: Base, data: (source: Posts(rows: 8, seed: 1)),
+        reward: Gold, total_episodes: 48, batch_size: 16, num_mini_batches: 3, response_length: 8)])"#;
+    std::fs::write(&file, text).unwrap();
+    let error = recipe::load(&file, &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("must divide batch_size 16, found 3"),
+        "{error}"
+    );
+}
+
+#[test]
+fn detail_30_the_policy_loss_is_the_worse_of_ratio_and_clipped_ratio() {
+    // Ratios 1.5 and .5 with advantages 2 and -2: 1.2 and 1.5 are held, .5 is not, .8 is.
+    let (up, down) = (1.5f32.ln(), 0.5f32.ln());
+    let loss = |new: &[f32], advantages: &[f32]| {
+        host(policy_loss(
+            tensor(new),
+            tensor(&vec![0.0; new.len()]),
+            tensor(advantages),
+            0.2,
+        ))[0]
+    };
+    assert_close(
+        &[loss(&[up], &[2.0]), loss(&[up], &[-2.0])],
+        &[-2.4, 3.0],
+        1e-6,
+    );
+    assert_close(
+        &[loss(&[down], &[2.0]), loss(&[down], &[-2.0])],
+        &[-1.0, 1.6],
+        1e-6,
+    );
+    // A sum over tokens, divided by the minibatch's: three tokens in one pass or in two are the same.
+    let whole = loss(&[up, down, up], &[2.0, 2.0, -2.0]);
+    let parts = loss(&[up], &[2.0]) + loss(&[down, up], &[2.0, -2.0]);
+    assert_close(&[parts], &[whole], 1e-6);
+}
+
+#[test]
+fn detail_31_the_value_loss_is_the_larger_square_and_weighs_a_tenth() {
+    // V = 1 from 0, clipped to .2: R = 1 gives .8^2 / 2, R = 0 gives 1 / 2.
+    let loss = |target: f32| {
+        host(value_loss(
+            tensor(&[1.0]),
+            tensor(&[0.0]),
+            tensor(&[target]),
+            0.2,
+        ))[0]
+    };
+    assert_close(&[loss(1.0), loss(0.0)], &[0.32, 0.5], 1e-6);
+    assert_eq!(ppo_config(json!({})).vf_coef, 0.1);
+    // The weight scales the value network's gradient and nothing else.
+    let report = |vf_coef: f64| {
+        let config = ppo_config(json!({"vf_coef": vf_coef, "num_ppo_epochs": 1}));
+        let rollout = evaluate(&episodes(), &config);
+        run_update(
+            &mut networks(language_model("ref"), OptimConfig::default()),
+            &rollout,
+            &config,
+            1e-4,
+        )
+        .minibatches
+        .remove(0)
+    };
+    let (one, tenth) = (report(1.0), report(0.1));
+    assert!((one.value_grad_norm / tenth.value_grad_norm - 10.0).abs() < 1e-3);
+    assert_eq!(one.policy_grad_norm, tenth.policy_grad_norm);
+}
+
+#[test]
+fn detail_32_gradients_are_clipped_only_if_asked() {
+    let config = ppo_config(json!({"num_ppo_epochs": 1}));
+    let run = |max_grad_norm| {
+        let optim = OptimConfig {
+            max_grad_norm,
+            // Far above every gradient: the step is then proportional to it.
+            eps: 1e6,
+            ..OptimConfig::default()
+        };
+        let mut networks = networks(language_model("policy"), optim);
+        let rollout = evaluate(&episodes(), &config);
+        let report = run_update(&mut networks, &rollout, &config, 1e6);
+        let before = host_tensors(&mut language_model("policy"), &|_| true);
+        let after = host_tensors(&mut networks.policy.valid(), &|_| true);
+        let moved: f64 = (before.iter().zip(&after))
+            .flat_map(|(a, b)| a.2.iter().zip(&b.2))
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .sum();
+        (report.minibatches[0].policy_grad_norm, moved.sqrt())
+    };
+    let (norm, free) = run(None);
+    let (same, clipped) = run(Some(norm / 4.0));
+    assert_eq!(norm, same, "the norm is reported before clipping");
+    assert!((free / clipped - 4.0).abs() < 0.02, "{free} {clipped}");
+}
+
+#[test]
+fn detail_33_the_kl_weight_is_fixed_or_follows_a_target() {
+    let mut fixed = KlController::new(KlControl::Fixed, 0.05);
+    fixed.update(100.0, 512);
+    assert_eq!(fixed.coef(), 0.05);
+    assert_eq!(ppo_config(json!({})).kl_coef, 0.05);
+    // Beyond 20 % off the target the error is cut: KL 12 and 120 move it alike.
+    let after = |kl| {
+        let control = KlControl::Adaptive {
+            target: 6.0,
+            horizon: 10_000.0,
+        };
+        let mut controller = KlController::new(control, 0.15);
+        controller.update(kl, 512);
+        controller.coef()
+    };
+    assert_eq!(after(12.0), after(120.0));
+    assert_eq!(after(6.0), 0.15);
+}
+
+#[test]
+fn detail_34_the_estimator_of_the_reward_is_named_and_the_reported_one_is_k1() {
+    let rollout =
+        |estimator: &str| evaluate(&episodes(), &ppo_config(json!({"kl_estimator": estimator})));
+    let (k1, k2, k3) = (rollout("k1"), rollout("k2"), rollout("k3"));
+    for i in 0..k1.kl.len() {
+        let logr = f64::from(k1.logprobs[i]) - f64::from(k1.ref_logprobs[i]);
+        assert_close(&[k1.kl[i]], &[logr as f32], 1e-6);
+        assert_close(&[k2.kl[i]], &[(logr * logr / 2.0) as f32], 1e-5);
+        assert_close(&[k3.kl[i]], &[((-logr).exp() - 1.0 + logr) as f32], 1e-4);
+    }
+    assert_eq!(k1.mean_kl(), k3.mean_kl());
+}
+
+#[test]
+fn detail_35_every_metric_is_written_and_documented() {
+    let config = ppo_config(json!({"num_ppo_epochs": 1}));
+    let rollout = evaluate(&episodes(), &config);
+    let mut networks = networks(language_model("ref"), OptimConfig::default());
+    let report = run_update(&mut networks, &rollout, &config, 1e-4);
+    let metrics = [rollout.metrics(), report.metrics()].concat();
+    let documented = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    for (name, value) in &metrics {
+        assert!(value.is_finite(), "{name}");
+        assert!(documented.contains(&format!("`{name}`")), "{name}");
+    }
+    for name in [
+        "objective/kl",
+        "objective/scores",
+        "objective/non_score_reward",
+        "objective/rlhf_reward",
+        "objective/entropy",
+        "policy/approxkl_avg",
+        "policy/clipfrac_avg",
+        "val/ratio",
+        "val/ratio_var",
+        "val/clipfrac_avg",
+        "val/response_length",
+        "val/num_eos_tokens",
+        "rollout/logprob_max_diff",
+    ] {
+        assert!(metrics.iter().any(|(known, _)| *known == name), "{name}");
+    }
+    let of = |name: &str| metrics.iter().find(|(known, _)| *known == name).unwrap().1;
+    assert_eq!(
+        (of("val/response_length"), of("val/num_eos_tokens")),
+        (4.0, 1.0)
+    );
+    // Summed per response, then averaged.
+    let logr: f64 = (rollout.logprobs.iter().zip(&rollout.ref_logprobs))
+        .map(|(a, b)| f64::from(a - b))
+        .sum();
+    assert!((of("objective/kl") - logr / 2.0).abs() < 1e-5);
+}
+
+#[test]
+fn detail_37_the_reference_of_an_adapter_is_its_base_to_the_last_bit() {
+    let base = language_model("ref");
+    let mut policy = base.clone();
+    attach_lora(
+        &mut policy,
+        &model_config(),
+        &LoraConfig::default(),
+        Seed::new(1),
+    )
+    .unwrap();
+    let rows: [&[u32]; 2] = [&[5, 17, 9, 3, 30], &[12, 7]];
+    let logprobs = |model: &LanguageModel<B>| {
+        row_logprobs(model, &rows, &[1, 1], 0.7, 4096, &Default::default())
+    };
+    assert_eq!(logprobs(&policy), logprobs(&base), "at the start");
+    // After an update of the adapters the base under them is what it was.
+    let config = ppo_config(json!({"num_ppo_epochs": 2}));
+    let rollout = evaluate(&episodes(), &config);
+    let mut networks = networks(policy, OptimConfig::default());
+    networks
+        .policy
+        .train_only(&|kind| kind == ParamKind::Adapter);
+    run_update(&mut networks, &rollout, &config, 1e-2);
+    let mut trained = networks.policy.valid();
+    assert_ne!(logprobs(&trained), logprobs(&base));
+    trained.detach_adapters();
+    assert_eq!(logprobs(&trained), logprobs(&base), "adapters off");
+}
+
+#[test]
+fn detail_38_scores_are_f32_sums_of_f32_products() {
+    // The head is a product and a sum in f32: a state of 16 numbers against the same in f64.
+    let (model, device) = (reward_model(), Default::default());
+    let batch = TokenBatch::from_rows(&[[5u32, 17, 9]], &device);
+    let hidden: Vec<f32> = model
+        .backbone
+        .hidden_states(&batch, None, None)
+        .into_data()
+        .into_vec()
+        .unwrap();
+    let head = host(model.score.val());
+    let want: Vec<f32> = (hidden.chunks(16))
+        .map(|state| {
+            let products = state
+                .iter()
+                .zip(&head)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b));
+            products.sum::<f64>() as f32
+        })
+        .collect();
+    assert_close(&host(model.scores(&batch, None, None)), &want, 2e-6);
+}
+
+// ---- published vectors ----
+
+const REWARDS: [f32; 9] = [1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0];
+
+#[test]
+fn vector_whitening_biased() {
+    let want = [
+        0.0508, 0.4381, 0.8254, 1.2127, 1.6, 1.9873, 2.3746, 2.7619, 3.1492,
+    ];
+    assert_close(&rl::whiten(&REWARDS, false, Variance::Biased), &want, 6e-5);
+}
+
+#[test]
+fn vector_whitening_unbiased() {
+    let want = [
+        0.1394, 0.5046, 0.8697, 1.2349, 1.6, 1.9651, 2.3303, 2.6954, 3.0606,
+    ];
+    assert_close(
+        &rl::whiten(&REWARDS, false, Variance::Unbiased),
+        &want,
+        6e-5,
+    );
+}
+
+#[test]
+fn vector_gae_and_masks() {
+    // T = 4, EOS at index 1, beta .05, score 2, gamma 1, lambda .95; padded, the fourth position of each is 0.
+    let layout = ResponseLayout::after_eos(Segments::from_lens([2]), 4);
+    let kl = rl::kl_per_token(KlEstimator::K1, &[-1.0, -2.0], &[-1.5, -1.8]);
+    let rewards = rl::token_rewards(&kl, &[2.0], 0.05, &layout);
+    assert_close(&rewards, &[-0.025, 0.01, 2.0], 1e-6);
+    let gae = rl::gae(&rewards, &[0.5, 0.6, 0.7], layout.values(), 1.0, 0.95);
+    assert_close(&gae.advantages, &[1.35275, 1.345, 1.3], 1e-6);
+    assert_close(&gae.returns, &[1.85275, 1.945, 2.0], 1e-6);
+}
+
+#[test]
+fn vector_kl_estimators() {
+    let kl = |estimator| rl::kl_per_token(estimator, &[0.5, -0.2, 2.0], &[0.0; 3]);
+    assert_close(&kl(KlEstimator::K1), &[0.5, -0.2, 2.0], 1e-6);
+    assert_close(&kl(KlEstimator::K2), &[0.125, 0.02, 2.0], 1e-6);
+    assert_close(&kl(KlEstimator::K3), &[0.106531, 0.021403, 1.135335], 1e-6);
+}
+
+#[test]
+fn vector_adaptive_kl() {
+    for (kl, want) in [(10.0, 0.151536), (6.6, 0.150768), (3.0, 0.148464)] {
+        let control = KlControl::Adaptive {
+            target: 6.0,
+            horizon: 10_000.0,
+        };
+        let mut controller = KlController::new(control, 0.15);
+        controller.update(kl, 512);
+        assert!(
+            (controller.coef() - want).abs() < 5e-7,
+            "{}",
+            controller.coef()
+        );
+    }
+}
+
+#[test]
+fn vector_first_epoch_has_ratio_one_and_no_kl() {
+    // A policy that draws for itself: with an adapter at its start it is its own reference. Nothing moves at a rate of 0, so
+    // every minibatch of every epoch is a first one.
+    let mut policy = language_model("ref");
+    attach_lora(
+        &mut policy,
+        &model_config(),
+        &LoraConfig::default(),
+        Seed::new(1),
+    )
+    .unwrap();
+    let config = ppo_config(json!({"num_mini_batches": 2, "num_ppo_epochs": 2}));
+    let rollout = evaluate(
+        &drawn(&policy, stops(), logprob_temperature(&config)),
+        &config,
+    );
+    assert!(rollout.mean_kl().abs() < 1e-5, "{}", rollout.mean_kl());
+    let report = run_update(
+        &mut networks(policy, OptimConfig::default()),
+        &rollout,
+        &config,
+        0.0,
+    );
+    for minibatch in &report.minibatches {
+        let (low, high) = minibatch.stats.ratio_range().unwrap();
+        assert!(low > 1.0 - 1e-5 && high < 1.0 + 1e-5, "{low} {high}");
+        assert!(minibatch.stats.approxkl() < 1e-10);
+        assert_eq!(minibatch.stats.clipfrac(), 0.0);
+    }
+    assert!(
+        report.logprob_max_diff < 1e-5,
+        "{}",
+        report.logprob_max_diff
+    );
+}
