@@ -90,6 +90,14 @@ fn rows(max_rows: usize, max_len: usize) -> impl Strategy<Value = Vec<Vec<u32>>>
     prop::collection::vec(row(max_len), 1..=max_rows)
 }
 
+/// Prompts, some of them several times: equal neighbours share their prefill.
+fn prompts() -> impl Strategy<Value = Vec<Vec<u32>>> {
+    prop::collection::vec((row(8), 1..4usize), 1..=4).prop_map(|prompts| {
+        let repeat = |(prompt, count)| std::iter::repeat_n(prompt, count);
+        prompts.into_iter().flat_map(repeat).collect()
+    })
+}
+
 /// A response as generation leaves it: ends at its first EOS, or is full.
 fn response() -> impl Strategy<Value = Response> {
     let ids = prop::collection::vec(prop_oneof![1 => Just(EOS), 4 => 3..VOCAB], RESPONSE_LENGTH);
@@ -450,7 +458,7 @@ macro_rules! on_backend {
 
                 #[test]
                 fn greedy_generation_with_a_cache_equals_none(
-                    family in 0..4usize, prompts in rows(6, 8), batch_size in 1..7usize,
+                    family in 0..4usize, prompts in prompts(), batch_size in 1..7usize,
                 ) {
                     let greedy = SamplingConfig { temperature: 0.0, ..SamplingConfig::default() };
                     cached_equals_uncached::<B>(FAMILIES[family], &prompts, greedy, batch_size, 1)?;
@@ -458,7 +466,7 @@ macro_rules! on_backend {
 
                 #[test]
                 fn sampled_generation_with_a_cache_equals_none(
-                    family in 0..4usize, prompts in rows(6, 8), batch_size in 1..7usize,
+                    family in 0..4usize, prompts in prompts(), batch_size in 1..7usize,
                     temperature in 0.3..1.5f64, top_k in 0..9usize, top_p in 0.5..1.2f64, seed in 0..100u64,
                 ) {
                     let sampling = SamplingConfig { temperature, top_k, top_p: top_p.min(1.0) };
