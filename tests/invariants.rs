@@ -40,7 +40,15 @@ const VOCAB: u32 = 32;
 const EOS: u32 = 2;
 const RESPONSE_LENGTH: usize = 6;
 /// One model of each family.
-const FAMILIES: [&str; 4] = ["ppo/ref", "llama_untied", "qwen3", "gpt2"];
+const FAMILIES: [&str; 7] = [
+    "ppo/ref",
+    "llama_untied",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -418,7 +426,7 @@ macro_rules! on_backend {
                 #![proptest_config(cases(16))]
 
                 #[test]
-                fn logprobs_do_not_depend_on_the_company(family in 0..4usize, rows in rows(6, 12)) {
+                fn logprobs_do_not_depend_on_the_company(family in 0..FAMILIES.len(), rows in rows(6, 12)) {
                     logprobs_alone::<B>(FAMILIES[family], &rows)?;
                 }
 
@@ -429,7 +437,7 @@ macro_rules! on_backend {
 
                 #[test]
                 fn sft_gradients_do_not_depend_on_the_split(
-                    family in 0..4usize,
+                    family in 0..FAMILIES.len(),
                     rows in prop::collection::vec(prop::collection::vec(0..VOCAB, 2..=9), 8),
                 ) {
                     sft_split::<B>(FAMILIES[family], &rows)?;
@@ -444,21 +452,25 @@ macro_rules! on_backend {
 
                 #[test]
                 fn an_adapter_starts_as_its_base(
-                    family in 0..4usize, rows in rows(4, 12), rank in 1..9usize, alpha in 0.5..64.0f64,
+                    family in 0..FAMILIES.len(), rows in rows(4, 12), rank in 1..9usize, alpha in 0.5..64.0f64,
                     use_rslora in any::<bool>(), target in 0..3usize, seed in 0..100u64,
                 ) {
                     let name = FAMILIES[family];
-                    let attention = if name == "gpt2" { "c_attn" } else { "v_proj" };
-                    let target_modules = [vec!["all-linear".to_owned()], vec![attention.to_owned()], vec![".*mlp.*".to_owned()]];
+                    let attention = match name {
+                        "gpt2" => "c_attn",
+                        "gpt_neox" => "query_key_value",
+                        _ => "v_proj",
+                    };
+                    let target_modules = [vec!["all-linear".to_owned()], vec![attention.to_owned()], vec![".*(mlp|fc).*".to_owned()]];
                     let lora = LoraConfig {
-                        rank, alpha, use_rslora, dropout: 0.0, target_modules: target_modules[target].clone(),
+                        rank, alpha, use_rslora, target_modules: target_modules[target].clone(), ..LoraConfig::default()
                     };
                     adapter_starts_as_base::<B>(name, &rows, &lora, seed)?;
                 }
 
                 #[test]
                 fn greedy_generation_with_a_cache_equals_none(
-                    family in 0..4usize, prompts in prompts(), batch_size in 1..7usize,
+                    family in 0..FAMILIES.len(), prompts in prompts(), batch_size in 1..7usize,
                 ) {
                     let greedy = SamplingConfig { temperature: 0.0, ..SamplingConfig::default() };
                     cached_equals_uncached::<B>(FAMILIES[family], &prompts, greedy, batch_size, 1)?;
@@ -466,7 +478,7 @@ macro_rules! on_backend {
 
                 #[test]
                 fn sampled_generation_with_a_cache_equals_none(
-                    family in 0..4usize, prompts in prompts(), batch_size in 1..7usize,
+                    family in 0..FAMILIES.len(), prompts in prompts(), batch_size in 1..7usize,
                     temperature in 0.3..1.5f64, top_k in 0..9usize, top_p in 0.5..1.2f64, seed in 0..100u64,
                 ) {
                     let sampling = SamplingConfig { temperature, top_k, top_p: top_p.min(1.0) };

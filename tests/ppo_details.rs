@@ -686,6 +686,7 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
         lora: None,
         base: "ref".into(),
         files: Vec::new(),
+        score: None,
     };
     let mut reward = reward_model();
     reward.offset = 0.25;
