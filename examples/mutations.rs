@@ -20,8 +20,8 @@ struct Mutation {
 }
 
 const LIB: &[&str] = &["--lib"];
-const OPS: &[&str] = &["--test", "ops"];
-const FAMILIES: &[&str] = &["--test", "families"];
+const OPS: &[&str] = &["--test", "backends", "operations"];
+const FAMILIES: &[&str] = &["--test", "backends", "families"];
 
 macro_rules! mutations {
     ($($what:literal: $file:literal, $from:literal => $to:literal, $tests:expr;)*) => {
@@ -102,7 +102,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "rsLoRA divides by the rank": "src/peft/lora.rs",
         "self.alpha / rank.sqrt()" => "self.alpha / rank", LIB;
     "a completion's first token is not trained on": "src/train/forward.rs",
-        "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "trajectories"];
+        "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
 };
 
 /// Unoptimised in this crate alone: its tests build in a fraction of the time, dependencies stay as they are.

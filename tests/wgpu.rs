@@ -1,6 +1,5 @@
-//! The checks of `tests/ops.rs`, `tests/families.rs`, `tests/peft.rs`, `tests/trajectories.rs`, `tests/ppo.rs` and
-//! `tests/pipeline.rs` on the first wgpu adapter: a GPU, or Mesa's software Vulkan (Debian's `mesa-vulkan-drivers`).
-//! Run with `cargo test --release --features vulkan --test wgpu`.
+//! The checks of `tests/backends` on the first wgpu adapter: a GPU, or Mesa's software Vulkan (Debian's
+//! `mesa-vulkan-drivers`). Run with `cargo test --release --features vulkan --test wgpu`.
 #![cfg(feature = "wgpu")]
 
 #[path = "support/families.rs"]

@@ -1,4 +1,4 @@
-"""One PPO rollout and four epochs on it, in plain torch, for tests/ppo.rs.  usage: ppo.py OUT_DIR
+"""One PPO rollout and four epochs on it, in plain torch, for tests/support/ppo.rs.  usage: ppo.py OUT_DIR
 
 Writes OUT_DIR/ppo (see README.md): three tiny random llamas, the numbers of every array on the way from given responses
 to advantages, the numbers of every minibatch, and all trained weights after the last step.

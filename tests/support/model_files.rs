@@ -10,7 +10,7 @@ use tempering::model::weights::{self, write_safetensors};
 use tempering::ops::ModelBackend;
 use tempering::params::HostTensor;
 
-use crate::checks::{folder, load, stored};
+use crate::families::{folder, load, stored};
 use crate::gguf;
 
 const FAMILIES: [&str; 10] = [

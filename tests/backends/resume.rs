@@ -1,7 +1,4 @@
-//! Every stage on every CPU backend, and what an interrupted run leaves.
-
-#[path = "support/pipeline.rs"]
-mod pipeline;
+//! What an interrupted run leaves, and that it ends as an uninterrupted one.
 
 use std::fs;
 use std::io::Write;
@@ -14,16 +11,7 @@ use tempering::report::{
     EvalReport, Interrupt, Reporter, RolloutReport, SilentReporter, StageInfo, StepReport,
 };
 
-#[test]
-fn every_stage_on_flex() {
-    pipeline::every_stage::<Flex>(Default::default());
-}
-
-#[cfg(feature = "ndarray")]
-#[test]
-fn every_stage_on_ndarray() {
-    pipeline::every_stage::<burn::backend::NdArray>(Default::default());
-}
+use crate::pipeline;
 
 /// Presses Ctrl-C after a step of a stage.
 struct Interrupter(&'static str, usize, Interrupt);

@@ -285,3 +285,21 @@ fn a_run_folder_in_use_is_not_overwritten() {
     let output = temper(folder.path(), SFT, &[]);
     fails(&output, 2, &["out", "--resume"]);
 }
+
+/// Configurations that PEFT wrote for what is not low-rank products on linear layers alone.
+#[test]
+fn what_changes_the_numbers_is_refused() {
+    let file = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/reference/peft/refused.json"
+    );
+    let refused: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    for (key, config) in refused.as_object().unwrap() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let error = tempering::peft::AdapterConfig::load(dir.path()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(key.as_str()), "{key}: {error}");
+    }
+}

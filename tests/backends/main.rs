@@ -1,0 +1,68 @@
+//! Everything that is generic over the backend, on every CPU backend (`tests/wgpu.rs` runs the same checks on a GPU). One
+//! program, because the framework is compiled anew for each backend in every program that uses it.
+
+mod dpo;
+mod failures;
+mod invariants;
+mod ppo_details;
+mod resume;
+
+#[path = "../support/families.rs"]
+mod families;
+#[path = "../support/gguf.rs"]
+mod gguf;
+#[path = "../support/model_files.rs"]
+mod model_files;
+#[path = "../support/ops.rs"]
+mod operations;
+#[path = "../support/parity.rs"]
+mod parity;
+#[path = "../support/peft.rs"]
+mod peft;
+#[path = "../support/pipeline.rs"]
+mod pipeline;
+#[path = "../support/ppo.rs"]
+mod ppo;
+#[path = "../support/shared_prefix.rs"]
+mod shared_prefix;
+#[path = "../support/trajectories.rs"]
+mod trajectories;
+
+macro_rules! on_backend {
+    ($feature:literal, $backend:ident, $($module:ident: $($check:ident),*;)*) => {$(
+        mod $module {$(
+            #[cfg(feature = $feature)]
+            #[test]
+            fn $check() {
+                crate::$module::$check::<burn::backend::$backend>(Default::default());
+            }
+        )*}
+    )*};
+}
+
+macro_rules! on_backends {
+    ($($checks:tt)*) => {
+        mod flex { on_backend!("flex", Flex, $($checks)*); }
+        mod ndarray { on_backend!("ndarray", NdArray, $($checks)*); }
+    };
+}
+
+on_backends!(
+    operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear, adamw,
+        adamw_of_a_view, cache, cache_write;
+    families: forward, gradients, scores, generation, cached, lora;
+    model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
+    peft: adapters, classifiers, written, misfits;
+    shared_prefix: states, gradients, scores, responses;
+    trajectories: sft, reward, dpo;
+    ppo: rollout_and_update;
+    pipeline: every_stage;
+);
+
+/// The kernels against the portable bodies.
+#[cfg(all(feature = "flex", feature = "ndarray"))]
+#[test]
+fn flex_equals_ndarray() {
+    use burn::backend::{Flex, NdArray};
+    operations::large::<Flex, NdArray>(&Default::default(), &Default::default(), 1e-5);
+}
