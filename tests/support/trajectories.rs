@@ -188,16 +188,24 @@ impl Differences {
             );
             let scale = expected.iter().fold(0f64, |most, x| most.max(x.abs()));
             for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
+                let differs = (found - expected).abs();
                 let (what, difference) = match series.as_str() {
-                    "loss" => ("loss", (found - expected).abs() / expected.abs()),
-                    "grad_norm" => ("gradient norm", (found - expected).abs() / expected.abs()),
-                    "lr" if *expected == 0.0 => ("learning rate", found.abs()),
-                    "lr" => ("learning rate", (found - expected).abs() / expected),
+                    "loss" => ("loss", differs / expected.abs()),
+                    "grad_norm" => ("gradient norm", differs / expected.abs()),
+                    "lr" => {
+                        let place = format!("{name}, step {}: {found}, {expected}", step + 1);
+                        assert!(differs <= 1e-8 * scale, "learning rate of {place}");
+                        continue;
+                    }
                     // Rounding decides which of two equal rewards is the larger one.
                     "rewards/accuracies" if trl["rewards/margins"][step].abs() < 1e-4 => continue,
-                    "accuracy" | "rewards/accuracies" => ("accuracy", (found - expected).abs()),
+                    "accuracy" | "rewards/accuracies" => {
+                        let place = format!("{name}, step {}: {found}, {expected}", step + 1);
+                        assert!(differs <= 1e-6, "accuracy of {place}");
+                        continue;
+                    }
                     // Rewards cross zero: they are measured by the largest of the trajectory.
-                    _ => ("rewards", (found - expected).abs() / scale),
+                    _ => ("rewards", differs / scale),
                 };
                 let worst = self.0.entry((subject.to_owned(), what)).or_default();
                 if difference.is_nan() || difference > worst.0 {
