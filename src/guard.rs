@@ -1,11 +1,13 @@
 //! Errors that a GPU runtime swallows: cubecl runs its work on threads of its own, and a task that panics there is only
 //! logged, while the caller goes on with garbage numbers.
 //!
-//! [`install`] records such panics and the runtime's log records; [`check`] turns them into an error.
+//! [`install`] records such panics and the runtime's log records; [`check`] turns them into an error. [`gradients`] keeps
+//! threads that train from spoiling each other's gradients.
 
+use std::cell::Cell;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use burn::tensor::backend::Backend;
 
@@ -37,6 +39,42 @@ pub fn install() {
             log::set_max_level(log::LevelFilter::Warn);
         }
     });
+}
+
+/// A thread's turn at computing gradients; the next one's begins when it is dropped.
+#[derive(Debug)]
+#[must_use = "the turn ends when it is dropped"]
+pub struct Turn {
+    /// `None` within a turn that the thread has already.
+    held: Option<MutexGuard<'static, ()>>,
+}
+
+thread_local! {
+    static HAS_TURN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Waits for this thread's turn at computing gradients: to be held from the first operation of a graph to the end of its
+/// backward pass. A thread that has it goes on.
+///
+/// burn 0.21 keeps the graphs of all threads in one table, and after a backward pass it frees what looks unused in any of
+/// them. The graph of a thread that is between two operations looks so: its first operations vanish, and with them, without
+/// an error, the gradients of the parameters behind them.
+pub fn gradients() -> Turn {
+    static TURN: Mutex<()> = Mutex::new(());
+    let held = (!HAS_TURN.get()).then(|| {
+        // Whoever panicked left nothing behind that the next one reads.
+        TURN.lock().unwrap_or_else(PoisonError::into_inner)
+    });
+    HAS_TURN.set(true);
+    Turn { held }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.held.is_some() {
+            HAS_TURN.set(false);
+        }
+    }
 }
 
 /// What failed since the last call, and forgets it.
@@ -134,7 +172,26 @@ impl log::Log for Recorder {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn threads_take_turns_and_a_thread_with_a_turn_goes_on() {
+        let turn = gradients();
+        drop(gradients());
+        let (sender, receiver) = mpsc::channel();
+        let other = std::thread::spawn(move || {
+            let _turn = gradients();
+            sender.send(()).unwrap();
+        });
+        let wait = Duration::from_millis(50);
+        assert!(receiver.recv_timeout(wait).is_err(), "not its turn yet");
+        drop(turn);
+        receiver.recv().unwrap();
+        other.join().unwrap();
+    }
 
     /// One test, because the record is global to the process.
     #[test]

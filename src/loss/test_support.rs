@@ -46,6 +46,7 @@ pub(super) fn gradient<B: Backend>(
     at: &[f32],
     loss: impl Fn(Tensor<Autodiff<B>, 1>) -> Tensor<Autodiff<B>, 1>,
 ) -> Vec<f32> {
+    let _turn = crate::guard::gradients();
     let input = tensor::<Autodiff<B>>(at).require_grad();
     let grads = loss(input.clone()).backward();
     values(input.grad(&grads).unwrap())

@@ -7,6 +7,7 @@ use super::{Loaded, Recipe, Stage, StagePlan, available_memory, check_fits, to_r
 use crate::atomic::write_atomic;
 use crate::checkpoint::{RunDir, RunInfo};
 use crate::error::{Error, Problem, Result};
+use crate::guard;
 use crate::ops::ModelBackend;
 use crate::report::{Interrupt, Reporter, peak_rss_bytes};
 use crate::rng::Seed;
@@ -86,7 +87,7 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
     })
 }
 
-/// Runs the stages; returns what each of them says, by name.
+/// Runs the stages; returns what each of them says, by name. Runs of one process take turns: see [`guard::gradients`].
 ///
 /// # Errors
 /// The first error of a stage. What was done before it is on disk.
@@ -98,6 +99,7 @@ pub fn run<B: ModelBackend>(
     reporter: &mut dyn Reporter,
 ) -> Result<Vec<(String, Outcome)>> {
     let recipe = &checked.recipe;
+    let _turn = guard::gradients();
     let continues =
         options.resume || (checked.only.is_some() && checked.output.join("run.json").exists());
     let run = if continues {

@@ -221,6 +221,7 @@ fn sft_gradients<B: ModelBackend>(
     rows: &[Vec<u32>],
     size: usize,
 ) -> (f64, GradientSum<B>) {
+    let _turn = tempering::guard::gradients();
     let device = B::Device::default();
     let mut model = LanguageModel::<Autodiff<B>>::from_inner(language_model(name, &device));
     model.train_only(&|_| true);

@@ -228,6 +228,7 @@ fn compare_gradients<B: ModelBackend>(
     reference: &Value,
     device: &B::Device,
 ) {
+    let _turn = tempering::guard::gradients();
     let rows = rows(reference);
     let count: usize = rows.iter().map(|row| row.len() - 1).sum();
     let (mut difference, mut loss_difference) = (0.0, 0.0);

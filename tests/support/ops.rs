@@ -106,6 +106,7 @@ fn gradients<B: ModelBackend, A: AutodiffBackend<InnerBackend = B>>(
     tracked: &[usize],
     f: impl Fn(Vec<Tensor<A, 2>>) -> Tensor<A, 2>,
 ) -> (Vec<f32>, Vec<Option<Vec<f32>>>) {
+    let _turn = tempering::guard::gradients();
     let inputs: Vec<Tensor<A, 2>> = inputs
         .into_iter()
         .enumerate()
@@ -739,6 +740,7 @@ pub(crate) fn swiglu<B: ModelBackend>(device: B::Device) {
         &[0.0, 600.0, 0.0],
         1e-6,
     );
+    let _turn = tempering::guard::gradients();
     let x = Tensor::<Autodiff<B>, 2>::from_inner(x).require_grad();
     let grads = ops::swiglu(x.clone()).sum().backward();
     let expected = [0.0, 3.0, 0.0, 0.0, 200.0, 0.0];
@@ -832,6 +834,7 @@ pub(crate) fn extreme_logits<B: ModelBackend>(device: B::Device) {
         );
     }
     // d logprob / d hidden = head[target] - E[head]; E = (80 + 79 e^-1) / z = 79.731059 in the first feature.
+    let _turn = tempering::guard::gradients();
     for head_is_trained in [false, true] {
         let hidden = Tensor::<Autodiff<B>, 2>::from_inner(hidden.clone()).require_grad();
         let head = Tensor::<Autodiff<B>, 2>::from_inner(head.clone());

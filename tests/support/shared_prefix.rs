@@ -102,6 +102,7 @@ pub(crate) fn states<B: ModelBackend>(device: B::Device) {
 
 /// The gradient of every parameter, of a loss that weighs each state of each row differently.
 pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
+    let _turn = tempering::guard::gradients();
     for family in FAMILIES {
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(load::<B>(family, &device));
         model.train_only(&|_: ParamKind| true);

@@ -6,6 +6,7 @@ use burn::backend::Autodiff;
 
 use super::rollout::Rollout;
 use crate::data::micro_batches;
+use crate::guard;
 use crate::loss::{policy_loss, value_loss};
 use crate::model::{CausalLm, LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
@@ -132,6 +133,7 @@ pub fn update<B: ModelBackend>(
     settings: &UpdateSettings<'_>,
     device: &B::Device,
 ) -> Result<UpdateReport, NonFinite> {
+    let _turn = guard::gradients();
     let mut report = UpdateReport::default();
     for order in orders {
         let size = (order.len() / settings.ppo.num_mini_batches).max(1);
