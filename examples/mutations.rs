@@ -99,8 +99,16 @@ const MUTATIONS: &[Mutation] = mutations! {
         "x.mul_scalar(0.5) * erf.add_scalar(1.0)" => "burn::tensor::activation::gelu(x) + erf.mul_scalar(0.0)", FAMILIES;
     "a chunk of a prompt sees its first token alone": "src/model/cache.rs",
         ".map(|i| start + i + 1)" => ".map(|_| start + 1)", FAMILIES;
-    "rsLoRA divides by the rank": "src/peft/lora.rs",
-        "self.alpha / rank.sqrt()" => "self.alpha / rank", LIB;
+    "rsLoRA divides by the rank": "src/peft/config.rs",
+        "if self.use_rslora { rank.sqrt() }" => "if self.use_rslora { rank }", LIB;
+    "a pattern of ranks matches inside a name": "src/peft/patterns.rs",
+        "^(?:.*\\.)?(?:{pattern})$" => "^.*(?:{pattern})$", LIB;
+    "blocks of layers_to_transform are counted from 1": "src/peft/targets.rs",
+        "layers.contains(&block)" => "layers.contains(&(block + 1))", LIB;
+    "a template sees keys that hold nothing": "src/data/chat.rs",
+        "message.iter().filter(|(_, value)| !value.is_null())" => "message.iter().filter(|_| true)", LIB;
+    "a marked span ends before its last token": "src/data/encode/sequence.rs",
+        "true => to," => "true => to - 1,", LIB;
     "a completion's first token is not trained on": "src/train/forward.rs",
         "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
 };
