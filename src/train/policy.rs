@@ -118,10 +118,18 @@ impl<B: ModelBackend> Session<'_, B> {
         let base = manifest::adapter_base(adapter)?;
         let mut policy = self.base_policy(&base)?;
         let loaded = load_adapter(&mut policy.model, &policy.config, adapter, &self.device)?;
+        self.warn(&loaded.warnings);
         policy.lora = Some(loaded.config.lora());
         policy.score = loaded.score.or(policy.score);
         policy.files.push(adapter.join(ADAPTER_WEIGHTS));
         Ok(policy)
+    }
+
+    /// Tells what an adapter's files hold that has no effect.
+    fn warn(&mut self, warnings: &[String]) {
+        for warning in warnings {
+            self.reporter.message(&format!("warning: {warning}"));
+        }
     }
 
     fn base_policy(&mut self, name: &str) -> Result<Policy<B>> {
@@ -177,6 +185,7 @@ impl<B: ModelBackend> Session<'_, B> {
             let base = self.base_policy(&manifest::adapter_base(&adapter)?)?;
             let mut backbone = base.model.into_backbone();
             let loaded = load_adapter(&mut backbone, &base.config, &adapter, &self.device)?;
+            self.warn(&loaded.warnings);
             let score = loaded.score.ok_or_else(|| {
                 Error::format(
                     &adapter,
