@@ -15,31 +15,56 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    OPTConfig,
+    Qwen2Config,
     Qwen3Config,
 )
 
-STD = 0.15
-ROWS = [[5, 17, 90, 3, 3, 64, 41, 8, 95], [12], [77, 0, 33, 50, 1]]
+STD = 0.2
+ROWS = [[5, 17, 60, 3, 3, 44, 41, 8, 55], [12], [37, 0, 33, 50, 9]]
 PROBES = [(0, 2), (0, 8), (1, 0), (2, 4)]  # (row, position) whose logits are kept
+GREEDY = 6  # tokens
+# Long enough to go beyond the positions that llama 3's scaling was made for.
+LONG_ROW = [(7 * i * i + 3 * i + 11) % 61 + 3 for i in range(40)]
 
-LLAMA = dict(
-    vocab_size=96, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=0,
-)
+SIZES = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+TOKENS = dict(bos_token_id=2, eos_token_id=0)
+LLAMA = dict(**SIZES, **TOKENS, intermediate_size=48, num_key_value_heads=2, rms_norm_eps=1e-5)
+QWEN = {**LLAMA, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}
+NEOX = dict(**SIZES, **TOKENS, intermediate_size=48, tie_word_embeddings=False)
+OPT = dict(**SIZES, ffn_dim=48, bos_token_id=2, eos_token_id=2, pad_token_id=1)
 CONFIGS = {
     "llama_tied": LlamaConfig(**LLAMA, tie_word_embeddings=True),
     "llama_untied": LlamaConfig(
         **LLAMA, tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 1000.0}
     ),
-    "qwen3": Qwen3Config(
-        **{**LLAMA, "rms_norm_eps": 1e-6}, head_dim=16, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    "llama_rope3": LlamaConfig(
+        **LLAMA, head_dim=16, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+        },
     ),
+    "qwen2": Qwen2Config(**QWEN, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**QWEN, head_dim=16, tie_word_embeddings=True),
     "gpt2": GPT2Config(
-        vocab_size=96, n_embd=48, n_layer=2, n_head=4, n_inner=96, n_positions=64, bos_token_id=0, eos_token_id=0,
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_inner=48, n_positions=64, bos_token_id=0, eos_token_id=0,
     ),
+    "gpt_neox": GPTNeoXConfig(
+        **NEOX, use_parallel_residual=True, hidden_act="gelu",
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    ),
+    "gpt_neox_sequential": GPTNeoXConfig(
+        **NEOX, use_parallel_residual=False, hidden_act="gelu_new",
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+    ),
+    "opt": OPTConfig(**OPT, do_layer_norm_before=True, word_embed_proj_dim=32),
+    "opt_post": OPTConfig(**OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
 }
+# Adapters and what they stand on; the OPT one has the projections in and out of the embedding.
+LORAS = {"llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post"}
 
 
 def number(x):
@@ -56,7 +81,8 @@ def randomise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre = 1.0 if ("norm" in name or ".ln_" in name) and name.endswith("weight") else 0.0
+            norm = "norm" in name or ".ln_" in name
+            centre = 1.0 if norm and name.endswith("weight") else 0.0
             parameter.copy_(centre + STD * torch.randn(parameter.shape, generator=generator))
 
 
@@ -67,33 +93,61 @@ def logprobs(model, row):
     return chosen, logits
 
 
-def reference(model):
+def fingerprint(tensor):
+    """What a tensor can be told by: shape, norm, largest and first entries, and its product with a wave, which no other
+    order of the entries has."""
+    flat = tensor.detach().double().flatten()
+    wave = torch.cos(0.1 * torch.arange(len(flat), dtype=torch.float64) + 1.0)
+    return {
+        "shape": list(tensor.shape),
+        "norm": number(flat.norm()),
+        "largest": number(flat.abs().max()),
+        "first": numbers(flat[:8]),
+        "dot": number(flat @ wave),
+    }
+
+
+def gradient(parameter, total):
+    """A key's bias moves all scores of a query alike: without rotation its gradient is zero but for rounding."""
+    if parameter.grad.norm() < 1e-6 * total:
+        return {"shape": list(parameter.shape), "below": number(1e-6 * total)}
+    return fingerprint(parameter.grad)
+
+
+def greedy(model, row):
+    """The likeliest continuation, without an end."""
+    ids = list(row)
+    for _ in range(GREEDY):
+        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(row):]
+
+
+def file_name(model, name):
+    """Files of GPT-NeoX keep the name that the output matrix had before transformers 5."""
+    return "embed_out.weight" if name == "lm_head.weight" and model.config.model_type == "gpt_neox" else name
+
+
+def reference(model, rows):
     """Forward and backward over all rows; the loss is the mean over all predicted tokens."""
     model.eval()
     model.zero_grad()
-    results = [logprobs(model, row) for row in ROWS]
+    results = [logprobs(model, row) for row in rows]
     loss = -torch.cat([chosen for chosen, _ in results]).mean()
     loss.backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    total = torch.stack([parameter.grad.norm() for parameter in trained.values()]).norm()
     return {
-        "rows": ROWS,
+        "rows": rows,
         "logits": [
             {"row": row, "position": position, "values": numbers(results[row][1][position])} for row, position in PROBES
         ],
         "token_logprobs": [numbers(chosen) for chosen, _ in results],
         "mean_loss": number(loss),
-        "gradients": {
-            name: {
-                "shape": list(parameter.shape),
-                "norm": number(parameter.grad.norm()),
-                "first": numbers(parameter.grad.flatten()[:8]),
-            }
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        },
+        "gradients": {file_name(model, name): gradient(parameter, total) for name, parameter in trained.items()},
     }
 
 
-def sequence_classification(out, config, seed, scratch):
+def sequence_classification(out, rows, seed, scratch):
     """Scores of each row by the same backbone under a random scalar head, and the names in the file."""
     model = AutoModelForSequenceClassification.from_pretrained(
         out, num_labels=1, dtype=torch.float32, attn_implementation="eager"
@@ -101,7 +155,7 @@ def sequence_classification(out, config, seed, scratch):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.score.weight.copy_(torch.randn(model.score.weight.shape, generator=generator))
-        scores = [number(model(input_ids=torch.tensor([row])).logits[0, 0]) for row in ROWS]
+        scores = [number(model(input_ids=torch.tensor([row])).logits[0, 0]) for row in rows]
     model.save_pretrained(scratch)
     with safe_open(f"{scratch}/model.safetensors", "pt") as file:
         names = sorted(file.keys())
@@ -128,12 +182,15 @@ def make_family(root, name, seed):
     model.tie_weights()
     model.save_pretrained(out)
     os.remove(f"{out}/generation_config.json")
-    result = reference(model)
-    result["sequence_classification"] = sequence_classification(out, config, seed + 1, f"{out}/scratch")
+    rows = ROWS + [LONG_ROW] if name == "llama_rope3" else ROWS
+    result = reference(model, rows)
+    with torch.no_grad():
+        result["greedy"] = [greedy(model, row) for row in rows]
+    result["sequence_classification"] = sequence_classification(out, rows, seed + 1, f"{out}/scratch")
     write(f"{out}/ref.json", result)
 
 
-def make_lora(root, base, seed, name):
+def make_lora(root, name, base, seed):
     out = f"{root}/{name}"
     model = AutoModelForCausalLM.from_pretrained(f"{root}/{base}", dtype=torch.float32, attn_implementation="eager")
     gpt2 = base == "gpt2"
@@ -156,9 +213,13 @@ def make_lora(root, base, seed, name):
     with open(f"{out}/adapter_config.json", "w") as file:
         json.dump(saved, file, indent=2)
         file.write("\n")
-    result = reference(model)
+    result = reference(model, ROWS)
     # The names that the file has.
     result["gradients"] = {key.replace(".default", ""): value for key, value in result["gradients"].items()}
+    merged = model.merge_and_unload()
+    result["merged"] = {
+        f"{path}.weight": fingerprint(merged.get_submodule(path).weight) for path in saved["target_modules"]
+    }
     write(f"{out}/ref.json", result)
 
 
@@ -169,8 +230,8 @@ def main():
     torch.set_num_threads(1)
     for seed, name in enumerate(CONFIGS):
         make_family(root, name, 100 + 10 * seed)
-    make_lora(root, "llama_tied", 200, "llama_lora")
-    make_lora(root, "gpt2", 210, "gpt2_lora")
+    for seed, (name, base) in enumerate(LORAS.items()):
+        make_lora(root, name, base, 200 + 10 * seed)
 
 
 if __name__ == "__main__":
