@@ -21,7 +21,7 @@ Three more choices where the paper's code leaves one, and tempering's:
   - statistics (approxkl, clipfrac, ratio, entropy) are masked means; the paper's code averages over padding too.
   - policy and value network have an optimiser each, and gradients are clipped, if at all, by network. `value_grad_norm` and the
     clipping include the factor vf_coef, as they do where one optimiser sees `pg_loss + vf_coef * vf_loss`.
-Weight decay, where a variant has it, is on the matrices of linear layers only.
+Weight decay, where a variant has it, is on everything but norms, as in transformers' Trainer.
 
 The learning rates are such that ratios and values leave their clips and yet rounding stays rounding: with rates three times higher
 Adam, which divides by the size of the gradient, turns the f32 errors of the first steps into 1e-4 of later gradients, in this
@@ -265,11 +265,8 @@ def rollout(variant, reference, policy, reward, value):
 
 
 def decays(model):
-    """Names of the parameters with weight decay: matrices of linear layers."""
-    return {
-        name for name, parameter in model.named_parameters()
-        if parameter.dim() == 2 and "embed" not in name and "score" not in name
-    }
+    """Names of the parameters with weight decay: all but the norms' vectors."""
+    return {name for name, parameter in model.named_parameters() if parameter.dim() == 2}
 
 
 def optimizer(model, lr, variant):
