@@ -68,6 +68,7 @@ pub fn compare<B: ModelBackend>(
         vec![String::new(); config.num_samples.min(prompts.len())],
     );
     let mut files = Vec::new();
+    let mut scored: Vec<Scored> = Vec::new();
     for init in &config.policies {
         let policy = session.policy(init)?;
         let name = title(init);
@@ -98,10 +99,14 @@ pub fn compare<B: ModelBackend>(
         })?;
         let mut line = vec![name.clone()];
         line.extend(result.scores.values().map(|score| format!("{score:.3}")));
-        line.push(format!("{:.2}", result.kl));
+        line.push(unsigned_zero(format!("{:.2}", result.kl)));
         line.push(format!("{:.1}", result.response_length));
         line.push(format!("{:.0} %", 100.0 * result.eos_rate));
         lines.push(line);
+        scored.push(Scored {
+            policy: name.clone(),
+            scores: result.samples.iter().map(|s| s.scores.clone()).collect(),
+        });
         let mut metrics: Vec<(&str, f64)> = result
             .scores
             .iter()
@@ -136,7 +141,9 @@ pub fn compare<B: ModelBackend>(
     let policies: Vec<String> = config.policies.iter().map(title).collect();
     let data = (data_file(&config.data, session.run.path()), rows.len());
     session.record(&config.name, &policies.join(", "), &files, &[data])?;
-    let scores = table(&header, &lines);
+    let mut scores = table(&header, &lines);
+    let reference = title(config.reference.as_ref().unwrap_or(first));
+    scores.push_str(&gains(&scored, &reference));
     let text = format!("{scores}\n{}\n", shown.join("\n\n"));
     journal.finish(session, &summary, &scores)?;
     Ok(Outcome {
@@ -145,10 +152,99 @@ pub fn compare<B: ModelBackend>(
     })
 }
 
+/// What every prompt's response was worth.
+struct Scored {
+    policy: String,
+    scores: Vec<BTreeMap<String, f64>>,
+}
+
+/// Mean differences to the reference policy on the same prompts, each with its standard error: a gain of less than two of
+/// them may be chance. Nothing if the reference is not among the policies.
+fn gains(scored: &[Scored], reference: &str) -> String {
+    let Some(base) = scored.iter().find(|s| s.policy == reference) else {
+        return String::new();
+    };
+    let mut text = String::new();
+    for other in scored.iter().filter(|s| s.policy != reference) {
+        let names = other.scores.first().map(BTreeMap::keys);
+        let parts: Vec<String> = names
+            .into_iter()
+            .flatten()
+            .map(|name| {
+                let pairs = other.scores.iter().zip(&base.scores);
+                let differences: Vec<f64> = pairs.map(|(a, b)| a[name] - b[name]).collect();
+                let (mean, error) = mean_and_error(&differences);
+                format!("{name} {mean:+.3} ± {error:.3}")
+            })
+            .collect();
+        if !parts.is_empty() {
+            text.push_str(&format!(
+                "\n{} against {reference}, prompt by prompt: {}",
+                other.policy,
+                parts.join(", ")
+            ));
+        }
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+/// Mean, and its standard error `sqrt(variance / n)` with the unbiased variance; 0 for a single value.
+fn mean_and_error(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
+    (mean, (squares / (n - 1.0).max(1.0) / n).sqrt())
+}
+
+/// A rounded number without the sign of a zero: a policy's KL to itself is zero but for rounding.
+fn unsigned_zero(text: String) -> String {
+    match text.strip_prefix('-') {
+        Some(rest) if rest.chars().all(|c| matches!(c, '0' | '.')) => rest.to_owned(),
+        _ => text,
+    }
+}
+
 fn title(init: &Init) -> String {
     match init {
         Init::Base => "base".into(),
         Init::Stage(stage) => stage.clone(),
         Init::Folder(path) | Init::Random(path) => path.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scored(policy: &str, gold: &[f64]) -> Scored {
+        let one = |&score| BTreeMap::from([("gold".to_owned(), score)]);
+        Scored {
+            policy: policy.into(),
+            scores: gold.iter().map(one).collect(),
+        }
+    }
+
+    #[test]
+    fn gains_are_paired_by_prompt() {
+        let all = [
+            scored("sft", &[0.0, 1.0, 0.5, 0.25]),
+            scored("ppo", &[0.5, 1.0, 1.5, 0.75]),
+        ];
+        // Differences 0.5, 0, 1, 0.5: mean 0.5, variance 0.5 / 3, error sqrt(0.5 / 3 / 4) = 0.204.
+        assert_eq!(
+            gains(&all, "sft"),
+            "\nppo against sft, prompt by prompt: gold +0.500 ± 0.204\n"
+        );
+        assert_eq!(gains(&all, "base"), "");
+    }
+
+    #[test]
+    fn zero_has_no_sign() {
+        assert_eq!(unsigned_zero("-0.00".into()), "0.00");
+        assert_eq!(unsigned_zero("-0.01".into()), "-0.01");
+        assert_eq!(unsigned_zero("0.00".into()), "0.00");
     }
 }

@@ -7,6 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 
+use crate::parity::Comparison;
 use tempering::model::KvCache;
 use tempering::ops::{self, AdamWStep, CacheWrite, HeadLayout, LowRankPart, ModelBackend};
 use tempering::rng::Seed;
@@ -67,18 +68,46 @@ fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().into_vec().unwrap()
 }
 
-/// Largest error allowed, as a fraction of the largest reference value.
+/// Fails at an error above the tolerance, as a fraction of the largest reference value; returns the largest.
 #[track_caller]
-fn assert_near(what: &str, got: &[f32], expected: &[f32], tolerance: f32) {
+fn assert_near(what: &str, got: &[f32], expected: &[f32], tolerance: f32) -> f64 {
     assert_eq!(got.len(), expected.len(), "{what}");
     let largest = expected.iter().fold(0f32, |best, x| best.max(x.abs()));
+    let mut worst = 0.0;
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         // Written so that not-a-number fails.
         assert!(
             (got - expected).abs() <= tolerance * largest,
             "{what}[{i}]: {got} instead of {expected} (of {largest})"
         );
+        worst = f64::from((got - expected).abs() / largest.max(f32::MIN_POSITIVE)).max(worst);
     }
+    worst
+}
+
+/// Notes how far an operation is from plain burn ops.
+fn note<B: Backend>(
+    subject: &str,
+    what: &str,
+    difference: f64,
+    tolerance: f64,
+    device: &B::Device,
+) {
+    let name = B::name(device);
+    let backend = ["flex", "ndarray"]
+        .into_iter()
+        .find(|known| *known == name)
+        .unwrap_or("wgpu");
+    Comparison {
+        reference: "Plain operations under burn's autodiff",
+        subject,
+        what,
+        backend,
+        difference,
+        tolerance,
+        relative: true,
+    }
+    .check();
 }
 
 /// One operation with its inputs, fused and in plain burn ops.
@@ -155,7 +184,10 @@ fn check<B: ModelBackend, C: Case>(case: C, device: &B::Device) {
     let trainable = case.trainable();
     let expected = host(case.plain::<B>(all_on(&inputs, device)));
     let kept = all_on::<B>(&inputs, device);
-    assert_near(name, &host(case.fused::<B>(kept.clone())), &expected, 2e-5);
+    let worst = assert_near(name, &host(case.fused::<B>(kept.clone())), &expected, 2e-5);
+    let subject = format!("{name} {:?}", inputs[0].dims);
+    note::<B>(&subject, "output", worst, 2e-5, device);
+    let mut worst = 0.0;
     for (i, (kept, input)) in kept.into_iter().zip(&inputs).enumerate() {
         assert_eq!(
             host(kept),
@@ -199,14 +231,18 @@ fn check<B: ModelBackend, C: Case>(case: C, device: &B::Device) {
                 let plain = plain[i]
                     .as_ref()
                     .expect("every trained input has a gradient");
-                assert_near(
+                let difference = assert_near(
                     &format!("{name}: gradient of input {i}, trained {tracked:?}"),
                     gradient,
                     plain,
                     1e-4,
                 );
+                worst = difference.max(worst);
             }
         }
+    }
+    if !trainable.is_empty() {
+        note::<B>(&subject, "gradients", worst, 1e-4, device);
     }
     let (_, fused) =
         gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));
