@@ -28,6 +28,7 @@ cat >"$scratch/compare.ron" <<RON
             optim: (lr: 2e-4),
             batch_size: 8,
             max_length: 4096,
+            micro_batch_tokens: 4096,
         ),
     ],
 )
@@ -98,7 +99,8 @@ measured "$temper" recipe "$scratch/compare.ron" --output "$scratch/run" 2>"$scr
 }
 "$python" - "$scratch/run/sft/timing.jsonl" <<'PY'
 import json, sys
-rates = [json.loads(line).get("tokens_per_s") for line in open(sys.argv[1])]
-rates = [rate for rate in rates[1:] if rate]
-print(f"  RATE {sum(rates) / len(rates):.1f}" if rates else "  no rate was written")
+lines = [json.loads(line) for line in open(sys.argv[1])]
+# The rate of a line is of all steps so far; without the first step, as for the peer.
+(first, first_s), (all_of_it, all_s) = [(x["tokens_per_s"] * x["elapsed_s"], x["elapsed_s"]) for x in (lines[0], lines[-1])]
+print(f"  RATE {(all_of_it - first) / (all_s - first_s):.1f}")
 PY
