@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::{ComputeArgs, ExportArgs, ModelArgs};
 use super::logprobs::measure;
-use super::model::{FoundModel, SCORE_OFFSET};
+use super::model::FoundModel;
 use super::output;
 use super::rows::IdsRow;
 use super::score::last_scores;
@@ -18,7 +18,7 @@ use crate::backend::{Task, dispatch};
 use crate::data::{Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::weights::{self, StoreAs, write_safetensors, write_safetensors_with};
-use crate::model::{LanguageModel, ModelConfig, ScalarModel, host_tensors};
+use crate::model::{LanguageModel, ModelConfig, SCORE_OFFSET, ScalarModel, host_tensors};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
 use crate::peft::Adaptable;

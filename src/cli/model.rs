@@ -1,24 +1,19 @@
 //! From `--model` and `--adapter` to a model on a device.
 
-use std::path::{Path, PathBuf};
-
-use serde_json::Value;
+use std::path::PathBuf;
 
 use super::args::ModelArgs;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::weights::{self, WeightSource};
 use crate::model::{
-    LanguageModel, LoadedAdapter, ModelConfig, ScalarModel, load_adapter, manifest,
+    LanguageModel, LoadedAdapter, ModelConfig, SIDECAR, ScalarModel, load_adapter, manifest,
+    read_score_offset,
 };
 use crate::ops::ModelBackend;
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
 
-/// File beside an adapter's configuration with what PEFT has no key for.
-pub(super) const TEMPERING_CONFIG: &str = "tempering.json";
-/// Key of `config.json` and of [`TEMPERING_CONFIG`]: a number that is subtracted from every score.
-pub(super) const SCORE_OFFSET: &str = "score_offset";
 /// Adapters that may stand on one another.
 const MAX_ADAPTERS: usize = 8;
 
@@ -137,10 +132,7 @@ impl FoundModel {
         let source = weights::open(&self.weights)?;
         let mut model = if has_score(source.as_ref()) {
             let mut model = ScalarModel::load(&self.config, source.as_ref(), device)?;
-            model.offset = offset(
-                &self.dir.join("config.json"),
-                self.config.raw().get(SCORE_OFFSET),
-            )?;
+            model.offset = read_score_offset(&self.dir.join("config.json"))?;
             model
         } else {
             let backbone = LanguageModel::load_backbone(&self.config, source.as_ref(), device)?;
@@ -162,7 +154,7 @@ impl FoundModel {
                 ));
             }
             model.set_score(score, device);
-            model.offset = adapter_offset(folder)?;
+            model.offset = read_score_offset(&folder.join(SIDECAR))?;
         }
         Ok(model)
     }
@@ -196,29 +188,4 @@ fn has_score(source: &dyn WeightSource) -> bool {
         .names()
         .iter()
         .any(|name| name == "score.weight" || name.ends_with(".score.weight"))
-}
-
-fn adapter_offset(folder: &Path) -> Result<f64> {
-    let file = folder.join(TEMPERING_CONFIG);
-    if !file.is_file() {
-        return Ok(0.0);
-    }
-    offset(&file, read_json(&file)?.get(SCORE_OFFSET))
-}
-
-fn offset(file: &Path, value: Option<&Value>) -> Result<f64> {
-    match value {
-        None | Some(Value::Null) => Ok(0.0),
-        Some(value) => value.as_f64().ok_or_else(|| {
-            Error::format(
-                file,
-                format!("\"{SCORE_OFFSET}\": expected a number, found {value}"),
-            )
-        }),
-    }
-}
-
-fn read_json(file: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
-    serde_json::from_str(&text).map_err(|e| Error::format(file, format!("not valid JSON: {e}")))
 }

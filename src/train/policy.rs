@@ -14,8 +14,8 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::weights::{self, RandomSource, write_safetensors};
 use crate::model::{
-    LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, load_adapter, manifest,
-    save_adapter,
+    LanguageModel, ModelConfig, SCORE_OFFSET, SIDECAR, ScalarModel, attach_lora, host_tensors,
+    load_adapter, manifest, read_score_offset, save_adapter,
 };
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
@@ -23,12 +23,8 @@ use crate::peft::files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::peft::{Adaptable, LoraConfig};
 use crate::rng::Seed;
 
-/// Key under which a reward model's centre is kept, in `config.json` or beside an adapter.
-const SCORE_OFFSET: &str = "score_offset";
 /// Name of a reward model's head in files.
 const SCORE: &str = "score.weight";
-/// File beside an adapter that holds what PEFT has no place for.
-const SIDECAR: &str = "tempering.json";
 
 /// A language model with what is needed to use and save it.
 #[derive(Debug, Clone)]
@@ -195,7 +191,7 @@ impl<B: ModelBackend> Session<'_, B> {
             let mut model =
                 ScalarModel::with_zero_head(backbone, base.config.output_size(), &self.device);
             model.set_score(score, &self.device);
-            model.offset = read_offset(&adapter.join(SIDECAR))?;
+            model.offset = read_score_offset(&adapter.join(SIDECAR))?;
             let vocab_size = base.config.vocab_size();
             return Ok(RewardModel {
                 model,
@@ -211,7 +207,7 @@ impl<B: ModelBackend> Session<'_, B> {
         let config = ModelConfig::load(&folder)?;
         let source = weights::open(&folder)?;
         let mut model = ScalarModel::load(&config, source.as_ref(), &self.device)?;
-        model.offset = read_offset(&folder.join("config.json"))?;
+        model.offset = read_score_offset(&folder.join("config.json"))?;
         Ok(RewardModel {
             model,
             lora: None,
@@ -440,14 +436,4 @@ fn existing(folder: PathBuf, stage: &str) -> Result<PathBuf> {
             folder.display()
         ),
     })
-}
-
-fn read_offset(file: &Path) -> Result<f64> {
-    if !file.exists() {
-        return Ok(0.0);
-    }
-    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
-    Ok(value[SCORE_OFFSET].as_f64().unwrap_or(0.0))
 }
