@@ -4,6 +4,8 @@
 
 #[path = "support/families.rs"]
 mod families;
+#[path = "support/losses.rs"]
+mod losses;
 #[path = "support/ops.rs"]
 mod operations;
 #[path = "support/parity.rs"]
@@ -45,6 +47,7 @@ mod on_device {
     on_wgpu!(
         operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear, adamw,
             adamw_of_a_view, cache, cache_write;
+        losses: gradients;
         families: forward, gradients, scores, generation, cached, lora;
         shared_prefix: states, gradients, scores, responses;
         trajectories: sft, reward, dpo;

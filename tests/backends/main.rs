@@ -11,6 +11,8 @@ mod resume;
 mod families;
 #[path = "../support/gguf.rs"]
 mod gguf;
+#[path = "../support/losses.rs"]
+mod losses;
 #[path = "../support/model_files.rs"]
 mod model_files;
 #[path = "../support/ops.rs"]
@@ -50,6 +52,7 @@ macro_rules! on_backends {
 on_backends!(
     operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear, adamw,
         adamw_of_a_view, cache, cache_write;
+    losses: gradients;
     families: forward, gradients, scores, generation, cached, lora;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     peft: adapters, classifiers, written, misfits;
