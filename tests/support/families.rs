@@ -22,7 +22,7 @@ use tempering::peft::{Adaptable, LoraConfig, TargetModules};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-use crate::parity::Comparison;
+use crate::parity::{Comparison, backend_name};
 
 const FAMILIES: [&str; 10] = [
     "llama_tied",
@@ -74,18 +74,7 @@ pub(crate) fn load<B: ModelBackend>(path: &Path, device: &B::Device) -> Language
 }
 
 /// Notes how far a model's numbers are from transformers' or PEFT's, and fails if it is too far.
-fn compare<B: ModelBackend>(
-    device: &B::Device,
-    subject: &str,
-    what: &str,
-    difference: f64,
-    relative: bool,
-) {
-    let name = B::name(device);
-    let backend = ["flex", "ndarray"]
-        .into_iter()
-        .find(|known| *known == name)
-        .unwrap_or("wgpu");
+fn compare<B: ModelBackend>(subject: &str, what: &str, difference: f64, relative: bool) {
     Comparison {
         reference: if subject.ends_with("_lora") {
             "PEFT 0.21"
@@ -94,7 +83,7 @@ fn compare<B: ModelBackend>(
         },
         subject,
         what,
-        backend,
+        backend: backend_name::<B>(),
         difference,
         tolerance: TOLERANCE,
         relative,
@@ -193,7 +182,7 @@ pub(crate) fn forward<B: ModelBackend>(device: B::Device) {
     for name in FAMILIES {
         let (reference, model) = (reference(name), load::<B>(&folder(name), &device));
         let difference = logprob_difference(&model, &reference, &device);
-        compare::<B>(&device, name, "log-probabilities", difference, false);
+        compare::<B>(name, "log-probabilities", difference, false);
         let rows = rows(&reference);
         let mut difference = 0.0;
         for probe in reference["logits"].as_array().unwrap() {
@@ -207,7 +196,7 @@ pub(crate) fn forward<B: ModelBackend>(device: B::Device) {
             let expected = numbers(&probe["values"]);
             difference = worse(difference, largest_difference(&logits, &expected));
         }
-        compare::<B>(&device, name, "logits", difference, false);
+        compare::<B>(name, "logits", difference, false);
     }
 }
 
@@ -242,8 +231,8 @@ fn compare_gradients<B: ModelBackend>(
         let found = gradient_difference(name, model, loss, &reference["gradients"]);
         difference = worse(difference, found);
     }
-    compare::<B>(device, name, "mean loss", loss_difference, false);
-    compare::<B>(device, name, "gradients", difference, true);
+    compare::<B>(name, "mean loss", loss_difference, false);
+    compare::<B>(name, "gradients", difference, true);
 }
 
 /// Largest difference of a gradient from the reference's, relative to the parameter's gradient; see [`relative_difference`].
@@ -371,7 +360,7 @@ pub(crate) fn scores<B: ModelBackend>(device: B::Device) {
             let found = largest_difference(&scores.into_vec::<f32>().unwrap(), &expected);
             difference = worse(difference, found);
         }
-        compare::<B>(&device, name, "scores", difference, false);
+        compare::<B>(name, "scores", difference, false);
     }
 }
 
@@ -497,7 +486,7 @@ pub(crate) fn cached<B: ModelBackend>(device: B::Device) {
             }
         }
         let what = "log-probabilities by way of the cache";
-        compare::<B>(&device, name, what, difference, false);
+        compare::<B>(name, what, difference, false);
     }
 }
 
@@ -508,7 +497,7 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
         let config = ModelConfig::load(folder(base)).unwrap();
         let adapter = load_adapter(&mut plain, &config, &folder(name), &device).unwrap();
         let difference = logprob_difference(&plain, &reference, &device);
-        compare::<B>(&device, name, "log-probabilities", difference, false);
+        compare::<B>(name, "log-probabilities", difference, false);
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(plain.clone());
         model.train_only(&|kind| kind == ParamKind::Adapter);
         compare_gradients(name, &mut model, &reference, &device);
@@ -551,13 +540,7 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
         // A merged adapter gives the same numbers, and PEFT's weights in the files' layout.
         plain.merge_adapters();
         let difference = logprob_difference(&plain, &reference, &device);
-        compare::<B>(
-            &device,
-            name,
-            "log-probabilities, merged",
-            difference,
-            false,
-        );
+        compare::<B>(name, "log-probabilities, merged", difference, false);
         let merged = reference["merged"].as_object().unwrap();
         let tensors = stored(&mut plain);
         let mut difference = 0.0;
@@ -565,6 +548,6 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
             let tensor = tensors.iter().find(|(name, ..)| name == path).unwrap();
             difference = worse(difference, relative_difference(name, tensor, expected));
         }
-        compare::<B>(&device, name, "merged weights", difference, true);
+        compare::<B>(name, "merged weights", difference, true);
     }
 }

@@ -5,7 +5,7 @@ use burn::backend::{Autodiff, NdArray};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::parity::Comparison;
+use crate::parity::{Comparison, backend_name};
 use tempering::guard;
 use tempering::loss::{
     Comparisons, DpoLoss, DpoObjective, bradley_terry, cross_entropy, dpo, policy_loss,
@@ -118,11 +118,6 @@ fn gradient<B: Backend>(loss: Loss, device: &B::Device) -> Vec<f64> {
 
 /// Every loss's gradient is there, is finite, and is ndarray's.
 pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
-    let name = B::name(&device);
-    let backend = ["flex", "ndarray"]
-        .into_iter()
-        .find(|known| *known == name)
-        .unwrap_or("wgpu");
     for loss in LOSSES {
         let got = gradient::<B>(loss, &device);
         let expected = gradient::<NdArray>(loss, &Default::default());
@@ -140,7 +135,7 @@ pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
             reference: "Gradients of losses on ndarray",
             subject: &format!("{loss:?}"),
             what: "gradient",
-            backend,
+            backend: backend_name::<B>(),
             difference,
             tolerance: TOLERANCE,
             relative: true,

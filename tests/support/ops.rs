@@ -7,7 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 
-use crate::parity::Comparison;
+use crate::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{self, AdamWStep, CacheWrite, HeadLayout, LowRankPart, ModelBackend};
 use tempering::rng::Seed;
@@ -86,23 +86,12 @@ fn assert_near(what: &str, got: &[f32], expected: &[f32], tolerance: f32) -> f64
 }
 
 /// Notes how far an operation is from plain burn ops.
-fn note<B: Backend>(
-    subject: &str,
-    what: &str,
-    difference: f64,
-    tolerance: f64,
-    device: &B::Device,
-) {
-    let name = B::name(device);
-    let backend = ["flex", "ndarray"]
-        .into_iter()
-        .find(|known| *known == name)
-        .unwrap_or("wgpu");
+fn note<B: Backend>(subject: &str, what: &str, difference: f64, tolerance: f64) {
     Comparison {
         reference: "Plain operations under burn's autodiff",
         subject,
         what,
-        backend,
+        backend: backend_name::<B>(),
         difference,
         tolerance,
         relative: true,
@@ -186,7 +175,7 @@ fn check<B: ModelBackend, C: Case>(case: C, device: &B::Device) {
     let kept = all_on::<B>(&inputs, device);
     let worst = assert_near(name, &host(case.fused::<B>(kept.clone())), &expected, 2e-5);
     let subject = format!("{name} {:?}", inputs[0].dims);
-    note::<B>(&subject, "output", worst, 2e-5, device);
+    note::<B>(&subject, "output", worst, 2e-5);
     let mut worst = 0.0;
     for (i, (kept, input)) in kept.into_iter().zip(&inputs).enumerate() {
         assert_eq!(
@@ -242,7 +231,7 @@ fn check<B: ModelBackend, C: Case>(case: C, device: &B::Device) {
         }
     }
     if !trainable.is_empty() {
-        note::<B>(&subject, "gradients", worst, 1e-4, device);
+        note::<B>(&subject, "gradients", worst, 1e-4);
     }
     let (_, fused) =
         gradients::<B, Autodiff<B>>(all_on(&inputs, device), &trainable, |x| case.fused(x));

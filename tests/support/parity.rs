@@ -50,3 +50,13 @@ impl Comparison<'_> {
         );
     }
 }
+
+/// How the tables call a backend.
+#[allow(dead_code, reason = "tests of text have no backend")]
+pub(crate) fn backend_name<B>() -> &'static str {
+    let name = std::any::type_name::<B>().to_lowercase();
+    ["flex", "ndarray", "wgpu", "cuda"]
+        .into_iter()
+        .find(|known| name.contains(known))
+        .unwrap_or("other")
+}

@@ -13,7 +13,7 @@ use tempering::ops::ModelBackend;
 use tempering::peft::{Adaptable, AdapterConfig};
 use tempering::tokens::TokenBatch;
 
-use crate::parity::Comparison;
+use crate::parity::{Comparison, backend_name};
 
 /// Largest difference from PEFT in nats, and in units of the score.
 const TOLERANCE: f64 = 1e-5;
@@ -99,14 +99,6 @@ fn distance(got: &[f32], expected: &[f64]) -> f64 {
         .fold(0.0, f64::max)
 }
 
-fn backend<B>() -> &'static str {
-    let name = std::any::type_name::<B>().to_lowercase();
-    ["flex", "ndarray", "wgpu", "cuda"]
-        .into_iter()
-        .find(|known| name.contains(known))
-        .unwrap_or("wgpu")
-}
-
 /// Notes the distance from PEFT with the adapter and merged, and that of the two from each other.
 fn compare<B: ModelBackend>(
     name: &str,
@@ -121,12 +113,15 @@ fn compare<B: ModelBackend>(
             reference: "PEFT 0.21",
             subject: &subject,
             what,
-            backend: backend::<B>(),
+            backend: backend_name::<B>(),
             difference,
             tolerance,
             relative: false,
         };
-        eprintln!("{subject}, {what} on {}: {difference:.1e}", backend::<B>());
+        eprintln!(
+            "{subject}, {what} on {}: {difference:.1e}",
+            backend_name::<B>()
+        );
         comparison.check();
     };
     note(

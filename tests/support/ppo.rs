@@ -23,7 +23,7 @@ use tempering::train::ppo::{
 };
 use tempering::train::row_logprobs;
 
-use crate::parity::Comparison;
+use crate::parity::{Comparison, backend_name};
 
 /// Rows by position.
 type Rows = Vec<Vec<f64>>;
@@ -92,15 +92,6 @@ fn folder() -> PathBuf {
 fn reference() -> Reference {
     let text = std::fs::read_to_string(folder().join("ref.json")).unwrap();
     serde_json::from_str(&text).unwrap()
-}
-
-/// The name that `docs/parity.md` has for the backend.
-fn backend<B: ModelBackend>() -> &'static str {
-    let name = std::any::type_name::<B>().to_lowercase();
-    ["flex", "ndarray", "wgpu", "cuda"]
-        .into_iter()
-        .find(|known| name.contains(known))
-        .unwrap_or("other")
 }
 
 fn config() -> ModelConfig {
@@ -182,7 +173,7 @@ impl Differences {
     fn new<B: ModelBackend>(variant: &str) -> Self {
         Self {
             variant: variant.to_owned(),
-            backend: backend::<B>(),
+            backend: backend_name::<B>(),
             seen: BTreeMap::new(),
         }
     }

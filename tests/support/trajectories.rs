@@ -10,7 +10,7 @@ use tempering::ops::ModelBackend;
 use tempering::recipe::{self, RunOptions};
 use tempering::report::SilentReporter;
 
-use crate::parity::Comparison;
+use crate::parity::{Comparison, backend_name};
 
 /// Steps of every trajectory.
 const STEPS: usize = 20;
@@ -240,14 +240,6 @@ impl Differences {
     }
 }
 
-fn backend_name<B: ModelBackend>(device: &B::Device) -> String {
-    let name = B::name(device);
-    match name.contains("wgpu") {
-        true => "wgpu".into(),
-        false => name,
-    }
-}
-
 /// Runs the trajectories of a method; `stage` says what a trajectory by its name and settings runs, and how to call it.
 fn method<B: ModelBackend>(
     device: B::Device,
@@ -262,7 +254,7 @@ fn method<B: ModelBackend>(
         let ours = start.run::<B>(device.clone(), &stage, name, settings);
         differences.add(&subject, name, &ours, &trajectory["steps"]);
     }
-    differences.check(&backend_name::<B>(&device));
+    differences.check(backend_name::<B>());
 }
 
 /// How a trajectory's weights are called.
