@@ -1,106 +1,130 @@
 #!/usr/bin/env bash
-# LoRA fine-tuning of the same model on the same rows, side by side: temper, and transformers + PEFT in eager PyTorch.
-# usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [STEPS]
+# The same work by temper and by TRL / transformers, in turn, on the CPU in f32: tokens/s, peak memory and time until the first step begins, and the ratios.
+# usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [WORK]...
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
-#   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2
-# Both take batches of 8 rows in the order of the file, rank 16, alpha 32, all linear layers, AdamW at 2e-4. Prints tokens/s (no pads
-# counted; the first step left out), peak memory and wall time. Nothing else should run meanwhile.
+#   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
+#   WORK        sft-lora sft-full reward dpo generate ppo; all if none is named, ppo only with PPO_PYTHON
+#   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
+#   RUNS        runs of each, of which the median counts (default 1)
+#   TEMPER      the binary (default: built here)
+# Training: batches of 8 rows (reward, dpo: 8 pairs, the other side being the next row's completion), STEPS of them (default 8), at most 512
+# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
+# Pads are not counted; the first step is left out of rates. Nothing else should run meanwhile.
 set -euo pipefail
-model=${1:?usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [STEPS]}
-rows=$(realpath "${2:?rows}")
-python=${3:?python}
-steps=${4:-12}
-model=$(realpath "$model")
+usage="usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [WORK]..."
+model=$(realpath "${1:?$usage}")
+rows=$(realpath "${2:?$usage}")
+python=${3:?$usage}
+shift 3
+works=("$@")
+if [ ${#works[@]} = 0 ]; then
+  works=(sft-lora sft-full reward dpo generate)
+  [ -z "${PPO_PYTHON:-}" ] || works+=(ppo)
+fi
+steps=${STEPS:-8}
+runs=${RUNS:-1}
 cd "$(dirname "$0")/.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+if [ -z "${TEMPER:-}" ]; then
+  cargo build --release --quiet
+  TEMPER=${CARGO_TARGET_DIR:-target}/release/temper
+fi
 
-cat >"$scratch/compare.ron" <<RON
-(
-    name: "compare",
-    model: "$model",
-    stages: [
-        Sft(
-            name: "sft",
-            data: (source: Jsonl("$rows"), limit: $((steps * 8))),
-            peft: Lora(rank: 16, alpha: 32.0),
-            optim: (lr: 2e-4),
-            batch_size: 8,
-            max_length: 4096,
-            micro_batch_tokens: 4096,
-        ),
-    ],
-)
-RON
-cargo build --release --quiet
-temper=${CARGO_TARGET_DIR:-target}/release/temper
+# Prompt, chosen and rejected, short enough that neither side cuts a row.
+"$python" - "$rows" "$scratch/rows.jsonl" <<'PY'
+import json, sys
+rows = [json.loads(line) for line, _ in zip(open(sys.argv[1]), range(513))]
+with open(sys.argv[2], "w") as file:
+    for row, other in zip(rows, rows[1:]):
+        out = {"prompt": row["prompt"][:900] + "\n\nTL;DR:", "chosen": " " + row["completion"], "rejected": " " + other["completion"]}
+        out["completion"] = out["chosen"]
+        file.write(json.dumps(out) + "\n")
+PY
 
-# Peak memory in MB and wall time in s of a command, as "TIME SECONDS MEGABYTES".
+# Runs a command and prints its output, then "PEAK megabytes".
 measured() {
   "$python" - "$@" <<'PY'
-import resource, subprocess, sys, time
-begin = time.time()
+import resource, subprocess, sys
 code = subprocess.call(sys.argv[1:])
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
-print(f"TIME {time.time() - begin:.1f} {peak:.0f}")
+print(f"PEAK {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000:.0f}")
 sys.exit(code)
 PY
 }
 
-cat >"$scratch/peer.py" <<'PY'
-import json, sys, time
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model_dir, rows_path, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-tokenizer = AutoTokenizer.from_pretrained(model_dir)
-model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-model = get_peft_model(model, config).train()
-optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4, weight_decay=0.0)
-with open(rows_path) as file:
-    rows = [json.loads(next(file)) for _ in range(steps * 8)]
-tokens = begin = 0
-for step in range(steps):
-    if step == 1:
-        begin = time.time()
-    encoded = []
-    for row in rows[step * 8 : step * 8 + 8]:
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        encoded.append((prompt, completion))
-    longest = max(len(p) + len(c) for p, c in encoded)
-    ids = torch.zeros(8, longest, dtype=torch.long)
-    mask = torch.zeros(8, longest, dtype=torch.long)
-    labels = torch.full((8, longest), -100)
-    for i, (prompt, completion) in enumerate(encoded):
-        n = len(prompt) + len(completion)
-        ids[i, :n] = torch.tensor(prompt + completion)
-        mask[i, :n] = 1
-        labels[i, len(prompt) : n] = torch.tensor(completion)
-    loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
-    optimiser.zero_grad()
-    if step > 0:
-        tokens += int(mask.sum())
-print(f"RATE {tokens / (time.time() - begin):.1f} loss of the last step {loss.item():.3f}")
-PY
-
-echo "transformers + PEFT:"
-measured "$python" "$scratch/peer.py" "$model" "$rows" "$steps" 2>/dev/null | sed 's/^/  /'
-echo "temper:"
-measured "$temper" recipe "$scratch/compare.ron" --output "$scratch/run" 2>"$scratch/log" | grep '^TIME' | sed 's/^/  /' || {
-  tail -n 20 "$scratch/log" >&2
-  exit 1
+# Prints the recipe of one kind of work.
+recipe() {
+  local lora="peft: Lora(rank: 16, alpha: 32.0)," common data
+  data="data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: $((steps * 8)))"
+  common="$data, batch_size: 8, optim: (lr: 2e-4), max_length: 512, shuffle: false, micro_batch_tokens: 4096"
+  echo "(name: \"compare\", model: \"$model\", stages: ["
+  case $1 in
+    sft-lora) echo "Sft(name: \"stage\", $lora $common)," ;;
+    sft-full) echo "Sft(name: \"stage\", $common)," ;;
+    reward) echo "RewardModel(name: \"stage\", init: Base, $lora $common)," ;;
+    dpo) echo "Dpo(name: \"stage\", init: Base, $lora $common)," ;;
+    ppo)
+      echo "RewardModel(name: \"rm\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: 2), batch_size: 2),"
+      echo "Ppo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
+      echo "  limit: 128), reward: Learned(stage: \"rm\"), total_episodes: 96, batch_size: 32, num_ppo_epochs: 4, response_length: 48,"
+      echo "  optim: (lr: 3e-6), missing_eos: Subtract(1.0), micro_batch_tokens: 4096)," ;;
+  esac
+  echo "])"
 }
-"$python" - "$scratch/run/sft/timing.jsonl" <<'PY'
-import json, sys
-lines = [json.loads(line) for line in open(sys.argv[1])]
-# The rate of a line is of all steps so far; without the first step, as for the peer.
-(first, first_s), (all_of_it, all_s) = [(x["tokens_per_s"] * x["elapsed_s"], x["elapsed_s"]) for x in (lines[0], lines[-1])]
-print(f"  RATE {(all_of_it - first) / (all_s - first_s):.1f}")
+
+# One run of temper: "RATE tokens per second" (ppo: updates per hour), "FIRST seconds", "PEAK megabytes".
+ours() {
+  if [ "$1" = generate ]; then
+    cargo run --release --quiet --example generation_speed -- "$model" "$scratch/rows.jsonl" 16 48 >/dev/null # builds
+    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48
+    return
+  fi
+  recipe "$1" >"$scratch/compare.ron"
+  rm -rf "$scratch/run"
+  local start
+  start=$(date +%s.%N)
+  measured "$TEMPER" recipe "$scratch/compare.ron" --output "$scratch/run" 2>"$scratch/log" || {
+    tail -n 20 "$scratch/log" >&2
+    return 1
+  }
+  "$python" - "$1" "$scratch/run" "$start" <<'PY'
+import json, os, sys
+work, run, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
+lines = [json.loads(line) for line in open(f"{run}/stage/timing.jsonl")]
+spans = [(x["tokens_per_s"] * x["elapsed_s"], x["elapsed_s"]) for x in (lines[0], lines[-1])]
+(first, first_s), (last, last_s) = spans
+rate = (len(lines) - 1) * 3600 / (last_s - first_s) if work == "ppo" else (last - first) / (last_s - first_s)
+# The stage's clock starts with the stage; what came before it is loading.
+begun = os.stat(f"{run}/stage/timing.jsonl").st_mtime - last_s
+print(f"RATE {rate:.1f} FIRST {begun - start:.1f}")
 PY
+}
+
+theirs() {
+  if [ "$1" = ppo ]; then
+    measured "${PPO_PYTHON:?ppo needs PPO_PYTHON}" benches/peers/ppo.py "$model" "$scratch/rows.jsonl" 32 2 2>/dev/null
+  else
+    local batch=8
+    [ "$1" != generate ] || batch=16
+    measured "$python" benches/peers/peer.py "$1" "$model" "$scratch/rows.jsonl" "$steps" "$batch" 2>/dev/null
+  fi
+}
+
+for work in "${works[@]}"; do
+  for ((i = 0; i < runs; i++)); do
+    theirs "$work" | sed 's/^/peer /'
+    ours "$work" | sed 's/^/temper /'
+  done | tee -a "$scratch/raw" | "$python" -c '
+import statistics, sys
+work, unit = sys.argv[1], "updates/h" if sys.argv[1] == "ppo" else "tokens/s"
+found = {}
+for line in sys.stdin:
+    who, *pairs = line.split()
+    for name, value in zip(pairs[::2], pairs[1::2]):
+        found.setdefault((who, name), []).append(float(value))
+of = lambda who, name: statistics.median(found[who, name])
+rate, peak, first = ([of(who, name) for who in ("peer", "temper")] for name in ("RATE", "PEAK", "FIRST"))
+print(f"{work:9} {rate[0]:7.0f} -> {rate[1]:7.0f} {unit} ({rate[1] / rate[0]:.2f}x)   peak {peak[0]:6.0f} -> {peak[1]:6.0f} MB (1/{peak[0] / peak[1]:.1f})   first step {first[0]:5.1f} -> {first[1]:5.1f} s")
+' "$work"
+done

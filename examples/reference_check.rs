@@ -147,6 +147,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 ..SamplingConfig::default()
             },
             stop_ids: Vec::new(),
+            truncate: None,
             batch_size: 1,
         };
         let prompt: [&[u32]; 1] = [&case.input_ids];

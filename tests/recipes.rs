@@ -520,6 +520,39 @@ fn everything_wrong_with_dpo_is_reported_at_once() {
 }
 
 #[test]
+fn everything_wrong_with_the_rarer_keys_is_reported_at_once() {
+    let text = r#"(
+    name: "x", model: "tiny",
+    stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 10, seed: 1), format: (shorten: "")), batch_size: 8),
+        Rank(name: "rank", init: Stage("sft"), data: (source: Posts(rows: 10, seed: 1)), response_length: 8,
+            reward: Gold, truncate: (token: "", after: 8)),
+        RewardModel(name: "rm", init: Stage("sft"), data: (source: Ranked(stage: "rank")), batch_size: 8,
+            loss_type: best_of_k, use_margin: true, standardize: true, accuracy_by: ["batch"]),
+        Ppo(name: "ppo", init: Stage("sft"), data: (source: Posts(rows: 10, seed: 1)), reward: Length(target: 8),
+            total_episodes: 4, batch_size: 4, response_length: 8, ema_decay: 1.0,
+            ptx: (data: (source: Ranked(stage: "rank")), coef: -1.0, batch_size: 0, max_length: 4096)),
+    ],
+)"#;
+    let found = problems(text, &[]);
+    let heads: Vec<&str> = found.iter().map(|p| p.split(';').next().unwrap()).collect();
+    let expected = [
+        "4:76: stages.sft.data.format.shorten: must be the name of a column, found \"\"",
+        "6:38: stages.rank.truncate.token: must be the text of one token, found \"\"",
+        "6:49: stages.rank.truncate.after: must be below response_length 8 to have an effect, found 8",
+        "8:35: stages.rm.use_margin: only the loss `bradley_terry` knows margins",
+        "8:53: stages.rm.standardize: needs `center_on`: the responses whose scores are to have variance 1",
+        "8:72: stages.rm.accuracy_by: needs `eval_data`: accuracy is told apart on held-out comparisons",
+        "9:9: stages.ppo.micro_batch_tokens: must be at least ptx.max_length 4096, found 2048",
+        "10:67: stages.ppo.ema_decay: must be at least 0 and below 1, found 1.0",
+        "11:26: stages.ppo.ptx.data.source: `Ranked(..)` holds comparisons, which only `data` and `eval_data` of a `RewardModel` or `Dpo` stage can use",
+        "11:58: stages.ppo.ptx.coef: must be at least 0 and finite, found -1.0",
+        "11:70: stages.ppo.ptx.batch_size: must be at least 1, found 0",
+    ];
+    assert_eq!(heads, expected, "{found:#?}");
+}
+
+#[test]
 fn sets_reach_every_key_of_the_resolved_recipe() {
     let recipe = load_text(
         SOUND,

@@ -120,6 +120,7 @@ pub(super) fn options(
             || config.eos_ids(),
             |tokenizer| tokenizer.stop_ids().to_vec(),
         ),
+        truncate: None,
         batch_size: (CACHE_TOKENS / longest.max(1)).clamp(1, MAX_ROWS),
     }
 }

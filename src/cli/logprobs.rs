@@ -126,7 +126,7 @@ fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
     let num_targets = targets.len();
     let positions =
         Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [num_targets]), device);
-    let hidden = model.hidden_states(&batch, None, None).select(0, positions);
+    let hidden = model.states_at(&batch, Some(positions), None, None);
     let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
     let flat: Vec<f32> = logprobs
         .into_data()

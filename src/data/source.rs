@@ -90,6 +90,9 @@ pub struct RowFormat {
     pub assistant_turns: AssistantTurns,
     /// What is kept of a row that is longer than the stage's `max_length`.
     pub truncation_mode: TruncationMode,
+    /// Text column that is cut at its last line break, again and again, until a row that is too long fits; where no break
+    /// is left, between characters. As the query of openai/summarize-from-feedback, whose column is `post`.
+    pub shorten: Option<String>,
 }
 
 /// What is kept of a row that is too long, in TRL's words.
@@ -117,6 +120,7 @@ impl Default for RowFormat {
             chat_template_kwargs: BTreeMap::new(),
             assistant_turns: AssistantTurns::All,
             truncation_mode: TruncationMode::KeepStart,
+            shorten: None,
         }
     }
 }

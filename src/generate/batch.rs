@@ -20,18 +20,37 @@ pub struct GenerateOptions {
     pub sampling: SamplingConfig,
     /// A response ends with the first of these; it is kept.
     pub stop_ids: Vec<u32>,
+    /// One more token at which it ends, but not before an index.
+    pub truncate: Option<TruncateAt>,
     /// Rows decoded at once.
     pub batch_size: usize,
+}
+
+impl GenerateOptions {
+    /// Whether a response ends with token `id` at 0-based `index`.
+    fn ends(&self, id: u32, index: usize) -> bool {
+        let truncates = |at: &TruncateAt| id == at.id && index >= at.after;
+        self.stop_ids.contains(&id) || self.truncate.as_ref().is_some_and(truncates)
+    }
+}
+
+/// [`Truncate`](super::Truncate) as a token id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TruncateAt {
+    /// The token.
+    pub id: u32,
+    /// 0-based index in the response before which it does not count.
+    pub after: usize,
 }
 
 /// What a model answered.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Response {
-    /// Tokens, the stop token included.
+    /// Tokens, the one that ended it included.
     pub ids: Vec<u32>,
     /// Log-probability of each token, nats.
     pub logprobs: Vec<f32>,
-    /// Whether it ended with a stop token.
+    /// Whether it ended by itself, not for its length.
     pub stopped: bool,
 }
 
@@ -138,7 +157,7 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
             response.ids.push(drawn.id);
             response.logprobs.push(drawn.logprob);
             tokens += 1;
-            response.stopped = options.stop_ids.contains(&drawn.id);
+            response.stopped = options.ends(drawn.id, response.ids.len() - 1);
             if response.stopped || response.ids.len() == options.max_new_tokens {
                 free.push(row.slot);
                 finished += 1;
@@ -160,21 +179,13 @@ fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
     device: &B::Device,
 ) -> Vec<f32> {
     let batch = TokenBatch::from_rows(inputs, device);
-    let hidden = model.hidden_states(&batch, Some(cache), None);
-    let last: Vec<i32> = batch
-        .segments
-        .last_tokens()
-        .iter()
-        .map(|&i| i as i32)
-        .collect();
-    let hidden = if batch.segments.num_tokens() == inputs.len() {
-        hidden
-    } else {
-        hidden.select(
-            0,
-            Tensor::<B, 1, Int>::from_data(TensorData::new(last, [inputs.len()]), device),
-        )
-    };
+    // One token a row: the last ones are all there are.
+    let last = (batch.segments.num_tokens() > inputs.len()).then(|| {
+        let last = batch.segments.last_tokens();
+        let last: Vec<i32> = last.iter().map(|&i| i as i32).collect();
+        Tensor::<B, 1, Int>::from_data(TensorData::new(last, [inputs.len()]), device)
+    });
+    let hidden = model.states_at(&batch, last, Some(cache), None);
     let logits = model.logits(hidden).into_data().convert::<f32>();
     logits.into_vec().expect("converted to f32")
 }

@@ -23,3 +23,17 @@ impl Default for SamplingConfig {
         }
     }
 }
+
+/// A token that ends a response as EOS does, from some index on.
+///
+/// # Source
+/// `truncate_token` and `truncate_after` of lm-human-preferences: `.` from index 16 on, so that a continuation ends with a
+/// sentence. There the tokens after it are drawn and then cut off; here drawing stops, with the same result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Truncate {
+    /// Its text, one token of the vocabulary.
+    pub token: String,
+    /// 0-based index in the response before which the token is one like any other.
+    pub after: usize,
+}

@@ -4,6 +4,6 @@ mod batch;
 mod config;
 mod sampler;
 
-pub use batch::{GenerateOptions, OnProgress, Response, generate};
-pub use config::SamplingConfig;
+pub use batch::{GenerateOptions, OnProgress, Response, TruncateAt, generate};
+pub use config::{SamplingConfig, Truncate};
 pub use sampler::{Draw, draw};

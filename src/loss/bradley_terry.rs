@@ -1,6 +1,19 @@
 //! Pairwise reward-model loss, two or K responses to a prompt.
 
+use serde::{Deserialize, Serialize};
+
 use burn::tensor::{Int, Tensor, TensorData, activation::log_sigmoid, backend::Backend};
+
+/// What a reward model's training minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RewardLoss {
+    /// [`bradley_terry`]: every pair of a prompt's responses.
+    #[default]
+    BradleyTerry,
+    /// [`best_of_k`](super::best_of_k): the best of a prompt's responses against all others at once.
+    BestOfK,
+}
 
 /// The comparisons among the responses of a micro-batch, prompt by prompt.
 ///

@@ -3,12 +3,14 @@
 //! Each loss returns a *sum* as `[1]`, over tokens or over prompts as its doc says. The caller divides by the count of the whole
 //! minibatch before it calls `backward`, so splitting a minibatch into micro-batches does not change the gradient.
 
+mod best_of_k;
 mod bradley_terry;
 mod cross_entropy;
 mod dpo;
 mod ppo;
 
-pub use bradley_terry::{Comparisons, bradley_terry};
+pub use best_of_k::{Choices, best_of_k};
+pub use bradley_terry::{Comparisons, RewardLoss, bradley_terry};
 pub use cross_entropy::cross_entropy;
 pub use dpo::{DpoLoss, DpoObjective, dpo, response_sums};
 pub use ppo::{policy_loss, value_loss};

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::KvCache;
 use super::activation::Activation;
 use super::config::RopeScaling;
-use crate::ops::{self, HeadLayout, ModelBackend};
+use crate::ops::{self, HeadLayout, LinearInput, ModelBackend, unwrap};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
 use crate::peft::Projection;
 use crate::rng::Seed;
@@ -17,6 +17,9 @@ use crate::tokens::{Segments, TokenBatch};
 pub(super) struct Pass<'a, B: Backend> {
     pub(super) segments: &'a Segments,
     pub(super) positions: Vec<usize>,
+    /// Positions in the batch whose states are asked for; all if `None`.
+    wanted: Option<Tensor<B, 1, Int>>,
+    num_layers: usize,
     pub(super) cache: Option<&'a mut KvCache<B>>,
     pub(super) dropout: Option<Seed>,
 }
@@ -24,6 +27,8 @@ pub(super) struct Pass<'a, B: Backend> {
 impl<'a, B: ModelBackend> Pass<'a, B> {
     pub(super) fn new(
         batch: &'a TokenBatch<B>,
+        wanted: Option<Tensor<B, 1, Int>>,
+        num_layers: usize,
         cache: Option<&'a mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Self {
@@ -35,8 +40,19 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
         Self {
             segments,
             positions,
+            wanted,
+            num_layers,
             cache,
             dropout,
+        }
+    }
+
+    /// The rows of `x` that layer `layer` still needs once its keys and values are formed: in the last one those whose
+    /// states are asked for.
+    pub(super) fn keep(&self, layer: usize, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match &self.wanted {
+            Some(wanted) if layer + 1 == self.num_layers => x.select(0, wanted.clone()),
+            _ => x,
         }
     }
 
@@ -45,16 +61,18 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
         self.dropout.map(|seed| seed.fork_index(layer as u64))
     }
 
+    /// Attention of one layer, at the positions that [`Pass::keep`] keeps.
     pub(super) fn attend(
         &mut self,
         layer: usize,
         qkv: Tensor<B, 2>,
         layout: HeadLayout,
     ) -> Tensor<B, 2> {
-        match &mut self.cache {
+        let attended = match &mut self.cache {
             Some(cache) => cache.attend(layer, qkv, layout, self.segments),
             None => ops::attention(qkv, layout, self.segments),
-        }
+        };
+        self.keep(layer, attended)
     }
 
     /// Marks the batch as held by the cache.
@@ -96,6 +114,14 @@ impl<B: Backend> RmsNorm<B> {
 impl<B: ModelBackend> RmsNorm<B> {
     pub(super) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         ops::rms_norm(x, self.weight.val(), self.eps)
+    }
+
+    /// The norm as what a linear layer reads.
+    pub(super) fn input(&self) -> LinearInput<B> {
+        LinearInput::RmsNorm {
+            weight: unwrap(self.weight.val()),
+            eps: self.eps as f32,
+        }
     }
 }
 
@@ -167,7 +193,7 @@ impl<B: ModelBackend> Mlp<B> {
     }
 }
 
-/// `down(silu(gate(x)) * up(x))`, gate and up as one product.
+/// `down(silu(gate(norm(x))) * up(norm(x)))`, gate and up as one product.
 #[derive(Module, Debug)]
 pub struct GatedMlp<B: Backend> {
     /// Gate and up.
@@ -201,9 +227,15 @@ impl<B: Backend> GatedMlp<B> {
 }
 
 impl<B: ModelBackend> GatedMlp<B> {
-    pub(super) fn forward(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
-        self.down
-            .forward(ops::swiglu(self.gate_up.forward(x, dropout)), dropout)
+    /// Of the states `x` before `norm`.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        norm: &RmsNorm<B>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        let gate_up = self.gate_up.forward_of(x, norm.input(), dropout);
+        self.down.forward_of(gate_up, LinearInput::SwiGlu, dropout)
     }
 }
 

@@ -2,8 +2,8 @@
 //! Qwen3 RMSNorm on each query and key head before the rotation.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 
 use super::block::{GatedMlp, Pass, RmsNorm, Rotary, embed};
 use super::config::GatedDecoderConfig;
@@ -96,13 +96,14 @@ impl<B: Backend> GatedDecoder<B> {
 }
 
 impl<B: ModelBackend> CausalLm<B> for GatedDecoder<B> {
-    fn hidden_states(
+    fn states_at(
         &self,
         batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
         cache: Option<&mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, cache, dropout);
+        let mut pass = Pass::new(batch, positions, self.layers.len(), cache, dropout);
         let layout = self.config.layout();
         let [cos, sin] = self
             .rotary
@@ -110,9 +111,8 @@ impl<B: ModelBackend> CausalLm<B> for GatedDecoder<B> {
         let mut x = embed(&self.embed_tokens, &batch.input_ids);
         for (i, layer) in self.layers.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
-            let qkv = layer
-                .qkv_proj
-                .forward(layer.input_layernorm.forward(x.clone()), dropout);
+            let norm = layer.input_layernorm.input();
+            let qkv = layer.qkv_proj.forward_of(x.clone(), norm, dropout);
             let qkv = match (&layer.q_norm, &layer.k_norm) {
                 (Some(q_norm), Some(k_norm)) => norm_heads(qkv, q_norm, k_norm, layout),
                 _ => qkv,
@@ -123,11 +123,10 @@ impl<B: ModelBackend> CausalLm<B> for GatedDecoder<B> {
                 sin.clone(),
                 layout.heads + layout.kv_heads,
             );
-            x = x + layer.o_proj.forward(pass.attend(i, qkv, layout), dropout);
-            x = x.clone()
-                + layer
-                    .mlp
-                    .forward(layer.post_attention_layernorm.forward(x), dropout);
+            let attended = pass.attend(i, qkv, layout);
+            x = pass.keep(i, x) + layer.o_proj.forward(attended, dropout);
+            let norm = &layer.post_attention_layernorm;
+            x = x.clone() + layer.mlp.forward(x, norm, dropout);
         }
         pass.finish();
         self.norm.forward(x)

@@ -1,8 +1,8 @@
 //! The GPT-2 family: LayerNorm, learned positions, full multi-head attention, GELU.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 
 use super::block::{LayerNorm, Mlp, Pass, embed, embed_positions};
 use super::config::Gpt2Config;
@@ -82,20 +82,22 @@ impl<B: Backend> Gpt2<B> {
 }
 
 impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
-    fn hidden_states(
+    fn states_at(
         &self,
         batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
         cache: Option<&mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, cache, dropout);
+        let mut pass = Pass::new(batch, positions, self.h.len(), cache, dropout);
         let layout = self.head_layout();
         let mut x = embed(&self.wte, &batch.input_ids);
         x = x + embed_positions(&self.wpe, &pass.positions, 0);
         for (i, layer) in self.h.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
             let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
-            x = x + layer.c_proj.forward(pass.attend(i, qkv, layout), dropout);
+            let attended = pass.attend(i, qkv, layout);
+            x = pass.keep(i, x) + layer.c_proj.forward(attended, dropout);
             x = x.clone() + layer.mlp.forward(layer.ln_2.forward(x), dropout);
         }
         pass.finish();

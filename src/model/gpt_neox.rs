@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 
 use super::block::{LayerNorm, Mlp, Pass, Rotary, embed};
 use super::config::GptNeoxConfig;
@@ -118,13 +118,14 @@ fn column_order(layout: HeadLayout, rotary_dim: usize) -> Vec<usize> {
 }
 
 impl<B: ModelBackend> CausalLm<B> for GptNeox<B> {
-    fn hidden_states(
+    fn states_at(
         &self,
         batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
         cache: Option<&mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, cache, dropout);
+        let mut pass = Pass::new(batch, positions, self.layers.len(), cache, dropout);
         let layout = self.config.layout();
         let [cos, sin] = self
             .rotary
@@ -136,7 +137,9 @@ impl<B: ModelBackend> CausalLm<B> for GptNeox<B> {
                 .query_key_value
                 .forward(layer.input_layernorm.forward(x.clone()), dropout);
             let qkv = ops::rope(qkv, cos.clone(), sin.clone(), 2 * layout.heads);
-            let after = x.clone() + layer.dense.forward(pass.attend(i, qkv, layout), dropout);
+            let attended = pass.attend(i, qkv, layout);
+            x = pass.keep(i, x);
+            let after = x.clone() + layer.dense.forward(attended, dropout);
             // Side by side, the MLP reads what attention has read.
             let read = if self.config.use_parallel_residual {
                 x

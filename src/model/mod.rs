@@ -18,8 +18,8 @@ pub mod weights;
 use std::sync::Arc;
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 
 pub use activation::Activation;
 pub use adapter::{LoadedAdapter, attach_lora, load_adapter, save_adapter};
@@ -44,16 +44,29 @@ use crate::tokens::TokenBatch;
 
 /// A decoder that predicts the next token.
 pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
-    /// States that a head reads, `[tokens, hidden]`: those after the final norm, and after OPT's projection out.
+    /// States that a head reads at the chosen `positions` of the packed batch, `[positions, hidden]`: those after the final
+    /// norm, and after OPT's projection out. All positions if `None`.
     ///
-    /// With a cache, the batch's rows continue the slots that [`KvCache::select`] named. `dropout` gives the adapters'
-    /// dropout masks; `None` drops nothing.
+    /// The last layer computes nothing but keys and values for the others: a few percent of a deep model, a quarter of one
+    /// with four layers. With a cache, the batch's rows continue the slots that [`KvCache::select`] named. `dropout` gives the
+    /// adapters' dropout masks; `None` drops nothing.
+    fn states_at(
+        &self,
+        batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
+        cache: Option<&mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2>;
+
+    /// [`CausalLm::states_at`] all positions, `[tokens, hidden]`.
     fn hidden_states(
         &self,
         batch: &TokenBatch<B>,
         cache: Option<&mut KvCache<B>>,
         dropout: Option<Seed>,
-    ) -> Tensor<B, 2>;
+    ) -> Tensor<B, 2> {
+        self.states_at(batch, None, cache, dropout)
+    }
 
     /// Output head, `[vocab, hidden]`.
     fn head(&self) -> Tensor<B, 2>;
@@ -132,13 +145,23 @@ impl<B: Backend> Parameters<B> for LanguageModel<B> {
 }
 
 impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
-    fn hidden_states(
+    fn states_at(
         &self,
         batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
         cache: Option<&mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
-        by_family!(self, model => model.hidden_states(batch, cache, dropout))
+        match positions {
+            // A layer over no rows at all is a case that kernels need not know.
+            Some(none) if none.dims()[0] == 0 => {
+                let states = self.states_at(batch, None, cache, dropout);
+                states.select(0, none)
+            }
+            positions => {
+                by_family!(self, model => model.states_at(batch, positions, cache, dropout))
+            }
+        }
     }
 
     fn head(&self) -> Tensor<B, 2> {

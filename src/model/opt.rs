@@ -1,8 +1,8 @@
 //! The OPT family: LayerNorm before or after each block, learned positions, ReLU.
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 
 use super::block::{LayerNorm, Mlp, Pass, embed, embed_positions};
 use super::config::{OptConfig, POSITION_OFFSET};
@@ -97,13 +97,14 @@ impl<B: Backend> Opt<B> {
 }
 
 impl<B: ModelBackend> CausalLm<B> for Opt<B> {
-    fn hidden_states(
+    fn states_at(
         &self,
         batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
         cache: Option<&mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, cache, dropout);
+        let mut pass = Pass::new(batch, positions, self.layers.len(), cache, dropout);
         let layout = self.head_layout();
         let before = self.config.do_layer_norm_before;
         let norm_if = |wanted: bool, norm: &LayerNorm<B>, x: Tensor<B, 2>| {
@@ -120,7 +121,8 @@ impl<B: ModelBackend> CausalLm<B> for Opt<B> {
             let qkv = layer
                 .qkv_proj
                 .forward(norm_if(before, norm, x.clone()), dropout);
-            x = x + layer.out_proj.forward(pass.attend(i, qkv, layout), dropout);
+            let attended = pass.attend(i, qkv, layout);
+            x = pass.keep(i, x) + layer.out_proj.forward(attended, dropout);
             x = norm_if(!before, norm, x);
             let norm = &layer.final_layer_norm;
             x = x.clone() + layer.mlp.forward(norm_if(before, norm, x), dropout);

@@ -31,11 +31,7 @@ impl<B: ModelBackend> ScalarModel<B> {
         positions: Option<Tensor<B, 1, burn::tensor::Int>>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 1> {
-        let hidden = self.backbone.hidden_states(batch, None, dropout);
-        let hidden = match positions {
-            Some(positions) => hidden.select(0, positions),
-            None => hidden,
-        };
+        let hidden = self.backbone.states_at(batch, positions, None, dropout);
         scalar_head(hidden, self.score.val()).sub_scalar(self.offset)
     }
 }
@@ -49,6 +45,14 @@ pub(crate) fn scalar_head<B: Backend>(states: Tensor<B, 2>, score: Tensor<B, 1>)
 }
 
 impl<B: ModelBackend> ScalarModel<B> {
+    /// Multiplies every score by `gain`, in the weights of the head. Reads the device.
+    pub fn scale(&mut self, gain: f64, device: &B::Device) {
+        let weights = self.score.val().mul_scalar(gain).into_data();
+        let weights = weights.convert::<f32>().into_vec();
+        self.set_score(weights.expect("converted to f32"), device);
+        self.offset *= gain;
+    }
+
     /// The score of each row's last token, with at most `micro_batch_tokens` tokens in one pass. Reads the device.
     /// `on_progress` is told the rows and tokens done so far.
     pub fn row_scores(

@@ -8,7 +8,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{HeadLayout, LogprobOutput, LowRankPart, ModelBackend};
+use super::{HeadLayout, LinearInput, LogprobOutput, LowRankPart, ModelBackend};
 use crate::tokens::Segments;
 
 /// A value that takes part in no gradient.
@@ -328,6 +328,76 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 );
                 (prep.finish(y), constant::<B, C>(xa))
             }
+        }
+    }
+
+    fn lora_linear_of(
+        source: FloatTensor<Self>,
+        input: LinearInput<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct LoraLinearOf;
+        impl<B: ModelBackend> Backward<B, 3> for LoraLinearOf {
+            type State = (LinearInput<B>, [FloatTensor<B>; 5], Vec<LowRankPart>);
+            fn backward(
+                self,
+                ops: Ops<Self::State, 3>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [source_node, a_node, b_node] = ops.parents;
+                let (input, [source, weight, a, b, xa], parts) = ops.state;
+                let x = input.of(source.clone());
+                let with_x = source_node.is_some();
+                let (dx, da, db) =
+                    B::lora_linear_backward(x, weight, a, b, xa, grad, &parts, with_x);
+                if let (Some(node), Some(dx)) = (source_node, dx) {
+                    grads.register::<B>(node.id, input.backward(source, dx));
+                }
+                if let Some(node) = a_node {
+                    grads.register::<B>(node.id, da);
+                }
+                if let Some(node) = b_node {
+                    grads.register::<B>(node.id, db);
+                }
+            }
+        }
+        let input = match input {
+            LinearInput::SwiGlu => LinearInput::<B>::SwiGlu,
+            LinearInput::RmsNorm { weight: norm, eps } if norm.node.requirement.is_none() => {
+                LinearInput::RmsNorm {
+                    weight: norm.primitive,
+                    eps,
+                }
+            }
+            // A trained norm has a gradient of its own, and a node of its own.
+            trained => return Self::lora_linear(trained.of(source), weight, a, b, parts).0,
+        };
+        match LoraLinearOf
+            .prepare::<C>([source.node, a.node, b.node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                let (source, weight, a, b) =
+                    (source.primitive, weight.primitive, a.primitive, b.primitive);
+                let x = input.of(source.clone());
+                let (y, xa) = B::lora_linear(x, weight.clone(), a.clone(), b.clone(), parts);
+                prep.finish((input, [source, weight, a, b, xa], parts.to_vec()), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::lora_linear_of(
+                source.primitive,
+                input,
+                weight.primitive,
+                a.primitive,
+                b.primitive,
+                parts,
+            )),
         }
     }
 }

@@ -10,13 +10,17 @@ mod adamw;
 mod autodiff;
 #[cfg(feature = "flex")]
 mod cpu;
+mod input;
 #[cfg(feature = "flex")]
 mod kernels;
 mod portable;
 mod tensor;
 
 pub use adamw::AdamWStep;
-pub use tensor::{attention, lora_linear, rms_norm, rope, swiglu, token_logprob};
+pub use input::LinearInput;
+pub use tensor::{
+    attention, linear_input, lora_linear, lora_linear_of, rms_norm, rope, swiglu, token_logprob,
+};
 pub(crate) use tensor::{unwrap, wrap};
 
 use std::ops::Range;
@@ -212,6 +216,19 @@ pub trait ModelBackend: Backend {
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         portable::lora_linear::<Self>(x, weight, a, b, parts)
+    }
+
+    /// [`ModelBackend::lora_linear`] of an input that comes from `source`. Where gradients are tracked, the source is kept and
+    /// not the input.
+    fn lora_linear_of(
+        source: FloatTensor<Self>,
+        input: LinearInput<Self>,
+        weight: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> FloatTensor<Self> {
+        Self::lora_linear(input.of(source), weight, a, b, parts).0
     }
 
     /// Gradients of [`ModelBackend::lora_linear`] with respect to `x` (if asked for), `a` and `b`; the weight is frozen.

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-use super::{HeadLayout, LowRankPart, ModelBackend};
+use super::{HeadLayout, LinearInput, LowRankPart, ModelBackend};
 use crate::tokens::Segments;
 
 /// The primitive of a float tensor.
@@ -86,4 +86,28 @@ pub fn lora_linear<B: ModelBackend>(
     parts: &[LowRankPart],
 ) -> Tensor<B, 2> {
     wrap(B::lora_linear(unwrap(x), unwrap(weight), unwrap(a), unwrap(b), parts).0)
+}
+
+/// The input of a linear layer that comes from `source`.
+pub fn linear_input<B: ModelBackend>(source: Tensor<B, 2>, input: &LinearInput<B>) -> Tensor<B, 2> {
+    wrap(input.of(unwrap(source)))
+}
+
+/// See [`ModelBackend::lora_linear_of`].
+pub fn lora_linear_of<B: ModelBackend>(
+    source: Tensor<B, 2>,
+    input: LinearInput<B>,
+    weight: Tensor<B, 2>,
+    a: Tensor<B, 2>,
+    b: Tensor<B, 1>,
+    parts: &[LowRankPart],
+) -> Tensor<B, 2> {
+    wrap(B::lora_linear_of(
+        unwrap(source),
+        input,
+        unwrap(weight),
+        unwrap(a),
+        unwrap(b),
+        parts,
+    ))
 }

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::{Lora, LoraConfig, LoraMatrix, lora_key};
-use crate::ops::{self, LowRankPart, ModelBackend};
+use crate::ops::{self, LinearInput, LowRankPart, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
 use crate::rng::Seed;
 
@@ -180,15 +180,41 @@ impl<B: ModelBackend> Projection<B> {
             {
                 self.forward_with_dropout(x, seed)
             }
-            _ => self.forward_fused(x),
+            _ => {
+                let LowRank { a, b, parts } = self.low_rank();
+                ops::lora_linear(x, self.weight.val(), a, b, &parts)
+            }
         };
+        self.biased(y)
+    }
+
+    /// [`Projection::forward`] of an input that comes from `source`: with adapters and without dropout the input is not kept
+    /// for the backward pass.
+    pub fn forward_of(
+        &self,
+        source: Tensor<B, 2>,
+        input: LinearInput<B>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        let drops = |lora: &Lora<B>| dropout.is_some() && lora.dropout > 0.0;
+        let mut adapters = self.adapters.iter().flatten().peekable();
+        if adapters.peek().is_none() || adapters.any(drops) {
+            return self.forward(ops::linear_input(source, &input), dropout);
+        }
+        let LowRank { a, b, parts } = self.low_rank();
+        let y = ops::lora_linear_of(source, input, self.weight.val(), a, b, &parts);
+        self.biased(y)
+    }
+
+    fn biased(&self, y: Tensor<B, 2>) -> Tensor<B, 2> {
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze::<2>(),
             None => y,
         }
     }
 
-    fn forward_fused(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// All adapters as the fused operation takes them.
+    fn low_rank(&self) -> LowRank<B> {
         let (mut a, mut b, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         let mut column = 0;
         for (adapter, layer) in self.adapters.iter().zip(&self.layers) {
@@ -217,7 +243,11 @@ impl<B: ModelBackend> Projection<B> {
         } else {
             Tensor::cat(b, 0)
         };
-        ops::lora_linear(x, self.weight.val(), join(a), b, &parts)
+        LowRank {
+            a: join(a),
+            b,
+            parts,
+        }
     }
 
     /// Each adapter sees its own mask (as in PEFT), so the low-rank products cannot share one input.
@@ -240,6 +270,13 @@ impl<B: ModelBackend> Projection<B> {
         }
         x.matmul(self.weight.val()) + Tensor::cat(deltas, 1)
     }
+}
+
+/// See [`ops::lora_linear`].
+struct LowRank<B: Backend> {
+    a: Tensor<B, 2>,
+    b: Tensor<B, 1>,
+    parts: Vec<LowRankPart>,
 }
 
 /// Zero with probability `p`, else `1 / (1 - p)`.

@@ -222,18 +222,24 @@ fn inits(stage: &Stage) -> Vec<(String, Init)> {
 
 /// Every data set of a stage, with its key.
 fn data_sets(stage: &Stage) -> Vec<(&'static str, &DataConfig)> {
-    let (data, eval_data, center_on) = match stage {
+    let (data, eval_data, other) = match stage {
         Stage::Pretrain(c) => (&c.data, c.eval_data.as_ref(), None),
         Stage::Sft(c) => (&c.data, c.eval_data.as_ref(), None),
         Stage::Rank(c) => (&c.data, None, None),
-        Stage::RewardModel(c) => (&c.data, c.eval_data.as_ref(), c.center_on.as_ref()),
+        Stage::RewardModel(c) => {
+            let center_on = c.center_on.as_ref().map(|data| ("center_on", data));
+            (&c.data, c.eval_data.as_ref(), center_on)
+        }
         Stage::Dpo(c) => (&c.data, c.eval_data.as_ref(), None),
-        Stage::Ppo(c) => (&c.data, c.eval_data.as_ref(), None),
+        Stage::Ppo(c) => {
+            let ptx = c.ptx.as_ref().map(|ptx| ("ptx.data", &ptx.data));
+            (&c.data, c.eval_data.as_ref(), ptx)
+        }
         Stage::Compare(c) => (&c.data, None, None),
     };
     std::iter::once(("data", data))
         .chain(eval_data.map(|data| ("eval_data", data)))
-        .chain(center_on.map(|data| ("center_on", data)))
+        .chain(other)
         .collect()
 }
 

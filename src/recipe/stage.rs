@@ -39,11 +39,11 @@ pub enum Stage {
     /// Comparisons from a reward source.
     Rank(RankConfig),
     /// Reward model.
-    RewardModel(RewardModelConfig),
+    RewardModel(Box<RewardModelConfig>),
     /// Direct preference optimisation.
     Dpo(DpoConfig),
     /// Proximal policy optimisation.
-    Ppo(PpoConfig),
+    Ppo(Box<PpoConfig>),
     /// Stages side by side.
     Compare(CompareConfig),
 }

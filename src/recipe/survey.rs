@@ -110,6 +110,7 @@ impl Surveyor<'_> {
         }
         let known = known?;
         self.positions(&known.config, stage, path);
+        self.truncate(&known.tokenizer, stage, path);
         let shape = self.shape(&known, stage, path)?;
         // Rows that are wrong in themselves were named above; they cannot be counted.
         if self.problems.len() > before {
@@ -174,13 +175,35 @@ impl Surveyor<'_> {
                 c.max_prompt_length.saturating_add(c.response_length),
             ),
         };
+        let mut lengths = vec![(key, longest)];
+        if let Stage::Ppo(c) = stage
+            && let Some(ptx) = &c.ptx
+        {
+            lengths.push(("ptx.max_length", ptx.max_length));
+        }
         let most = config.max_positions();
-        if config.has_learned_positions() && longest > most {
-            let message = format!(
-                "rows may have {longest} tokens, prompt and response together; the model's table of positions takes at most {most}"
-            );
-            let problem = self.places.problem(&format!("{path}.{key}"), message);
-            self.problems.push(problem);
+        for (key, longest) in lengths {
+            if config.has_learned_positions() && longest > most {
+                let message = format!(
+                    "rows may have {longest} tokens, prompt and response together; the model's table of positions takes at most {most}"
+                );
+                let problem = self.places.problem(&format!("{path}.{key}"), message);
+                self.problems.push(problem);
+            }
+        }
+    }
+
+    /// Notes a text to truncate at that is not one token.
+    fn truncate(&mut self, tokenizer: &Tokenizer, stage: &Stage, path: &str) {
+        let truncate = match stage {
+            Stage::Rank(c) => c.truncate.as_ref(),
+            Stage::Ppo(c) => c.truncate.as_ref(),
+            Stage::Compare(c) => c.truncate.as_ref(),
+            _ => None,
+        };
+        if let Some(truncate) = truncate {
+            let token = tokenizer.single_token(&truncate.token);
+            self.keep(&format!("{path}.truncate.token"), token);
         }
     }
 

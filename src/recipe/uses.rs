@@ -48,5 +48,10 @@ pub(super) fn uses(stage: &Stage) -> Uses<'_> {
     {
         data.push(("center_on", center, RowKind::Completion));
     }
+    if let Stage::Ppo(c) = stage
+        && let Some(ptx) = &c.ptx
+    {
+        data.push(("ptx.data", &ptx.data, RowKind::Text));
+    }
     Uses { data, rewards }
 }

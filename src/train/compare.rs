@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use super::Session;
 use super::config::{Cadence, CompareConfig, Init};
+use super::drawing::Drawing;
 use super::evaluate::Evaluator;
 use super::journal::Journal;
 use super::session::{Outcome, data_file};
 use crate::data::encode_prompts;
 use crate::error::{Error, Result};
-use crate::generate::GenerateOptions;
 use crate::ops::ModelBackend;
 use crate::report::{RolloutReport, table};
 
@@ -76,12 +76,13 @@ pub fn compare<B: ModelBackend>(
         let evaluator = Evaluator {
             prompts: &prompts,
             tokenizer: &policy.tokenizer,
-            options: GenerateOptions {
-                max_new_tokens: config.response_length,
+            options: Drawing {
+                response_length: config.response_length,
                 sampling: config.sampling.clone(),
-                stop_ids: policy.tokenizer.stop_ids().to_vec(),
+                truncate: config.truncate.as_ref(),
                 batch_size: config.generation_batch_size,
-            },
+            }
+            .options(&policy.tokenizer)?,
             reference: Some(&reference.model),
             micro_batch_tokens: MICRO_BATCH_TOKENS,
             // The same draws for every policy: differences are the policies', not the dice's.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 pub use crate::data::DataConfig;
 use crate::reward::RewardConfig;
 
-pub use crate::generate::SamplingConfig;
-pub use crate::loss::DpoLoss;
+pub use crate::generate::{SamplingConfig, Truncate};
+pub use crate::loss::{DpoLoss, RewardLoss};
 pub use crate::optim::{OptimConfig, Schedule};
 pub use crate::peft::LoraConfig;
 pub use crate::rl::{KlControl, KlEstimator, MissingEos};
@@ -169,6 +169,9 @@ pub struct RankConfig {
     /// How responses are drawn.
     #[serde(default)]
     pub sampling: SamplingConfig,
+    /// A token that ends a response beside EOS.
+    #[serde(default)]
+    pub truncate: Option<Truncate>,
     /// Who ranks.
     pub reward: RewardConfig,
     /// Two responses whose scores differ by no more than this are a tie and make no comparison.
@@ -215,12 +218,22 @@ pub struct RewardModelConfig {
     /// Rows with more tokens are counted and dropped.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
+    /// What is minimised.
+    #[serde(default)]
+    pub loss_type: RewardLoss,
     /// Subtract the row's `margin` inside the loss (Llama 2, arXiv:2307.09288, eq. 2).
     #[serde(default)]
     pub use_margin: bool,
     /// After training shift scores so that the mean over these SFT responses is zero: prompts with completions.
     #[serde(default)]
     pub center_on: Option<DataConfig>,
+    /// Divide scores by their standard deviation over these responses, before training and after (lm-human-preferences).
+    #[serde(default)]
+    pub standardize: bool,
+    /// Columns of the held-out comparisons by whose values accuracy is told apart, e.g. the annotators' confidence; a
+    /// dot goes into an object.
+    #[serde(default)]
+    pub accuracy_by: Vec<String>,
     /// Evaluation and checkpoints.
     #[serde(default)]
     pub cadence: Cadence,
@@ -287,6 +300,22 @@ pub enum ValueInit {
     Policy,
 }
 
+/// Pre-training text beside the rollouts: InstructGPT's PPO-ptx.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PtxConfig {
+    /// Text rows.
+    pub data: DataConfig,
+    /// Weight of their cross-entropy (nats per token) beside the policy loss.
+    #[serde(default = "default_ptx_coef")]
+    pub coef: f64,
+    /// Rows per optimiser step.
+    pub batch_size: usize,
+    /// Longer rows are cut.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+}
+
 /// Proximal policy optimisation against a reward source with a KL leash to the initial policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -341,6 +370,9 @@ pub struct PpoConfig {
     /// Sampling temperature; every log-probability of the stage is taken at this temperature.
     #[serde(default = "default_temperature")]
     pub temperature: f64,
+    /// A token that ends a response beside EOS.
+    #[serde(default)]
+    pub truncate: Option<Truncate>,
     /// Initial weight of the KL term.
     #[serde(default = "default_kl_coef")]
     pub kl_coef: f64,
@@ -374,6 +406,13 @@ pub struct PpoConfig {
     /// Score of a response without EOS.
     #[serde(default)]
     pub missing_eos: MissingEos,
+    /// Pre-training text to mix into the policy's updates.
+    #[serde(default)]
+    pub ptx: Option<PtxConfig>,
+    /// Decay per update of a moving average of the policy's weights, which is then what is evaluated and saved; responses
+    /// are drawn from the policy itself.
+    #[serde(default)]
+    pub ema_decay: Option<f64>,
     /// Evaluation and checkpoints, counted in PPO updates.
     #[serde(default)]
     pub cadence: Cadence,
@@ -402,6 +441,9 @@ pub struct CompareConfig {
     /// How responses are drawn.
     #[serde(default)]
     pub sampling: SamplingConfig,
+    /// A token that ends a response beside EOS.
+    #[serde(default)]
+    pub truncate: Option<Truncate>,
     /// Responses generated at once.
     #[serde(default = "default_rollout_batch")]
     pub generation_batch_size: usize,
@@ -436,6 +478,9 @@ fn default_temperature() -> f64 {
 }
 fn default_kl_coef() -> f64 {
     0.05
+}
+fn default_ptx_coef() -> f64 {
+    27.8
 }
 fn default_lam() -> f64 {
     0.95

@@ -289,9 +289,8 @@ impl<'a> Micro<'a> {
             positions.extend((prompt_len..row.len()).map(|token| span.token(token - 1)));
             targets.extend(&row[prompt_len..]);
         }
-        let hidden = model
-            .hidden_states(&batch, None, None)
-            .select(0, indices(&positions, device));
+        let at = Some(indices(&positions, device));
+        let hidden = model.states_at(&batch, at, None, None);
         model.logprobs(hidden, &Arc::new(targets), 1.0).0
     }
 

@@ -33,6 +33,7 @@ pub(super) fn draw_samples<B: ModelBackend>(
             ..SamplingConfig::default()
         },
         stop_ids: tokenizer.stop_ids().to_vec(),
+        truncate: None,
         batch_size: request.prompts.len().max(1),
     };
     let ids: Vec<&[u32]> = request.prompts.iter().map(|p| p.ids.as_slice()).collect();

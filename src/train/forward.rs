@@ -65,9 +65,8 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
         let rows: Vec<&[u32]> = part.iter().map(|e| e.ids.as_slice()).collect();
         let batch = TokenBatch::from_rows(&rows, device);
         let (positions, targets) = trained_positions(&part, &batch.segments);
-        let hidden = model
-            .hidden_states(&batch, None, None)
-            .select(0, indices(&positions, device));
+        let at = Some(indices(&positions, device));
+        let hidden = model.states_at(&batch, at, None, None);
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
         sum -= host(logprobs).iter().map(|&x| f64::from(x)).sum::<f64>();
         count += positions.len();
@@ -95,9 +94,8 @@ pub fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
             positions.extend(range.start + first - 1..range.end - 1);
             targets.extend(&rows[row][first..]);
         }
-        let hidden = model
-            .hidden_states(&batch, None, None)
-            .select(0, indices(&positions, device));
+        let at = Some(indices(&positions, device));
+        let hidden = model.states_at(&batch, at, None, None);
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), temperature);
         let mut values = host(logprobs).into_iter();
         for &row in &part {

@@ -3,6 +3,7 @@
 mod compare;
 pub mod config;
 mod dpo;
+mod drawing;
 mod evaluate;
 mod forward;
 mod journal;
@@ -13,6 +14,7 @@ mod rank;
 mod reward_model;
 mod session;
 mod sft;
+mod sources;
 mod state;
 mod supervised;
 

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::Session;
 use super::config::RankConfig;
+use super::drawing::Drawing;
 use super::evaluate::{completions, sample};
 use super::journal::Journal;
 use super::session::{Outcome, data_file};
@@ -14,7 +15,7 @@ use crate::atomic::write_atomic;
 use crate::checkpoint::TensorMap;
 use crate::data::{Prompt, encode_prompts};
 use crate::error::{Error, Result};
-use crate::generate::{GenerateOptions, generate};
+use crate::generate::generate;
 use crate::ops::ModelBackend;
 use crate::report::RolloutReport;
 
@@ -46,12 +47,13 @@ pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) 
     )?;
     let mut source = session.reward_source(&config.reward, policy.config.vocab_size())?;
     let seed = session.stage_seed(&config.name);
-    let options = GenerateOptions {
-        max_new_tokens: config.response_length,
+    let options = Drawing {
+        response_length: config.response_length,
         sampling: config.sampling.clone(),
-        stop_ids: policy.tokenizer.stop_ids().to_vec(),
+        truncate: config.truncate.as_ref(),
         batch_size: config.generation_batch_size,
-    };
+    }
+    .options(&policy.tokenizer)?;
     let steps = prompts.len().div_ceil(PROMPTS_PER_STEP);
     let summary = format!(
         "{} responses to each of {} prompts",

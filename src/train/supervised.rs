@@ -101,8 +101,9 @@ pub(super) fn run<B: ModelBackend>(
             let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, &device);
             let (positions, targets) = trained_positions(&part, &batch.segments);
             let dropout = seed.fork("dropout").fork_index(done as u64);
-            let hidden = trained.model.hidden_states(&batch, None, Some(dropout));
-            let hidden = hidden.select(0, indices(&positions, &device));
+            let positions = Some(indices(&positions, &device));
+            let model = &trained.model;
+            let hidden = model.states_at(&batch, positions, None, Some(dropout));
             let (logprobs, _) = trained.model.logprobs(hidden, &Arc::new(targets), 1.0);
             let part_loss = cross_entropy(logprobs);
             let value = f64::from(host(part_loss.clone().inner())[0]);

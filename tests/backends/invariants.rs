@@ -294,6 +294,7 @@ fn ppo_split<B: ModelBackend>(
             ppo: &config,
             policy_lr: 1e-4,
             value_lr: 1e-4,
+            ptx: None,
         };
         let report = update(&mut networks, &rollout, &orders, &settings, &device).unwrap();
         let norms: Vec<f32> = (report.minibatches.iter())
@@ -402,6 +403,7 @@ fn cached_equals_uncached<B: ModelBackend>(
         sampling,
         // Some rows stop early, so that waiting prompts take their places.
         stop_ids: (0..VOCAB).step_by(4).collect(),
+        truncate: None,
         batch_size,
     };
     let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();

@@ -4,6 +4,7 @@
 mod dpo;
 mod failures;
 mod invariants;
+mod options;
 mod ppo_details;
 mod resume;
 
@@ -50,8 +51,8 @@ macro_rules! on_backends {
 }
 
 on_backends!(
-    operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear, adamw,
-        adamw_of_a_view, cache, cache_write;
+    operations: rms_norm, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear,
+        lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
     losses: gradients;
     families: forward, gradients, scores, generation, cached, lora;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;

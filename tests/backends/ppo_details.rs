@@ -14,10 +14,11 @@ use burn::tensor::{Tensor, TensorPrimitive};
 use serde_json::{Value, json};
 
 use tempering::data::{
-    Comparisons, RowFormat, Tokenizer, encode_comparisons, encode_completions, encode_prompts,
+    Comparisons, Example, RowFormat, Tokenizer, encode_comparisons, encode_completions,
+    encode_prompts,
 };
-use tempering::generate::{GenerateOptions, Response, SamplingConfig, generate};
-use tempering::loss::{self, bradley_terry, policy_loss, value_loss};
+use tempering::generate::{GenerateOptions, Response, SamplingConfig, TruncateAt, generate};
+use tempering::loss::{self, best_of_k, bradley_terry, policy_loss, value_loss};
 use tempering::model::{
     CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, weights,
 };
@@ -33,10 +34,10 @@ use tempering::rng::Seed;
 use tempering::tokens::{Segments, TokenBatch};
 use tempering::train::config::{Peft, PpoConfig, ValueInit};
 use tempering::train::ppo::{
-    Episodes, Networks, Rollout, UpdateReport, UpdateSettings, logprob_temperature,
-    minibatch_orders, update, value_network,
+    Episodes, MinibatchReport, Networks, Ptx, Rollout, UpdateReport, UpdateSettings,
+    logprob_temperature, minibatch_orders, update, value_network,
 };
-use tempering::train::{Policy, RewardModel, row_logprobs};
+use tempering::train::{Policy, RewardModel, example_loss, row_logprobs};
 
 #[cfg(feature = "flex")]
 type B = burn::backend::Flex;
@@ -163,12 +164,22 @@ fn run_update(
         ppo: config,
         policy_lr: lr,
         value_lr: lr,
+        ptx: None,
     };
     update(networks, rollout, &orders, &settings, &Default::default()).unwrap()
 }
 
 /// What a policy answers to some prompts at PPO's temperature, drawn as the stage draws.
 fn drawn(policy: &LanguageModel<B>, stop_ids: Vec<u32>, temperature: f64) -> Episodes {
+    drawn_until(policy, stop_ids, None, temperature)
+}
+
+fn drawn_until(
+    policy: &LanguageModel<B>,
+    stop_ids: Vec<u32>,
+    truncate: Option<TruncateAt>,
+    temperature: f64,
+) -> Episodes {
     let queries: Vec<Vec<u32>> = vec![vec![5, 17, 9], vec![12], vec![7, 0, 30, 21], vec![8, 19]];
     let slices: Vec<&[u32]> = queries.iter().map(Vec::as_slice).collect();
     let options = GenerateOptions {
@@ -178,6 +189,7 @@ fn drawn(policy: &LanguageModel<B>, stop_ids: Vec<u32>, temperature: f64) -> Epi
             ..SamplingConfig::default()
         },
         stop_ids,
+        truncate,
         batch_size: 3,
     };
     let responses = generate(
@@ -232,13 +244,23 @@ fn detail_01_the_prompt_ends_with_tldr_and_no_space() {
 }
 
 #[test]
-fn detail_02_a_query_too_long_is_left_out_and_counted() {
+fn detail_02_a_query_too_long_is_cut_at_a_line_break_or_left_out() {
     let mut long = post();
-    long["post"] = "One. ".repeat(200).into();
-    let prompts = encode_prompts(&rows(&[long, post()]), &tokenizer(), &tldr(), 43).unwrap();
+    long["post"] = format!("One.\nTwo.\n{}", "Three. ".repeat(200)).into();
+    let data = rows(&[long, post()]);
+    let prompts = encode_prompts(&data, &tokenizer(), &tldr(), 43).unwrap();
     assert_eq!(prompts.items.len(), 1);
     assert_eq!(prompts.items[0].ids, PROMPT_IDS);
     assert_eq!(prompts.report.dropped_too_long, 1);
+    // With `shorten` the post loses its last paragraph, and is the other one.
+    let format = RowFormat {
+        shorten: Some("post".into()),
+        ..tldr()
+    };
+    let prompts = encode_prompts(&data, &tokenizer(), &format, 43).unwrap();
+    assert_eq!(prompts.items.len(), 2);
+    assert_eq!(prompts.items[0].ids, PROMPT_IDS);
+    assert_eq!(prompts.report.shortened, 1);
 }
 
 #[test]
@@ -470,6 +492,19 @@ fn detail_13_the_centre_is_subtracted_from_every_score() {
 }
 
 #[test]
+fn detail_13_a_gain_scales_scores_and_centre() {
+    let (mut model, device) = (reward_model(), Default::default());
+    let rows: [&[u32]; 3] = [&[5, 17, 19, EOS], &[5, 17, 19], &[8, EOS, 9, 4]];
+    let score = |model: &ScalarModel<B>| model.row_scores(&rows, 4096, &device, &mut |_, _| {});
+    let scores = score(&model);
+    model.offset = rl::mean(&scores);
+    model.scale(1.0 / rl::variance(&scores).sqrt(), &device);
+    let normal = score(&model);
+    assert!(rl::mean(&normal).abs() < 1e-6, "{normal:?}");
+    assert!((rl::variance(&normal) - 1.0).abs() < 1e-5, "{normal:?}");
+}
+
+#[test]
 fn detail_14_scores_do_not_depend_on_what_stands_before_or_after_a_row() {
     let (model, device) = (reward_model(), Default::default());
     let row: &[u32] = &[5, 17, 19, EOS];
@@ -510,6 +545,15 @@ fn detail_16_k_responses_make_all_pairs_of_one_element() {
 }
 
 // ---- rollout ----
+
+#[test]
+fn detail_16_the_best_of_four_is_a_choice() {
+    // -log softmax of scores 2, 0, 1, -1 at the first: ln(e^2 + e^0 + e^1 + e^-1) - 2.
+    let mut choices = loss::Choices::new();
+    choices.push_prompt(2, [0, 1, 3]);
+    let got = host(best_of_k(tensor(&[0.0, 1.0, 2.0, -1.0]), &choices));
+    assert_close(&got, &[0.440_189_7], 1e-6);
+}
 
 #[test]
 fn detail_17_stopping_early_changes_nothing_but_the_length() {
@@ -580,6 +624,26 @@ fn detail_20_a_response_ends_with_its_first_eos() {
         match first {
             Some(first) => assert_eq!(first + 1, response.ids.len(), "kept, and the last one"),
             None => assert_eq!(response.ids.len(), T),
+        }
+    }
+}
+
+#[test]
+fn detail_20_a_response_may_end_at_a_token_from_an_index_on() {
+    let policy = language_model("ref");
+    let full = drawn(&policy, Vec::new(), 0.7).responses;
+    // A token that a response holds twice or more, so that the first time comes before the index.
+    for response in &full {
+        for (first, &id) in response.ids.iter().enumerate() {
+            for after in 0..=T {
+                let at = TruncateAt { id, after };
+                let ended = drawn_until(&policy, Vec::new(), Some(at), 0.7).responses;
+                for (ended, full) in ended.iter().zip(&full) {
+                    let end = (after..T).find(|&i| full.ids[i] == id);
+                    assert_eq!(ended.ids, full.ids[..end.map_or(T, |end| end + 1)]);
+                    assert_eq!(ended.stopped, end.is_some(), "{first} {after}");
+                }
+            }
         }
     }
 }
@@ -908,6 +972,60 @@ fn detail_35_every_metric_is_written_and_documented() {
         .map(|(a, b)| f64::from(a - b))
         .sum();
     assert!((of("objective/kl") - logr / 2.0).abs() < 1e-5);
+}
+
+#[test]
+fn detail_36_pretraining_text_enters_with_its_weight() {
+    let example = |ids: &[u32]| Example {
+        ids: ids.to_vec(),
+        trained: (0..ids.len()).map(|i| i > 0).collect(),
+        prompt_len: 0,
+        row: Default::default(),
+    };
+    let texts = [example(&[3, 8, 21, 5]), example(&[17, 2, 9])];
+    let config = ppo_config(json!({"num_ppo_epochs": 3, "vf_coef": 0.0}));
+    let mut rollout = evaluate(&episodes(), &config);
+    // Without an advantage the policy loss has no gradient: what is left is the text's.
+    rollout.advantages.fill(0.0);
+    let (sum, count) = example_loss(&language_model("ref"), &texts, 64, &Default::default());
+    let run = |coef: f64, batches: &[Vec<&Example>]| {
+        let optim = OptimConfig {
+            max_grad_norm: None,
+            ..OptimConfig::default()
+        };
+        let mut networks = networks(language_model("ref"), optim);
+        let orders = minibatch_orders(Seed::new(1), rollout.rows.len(), 3);
+        let settings = UpdateSettings {
+            ppo: &config,
+            policy_lr: 1e-2,
+            value_lr: 0.0,
+            ptx: Some(Ptx { coef, batches }),
+        };
+        update(
+            &mut networks,
+            &rollout,
+            &orders,
+            &settings,
+            &Default::default(),
+        )
+        .unwrap()
+    };
+    let both: Vec<&Example> = texts.iter().collect();
+    let batches = vec![both.clone(), both.clone(), both];
+    let (one, three) = (run(1.0, &batches), run(3.0, &batches));
+    let [first, second, third] = &one.minibatches[..] else {
+        panic!("a step per epoch")
+    };
+    // A mean over the tokens of both texts, at temperature 1.
+    let loss = |part: &MinibatchReport| part.ptx_loss.unwrap();
+    assert!((loss(first) - sum / count as f64).abs() < 1e-5);
+    assert!(loss(second) < loss(first) && loss(third) < loss(second));
+    let ratio = three.minibatches[0].policy_grad_norm / first.policy_grad_norm;
+    assert!((ratio - 3.0).abs() < 1e-5, "{ratio}");
+    let named = one.metrics();
+    assert!(named.iter().any(|(name, _)| *name == "loss/ptx_avg"));
+    let documented = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    assert!(documented.contains("`loss/ptx_avg`"));
 }
 
 #[test]

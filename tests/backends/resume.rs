@@ -14,7 +14,11 @@ use tempering::report::{
 use crate::pipeline;
 
 /// Presses Ctrl-C after a step of a stage.
-struct Interrupter(&'static str, usize, Interrupt);
+pub(crate) struct Interrupter(
+    pub(crate) &'static str,
+    pub(crate) usize,
+    pub(crate) Interrupt,
+);
 
 impl Reporter for Interrupter {
     fn stage_start(&mut self, _: &StageInfo<'_>) {}

@@ -140,7 +140,6 @@ fn summed_logprobs<B: ModelBackend>(
     device: &B::Device,
 ) -> (Tensor<B, 1>, Vec<Vec<f32>>) {
     let batch = TokenBatch::from_rows(rows, device);
-    let hidden = model.hidden_states(&batch, None, None);
     let (mut positions, mut targets) = (Vec::new(), Vec::new());
     for (range, row) in batch.segments.iter().zip(rows) {
         positions.extend(range.start..range.end - 1);
@@ -149,7 +148,8 @@ fn summed_logprobs<B: ModelBackend>(
     if targets.is_empty() {
         return (Tensor::zeros([1], device), vec![Vec::new(); rows.len()]);
     }
-    let hidden = hidden.select(0, indices(positions, device));
+    let positions = Some(indices(positions, device));
+    let hidden = model.states_at(&batch, positions, None, None);
     let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
     let flat: Vec<f32> = logprobs.clone().into_data().into_vec().unwrap();
     let mut flat = flat.into_iter();
@@ -378,6 +378,7 @@ pub(crate) fn generation<B: ModelBackend>(device: B::Device) {
                     ..SamplingConfig::default()
                 },
                 stop_ids,
+                truncate: None,
                 batch_size,
             };
             generate(

@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 use crate::parity::{Comparison, backend_name};
 use tempering::guard;
 use tempering::loss::{
-    Comparisons, DpoLoss, DpoObjective, bradley_terry, cross_entropy, dpo, policy_loss,
-    response_sums, value_loss,
+    Choices, Comparisons, DpoLoss, DpoObjective, best_of_k, bradley_terry, cross_entropy, dpo,
+    policy_loss, response_sums, value_loss,
 };
 use tempering::ops::ModelBackend;
 
@@ -18,15 +18,17 @@ use tempering::ops::ModelBackend;
 enum Loss {
     CrossEntropy,
     BradleyTerry,
+    BestOfK,
     Dpo(DpoLoss, f64),
     DpoOfTokens,
     Policy,
     Value,
 }
 
-const LOSSES: [Loss; 10] = [
+const LOSSES: [Loss; 11] = [
     Loss::CrossEntropy,
     Loss::BradleyTerry,
+    Loss::BestOfK,
     Loss::Dpo(DpoLoss::Sigmoid, 0.0),
     Loss::Dpo(DpoLoss::Sigmoid, 0.1),
     Loss::Dpo(DpoLoss::Hinge, 0.0),
@@ -59,7 +61,9 @@ impl Loss {
     fn at(self) -> Vec<f64> {
         match self {
             Self::CrossEntropy => vec![-0.5, -80.0, 0.0, -1.25],
-            Self::BradleyTerry | Self::Dpo(..) => vec![0.5, -1.0, 0.25, 2.0, 1.0, 80.0, -80.0],
+            Self::BradleyTerry | Self::BestOfK | Self::Dpo(..) => {
+                vec![0.5, -1.0, 0.25, 2.0, 1.0, 80.0, -80.0]
+            }
             // Responses of 3, 0, 1 and 2 tokens.
             Self::DpoOfTokens => vec![0.25, -0.5, 1.0, 0.75, -80.0, 80.0],
             // Ratios inside, above and below the clipping range, for gains and losses; one response of one token.
@@ -78,6 +82,13 @@ impl Loss {
         match self {
             Self::CrossEntropy => cross_entropy(x),
             Self::BradleyTerry => bradley_terry(x, &comparisons()),
+            Self::BestOfK => {
+                let mut choices = Choices::new();
+                choices.push_prompt(1, [0, 2, 3]);
+                choices.push_prompt(4, [5]);
+                choices.push_prompt(6, [5, 4]);
+                best_of_k(x, &choices)
+            }
             Self::Dpo(loss, smoothing) => {
                 let lens = [3, 1, 2, 7, 1, 4, 5];
                 dpo(x, &lens, &comparisons(), objective(loss, smoothing))

@@ -9,7 +9,9 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 
 use crate::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
-use tempering::ops::{self, AdamWStep, CacheWrite, HeadLayout, LowRankPart, ModelBackend};
+use tempering::ops::{
+    self, AdamWStep, CacheWrite, HeadLayout, LinearInput, LowRankPart, ModelBackend,
+};
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
 
@@ -682,6 +684,83 @@ impl Case for LoraLinear {
 }
 
 /// Ranks 3, 8 and 1 with gaps before, between and behind; no width is a multiple of 16.
+/// A [`LoraLinear`] whose input is computed from a source.
+enum LoraLinearOf {
+    RmsNorm(LoraLinear),
+    SwiGlu(LoraLinear),
+}
+
+impl LoraLinearOf {
+    fn linear(&self) -> &LoraLinear {
+        match self {
+            Self::RmsNorm(linear) | Self::SwiGlu(linear) => linear,
+        }
+    }
+}
+
+impl Case for LoraLinearOf {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::RmsNorm(_) => "lora_linear of rms_norm",
+            Self::SwiGlu(_) => "lora_linear of swiglu",
+        }
+    }
+
+    /// The linear layer's, with the source in the input's place; last the norm's weight.
+    fn inputs(&self) -> Vec<Matrix> {
+        let linear = self.linear();
+        let width = match self {
+            Self::RmsNorm(_) => linear.inputs,
+            Self::SwiGlu(_) => 2 * linear.inputs,
+        };
+        let mut inputs = linear.inputs();
+        inputs[0] = Matrix::normal("x", [linear.tokens, width], 1.0);
+        inputs.push(Matrix::normal("norm", [1, linear.inputs], 0.5).map(|w| 1.0 + w));
+        inputs
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        match self {
+            Self::RmsNorm(_) => vec![0, 2, 3, 4],
+            Self::SwiGlu(_) => vec![0, 2, 3],
+        }
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let [_, entries] = x[3].dims();
+        let norm = x[4].clone().reshape([self.linear().inputs]);
+        let input = match self {
+            Self::RmsNorm(_) => LinearInput::RmsNorm {
+                weight: norm.into_primitive().tensor(),
+                eps: 1e-3,
+            },
+            Self::SwiGlu(_) => LinearInput::SwiGlu,
+        };
+        ops::lora_linear_of(
+            x[0].clone(),
+            input,
+            x[1].clone(),
+            x[2].clone(),
+            x[3].clone().reshape([entries]),
+            &self.linear().parts,
+        )
+    }
+
+    fn plain<B: Backend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let linear = self.linear();
+        let (tokens, width) = (linear.tokens, linear.inputs);
+        x[0] = match self {
+            Self::RmsNorm(_) => RmsNorm {
+                tokens,
+                hidden: width,
+            }
+            .plain(vec![x[0].clone(), x[4].clone()]),
+            Self::SwiGlu(_) => SwiGlu { tokens, width }.plain(vec![x[0].clone()]),
+        };
+        linear.plain(x)
+    }
+}
+
 fn parts(scale: usize) -> Vec<LowRankPart> {
     vec![
         LowRankPart {
@@ -915,6 +994,17 @@ pub(crate) fn lora_linear<B: ModelBackend>(device: B::Device) {
         },
         &device,
     );
+}
+
+pub(crate) fn lora_linear_of<B: ModelBackend>(device: B::Device) {
+    let linear = || LoraLinear {
+        tokens: 6,
+        inputs: 13,
+        outputs: 35,
+        parts: parts(1),
+    };
+    check::<B, _>(LoraLinearOf::RmsNorm(linear()), &device);
+    check::<B, _>(LoraLinearOf::SwiGlu(linear()), &device);
 }
 
 /// Three updates against the formula in f64.

@@ -52,8 +52,19 @@ pub(crate) fn run<B: ModelBackend>(
     options: &RunOptions,
     reporter: &mut dyn Reporter,
 ) -> Result<()> {
+    run_recipe::<B>(RECIPE, folder, device, options, reporter)
+}
+
+/// Runs the recipe `text` in `folder`.
+pub(crate) fn run_recipe<B: ModelBackend>(
+    text: &str,
+    folder: &Path,
+    device: B::Device,
+    options: &RunOptions,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
     let file = folder.join("short.ron");
-    std::fs::write(&file, RECIPE).unwrap();
+    std::fs::write(&file, text).unwrap();
     let loaded = recipe::load_with_places(&file, &[])?;
     let checked = recipe::check(loaded, options)?;
     recipe::run::<B>(&checked, options, device, "test", reporter).map(drop)

@@ -488,6 +488,7 @@ pub(crate) fn rollout_and_update<B: ModelBackend>(device: B::Device) {
                 ppo: &config,
                 policy_lr: variant.settings.policy_lr,
                 value_lr: variant.settings.value_lr,
+                ptx: None,
             };
             let report = update(&mut networks, &rollout, &variant.orders, &settings, &device)
                 .expect("finite");

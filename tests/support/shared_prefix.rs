@@ -63,7 +63,7 @@ fn grouped_states<B: ModelBackend>(
         .collect();
     let len = tokens.len();
     let tokens = Tensor::<B, 1, Int>::from_data(TensorData::new(tokens, [len]), device);
-    model.hidden_states(&batch, None, None).select(0, tokens)
+    model.states_at(&batch, Some(tokens), None, None)
 }
 
 fn lone_states<B: ModelBackend>(
@@ -166,6 +166,7 @@ pub(crate) fn responses<B: ModelBackend>(device: B::Device) {
         max_new_tokens: 6,
         sampling: SamplingConfig::default(),
         stop_ids: vec![0],
+        truncate: None,
         batch_size,
     };
     let together = |batch_size: usize| {

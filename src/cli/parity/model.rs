@@ -92,7 +92,7 @@ fn forward_and_backward<B: ModelBackend>(
     let count = positions.len();
     let positions =
         Tensor::<Autodiff<B>, 1, Int>::from_data(TensorData::new(positions, [count]), device);
-    let hidden = model.hidden_states(&batch, None, None).select(0, positions);
+    let hidden = model.states_at(&batch, Some(positions), None, None);
     let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
     let mut results = vec![(
         "log-probabilities".to_owned(),
@@ -122,6 +122,7 @@ fn decode<B: ModelBackend>(
             ..SamplingConfig::default()
         },
         stop_ids: Vec::new(),
+        truncate: None,
         batch_size: 2,
     };
     let prompts: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();

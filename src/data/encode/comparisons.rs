@@ -1,6 +1,6 @@
 //! Preference rows and ranked rows as comparisons of whole responses.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::report::{Encoded, Notes, Outcome, encode_rows};
 use super::sequence::Joint;
@@ -19,9 +19,45 @@ pub struct Comparisons {
     pub prompt_len: usize,
     /// Chosen and rejected response, and by how much the chosen one is better (0 if the row does not say).
     pub pairs: Vec<(usize, usize, f32)>,
+    /// What a preference row says beside its texts: its numbers, truth values and short words, by column.
+    pub labels: Map<String, Value>,
+}
+
+/// Bytes up to which a text is taken for a label.
+const LONGEST_LABEL: usize = 64;
+
+/// The columns that are labels, objects with what they hold of labels.
+fn labels(columns: &Map<String, Value>) -> Map<String, Value> {
+    let label = |(name, value): (&String, &Value)| {
+        let value = match value {
+            Value::Object(inner) => Value::Object(labels(inner)),
+            Value::String(text) if text.len() > LONGEST_LABEL => return None,
+            Value::Null | Value::Array(_) => return None,
+            scalar => scalar.clone(),
+        };
+        Some((name.clone(), value))
+    };
+    columns.iter().filter_map(label).collect()
 }
 
 impl Comparisons {
+    /// The response that is better than every other one, if there is one.
+    pub fn best(&self) -> Option<usize> {
+        let beats = |i: usize| self.pairs.iter().filter(|pair| pair.0 == i).count();
+        (0..self.responses.len()).find(|&i| beats(i) + 1 == self.responses.len())
+    }
+
+    /// The label in `column`, in which a dot goes into an object.
+    pub fn label(&self, column: &str) -> Option<String> {
+        let mut names = column.split('.');
+        let first = self.labels.get(names.next()?)?;
+        match names.try_fold(first, |value, name| value.get(name))? {
+            Value::String(text) => Some(text.clone()),
+            Value::Object(_) | Value::Null => None,
+            scalar => Some(scalar.to_string()),
+        }
+    }
+
     /// Tokens that the responses take in a batch, what all begin with counted once.
     pub fn packed_len(&self) -> usize {
         packed_len(&self.responses)
@@ -44,7 +80,7 @@ pub fn encode_comparisons(
     max_length: usize,
 ) -> Result<Encoded<Comparisons>> {
     let parser = RowParser::new(format)?;
-    encode_rows(rows, max_length, |row| {
+    encode_rows(rows, format, max_length, |row| {
         if row.columns.contains_key("response_ids") {
             return ranked_row(row, max_length);
         }
@@ -84,6 +120,7 @@ pub fn encode_comparisons(
             prompt_len: chosen.prompt_len.min(rejected.prompt_len),
             responses: vec![chosen.ids, rejected.ids],
             pairs: vec![(0, 1, margin as f32)],
+            labels: labels(&row.columns),
         };
         Ok(Outcome::Kept { item, notes })
     })
@@ -139,6 +176,7 @@ fn ranked_row(row: &Row, max_length: usize) -> Result<Outcome<Comparisons>> {
             responses,
             prompt_len,
             pairs,
+            labels: Map::new(),
         },
         notes: Notes::default(),
     })
@@ -166,18 +204,50 @@ mod tests {
             responses: vec![vec![112, NN, HI, EOS], vec![112, NN, 98, EOS]],
             prompt_len: 2,
             pairs: vec![(0, 1, 1.5)],
+            labels: got.items[0].labels.clone(),
         };
         assert_eq!(got.items[0], first);
         let second = Comparisons {
             responses: vec![vec![120, 32, 121, EOS], vec![120, 32, 122, EOS]],
             prompt_len: 1,
             pairs: vec![(0, 1, 0.0)],
+            labels: got.items[1].labels.clone(),
         };
         assert_eq!(got.items[1], second);
         assert_eq!(
             (got.report.dropped_untrained, got.report.dropped_too_long),
             (1, 1)
         );
+    }
+
+    #[test]
+    fn labels_are_the_short_columns() {
+        let tok = testing::tokenizer(false, None);
+        let data = rows(&[
+            json!({"prompt": "p", "chosen": "a", "rejected": "b", "batch": 7, "worker": "w", "ids": [1],
+            "note": "x".repeat(65), "extra": {"confidence": 9, "text": "y".repeat(65)}}),
+        ]);
+        let item = &encode_comparisons(&data, &tok, &plain(), 100)
+            .unwrap()
+            .items[0];
+        assert_eq!(item.label("batch").as_deref(), Some("7"));
+        assert_eq!(item.label("worker").as_deref(), Some("w"));
+        assert_eq!(item.label("extra.confidence").as_deref(), Some("9"));
+        for absent in ["ids", "note", "extra", "extra.text", "batch.x", "none"] {
+            assert_eq!(item.label(absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn the_best_response_is_better_than_every_other() {
+        let item = |pairs: &[(usize, usize)]| Comparisons {
+            responses: vec![vec![1]; 3],
+            prompt_len: 0,
+            pairs: pairs.iter().map(|&(c, r)| (c, r, 0.0)).collect(),
+            labels: Map::new(),
+        };
+        assert_eq!(item(&[(0, 2), (1, 0), (1, 2)]).best(), Some(1));
+        assert_eq!(item(&[(0, 2), (1, 2)]).best(), None, "two tie");
     }
 
     #[test]

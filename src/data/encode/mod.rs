@@ -6,6 +6,7 @@
 //! prompt's length; here the cut moves back to the last token that both share, and the row is counted.
 
 mod comparisons;
+mod fit;
 mod report;
 mod sequence;
 
@@ -59,7 +60,7 @@ pub fn encode_text(
     max_length: usize,
 ) -> Result<Encoded<Example>> {
     let parser = RowParser::new(format)?;
-    encode_rows(rows, max_length, |row| {
+    encode_rows(rows, format, max_length, |row| {
         let (ids, should_end) = match parser.text(row)? {
             Content::Text(text) => {
                 let mut ids = tokenizer.encode_document(&text)?;
@@ -103,7 +104,7 @@ pub fn encode_completions(
     completion_only: bool,
 ) -> Result<Encoded<Example>> {
     let parser = RowParser::new(format)?;
-    encode_rows(rows, max_length, |row| {
+    encode_rows(rows, format, max_length, |row| {
         let joint = match parser.completion(row)? {
             CompletionRow::Text { prompt, completion } => {
                 // An empty completion is a hole in the data, not a lesson to say nothing.
@@ -160,7 +161,8 @@ pub fn encode_completions(
 
 /// Prompts to respond to; of a conversation the assistant's last turns are left out and the generation prompt is added.
 ///
-/// A prompt longer than `max_prompt_length` tokens is left out: cut off, it would ask for something else.
+/// A prompt longer than `max_prompt_length` tokens is left out: cut off, it would ask for something else. (`shorten` in
+/// the format cuts a column of it instead.)
 ///
 /// # Errors
 /// At the first row without a prompt, and if no row is left.
@@ -171,7 +173,7 @@ pub fn encode_prompts(
     max_prompt_length: usize,
 ) -> Result<Encoded<Prompt>> {
     let parser = RowParser::new(format)?;
-    encode_rows(rows, max_prompt_length, |row| {
+    encode_rows(rows, format, max_prompt_length, |row| {
         let prompt = parser.prompt(row)?;
         let text = prompt_text(row, &prompt, tokenizer, format)?;
         let ids = match prompt {
@@ -232,12 +234,16 @@ impl Draft {
         if let Some(first) = self.trained.first_mut() {
             *first = false;
         }
+        let nothing = || match truncated {
+            true => Outcome::CutAway,
+            false => Outcome::Untrained,
+        };
         let Some(last) = self.trained.iter().rposition(|&t| t) else {
-            return Outcome::Untrained;
+            return nothing();
         };
         // A prompt that fills the limit leaves nothing of the completion, even where prompts are trained on too.
         if self.prompt_len >= self.ids.len() {
-            return Outcome::Untrained;
+            return nothing();
         }
         let notes = Notes {
             truncated,

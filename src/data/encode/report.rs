@@ -4,6 +4,8 @@ use std::fmt;
 
 use rayon::prelude::*;
 
+use super::fit::fitted;
+use crate::data::RowFormat;
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
 
@@ -23,6 +25,8 @@ pub struct EncodeReport {
     pub rows: usize,
     /// Rows kept.
     pub kept: usize,
+    /// Rows kept whose `shorten` column was cut until they fit.
+    pub shortened: usize,
     /// Rows kept that lost tokens at their end.
     pub truncated: usize,
     /// Rows left out because a prompt or a response is longer than allowed.
@@ -38,6 +42,7 @@ pub struct EncodeReport {
 impl fmt::Display for EncodeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let notes = [
+            (self.shortened, "shortened to fit"),
             (self.truncated, "truncated"),
             (self.dropped_too_long, "left out as too long"),
             (self.dropped_untrained, "left out with nothing to train on"),
@@ -68,9 +73,25 @@ impl fmt::Display for EncodeReport {
 
 /// What one row became.
 pub(super) enum Outcome<T> {
-    Kept { item: T, notes: Notes },
+    Kept {
+        item: T,
+        notes: Notes,
+    },
     TooLong,
     Untrained,
+    /// Nothing to train on is left of it within the limit.
+    CutAway,
+}
+
+impl<T> Outcome<T> {
+    /// Whether a shorter row would fare better.
+    pub(super) fn exceeds(&self) -> bool {
+        match self {
+            Self::Kept { notes, .. } => notes.truncated,
+            Self::TooLong | Self::CutAway => true,
+            Self::Untrained => false,
+        }
+    }
 }
 
 /// What to count about a row that is kept.
@@ -84,12 +105,13 @@ pub(super) struct Notes {
 /// Encodes all rows, in parallel and in order, and counts.
 pub(super) fn encode_rows<T: Send>(
     rows: &[Row],
+    format: &RowFormat,
     max_length: usize,
     encode: impl Fn(&Row) -> Result<Outcome<T>> + Sync,
 ) -> Result<Encoded<T>> {
-    let outcomes: Vec<Result<Outcome<T>>> = rows
+    let outcomes: Vec<Result<(Outcome<T>, bool)>> = rows
         .par_iter()
-        .map(|row| encode(row).map_err(|e| at_row(row, e)))
+        .map(|row| fitted(row, format.shorten.as_deref(), &encode).map_err(|e| at_row(row, e)))
         .collect();
     let mut report = EncodeReport {
         rows: rows.len(),
@@ -97,16 +119,18 @@ pub(super) fn encode_rows<T: Send>(
     };
     let mut items = Vec::with_capacity(rows.len());
     for outcome in outcomes {
-        match outcome? {
+        let (outcome, shortened) = outcome?;
+        match outcome {
             Outcome::Kept { item, notes } => {
                 items.push(item);
                 report.kept += 1;
+                report.shortened += usize::from(shortened);
                 report.truncated += usize::from(notes.truncated);
                 report.without_eos += usize::from(notes.without_eos);
                 report.merged_boundary += usize::from(notes.merged_boundary);
             }
             Outcome::TooLong => report.dropped_too_long += 1,
-            Outcome::Untrained => report.dropped_untrained += 1,
+            Outcome::Untrained | Outcome::CutAway => report.dropped_untrained += 1,
         }
     }
     if !items.is_empty() {

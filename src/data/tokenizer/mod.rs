@@ -219,6 +219,20 @@ impl Tokenizer {
             .collect())
     }
 
+    /// The token that `text` is.
+    ///
+    /// # Errors
+    /// If it is none or several, and as [`Tokenizer::encode`].
+    pub fn single_token(&self, text: &str) -> Result<u32> {
+        match self.encode(text, false)?.as_slice() {
+            [id] => Ok(*id),
+            ids => Err(Error::Usage(format!(
+                "{text:?} is {} tokens of this vocabulary; the text of one token was expected",
+                ids.len()
+            ))),
+        }
+    }
+
     /// Text of `ids`; `skip_special` leaves special tokens out.
     ///
     /// # Errors

@@ -12,11 +12,11 @@ use crate::recipe::references;
 use crate::recipe::{Recipe, Stage};
 use crate::train::config::{
     CompareConfig, DataConfig, DpoConfig, DpoLoss, Init, KlControl, MissingEos, Peft, PpoConfig,
-    RankConfig, RewardModelConfig,
+    RankConfig, RewardLoss, RewardModelConfig,
 };
 use settings::{
     check_all_data, check_cadence, check_lengths, check_optim, check_peft, check_reward,
-    check_top_p, check_training,
+    check_row_length, check_top_p, check_training, check_truncate,
 };
 
 /// Every problem of a recipe that shows without opening another file, in the order of the stages.
@@ -113,6 +113,7 @@ fn check_rank(checks: &mut Checks, path: &str, c: &RankConfig) {
     // At temperature 0 all responses to a prompt are the same one.
     checks.above_zero(path, "sampling.temperature", c.sampling.temperature);
     check_top_p(checks, path, &c.sampling);
+    check_truncate(checks, path, c.truncate.as_ref(), c.response_length);
     check_reward(checks, &format!("{path}.reward"), &c.reward, &c.data);
 }
 
@@ -143,6 +144,25 @@ fn check_reward_model(checks: &mut Checks, path: &str, c: &RewardModelConfig) {
         &c.data,
         c.eval_data.as_ref(),
     );
+    if c.use_margin && c.loss_type == RewardLoss::BestOfK {
+        checks.say(
+            format!("{path}.use_margin"),
+            "only the loss `bradley_terry` knows margins",
+        );
+        checks.rests_on(format!("{path}.loss_type"));
+    }
+    if c.standardize && c.center_on.is_none() {
+        checks.say(
+            format!("{path}.standardize"),
+            "needs `center_on`: the responses whose scores are to have variance 1",
+        );
+    }
+    if !c.accuracy_by.is_empty() && c.eval_data.is_none() {
+        checks.say(
+            format!("{path}.accuracy_by"),
+            "needs `eval_data`: accuracy is told apart on held-out comparisons",
+        );
+    }
     check_cadence(checks, path, &c.cadence);
 }
 
@@ -308,6 +328,27 @@ fn check_ppo(checks: &mut Checks, path: &str, c: &PpoConfig) {
         }
         MissingEos::Subtract(penalty) => checks.not_negative(path, "missing_eos", penalty),
     }
+    check_truncate(checks, path, c.truncate.as_ref(), c.response_length);
+    if let Some(decay) = c.ema_decay {
+        checks.below_one(path, "ema_decay", decay);
+    }
+    if let Some(ptx) = &c.ptx {
+        check_all_data(checks, path, [("ptx.data", Some(&ptx.data))]);
+        let ptx_path = format!("{path}.ptx");
+        checks.not_negative(&ptx_path, "coef", ptx.coef);
+        checks.positive(&ptx_path, "batch_size", ptx.batch_size);
+        check_row_length(checks, &ptx_path, ptx.max_length);
+        if c.micro_batch_tokens < ptx.max_length {
+            checks.say(
+                format!("{path}.micro_batch_tokens"),
+                format!(
+                    "must be at least ptx.max_length {}, found {}",
+                    ptx.max_length, c.micro_batch_tokens
+                ),
+            );
+            checks.rests_on(format!("{ptx_path}.max_length"));
+        }
+    }
     check_cadence(checks, path, &c.cadence);
 }
 
@@ -325,4 +366,5 @@ fn check_compare(checks: &mut Checks, path: &str, c: &CompareConfig) {
     checks.positive(path, "generation_batch_size", c.generation_batch_size);
     checks.not_negative(path, "sampling.temperature", c.sampling.temperature);
     check_top_p(checks, path, &c.sampling);
+    check_truncate(checks, path, c.truncate.as_ref(), c.response_length);
 }

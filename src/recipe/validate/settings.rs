@@ -4,7 +4,7 @@ use crate::data::{DataSource, RowFormat};
 use crate::recipe::checks::Checks;
 use crate::reward::RewardConfig;
 use crate::train::config::{
-    Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Schedule,
+    Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Schedule, Truncate,
 };
 
 pub(super) fn check_training(
@@ -82,12 +82,7 @@ pub(super) fn check_lengths(
     micro_batch_tokens: usize,
     max_length: usize,
 ) {
-    checks.must(
-        format!("{path}.max_length"),
-        max_length >= 2,
-        "at least 2 tokens: one to read and one to predict",
-        max_length,
-    );
+    check_row_length(checks, path, max_length);
     if micro_batch_tokens < max_length {
         checks.say(
             format!("{path}.micro_batch_tokens"),
@@ -96,6 +91,15 @@ pub(super) fn check_lengths(
         checks.rests_on(format!("{path}.max_length"));
         checks.help("a row is never split over two forward passes");
     }
+}
+
+pub(super) fn check_row_length(checks: &mut Checks, path: &str, max_length: usize) {
+    checks.must(
+        format!("{path}.max_length"),
+        max_length >= 2,
+        "at least 2 tokens: one to read and one to predict",
+        max_length,
+    );
 }
 
 pub(super) fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) {
@@ -120,6 +124,31 @@ pub(super) fn check_top_p(checks: &mut Checks, path: &str, sampling: &SamplingCo
         "above 0 and at most 1",
         sampling.top_p,
     );
+}
+
+pub(super) fn check_truncate(
+    checks: &mut Checks,
+    path: &str,
+    truncate: Option<&Truncate>,
+    response_length: usize,
+) {
+    let Some(truncate) = truncate else { return };
+    checks.must(
+        format!("{path}.truncate.token"),
+        !truncate.token.is_empty(),
+        "the text of one token",
+        &truncate.token,
+    );
+    if truncate.after >= response_length {
+        checks.say(
+            format!("{path}.truncate.after"),
+            format!(
+                "must be below response_length {response_length} to have an effect, found {}",
+                truncate.after
+            ),
+        );
+        checks.rests_on(format!("{path}.response_length"));
+    }
 }
 
 pub(super) fn check_all_data<const N: usize>(
@@ -174,6 +203,14 @@ fn check_data(checks: &mut Checks, path: &str, data: &DataConfig) {
 }
 
 fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {
+    if let Some(column) = &format.shorten {
+        checks.must(
+            format!("{path}.shorten"),
+            !column.is_empty(),
+            "the name of a column",
+            column,
+        );
+    }
     for (key, template) in [
         ("text", &format.text),
         ("prompt", &format.prompt),

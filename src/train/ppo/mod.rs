@@ -9,26 +9,30 @@
 //! [`minibatch_orders`] shuffles; [`update`] trains. The last three take no part in I/O or sampling, so that a given rollout
 //! can be checked against another implementation, number by number.
 
+mod average;
 mod draw;
+mod ptx;
 mod rollout;
 mod update;
 mod value;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{PpoConfig, ValueInit};
+use super::drawing::Drawing;
 use super::evaluate::Evaluator;
 use super::journal::Journal;
 use super::policy::{Policy, Trainable, save_policy};
 use super::session::{Outcome, data_file};
 use super::state::{restore_weights, trained_weights, under};
 use crate::checkpoint::TensorMap;
-use crate::data::{Prompt, encode_prompts};
+use crate::data::{Example, Prompt, encode_prompts, encode_text};
 use crate::error::Result;
-use crate::generate::{GenerateOptions, SamplingConfig};
+use crate::generate::SamplingConfig;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, lr_at};
@@ -36,7 +40,9 @@ use crate::reward::{RewardConfig, RewardSource};
 use crate::rl::KlController;
 use crate::rng::Seed;
 
+use average::Average;
 use draw::draw;
+pub use ptx::Ptx;
 pub use rollout::{Episodes, Rollout};
 pub use update::{
     MinibatchReport, Networks, NonFinite, UpdateReport, UpdateSettings, minibatch_orders, update,
@@ -45,6 +51,8 @@ pub use value::value_network;
 
 /// Name under which the training reward is reported at evaluations.
 const SCORE: &str = "score";
+/// Prefix of the averaged weights in checkpoints.
+const AVERAGE: &str = "average.";
 /// Name under which the gold score is reported.
 const GOLD: &str = "gold";
 /// Difference in nats between sampling and training above which the numbers cannot be trusted.
@@ -87,12 +95,16 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         _ => None,
     };
     let value = value_network(&policy, reward, config, seed, &device)?;
-    let data = (data_file(&config.data, session.run.path()), prompts.len());
+    let texts = texts(session, config, &policy)?;
+    let mut data = vec![(data_file(&config.data, session.run.path()), prompts.len())];
+    if let Some(ptx) = &config.ptx {
+        data.push((data_file(&ptx.data, session.run.path()), texts.len()));
+    }
     session.record(
         &config.name,
         &format!("{:?}", config.init),
         &policy.files,
-        &[data],
+        &data,
     )?;
 
     let reference = policy.model.clone();
@@ -108,6 +120,9 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
                 .unwrap_or_else(|| config.optim.clone()),
         ),
     };
+    let mut average = config
+        .ema_decay
+        .map(|decay| Average::new(decay, &mut networks.policy));
     let updates = config.total_episodes / config.batch_size;
     let summary = format!(
         "{updates} updates of {} responses, {} prompts",
@@ -129,24 +144,22 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             .value_optim
             .restore(under(&checkpoint.optim, "value."), done[1], &device);
         kl = journal.position.kl.unwrap_or(kl);
+        if let Some(average) = &mut average {
+            average.restore(under(weights, AVERAGE));
+        }
     }
     let evaluator = Evaluator {
         prompts: &eval_prompts,
         tokenizer: &policy.tokenizer,
-        options: options(config, &policy),
+        options: drawing(config).options(&policy.tokenizer)?,
         reference: Some(&reference),
         micro_batch_tokens: config.micro_batch_tokens,
         seed: seed.fork("evaluation"),
     };
     let mut first = None;
     if journal.position.step == 0 {
-        first = evaluate(
-            session,
-            &mut journal,
-            &evaluator,
-            &networks.policy.valid(),
-            &mut sources,
-        )?;
+        let policy = networks.policy.valid();
+        first = evaluate(session, &mut journal, &evaluator, &policy, &mut sources)?;
     }
     let mut last = None;
     while journal.position.step < updates {
@@ -158,7 +171,7 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             &policy.tokenizer,
             &batch,
             &mut sources,
-            &options(config, &policy),
+            &evaluator.options,
             seed.fork("rollout").fork_index(done as u64),
         )?;
         let rollout = Rollout::evaluate(
@@ -170,10 +183,15 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             &device,
         );
         let value_optim = config.value_optim.as_ref().unwrap_or(&config.optim);
+        let texts = ptx_batches(&texts, config, done, seed.fork("ptx"));
         let settings = UpdateSettings {
             ppo: config,
             policy_lr: lr_at(&config.optim.schedule, config.optim.lr, done, updates),
             value_lr: lr_at(&value_optim.schedule, value_optim.lr, done, updates),
+            ptx: config.ptx.as_ref().map(|ptx| Ptx {
+                coef: ptx.coef,
+                batches: &texts,
+            }),
         };
         let order_seed = seed.fork("minibatches").fork_index(done as u64);
         let orders = minibatch_orders(order_seed, rollout.rows.len(), config.num_ppo_epochs);
@@ -181,6 +199,9 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             Ok(report) => report,
             Err(NonFinite(what)) => return Err(journal.non_finite(what, &rollout.row_slices())),
         };
+        if let Some(average) = &mut average {
+            average.update(&mut networks.policy);
+        }
         let episode = (done + 1) * config.batch_size;
         let mut metrics = rollout.metrics();
         metrics.extend(gold.map(|gold| ("objective/gold_scores", gold)));
@@ -206,18 +227,19 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             ));
         }
         if journal.evaluates() {
-            last = evaluate(
-                session,
-                &mut journal,
-                &evaluator,
-                &networks.policy.valid(),
-                &mut sources,
-            )?;
+            let policy = match &average {
+                Some(average) => average.applied(&networks.policy, &device)?.valid(),
+                None => networks.policy.valid(),
+            };
+            last = evaluate(session, &mut journal, &evaluator, &policy, &mut sources)?;
         }
         if journal.must_save() {
             let (mut weights, mut optim) = (TensorMap::new(), TensorMap::new());
             trained_weights(&mut weights, "policy.", &mut networks.policy);
             trained_weights(&mut weights, "value.", &mut networks.value);
+            if let Some(average) = &average {
+                average.save(AVERAGE, &mut weights);
+            }
             for (prefix, state) in [
                 ("policy.", networks.policy_optim.state()),
                 ("value.", networks.value_optim.state()),
@@ -232,7 +254,10 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         }
     }
     let trained = Trainable {
-        model: networks.policy,
+        model: match &average {
+            Some(average) => average.applied(&networks.policy, &device)?,
+            None => networks.policy,
+        },
         lora: trained.lora,
         merged: trained.merged,
     };
@@ -277,31 +302,73 @@ fn prompts<B: ModelBackend>(
     Ok(encoded.items)
 }
 
-fn options<B: ModelBackend>(config: &PpoConfig, policy: &Policy<B>) -> GenerateOptions {
-    GenerateOptions {
-        max_new_tokens: config.response_length,
+fn drawing(config: &PpoConfig) -> Drawing<'_> {
+    Drawing {
+        response_length: config.response_length,
         // No top-k and no top-p: the ratio of PPO needs the distribution that was drawn from.
         sampling: SamplingConfig {
             temperature: logprob_temperature(config),
             ..SamplingConfig::default()
         },
-        stop_ids: policy.tokenizer.stop_ids().to_vec(),
+        truncate: config.truncate.as_ref(),
         batch_size: config.generation_batch_size,
     }
 }
 
-/// The prompts of one update: a fresh order at each pass over the data, with no short batch at the end of a pass.
+/// Rows of the pre-training text; none without `ptx`.
+fn texts<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &PpoConfig,
+    policy: &Policy<B>,
+) -> Result<Vec<Example>> {
+    let Some(ptx) = &config.ptx else {
+        return Ok(Vec::new());
+    };
+    let rows = session.rows(&ptx.data)?;
+    let (tokenizer, format) = (&policy.tokenizer, &ptx.data.format);
+    let encoded = encode_text(&rows, tokenizer, format, ptx.max_length)?;
+    session.tell("pre-training text", &encoded.report);
+    Ok(encoded.items)
+}
+
+/// The prompts of one update.
 fn next_prompts(prompts: &[Prompt], count: usize, update: usize, seed: Seed) -> Vec<Prompt> {
-    let (mut pass, mut order) = (usize::MAX, Vec::new());
-    (update * count..(update + 1) * count)
-        .map(|k| {
-            if k / prompts.len() != pass {
-                pass = k / prompts.len();
-                order = seed.fork_index(pass as u64).permutation(prompts.len());
-            }
-            prompts[order[k % prompts.len()]].clone()
+    endless(prompts.len(), update * count..(update + 1) * count, seed)
+        .map(|i| prompts[i].clone())
+        .collect()
+}
+
+/// The pre-training text of each optimiser step of one update; none without `ptx`.
+fn ptx_batches<'a>(
+    texts: &'a [Example],
+    config: &PpoConfig,
+    update: usize,
+    seed: Seed,
+) -> Vec<Vec<&'a Example>> {
+    let Some(ptx) = &config.ptx else {
+        return Vec::new();
+    };
+    let steps = config.num_ppo_epochs * config.num_mini_batches;
+    (update * steps..(update + 1) * steps)
+        .map(|step| {
+            let range = step * ptx.batch_size..(step + 1) * ptx.batch_size;
+            endless(texts.len(), range, seed)
+                .map(|i| &texts[i])
+                .collect()
         })
         .collect()
+}
+
+/// Part of an endless walk over `len` rows: a fresh order at each pass, with no short batch at the end of a pass.
+fn endless(len: usize, part: Range<usize>, seed: Seed) -> impl Iterator<Item = usize> {
+    let (mut pass, mut order) = (usize::MAX, Vec::new());
+    part.map(move |k| {
+        if k / len != pass {
+            pass = k / len;
+            order = seed.fork_index(pass as u64).permutation(len);
+        }
+        order[k % len]
+    })
 }
 
 /// Mean held-out score (the gold one if there is one) and KL.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn::backend::Autodiff;
 
+use super::ptx::Ptx;
 use super::rollout::Rollout;
 use crate::data::micro_batches;
 use crate::guard;
@@ -39,6 +40,8 @@ pub struct UpdateSettings<'a> {
     pub policy_lr: f64,
     /// Learning rate of the value network.
     pub value_lr: f64,
+    /// Pre-training text to mix in.
+    pub ptx: Option<Ptx<'a>>,
 }
 
 /// A loss or norm that is not finite, by name. Weights are as they were before the optimiser step it would have entered.
@@ -56,6 +59,8 @@ pub struct MinibatchReport {
     pub value_loss: f64,
     /// Nats per response token.
     pub entropy: f64,
+    /// Cross-entropy of the pre-training text, nats per token, if there is any.
+    pub ptx_loss: Option<f64>,
     /// Response tokens.
     pub num_tokens: usize,
     /// Value positions.
@@ -94,7 +99,14 @@ impl UpdateReport {
         let norm = |of: fn(&MinibatchReport) -> f64| {
             self.minibatches.iter().map(of).sum::<f64>() / self.minibatches.len().max(1) as f64
         };
+        let texts: Vec<f64> = (self.minibatches.iter())
+            .filter_map(|part| part.ptx_loss)
+            .collect();
         let mut metrics = stats.metrics().to_vec();
+        if !texts.is_empty() {
+            let mean = texts.iter().sum::<f64>() / texts.len() as f64;
+            metrics.push(("loss/ptx_avg", mean));
+        }
         metrics.extend([
             ("loss/policy_avg", policy_loss / tokens),
             ("loss/value_avg", value_loss / values),
@@ -211,7 +223,13 @@ impl Minibatch<'_> {
             micro.value(networks, rollout, ppo, &mut sums.1, &mut done, device)?;
         }
         let (tokens, values) = (done.num_tokens as f64, done.num_values as f64);
-        let (policy_sum, value_sum) = sums;
+        let (mut policy_sum, value_sum) = sums;
+        if let Some(ptx) = settings.ptx {
+            let step = report.minibatches.len();
+            let micro = ppo.micro_batch_tokens;
+            let policy = &mut networks.policy;
+            done.ptx_loss = Some(ptx.add(step, policy, &mut policy_sum, tokens, micro, device)?);
+        }
         let norm = networks.policy_optim.update(
             &mut networks.policy,
             policy_sum,
@@ -254,10 +272,8 @@ impl<B: ModelBackend> MicroBatch<B> {
             .flat_map(|&(row, _)| &rollout.rows[row][rollout.query_lens[row]..])
             .copied()
             .collect();
-        let hidden = networks
-            .policy
-            .hidden_states(&self.batch, None, None)
-            .select(0, indices(&self.positions(responses), device));
+        let at = Some(indices(&self.positions(responses), device));
+        let hidden = networks.policy.states_at(&self.batch, at, None, None);
         let temperature = super::logprob_temperature(ppo);
         let (logprobs, entropy) = networks
             .policy

@@ -1,93 +1,29 @@
-//! Bradley-Terry reward model: all pairs of a prompt in one batch element.
+//! A reward model from comparisons: all responses to a prompt in one batch element.
+
+mod held_out;
+mod micro;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::config::RewardModelConfig;
+use super::config::{DataConfig, RewardModelConfig};
 use super::forward::{host, indices};
 use super::journal::Journal;
-use super::policy::{prepare, save_reward_model};
+use super::policy::{Policy, prepare, save_reward_model};
 use super::session::{Outcome, data_file};
 use super::state::{restore_weights, trained_weights};
 use crate::checkpoint::TensorMap;
 use crate::data::{Batches, Comparisons, encode_comparisons, encode_completions, micro_batches};
 use crate::error::{Error, Result};
-use crate::loss::{self, bradley_terry};
+use crate::loss::RewardLoss;
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum, lr_at};
 use crate::params::{ParamKind, Parameters};
-use crate::reward::{Learned, RewardConfig, RewardSource};
 use crate::tokens::TokenBatch;
-
-impl<B: ModelBackend> Session<'_, B> {
-    /// The reward source that a recipe names. A learned one reads tokens, so it must have the policy's vocabulary.
-    ///
-    /// # Errors
-    /// Those of the source.
-    pub(super) fn reward_source(
-        &mut self,
-        config: &RewardConfig,
-        vocab: usize,
-    ) -> Result<Box<dyn RewardSource>>
-    where
-        B: 'static,
-    {
-        crate::reward::build(config, &mut |stage| {
-            let reward = self.reward_model(stage)?;
-            if reward.vocab_size != vocab {
-                return Err(Error::Reward {
-                    name: stage.to_owned(),
-                    message: format!(
-                        "it has a vocabulary of {} tokens and the policy one of {vocab}; train it from the same model",
-                        reward.vocab_size
-                    ),
-                });
-            }
-            Ok(Box::new(Learned::new(
-                reward.model,
-                SCORE_TOKENS,
-                self.device.clone(),
-            )))
-        })
-    }
-}
-
-/// Tokens that a learned reward passes through its model at once.
-const SCORE_TOKENS: usize = 4096;
-
-/// The rows of one micro-batch by prompt, and the pairs among them, counted over all rows.
-struct Micro<'a> {
-    groups: Vec<Vec<&'a [u32]>>,
-    pairs: loss::Comparisons,
-}
-
-impl<'a> Micro<'a> {
-    fn new(items: impl Iterator<Item = &'a Comparisons>, use_margin: bool) -> Self {
-        let mut micro = Self {
-            groups: Vec::new(),
-            pairs: loss::Comparisons::new(),
-        };
-        let mut first = 0;
-        for item in items {
-            micro
-                .groups
-                .push(item.responses.iter().map(Vec::as_slice).collect());
-            micro
-                .pairs
-                .push_prompt(item.pairs.iter().map(|&(chosen, rejected, margin)| {
-                    (
-                        first + chosen,
-                        first + rejected,
-                        if use_margin { margin } else { 0.0 },
-                    )
-                }));
-            first += item.responses.len();
-        }
-        micro
-    }
-}
+use held_out::{HeldOut, evaluate};
+use micro::Micro;
 
 /// Trains, measures accuracy on held-out comparisons, and centres the scores.
 ///
@@ -108,7 +44,7 @@ pub fn reward_model<B: ModelBackend>(
         config.max_length,
     )?;
     session.tell("comparisons", &train.report);
-    let train = train.items;
+    let train = usable(session, config, train.items, "comparisons")?;
     let valid = match &config.eval_data {
         Some(data) => {
             let encoded = encode_comparisons(
@@ -118,7 +54,7 @@ pub fn reward_model<B: ModelBackend>(
                 config.max_length,
             )?;
             session.tell("held-out comparisons", &encoded.report);
-            encoded.items
+            usable(session, config, encoded.items, "held-out comparisons")?
         }
         None => Vec::new(),
     };
@@ -149,6 +85,17 @@ pub fn reward_model<B: ModelBackend>(
     if let Some(head) = &policy.score {
         model.set_score(head.clone(), &device);
     }
+    let references = match &config.center_on {
+        Some(data) => reference_rows(session, config, data, &policy)?,
+        None => Vec::new(),
+    };
+    let reference_scores = |model: &ScalarModel<B>| {
+        let rows: Vec<&[u32]> = references.iter().map(Vec::as_slice).collect();
+        model.row_scores(&rows, config.micro_batch_tokens, &device, &mut |_, _| {})
+    };
+    if config.standardize {
+        model.scale(1.0 / spread(config, &reference_scores(&model))?, &device);
+    }
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
     let full = lora.is_none();
     model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
@@ -169,7 +116,7 @@ pub fn reward_model<B: ModelBackend>(
         restore_weights(&checkpoint.weights, "", &mut model, &device, &folder)?;
         optim.restore(checkpoint.optim, journal.position.updates[0], &device);
     }
-    let mut accuracy = None;
+    let mut held_out = None;
     if journal.position.step == 0 {
         evaluate(
             session,
@@ -187,7 +134,7 @@ pub fn reward_model<B: ModelBackend>(
         let tokens: usize = items.iter().flat_map(|c| &c.responses).map(Vec::len).sum();
         let (mut sum, mut loss, mut correct, mut pairs) = (GradientSum::<B>::default(), 0.0, 0, 0);
         for part in micro_batches(&lens, config.micro_batch_tokens) {
-            let micro = Micro::new(part.into_iter().map(|i| items[i]), config.use_margin);
+            let micro = Micro::new(part.into_iter().map(|i| items[i]), config);
             let (batch, spans) = TokenBatch::<Autodiff<B>>::from_groups(&micro.groups, &device);
             let last: Vec<usize> = spans
                 .iter()
@@ -198,7 +145,7 @@ pub fn reward_model<B: ModelBackend>(
             let scores = model.scores(&batch, Some(last), Some(dropout));
             correct += micro.pairs.num_correct(&host(scores.clone().inner()));
             pairs += micro.pairs.num_pairs();
-            let part_loss = bradley_terry(scores, &micro.pairs);
+            let part_loss = micro.loss(scores);
             let value = f64::from(host(part_loss.clone().inner())[0]);
             if !value.is_finite() {
                 return Err(journal.non_finite("loss", &micro.groups.concat()));
@@ -224,7 +171,7 @@ pub fn reward_model<B: ModelBackend>(
         ];
         journal.step(session, tokens as u64, &metrics)?;
         if journal.evaluates() {
-            accuracy = evaluate(
+            held_out = evaluate(
                 session,
                 &mut journal,
                 config,
@@ -241,27 +188,20 @@ pub fn reward_model<B: ModelBackend>(
     }
     let mut model = model.valid();
     let mut centre = String::new();
-    if let Some(data) = &config.center_on {
-        let rows = session.rows(data)?;
-        let examples = encode_completions(
-            &rows,
-            &policy.tokenizer,
-            &data.format,
-            config.max_length,
-            true,
-        )?
-        .items;
-        let rows: Vec<&[u32]> = examples.iter().map(|e| e.ids.as_slice()).collect();
-        model.offset = crate::rl::mean(&model.row_scores(
-            &rows,
-            config.micro_batch_tokens,
-            &device,
-            &mut |_, _| {},
-        ));
+    if !references.is_empty() {
+        if config.standardize {
+            model.scale(1.0 / spread(config, &reference_scores(&model))?, &device);
+        }
+        model.offset = crate::rl::mean(&reference_scores(&model));
+        let scaled = if config.standardize {
+            " with variance 1"
+        } else {
+            ""
+        };
         centre = format!(
-            "; scores shifted by {:.4} so that {} reference responses average 0",
+            "; scores shifted by {:.4} so that {} reference responses average 0{scaled}",
             -model.offset,
-            rows.len()
+            references.len()
         );
     }
     save_reward_model(
@@ -272,44 +212,70 @@ pub fn reward_model<B: ModelBackend>(
         &policy.tokenizer,
         &policy.base,
     )?;
-    let summary = match accuracy {
-        Some(accuracy) => format!("held-out accuracy {:.1} %{centre}", 100.0 * accuracy),
-        None => format!("{steps} steps{centre}"),
+    let (summary, table) = match held_out {
+        Some(HeldOut { accuracy, table }) => (
+            format!("held-out accuracy {:.1} %{centre}", 100.0 * accuracy),
+            table,
+        ),
+        None => (format!("{steps} steps{centre}"), String::new()),
     };
-    journal.finish(session, &summary, "")?;
-    Ok(Outcome {
-        summary,
-        table: String::new(),
-    })
+    journal.finish(session, &summary, &table)?;
+    Ok(Outcome { summary, table })
 }
 
-/// Loss and accuracy on the held-out comparisons, if there are any.
-fn evaluate<B: ModelBackend>(
+/// The comparisons that the recipe's loss can use.
+fn usable<B: ModelBackend>(
     session: &mut Session<'_, B>,
-    journal: &mut Journal,
     config: &RewardModelConfig,
-    model: &ScalarModel<B>,
-    valid: &[Comparisons],
-    device: &B::Device,
-) -> Result<Option<f64>> {
-    if valid.is_empty() {
-        return Ok(None);
+    items: Vec<Comparisons>,
+    what: &str,
+) -> Result<Vec<Comparisons>> {
+    if config.loss_type == RewardLoss::BradleyTerry {
+        return Ok(items);
     }
-    let micro = Micro::new(valid.iter(), config.use_margin);
-    let tokens = config.micro_batch_tokens;
-    let scores = model.group_scores(&micro.groups, tokens, device, &mut |_, _| {});
-    let scores = scores.concat();
-    let accuracy = micro.pairs.num_correct(&scores) as f64 / micro.pairs.num_pairs() as f64;
-    let loss = bradley_terry(super::forward::floats::<B>(&scores, device), &micro.pairs);
-    let loss = f64::from(host(loss)[0]) / valid.len() as f64;
-    let spread = crate::rl::variance(&scores).sqrt();
-    journal.eval(
-        session,
-        &[
-            ("eval/loss", loss),
-            ("eval/accuracy", accuracy),
-            ("eval/score_std", spread),
-        ],
-    )?;
-    Ok(Some(accuracy))
+    let before = items.len();
+    let items: Vec<Comparisons> = items.into_iter().filter(|c| c.best().is_some()).collect();
+    let lost = before - items.len();
+    if items.is_empty() {
+        return Err(Error::Stage {
+            stage: config.name.clone(),
+            message: format!(
+                "of {before} prompts none has a response that is better than all its others, which `loss_type: best_of_k` needs"
+            ),
+        });
+    }
+    if lost > 0 {
+        session.reporter.message(&format!(
+            "{what}: {lost} of {before} prompts left out without a best response"
+        ));
+    }
+    Ok(items)
+}
+
+/// Token ids of the responses that scores are centred on.
+fn reference_rows<B: ModelBackend>(
+    session: &Session<'_, B>,
+    config: &RewardModelConfig,
+    data: &DataConfig,
+    policy: &Policy<B>,
+) -> Result<Vec<Vec<u32>>> {
+    let rows = session.rows(data)?;
+    let (tokenizer, format) = (&policy.tokenizer, &data.format);
+    let examples = encode_completions(&rows, tokenizer, format, config.max_length, true)?;
+    Ok(examples.items.into_iter().map(|e| e.ids).collect())
+}
+
+/// Standard deviation of the scores of the reference responses.
+fn spread(config: &RewardModelConfig, scores: &[f32]) -> Result<f64> {
+    let spread = crate::rl::variance(scores).sqrt();
+    if spread > 0.0 && spread.is_finite() {
+        return Ok(spread);
+    }
+    Err(Error::Stage {
+        stage: config.name.clone(),
+        message: format!(
+            "`standardize` divides by the standard deviation of the scores of `center_on`, which is {spread} over {} responses",
+            scores.len()
+        ),
+    })
 }

@@ -1,0 +1,72 @@
+//! Speed of sampling, prompts included, for `benches/compare.sh`: new tokens per second, the best of three, and the time
+//! from the start of the program to the beginning of the first.
+//!
+//! `cargo run --release --example generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS`; rows have a `prompt`. No response ends early.
+
+#![allow(clippy::print_stdout, reason = "the results go to stdout")]
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use burn::backend::Flex;
+
+use tempering::data::{
+    DataConfig, DataContext, DataSource, RowFormat, Tokenizer, encode_prompts, read_rows,
+};
+use tempering::generate::{GenerateOptions, SamplingConfig, generate};
+use tempering::model::{LanguageModel, ModelConfig, manifest, weights};
+use tempering::rng::Seed;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let start = Instant::now();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [name, rows, batch, new_tokens] = args.as_slice() else {
+        return Err("usage: generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS".into());
+    };
+    let (batch, max_new_tokens) = (batch.parse()?, new_tokens.parse()?);
+    let device = Default::default();
+    let files = manifest::find(name)?;
+    let config = ModelConfig::load(&files.weights)?;
+    let source = weights::open(&files.weights)?;
+    let model = LanguageModel::<Flex>::load(&config, source.as_ref(), &device)?;
+    let data = DataConfig {
+        source: DataSource::Jsonl(PathBuf::from(rows)),
+        format: RowFormat::default(),
+        skip: 0,
+        limit: Some(batch),
+    };
+    let rows = read_rows(&data, &DataContext::default())?;
+    let tokenizer = Tokenizer::load(&files.dir)?;
+    let prompts = encode_prompts(&rows, &tokenizer, &data.format, usize::MAX)?.items;
+    let prompts: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
+    let options = GenerateOptions {
+        max_new_tokens,
+        sampling: SamplingConfig::default(),
+        stop_ids: Vec::new(),
+        truncate: None,
+        batch_size: batch,
+    };
+    let first = start.elapsed().as_secs_f64();
+    let mut best = f64::INFINITY;
+    for run in 0..3 {
+        let begin = Instant::now();
+        generate(
+            &model,
+            &prompts,
+            &options,
+            Seed::new(run),
+            &device,
+            &mut |_, _| {},
+        );
+        best = best.min(begin.elapsed().as_secs_f64());
+    }
+    println!(
+        "RATE {:.1} FIRST {first:.1}",
+        (batch * max_new_tokens) as f64 / best
+    );
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! Inputs of linear layers that are computed again in the backward pass instead of being kept.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use super::ModelBackend;
+
+/// How a linear layer's input comes from a source that is kept anyway: the states before a norm, or gate and up before the
+/// activation. A pass over memory is cheap beside the matrix product, and keeping the result of each costs a third of the
+/// activations of a layer.
+#[derive(Debug, Clone)]
+pub enum LinearInput<B: Backend> {
+    /// [`ModelBackend::rms_norm`] with a frozen weight.
+    RmsNorm {
+        /// `[features]`.
+        weight: FloatTensor<B>,
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// [`ModelBackend::swiglu`].
+    SwiGlu,
+}
+
+impl<B: ModelBackend> LinearInput<B> {
+    /// The input.
+    pub(super) fn of(&self, source: FloatTensor<B>) -> FloatTensor<B> {
+        match self {
+            Self::RmsNorm { weight, eps } => B::rms_norm(source, weight.clone(), *eps),
+            Self::SwiGlu => B::swiglu(source),
+        }
+    }
+
+    /// Gradient with respect to the source.
+    pub(super) fn backward(&self, source: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+        match self {
+            Self::RmsNorm { weight, eps } => {
+                B::rms_norm_backward(source, weight.clone(), grad, *eps, false).0
+            }
+            Self::SwiGlu => B::swiglu_backward(source, grad),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Pre-training text mixed into the updates of the policy.
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+
+use super::update::NonFinite;
+use crate::data::{Example, micro_batches};
+use crate::loss::cross_entropy;
+use crate::model::{CausalLm, LanguageModel};
+use crate::ops::ModelBackend;
+use crate::optim::GradientSum;
+use crate::tokens::TokenBatch;
+use crate::train::forward::{host, indices, trained_positions};
+
+/// Text for the optimiser steps of one update.
+///
+/// The policy then minimises `policy loss + coef * cross-entropy`, the latter a mean over the text's tokens: text that the
+/// base was trained on keeps it from forgetting.
+///
+/// # Source
+/// Ouyang et al. 2022, arXiv:2203.02155, eq. 2 (PPO-ptx, with a weight of 27.8).
+#[derive(Debug, Clone, Copy)]
+pub struct Ptx<'a> {
+    /// Weight of the text's loss beside the policy's.
+    pub coef: f64,
+    /// Rows of each optimiser step of the update, in order.
+    pub batches: &'a [Vec<&'a Example>],
+}
+
+impl Ptx<'_> {
+    /// Adds the gradient of `coef * cross-entropy` of step `step`'s rows to `sum`, which is going to be divided by
+    /// `divisor`. Returns the cross-entropy, nats per token.
+    ///
+    /// # Panics
+    /// If the update has more steps than batches.
+    pub(super) fn add<B: ModelBackend>(
+        &self,
+        step: usize,
+        policy: &mut LanguageModel<Autodiff<B>>,
+        sum: &mut GradientSum<B>,
+        divisor: f64,
+        micro_batch_tokens: usize,
+        device: &B::Device,
+    ) -> Result<f64, NonFinite> {
+        let rows = &self.batches[step];
+        let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+        let trained = |row: &&Example| row.trained.iter().filter(|&&t| t).count();
+        let targets = rows.iter().map(trained).sum::<usize>() as f64;
+        let mut total = 0.0;
+        for part in micro_batches(&lens, micro_batch_tokens) {
+            let part: Vec<&Example> = part.into_iter().map(|i| rows[i]).collect();
+            let ids: Vec<&[u32]> = part.iter().map(|row| row.ids.as_slice()).collect();
+            let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, device);
+            let (positions, targets_of) = trained_positions(&part, &batch.segments);
+            let positions = Some(indices(&positions, device));
+            let hidden = policy.states_at(&batch, positions, None, None);
+            // The text was not drawn: its log-probabilities are the model's own, at temperature 1.
+            let (logprobs, _) = policy.logprobs(hidden, &Arc::new(targets_of), 1.0);
+            let loss = cross_entropy(logprobs);
+            let value = f64::from(host(loss.clone().inner())[0]);
+            if !value.is_finite() {
+                return Err(NonFinite("loss of the pre-training text"));
+            }
+            total += value;
+            let weighted = loss.mul_scalar(self.coef * divisor / targets);
+            sum.add::<Autodiff<B>>(policy, &mut weighted.backward());
+        }
+        Ok(total / targets)
+    }
+}
