@@ -8,7 +8,8 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 
-use super::{AdamWStep, CacheWrite, HeadLayout, LogprobOutput, LowRankPart, ModelBackend, kernels};
+use super::kernels::{self, LowRank, Right};
+use super::{AdamWStep, CacheWrite, HeadLayout, LogprobOutput, LowRankPart, ModelBackend};
 use crate::tokens::Segments;
 
 /// A contiguous tensor. By value: a second handle would make every later in-place write a copy.
@@ -42,6 +43,35 @@ fn dims2(tensor: &FlexTensor) -> [usize; 2] {
 
 fn matmul(a: FlexTensor, b: FlexTensor) -> FlexTensor {
     Flex::float_matmul(a, b)
+}
+
+/// Rows from which on the product and its low-rank part are formed together: below, packing the weight would cost more than
+/// it saves.
+const MANY_ROWS: usize = 64;
+
+/// `x . weight`, or `x . weight^T`, plus a low-rank product.
+fn with_low_rank(x: FlexTensor, weight: FlexTensor, right: Right, low: LowRank<'_>) -> FlexTensor {
+    let [rows, depth] = dims2(&x);
+    let [inputs, outputs] = dims2(&weight);
+    let columns = match right {
+        Right::Plain => outputs,
+        Right::Transposed => inputs,
+    };
+    if rows >= MANY_ROWS && weight.as_slice::<f32>().is_some() {
+        let x = contiguous(x);
+        let mut y = vec![0f32; rows * columns];
+        let (x, weight) = (slice(&x), slice(&weight));
+        kernels::gemm(&mut y, x, weight, depth, columns, right, Some(low));
+        return tensor(y, [rows, columns]);
+    }
+    let weight = match right {
+        Right::Plain => weight,
+        Right::Transposed => weight.transpose(0, 1),
+    };
+    let mut y = contiguous(matmul(x, weight));
+    let LowRank { t, ranks, b, parts } = low;
+    kernels::add_low_rank(y.storage_mut(), columns, t, ranks, b, parts);
+    y
 }
 
 impl ModelBackend for Flex {
@@ -193,10 +223,14 @@ impl ModelBackend for Flex {
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let xa = contiguous(matmul(x.clone(), a));
-        let mut y = contiguous(matmul(x, weight));
         let b = contiguous(b);
-        let (width, ranks) = (dims2(&y)[1], dims2(&xa)[1]);
-        kernels::add_low_rank(y.storage_mut(), width, slice(&xa), ranks, slice(&b), parts);
+        let low = LowRank {
+            t: slice(&xa),
+            ranks: dims2(&xa)[1],
+            b: slice(&b),
+            parts,
+        };
+        let y = with_low_rank(x, weight, Right::Plain, low);
         (y, xa)
     }
 
@@ -244,24 +278,20 @@ impl ModelBackend for Flex {
         let dxa = tensor(dxa, [tokens, ranks]);
         let da = matmul(x.transpose(0, 1), dxa.clone());
         let dx = with_x.then(|| {
-            let mut dx = contiguous(matmul(grad, weight.transpose(0, 1)));
             let a = contiguous(a.transpose(0, 1));
-            let width = dims2(&dx)[1];
             let whole = [LowRankPart {
                 rank: ranks,
                 scale: 1.0,
                 column: 0,
-                width,
+                width: dims2(&a)[1],
             }];
-            kernels::add_low_rank(
-                dx.storage_mut(),
-                width,
-                slice(&dxa),
+            let low = LowRank {
+                t: slice(&dxa),
                 ranks,
-                slice(&a),
-                &whole,
-            );
-            dx
+                b: slice(&a),
+                parts: &whole,
+            };
+            with_low_rank(grad, weight, Right::Transposed, low)
         });
         let len = db.len();
         (dx, da, tensor(db, [len]))

@@ -1,6 +1,7 @@
 //! CPU kernels on plain f32 slices: rayon over rows, SIMD by run-time dispatch, no unsafe code.
 
 mod attention;
+mod gemm;
 mod low_rank;
 
 use std::sync::LazyLock;
@@ -10,6 +11,7 @@ use rayon::prelude::*;
 pub(super) use attention::{
     causal_exp, causal_softmax, decode_head, gather_heads, softmax_backward,
 };
+pub(super) use gemm::{LowRank, Right, gemm};
 pub(super) use low_rank::add_low_rank;
 
 use super::AdamWStep;
