@@ -113,8 +113,9 @@ theirs() {
 
 for work in "${works[@]}"; do
   for ((i = 0; i < runs; i++)); do
-    theirs "$work" | sed 's/^/peer /'
-    ours "$work" | sed 's/^/temper /'
+    # A trainer's own log goes to stdout, too.
+    theirs "$work" | sed -nE 's/^(RATE|PEAK)/peer &/p'
+    ours "$work" | sed -nE 's/^(RATE|PEAK)/temper &/p'
   done | tee -a "$scratch/raw" | "$python" -c '
 import statistics, sys
 work, unit = sys.argv[1], "updates/h" if sys.argv[1] == "ppo" else "tokens/s"

@@ -346,20 +346,23 @@ impl Surveyor<'_> {
                 Some(Peft::Full) | None => None,
             },
         };
-        let train = |micro: usize| Work::Train {
-            micro_tokens: micro as u64,
+        // A step may have fewer tokens than fit into a pass.
+        let train = |micro: usize, step: usize| Work::Train {
+            micro_tokens: micro.min(step) as u64,
         };
         match stage {
             Stage::Pretrain(c) => {
                 let (rows, len) = self.rows(&place, &c.data, RowKind::Text, known, c.max_length);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+                let step = c.batch_size.saturating_mul(c.max_length);
+                plan.memory = estimate(train(c.micro_batch_tokens, step), &shape);
             }
             Stage::Sft(c) => {
                 let kind = sft_rows(c);
                 let (rows, len) = self.rows(&place, &c.data, kind, known, c.max_length);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+                let step = c.batch_size.saturating_mul(c.max_length);
+                plan.memory = estimate(train(c.micro_batch_tokens, step), &shape);
             }
             Stage::Rank(c) => {
                 let (rows, len) =
@@ -379,12 +382,12 @@ impl Surveyor<'_> {
             Stage::RewardModel(c) => {
                 let (rows, len) = self.comparisons(&place, &c.data, known, c.max_length, recipe);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+                plan.memory = estimate(train(c.micro_batch_tokens, usize::MAX), &shape);
             }
             Stage::Dpo(c) => {
                 let (rows, len) = self.comparisons(&place, &c.data, known, c.max_length, recipe);
                 supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                plan.memory = estimate(train(c.micro_batch_tokens), &shape);
+                plan.memory = estimate(train(c.micro_batch_tokens, usize::MAX), &shape);
                 let reference = match (&c.peft, c.precompute_ref_log_probs) {
                     // One number per token of the data.
                     (_, true) => (rows as f64 * len) as u64,
@@ -408,7 +411,10 @@ impl Surveyor<'_> {
                 let full = matches!(c.peft, Peft::Full);
                 let networks = 2 + u64::from(learned) + u64::from(full);
                 let work = Work::Ppo {
-                    micro_tokens: c.micro_batch_tokens as u64,
+                    micro_tokens: c.micro_batch_tokens.min(
+                        (c.batch_size / c.num_mini_batches.max(1))
+                            .saturating_mul(c.max_prompt_length + c.response_length),
+                    ) as u64,
                     batch: c.generation_batch_size as u64,
                     prompt: c.max_prompt_length as u64,
                     response: c.response_length as u64,
