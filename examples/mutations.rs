@@ -109,6 +109,14 @@ const MUTATIONS: &[Mutation] = mutations! {
         "message.iter().filter(|(_, value)| !value.is_null())" => "message.iter().filter(|_| true)", LIB;
     "a marked span ends before its last token": "src/data/encode/sequence.rs",
         "true => to," => "true => to - 1,", LIB;
+    "an adapter's scale is lost where its ranks join the weight": "src/ops/kernels/gemm.rs",
+        "below[to + column] = part.scale * low.b[from + column];" => "below[to + column] = low.b[from + column];", LIB;
+    "a response may not end at its first index that counts": "src/generate/batch.rs",
+        "id == at.id && index >= at.after" => "id == at.id && index > at.after", &["--test", "backends", "ppo_details"];
+    "pre-training text weighs by its own tokens alone": "src/train/ppo/ptx.rs",
+        "loss.mul_scalar(self.coef * divisor / targets)" => "loss.mul_scalar(divisor / targets)", &["--test", "backends", "ppo_details"];
+    "the best of K is any response": "src/loss/best_of_k.rs",
+        ".narrow(1, 0, 1)" => ".narrow(1, 1, 1)", LIB;
     "a completion's first token is not trained on": "src/train/forward.rs",
         "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
 };

@@ -270,67 +270,6 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         }
     }
 
-    fn lora_linear(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b: FloatTensor<Self>,
-        parts: &[LowRankPart],
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        #[derive(Debug)]
-        struct LoraLinear;
-        impl<B: ModelBackend> Backward<B, 3> for LoraLinear {
-            type State = ([FloatTensor<B>; 5], Vec<LowRankPart>);
-            fn backward(
-                self,
-                ops: Ops<Self::State, 3>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let grad = grads.consume::<B>(&ops.node);
-                let [x_node, a_node, b_node] = ops.parents;
-                let ([x, weight, a, b, xa], parts) = ops.state;
-                let (dx, da, db) =
-                    B::lora_linear_backward(x, weight, a, b, xa, grad, &parts, x_node.is_some());
-                if let (Some(node), Some(dx)) = (x_node, dx) {
-                    grads.register::<B>(node.id, dx);
-                }
-                if let Some(node) = a_node {
-                    grads.register::<B>(node.id, da);
-                }
-                if let Some(node) = b_node {
-                    grads.register::<B>(node.id, db);
-                }
-            }
-        }
-        // The weight is state, not a parent: it is frozen, so no gradient of its size is ever formed.
-        match LoraLinear
-            .prepare::<C>([x.node, a.node, b.node])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                let (x, weight, a, b) = (x.primitive, weight.primitive, a.primitive, b.primitive);
-                let (y, xa) =
-                    B::lora_linear(x.clone(), weight.clone(), a.clone(), b.clone(), parts);
-                (
-                    prep.finish(([x, weight, a, b, xa.clone()], parts.to_vec()), y),
-                    constant::<B, C>(xa),
-                )
-            }
-            OpsKind::UnTracked(prep) => {
-                let (y, xa) = B::lora_linear(
-                    x.primitive,
-                    weight.primitive,
-                    a.primitive,
-                    b.primitive,
-                    parts,
-                );
-                (prep.finish(y), constant::<B, C>(xa))
-            }
-        }
-    }
-
     fn lora_linear_of(
         source: FloatTensor<Self>,
         input: LinearInput<Self>,
@@ -340,8 +279,8 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         parts: &[LowRankPart],
     ) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct LoraLinearOf;
-        impl<B: ModelBackend> Backward<B, 3> for LoraLinearOf {
+        struct LoraLinear;
+        impl<B: ModelBackend> Backward<B, 3> for LoraLinear {
             type State = (LinearInput<B>, [FloatTensor<B>; 5], Vec<LowRankPart>);
             fn backward(
                 self,
@@ -368,7 +307,8 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             }
         }
         let input = match input {
-            LinearInput::SwiGlu => LinearInput::<B>::SwiGlu,
+            LinearInput::Plain => LinearInput::<B>::Plain,
+            LinearInput::SwiGlu => LinearInput::SwiGlu,
             LinearInput::RmsNorm { weight: norm, eps } if norm.node.requirement.is_none() => {
                 LinearInput::RmsNorm {
                     weight: norm.primitive,
@@ -376,9 +316,13 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 }
             }
             // A trained norm has a gradient of its own, and a node of its own.
-            trained => return Self::lora_linear(trained.of(source), weight, a, b, parts).0,
+            trained => {
+                let input = trained.of(source);
+                return Self::lora_linear_of(input, LinearInput::Plain, weight, a, b, parts);
+            }
         };
-        match LoraLinearOf
+        // The weight is state, not a parent: it is frozen, so no gradient of its size is ever formed.
+        match LoraLinear
             .prepare::<C>([source.node, a.node, b.node])
             .compute_bound()
             .stateful()

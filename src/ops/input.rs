@@ -10,6 +10,8 @@ use super::ModelBackend;
 /// activations of a layer.
 #[derive(Debug, Clone)]
 pub enum LinearInput<B: Backend> {
+    /// The source itself.
+    Plain,
     /// [`ModelBackend::rms_norm`] with a frozen weight.
     RmsNorm {
         /// `[features]`.
@@ -25,6 +27,7 @@ impl<B: ModelBackend> LinearInput<B> {
     /// The input.
     pub(super) fn of(&self, source: FloatTensor<B>) -> FloatTensor<B> {
         match self {
+            Self::Plain => source,
             Self::RmsNorm { weight, eps } => B::rms_norm(source, weight.clone(), *eps),
             Self::SwiGlu => B::swiglu(source),
         }
@@ -33,6 +36,7 @@ impl<B: ModelBackend> LinearInput<B> {
     /// Gradient with respect to the source.
     pub(super) fn backward(&self, source: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
         match self {
+            Self::Plain => grad,
             Self::RmsNorm { weight, eps } => {
                 B::rms_norm_backward(source, weight.clone(), grad, *eps, false).0
             }

@@ -207,7 +207,8 @@ pub trait ModelBackend: Backend {
 
     /// `x . weight`, plus for each part `scale * (x . a_part) . b_part` in its columns. `x`: `[tokens, in]`, `weight`:
     /// `[in, out]`, `a`: `[in, sum of ranks]`, `b`: the parts' `[rank, width]` matrices, flattened one after another.
-    /// Also returns `x . a`, which the backward pass needs.
+    /// Also returns `x . a`, which the backward pass needs. Where gradients are tracked, [`ModelBackend::lora_linear_of`] is
+    /// the one to call.
     fn lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

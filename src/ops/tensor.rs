@@ -85,7 +85,7 @@ pub fn lora_linear<B: ModelBackend>(
     b: Tensor<B, 1>,
     parts: &[LowRankPart],
 ) -> Tensor<B, 2> {
-    wrap(B::lora_linear(unwrap(x), unwrap(weight), unwrap(a), unwrap(b), parts).0)
+    lora_linear_of(x, LinearInput::Plain, weight, a, b, parts)
 }
 
 /// The input of a linear layer that comes from `source`.

@@ -169,23 +169,7 @@ impl<B: Backend> Projection<B> {
 impl<B: ModelBackend> Projection<B> {
     /// `[tokens, in]` to `[tokens, sum of out]`. `dropout` gives the adapters' dropout masks; `None` drops nothing.
     pub fn forward(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
-        let y = match dropout {
-            _ if self.adapters.iter().all(Option::is_none) => x.matmul(self.weight.val()),
-            Some(seed)
-                if self
-                    .adapters
-                    .iter()
-                    .flatten()
-                    .any(|lora| lora.dropout > 0.0) =>
-            {
-                self.forward_with_dropout(x, seed)
-            }
-            _ => {
-                let LowRank { a, b, parts } = self.low_rank();
-                ops::lora_linear(x, self.weight.val(), a, b, &parts)
-            }
-        };
-        self.biased(y)
+        self.forward_of(x, LinearInput::Plain, dropout)
     }
 
     /// [`Projection::forward`] of an input that comes from `source`: with adapters and without dropout the input is not kept
@@ -196,13 +180,19 @@ impl<B: ModelBackend> Projection<B> {
         input: LinearInput<B>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
-        let drops = |lora: &Lora<B>| dropout.is_some() && lora.dropout > 0.0;
         let mut adapters = self.adapters.iter().flatten().peekable();
-        if adapters.peek().is_none() || adapters.any(drops) {
-            return self.forward(ops::linear_input(source, &input), dropout);
+        if adapters.peek().is_none() {
+            let x = ops::linear_input(source, &input);
+            return self.biased(x.matmul(self.weight.val()));
         }
-        let LowRank { a, b, parts } = self.low_rank();
-        let y = ops::lora_linear_of(source, input, self.weight.val(), a, b, &parts);
+        let drops = adapters.any(|lora| lora.dropout > 0.0);
+        let y = match dropout.filter(|_| drops) {
+            Some(seed) => self.forward_with_dropout(ops::linear_input(source, &input), seed),
+            None => {
+                let LowRank { a, b, parts } = self.low_rank();
+                ops::lora_linear_of(source, input, self.weight.val(), a, b, &parts)
+            }
+        };
         self.biased(y)
     }
 

@@ -251,9 +251,25 @@ fn a_model_that_does_not_fit() {
         &[
             "needs an estimated",
             "GiB are available",
-            "micro_batch_tokens",
+            "train adapters instead",
         ],
     );
+}
+
+#[test]
+fn a_pass_that_does_not_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), ROWS.repeat(2)).unwrap();
+    let set = |key: &str| format!("stages.sft.{key}=100000000");
+    let (length, tokens) = (set("max_length"), set("micro_batch_tokens"));
+    fails(
+        &temper(folder.path(), SFT, &["--set", &length, "--set", &tokens]),
+        2,
+        &["needs an estimated", "lower `micro_batch_tokens`"],
+    );
+    // A step of two rows of 64 tokens is all that there is to pass.
+    let output = temper(folder.path(), SFT, &["--set", &tokens, "--dry-run"]);
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
