@@ -36,29 +36,12 @@ pub fn reward_model<B: ModelBackend>(
     let device = session.device.clone();
     let seed = session.stage_seed(&config.name);
     let policy = session.policy(&config.init)?;
-    let rows = session.rows(&config.data)?;
-    let train = encode_comparisons(
-        &rows,
-        &policy.tokenizer,
-        &config.data.format,
-        config.max_length,
-    )?;
-    session.tell("comparisons", &train.report);
-    let train = usable(session, config, train.items, "comparisons")?;
+    let (train, rows) = comparisons(session, config, &policy, &config.data, "comparisons")?;
     let valid = match &config.eval_data {
-        Some(data) => {
-            let encoded = encode_comparisons(
-                &session.rows(data)?,
-                &policy.tokenizer,
-                &data.format,
-                config.max_length,
-            )?;
-            session.tell("held-out comparisons", &encoded.report);
-            usable(session, config, encoded.items, "held-out comparisons")?
-        }
+        Some(data) => comparisons(session, config, &policy, data, "held-out comparisons")?.0,
         None => Vec::new(),
     };
-    let data = (data_file(&config.data, session.run.path()), rows.len());
+    let data = (data_file(&config.data, session.run.path()), rows);
     session.record(
         &config.name,
         &format!("{:?}", config.init),
@@ -223,15 +206,21 @@ pub fn reward_model<B: ModelBackend>(
     Ok(Outcome { summary, table })
 }
 
-/// The comparisons that the recipe's loss can use.
-fn usable<B: ModelBackend>(
+/// The comparisons of a data set that the recipe's loss can use, and the number of its rows.
+fn comparisons<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &RewardModelConfig,
-    items: Vec<Comparisons>,
+    policy: &Policy<B>,
+    data: &DataConfig,
     what: &str,
-) -> Result<Vec<Comparisons>> {
+) -> Result<(Vec<Comparisons>, usize)> {
+    let rows = session.rows(data)?;
+    let (tokenizer, format) = (&policy.tokenizer, &data.format);
+    let encoded = encode_comparisons(&rows, tokenizer, format, config.max_length)?;
+    session.tell(what, &encoded.report);
+    let items = encoded.items;
     if config.loss_type == RewardLoss::BradleyTerry {
-        return Ok(items);
+        return Ok((items, rows.len()));
     }
     let before = items.len();
     let items: Vec<Comparisons> = items.into_iter().filter(|c| c.best().is_some()).collect();
@@ -249,7 +238,7 @@ fn usable<B: ModelBackend>(
             "{what}: {lost} of {before} prompts left out without a best response"
         ));
     }
-    Ok(items)
+    Ok((items, rows.len()))
 }
 
 /// Token ids of the responses that scores are centred on.
