@@ -103,6 +103,26 @@ fn a_mistyped_required_key_is_one_problem() {
 }
 
 #[test]
+fn a_kl_loss_without_a_gradient() {
+    one(
+        "kl_coef: 0.05",
+        "kl_coef: 0.05, kl_in: Loss",
+        &[
+            "stages.ppo.kl_estimator: k1 cannot be in the loss: its gradient is zero on average",
+            "help: k2 (the gradient of the KL) or k3, or `kl_in: Reward`",
+        ],
+    );
+    load_text(
+        &SOUND.replace(
+            "kl_coef: 0.05",
+            "kl_coef: 0.05, kl_in: Loss, kl_estimator: k2",
+        ),
+        &[],
+    )
+    .unwrap();
+}
+
+#[test]
 fn wrong_type() {
     one(
         "kl_coef: 0.05",

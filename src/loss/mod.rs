@@ -13,7 +13,7 @@ pub use best_of_k::{Choices, best_of_k};
 pub use bradley_terry::{Comparisons, RewardLoss, bradley_terry};
 pub use cross_entropy::cross_entropy;
 pub use dpo::{DpoLoss, DpoObjective, dpo, response_sums};
-pub use ppo::{policy_loss, value_loss};
+pub use ppo::{kl_loss, policy_loss, value_loss};
 
 #[cfg(test)]
 mod test_support;

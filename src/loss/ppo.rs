@@ -1,6 +1,8 @@
-//! The two losses of proximal policy optimisation.
+//! The losses of proximal policy optimisation.
 
 use burn::tensor::{Tensor, backend::Backend};
+
+use crate::rl::{self, KlEstimator};
 
 /// Largest `|logprob - old_logprob|` that enters the ratio. Beyond it `exp` would overflow, and the infinity would reach the
 /// gradient as NaN even through the branch that is not taken.
@@ -37,6 +39,39 @@ pub fn policy_loss<B: Backend>(
     let clipped = ratio.clone().clamp(1.0 - cliprange, 1.0 + cliprange);
     let loss = advantages.neg();
     (loss.clone() * ratio).max_pair(loss * clipped).sum()
+}
+
+/// KL of the policy from the reference as a term of the loss, summed over response tokens: `estimator` with its gradient.
+///
+/// On tokens that the policy itself drew, the expected gradient of `K2` is that of `KL(policy || reference)` and `K3`'s that
+/// of `KL(reference || policy)`; `K1`'s is zero, so that recipes may not ask for it. `logr` is cut to ±20 in `K3` and has no
+/// gradient beyond.
+///
+/// # Shapes
+/// - `logprobs` (with gradient), `ref_logprobs`: `[response tokens]`
+/// - returns: `[1]`, nats
+///
+/// # Panics
+/// If the lengths differ.
+///
+/// # Source
+/// Shao et al. 2024, arXiv:2402.03300, eq. 4 (`K3`); Schulman 2020, "Approximating KL divergence".
+pub fn kl_loss<B: Backend>(
+    logprobs: Tensor<B, 1>,
+    ref_logprobs: Tensor<B, 1>,
+    estimator: KlEstimator,
+) -> Tensor<B, 1> {
+    assert_eq!(logprobs.dims(), ref_logprobs.dims(), "response tokens");
+    let logr = logprobs - ref_logprobs;
+    let kl = match estimator {
+        KlEstimator::K1 => logr,
+        KlEstimator::K2 => logr.clone() * logr * 0.5,
+        KlEstimator::K3 => {
+            let logr = logr.clamp(-rl::MAX_LOG_RATIO, rl::MAX_LOG_RATIO);
+            logr.clone().neg().exp() - 1.0 + logr
+        }
+    };
+    kl.sum()
 }
 
 /// Clipped value loss, summed over value positions.
@@ -159,6 +194,27 @@ mod tests {
         assert_close(critic::<B>(&new, &old, &targets), split(critic::<B>));
     }
 
+    fn the_kl_term_is_the_estimator_with_its_gradient<B: Backend>() {
+        let (new, reference) = ([-1.0, -2.0, -0.5, -30.0], [-1.5, -1.9, -0.6, -2.0]);
+        for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
+            let want = rl::kl_per_token(estimator, &new[..3], &reference[..3]);
+            let got = value(kl_loss::<B>(
+                tensor(&new[..3]),
+                tensor(&reference[..3]),
+                estimator,
+            ));
+            assert_close(got, want.iter().sum());
+            check_gradient::<B>(&new[..3], |new| {
+                kl_loss(new, tensor(&reference[..3]), estimator)
+            });
+        }
+        // Beyond the cut there is no gradient, and no infinity.
+        let got = gradient::<B>(&new, |new| {
+            kl_loss(new, tensor(&reference), KlEstimator::K3)
+        });
+        assert_eq!(got[3], 0.0);
+    }
+
     fn gradients_match_central_differences<B: Backend>() {
         // Clipped and unclipped tokens on both sides, none within 0.05 of a kink.
         let (new, old) = ([-1.0, -2.0, -0.5, -3.0], [-1.5, -1.9, -0.6, -2.0]);
@@ -177,6 +233,7 @@ mod tests {
         huge_changes_of_logprob_stay_finite,
         the_value_loss_is_the_larger_square,
         sums_do_not_depend_on_the_micro_batch_split,
+        the_kl_term_is_the_estimator_with_its_gradient,
         gradients_match_central_differences,
     );
 }

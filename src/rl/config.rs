@@ -30,6 +30,17 @@ pub enum KlControl {
     },
 }
 
+/// Where the KL term enters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum KlIn {
+    /// Subtracted from each token's reward, as a number (Ziegler et al. 2019, InstructGPT, TRL's PPO).
+    #[default]
+    Reward,
+    /// Added to the policy loss, with its gradient (GRPO, arXiv:2402.03300; verl's `use_kl_loss`).
+    Loss,
+}
+
 /// Estimator of the KL between policy and reference at a token, with `logr = logprob - ref_logprob`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{KlControl, KlEstimator};
 
 /// Largest `|logr|` that [`KlEstimator::K3`] exponentiates; keeps one outlier from turning the whole batch infinite.
-const MAX_LOG_RATIO: f64 = 20.0;
+pub(crate) const MAX_LOG_RATIO: f64 = 20.0;
 
 /// Estimates `KL(policy || ref)` at each sampled token, in nats, from `logr = logprob - ref_logprob`.
 ///
@@ -15,8 +15,8 @@ const MAX_LOG_RATIO: f64 = 20.0;
 /// | `K2` | `logr^2 / 2` | biased, never negative |
 /// | `K3` | `exp(-logr) - 1 + logr` | unbiased, never negative; `logr` is cut to ±20 |
 ///
-/// These numbers enter the *reward* ([`super::token_rewards`]), where no gradient flows through them; a KL term in the
-/// loss is another method.
+/// These numbers enter the *reward* ([`super::token_rewards`]), where no gradient flows through them;
+/// [`crate::loss::kl_loss`] is the term in the loss.
 ///
 /// # Shapes
 /// - `logprobs`, `ref_logprobs`: `[response tokens]`

@@ -34,8 +34,9 @@ mod rewards;
 mod stats;
 mod whiten;
 
-pub use config::{KlControl, KlEstimator, MissingEos};
+pub use config::{KlControl, KlEstimator, KlIn, MissingEos};
 pub use gae::{Gae, gae};
+pub(crate) use kl::MAX_LOG_RATIO;
 pub use kl::{AdaptiveKl, KlController, kl_per_token};
 pub use layout::ResponseLayout;
 pub use rewards::{apply_missing_eos, token_rewards};

@@ -14,7 +14,7 @@ pub use crate::generate::{SamplingConfig, Truncate};
 pub use crate::loss::{DpoLoss, RewardLoss};
 pub use crate::optim::{OptimConfig, Schedule};
 pub use crate::peft::LoraConfig;
-pub use crate::rl::{KlControl, KlEstimator, MissingEos};
+pub use crate::rl::{KlControl, KlEstimator, KlIn, MissingEos};
 
 /// Where a stage's model comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
@@ -379,9 +379,12 @@ pub struct PpoConfig {
     /// Fixed or adaptive.
     #[serde(default = "fixed")]
     pub kl_control: KlControl,
-    /// Which estimator enters the reward.
+    /// Which estimator enters.
     #[serde(default)]
     pub kl_estimator: KlEstimator,
+    /// Where it enters.
+    #[serde(default)]
+    pub kl_in: KlIn,
     /// Policy ratio clip.
     #[serde(default = "fifth")]
     pub cliprange: f64,

@@ -934,6 +934,30 @@ fn detail_34_the_estimator_of_the_reward_is_named_and_the_reported_one_is_k1() {
 }
 
 #[test]
+fn detail_34_a_kl_in_the_loss_leaves_the_rewards_alone() {
+    let config = |place: &str| ppo_config(json!({"kl_estimator": "k3", "kl_in": place}));
+    let (reward, loss) = (config("Reward"), config("Loss"));
+    let (a, b) = (evaluate(&episodes(), &reward), evaluate(&episodes(), &loss));
+    assert_eq!(a.kl, b.kl);
+    let paid: Vec<f32> = (b.raw_rewards.iter().copied())
+        .filter(|&reward| reward != 0.0)
+        .collect();
+    assert_eq!(paid, b.kept_scores);
+    assert_ne!(a.raw_rewards, b.raw_rewards);
+    let metric = |rollout: &Rollout, config: &PpoConfig| {
+        let mut networks = networks(language_model("policy"), OptimConfig::default());
+        let metrics = run_update(&mut networks, rollout, config, 1e-4).metrics();
+        let found = metrics.iter().find(|(name, _)| *name == "loss/kl_avg");
+        found.map(|(_, value)| *value)
+    };
+    assert_eq!(metric(&a, &reward), None);
+    let kl = metric(&b, &loss).unwrap();
+    assert!(kl > 0.0);
+    let documented = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    assert!(documented.contains("`loss/kl_avg`"));
+}
+
+#[test]
 fn detail_35_every_metric_is_written_and_documented() {
     let config = ppo_config(json!({"num_ppo_epochs": 1}));
     let rollout = evaluate(&episodes(), &config);

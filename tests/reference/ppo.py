@@ -59,7 +59,7 @@ QUERIES = [
 ENDS = [(2, False), (None, False), (0, False), (1, False), (4, False), (5, False), (None, False), (3, True)]
 
 DEFAULTS = dict(
-    lora=False, kl_estimator="k1", kl_coef=0.3, missing_eos=["replace", -1.0], whiten_rewards=False, gamma=1.0, lam=0.95,
+    lora=False, kl_estimator="k1", kl_in="Reward", kl_coef=0.3, missing_eos=["replace", -1.0], whiten_rewards=False, gamma=1.0, lam=0.95,
     cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, epochs=4, num_mini_batches=2, policy_lr=3e-4, value_lr=1e-3,
     max_grad_norm=None, weight_decay=0.0, seed=1,
 )
@@ -72,6 +72,8 @@ VARIANTS = {
         kl_estimator="k3", missing_eos=["subtract", 1.0], whiten_rewards=True, num_mini_batches=1, max_grad_norm=0.05,
         weight_decay=0.1, lam=0.8, seed=3,
     ),
+    "full_k2_loss": dict(kl_estimator="k2", kl_in="Loss", policy_lr=1e-4, seed=5),
+    "lora_k3_loss": dict(lora=True, kl_estimator="k3", kl_in="Loss", policy_lr=2e-3, value_lr=3e-3, seed=6),
     "lora_k1_subtract": dict(lora=True, missing_eos=["subtract", 1.0], policy_lr=2e-3, value_lr=3e-3, seed=4),
 }
 LORA_RANK, LORA_ALPHA = 2, 4.0
@@ -232,7 +234,8 @@ def rollout(variant, reference, policy, reward, value):
 
     logr = logprobs - ref_logprobs
     kl = {"k1": logr, "k2": logr**2 / 2, "k3": torch.exp(-logr) - 1 + logr}
-    non_score_reward = -variant["kl_coef"] * kl[variant["kl_estimator"]]
+    in_rewards = variant["kl_coef"] if variant["kl_in"] == "Reward" else 0.0
+    non_score_reward = -in_rewards * kl[variant["kl_estimator"]]
     raw_rewards = non_score_reward.clone()
     end = torch.where(sequence_length + 1 < T, sequence_length + 1, sequence_length)
     raw_rewards[torch.arange(len(QUERIES)), end] += kept_scores
@@ -311,6 +314,11 @@ def update(variant, policy, value, data, orders):
             pg_losses2 = -advantages * ratio.clamp(1 - variant["cliprange"], 1 + variant["cliprange"])
             pg_loss = masked_mean(torch.max(pg_losses, pg_losses2), mask)
 
+            loss, logr = pg_loss, logprobs - data["ref_logprobs"][rows]
+            kl_loss = masked_mean({"k1": logr, "k2": logr**2 / 2, "k3": torch.exp(-logr) - 1 + logr}[variant["kl_estimator"]], mask)
+            if variant["kl_in"] == "Loss":
+                loss = pg_loss + variant["kl_coef"] * kl_loss
+
             values = scalars(value, ids)[:, data["context"] - 1 : -1].masked_fill(~mask_p1, 0)
             clipped = torch.clamp(
                 values, old_values - variant["cliprange_value"], old_values + variant["cliprange_value"]
@@ -328,7 +336,9 @@ def update(variant, policy, value, data, orders):
                     ratio_mean=masked_mean(ratio, mask), ratio_var=ratio[mask].var(unbiased=False),
                     ratio_min=ratio[mask].min(), ratio_max=ratio[mask].max(), entropy=masked_mean(entropy, mask),
                 )
-            numbers["policy_grad_norm"] = step(policy, optims[0], pg_loss, variant)
+                if variant["kl_in"] == "Loss":
+                    numbers["kl_loss"] = kl_loss
+            numbers["policy_grad_norm"] = step(policy, optims[0], loss, variant)
             numbers["value_grad_norm"] = step(value, optims[1], variant["vf_coef"] * vf_loss, variant)
             report.append({name: number(x) for name, x in numbers.items()})
     return report

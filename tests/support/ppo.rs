@@ -15,7 +15,7 @@ use tempering::optim::{AdamW, OptimConfig};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
 use tempering::reward::{Completion, Learned, RewardSource};
-use tempering::rl::{self, KlEstimator, MissingEos, Variance};
+use tempering::rl::{self, KlEstimator, KlIn, MissingEos, Variance};
 use tempering::rng::Seed;
 use tempering::train::config::PpoConfig;
 use tempering::train::ppo::{
@@ -46,6 +46,7 @@ struct Reference {
 struct Settings {
     lora: bool,
     kl_estimator: KlEstimator,
+    kl_in: KlIn,
     kl_coef: f64,
     missing_eos: (String, f64),
     whiten_rewards: bool,
@@ -146,7 +147,7 @@ fn ppo_config(reference: &Reference, s: &Settings, micro_batch_tokens: usize) ->
         "name": "ppo", "init": "Base", "data": {"source": {"Posts": {"rows": 1, "seed": 1}}}, "reward": "Gold",
         "total_episodes": 8, "batch_size": 8, "num_mini_batches": s.num_mini_batches, "num_ppo_epochs": s.epochs,
         "micro_batch_tokens": micro_batch_tokens, "response_length": reference.response_length,
-        "temperature": reference.temperature, "kl_coef": s.kl_coef, "kl_estimator": s.kl_estimator,
+        "temperature": reference.temperature, "kl_coef": s.kl_coef, "kl_estimator": s.kl_estimator, "kl_in": s.kl_in,
         "cliprange": s.cliprange, "cliprange_value": s.cliprange_value, "vf_coef": s.vf_coef, "gamma": s.gamma,
         "lam": s.lam, "whiten_rewards": s.whiten_rewards, "missing_eos": missing_eos,
     }))
@@ -403,6 +404,11 @@ fn compare_minibatches(seen: &mut Differences, report: &UpdateReport, variant: &
             for (name, got) in values {
                 seen.note(what, false, tolerance, (got - expected[name]).abs());
             }
+        }
+        assert_eq!(got.kl_loss.is_some(), expected.contains_key("kl_loss"));
+        if let Some(kl) = got.kl_loss {
+            let difference = (kl - expected["kl_loss"]).abs();
+            seen.note("KL loss of each minibatch", false, 1e-4, difference);
         }
         for (name, got) in [
             ("ratio_mean", got.stats.ratio_mean()),

@@ -11,8 +11,8 @@ use crate::recipe::places::Places;
 use crate::recipe::references;
 use crate::recipe::{Recipe, Stage};
 use crate::train::config::{
-    CompareConfig, DataConfig, DpoConfig, DpoLoss, Init, KlControl, MissingEos, Peft, PpoConfig,
-    RankConfig, RewardLoss, RewardModelConfig,
+    CompareConfig, DataConfig, DpoConfig, DpoLoss, Init, KlControl, KlEstimator, KlIn, MissingEos,
+    Peft, PpoConfig, RankConfig, RewardLoss, RewardModelConfig,
 };
 use settings::{
     check_all_data, check_cadence, check_lengths, check_optim, check_peft, check_reward,
@@ -310,6 +310,14 @@ fn check_ppo(checks: &mut Checks, path: &str, c: &PpoConfig) {
     if let KlControl::Adaptive { target, horizon } = c.kl_control {
         checks.above_zero(path, "kl_control.target", target);
         checks.above_zero(path, "kl_control.horizon", horizon);
+    }
+    if (c.kl_in, c.kl_estimator) == (KlIn::Loss, KlEstimator::K1) {
+        checks.say(
+            format!("{path}.kl_estimator"),
+            "k1 cannot be in the loss: its gradient is zero on average, so it would hold nothing back",
+        );
+        checks.help("k2 (the gradient of the KL) or k3, or `kl_in: Reward`");
+        checks.rests_on(format!("{path}.kl_in"));
     }
     checks.above_zero(path, "cliprange", c.cliprange);
     checks.above_zero(path, "cliprange_value", c.cliprange_value);

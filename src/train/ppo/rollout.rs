@@ -4,7 +4,7 @@ use crate::data::micro_batches;
 use crate::generate::Response;
 use crate::model::{LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
-use crate::rl::{self, KlEstimator, ResponseLayout, Variance};
+use crate::rl::{self, KlEstimator, KlIn, ResponseLayout, Variance};
 use crate::tokens::{Segments, TokenBatch};
 use crate::train::config::PpoConfig;
 use crate::train::forward::{host, indices, row_logprobs};
@@ -45,10 +45,12 @@ pub struct Rollout {
     pub logprobs: Vec<f32>,
     /// `[response tokens]`, nats: of the reference.
     pub ref_logprobs: Vec<f32>,
-    /// `[response tokens]`, nats: the recipe's estimator of the KL, which enters the rewards.
+    /// `[response tokens]`, nats: the recipe's estimator of the KL.
     pub kl: Vec<f32>,
-    /// Weight of the KL in the rewards.
+    /// Weight of the KL term.
     pub kl_coef: f64,
+    /// Where that term is.
+    pub kl_in: KlIn,
     /// `[value positions]`: before the updates.
     pub values: Vec<f32>,
     /// `[value positions]`: the KL term, and the score at each row's end; not whitened.
@@ -105,7 +107,8 @@ impl Rollout {
         let mut kept_scores = scores.clone();
         rl::apply_missing_eos(&mut kept_scores, &has_eos, config.missing_eos);
         let kl = rl::kl_per_token(config.kl_estimator, &logprobs, &ref_logprobs);
-        let raw_rewards = rl::token_rewards(&kl, &kept_scores, kl_coef, &layout);
+        let in_rewards = reward_kl_coef(kl_coef, config.kl_in);
+        let raw_rewards = rl::token_rewards(&kl, &kept_scores, in_rewards, &layout);
         let rewards = match config.whiten_rewards {
             true => rl::whiten(&raw_rewards, false, Variance::Biased),
             false => raw_rewards.clone(),
@@ -129,6 +132,7 @@ impl Rollout {
             ref_logprobs,
             kl,
             kl_coef,
+            kl_in: config.kl_in,
             values,
             raw_rewards,
             rewards,
@@ -150,7 +154,7 @@ impl Rollout {
             &plain,
             &self.kl,
             &self.kept_scores,
-            self.kl_coef,
+            reward_kl_coef(self.kl_coef, self.kl_in),
             self.layout.responses(),
             &self.has_eos,
         )
@@ -179,6 +183,14 @@ impl Rollout {
     /// The rows as slices.
     pub fn row_slices(&self) -> Vec<&[u32]> {
         self.rows.iter().map(Vec::as_slice).collect()
+    }
+}
+
+/// Weight of the KL in the rewards.
+fn reward_kl_coef(kl_coef: f64, kl_in: KlIn) -> f64 {
+    match kl_in {
+        KlIn::Reward => kl_coef,
+        KlIn::Loss => 0.0,
     }
 }
 

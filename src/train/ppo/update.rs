@@ -8,11 +8,11 @@ use super::ptx::Ptx;
 use super::rollout::Rollout;
 use crate::data::micro_batches;
 use crate::guard;
-use crate::loss::{policy_loss, value_loss};
+use crate::loss::{kl_loss, policy_loss, value_loss};
 use crate::model::{CausalLm, LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum};
-use crate::rl::UpdateStats;
+use crate::rl::{KlIn, UpdateStats};
 use crate::rng::Seed;
 use crate::tokens::{Segments, TokenBatch};
 use crate::train::config::PpoConfig;
@@ -57,6 +57,8 @@ pub struct MinibatchReport {
     pub policy_loss: f64,
     /// Clipped value loss with its factor 0.5 and without `vf_coef`, mean over value positions.
     pub value_loss: f64,
+    /// KL term of the loss before its weight, nats per response token, if it is there.
+    pub kl_loss: Option<f64>,
     /// Nats per response token.
     pub entropy: f64,
     /// Cross-entropy of the pre-training text, nats per token, if there is any.
@@ -99,10 +101,14 @@ impl UpdateReport {
         let norm = |of: fn(&MinibatchReport) -> f64| {
             self.minibatches.iter().map(of).sum::<f64>() / self.minibatches.len().max(1) as f64
         };
+        let mut metrics = stats.metrics().to_vec();
+        let kl = (self.minibatches.iter())
+            .filter_map(|part| Some(part.kl_loss? * part.num_tokens as f64))
+            .reduce(|a, b| a + b);
+        metrics.extend(kl.map(|kl| ("loss/kl_avg", kl / tokens)));
         let texts: Vec<f64> = (self.minibatches.iter())
             .filter_map(|part| part.ptx_loss)
             .collect();
-        let mut metrics = stats.metrics().to_vec();
         if !texts.is_empty() {
             let mean = texts.iter().sum::<f64>() / texts.len() as f64;
             metrics.push(("loss/ptx_avg", mean));
@@ -246,6 +252,7 @@ impl Minibatch<'_> {
         );
         done.value_grad_norm = finite("value gradient norm", norm)?;
         done.policy_loss /= tokens;
+        done.kl_loss = done.kl_loss.map(|kl| kl / tokens);
         done.entropy /= tokens;
         done.value_loss /= values;
         report.minibatches.push(done);
@@ -286,13 +293,20 @@ impl<B: ModelBackend> MicroBatch<B> {
             .iter()
             .map(|&x| f64::from(x))
             .sum::<f64>();
-        let loss = policy_loss(
-            logprobs,
+        let mut loss = policy_loss(
+            logprobs.clone(),
             floats(&old, device),
             floats(&advantages, device),
             ppo.cliprange,
         );
         done.policy_loss += finite("policy loss", f64::from(host(loss.clone().inner())[0]))?;
+        if rollout.kl_in == KlIn::Loss {
+            let reference = floats(&self.gather(&rollout.ref_logprobs, responses), device);
+            let kl = kl_loss(logprobs, reference, ppo.kl_estimator);
+            let value = finite("KL loss", f64::from(host(kl.clone().inner())[0]))?;
+            *done.kl_loss.get_or_insert_default() += value;
+            loss = loss + kl * rollout.kl_coef;
+        }
         sum.add::<Autodiff<B>>(&mut networks.policy, &mut loss.backward());
         let changes = new.iter().zip(&old).map(|(a, b)| f64::from((a - b).abs()));
         Ok(changes.fold(0.0, f64::max))
