@@ -1,7 +1,8 @@
 //! Speed of sampling, prompts included, for `benches/compare.sh`: new tokens per second, the best of three, and the time
 //! from the start of the program to the beginning of the first.
 //!
-//! `cargo run --release --example generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS`; rows have a `prompt`. No response ends early.
+//! `cargo run --release --example generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS
+//! f32|bf16|int8`; rows have a `prompt`. No response ends early.
 
 #![allow(clippy::print_stdout, reason = "the results go to stdout")]
 
@@ -16,23 +17,30 @@ use tempering::data::{
 };
 use tempering::generate::{GenerateOptions, SamplingConfig, generate};
 use tempering::model::{LanguageModel, ModelConfig, manifest, weights};
+use tempering::ops::Precision;
 use tempering::rng::Seed;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    tempering::start::keep_freed_memory();
+    tempering::start::in_pool(None, run)
+}
+
+fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let start = Instant::now();
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [name, rows, batch, new_tokens] = args.as_slice() else {
-        return Err("usage: generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS".into());
+    let [name, rows, batch, new_tokens, precision] = args.as_slice() else {
+        return Err("usage: generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS PRECISION".into());
     };
+    let precision: Precision = serde_json::from_value(precision.as_str().into())?;
     let (batch, max_new_tokens) = (batch.parse()?, new_tokens.parse()?);
     let device = Default::default();
     let files = manifest::find(name)?;
     let config = ModelConfig::load(&files.weights)?;
     let source = weights::open(&files.weights)?;
-    let model = LanguageModel::<Flex>::load(&config, source.as_ref(), &device)?;
+    let model = LanguageModel::<Flex>::load_as(&config, source.as_ref(), precision, &device)?;
     let data = DataConfig {
         source: DataSource::Jsonl(PathBuf::from(rows)),
         format: RowFormat::default(),

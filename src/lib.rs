@@ -42,5 +42,6 @@ pub mod report;
 pub mod reward;
 pub mod rl;
 pub mod rng;
+pub mod start;
 pub mod tokens;
 pub mod train;

@@ -8,7 +8,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::ops::{unwrap, wrap};
+use crate::ops::{Precision, ReducedMatrix, unwrap, wrap};
 
 /// What a parameter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,10 +74,82 @@ pub enum ParamSlot<'a, B: Backend> {
     Vector(&'a mut Param<Tensor<B, 1>>),
     /// Everything else.
     Matrix(&'a mut Param<Tensor<B, 2>>),
+    /// A matrix in fewer bits, which is frozen.
+    Reduced(&'a mut Reduced),
+}
+
+/// A frozen matrix that is kept in fewer bits.
+#[derive(Debug, Clone)]
+pub struct Reduced {
+    precision: Precision,
+    /// Whether the parameter is the transpose of what is kept: a table, whose rows are a head's columns.
+    by_column: bool,
+    matrix: Option<ReducedMatrix>,
+}
+
+impl Reduced {
+    /// To be filled with a parameter `[in, out]`; `None` for f32.
+    pub fn by_row(precision: Precision) -> Option<Self> {
+        Self::new(precision, false)
+    }
+
+    /// To be filled with a parameter `[out, in]`; `None` for f32.
+    pub fn by_column(precision: Precision) -> Option<Self> {
+        Self::new(precision, true)
+    }
+
+    fn new(precision: Precision, by_column: bool) -> Option<Self> {
+        (precision != Precision::F32).then_some(Self {
+            precision,
+            by_column,
+            matrix: None,
+        })
+    }
+
+    /// `[in, out]`, once it is filled.
+    pub fn matrix(&self) -> Option<&ReducedMatrix> {
+        self.matrix.as_ref()
+    }
+
+    fn shape(&self) -> [usize; 2] {
+        let shape = self.matrix.as_ref().map(|m| [m.inputs(), m.outputs()]);
+        let [inputs, outputs] = shape.unwrap_or([0, 0]);
+        match self.by_column {
+            true => [outputs, inputs],
+            false => [inputs, outputs],
+        }
+    }
+
+    fn fill(&mut self, values: &[f32], shape: &[usize]) {
+        self.matrix = match self.by_column {
+            true => ReducedMatrix::of_transpose(values, shape[1], shape[0], self.precision),
+            false => ReducedMatrix::new(values, shape[0], shape[1], self.precision),
+        };
+    }
+
+    fn values(&self) -> Vec<f32> {
+        let Some(matrix) = &self.matrix else {
+            return Vec::new();
+        };
+        match self.by_column {
+            true => matrix.columns(&(0..matrix.outputs() as u32).collect::<Vec<_>>()),
+            false => matrix.values(),
+        }
+    }
 }
 
 /// A tensor as files hold it: name, shape, numbers.
 pub type HostTensor = (String, Vec<usize>, Vec<f32>);
+
+impl<'a, B: Backend> ParamSlot<'a, B> {
+    /// The slot of a matrix that may be kept in fewer bits.
+    pub fn of(param: &'a mut Param<Tensor<B, 2>>, reduced: &'a mut Option<Reduced>) -> Self {
+        match reduced {
+            Some(reduced) => Self::Reduced(reduced),
+            None => Self::Matrix(param),
+        }
+    }
+}
 
 impl<B: Backend> ParamSlot<'_, B> {
     /// The parameter's shape.
@@ -85,6 +157,7 @@ impl<B: Backend> ParamSlot<'_, B> {
         match self {
             Self::Vector(p) => p.val().dims().to_vec(),
             Self::Matrix(p) => p.val().dims().to_vec(),
+            Self::Reduced(reduced) => reduced.shape().to_vec(),
         }
     }
 
@@ -98,10 +171,14 @@ impl<B: Backend> ParamSlot<'_, B> {
         match self {
             Self::Vector(p) => p.val().is_require_grad(),
             Self::Matrix(p) => p.val().is_require_grad(),
+            Self::Reduced(..) => false,
         }
     }
 
     /// Trains or freezes it.
+    ///
+    /// # Panics
+    /// If a matrix in fewer bits is to be trained.
     pub fn set_trained(&mut self, trained: bool) {
         match self {
             Self::Vector(p) => {
@@ -110,14 +187,19 @@ impl<B: Backend> ParamSlot<'_, B> {
             Self::Matrix(p) => {
                 **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained))
             }
+            Self::Reduced(..) => assert!(!trained, "a matrix in fewer bits stays frozen"),
         }
     }
 
     /// Replaces the numbers, given in the parameter's own layout; trained stays trained.
     pub fn assign(&mut self, values: Vec<f32>, shape: &[usize], device: &B::Device) {
         let trained = self.is_trained();
+        if let Self::Reduced(reduced) = self {
+            return reduced.fill(&values, shape);
+        }
         let data = TensorData::new(values, shape.to_vec());
         match self {
+            Self::Reduced(_) => {}
             Self::Vector(p) => {
                 **p = Param::initialized(
                     p.id,
@@ -138,6 +220,7 @@ impl<B: Backend> ParamSlot<'_, B> {
         let data = match self {
             Self::Vector(p) => p.val().into_data(),
             Self::Matrix(p) => p.val().into_data(),
+            Self::Reduced(reduced) => return reduced.values(),
         };
         data.convert::<f32>().into_vec().expect("converted to f32")
     }
@@ -159,7 +242,7 @@ impl<B: Backend> ParamSlot<'_, B> {
                     let len = values.len();
                     self.assign(from_file_order(values, meta), &[len], device);
                 }
-                Self::Matrix(_) => {
+                Self::Matrix(_) | Self::Reduced(..) => {
                     let rows = values.len() / columns;
                     let values = if meta.transposed {
                         transpose(&values, *columns, rows)
@@ -201,7 +284,7 @@ impl<B: Backend> ParamSlot<'_, B> {
         let joint = from_file_order(joint, meta);
         match self {
             Self::Vector(_) => self.assign(joint, &[total], device),
-            Self::Matrix(_) => self.assign(joint, &[rows, total], device),
+            Self::Matrix(_) | Self::Reduced(..) => self.assign(joint, &[rows, total], device),
         }
         Ok(())
     }
@@ -252,6 +335,7 @@ impl<B: AutodiffBackend> ParamSlot<'_, B> {
         match self {
             Self::Vector(p) => p.val().grad_remove(grads).map(unwrap),
             Self::Matrix(p) => p.val().grad_remove(grads).map(unwrap),
+            Self::Reduced(..) => None,
         }
     }
 
@@ -264,6 +348,7 @@ impl<B: AutodiffBackend> ParamSlot<'_, B> {
         match self {
             Self::Vector(p) => replace(p, update),
             Self::Matrix(p) => replace(p, update),
+            Self::Reduced(..) => {}
         }
     }
 }

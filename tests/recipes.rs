@@ -84,7 +84,7 @@ fn unknown_key_in_the_header() {
         "name: \"sound\",",
         "name: \"sound\", sed: 3,",
         &[
-            "2:20: sed: unknown key `sed`; known keys: `name`, `model`, `seed`",
+            "2:20: sed: unknown key `sed`; known keys: `name`, `model`, `base_precision`",
             "did you mean `seed`?",
         ],
     );
@@ -120,6 +120,22 @@ fn a_kl_loss_without_a_gradient() {
         &[],
     )
     .unwrap();
+}
+
+#[test]
+fn full_fine_tuning_of_weights_in_fewer_bits() {
+    let text = broken("model: \"tiny\",", "model: \"tiny\", base_precision: int8,");
+    let found = problems(&text, &[]);
+    // Reward model and PPO of the pattern train whole models, supervised fine-tuning adapters.
+    assert_eq!(found.len(), 2, "{found:#?}");
+    for (stage, problem) in ["rm", "ppo"].iter().zip(&found) {
+        assert!(
+            problem.contains(&format!("stages.{stage}.peft")),
+            "{problem}"
+        );
+        assert!(problem.contains("base_precision is int8"), "{problem}");
+        assert!(problem.contains("peft: Lora(rank: 16)"), "{problem}");
+    }
 }
 
 #[test]

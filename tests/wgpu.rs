@@ -19,6 +19,8 @@ mod ppo;
 #[path = "support/trajectories.rs"]
 mod trajectories;
 
+#[path = "support/reduced.rs"]
+mod reduced;
 #[path = "support/shared_prefix.rs"]
 mod shared_prefix;
 
@@ -50,6 +52,7 @@ mod on_device {
         losses: gradients;
         families: forward, gradients, scores, generation, cached, lora;
         shared_prefix: states, gradients, scores, responses;
+        reduced: products, bf16_models, int8_models;
         trajectories: sft, reward, dpo;
         peft: adapters, classifiers, written, misfits;
         pipeline: every_stage;

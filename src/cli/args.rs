@@ -8,6 +8,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::backend::BackendChoice;
 use crate::model::weights::StoreAs;
+use crate::ops::Precision;
 use crate::reward::{RewardConfig, RougeVariant};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
@@ -135,6 +136,9 @@ pub struct ModelArgs {
     /// An adapter in the PEFT layout (such as a stage's `adapter/`) to put on the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// Keep the base's weights in fewer bits: half or a quarter of the memory, and faster decoding
+    #[arg(long, value_name = "PRECISION", value_enum, default_value_t = Precision::F32)]
+    pub base_precision: Precision,
 }
 
 /// `temper logprobs`.

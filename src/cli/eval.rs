@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
+use crate::ops::Precision;
 use crate::report::{format_value, table};
 use crate::reward::{self, Completion, RewardSource};
 
@@ -175,6 +176,7 @@ impl Eval<'_> {
             let model = FoundModel::find(&ModelArgs {
                 model: folder.to_owned(),
                 adapter: None,
+                base_precision: Precision::F32,
             })?;
             Ok(Box::new(LearnedReward::<B> {
                 name: folder.to_owned(),

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::model::weights::{self, StoreAs, write_safetensors, write_safetensors_with};
 use crate::model::{LanguageModel, ModelConfig, SCORE_OFFSET, ScalarModel, host_tensors};
 use crate::ops::ModelBackend;
+use crate::ops::Precision;
 use crate::params::{ParamKind, Parameters};
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
@@ -53,6 +54,7 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         let model = FoundModel::find(&ModelArgs {
             model: from.display().to_string(),
             adapter: None,
+            base_precision: Precision::F32,
         })?;
         let merge = Merge {
             tokenizer: model.tokenizer().ok(),
@@ -253,6 +255,7 @@ impl Task for Merge<'_> {
         let merged = FoundModel::find(&ModelArgs {
             model: self.to.display().to_string(),
             adapter: None,
+            base_precision: Precision::F32,
         })?;
         let found = if is_reward {
             let model: ScalarModel<B> = merged.reward_model(&device)?;

@@ -13,6 +13,7 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::model::manifest;
+use crate::ops::Precision;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::recipe::{self, Recipe, Stage};
 use crate::train::config::Init;
@@ -91,6 +92,7 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
         Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => FoundModel::find(&ModelArgs {
             model: manifest::adapter_base(path)?,
             adapter: None,
+            base_precision: Precision::F32,
         })?
         .tokenizer(),
         Init::Folder(path) | Init::Random(path) if path.is_dir() => Tokenizer::load(path),
@@ -104,6 +106,7 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
             FoundModel::find(&ModelArgs {
                 model,
                 adapter: None,
+                base_precision: Precision::F32,
             })?
             .tokenizer()
         }

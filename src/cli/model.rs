@@ -10,7 +10,7 @@ use crate::model::{
     LanguageModel, LoadedAdapter, ModelConfig, SIDECAR, ScalarModel, load_adapter, manifest,
     read_score_offset,
 };
-use crate::ops::ModelBackend;
+use crate::ops::{ModelBackend, Precision};
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
 
@@ -26,6 +26,8 @@ pub(super) struct FoundModel {
     pub(super) dir: PathBuf,
     /// What `weights::open` takes.
     pub(super) weights: PathBuf,
+    /// How the base's weights are kept.
+    pub(super) precision: Precision,
     /// Adapter folders, the one next to the base first; all but the last are merged on loading.
     pub(super) adapters: Vec<PathBuf>,
 }
@@ -62,6 +64,7 @@ impl FoundModel {
             config,
             dir: files.dir,
             weights: files.weights,
+            precision: args.base_precision,
             adapters,
         })
     }
@@ -94,7 +97,8 @@ impl FoundModel {
         device: &B::Device,
     ) -> Result<LanguageModel<B>> {
         let source = weights::open(&self.weights)?;
-        let mut model = LanguageModel::load(&self.config, source.as_ref(), device)?;
+        let mut model =
+            LanguageModel::load_as(&self.config, source.as_ref(), self.precision, device)?;
         self.attach(&mut model, device)?;
         Ok(model)
     }
@@ -130,12 +134,13 @@ impl FoundModel {
             ));
         }
         let source = weights::open(&self.weights)?;
-        let mut model = if has_score(source.as_ref()) {
-            let mut model = ScalarModel::load(&self.config, source.as_ref(), device)?;
+        let (source, precision) = (source.as_ref(), self.precision);
+        let mut model = if has_score(source) {
+            let mut model = ScalarModel::load_as(&self.config, source, precision, device)?;
             model.offset = read_score_offset(&self.dir.join("config.json"))?;
             model
         } else {
-            let backbone = LanguageModel::load_backbone(&self.config, source.as_ref(), device)?;
+            let backbone = LanguageModel::load_backbone(&self.config, source, precision, device)?;
             ScalarModel::with_zero_head(backbone, self.config.output_size(), device)
         };
         let outermost = self.attach(&mut model, device)?;

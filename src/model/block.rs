@@ -304,14 +304,6 @@ fn stretch(frequency: f32, s: &RopeScaling) -> f32 {
     (1.0 - blend) * frequency / factor + blend * frequency
 }
 
-/// Token table, looked up by id.
-pub(super) fn embed<B: Backend>(
-    table: &Param<Tensor<B, 2>>,
-    ids: &Tensor<B, 1, Int>,
-) -> Tensor<B, 2> {
-    table.val().select(0, ids.clone())
-}
-
 /// Rows of a table of learned positions, the row of position 0 being `offset`.
 ///
 /// # Panics

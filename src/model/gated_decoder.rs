@@ -1,15 +1,15 @@
 //! Llama, Qwen2 and Qwen3: RMSNorm, rotary grouped-query attention, SwiGLU. Qwen2 has biases on queries, keys and values,
 //! Qwen3 RMSNorm on each query and key head before the rotation.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{GatedMlp, Pass, RmsNorm, Rotary, embed};
+use super::block::{GatedMlp, Pass, RmsNorm, Rotary};
 use super::config::GatedDecoderConfig;
-use super::{CausalLm, KvCache};
-use crate::ops::{self, HeadLayout, ModelBackend};
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
+use super::{CausalLm, KvCache, Table};
+use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
@@ -37,13 +37,13 @@ pub struct GatedDecoderLayer<B: Backend> {
 #[derive(Module, Debug)]
 pub struct GatedDecoder<B: Backend> {
     /// `[vocab, hidden]`.
-    pub embed_tokens: Param<Tensor<B, 2>>,
+    pub embed_tokens: Table<B>,
     /// Decoder layers.
     pub layers: Vec<GatedDecoderLayer<B>>,
     /// Final norm.
     pub norm: RmsNorm<B>,
     /// `[vocab, hidden]`; absent when the embedding is the head.
-    pub lm_head: Option<Param<Tensor<B, 2>>>,
+    pub lm_head: Option<Table<B>>,
     #[module(skip)]
     config: GatedDecoderConfig,
     #[module(skip)]
@@ -80,10 +80,10 @@ impl<B: Backend> GatedDecoder<B> {
             }
         });
         Self {
-            embed_tokens: placeholder(device),
+            embed_tokens: Table::new(device),
             layers: layers.collect(),
             norm: norm(),
-            lm_head: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
+            lm_head: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
             config: config.clone(),
             rotary: Rotary::new(
                 config.head_dim,
@@ -108,7 +108,7 @@ impl<B: ModelBackend> CausalLm<B> for GatedDecoder<B> {
         let [cos, sin] = self
             .rotary
             .tables(&pass.positions, &batch.input_ids.device());
-        let mut x = embed(&self.embed_tokens, &batch.input_ids);
+        let mut x = self.embed_tokens.look_up(&batch.input_ids);
         for (i, layer) in self.layers.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
             let norm = layer.input_layernorm.input();
@@ -132,8 +132,8 @@ impl<B: ModelBackend> CausalLm<B> for GatedDecoder<B> {
         self.norm.forward(x)
     }
 
-    fn head(&self) -> Tensor<B, 2> {
-        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).val()
+    fn head(&self) -> Head<B> {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).head()
     }
 
     fn head_layout(&self) -> HeadLayout {
@@ -160,10 +160,8 @@ impl<B: Backend> Parameters<B> for GatedDecoder<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let hidden = self.config.hidden_size;
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        visit(
-            &table("model.embed_tokens.weight"),
-            ParamSlot::Matrix(&mut self.embed_tokens),
-        );
+        self.embed_tokens
+            .walk(&table("model.embed_tokens.weight"), visit);
         for (i, layer) in self.layers.iter_mut().enumerate() {
             layer
                 .input_layernorm
@@ -183,7 +181,7 @@ impl<B: Backend> Parameters<B> for GatedDecoder<B> {
         }
         self.norm.walk("model.norm", hidden, visit);
         if let Some(head) = &mut self.lm_head {
-            visit(&table("lm_head.weight"), ParamSlot::Matrix(head));
+            head.walk(&table("lm_head.weight"), visit);
         }
     }
 }

@@ -4,10 +4,10 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{LayerNorm, Mlp, Pass, embed, embed_positions};
+use super::block::{LayerNorm, Mlp, Pass, embed_positions};
 use super::config::Gpt2Config;
-use super::{CausalLm, KvCache};
-use crate::ops::{HeadLayout, ModelBackend};
+use super::{CausalLm, KvCache, Table};
+use crate::ops::{Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
@@ -32,7 +32,7 @@ pub struct Gpt2Layer<B: Backend> {
 #[derive(Module, Debug)]
 pub struct Gpt2<B: Backend> {
     /// Tokens, `[vocab, hidden]`.
-    pub wte: Param<Tensor<B, 2>>,
+    pub wte: Table<B>,
     /// Positions, `[n_positions, hidden]`.
     pub wpe: Param<Tensor<B, 2>>,
     /// Decoder layers.
@@ -40,7 +40,7 @@ pub struct Gpt2<B: Backend> {
     /// Final norm.
     pub ln_f: LayerNorm<B>,
     /// `[vocab, hidden]`; absent when the embedding is the head.
-    pub lm_head: Option<Param<Tensor<B, 2>>>,
+    pub lm_head: Option<Table<B>>,
     #[module(skip)]
     config: Gpt2Config,
 }
@@ -71,11 +71,11 @@ impl<B: Backend> Gpt2<B> {
             }
         });
         Self {
-            wte: placeholder(device),
+            wte: Table::new(device),
             wpe: placeholder(device),
             h: layers.collect(),
             ln_f: LayerNorm::new(eps, device),
-            lm_head: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
+            lm_head: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
             config: config.clone(),
         }
     }
@@ -91,7 +91,7 @@ impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
     ) -> Tensor<B, 2> {
         let mut pass = Pass::new(batch, positions, self.h.len(), cache, dropout);
         let layout = self.head_layout();
-        let mut x = embed(&self.wte, &batch.input_ids);
+        let mut x = self.wte.look_up(&batch.input_ids);
         x = x + embed_positions(&self.wpe, &pass.positions, 0);
         for (i, layer) in self.h.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
@@ -104,8 +104,8 @@ impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
         self.ln_f.forward(x)
     }
 
-    fn head(&self) -> Tensor<B, 2> {
-        self.lm_head.as_ref().unwrap_or(&self.wte).val()
+    fn head(&self) -> Head<B> {
+        self.lm_head.as_ref().unwrap_or(&self.wte).head()
     }
 
     fn head_layout(&self) -> HeadLayout {
@@ -137,10 +137,7 @@ impl<B: Backend> Parameters<B> for Gpt2<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let hidden = self.config.n_embd;
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        visit(
-            &table("transformer.wte.weight"),
-            ParamSlot::Matrix(&mut self.wte),
-        );
+        self.wte.walk(&table("transformer.wte.weight"), visit);
         visit(
             &table("transformer.wpe.weight"),
             ParamSlot::Matrix(&mut self.wpe),
@@ -159,7 +156,7 @@ impl<B: Backend> Parameters<B> for Gpt2<B> {
         }
         self.ln_f.walk("transformer.ln_f", hidden, visit);
         if let Some(head) = &mut self.lm_head {
-            visit(&table("lm_head.weight"), ParamSlot::Matrix(head));
+            head.walk(&table("lm_head.weight"), visit);
         }
     }
 }

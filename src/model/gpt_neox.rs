@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{LayerNorm, Mlp, Pass, Rotary, embed};
+use super::block::{LayerNorm, Mlp, Pass, Rotary};
 use super::config::GptNeoxConfig;
-use super::{CausalLm, KvCache};
-use crate::ops::{self, HeadLayout, ModelBackend};
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
+use super::{CausalLm, KvCache, Table};
+use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
@@ -34,13 +34,13 @@ pub struct GptNeoxLayer<B: Backend> {
 #[derive(Module, Debug)]
 pub struct GptNeox<B: Backend> {
     /// `[vocab, hidden]`.
-    pub embed_in: Param<Tensor<B, 2>>,
+    pub embed_in: Table<B>,
     /// Decoder layers.
     pub layers: Vec<GptNeoxLayer<B>>,
     /// Final norm.
     pub final_layer_norm: LayerNorm<B>,
     /// `[vocab, hidden]`; absent when the embedding is the head.
-    pub embed_out: Option<Param<Tensor<B, 2>>>,
+    pub embed_out: Option<Table<B>>,
     #[module(skip)]
     config: GptNeoxConfig,
     #[module(skip)]
@@ -72,10 +72,10 @@ impl<B: Backend> GptNeox<B> {
             }
         });
         Self {
-            embed_in: placeholder(device),
+            embed_in: Table::new(device),
             layers: layers.collect(),
             final_layer_norm: norm(),
-            embed_out: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
+            embed_out: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
             config: config.clone(),
             rotary: Rotary::new(
                 config.layout().head_dim,
@@ -130,7 +130,7 @@ impl<B: ModelBackend> CausalLm<B> for GptNeox<B> {
         let [cos, sin] = self
             .rotary
             .tables(&pass.positions, &batch.input_ids.device());
-        let mut x = embed(&self.embed_in, &batch.input_ids);
+        let mut x = self.embed_in.look_up(&batch.input_ids);
         for (i, layer) in self.layers.iter().enumerate() {
             let dropout = pass.layer_dropout(i);
             let qkv = layer
@@ -153,8 +153,8 @@ impl<B: ModelBackend> CausalLm<B> for GptNeox<B> {
         self.final_layer_norm.forward(x)
     }
 
-    fn head(&self) -> Tensor<B, 2> {
-        self.embed_out.as_ref().unwrap_or(&self.embed_in).val()
+    fn head(&self) -> Head<B> {
+        self.embed_out.as_ref().unwrap_or(&self.embed_in).head()
     }
 
     fn head_layout(&self) -> HeadLayout {
@@ -181,10 +181,8 @@ impl<B: Backend> Parameters<B> for GptNeox<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let hidden = self.config.hidden_size;
         let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        visit(
-            &table("gpt_neox.embed_in.weight"),
-            ParamSlot::Matrix(&mut self.embed_in),
-        );
+        self.embed_in
+            .walk(&table("gpt_neox.embed_in.weight"), visit);
         for (i, layer) in self.layers.iter_mut().enumerate() {
             let path = |name: &str| format!("gpt_neox.layers.{i}.{name}");
             layer
@@ -201,7 +199,7 @@ impl<B: Backend> Parameters<B> for GptNeox<B> {
         self.final_layer_norm
             .walk("gpt_neox.final_layer_norm", hidden, visit);
         if let Some(head) = &mut self.embed_out {
-            visit(&table("embed_out.weight"), ParamSlot::Matrix(head));
+            head.walk(&table("embed_out.weight"), visit);
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod manifest;
 mod offset;
 mod opt;
 mod scalar;
+mod table;
 pub mod weights;
 
 use std::sync::Arc;
@@ -35,8 +36,9 @@ pub use offset::{SCORE_OFFSET, SIDECAR, read_score_offset};
 pub use opt::Opt;
 pub use scalar::ScalarModel;
 pub(crate) use scalar::scalar_head;
+pub use table::Table;
 
-use crate::ops::{self, HeadLayout, ModelBackend};
+use crate::ops::{self, Head, HeadLayout, ModelBackend, Precision};
 use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
@@ -68,8 +70,8 @@ pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
         self.states_at(batch, None, cache, dropout)
     }
 
-    /// Output head, `[vocab, hidden]`.
-    fn head(&self) -> Tensor<B, 2>;
+    /// Output head.
+    fn head(&self) -> Head<B>;
 
     /// Attention heads.
     fn head_layout(&self) -> HeadLayout;
@@ -79,7 +81,7 @@ pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
 
     /// Logits, `[positions, vocab]`; ask only for the positions that need them.
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        hidden.matmul(self.head().transpose())
+        ops::logits(hidden, &self.head())
     }
 
     /// Log-probability (differentiable) and entropy of `targets` given the states before them, both `[positions]`.
@@ -89,7 +91,7 @@ pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
         targets: &Arc<Vec<u32>>,
         temperature: f64,
     ) -> (Tensor<B, 1>, Tensor<B, 1>) {
-        ops::token_logprob(hidden, self.head(), targets, temperature)
+        ops::head_logprob(hidden, self.head(), targets, temperature)
     }
 }
 
@@ -117,6 +119,23 @@ impl<B: Backend> LanguageModel<B> {
             ModelConfig::Gpt2(c) => Self::Gpt2(Gpt2::new(c, with_head, device)),
             ModelConfig::GptNeox(c) => Self::GptNeox(GptNeox::new(c, with_head, device)),
             ModelConfig::Opt(c) => Self::Opt(Opt::new(c, with_head, device)),
+        }
+    }
+}
+
+impl<B: Backend> LanguageModel<B> {
+    /// Has linear layers, embedding and output head, which are to be filled after this, kept as `precision` says: frozen if
+    /// not in f32. Tables of positions stay in f32.
+    pub fn store_as(&mut self, precision: Precision) {
+        self.for_each_projection(&mut |projection| projection.store_as(precision));
+        let (embedding, head) = match self {
+            Self::Gated(model) => (&mut model.embed_tokens, &mut model.lm_head),
+            Self::Gpt2(model) => (&mut model.wte, &mut model.lm_head),
+            Self::GptNeox(model) => (&mut model.embed_in, &mut model.embed_out),
+            Self::Opt(model) => (&mut model.embed_tokens, &mut model.lm_head),
+        };
+        for table in std::iter::once(embedding).chain(head) {
+            table.store_as(precision);
         }
     }
 }
@@ -164,7 +183,7 @@ impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
         }
     }
 
-    fn head(&self) -> Tensor<B, 2> {
+    fn head(&self) -> Head<B> {
         by_family!(self, model => model.head())
     }
 

@@ -4,10 +4,10 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{LayerNorm, Mlp, Pass, embed, embed_positions};
+use super::block::{LayerNorm, Mlp, Pass, embed_positions};
 use super::config::{OptConfig, POSITION_OFFSET};
-use super::{CausalLm, KvCache};
-use crate::ops::{HeadLayout, ModelBackend};
+use super::{CausalLm, KvCache, Table};
+use crate::ops::{Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
@@ -35,7 +35,7 @@ pub struct OptLayer<B: Backend> {
 #[derive(Module, Debug)]
 pub struct Opt<B: Backend> {
     /// Tokens, `[vocab, word_embed_proj_dim]`.
-    pub embed_tokens: Param<Tensor<B, 2>>,
+    pub embed_tokens: Table<B>,
     /// Positions, `[max_position_embeddings + 2, hidden]`.
     pub embed_positions: Param<Tensor<B, 2>>,
     /// From the token embedding into the residual stream, where their widths differ.
@@ -47,7 +47,7 @@ pub struct Opt<B: Backend> {
     /// From the residual stream to the width of the token embedding.
     pub project_out: Option<Projection<B>>,
     /// `[vocab, word_embed_proj_dim]`; absent when the embedding is the head.
-    pub lm_head: Option<Param<Tensor<B, 2>>>,
+    pub lm_head: Option<Table<B>>,
     #[module(skip)]
     config: OptConfig,
 }
@@ -84,13 +84,13 @@ impl<B: Backend> Opt<B> {
                 .then(|| projection(&[name], width, false))
         };
         Self {
-            embed_tokens: placeholder(device),
+            embed_tokens: Table::new(device),
             embed_positions: placeholder(device),
             project_in: between("project_in", hidden),
             layers: layers.collect(),
             final_layer_norm: config.final_layer_norm.then(norm),
             project_out: between("project_out", config.word_embed_proj_dim),
-            lm_head: (with_head && !config.tie_word_embeddings).then(|| placeholder(device)),
+            lm_head: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
             config: config.clone(),
         }
     }
@@ -110,7 +110,7 @@ impl<B: ModelBackend> CausalLm<B> for Opt<B> {
         let norm_if = |wanted: bool, norm: &LayerNorm<B>, x: Tensor<B, 2>| {
             if wanted { norm.forward(x) } else { x }
         };
-        let mut x = embed(&self.embed_tokens, &batch.input_ids);
+        let mut x = self.embed_tokens.look_up(&batch.input_ids);
         if let Some(project_in) = &self.project_in {
             x = project_in.forward(x, dropout);
         }
@@ -138,8 +138,8 @@ impl<B: ModelBackend> CausalLm<B> for Opt<B> {
         }
     }
 
-    fn head(&self) -> Tensor<B, 2> {
-        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).val()
+    fn head(&self) -> Head<B> {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens).head()
     }
 
     fn head_layout(&self) -> HeadLayout {
@@ -175,10 +175,8 @@ impl<B: Backend> Parameters<B> for Opt<B> {
         let table = |name: &str, columns: usize| {
             ParamMeta::single(ParamKind::Embedding, name, columns, false)
         };
-        visit(
-            &table("model.decoder.embed_tokens.weight", outer),
-            ParamSlot::Matrix(&mut self.embed_tokens),
-        );
+        self.embed_tokens
+            .walk(&table("model.decoder.embed_tokens.weight", outer), visit);
         visit(
             &table("model.decoder.embed_positions.weight", hidden),
             ParamSlot::Matrix(&mut self.embed_positions),
@@ -206,7 +204,7 @@ impl<B: Backend> Parameters<B> for Opt<B> {
             project_out.for_each_parameter(visit);
         }
         if let Some(head) = &mut self.lm_head {
-            visit(&table("lm_head.weight", outer), ParamSlot::Matrix(head));
+            head.walk(&table("lm_head.weight", outer), visit);
         }
     }
 }

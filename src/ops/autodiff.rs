@@ -5,10 +5,13 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{HeadLayout, LinearInput, LogprobOutput, LowRankPart, ModelBackend};
+use super::{
+    FrozenWeight, HeadLayout, LinearInput, LogprobOutput, LowRankPart, ModelBackend, ReducedMatrix,
+};
 use crate::tokens::Segments;
 
 /// A value that takes part in no gradient.
@@ -270,10 +273,84 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         }
     }
 
+    fn reduced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &ReducedMatrix,
+        targets: &[u32],
+        inv_temperature: f32,
+        _with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        #[derive(Debug)]
+        struct ReducedTokenLogprob;
+        impl<B: ModelBackend> Backward<B, 1> for ReducedTokenLogprob {
+            type State = Option<FloatTensor<B>>;
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [node] = ops.parents;
+                if let (Some(node), Some(unit)) = (node, ops.state) {
+                    let rows = grad.shape()[0];
+                    let grad = B::float_reshape(grad, burn::tensor::Shape::new([rows, 1]));
+                    grads.register::<B>(node.id, B::float_mul(unit, grad));
+                }
+            }
+        }
+        let tracked = !hidden.node.requirement.is_none();
+        let out =
+            B::reduced_token_logprob(hidden.primitive, head, targets, inv_temperature, tracked);
+        let logprobs = match ReducedTokenLogprob
+            .prepare::<C>([hidden.node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => prep.finish(out.unit_gradient, out.logprobs),
+            OpsKind::UnTracked(prep) => prep.finish(out.logprobs),
+        };
+        LogprobOutput {
+            logprobs,
+            entropy: constant::<B, C>(out.entropy),
+            unit_gradient: None,
+        }
+    }
+
+    fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct ReducedLinear;
+        impl<B: ModelBackend> Backward<B, 1> for ReducedLinear {
+            type State = ReducedMatrix;
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [node] = ops.parents;
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, B::reduced_linear_backward(grad, &ops.state));
+                }
+            }
+        }
+        match ReducedLinear
+            .prepare::<C>([x.node])
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(prep) => {
+                prep.finish(weight.clone(), B::reduced_linear(x.primitive, weight))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::reduced_linear(x.primitive, weight)),
+        }
+    }
+
     fn lora_linear_of(
         source: FloatTensor<Self>,
         input: LinearInput<Self>,
-        weight: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         parts: &[LowRankPart],
@@ -281,7 +358,12 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         #[derive(Debug)]
         struct LoraLinear;
         impl<B: ModelBackend> Backward<B, 3> for LoraLinear {
-            type State = (LinearInput<B>, [FloatTensor<B>; 5], Vec<LowRankPart>);
+            type State = (
+                LinearInput<B>,
+                FrozenWeight<B>,
+                [FloatTensor<B>; 4],
+                Vec<LowRankPart>,
+            );
             fn backward(
                 self,
                 ops: Ops<Self::State, 3>,
@@ -290,11 +372,11 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [source_node, a_node, b_node] = ops.parents;
-                let (input, [source, weight, a, b, xa], parts) = ops.state;
+                let (input, weight, [source, a, b, xa], parts) = ops.state;
                 let x = input.of(source.clone());
                 let with_x = source_node.is_some();
                 let (dx, da, db) =
-                    B::lora_linear_backward(x, weight, a, b, xa, grad, &parts, with_x);
+                    B::lora_linear_backward(x, &weight, a, b, xa, grad, &parts, with_x);
                 if let (Some(node), Some(dx)) = (source_node, dx) {
                     grads.register::<B>(node.id, input.backward(source, dx));
                 }
@@ -322,22 +404,25 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             }
         };
         // The weight is state, not a parent: it is frozen, so no gradient of its size is ever formed.
+        let weight = match weight {
+            FrozenWeight::Full(weight) => FrozenWeight::<B>::Full(weight.primitive.clone()),
+            FrozenWeight::Reduced(weight) => FrozenWeight::Reduced(weight.clone()),
+        };
         match LoraLinear
             .prepare::<C>([source.node, a.node, b.node])
             .compute_bound()
             .stateful()
         {
             OpsKind::Tracked(prep) => {
-                let (source, weight, a, b) =
-                    (source.primitive, weight.primitive, a.primitive, b.primitive);
+                let (source, a, b) = (source.primitive, a.primitive, b.primitive);
                 let x = input.of(source.clone());
-                let (y, xa) = B::lora_linear(x, weight.clone(), a.clone(), b.clone(), parts);
-                prep.finish((input, [source, weight, a, b, xa], parts.to_vec()), y)
+                let (y, xa) = B::lora_linear(x, &weight, a.clone(), b.clone(), parts);
+                prep.finish((input, weight, [source, a, b, xa], parts.to_vec()), y)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::lora_linear_of(
                 source.primitive,
                 input,
-                weight.primitive,
+                &weight,
                 a.primitive,
                 b.primitive,
                 parts,

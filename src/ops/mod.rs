@@ -10,16 +10,23 @@ mod adamw;
 mod autodiff;
 #[cfg(feature = "flex")]
 mod cpu;
+mod frozen;
+mod head;
 mod input;
 #[cfg(feature = "flex")]
 mod kernels;
 mod portable;
+mod reduced;
 mod tensor;
 
 pub use adamw::AdamWStep;
+pub use frozen::FrozenWeight;
+pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;
+pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
-    attention, linear_input, lora_linear, lora_linear_of, rms_norm, rope, swiglu, token_logprob,
+    attention, full_linear, linear_input, lora_linear, lora_linear_of, reduced_linear, rms_norm,
+    rope, swiglu, token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
@@ -205,18 +212,61 @@ pub trait ModelBackend: Backend {
         portable::token_logprob_backward::<Self>(hidden, head, targets, inv_temperature, grad)
     }
 
+    /// [`ModelBackend::token_logprob`] with a frozen head in fewer bits, `[hidden, vocab]`; logits are those of
+    /// [`ModelBackend::reduced_linear`].
+    fn reduced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &ReducedMatrix,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        portable::reduced_token_logprob::<Self>(
+            hidden,
+            head,
+            targets,
+            inv_temperature,
+            with_unit_gradient,
+        )
+    }
+
+    /// `hidden . head^T`, with burn's gradients. `hidden`: `[tokens, hidden]`, `head`: `[vocab, hidden]`.
+    fn head_logits(hidden: FloatTensor<Self>, head: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(hidden, Self::float_transpose(head))
+    }
+
+    /// `x . weight`, with burn's gradients. `x`: `[tokens, in]`, `weight`: `[in, out]`.
+    fn full_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(x, weight)
+    }
+
+    /// `x . weight` with a weight in fewer bits; with 8 bits `x` is rounded likewise. `x`: `[tokens, in]`.
+    fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
+        portable::reduced_linear::<Self>(x, weight)
+    }
+
+    /// Gradient of [`ModelBackend::reduced_linear`] with respect to `x`, its rounding taken for the identity:
+    /// `grad . weight^T` in f32.
+    fn reduced_linear_backward(
+        grad: FloatTensor<Self>,
+        weight: &ReducedMatrix,
+    ) -> FloatTensor<Self> {
+        portable::reduced_linear_backward::<Self>(grad, weight)
+    }
+
     /// `x . weight`, plus for each part `scale * (x . a_part) . b_part` in its columns. `x`: `[tokens, in]`, `weight`:
     /// `[in, out]`, `a`: `[in, sum of ranks]`, `b`: the parts' `[rank, width]` matrices, flattened one after another.
     /// Also returns `x . a`, which the backward pass needs. Where gradients are tracked, [`ModelBackend::lora_linear_of`] is
     /// the one to call.
     fn lora_linear(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::lora_linear::<Self>(x, weight, a, b, parts)
+        let y = weight.product(x.clone());
+        portable::add_low_rank::<Self>(y, x, a, b, parts)
     }
 
     /// [`ModelBackend::lora_linear`] of an input that comes from `source`. Where gradients are tracked, the source is kept and
@@ -224,7 +274,7 @@ pub trait ModelBackend: Backend {
     fn lora_linear_of(
         source: FloatTensor<Self>,
         input: LinearInput<Self>,
-        weight: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         parts: &[LowRankPart],
@@ -236,7 +286,7 @@ pub trait ModelBackend: Backend {
     #[allow(clippy::too_many_arguments)]
     fn lora_linear_backward(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         xa: FloatTensor<Self>,
@@ -248,7 +298,8 @@ pub trait ModelBackend: Backend {
         FloatTensor<Self>,
         FloatTensor<Self>,
     ) {
-        portable::lora_linear_backward::<Self>(x, weight, a, b, xa, grad, parts, with_x)
+        let dx = with_x.then(|| weight.backward(grad.clone()));
+        portable::low_rank_backward::<Self>(dx, x, a, b, xa, grad, parts)
     }
 
     /// One AdamW update; returns parameter, first and second moment. Any rank, all of one shape.

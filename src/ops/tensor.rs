@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-use super::{HeadLayout, LinearInput, LowRankPart, ModelBackend};
+use super::{FrozenWeight, HeadLayout, LinearInput, LowRankPart, ModelBackend, ReducedMatrix};
 use crate::tokens::Segments;
 
 /// The primitive of a float tensor.
@@ -85,7 +85,17 @@ pub fn lora_linear<B: ModelBackend>(
     b: Tensor<B, 1>,
     parts: &[LowRankPart],
 ) -> Tensor<B, 2> {
-    lora_linear_of(x, LinearInput::Plain, weight, a, b, parts)
+    lora_linear_of(x, LinearInput::Plain, &weight.into(), a, b, parts)
+}
+
+/// See [`ModelBackend::full_linear`].
+pub fn full_linear<B: ModelBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::full_linear(unwrap(x), unwrap(weight)))
+}
+
+/// See [`ModelBackend::reduced_linear`].
+pub fn reduced_linear<B: ModelBackend>(x: Tensor<B, 2>, weight: &ReducedMatrix) -> Tensor<B, 2> {
+    wrap(B::reduced_linear(unwrap(x), weight))
 }
 
 /// The input of a linear layer that comes from `source`.
@@ -97,7 +107,7 @@ pub fn linear_input<B: ModelBackend>(source: Tensor<B, 2>, input: &LinearInput<B
 pub fn lora_linear_of<B: ModelBackend>(
     source: Tensor<B, 2>,
     input: LinearInput<B>,
-    weight: Tensor<B, 2>,
+    weight: &FrozenWeight<B>,
     a: Tensor<B, 2>,
     b: Tensor<B, 1>,
     parts: &[LowRankPart],
@@ -105,7 +115,7 @@ pub fn lora_linear_of<B: ModelBackend>(
     wrap(B::lora_linear_of(
         unwrap(source),
         input,
-        unwrap(weight),
+        weight,
         unwrap(a),
         unwrap(b),
         parts,

@@ -7,19 +7,23 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::{Lora, LoraConfig, LoraMatrix, lora_key};
-use crate::ops::{self, LinearInput, LowRankPart, ModelBackend};
-use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
+use crate::ops::{
+    self, FrozenWeight, LinearInput, LowRankPart, ModelBackend, Precision, ReducedMatrix,
+};
+use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, placeholder};
 use crate::rng::Seed;
 
 /// One or more linear layers with the same input, as one matrix product.
 #[derive(Module, Debug)]
 pub struct Projection<B: Backend> {
-    /// `[in, sum of out]`.
+    /// `[in, sum of out]`; a placeholder if the weight is kept in fewer bits.
     pub weight: Param<Tensor<B, 2>>,
     /// `[sum of out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// One slot per layer.
     pub adapters: Vec<Option<Lora<B>>>,
+    #[module(skip)]
+    reduced: Option<Reduced>,
     #[module(skip)]
     layers: Vec<LayerSpec>,
     #[module(skip)]
@@ -56,9 +60,15 @@ impl<B: Backend> Projection<B> {
                     width: *width,
                 })
                 .collect(),
+            reduced: None,
             transposed,
             order: None,
         }
+    }
+
+    /// Has the weight, which is to be filled after this, kept as `precision` says: frozen if not in f32.
+    pub fn store_as(&mut self, precision: Precision) {
+        self.reduced = Reduced::by_row(precision);
     }
 
     /// The same with its output columns in another order than the file's: column `j` is the file's column `order[j]`, in
@@ -80,7 +90,25 @@ impl<B: Backend> Projection<B> {
 
     /// Number of input features.
     pub fn inputs(&self) -> usize {
-        self.weight.val().dims()[0]
+        match self.matrix() {
+            Some(matrix) => matrix.inputs(),
+            None => self.weight.val().dims()[0],
+        }
+    }
+
+    /// The weight in fewer bits, if it is kept so.
+    fn matrix(&self) -> Option<&ReducedMatrix> {
+        self.reduced.as_ref().and_then(Reduced::matrix)
+    }
+
+    /// The weight in f32: a copy if it is kept in fewer bits.
+    fn full_weight(&self) -> Tensor<B, 2> {
+        let weight = self.weight.val();
+        let Some(matrix) = self.matrix() else {
+            return weight;
+        };
+        let shape = [matrix.inputs(), matrix.outputs()];
+        Tensor::from_data(TensorData::new(matrix.values(), shape), &weight.device())
     }
 
     /// Gives layer `index` a fresh adapter.
@@ -102,13 +130,15 @@ impl<B: Backend> Projection<B> {
         self.adapters.iter_mut().for_each(|adapter| *adapter = None);
     }
 
-    /// Adds the adapters to the weight and removes them.
+    /// Adds the adapters to the weight and removes them. A weight in fewer bits is one in f32 from then on: rounded again, it would
+    /// lose part of the adapters.
     pub fn merge(&mut self) {
         if self.adapters.iter().all(Option::is_none) {
             return;
         }
         let inputs = self.inputs();
-        let mut weight = self.weight.val().detach();
+        let mut weight = self.full_weight().detach();
+        self.reduced = None;
         let mut column = 0;
         for (adapter, layer) in self.adapters.iter_mut().zip(&self.layers) {
             if let Some(lora) = adapter.take() {
@@ -141,7 +171,7 @@ impl<B: Backend> Projection<B> {
             transposed: false,
             order: self.order.clone(),
         };
-        visit(&weight, ParamSlot::Matrix(&mut self.weight));
+        visit(&weight, ParamSlot::of(&mut self.weight, &mut self.reduced));
         if let Some(param) = &mut self.bias {
             visit(&bias, ParamSlot::Vector(param));
         }
@@ -183,17 +213,29 @@ impl<B: ModelBackend> Projection<B> {
         let mut adapters = self.adapters.iter().flatten().peekable();
         if adapters.peek().is_none() {
             let x = ops::linear_input(source, &input);
-            return self.biased(x.matmul(self.weight.val()));
+            return self.biased(self.base(x));
         }
         let drops = adapters.any(|lora| lora.dropout > 0.0);
         let y = match dropout.filter(|_| drops) {
             Some(seed) => self.forward_with_dropout(ops::linear_input(source, &input), seed),
             None => {
                 let LowRank { a, b, parts } = self.low_rank();
-                ops::lora_linear_of(source, input, self.weight.val(), a, b, &parts)
+                let weight = match self.matrix() {
+                    Some(matrix) => FrozenWeight::Reduced(matrix.clone()),
+                    None => self.weight.val().into(),
+                };
+                ops::lora_linear_of(source, input, &weight, a, b, &parts)
             }
         };
         self.biased(y)
+    }
+
+    /// Without adapters and bias.
+    fn base(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.matrix() {
+            Some(matrix) => ops::reduced_linear(x, matrix),
+            None => ops::full_linear(x, self.weight.val()),
+        }
     }
 
     fn biased(&self, y: Tensor<B, 2>) -> Tensor<B, 2> {
@@ -258,7 +300,7 @@ impl<B: ModelBackend> Projection<B> {
                 None => Tensor::zeros([tokens, layer.width], &device),
             });
         }
-        x.matmul(self.weight.val()) + Tensor::cat(deltas, 1)
+        self.base(x) + Tensor::cat(deltas, 1)
     }
 }
 

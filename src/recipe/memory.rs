@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use crate::model::ModelConfig;
+use crate::ops::Precision;
+
 /// Bytes of an f32, the precision of weights, gradients and activations.
 pub(super) const FLOAT: u64 = 4;
 
@@ -33,9 +36,28 @@ pub struct ModelShape {
     pub total_params: u64,
     /// Parameters that are trained.
     pub trainable_params: u64,
+    /// How those that are not are kept.
+    pub precision: Precision,
 }
 
 impl ModelShape {
+    /// The sizes of a model of which nothing is trained.
+    pub fn of(config: &ModelConfig, precision: Precision) -> Self {
+        let layout = config.head_layout();
+        Self {
+            hidden: config.hidden_size() as u64,
+            layers: config.num_layers() as u64,
+            intermediate: config.intermediate_size() as u64,
+            vocab: config.vocab_size() as u64,
+            heads: layout.heads as u64,
+            kv_heads: layout.kv_heads as u64,
+            head_dim: layout.head_dim as u64,
+            total_params: config.num_params() as u64,
+            trainable_params: 0,
+            precision,
+        }
+    }
+
     /// Floats kept per token and layer for the backward pass.
     ///
     /// `2 hidden + (q + 2 kv) + q + heads + 2 intermediate` with `q = heads head_dim`, `kv = kv_heads head_dim`: twice the
@@ -51,6 +73,12 @@ impl ModelShape {
             false => 0,
         };
         2 * self.hidden + (q + 2 * kv) + q + self.heads + 2 * self.intermediate + inputs
+    }
+
+    /// Bytes of the parameters that are not trained.
+    fn frozen_bytes(&self) -> u64 {
+        let frozen = self.total_params.saturating_sub(self.trainable_params);
+        (frozen as f64 * self.precision.bytes()) as u64
     }
 
     /// Floats of the KV cache per token.
@@ -112,8 +140,7 @@ pub enum Work {
 ///
 /// Sampling and training alternate in PPO, so only the larger of the two is counted. Allocator slack is not.
 pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
-    let frozen = shape.total_params.saturating_sub(shape.trainable_params);
-    let weights = |networks: u64| FLOAT * (frozen + networks * shape.trainable_params);
+    let weights = |networks: u64| shape.frozen_bytes() + FLOAT * networks * shape.trainable_params;
     let mut parts = Vec::new();
     let mut part = |name: &str, bytes: u64| parts.push((name.to_string(), bytes));
     match work {
@@ -281,6 +308,7 @@ mod tests {
         head_dim: 64,
         total_params: 139_399_488,
         trainable_params: 4_884_480,
+        precision: crate::ops::Precision::F32,
     };
 
     fn bytes(parts: &[(String, u64)], name: &str) -> u64 {
@@ -310,6 +338,23 @@ mod tests {
             total.abs_diff(1_692_000_000) * 20 < 3 * 1_692_000_000,
             "{total}"
         );
+    }
+
+    #[test]
+    fn frozen_weights_in_fewer_bits_are_counted_so() {
+        let weights = |precision| {
+            let shape = ModelShape {
+                precision,
+                trainable_params: 1000,
+                ..SMOLLM2
+            };
+            let work = Work::Score { micro_tokens: 64 };
+            bytes(&estimate(work, &shape), "weights")
+        };
+        let (trained, frozen) = (1000, SMOLLM2.total_params - 1000);
+        assert_eq!(weights(Precision::Bf16), 2 * frozen + 4 * trained);
+        // A byte, and four of scale and four of shift for 64 weights.
+        assert_eq!(weights(Precision::Int8), frozen + frozen / 8 + 4 * trained);
     }
 
     #[test]

@@ -193,6 +193,7 @@ mod tests {
         head_dim: 64,
         total_params: 134_515_008,
         trainable_params: 0,
+        precision: crate::ops::Precision::F32,
     };
 
     fn plans() -> Vec<StagePlan> {

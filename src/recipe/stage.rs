@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ops::Precision;
 use crate::train::config::{
     CompareConfig, DpoConfig, Peft, PpoConfig, PretrainConfig, RankConfig, RewardModelConfig,
     SftConfig,
@@ -18,6 +19,10 @@ pub struct Recipe {
     /// The base model: a name of `temper models`, or a folder / GGUF file. May be absent when every stage has an `init` of its own.
     #[serde(default)]
     pub model: Option<String>,
+    /// How the weights of the base model and of whole models from earlier stages are kept; anything but f32 keeps them frozen, so
+    /// that stages train adapters only.
+    #[serde(default)]
+    pub base_precision: Precision,
     /// Root of all randomness.
     #[serde(default = "one")]
     pub seed: u64,

@@ -14,6 +14,7 @@ use crate::data::{
 };
 use crate::error::{Error, Problem, Result};
 use crate::model::{ModelConfig, manifest, weights};
+use crate::ops::Precision;
 use crate::peft::AdapterConfig;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::reward::{self, RewardConfig};
@@ -111,7 +112,7 @@ impl Surveyor<'_> {
         let known = known?;
         self.positions(&known.config, stage, path);
         self.truncate(&known.tokenizer, stage, path);
-        let shape = self.shape(&known, stage, path)?;
+        let shape = self.shape(&known, stage, path, recipe.base_precision)?;
         // Rows that are wrong in themselves were named above; they cannot be counted.
         if self.problems.len() > before {
             return None;
@@ -227,8 +228,14 @@ impl Surveyor<'_> {
         }
     }
 
-    fn shape(&mut self, known: &Known, stage: &Stage, path: &str) -> Option<ModelShape> {
-        let mut shape = shape_of(&known.config);
+    fn shape(
+        &mut self,
+        known: &Known,
+        stage: &Stage,
+        path: &str,
+        precision: Precision,
+    ) -> Option<ModelShape> {
+        let mut shape = ModelShape::of(&known.config, precision);
         match stage.peft() {
             None => {}
             Some(Peft::Full) => shape.trainable_params = shape.total_params,
@@ -480,20 +487,4 @@ fn open_folder(folder: &Path) -> Result<Known> {
     let known = open_model(&manifest::adapter_base(folder)?)?;
     AdapterConfig::load(folder)?;
     Ok(known)
-}
-
-fn shape_of(config: &ModelConfig) -> ModelShape {
-    let total = config.num_params() as u64;
-    let layout = config.head_layout();
-    ModelShape {
-        hidden: config.hidden_size() as u64,
-        layers: config.num_layers() as u64,
-        intermediate: config.intermediate_size() as u64,
-        vocab: config.vocab_size() as u64,
-        heads: layout.heads as u64,
-        kv_heads: layout.kv_heads as u64,
-        head_dim: layout.head_dim as u64,
-        total_params: total,
-        trainable_params: 0,
-    }
 }

@@ -135,7 +135,9 @@ impl<B: ModelBackend> Session<'_, B> {
         let model = match self.bases.get(&files.weights) {
             Some(model) => model.clone(),
             None => {
-                let model = LanguageModel::load(&config, source.as_ref(), &self.device)?;
+                let precision = self.base_precision;
+                let model =
+                    LanguageModel::load_as(&config, source.as_ref(), precision, &self.device)?;
                 self.bases.insert(files.weights.clone(), model.clone());
                 model
             }
@@ -206,7 +208,8 @@ impl<B: ModelBackend> Session<'_, B> {
         };
         let config = ModelConfig::load(&folder)?;
         let source = weights::open(&folder)?;
-        let mut model = ScalarModel::load(&config, source.as_ref(), &self.device)?;
+        let precision = self.base_precision;
+        let mut model = ScalarModel::load_as(&config, source.as_ref(), precision, &self.device)?;
         model.offset = read_score_offset(&folder.join("config.json"))?;
         Ok(RewardModel {
             model,

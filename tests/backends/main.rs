@@ -26,6 +26,8 @@ mod peft;
 mod pipeline;
 #[path = "../support/ppo.rs"]
 mod ppo;
+#[path = "../support/reduced.rs"]
+mod reduced;
 #[path = "../support/shared_prefix.rs"]
 mod shared_prefix;
 #[path = "../support/trajectories.rs"]
@@ -58,6 +60,7 @@ on_backends!(
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     peft: adapters, classifiers, written, misfits;
     shared_prefix: states, gradients, scores, responses;
+    reduced: products, bf16_models, int8_models;
     trajectories: sft, reward, dpo;
     ppo: rollout_and_update;
     pipeline: every_stage;

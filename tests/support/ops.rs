@@ -739,7 +739,7 @@ impl Case for LoraLinearOf {
         ops::lora_linear_of(
             x[0].clone(),
             input,
-            x[1].clone(),
+            &x[1].clone().into(),
             x[2].clone(),
             x[3].clone().reshape([entries]),
             &self.linear().parts,

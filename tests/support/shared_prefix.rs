@@ -135,7 +135,7 @@ pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
 /// Scores of a reward model.
 pub(crate) fn scores<B: ModelBackend>(device: B::Device) {
     let backbone = load::<B>("llama_tied", &device).into_backbone();
-    let hidden = backbone.head().dims()[1];
+    let hidden = backbone.head().width();
     let model = ScalarModel::with_random_head(backbone, hidden, Seed::new(2), &device);
     let groups = groups();
     let rows: Vec<Vec<&[u32]>> = groups

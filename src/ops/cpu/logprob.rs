@@ -6,9 +6,9 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::{contiguous, dims2, matmul, slice, tensor};
-use crate::ops::{LogprobOutput, kernels, logit_chunk_rows};
+use crate::ops::{LogprobOutput, ModelBackend, ReducedMatrix, kernels, logit_chunk_rows};
 
-/// `ModelBackend::token_logprob`, a chunk of logits at a time.
+/// `ModelBackend::token_logprob`.
 pub(super) fn token_logprob(
     hidden: FlexTensor,
     head: FlexTensor,
@@ -16,48 +16,90 @@ pub(super) fn token_logprob(
     inv_temperature: f32,
     with_unit_gradient: bool,
 ) -> LogprobOutput<Flex> {
-    let (hidden, head) = (contiguous(hidden), contiguous(head));
+    let head = contiguous(head);
+    let [vocab, width] = dims2(&head);
+    let of_states = |h| matmul(h, head.transpose(0, 1));
+    let of_gradients = with_unit_gradient.then_some(|p, targets: &[u32]| {
+        let row = |&target: &u32| &slice(&head)[target as usize * width..][..width];
+        let chosen: Vec<f32> = targets.iter().flat_map(row).copied().collect();
+        (chosen, matmul(p, head.clone()))
+    });
+    chunked(
+        hidden,
+        targets,
+        inv_temperature,
+        vocab,
+        of_states,
+        of_gradients,
+    )
+}
+
+/// `ModelBackend::reduced_token_logprob`.
+pub(super) fn reduced_token_logprob(
+    hidden: FlexTensor,
+    head: &ReducedMatrix,
+    targets: &[u32],
+    inv_temperature: f32,
+    with_unit_gradient: bool,
+) -> LogprobOutput<Flex> {
+    let of_states = |h| Flex::reduced_linear(h, head);
+    let of_gradients = with_unit_gradient.then_some(|p, targets: &[u32]| {
+        let expected = Flex::reduced_linear_backward(p, head);
+        (head.columns(targets), expected)
+    });
+    chunked(
+        hidden,
+        targets,
+        inv_temperature,
+        head.outputs(),
+        of_states,
+        of_gradients,
+    )
+}
+
+/// A chunk of logits at a time, by `of_states`; `of_gradients` gives the head's rows of the targets, and those that are
+/// expected under the probabilities that it is given.
+fn chunked(
+    hidden: FlexTensor,
+    targets: &[u32],
+    inv_temperature: f32,
+    vocab: usize,
+    of_states: impl Fn(FlexTensor) -> FlexTensor,
+    of_gradients: Option<impl Fn(FlexTensor, &[u32]) -> (Vec<f32>, FlexTensor)>,
+) -> LogprobOutput<Flex> {
+    let hidden = contiguous(hidden);
     let [tokens, width] = dims2(&hidden);
-    let vocab = dims2(&head)[0];
     let (mut logprobs, mut entropy) = (Vec::with_capacity(tokens), Vec::with_capacity(tokens));
-    let mut unit = vec![
-        0f32;
-        if with_unit_gradient {
-            tokens * width
-        } else {
-            0
-        }
-    ];
+    let mut unit = Vec::with_capacity(if of_gradients.is_some() {
+        tokens * width
+    } else {
+        0
+    });
     let chunk = logit_chunk_rows(vocab);
     for (i, part) in targets.chunks(chunk).enumerate() {
         let h = hidden.narrow(0, i * chunk, part.len());
-        let mut logits = contiguous(matmul(h, head.transpose(0, 1)));
+        let mut logits = contiguous(of_states(h));
         let rows = kernels::logprob_rows(
             logits.storage_mut(),
             vocab,
             part,
             inv_temperature,
-            with_unit_gradient,
+            of_gradients.is_some(),
         );
         logprobs.extend(rows.iter().map(|row| row.0));
         entropy.extend(rows.iter().map(|row| row.1));
-        if with_unit_gradient {
-            let expected = contiguous(matmul(logits, head.clone()));
-            let unit = unit[i * chunk * width..].chunks_exact_mut(width);
-            for ((unit, expected), &target) in
-                unit.zip(slice(&expected).chunks_exact(width)).zip(part)
-            {
-                let chosen = &slice(&head)[target as usize * width..(target as usize + 1) * width];
-                for j in 0..width {
-                    unit[j] = (chosen[j] - expected[j]) * inv_temperature;
-                }
-            }
+        if let Some(of_gradients) = &of_gradients {
+            let (chosen, expected) = of_gradients(logits, part);
+            let pairs = chosen
+                .into_iter()
+                .zip(slice(&contiguous(expected)).to_vec());
+            unit.extend(pairs.map(|(chosen, expected)| (chosen - expected) * inv_temperature));
         }
     }
     LogprobOutput {
         logprobs: tensor(logprobs, [tokens]),
         entropy: tensor(entropy, [tokens]),
-        unit_gradient: with_unit_gradient.then(|| tensor(unit, [tokens, width])),
+        unit_gradient: of_gradients.map(|_| tensor(unit, [tokens, width])),
     }
 }
 

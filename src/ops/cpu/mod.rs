@@ -8,8 +8,12 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 
-use super::kernels::{self, LowRank, Right};
-use super::{AdamWStep, CacheWrite, HeadLayout, LogprobOutput, LowRankPart, ModelBackend};
+use super::kernels::{self, LowRank, Matrix, Right};
+use super::reduced::Panels;
+use super::{
+    AdamWStep, CacheWrite, FrozenWeight, HeadLayout, LogprobOutput, LowRankPart, ModelBackend,
+    Precision, ReducedMatrix,
+};
 use crate::tokens::Segments;
 
 /// A contiguous tensor. By value: a second handle would make every later in-place write a copy.
@@ -45,34 +49,47 @@ fn matmul(a: FlexTensor, b: FlexTensor) -> FlexTensor {
     Flex::float_matmul(a, b)
 }
 
-/// Rows from which on the product and its low-rank part are formed together: below, packing the weight would cost more than
-/// it saves.
-const MANY_ROWS: usize = 64;
-
 /// `x . weight`, or `x . weight^T`, plus a low-rank product.
-fn with_low_rank(x: FlexTensor, weight: FlexTensor, right: Right, low: LowRank<'_>) -> FlexTensor {
+fn product(
+    x: FlexTensor,
+    weight: Matrix<'_>,
+    [inputs, outputs]: [usize; 2],
+    right: Right,
+    low: Option<LowRank<'_>>,
+) -> FlexTensor {
+    let x = contiguous(x);
     let [rows, depth] = dims2(&x);
-    let [inputs, outputs] = dims2(&weight);
     let columns = match right {
         Right::Plain => outputs,
         Right::Transposed => inputs,
     };
-    if rows >= MANY_ROWS && weight.as_slice::<f32>().is_some() {
-        let x = contiguous(x);
-        let mut y = vec![0f32; rows * columns];
-        let (x, weight) = (slice(&x), slice(&weight));
-        kernels::gemm(&mut y, x, weight, depth, columns, right, Some(low));
-        return tensor(y, [rows, columns]);
-    }
-    let weight = match right {
-        Right::Plain => weight,
-        Right::Transposed => weight.transpose(0, 1),
-    };
-    let mut y = contiguous(matmul(x, weight));
-    let LowRank { t, ranks, b, parts } = low;
-    kernels::add_low_rank(y.storage_mut(), columns, t, ranks, b, parts);
-    y
+    let mut y = vec![0f32; rows * columns];
+    kernels::gemm(&mut y, slice(&x), weight, depth, columns, right, low);
+    tensor(y, [rows, columns])
 }
+
+/// [`product`] with a frozen weight; in fewer bits only its numbers are.
+fn with_low_rank(
+    x: FlexTensor,
+    weight: &FrozenWeight<Flex>,
+    right: Right,
+    low: LowRank<'_>,
+) -> FlexTensor {
+    match weight {
+        FrozenWeight::Full(weight) => {
+            let weight = contiguous(weight.clone());
+            let shape = dims2(&weight);
+            product(x, Matrix::Full(slice(&weight)), shape, right, Some(low))
+        }
+        FrozenWeight::Reduced(weight) => {
+            let shape = [weight.inputs(), weight.outputs()];
+            product(x, Matrix::Reduced(weight), shape, right, Some(low))
+        }
+    }
+}
+
+/// Rows up to which a product with an f32 weight is ours: above, packing the weight costs what it saves.
+const FEW_ROWS: usize = 32;
 
 impl ModelBackend for Flex {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
@@ -205,6 +222,16 @@ impl ModelBackend for Flex {
         logprob::token_logprob(hidden, head, targets, inv_temperature, with_unit_gradient)
     }
 
+    fn reduced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &ReducedMatrix,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        logprob::reduced_token_logprob(hidden, head, targets, inv_temperature, with_unit_gradient)
+    }
+
     fn token_logprob_backward(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -215,9 +242,49 @@ impl ModelBackend for Flex {
         logprob::token_logprob_backward(hidden, head, targets, inv_temperature, grad)
     }
 
+    fn head_logits(hidden: FloatTensor<Self>, head: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ([rows, depth], [vocab, _]) = (dims2(&hidden), dims2(&head));
+        if rows > FEW_ROWS || rows * vocab == 0 || head.as_slice::<f32>().is_none() {
+            return matmul(hidden, head.transpose(0, 1));
+        }
+        let hidden = contiguous(hidden);
+        let mut logits = vec![0f32; rows * vocab];
+        kernels::dots(&mut logits, slice(&hidden), slice(&head), depth, vocab);
+        tensor(logits, [rows, vocab])
+    }
+
+    fn full_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let rows = dims2(&x)[0];
+        if rows > FEW_ROWS || weight.as_slice::<f32>().is_none() {
+            return matmul(x, weight);
+        }
+        let shape = dims2(&weight);
+        product(x, Matrix::Full(slice(&weight)), shape, Right::Plain, None)
+    }
+
+    fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
+        let shape = [weight.inputs(), weight.outputs()];
+        let Panels::Int8(panels) = weight.panels() else {
+            return product(x, Matrix::Reduced(weight), shape, Right::Plain, None);
+        };
+        let x = contiguous(x);
+        let mut y = vec![0f32; dims2(&x)[0] * shape[1]];
+        kernels::int8_product(&mut y, slice(&x), panels, shape[0], shape[1]);
+        tensor(y, [dims2(&x)[0], shape[1]])
+    }
+
+    fn reduced_linear_backward(
+        grad: FloatTensor<Self>,
+        weight: &ReducedMatrix,
+    ) -> FloatTensor<Self> {
+        let shape = [weight.inputs(), weight.outputs()];
+        let weight = Matrix::Reduced(weight);
+        product(grad, weight, shape, Right::Transposed, None)
+    }
+
     fn lora_linear(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         parts: &[LowRankPart],
@@ -230,13 +297,21 @@ impl ModelBackend for Flex {
             b: slice(&b),
             parts,
         };
-        let y = with_low_rank(x, weight, Right::Plain, low);
+        let y = match weight {
+            FrozenWeight::Reduced(weight) if weight.precision() == Precision::Int8 => {
+                let mut y = Self::reduced_linear(x, weight);
+                let LowRank { t, ranks, b, parts } = low;
+                kernels::add_low_rank(y.storage_mut(), weight.outputs(), t, ranks, b, parts);
+                y
+            }
+            weight => with_low_rank(x, weight, Right::Plain, low),
+        };
         (y, xa)
     }
 
     fn lora_linear_backward(
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         xa: FloatTensor<Self>,

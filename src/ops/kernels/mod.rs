@@ -1,7 +1,9 @@
 //! CPU kernels on plain f32 slices: rayon over rows, SIMD by run-time dispatch, no unsafe code.
 
 mod attention;
+mod dots;
 mod gemm;
+mod int8;
 mod low_rank;
 
 use std::sync::LazyLock;
@@ -11,7 +13,9 @@ use rayon::prelude::*;
 pub(super) use attention::{
     causal_exp, causal_softmax, decode_head, gather_heads, softmax_backward,
 };
-pub(super) use gemm::{LowRank, Right, gemm};
+pub(super) use dots::dots;
+pub(super) use gemm::{LowRank, Matrix, Right, gemm};
+pub(super) use int8::int8_product;
 pub(super) use low_rank::add_low_rank;
 
 use super::AdamWStep;
@@ -113,6 +117,21 @@ fn exp(x: f32) -> f32 {
 /// Rows handed to one task: four tasks a thread balance uneven cores.
 fn rows_per_task(rows: usize) -> usize {
     rows.div_ceil(rayon::current_num_threads() * 4).max(1)
+}
+
+/// `y` (`[rows, columns]`) of its columns in panels: `[panels][rows][width]`.
+fn gather_panels(panels: &[f32], width: usize, columns: usize, y: &mut [f32]) {
+    let rows = y.len() / columns;
+    let gather = |(row, y): (usize, &mut [f32])| {
+        for (panel, y) in y.chunks_mut(width).enumerate() {
+            let from = (panel * rows + row) * width;
+            y.copy_from_slice(&panels[from..from + y.len()]);
+        }
+    };
+    if y.len() < SMALL {
+        return y.chunks_exact_mut(columns).enumerate().for_each(gather);
+    }
+    y.par_chunks_exact_mut(columns).enumerate().for_each(gather);
 }
 
 /// Below this many floats a kernel runs on the calling thread: waking workers would cost more.

@@ -2,9 +2,11 @@
 
 mod attention;
 mod logprob;
+mod reduced;
 
 pub(super) use attention::{attention, attention_backward, cache_write, decode_attention};
-pub(super) use logprob::{token_logprob, token_logprob_backward};
+pub(super) use logprob::{reduced_token_logprob, token_logprob, token_logprob_backward};
+pub(super) use reduced::{reduced_linear, reduced_linear_backward};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -126,21 +128,17 @@ fn part_matrices<B: Backend>(b: &Tensor<B, 1>, parts: &[LowRankPart]) -> Vec<Ten
         .collect()
 }
 
-pub(super) fn lora_linear<B: Backend>(
+/// Adds the low-rank products to `y`, and also returns `x . a`.
+pub(super) fn add_low_rank<B: Backend>(
+    y: FloatTensor<B>,
     x: FloatTensor<B>,
-    weight: FloatTensor<B>,
     a: FloatTensor<B>,
     b: FloatTensor<B>,
     parts: &[LowRankPart],
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (x, weight, a, b) = (
-        wrap::<B, 2>(x),
-        wrap::<B, 2>(weight),
-        wrap::<B, 2>(a),
-        wrap::<B, 1>(b),
-    );
-    let xa = x.clone().matmul(a);
-    let mut y = x.matmul(weight);
+    let (mut y, x) = (wrap::<B, 2>(y), wrap::<B, 2>(x));
+    let (a, b) = (wrap::<B, 2>(a), wrap::<B, 1>(b));
+    let xa = x.matmul(a);
     let [tokens, _] = y.dims();
     let mut first = 0;
     for (part, b) in parts.iter().zip(part_matrices(&b, parts)) {
@@ -157,23 +155,17 @@ pub(super) fn lora_linear<B: Backend>(
     (unwrap(y), unwrap(xa))
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn lora_linear_backward<B: Backend>(
+/// Adds the low-rank products' part to `dx`, the gradient through the weight, and also returns the gradients of `a` and `b`.
+pub(super) fn low_rank_backward<B: Backend>(
+    dx: Option<FloatTensor<B>>,
     x: FloatTensor<B>,
-    weight: FloatTensor<B>,
     a: FloatTensor<B>,
     b: FloatTensor<B>,
     xa: FloatTensor<B>,
     grad: FloatTensor<B>,
     parts: &[LowRankPart],
-    with_x: bool,
 ) -> (Option<FloatTensor<B>>, FloatTensor<B>, FloatTensor<B>) {
-    let (x, weight, a, b) = (
-        wrap::<B, 2>(x),
-        wrap::<B, 2>(weight),
-        wrap::<B, 2>(a),
-        wrap::<B, 1>(b),
-    );
+    let (x, a, b) = (wrap::<B, 2>(x), wrap::<B, 2>(a), wrap::<B, 1>(b));
     let (xa, grad) = (wrap::<B, 2>(xa), wrap::<B, 2>(grad));
     let (mut dxa, mut db) = (Vec::new(), Vec::new());
     let mut first = 0;
@@ -194,6 +186,6 @@ pub(super) fn lora_linear_backward<B: Backend>(
     }
     let dxa = Tensor::cat(dxa, 1);
     let da = x.transpose().matmul(dxa.clone());
-    let dx = with_x.then(|| unwrap(grad.matmul(weight.transpose()) + dxa.matmul(a.transpose())));
+    let dx = dx.map(|dx| unwrap(wrap::<B, 2>(dx) + dxa.matmul(a.transpose())));
     (dx, unwrap(da), unwrap(Tensor::cat(db, 0)))
 }

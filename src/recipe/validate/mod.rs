@@ -6,6 +6,7 @@ mod settings;
 
 use crate::data::DataSource;
 use crate::error::Problem;
+use crate::ops::Precision;
 use crate::recipe::checks::Checks;
 use crate::recipe::places::Places;
 use crate::recipe::references;
@@ -42,6 +43,7 @@ pub(in crate::recipe) fn validate_except(
         let path = places.stage_path(index, stage.name());
         checks.name(&format!("{path}.name"), stage.name());
         check_stage(&mut checks, &path, stage);
+        check_precision(&mut checks, &path, stage, recipe.base_precision);
     }
     let stage_name_broken =
         |key: &String| key == "stages" || (key.starts_with("stages.") && key.ends_with(".name"));
@@ -49,6 +51,21 @@ pub(in crate::recipe) fn validate_except(
         references::check(&mut checks, recipe);
     }
     checks.report(broken)
+}
+
+/// Weights in fewer bits stay frozen.
+fn check_precision(checks: &mut Checks, path: &str, stage: &Stage, precision: Precision) {
+    if precision != Precision::F32 && stage.peft() == Some(&Peft::Full) {
+        checks.say(
+            format!("{path}.peft"),
+            format!(
+                "full fine-tuning trains weights in f32, and base_precision is {}",
+                precision.name()
+            ),
+        );
+        checks.help("`peft: Lora(rank: 16)`, or leave base_precision out");
+        checks.rests_on("base_precision");
+    }
 }
 
 fn check_stage(checks: &mut Checks, path: &str, stage: &Stage) {

@@ -1,0 +1,61 @@
+//! Embedding tables and output heads.
+
+use burn::module::{Module, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::ops::{Head, Precision};
+use crate::params::{ParamMeta, ParamSlot, Reduced, placeholder};
+
+/// A vector for each token: what the model reads, what it predicts with, or both.
+#[derive(Module, Debug)]
+pub struct Table<B: Backend> {
+    /// `[vocab, width]`; a placeholder if the table is kept in fewer bits.
+    pub weight: Param<Tensor<B, 2>>,
+    #[module(skip)]
+    reduced: Option<Reduced>,
+}
+
+impl<B: Backend> Table<B> {
+    /// An unfilled table.
+    pub(super) fn new(device: &B::Device) -> Self {
+        Self {
+            weight: placeholder(device),
+            reduced: None,
+        }
+    }
+
+    /// Has the table, which is to be filled after this, kept as `precision` says: frozen if not in f32.
+    pub(super) fn store_as(&mut self, precision: Precision) {
+        self.reduced = Reduced::by_column(precision);
+    }
+
+    /// The parameter.
+    pub(super) fn walk(
+        &mut self,
+        meta: &ParamMeta,
+        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
+    ) {
+        visit(meta, ParamSlot::of(&mut self.weight, &mut self.reduced));
+    }
+
+    /// Rows of the table, `[tokens, width]`.
+    pub(super) fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        let Some(matrix) = self.reduced.as_ref().and_then(Reduced::matrix) else {
+            return self.weight.val().select(0, ids.clone());
+        };
+        let device = self.weight.val().device();
+        let ids = ids.clone().into_data().convert::<u32>();
+        let ids: Vec<u32> = ids.into_vec().expect("converted to u32");
+        let shape = [ids.len(), matrix.inputs()];
+        Tensor::from_data(TensorData::new(matrix.columns(&ids), shape), &device)
+    }
+
+    /// The table as an output head.
+    pub(super) fn head(&self) -> Head<B> {
+        match self.reduced.as_ref().and_then(Reduced::matrix) {
+            Some(matrix) => Head::Reduced(matrix.clone()),
+            None => Head::Full(self.weight.val()),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Products with weights in fewer bits.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorData};
+
+use crate::ops::reduced::{GROUP, LARGEST};
+use crate::ops::tensor::{unwrap, wrap};
+use crate::ops::{Precision, ReducedMatrix};
+
+/// The rounded weight in f32. It goes to the device anew with every product: right everywhere, fast nowhere.
+fn full<B: Backend>(weight: &ReducedMatrix, device: &B::Device) -> Tensor<B, 2> {
+    let shape = [weight.inputs(), weight.outputs()];
+    Tensor::from_data(TensorData::new(weight.values(), shape), device)
+}
+
+pub(in crate::ops) fn reduced_linear<B: Backend>(
+    x: FloatTensor<B>,
+    weight: &ReducedMatrix,
+) -> FloatTensor<B> {
+    let x = wrap::<B, 2>(x);
+    let full = full(weight, &x.device());
+    let x = match weight.precision() {
+        Precision::Int8 => rounded(x),
+        _ => x,
+    };
+    unwrap(x.matmul(full))
+}
+
+pub(in crate::ops) fn reduced_linear_backward<B: Backend>(
+    grad: FloatTensor<B>,
+    weight: &ReducedMatrix,
+) -> FloatTensor<B> {
+    let grad = wrap::<B, 2>(grad);
+    let full = full(weight, &grad.device());
+    unwrap(grad.matmul(full.transpose()))
+}
+
+/// Rounded to 8 bits by row and group of columns.
+fn rounded<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [rows, inputs] = x.dims();
+    let groups = inputs.div_ceil(GROUP);
+    let padding = Tensor::zeros([rows, groups * GROUP - inputs], &x.device());
+    let x = match groups * GROUP == inputs {
+        true => x,
+        false => Tensor::cat(vec![x, padding], 1),
+    };
+    let x = x.reshape([rows * groups, GROUP]);
+    let largest = x.clone().abs().max_dim(1);
+    // A group of zeros: any scale will do.
+    let zero = largest.clone().equal_elem(0.0);
+    let inverse = largest.clone().mask_fill(zero, 1.0).recip() * LARGEST;
+    let numbers = (x * inverse).round();
+    let x = numbers * (largest / LARGEST);
+    x.reshape([rows, groups * GROUP]).narrow(1, 0, inputs)
+}

@@ -1,0 +1,280 @@
+//! Frozen weights in fewer bits than f32.
+
+mod bf16;
+mod int8;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub(in crate::ops) use bf16::Bf16Panels;
+pub(in crate::ops) use int8::{GROUP, Int8Panels, LARGEST, Vector, round};
+
+/// Columns of a weight that lie together: both kinds are stored in panels this wide, from top to bottom, so that a product
+/// reads them once and in order.
+pub(in crate::ops) const PANEL: usize = 64;
+
+/// How the frozen weights of a base are stored. Adapters, norms, biases and score heads stay in f32, and so do activations
+/// between layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bfloat16; products are computed in f32. Exact for a checkpoint that is stored in bfloat16.
+    Bf16,
+    /// 8 bits, and a scale for every 64 inputs of a column. In the forward pass the input is rounded likewise, row by row, and
+    /// products are exact integers; gradients are those of the f32 product with the rounded weights.
+    Int8,
+}
+
+impl Precision {
+    /// The name in recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Bytes that one weight takes, its share of the scales included.
+    pub fn bytes(self) -> f64 {
+        match self {
+            Self::F32 => 4.0,
+            Self::Bf16 => 2.0,
+            Self::Int8 => 1.0 + 8.0 / GROUP as f64,
+        }
+    }
+}
+
+/// A frozen matrix `[inputs, outputs]` in fewer bits, in host memory and shared by its clones.
+#[derive(Debug, Clone)]
+pub struct ReducedMatrix {
+    inputs: usize,
+    outputs: usize,
+    panels: Panels,
+}
+
+#[derive(Debug, Clone)]
+pub(in crate::ops) enum Panels {
+    Bf16(Arc<Bf16Panels>),
+    Int8(Arc<Int8Panels>),
+}
+
+/// Where the entries of a matrix lie in a slice: entry `(k, c)` at `k * row + c * column`.
+#[derive(Debug, Clone, Copy)]
+struct Strides {
+    row: usize,
+    column: usize,
+}
+
+impl ReducedMatrix {
+    /// Rounds a row-major matrix; `None` for [`Precision::F32`].
+    ///
+    /// # Panics
+    /// If `values` has not `inputs * outputs` entries.
+    pub fn new(
+        values: &[f32],
+        inputs: usize,
+        outputs: usize,
+        precision: Precision,
+    ) -> Option<Self> {
+        let strides = Strides {
+            row: outputs,
+            column: 1,
+        };
+        Self::rounded(values, inputs, outputs, strides, precision)
+    }
+
+    /// Rounds the transpose of a row-major `[outputs, inputs]` matrix; `None` for [`Precision::F32`].
+    ///
+    /// # Panics
+    /// As [`ReducedMatrix::new`].
+    pub fn of_transpose(
+        values: &[f32],
+        inputs: usize,
+        outputs: usize,
+        precision: Precision,
+    ) -> Option<Self> {
+        let strides = Strides {
+            row: 1,
+            column: inputs,
+        };
+        Self::rounded(values, inputs, outputs, strides, precision)
+    }
+
+    fn rounded(
+        values: &[f32],
+        inputs: usize,
+        outputs: usize,
+        strides: Strides,
+        precision: Precision,
+    ) -> Option<Self> {
+        assert_eq!(values.len(), inputs * outputs, "entries of a matrix");
+        let shape = [inputs, outputs];
+        let panels = match precision {
+            Precision::F32 => return None,
+            Precision::Bf16 => Panels::Bf16(Arc::new(Bf16Panels::new(values, shape, strides))),
+            Precision::Int8 => Panels::Int8(Arc::new(Int8Panels::new(values, shape, strides))),
+        };
+        Some(Self {
+            inputs,
+            outputs,
+            panels,
+        })
+    }
+
+    /// Rows: features of the input.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Columns: features of the output.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// How it is stored.
+    pub fn precision(&self) -> Precision {
+        match self.panels {
+            Panels::Bf16(_) => Precision::Bf16,
+            Panels::Int8(_) => Precision::Int8,
+        }
+    }
+
+    /// The rounded numbers, row-major `[inputs, outputs]`.
+    pub fn values(&self) -> Vec<f32> {
+        let mut values = vec![0f32; self.inputs * self.outputs];
+        for (k, row) in values.chunks_exact_mut(self.outputs.max(1)).enumerate() {
+            self.row_part(k, 0..self.outputs, row);
+        }
+        values
+    }
+
+    /// The rounded numbers of some columns, each `[inputs]`, one after another: rows of an embedding table.
+    ///
+    /// # Panics
+    /// If there is no such column.
+    pub fn columns(&self, columns: &[u32]) -> Vec<f32> {
+        let mut out = Vec::with_capacity(columns.len() * self.inputs);
+        for &column in columns {
+            let column = column as usize;
+            assert!(
+                column < self.outputs,
+                "{column} of {} columns",
+                self.outputs
+            );
+            out.extend((0..self.inputs).map(|k| self.at(k, column)));
+        }
+        out
+    }
+
+    fn at(&self, k: usize, column: usize) -> f32 {
+        match &self.panels {
+            Panels::Bf16(panels) => panels.at(k, column),
+            Panels::Int8(panels) => panels.at(k, column),
+        }
+    }
+
+    /// Copies entries `(k, columns)` to `out`.
+    pub(in crate::ops) fn row_part(&self, k: usize, columns: Range<usize>, out: &mut [f32]) {
+        let (mut column, mut out) = (columns.start, out);
+        while column < columns.end {
+            let first = column % PANEL;
+            let count = (PANEL - first).min(columns.end - column);
+            let (here, rest) = out.split_at_mut(count);
+            match &self.panels {
+                Panels::Bf16(panels) => panels.row_part(k, column / PANEL, first, here),
+                Panels::Int8(panels) => panels.row_part(k, column / PANEL, first, here),
+            }
+            (column, out) = (column + count, rest);
+        }
+    }
+
+    pub(in crate::ops) fn panels(&self) -> &Panels {
+        &self.panels
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Seed;
+
+    fn matrix(inputs: usize, outputs: usize) -> Vec<f32> {
+        let seed = Seed::new(3);
+        (0..inputs * outputs)
+            .map(|i| seed.normal(i as u64) as f32)
+            .collect()
+    }
+
+    fn reduced(values: &[f32], shape: [usize; 2], precision: Precision) -> ReducedMatrix {
+        ReducedMatrix::new(values, shape[0], shape[1], precision).unwrap()
+    }
+
+    /// Neither the inputs fill a group nor the outputs a panel.
+    const SHAPES: [[usize; 2]; 4] = [[1, 1], [64, 64], [70, 130], [200, 63]];
+
+    #[test]
+    fn bf16_rounds_each_number_by_itself() {
+        for shape in SHAPES {
+            let values = matrix(shape[0], shape[1]);
+            let rounded: Vec<f32> = values
+                .iter()
+                .map(|&x| half::bf16::from_f32(x).to_f32())
+                .collect();
+            assert_eq!(reduced(&values, shape, Precision::Bf16).values(), rounded);
+        }
+    }
+
+    #[test]
+    fn int8_is_off_by_half_a_step_of_its_group() {
+        for [inputs, outputs] in SHAPES {
+            let values = matrix(inputs, outputs);
+            let rounded = reduced(&values, [inputs, outputs], Precision::Int8).values();
+            for column in 0..outputs {
+                for first in (0..inputs).step_by(GROUP) {
+                    let at = |k: usize| k * outputs + column;
+                    let group = first..(first + GROUP).min(inputs);
+                    let largest = group
+                        .clone()
+                        .map(|k| values[at(k)].abs())
+                        .fold(0.0, f32::max);
+                    for k in group {
+                        let off = (values[at(k)] - rounded[at(k)]).abs();
+                        // Half a step, and the rounding of the division.
+                        assert!(off <= largest / 127.0 * 0.50001, "{off} of {largest}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_transpose_is_rounded_alike() {
+        for precision in [Precision::Bf16, Precision::Int8] {
+            let values = matrix(70, 130);
+            let mut transposed = vec![0.0; values.len()];
+            for (k, row) in values.chunks_exact(130).enumerate() {
+                for (c, value) in row.iter().enumerate() {
+                    transposed[c * 70 + k] = *value;
+                }
+            }
+            let plain = reduced(&values, [70, 130], precision);
+            let of = ReducedMatrix::of_transpose(&transposed, 70, 130, precision).unwrap();
+            assert_eq!(plain.values(), of.values());
+            let columns = plain.columns(&[129, 0]);
+            for (k, row) in plain.values().chunks_exact(130).enumerate() {
+                assert_eq!((columns[k], columns[70 + k]), (row[129], row[0]));
+            }
+        }
+    }
+
+    #[test]
+    fn f32_is_not_reduced() {
+        assert!(ReducedMatrix::new(&[1.0], 1, 1, Precision::F32).is_none());
+    }
+}
