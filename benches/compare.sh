@@ -4,12 +4,13 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full reward dpo generate ppo; all if none is named, ppo only with PPO_PYTHON
+#   WORK        sft-lora sft-full reward dpo generate generate-bf16 generate-int8 ppo; all if none is named, ppo only with PPO_PYTHON
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
 #   RUNS        runs of each, of which the median counts (default 1)
 #   TEMPER      the binary (default: built here)
 # Training: batches of 8 rows (reward, dpo: 8 pairs, the other side being the next row's completion), STEPS of them (default 8), at most 512
-# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
+# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each; -bf16 and -int8 are temper's base_precision, the
+# peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
 # Pads are not counted; the first step is left out of rates. Nothing else should run meanwhile.
 set -euo pipefail
 usage="usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [WORK]..."
@@ -19,7 +20,7 @@ python=${3:?$usage}
 shift 3
 works=("$@")
 if [ ${#works[@]} = 0 ]; then
-  works=(sft-lora sft-full reward dpo generate)
+  works=(sft-lora sft-full reward dpo generate generate-bf16 generate-int8)
   [ -z "${PPO_PYTHON:-}" ] || works+=(ppo)
 fi
 steps=${STEPS:-8}
@@ -75,9 +76,11 @@ recipe() {
 
 # One run of temper: "RATE tokens per second" (ppo: updates per hour), "FIRST seconds", "PEAK megabytes".
 ours() {
-  if [ "$1" = generate ]; then
-    cargo run --release --quiet --example generation_speed -- "$model" "$scratch/rows.jsonl" 16 48 >/dev/null # builds
-    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48
+  if [[ $1 == generate* ]]; then
+    local precision=${1#generate}
+    precision=${precision#-}
+    cargo build --release --quiet --example generation_speed
+    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48 "${precision:-f32}"
     return
   fi
   recipe "$1" >"$scratch/compare.ron"
@@ -105,9 +108,10 @@ theirs() {
   if [ "$1" = ppo ]; then
     measured "${PPO_PYTHON:?ppo needs PPO_PYTHON}" benches/peers/ppo.py "$model" "$scratch/rows.jsonl" 32 2 2>/dev/null
   else
-    local batch=8
-    [ "$1" != generate ] || batch=16
-    measured "$python" benches/peers/peer.py "$1" "$model" "$scratch/rows.jsonl" "$steps" "$batch" 2>/dev/null
+    local batch=8 work=${1%-bf16}
+    work=${work%-int8}
+    [ "$work" != generate ] || batch=16
+    measured "$python" benches/peers/peer.py "$work" "$model" "$scratch/rows.jsonl" "$steps" "$batch" 2>/dev/null
   fi
 }
 
@@ -126,6 +130,6 @@ for line in sys.stdin:
         found.setdefault((who, name), []).append(float(value))
 of = lambda who, name: statistics.median(found[who, name])
 rate, peak, first = ([of(who, name) for who in ("peer", "temper")] for name in ("RATE", "PEAK", "FIRST"))
-print(f"{work:9} {rate[0]:7.0f} -> {rate[1]:7.0f} {unit} ({rate[1] / rate[0]:.2f}x)   peak {peak[0]:6.0f} -> {peak[1]:6.0f} MB (1/{peak[0] / peak[1]:.1f})   first step {first[0]:5.1f} -> {first[1]:5.1f} s")
+print(f"{work:13} {rate[0]:7.0f} -> {rate[1]:7.0f} {unit} ({rate[1] / rate[0]:.2f}x)   peak {peak[0]:6.0f} -> {peak[1]:6.0f} MB (1/{peak[0] / peak[1]:.1f})   first step {first[0]:5.1f} -> {first[1]:5.1f} s")
 ' "$work"
 done

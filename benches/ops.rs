@@ -10,7 +10,9 @@ use std::time::Duration;
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bool, Distribution, Int, Tensor, TensorData, activation};
 use criterion::{Criterion, criterion_group, criterion_main};
-use tempering::ops::{self, AdamWStep, HeadLayout, LowRankPart, ModelBackend};
+use tempering::ops::{
+    self, AdamWStep, Gelu, HeadLayout, LowRankPart, ModelBackend, Precision, ReducedMatrix,
+};
 use tempering::tokens::Segments;
 
 #[global_allocator]
@@ -75,6 +77,63 @@ fn rms_norm(c: &mut Criterion) {
             x.clone() / rms * weight.clone().unsqueeze::<2>()
         },
     );
+}
+
+fn layer_norm(c: &mut Criterion) {
+    let (x, weight, bias) = (
+        trained([TOKENS, HIDDEN]),
+        random([HIDDEN]),
+        random([HIDDEN]),
+    );
+    compare(
+        c,
+        "layer_norm",
+        || ops::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5),
+        || {
+            let centred = x.clone() - x.clone().mean_dim(1);
+            let variance = centred.clone().square().mean_dim(1);
+            centred / variance.add_scalar(1e-5).sqrt() * weight.clone().unsqueeze::<2>()
+                + bias.clone().unsqueeze::<2>()
+        },
+    );
+}
+
+fn gelu(c: &mut Criterion) {
+    let x = trained([TOKENS, INTERMEDIATE]);
+    compare(
+        c,
+        "gelu",
+        || ops::gelu(x.clone(), Gelu::Erf),
+        || {
+            let erf = x.clone().div_scalar(std::f64::consts::SQRT_2).erf();
+            x.clone().mul_scalar(0.5) * erf.add_scalar(1.0)
+        },
+    );
+}
+
+/// Products with a frozen weight as it is and in fewer bits, forward only: a step of decoding sixteen rows, and a prefill.
+fn precisions(c: &mut Criterion) {
+    let weight = random([HIDDEN, 2 * INTERMEDIATE]).inner();
+    let values = weight.to_data().to_vec::<f32>().expect("f32");
+    for rows in [16, TOKENS] {
+        let x = random([rows, HIDDEN]).inner();
+        let mut group = c.benchmark_group(format!("{rows} rows"));
+        group
+            .sample_size(20)
+            .warm_up_time(Duration::from_millis(500))
+            .measurement_time(Duration::from_secs(2));
+        group.bench_function("f32", |b| {
+            b.iter(|| black_box(ops::full_linear(x.clone(), weight.clone())))
+        });
+        for precision in [Precision::Bf16, Precision::Int8] {
+            let reduced = ReducedMatrix::new(&values, HIDDEN, 2 * INTERMEDIATE, precision);
+            let reduced = reduced.expect("fewer bits");
+            group.bench_function(precision.name(), |b| {
+                b.iter(|| black_box(ops::reduced_linear(x.clone(), &reduced)))
+            });
+        }
+        group.finish();
+    }
 }
 
 fn rope(c: &mut Criterion) {
@@ -264,11 +323,14 @@ fn adamw(c: &mut Criterion) {
 criterion_group!(
     benches,
     rms_norm,
+    layer_norm,
     rope,
     swiglu,
+    gelu,
     attention,
     token_logprob,
     lora_linear,
+    precisions,
     adamw
 );
 criterion_main!(benches);

@@ -117,6 +117,18 @@ const MUTATIONS: &[Mutation] = mutations! {
         "loss.mul_scalar(self.coef * divisor / targets)" => "loss.mul_scalar(divisor / targets)", &["--test", "backends", "ppo_details"];
     "the best of K is any response": "src/loss/best_of_k.rs",
         ".narrow(1, 0, 1)" => ".narrow(1, 1, 1)", LIB;
+    "inputs of 8-bit products are scaled by the group before": "src/ops/kernels/int8.rs",
+        "let scale = panel.x.row(first + r).1[group];" => "let scale = panel.x.row(first + r).1[group.max(1) - 1];", LIB;
+    "the sum of an 8-bit group is not moved back": "src/ops/reduced/int8.rs",
+        "shifts[group][vector][lane] = -128 * sum;" => "shifts[group][vector][lane] = -127 * sum;", LIB;
+    "a reduced head's targets come from the wrong column": "src/ops/reduced/mod.rs",
+        "(0..self.inputs).map(|k| self.at(k, column))" => "(0..self.inputs).map(|k| self.at(k, column.max(1) - 1))", LIB;
+    "a KL in the loss has no weight": "src/train/ppo/update.rs",
+        "loss = loss + kl * rollout.kl_coef;" => "loss = loss + kl;", &["--test", "backends", "ppo"];
+    "LayerNorm's gradient keeps the mean": "src/ops/kernels/layer_norm.rs",
+        "dx[i] - mean - normed[i] * along" => "dx[i] - normed[i] * along", &["--test", "backends", "operations"];
+    "GELU's slope leaves out the density": "src/ops/kernels/gelu.rs",
+        "*dx = g * (phi + x * density);" => "*dx = g * phi;", &["--test", "backends", "operations"];
     "a completion's first token is not trained on": "src/train/forward.rs",
         "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
 };

@@ -817,6 +817,29 @@ fn doctor_and_models_say_what_there_is() {
 }
 
 #[test]
+fn a_base_in_fewer_bits_is_measured_and_used() {
+    let temp = tempfile::tempdir().unwrap();
+    let recipe = "(name: \"r\", model: \"tiny\", base_precision: int8, stages: [\n\
+        Sft(name: \"sft\", data: (source: Posts(rows: 8, seed: 1)), peft: Lora(rank: 2), batch_size: 8)])";
+    fs::write(temp.path().join("r.ron"), recipe).unwrap();
+    let doctor = succeed(temp.path(), "doctor r.ron");
+    let cost = doctor.lines().find(|line| line.contains("KL(f32 || int8)"));
+    let cost = cost.unwrap_or_else(|| panic!("{doctor}"));
+    assert!(cost.contains("on 1024 tokens"), "{cost}");
+    let rows = "{\"prompt\": \"Once\", \"completion\": \" upon a time\"}\n";
+    fs::write(temp.path().join("rows.jsonl"), rows).unwrap();
+    let scores = |precision: &str| {
+        let command = "logprobs --model tiny --data rows.jsonl --output - --base-precision";
+        succeed(temp.path(), &format!("{command} {precision}"))
+    };
+    let [f32, bf16, int8] = ["f32", "bf16", "int8"].map(scores);
+    assert!(
+        f32 != bf16 && f32 != int8 && bf16 != int8,
+        "{f32}{bf16}{int8}"
+    );
+}
+
+#[test]
 fn rows_longer_than_a_table_of_positions_are_refused_before_a_model_is_made() {
     let temp = tempfile::tempdir().unwrap();
     let dir = text_model(temp.path());

@@ -121,7 +121,7 @@ pub struct RecipeArgs {
 
 Exit code 1 if the backend computes wrong numbers. A recipe on a GPU begins with this check (`recipe --no-check` leaves it out).")]
 pub struct DoctorArgs {
-    /// Check at the sizes of this recipe's models and adapters as well
+    /// Check at the sizes of this recipe's models and adapters as well, and measure its `base_precision` against f32
     #[arg(value_name = "RECIPE")]
     pub recipe: Option<PathBuf>,
 }

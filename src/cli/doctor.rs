@@ -3,25 +3,32 @@
 use super::args::{ComputeArgs, DoctorArgs};
 use super::output::print;
 use super::parity::{self, Difference, Parity, Shapes};
+use super::precision::PrecisionCost;
 use crate::backend::{BackendChoice, Task, dispatch};
 use crate::error::{Error, Result};
-use crate::ops::ModelBackend;
-use crate::recipe::{self, RunOptions};
+use crate::ops::{ModelBackend, Precision};
+use crate::recipe::{self, Recipe, RunOptions};
 use crate::report::table;
 
 /// Devices of one backend that are looked for.
 const MAX_DEVICES: usize = 16;
 
 /// Prints what this build can run on, and the largest differences between the chosen backend's numbers and the
-/// reference backend's.
+/// reference backend's; for a recipe with a base in fewer bits, also what that costs.
 ///
 /// # Errors
 /// `Error::Backend` when a difference is larger than [`parity::TOLERANCE`]; `Error::Usage` when the backend cannot run;
 /// those of the recipe.
 pub(super) fn run(args: &DoctorArgs, compute: &ComputeArgs) -> Result<()> {
     let mut checks = vec![("", Shapes::default())];
-    if let Some(file) = &args.recipe {
-        let checked = recipe::check(recipe::load_with_places(file, &[])?, &RunOptions::default())?;
+    let checked = match &args.recipe {
+        Some(file) => Some(recipe::check(
+            recipe::load_with_places(file, &[])?,
+            &RunOptions::default(),
+        )?),
+        None => None,
+    };
+    if let Some(checked) = &checked {
         checks.push((", at the recipe's sizes", Shapes::of_plans(&checked.plans)));
     }
     print(&format!(
@@ -44,6 +51,22 @@ pub(super) fn run(args: &DoctorArgs, compute: &ComputeArgs) -> Result<()> {
             "parity of {name} with {reference}, forward and backward{which}\n\n{text}\n"
         ))?;
         parity::require(name, &differences)?;
+    }
+    let recipe = checked.map(|checked| checked.recipe);
+    if let Some(Recipe {
+        model: Some(model),
+        base_precision: precision,
+        ..
+    }) = recipe
+        && precision != Precision::F32
+    {
+        let model = model.as_str();
+        let cost = dispatch(
+            compute.backend,
+            compute.device,
+            PrecisionCost { model, precision },
+        )?;
+        print(&format!("{cost}\n"))?;
     }
     Ok(())
 }

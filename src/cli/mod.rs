@@ -11,6 +11,7 @@ mod model;
 mod models;
 mod output;
 mod parity;
+mod precision;
 mod progress;
 mod recipe;
 mod rows;

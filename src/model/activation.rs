@@ -1,7 +1,8 @@
 //! The activation functions of MLPs without a gate.
 
-use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, activation};
+
+use crate::ops::{self, Gelu, ModelBackend};
 
 /// What lies between the two products of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,21 +37,10 @@ impl Activation {
     }
 
     /// Applies it to each entry.
-    ///
-    /// # Source
-    /// Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2, for both forms of GELU.
-    pub(super) fn forward<B: Backend>(self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(super) fn forward<B: ModelBackend>(self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
-            // Not burn's own gelu: on most backends its gradient is that of the tanh form.
-            Self::Gelu => {
-                let erf = x.clone().div_scalar(std::f64::consts::SQRT_2).erf();
-                x.mul_scalar(0.5) * erf.add_scalar(1.0)
-            }
-            Self::GeluTanh => {
-                let cubic = x.clone() + x.clone().powi_scalar(3).mul_scalar(0.044_715);
-                let inner = cubic.mul_scalar((2.0 / std::f64::consts::PI).sqrt()).tanh();
-                x.mul_scalar(0.5) * inner.add_scalar(1.0)
-            }
+            Self::Gelu => ops::gelu(x, Gelu::Erf),
+            Self::GeluTanh => ops::gelu(x, Gelu::Tanh),
             Self::Relu => activation::relu(x),
         }
     }

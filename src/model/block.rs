@@ -145,13 +145,6 @@ impl<B: Backend> LayerNorm<B> {
         }
     }
 
-    pub(super) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let centred = x.clone() - x.mean_dim(1);
-        let variance = centred.clone().square().mean_dim(1);
-        let normed = centred / variance.add_scalar(self.eps).sqrt();
-        normed * self.weight.val().unsqueeze::<2>() + self.bias.val().unsqueeze::<2>()
-    }
-
     pub(super) fn walk(
         &mut self,
         path: &str,
@@ -162,6 +155,12 @@ impl<B: Backend> LayerNorm<B> {
             |name: &str| ParamMeta::single(ParamKind::Vector, format!("{path}.{name}"), len, false);
         visit(&meta("weight"), ParamSlot::Vector(&mut self.weight));
         visit(&meta("bias"), ParamSlot::Vector(&mut self.bias));
+    }
+}
+
+impl<B: ModelBackend> LayerNorm<B> {
+    pub(super) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
     }
 }
 

@@ -25,8 +25,8 @@ pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;
 pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
-    attention, full_linear, linear_input, lora_linear, lora_linear_of, reduced_linear, rms_norm,
-    rope, swiglu, token_logprob,
+    attention, full_linear, gelu, layer_norm, linear_input, lora_linear, lora_linear_of,
+    reduced_linear, rms_norm, rope, swiglu, token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
@@ -83,6 +83,21 @@ pub struct LowRankPart {
     pub width: usize,
 }
 
+/// The two forms of GELU.
+///
+/// # Source
+/// Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gelu {
+    /// `x * Phi(x)` with the normal distribution's `Phi`.
+    Erf,
+    /// The same with `Phi(x)` replaced by `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2`.
+    Tanh,
+}
+
+/// Gradients of [`ModelBackend::layer_norm_of`]: of `x`, and of weight and bias if asked for.
+pub type LayerNormGradients<B> = (FloatTensor<B>, Option<[FloatTensor<B>; 2]>);
+
 /// Packed tokens, and where in a cache they go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheWrite {
@@ -121,6 +136,42 @@ pub trait ModelBackend: Backend {
         with_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         portable::rms_norm_backward::<Self>(x, weight, grad, eps, with_weight)
+    }
+
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias` by row, the variance being the biased one. `x`: `[tokens, hidden]`,
+    /// `weight`, `bias`: `[hidden]`.
+    fn layer_norm_of(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        portable::layer_norm::<Self>(x, weight, bias, eps)
+    }
+
+    /// Gradients of [`ModelBackend::layer_norm_of`].
+    fn layer_norm_of_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f32,
+        with_weight: bool,
+    ) -> LayerNormGradients<Self> {
+        portable::layer_norm_backward::<Self>(x, weight, grad, eps, with_weight)
+    }
+
+    /// [`Gelu`] of each entry of `[tokens, width]`.
+    fn gelu_of(x: FloatTensor<Self>, form: Gelu) -> FloatTensor<Self> {
+        portable::gelu::<Self>(x, form)
+    }
+
+    /// Gradient of [`ModelBackend::gelu_of`].
+    fn gelu_of_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        form: Gelu,
+    ) -> FloatTensor<Self> {
+        portable::gelu_backward::<Self>(x, grad, form)
     }
 
     /// Rotates the first `num_heads` heads of each row by its position's angles (Hugging Face's rotate-half order).

@@ -6,7 +6,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-use super::{FrozenWeight, HeadLayout, LinearInput, LowRankPart, ModelBackend, ReducedMatrix};
+use super::{
+    FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart, ModelBackend, ReducedMatrix,
+};
 use crate::tokens::Segments;
 
 /// The primitive of a float tensor.
@@ -22,6 +24,26 @@ pub(crate) fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Ten
 /// See [`ModelBackend::rms_norm`].
 pub fn rms_norm<B: ModelBackend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, eps: f64) -> Tensor<B, 2> {
     wrap(B::rms_norm(unwrap(x), unwrap(weight), eps as f32))
+}
+
+/// See [`ModelBackend::layer_norm_of`].
+pub fn layer_norm<B: ModelBackend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, 2> {
+    wrap(B::layer_norm_of(
+        unwrap(x),
+        unwrap(weight),
+        unwrap(bias),
+        eps as f32,
+    ))
+}
+
+/// See [`ModelBackend::gelu_of`].
+pub fn gelu<B: ModelBackend>(x: Tensor<B, 2>, form: Gelu) -> Tensor<B, 2> {
+    wrap(B::gelu_of(unwrap(x), form))
 }
 
 /// See [`ModelBackend::rope`].

@@ -32,7 +32,7 @@ const KL_LOW: f64 = 0.02;
 const KL_NEGATIVE: f64 = -0.1;
 /// Fraction of clipped ratios above which updates are too large.
 const CLIPFRAC_HIGH: f64 = 0.3;
-/// Largest difference in nats between a token's log-probability while sampling and in training.
+/// Largest difference in nats between a token's log-probability while sampling and in training, unless the run names another.
 const LOGPROB_DIFF_HIGH: f64 = 1e-3;
 
 /// Notes and warnings, in the order in which they should be read.
@@ -249,8 +249,10 @@ fn updates(curves: &Curves<'_>, found: &mut Vec<Finding>) {
     // No trend is asked for here: one update is enough to tell.
     let differences = series(curves.0, "rollout/logprob_max_diff");
     let largest = differences.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    let limit = series(curves.0, "rollout/logprob_diff_limit");
+    let limit = limit.first().map_or(LOGPROB_DIFF_HIGH, |&(_, limit)| limit);
     if let Some(&(step, largest)) = largest
-        && largest > LOGPROB_DIFF_HIGH
+        && largest > limit
     {
         found.push(warning(format!(
             "Log-probabilities differ by {} nats between sampling and training (step {step}): run `temper doctor` on this backend.",

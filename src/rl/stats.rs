@@ -312,6 +312,32 @@ mod tests {
     }
 
     #[test]
+    fn parts_that_are_merged_are_the_whole() {
+        let (new, old) = ([-1.0, -2.0, -0.5, -3.0], [-1.5, -1.75, -0.6, -2.0]);
+        let advantages = [1.0, -1.0, 0.5, -2.0];
+        let of = |range: std::ops::Range<usize>| {
+            let mut stats = UpdateStats::default();
+            let part = |x: &[f32; 4]| x[range.clone()].to_vec();
+            stats.add_policy(&part(&new), &part(&old), &part(&advantages), 0.2);
+            stats.add_value(&part(&new), &part(&old), &part(&advantages), 0.2);
+            stats
+        };
+        let (mut merged, whole) = (of(0..1), of(0..4));
+        merged.merge(&of(1..4));
+        assert!(whole.clipfrac() > 0.0 && whole.approxkl() > 0.0);
+        for ((name, got), (_, want)) in merged.metrics().iter().zip(whole.metrics()) {
+            assert!((got - want).abs() < 1e-12, "{name}: {got}, expected {want}");
+        }
+    }
+
+    #[test]
+    fn a_token_without_advantage_is_not_held_back() {
+        let mut stats = UpdateStats::default();
+        stats.add_policy(&[-0.1, -3.0], &[-3.0, -0.1], &[0.0, 0.0], 0.2);
+        assert_eq!(stats.clipfrac(), 0.0);
+    }
+
+    #[test]
     fn before_the_first_update_ratio_is_one_and_approxkl_zero() {
         let logprobs = [-0.1, -3.0, -7.25];
         let mut stats = UpdateStats::default();

@@ -10,7 +10,7 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 use crate::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{
-    self, AdamWStep, CacheWrite, HeadLayout, LinearInput, LowRankPart, ModelBackend,
+    self, AdamWStep, CacheWrite, Gelu, HeadLayout, LinearInput, LowRankPart, ModelBackend,
 };
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
@@ -343,6 +343,82 @@ impl Case for RmsNorm {
     fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let mean = x[0].clone().powi_scalar(2).sum_dim(1) / self.hidden as f32;
         x[0].clone() / (mean + 1e-3).sqrt() * x[1].clone()
+    }
+}
+
+struct LayerNorm {
+    tokens: usize,
+    hidden: usize,
+}
+
+impl Case for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    /// Rows far from zero: a variance from mean squares would lose its digits.
+    fn inputs(&self) -> Vec<Matrix> {
+        vec![
+            Matrix::normal("x", [self.tokens, self.hidden], 2.0).map(|x| x + 5.0),
+            Matrix::normal("weight", [1, self.hidden], 0.5).map(|w| 1.0 + w),
+            Matrix::normal("bias", [1, self.hidden], 0.5),
+        ]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0, 1, 2]
+    }
+
+    fn fused<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let bias = x.remove(2).reshape([self.hidden]);
+        let weight = x.remove(1).reshape([self.hidden]);
+        ops::layer_norm(x.remove(0), weight, bias, 1e-3)
+    }
+
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let centred = x[0].clone() - x[0].clone().sum_dim(1) / self.hidden as f32;
+        let variance = centred.clone().powi_scalar(2).sum_dim(1) / self.hidden as f32;
+        centred / (variance + 1e-3).sqrt() * x[1].clone() + x[2].clone()
+    }
+}
+
+/// Both forms, from where they are zero to where they are the identity.
+struct GeluOf {
+    form: Gelu,
+    tokens: usize,
+    width: usize,
+}
+
+impl Case for GeluOf {
+    fn name(&self) -> &'static str {
+        match self.form {
+            Gelu::Erf => "gelu",
+            Gelu::Tanh => "gelu, tanh form",
+        }
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        vec![Matrix::normal("x", [self.tokens, self.width], 3.0)]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0]
+    }
+
+    fn fused<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        ops::gelu(x.remove(0), self.form)
+    }
+
+    fn plain<B: Backend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let x = x.remove(0);
+        let inner = match self.form {
+            Gelu::Erf => (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf(),
+            Gelu::Tanh => {
+                let factor = (2.0 / std::f64::consts::PI).sqrt();
+                ((x.clone() + x.clone().powi_scalar(3) * 0.044715) * factor).tanh()
+            }
+        };
+        x * 0.5 * (inner + 1.0)
     }
 }
 
@@ -807,6 +883,24 @@ pub(crate) fn rms_norm<B: ModelBackend>(device: B::Device) {
     );
 }
 
+pub(crate) fn layer_norm<B: ModelBackend>(device: B::Device) {
+    for (tokens, hidden) in [(5, 19), (1, 3)] {
+        check::<B, _>(LayerNorm { tokens, hidden }, &device);
+    }
+}
+
+pub(crate) fn gelu<B: ModelBackend>(device: B::Device) {
+    for form in [Gelu::Erf, Gelu::Tanh] {
+        let (tokens, width) = (7, 23);
+        let case = GeluOf {
+            form,
+            tokens,
+            width,
+        };
+        check::<B, _>(case, &device);
+    }
+}
+
 pub(crate) fn rope<B: ModelBackend>(device: B::Device) {
     check::<B, _>(
         Rope {
@@ -1199,6 +1293,24 @@ pub(crate) fn large<B: ModelBackend, R: ModelBackend>(
         reference,
         tolerance,
     );
+    parity::<B, R, _>(
+        LayerNorm {
+            tokens: 201,
+            hidden: 333,
+        },
+        device,
+        reference,
+        tolerance,
+    );
+    for form in [Gelu::Erf, Gelu::Tanh] {
+        let (tokens, width) = (149, 331);
+        let case = GeluOf {
+            form,
+            tokens,
+            width,
+        };
+        parity::<B, R, _>(case, device, reference, tolerance);
+    }
     parity::<B, R, _>(
         Rope {
             tokens: 203,

@@ -8,7 +8,7 @@ pub(super) use shapes::Shapes;
 
 use crate::backend::{BackendChoice, Task, dispatch};
 use crate::error::{Error, Result};
-use crate::ops::ModelBackend;
+use crate::ops::{Gelu, ModelBackend};
 
 /// Largest difference allowed, as a part of the reference's largest value.
 pub(super) const TOLERANCE: f64 = 1e-3;
@@ -154,12 +154,16 @@ pub(super) fn cases<B: ModelBackend>(shapes: &Shapes, device: &B::Device) -> Res
     let mut cases = Vec::new();
     for &(tokens, hidden) in &shapes.norms {
         cases.push(ops::rms_norm::<B>(tokens, hidden, device));
+        cases.push(ops::layer_norm::<B>(tokens, hidden, device));
     }
     for &(tokens, heads, head_dim) in &shapes.rotations {
         cases.push(ops::rope::<B>(tokens, heads, head_dim, device));
     }
     for &(tokens, intermediate) in &shapes.gates {
         cases.push(ops::swiglu::<B>(tokens, intermediate, device));
+        for form in [Gelu::Erf, Gelu::Tanh] {
+            cases.push(ops::gelu::<B>(tokens, intermediate, form, device));
+        }
     }
     for (layout, rows) in &shapes.attentions {
         cases.push(ops::attention::<B>(*layout, rows, device));

@@ -6,7 +6,7 @@ use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData};
 
 use super::Case;
-use crate::ops::{self, AdamWStep, HeadLayout, LowRankPart, ModelBackend, unwrap, wrap};
+use crate::ops::{self, AdamWStep, Gelu, HeadLayout, LowRankPart, ModelBackend, unwrap, wrap};
 use crate::rng::Seed;
 use crate::tokens::Segments;
 
@@ -81,6 +81,39 @@ pub(super) fn rms_norm<B: ModelBackend>(tokens: usize, hidden: usize, device: &B
         ops::rms_norm(x.clone(), weight.clone(), 1e-5),
         x,
         weight
+    )
+}
+
+pub(super) fn layer_norm<B: ModelBackend>(
+    tokens: usize,
+    hidden: usize,
+    device: &B::Device,
+) -> Case {
+    let x = leaf::<B, 2>("x", [tokens, hidden], 1.0, device);
+    let (weight, bias) = (
+        leaf::<B, 1>("weight", [hidden], 1.0, device),
+        leaf::<B, 1>("bias", [hidden], 1.0, device),
+    );
+    case!(
+        format!("layer_norm {tokens} x {hidden}"),
+        ops::layer_norm(x.clone(), weight.clone(), bias.clone(), 1e-5),
+        x,
+        weight,
+        bias
+    )
+}
+
+pub(super) fn gelu<B: ModelBackend>(
+    tokens: usize,
+    width: usize,
+    form: Gelu,
+    device: &B::Device,
+) -> Case {
+    let x = leaf::<B, 2>("x", [tokens, width], 2.0, device);
+    case!(
+        format!("gelu ({form:?}) {tokens} x {width}"),
+        ops::gelu(x.clone(), form),
+        x
     )
 }
 

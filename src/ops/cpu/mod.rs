@@ -11,8 +11,8 @@ use burn_flex::FlexTensor;
 use super::kernels::{self, LowRank, Matrix, Right};
 use super::reduced::Panels;
 use super::{
-    AdamWStep, CacheWrite, FrozenWeight, HeadLayout, LogprobOutput, LowRankPart, ModelBackend,
-    Precision, ReducedMatrix,
+    AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LayerNormGradients, LogprobOutput,
+    LowRankPart, ModelBackend, Precision, ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -120,6 +120,60 @@ impl ModelBackend for Flex {
             tensor(dx, x.shape()),
             dweight.map(|dweight| tensor(dweight, weight.shape())),
         )
+    }
+
+    fn layer_norm_of(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
+        let mut y = vec![0f32; slice(&x).len()];
+        kernels::layer_norm(slice(&x), slice(&weight), slice(&bias), eps, &mut y);
+        tensor(y, x.shape())
+    }
+
+    fn layer_norm_of_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f32,
+        with_weight: bool,
+    ) -> LayerNormGradients<Self> {
+        let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
+        let mut dx = vec![0f32; slice(&x).len()];
+        let (x_values, weights) = (slice(&x), slice(&weight));
+        let of_weights = kernels::layer_norm_backward(
+            x_values,
+            weights,
+            slice(&grad),
+            eps,
+            &mut dx,
+            with_weight,
+        );
+        (
+            tensor(dx, x.shape()),
+            of_weights.map(|both| both.map(|values| tensor(values, weight.shape()))),
+        )
+    }
+
+    fn gelu_of(x: FloatTensor<Self>, form: Gelu) -> FloatTensor<Self> {
+        let x = contiguous(x);
+        let mut y = vec![0f32; slice(&x).len()];
+        kernels::gelu(slice(&x), form, &mut y);
+        tensor(y, x.shape())
+    }
+
+    fn gelu_of_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        form: Gelu,
+    ) -> FloatTensor<Self> {
+        let (x, grad) = (contiguous(x), contiguous(grad));
+        let mut dx = vec![0f32; slice(&x).len()];
+        kernels::gelu_backward(slice(&x), slice(&grad), form, &mut dx);
+        tensor(dx, x.shape())
     }
 
     fn rope(

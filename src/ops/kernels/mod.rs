@@ -2,8 +2,10 @@
 
 mod attention;
 mod dots;
+mod gelu;
 mod gemm;
 mod int8;
+mod layer_norm;
 mod low_rank;
 
 use std::sync::LazyLock;
@@ -14,8 +16,10 @@ pub(super) use attention::{
     causal_exp, causal_softmax, decode_head, gather_heads, softmax_backward,
 };
 pub(super) use dots::dots;
+pub(super) use gelu::{gelu, gelu_backward};
 pub(super) use gemm::{LowRank, Matrix, Right, gemm};
 pub(super) use int8::int8_product;
+pub(super) use layer_norm::{layer_norm, layer_norm_backward};
 pub(super) use low_rank::add_low_rank;
 
 use super::AdamWStep;

@@ -12,8 +12,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, activation};
 
-use super::LowRankPart;
 use super::tensor::{unwrap, wrap};
+use super::{Gelu, LayerNormGradients, LowRankPart};
 
 pub(super) fn rms_norm<B: Backend>(
     x: FloatTensor<B>,
@@ -46,6 +46,97 @@ pub(super) fn rms_norm_backward<B: Backend>(
     let wg = grad * weight.unsqueeze::<2>();
     let mean = (wg.clone() * normed.clone()).mean_dim(1);
     (unwrap((wg - normed * mean) / rms), dweight)
+}
+
+/// `x - mean`, and the standard deviation with `eps`.
+fn centred<B: Backend>(x: Tensor<B, 2>, eps: f32) -> [Tensor<B, 2>; 2] {
+    let centred = x.clone() - x.mean_dim(1);
+    let variance = centred.clone().square().mean_dim(1);
+    [centred, variance.add_scalar(eps).sqrt()]
+}
+
+pub(super) fn layer_norm<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    eps: f32,
+) -> FloatTensor<B> {
+    let [centred, deviation] = centred(wrap::<B, 2>(x), eps);
+    let (weight, bias) = (wrap::<B, 1>(weight), wrap::<B, 1>(bias));
+    unwrap(centred / deviation * weight.unsqueeze::<2>() + bias.unsqueeze::<2>())
+}
+
+pub(super) fn layer_norm_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    eps: f32,
+    with_weight: bool,
+) -> LayerNormGradients<B> {
+    let (weight, grad) = (wrap::<B, 1>(weight), wrap::<B, 2>(grad));
+    let [centred, deviation] = centred(wrap::<B, 2>(x), eps);
+    let normed = centred / deviation.clone();
+    let by_column = |x: Tensor<B, 2>| unwrap(x.sum_dim(0).squeeze_dim::<1>(0));
+    let of_weights = with_weight.then(|| {
+        let dweight = by_column(grad.clone() * normed.clone());
+        [dweight, by_column(grad.clone())]
+    });
+    // With n the normed row: dx = (w g - mean(w g) - n mean(w g n)) / deviation.
+    let wg = grad * weight.unsqueeze::<2>();
+    let along = (wg.clone() * normed.clone()).mean_dim(1);
+    let dx = (wg.clone() - wg.mean_dim(1) - normed * along) / deviation;
+    (unwrap(dx), of_weights)
+}
+
+pub(super) fn gelu<B: Backend>(x: FloatTensor<B>, form: Gelu) -> FloatTensor<B> {
+    let x = wrap::<B, 2>(x);
+    unwrap(match form {
+        // Not burn's own gelu: on most backends its gradient is that of the tanh form.
+        Gelu::Erf => x.clone() * phi(x),
+        Gelu::Tanh => x.clone() * logistic(x),
+    })
+}
+
+pub(super) fn gelu_backward<B: Backend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    form: Gelu,
+) -> FloatTensor<B> {
+    let (x, grad) = (wrap::<B, 2>(x), wrap::<B, 2>(grad));
+    let slope = match form {
+        Gelu::Erf => {
+            let bell = x.clone().square().mul_scalar(-0.5).exp();
+            let density = bell.mul_scalar((0.5 * std::f64::consts::FRAC_1_PI).sqrt());
+            phi(x.clone()) + x * density
+        }
+        Gelu::Tanh => {
+            let s = logistic(x.clone());
+            let inner = x.clone().square().mul_scalar(3.0 * CUBIC).add_scalar(1.0);
+            let rest = s.clone().neg().add_scalar(1.0) * inner.mul_scalar(2.0 * tanh_factor());
+            s * (x * rest).add_scalar(1.0)
+        }
+    };
+    unwrap(grad * slope)
+}
+
+/// Factor of the cubic term in GELU's tanh form.
+const CUBIC: f64 = 0.044_715;
+
+fn tanh_factor() -> f64 {
+    (2.0 * std::f64::consts::FRAC_1_PI).sqrt()
+}
+
+/// The normal distribution's Phi.
+fn phi<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let erf = x.div_scalar(std::f64::consts::SQRT_2).erf();
+    erf.add_scalar(1.0).mul_scalar(0.5)
+}
+
+/// What stands for it in the tanh form.
+fn logistic<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let inner = x.clone() + x.powi_scalar(3).mul_scalar(CUBIC);
+    let tanh = inner.mul_scalar(tanh_factor()).tanh();
+    tanh.add_scalar(1.0).mul_scalar(0.5)
 }
 
 pub(super) fn rope<B: Backend>(

@@ -1,16 +1,18 @@
 //! One graph node per fused operation, with its hand-written backward pass.
 
+mod logprob;
+
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::TensorMetadata;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 
 use super::{
-    FrozenWeight, HeadLayout, LinearInput, LogprobOutput, LowRankPart, ModelBackend, ReducedMatrix,
+    FrozenWeight, Gelu, HeadLayout, LinearInput, LogprobOutput, LowRankPart, ModelBackend,
+    ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -58,6 +60,79 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             OpsKind::UnTracked(prep) => {
                 prep.finish(B::rms_norm(x.primitive, weight.primitive, eps))
             }
+        }
+    }
+
+    fn layer_norm_of(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct LayerNorm;
+        impl<B: ModelBackend> Backward<B, 3> for LayerNorm {
+            type State = (FloatTensor<B>, FloatTensor<B>, f32);
+            fn backward(
+                self,
+                ops: Ops<Self::State, 3>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [x_node, weight_node, bias_node] = ops.parents;
+                let (x, weight, eps) = ops.state;
+                let with_weight = weight_node.is_some() || bias_node.is_some();
+                let (dx, of_weights) = B::layer_norm_of_backward(x, weight, grad, eps, with_weight);
+                if let Some(node) = x_node {
+                    grads.register::<B>(node.id, dx);
+                }
+                for (node, grad) in [weight_node, bias_node]
+                    .into_iter()
+                    .zip(of_weights.into_iter().flatten())
+                {
+                    if let Some(node) = node {
+                        grads.register::<B>(node.id, grad);
+                    }
+                }
+            }
+        }
+        let nodes = [x.node, weight.node, bias.node];
+        let (x, weight, bias) = (x.primitive, weight.primitive, bias.primitive);
+        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = B::layer_norm_of(x.clone(), weight.clone(), bias, eps);
+                prep.finish((x, weight, eps), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::layer_norm_of(x, weight, bias, eps)),
+        }
+    }
+
+    fn gelu_of(x: FloatTensor<Self>, form: Gelu) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct GeluOf;
+        impl<B: ModelBackend> Backward<B, 1> for GeluOf {
+            type State = (FloatTensor<B>, Gelu);
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let [node] = ops.parents;
+                let (x, form) = ops.state;
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, B::gelu_of_backward(x, grad, form));
+                }
+            }
+        }
+        match GeluOf.prepare::<C>([x.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = B::gelu_of(x.primitive.clone(), form);
+                prep.finish((x.primitive, form), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::gelu_of(x.primitive, form)),
         }
     }
 
@@ -190,87 +265,7 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         inv_temperature: f32,
         _with_unit_gradient: bool,
     ) -> LogprobOutput<Self> {
-        #[derive(Debug, Clone)]
-        struct State<B: ModelBackend> {
-            hidden: FloatTensor<B>,
-            head: FloatTensor<B>,
-            targets: Vec<u32>,
-            inv_temperature: f32,
-            /// Saved when the head is frozen: the backward pass is then one product by row.
-            unit_gradient: Option<FloatTensor<B>>,
-        }
-        #[derive(Debug)]
-        struct TokenLogprob;
-        impl<B: ModelBackend> Backward<B, 2> for TokenLogprob {
-            type State = State<B>;
-            fn backward(
-                self,
-                ops: Ops<Self::State, 2>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let grad = grads.consume::<B>(&ops.node);
-                let [hidden_node, head_node] = ops.parents;
-                let s = ops.state;
-                let (dhidden, dhead) = match s.unit_gradient {
-                    Some(unit) => {
-                        let rows = s.targets.len();
-                        let grad = B::float_reshape(grad, burn::tensor::Shape::new([rows, 1]));
-                        (B::float_mul(unit, grad), None)
-                    }
-                    None => {
-                        let (dhidden, dhead) = B::token_logprob_backward(
-                            s.hidden,
-                            s.head,
-                            &s.targets,
-                            s.inv_temperature,
-                            grad,
-                        );
-                        (dhidden, Some(dhead))
-                    }
-                };
-                if let Some(node) = hidden_node {
-                    grads.register::<B>(node.id, dhidden);
-                }
-                if let (Some(node), Some(dhead)) = (head_node, dhead) {
-                    grads.register::<B>(node.id, dhead);
-                }
-            }
-        }
-        let head_is_frozen = head.node.requirement.is_none();
-        let nodes = [hidden.node, head.node];
-        let (hidden, head) = (hidden.primitive, head.primitive);
-        match TokenLogprob.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let out = B::token_logprob(
-                    hidden.clone(),
-                    head.clone(),
-                    targets,
-                    inv_temperature,
-                    head_is_frozen,
-                );
-                let state = State {
-                    hidden,
-                    head,
-                    targets: targets.to_vec(),
-                    inv_temperature,
-                    unit_gradient: out.unit_gradient,
-                };
-                LogprobOutput {
-                    logprobs: prep.finish(state, out.logprobs),
-                    entropy: constant::<B, C>(out.entropy),
-                    unit_gradient: None,
-                }
-            }
-            OpsKind::UnTracked(prep) => {
-                let out = B::token_logprob(hidden, head, targets, inv_temperature, false);
-                LogprobOutput {
-                    logprobs: prep.finish(out.logprobs),
-                    entropy: constant::<B, C>(out.entropy),
-                    unit_gradient: None,
-                }
-            }
-        }
+        logprob::token_logprob(hidden, head, targets, inv_temperature)
     }
 
     fn reduced_token_logprob(
@@ -280,41 +275,7 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         inv_temperature: f32,
         _with_unit_gradient: bool,
     ) -> LogprobOutput<Self> {
-        #[derive(Debug)]
-        struct ReducedTokenLogprob;
-        impl<B: ModelBackend> Backward<B, 1> for ReducedTokenLogprob {
-            type State = Option<FloatTensor<B>>;
-            fn backward(
-                self,
-                ops: Ops<Self::State, 1>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let grad = grads.consume::<B>(&ops.node);
-                let [node] = ops.parents;
-                if let (Some(node), Some(unit)) = (node, ops.state) {
-                    let rows = grad.shape()[0];
-                    let grad = B::float_reshape(grad, burn::tensor::Shape::new([rows, 1]));
-                    grads.register::<B>(node.id, B::float_mul(unit, grad));
-                }
-            }
-        }
-        let tracked = !hidden.node.requirement.is_none();
-        let out =
-            B::reduced_token_logprob(hidden.primitive, head, targets, inv_temperature, tracked);
-        let logprobs = match ReducedTokenLogprob
-            .prepare::<C>([hidden.node])
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => prep.finish(out.unit_gradient, out.logprobs),
-            OpsKind::UnTracked(prep) => prep.finish(out.logprobs),
-        };
-        LogprobOutput {
-            logprobs,
-            entropy: constant::<B, C>(out.entropy),
-            unit_gradient: None,
-        }
+        logprob::reduced_token_logprob(hidden, head, targets, inv_temperature)
     }
 
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
