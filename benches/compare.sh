@@ -69,7 +69,7 @@ recipe() {
       echo "RewardModel(name: \"rm\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: 2), batch_size: 2),"
       echo "Ppo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
       echo "  limit: 128), reward: Learned(stage: \"rm\"), total_episodes: 96, batch_size: 32, num_ppo_epochs: 4, response_length: 48,"
-      echo "  optim: (lr: 3e-6), missing_eos: Subtract(1.0), micro_batch_tokens: 4096)," ;;
+      echo "  optim: (lr: 3e-6), missing_eos: Subtract(1.0), micro_batch_tokens: 2048)," ;;
   esac
   echo "])"
 }
