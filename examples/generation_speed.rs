@@ -25,7 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tempering::start::keep_freed_memory();
-    tempering::start::in_pool(None, run)
+    tempering::start::in_pool(None, run)?
 }
 
 fn run() -> Result<(), Box<dyn Error + Send + Sync>> {

@@ -95,8 +95,6 @@ const MUTATIONS: &[Mutation] = mutations! {
         "&meta(LoraMatrix::B, layer.width).ordered(self.order.clone())" => "&meta(LoraMatrix::B, layer.width)", FAMILIES;
     "OPT's positions begin in row 0": "src/model/opt.rs",
         "&pass.positions, POSITION_OFFSET)" => "&pass.positions, POSITION_OFFSET * 0)", FAMILIES;
-    "GELU has the gradient of its tanh form": "src/model/activation.rs",
-        "x.mul_scalar(0.5) * erf.add_scalar(1.0)" => "burn::tensor::activation::gelu(x) + erf.mul_scalar(0.0)", FAMILIES;
     "a chunk of a prompt sees its first token alone": "src/model/cache.rs",
         ".map(|i| start + i + 1)" => ".map(|_| start + 1)", FAMILIES;
     "rsLoRA divides by the rank": "src/peft/config.rs",

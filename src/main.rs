@@ -15,7 +15,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     start::keep_freed_memory();
     let cli = Cli::parse();
-    match start::in_pool(cli.compute.threads, || cli::run(&cli)) {
+    let outcome = start::in_pool(cli.compute.threads, || cli::run(&cli))
+        .unwrap_or_else(|error| Err(Error::Usage(format!("threads: {error}"))));
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to be done when stderr is closed too.

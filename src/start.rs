@@ -33,13 +33,15 @@ const STACK: usize = 8 << 20;
 /// From a thread outside, each parallel loop puts that thread to sleep and wakes another one: tens of microseconds, hundreds of
 /// times for a token that is drawn. A worker begins at once by itself.
 ///
-/// # Panics
+/// # Errors
 /// If the pool exists already, or cannot be made.
-pub fn in_pool<R: Send>(threads: Option<usize>, work: impl FnOnce() -> R + Send) -> R {
+pub fn in_pool<R: Send>(
+    threads: Option<usize>,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R, rayon::ThreadPoolBuildError> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.unwrap_or(0))
         .stack_size(STACK)
-        .build_global()
-        .expect("the first use of the pool");
-    rayon::scope(|_| work())
+        .build_global()?;
+    Ok(rayon::scope(|_| work()))
 }
