@@ -108,9 +108,11 @@ fn ndarray<T: Task>(_: usize, _: T) -> Result<T::Output> {
 #[cfg(feature = "cuda")]
 mod cuda_backend {
     use super::{Error, Result, Task};
-    use crate::ops::ModelBackend;
 
-    impl ModelBackend for burn::backend::Cuda {}
+    /// As for wgpu; our kernels rely on the types, too.
+    const _: fn(
+        burn::backend::Cuda,
+    ) -> burn_cubecl::CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8> = |backend| backend;
 
     /// Number of CUDA devices; without the driver library the probe panics inside the loader, which is caught.
     pub(super) fn num_devices() -> Result<usize> {
@@ -186,12 +188,9 @@ fn num_cuda_devices() -> Result<usize> {
 #[cfg(feature = "wgpu")]
 mod wgpu_backend {
     use super::{Error, Result, Task};
-    use crate::ops::ModelBackend;
     use burn::backend::Wgpu;
     use burn::backend::wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
     use burn::backend::wgpu::{CubeBackend, WgpuDevice, WgpuRuntime};
-
-    impl ModelBackend for Wgpu {}
 
     /// Kernel fusion has given wrong numbers in this version of burn: with its feature on, this does not compile.
     const _: fn(Wgpu) -> CubeBackend<WgpuRuntime, f32, i32, u32> = |backend| backend;

@@ -31,6 +31,7 @@ pub mod data;
 pub mod error;
 pub mod generate;
 pub mod guard;
+pub mod host;
 pub mod loss;
 pub mod model;
 pub mod ops;

@@ -4,6 +4,8 @@
 
 #[path = "support/families.rs"]
 mod families;
+#[path = "support/launches.rs"]
+mod launches;
 #[path = "support/losses.rs"]
 mod losses;
 #[path = "support/ops.rs"]
@@ -50,7 +52,7 @@ mod on_device {
         operations: rms_norm, layer_norm, gelu, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear,
         lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
         losses: gradients;
-        families: forward, gradients, scores, generation, cached, lora;
+        families: forward, gradients, recomputed, scores, generation, cached, lora;
         shared_prefix: states, gradients, scores, responses;
         reduced: products, bf16_models, int8_models;
         trajectories: sft, reward, dpo;
@@ -65,6 +67,20 @@ mod on_device {
 fn wgpu_equals_flex() {
     let device = burn::backend::wgpu::WgpuDevice::default();
     operations::large::<Wgpu, burn::backend::Flex>(&device, &Default::default(), 2e-5);
+}
+
+#[test]
+fn a_training_step_is_bounded() {
+    if launches::in_counting_process("a_training_step_is_bounded") {
+        launches::training_step(Default::default());
+    }
+}
+
+#[test]
+fn a_drawn_token_is_bounded() {
+    if launches::in_counting_process("a_drawn_token_is_bounded") {
+        launches::drawn_tokens(Default::default());
+    }
 }
 
 /// Doubles a number on the device and names the backend.

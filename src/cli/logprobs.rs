@@ -13,6 +13,7 @@ use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
 use crate::backend::{Task, dispatch};
 use crate::data::{Row, micro_batches};
 use crate::error::Result;
+use crate::host::read;
 use crate::model::CausalLm;
 use crate::ops::ModelBackend;
 use crate::tokens::TokenBatch;
@@ -128,12 +129,7 @@ fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
         Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [num_targets]), device);
     let hidden = model.states_at(&batch, Some(positions), None, None);
     let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
-    let flat: Vec<f32> = logprobs
-        .into_data()
-        .convert::<f32>()
-        .into_vec()
-        .expect("converted to f32");
-    let mut flat = flat.into_iter();
+    let mut flat = read(logprobs).into_iter();
     counts
         .into_iter()
         .map(|count| flat.by_ref().take(count).collect())

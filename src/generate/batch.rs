@@ -1,11 +1,11 @@
 //! Batched generation: packed prefill, one token a row and step, finished rows replaced by waiting prompts. A prompt that
 //! is answered several times passes through the model once.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::SamplingConfig;
 use super::sampler::{Draw, draw};
+use crate::host::{indices, read};
 use crate::model::{CausalLm, KvCache};
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
@@ -180,12 +180,8 @@ fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
 ) -> Vec<f32> {
     let batch = TokenBatch::from_rows(inputs, device);
     // One token a row: the last ones are all there are.
-    let last = (batch.segments.num_tokens() > inputs.len()).then(|| {
-        let last = batch.segments.last_tokens();
-        let last: Vec<i32> = last.iter().map(|&i| i as i32).collect();
-        Tensor::<B, 1, Int>::from_data(TensorData::new(last, [inputs.len()]), device)
-    });
+    let last = (batch.segments.num_tokens() > inputs.len())
+        .then(|| indices(&batch.segments.last_tokens(), device));
     let hidden = model.states_at(&batch, last, Some(cache), None);
-    let logits = model.logits(hidden).into_data().convert::<f32>();
-    logits.into_vec().expect("converted to f32")
+    read(model.logits(hidden))
 }

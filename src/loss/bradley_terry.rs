@@ -1,8 +1,9 @@
 //! Pairwise reward-model loss, two or K responses to a prompt.
 
+use crate::host::{floats, indices};
 use serde::{Deserialize, Serialize};
 
-use burn::tensor::{Int, Tensor, TensorData, activation::log_sigmoid, backend::Backend};
+use burn::tensor::{Tensor, activation::log_sigmoid, backend::Backend};
 
 /// What a reward model's training minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -89,12 +90,7 @@ impl Comparisons {
     /// The values of each pair's preferred and of its other response, both `[pairs]`.
     pub(super) fn sides<B: Backend>(&self, values: Tensor<B, 1>) -> (Tensor<B, 1>, Tensor<B, 1>) {
         let device = values.device();
-        let pick = |indices: &[usize]| {
-            let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
-            let shape = [indices.len()];
-            let indices = Tensor::<B, 1, Int>::from_data(TensorData::new(indices, shape), &device);
-            values.clone().select(0, indices)
-        };
+        let pick = |places: &[usize]| values.clone().select(0, indices(places, &device));
         (pick(&self.chosen), pick(&self.rejected))
     }
 
@@ -127,10 +123,6 @@ pub fn bradley_terry<B: Backend>(scores: Tensor<B, 1>, comparisons: &Comparisons
     let lead = chosen - rejected - floats(&comparisons.margins, &device);
     // log_sigmoid, not sigmoid().log(): the latter is -inf for leads below about -88.
     comparisons.mean_per_prompt(log_sigmoid(lead).neg())
-}
-
-fn floats<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
 }
 
 #[cfg(test)]

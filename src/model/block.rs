@@ -7,16 +7,44 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::KvCache;
 use super::activation::Activation;
 use super::config::RopeScaling;
-use crate::ops::{self, HeadLayout, LinearInput, ModelBackend, unwrap};
+use crate::ops::{self, Head, HeadLayout, LinearInput, ModelBackend, unwrap};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
 use crate::peft::Projection;
 use crate::rng::Seed;
 use crate::tokens::{Segments, TokenBatch};
 
+/// A family's layers, one by one. States are `[tokens, width]`.
+pub(super) trait Layers<B: ModelBackend> {
+    /// The states before the first layer: embeddings, and what the family makes of them.
+    fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2>;
+
+    /// Layer `index`.
+    fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2>;
+
+    /// What a head reads of the states after the last layer.
+    fn finish(&self, x: Tensor<B, 2>, pass: &Pass<'_, B>) -> Tensor<B, 2>;
+
+    /// Angles of a pass, where positions enter as rotations.
+    fn rotary(&self) -> Option<&Rotary> {
+        None
+    }
+
+    /// Output head.
+    fn head(&self) -> Head<B>;
+
+    /// Attention heads.
+    fn head_layout(&self) -> HeadLayout;
+
+    /// Number of layers.
+    fn num_layers(&self) -> usize;
+}
+
 /// What a forward pass needs beside the tokens.
 pub(super) struct Pass<'a, B: Backend> {
     pub(super) segments: &'a Segments,
     pub(super) positions: Vec<usize>,
+    /// Cosines and sines, `[tokens, head_dim / 2]`.
+    angles: Option<[Tensor<B, 2>; 2]>,
     /// Positions in the batch whose states are asked for; all if `None`.
     wanted: Option<Tensor<B, 1, Int>>,
     num_layers: usize,
@@ -26,9 +54,9 @@ pub(super) struct Pass<'a, B: Backend> {
 
 impl<'a, B: ModelBackend> Pass<'a, B> {
     pub(super) fn new(
+        model: &impl Layers<B>,
         batch: &'a TokenBatch<B>,
         wanted: Option<Tensor<B, 1, Int>>,
-        num_layers: usize,
         cache: Option<&'a mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Self {
@@ -37,11 +65,14 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
             Some(cache) => cache.positions(segments),
             None => segments.positions(),
         };
+        let device = batch.input_ids.device();
+        let angles = (model.rotary()).map(|rotary| rotary.tables(&positions, &device));
         Self {
             segments,
             positions,
+            angles,
             wanted,
-            num_layers,
+            num_layers: model.num_layers(),
             cache,
             dropout,
         }
@@ -53,6 +84,14 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
         match &self.wanted {
             Some(wanted) if layer + 1 == self.num_layers => x.select(0, wanted.clone()),
             _ => x,
+        }
+    }
+
+    /// Turns the first `num_heads` heads of each row by its position's angles, where the family does so.
+    pub(super) fn rotate(&self, x: Tensor<B, 2>, num_heads: usize) -> Tensor<B, 2> {
+        match &self.angles {
+            Some([cos, sin]) => ops::rope(x, cos.clone(), sin.clone(), num_heads),
+            None => x,
         }
     }
 
@@ -76,7 +115,7 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
     }
 
     /// Marks the batch as held by the cache.
-    pub(super) fn finish(self) {
+    pub(super) fn end(self) {
         if let Some(cache) = self.cache {
             cache.advance(self.segments);
         }

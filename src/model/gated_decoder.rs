@@ -5,14 +5,12 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{GatedMlp, Pass, RmsNorm, Rotary};
+use super::Table;
+use super::block::{GatedMlp, Layers, Pass, RmsNorm, Rotary};
 use super::config::GatedDecoderConfig;
-use super::{CausalLm, KvCache, Table};
-use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::ops::{Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
-use crate::rng::Seed;
-use crate::tokens::TokenBatch;
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -95,41 +93,33 @@ impl<B: Backend> GatedDecoder<B> {
     }
 }
 
-impl<B: ModelBackend> CausalLm<B> for GatedDecoder<B> {
-    fn states_at(
-        &self,
-        batch: &TokenBatch<B>,
-        positions: Option<Tensor<B, 1, Int>>,
-        cache: Option<&mut KvCache<B>>,
-        dropout: Option<Seed>,
-    ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, positions, self.layers.len(), cache, dropout);
-        let layout = self.config.layout();
-        let [cos, sin] = self
-            .rotary
-            .tables(&pass.positions, &batch.input_ids.device());
-        let mut x = self.embed_tokens.look_up(&batch.input_ids);
-        for (i, layer) in self.layers.iter().enumerate() {
-            let dropout = pass.layer_dropout(i);
-            let norm = layer.input_layernorm.input();
-            let qkv = layer.qkv_proj.forward_of(x.clone(), norm, dropout);
-            let qkv = match (&layer.q_norm, &layer.k_norm) {
-                (Some(q_norm), Some(k_norm)) => norm_heads(qkv, q_norm, k_norm, layout),
-                _ => qkv,
-            };
-            let qkv = ops::rope(
-                qkv,
-                cos.clone(),
-                sin.clone(),
-                layout.heads + layout.kv_heads,
-            );
-            let attended = pass.attend(i, qkv, layout);
-            x = pass.keep(i, x) + layer.o_proj.forward(attended, dropout);
-            let norm = &layer.post_attention_layernorm;
-            x = x.clone() + layer.mlp.forward(x, norm, dropout);
-        }
-        pass.finish();
+impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
+    fn embed(&self, ids: &Tensor<B, 1, Int>, _: &Pass<'_, B>) -> Tensor<B, 2> {
+        self.embed_tokens.look_up(ids)
+    }
+
+    fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
+        let (layer, layout) = (&self.layers[index], self.config.layout());
+        let dropout = pass.layer_dropout(index);
+        let norm = layer.input_layernorm.input();
+        let qkv = layer.qkv_proj.forward_of(x.clone(), norm, dropout);
+        let qkv = match (&layer.q_norm, &layer.k_norm) {
+            (Some(q_norm), Some(k_norm)) => norm_heads(qkv, q_norm, k_norm, layout),
+            _ => qkv,
+        };
+        let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads);
+        let attended = pass.attend(index, qkv, layout);
+        let x = pass.keep(index, x) + layer.o_proj.forward(attended, dropout);
+        let norm = &layer.post_attention_layernorm;
+        x.clone() + layer.mlp.forward(x, norm, dropout)
+    }
+
+    fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {
         self.norm.forward(x)
+    }
+
+    fn rotary(&self) -> Option<&Rotary> {
+        Some(&self.rotary)
     }
 
     fn head(&self) -> Head<B> {

@@ -4,14 +4,12 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{LayerNorm, Mlp, Pass, embed_positions};
+use super::Table;
+use super::block::{LayerNorm, Layers, Mlp, Pass, embed_positions};
 use super::config::Gpt2Config;
-use super::{CausalLm, KvCache, Table};
 use crate::ops::{Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
-use crate::rng::Seed;
-use crate::tokens::TokenBatch;
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -81,26 +79,20 @@ impl<B: Backend> Gpt2<B> {
     }
 }
 
-impl<B: ModelBackend> CausalLm<B> for Gpt2<B> {
-    fn states_at(
-        &self,
-        batch: &TokenBatch<B>,
-        positions: Option<Tensor<B, 1, Int>>,
-        cache: Option<&mut KvCache<B>>,
-        dropout: Option<Seed>,
-    ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, positions, self.h.len(), cache, dropout);
-        let layout = self.head_layout();
-        let mut x = self.wte.look_up(&batch.input_ids);
-        x = x + embed_positions(&self.wpe, &pass.positions, 0);
-        for (i, layer) in self.h.iter().enumerate() {
-            let dropout = pass.layer_dropout(i);
-            let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
-            let attended = pass.attend(i, qkv, layout);
-            x = pass.keep(i, x) + layer.c_proj.forward(attended, dropout);
-            x = x.clone() + layer.mlp.forward(layer.ln_2.forward(x), dropout);
-        }
-        pass.finish();
+impl<B: ModelBackend> Layers<B> for Gpt2<B> {
+    fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
+        self.wte.look_up(ids) + embed_positions(&self.wpe, &pass.positions, 0)
+    }
+
+    fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
+        let (layer, dropout) = (&self.h[index], pass.layer_dropout(index));
+        let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
+        let attended = pass.attend(index, qkv, self.head_layout());
+        let x = pass.keep(index, x) + layer.c_proj.forward(attended, dropout);
+        x.clone() + layer.mlp.forward(layer.ln_2.forward(x), dropout)
+    }
+
+    fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {
         self.ln_f.forward(x)
     }
 

@@ -6,14 +6,12 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{LayerNorm, Mlp, Pass, Rotary};
+use super::Table;
+use super::block::{LayerNorm, Layers, Mlp, Pass, Rotary};
 use super::config::GptNeoxConfig;
-use super::{CausalLm, KvCache, Table};
-use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::ops::{Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
-use crate::rng::Seed;
-use crate::tokens::TokenBatch;
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -117,40 +115,37 @@ fn column_order(layout: HeadLayout, rotary_dim: usize) -> Vec<usize> {
         .collect()
 }
 
-impl<B: ModelBackend> CausalLm<B> for GptNeox<B> {
-    fn states_at(
-        &self,
-        batch: &TokenBatch<B>,
-        positions: Option<Tensor<B, 1, Int>>,
-        cache: Option<&mut KvCache<B>>,
-        dropout: Option<Seed>,
-    ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, positions, self.layers.len(), cache, dropout);
-        let layout = self.config.layout();
-        let [cos, sin] = self
-            .rotary
-            .tables(&pass.positions, &batch.input_ids.device());
-        let mut x = self.embed_in.look_up(&batch.input_ids);
-        for (i, layer) in self.layers.iter().enumerate() {
-            let dropout = pass.layer_dropout(i);
-            let qkv = layer
-                .query_key_value
-                .forward(layer.input_layernorm.forward(x.clone()), dropout);
-            let qkv = ops::rope(qkv, cos.clone(), sin.clone(), 2 * layout.heads);
-            let attended = pass.attend(i, qkv, layout);
-            x = pass.keep(i, x);
-            let after = x.clone() + layer.dense.forward(attended, dropout);
-            // Side by side, the MLP reads what attention has read.
-            let read = if self.config.use_parallel_residual {
-                x
-            } else {
-                after.clone()
-            };
-            let read = layer.post_attention_layernorm.forward(read);
-            x = after + layer.mlp.forward(read, dropout);
-        }
-        pass.finish();
+impl<B: ModelBackend> Layers<B> for GptNeox<B> {
+    fn embed(&self, ids: &Tensor<B, 1, Int>, _: &Pass<'_, B>) -> Tensor<B, 2> {
+        self.embed_in.look_up(ids)
+    }
+
+    fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
+        let (layer, layout) = (&self.layers[index], self.config.layout());
+        let dropout = pass.layer_dropout(index);
+        let qkv = layer
+            .query_key_value
+            .forward(layer.input_layernorm.forward(x.clone()), dropout);
+        let qkv = pass.rotate(qkv, 2 * layout.heads);
+        let attended = pass.attend(index, qkv, layout);
+        let x = pass.keep(index, x);
+        let after = x.clone() + layer.dense.forward(attended, dropout);
+        // Side by side, the MLP reads what attention has read.
+        let read = if self.config.use_parallel_residual {
+            x
+        } else {
+            after.clone()
+        };
+        let read = layer.post_attention_layernorm.forward(read);
+        after + layer.mlp.forward(read, dropout)
+    }
+
+    fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {
         self.final_layer_norm.forward(x)
+    }
+
+    fn rotary(&self) -> Option<&Rotary> {
+        Some(&self.rotary)
     }
 
     fn head(&self) -> Head<B> {

@@ -12,6 +12,7 @@ mod load;
 pub mod manifest;
 mod offset;
 mod opt;
+mod recompute;
 mod scalar;
 mod table;
 pub mod weights;
@@ -34,9 +35,12 @@ pub use load::host_tensors;
 pub use manifest::{Manifest, ModelFiles};
 pub use offset::{SCORE_OFFSET, SIDECAR, read_score_offset};
 pub use opt::Opt;
+pub use recompute::{Tape, Trained};
 pub use scalar::ScalarModel;
 pub(crate) use scalar::scalar_head;
 pub use table::Table;
+
+use block::{Layers, Pass, Rotary};
 
 use crate::ops::{self, Head, HeadLayout, ModelBackend, Precision};
 use crate::params::{ParamMeta, ParamSlot, Parameters};
@@ -163,6 +167,36 @@ impl<B: Backend> Parameters<B> for LanguageModel<B> {
     }
 }
 
+impl<B: ModelBackend> Layers<B> for LanguageModel<B> {
+    fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
+        by_family!(self, model => model.embed(ids, pass))
+    }
+
+    fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
+        by_family!(self, model => model.layer(index, x, pass))
+    }
+
+    fn finish(&self, x: Tensor<B, 2>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
+        by_family!(self, model => model.finish(x, pass))
+    }
+
+    fn rotary(&self) -> Option<&Rotary> {
+        by_family!(self, model => Layers::<B>::rotary(model))
+    }
+
+    fn head(&self) -> Head<B> {
+        by_family!(self, model => model.head())
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        by_family!(self, model => Layers::<B>::head_layout(model))
+    }
+
+    fn num_layers(&self) -> usize {
+        by_family!(self, model => Layers::<B>::num_layers(model))
+    }
+}
+
 impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
     fn states_at(
         &self,
@@ -178,20 +212,27 @@ impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
                 states.select(0, none)
             }
             positions => {
-                by_family!(self, model => model.states_at(batch, positions, cache, dropout))
+                let mut pass = Pass::new(self, batch, positions, cache, dropout);
+                let mut x = self.embed(&batch.input_ids, &pass);
+                for index in 0..Layers::num_layers(self) {
+                    x = self.layer(index, x, &mut pass);
+                }
+                let x = self.finish(x, &pass);
+                pass.end();
+                x
             }
         }
     }
 
     fn head(&self) -> Head<B> {
-        by_family!(self, model => model.head())
+        Layers::head(self)
     }
 
     fn head_layout(&self) -> HeadLayout {
-        by_family!(self, model => model.head_layout())
+        Layers::head_layout(self)
     }
 
     fn num_layers(&self) -> usize {
-        by_family!(self, model => model.num_layers())
+        Layers::num_layers(self)
     }
 }

@@ -4,14 +4,12 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{LayerNorm, Mlp, Pass, embed_positions};
+use super::Table;
+use super::block::{LayerNorm, Layers, Mlp, Pass, embed_positions};
 use super::config::{OptConfig, POSITION_OFFSET};
-use super::{CausalLm, KvCache, Table};
 use crate::ops::{Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
-use crate::rng::Seed;
-use crate::tokens::TokenBatch;
 
 /// Added to the variance inside LayerNorm; OPT's files have no key for it.
 const LAYER_NORM_EPS: f64 = 1e-5;
@@ -96,44 +94,39 @@ impl<B: Backend> Opt<B> {
     }
 }
 
-impl<B: ModelBackend> CausalLm<B> for Opt<B> {
-    fn states_at(
-        &self,
-        batch: &TokenBatch<B>,
-        positions: Option<Tensor<B, 1, Int>>,
-        cache: Option<&mut KvCache<B>>,
-        dropout: Option<Seed>,
-    ) -> Tensor<B, 2> {
-        let mut pass = Pass::new(batch, positions, self.layers.len(), cache, dropout);
-        let layout = self.head_layout();
+impl<B: ModelBackend> Layers<B> for Opt<B> {
+    fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
+        let mut x = self.embed_tokens.look_up(ids);
+        if let Some(project_in) = &self.project_in {
+            x = project_in.forward(x, pass.dropout);
+        }
+        x + embed_positions(&self.embed_positions, &pass.positions, POSITION_OFFSET)
+    }
+
+    fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
+        let (layer, dropout) = (&self.layers[index], pass.layer_dropout(index));
         let before = self.config.do_layer_norm_before;
         let norm_if = |wanted: bool, norm: &LayerNorm<B>, x: Tensor<B, 2>| {
             if wanted { norm.forward(x) } else { x }
         };
-        let mut x = self.embed_tokens.look_up(&batch.input_ids);
-        if let Some(project_in) = &self.project_in {
-            x = project_in.forward(x, dropout);
-        }
-        x = x + embed_positions(&self.embed_positions, &pass.positions, POSITION_OFFSET);
-        for (i, layer) in self.layers.iter().enumerate() {
-            let dropout = pass.layer_dropout(i);
-            let norm = &layer.self_attn_layer_norm;
-            let qkv = layer
-                .qkv_proj
-                .forward(norm_if(before, norm, x.clone()), dropout);
-            let attended = pass.attend(i, qkv, layout);
-            x = pass.keep(i, x) + layer.out_proj.forward(attended, dropout);
-            x = norm_if(!before, norm, x);
-            let norm = &layer.final_layer_norm;
-            x = x.clone() + layer.mlp.forward(norm_if(before, norm, x), dropout);
-            x = norm_if(!before, norm, x);
-        }
-        pass.finish();
+        let norm = &layer.self_attn_layer_norm;
+        let qkv = layer
+            .qkv_proj
+            .forward(norm_if(before, norm, x.clone()), dropout);
+        let attended = pass.attend(index, qkv, self.head_layout());
+        let x = pass.keep(index, x) + layer.out_proj.forward(attended, dropout);
+        let x = norm_if(!before, norm, x);
+        let norm = &layer.final_layer_norm;
+        let x = x.clone() + layer.mlp.forward(norm_if(before, norm, x), dropout);
+        norm_if(!before, norm, x)
+    }
+
+    fn finish(&self, mut x: Tensor<B, 2>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
         if let Some(norm) = &self.final_layer_norm {
             x = norm.forward(x);
         }
         match &self.project_out {
-            Some(project_out) => project_out.forward(x, dropout),
+            Some(project_out) => project_out.forward(x, pass.dropout),
             None => x,
         }
     }

@@ -1,11 +1,12 @@
 //! Reward and value models: a backbone with one number per token.
 
 use burn::module::{Module, Param};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
 
 use super::{CausalLm, LanguageModel};
 use crate::data::micro_batches;
+use crate::host::{indices, read};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
@@ -31,8 +32,12 @@ impl<B: ModelBackend> ScalarModel<B> {
         positions: Option<Tensor<B, 1, burn::tensor::Int>>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 1> {
-        let hidden = self.backbone.states_at(batch, positions, None, dropout);
-        scalar_head(hidden, self.score.val()).sub_scalar(self.offset)
+        self.scores_of(self.backbone.states_at(batch, positions, None, dropout))
+    }
+
+    /// One number for each state of the backbone, `[positions]`.
+    pub fn scores_of(&self, states: Tensor<B, 2>) -> Tensor<B, 1> {
+        scalar_head(states, self.score.val()).sub_scalar(self.offset)
     }
 }
 
@@ -47,9 +52,7 @@ pub(crate) fn scalar_head<B: Backend>(states: Tensor<B, 2>, score: Tensor<B, 1>)
 impl<B: ModelBackend> ScalarModel<B> {
     /// Multiplies every score by `gain`, in the weights of the head. Reads the device.
     pub fn scale(&mut self, gain: f64, device: &B::Device) {
-        let weights = self.score.val().mul_scalar(gain).into_data();
-        let weights = weights.convert::<f32>().into_vec();
-        self.set_score(weights.expect("converted to f32"), device);
+        self.set_score(read(self.score.val().mul_scalar(gain)), device);
         self.offset *= gain;
     }
 
@@ -82,17 +85,11 @@ impl<B: ModelBackend> ScalarModel<B> {
         for part in micro_batches(&lens, micro_batch_tokens) {
             let packed: Vec<Vec<&[u32]>> = part.iter().map(|&i| groups[i].clone()).collect();
             let (batch, spans) = TokenBatch::from_groups(&packed, device);
-            let last: Vec<i32> = spans
-                .iter()
-                .map(|span| span.token(span.len() - 1) as i32)
+            let last: Vec<usize> = (spans.iter())
+                .map(|span| span.token(span.len() - 1))
                 .collect();
-            let last = Tensor::from_data(TensorData::new(last, [spans.len()]), device);
-            let scores = self
-                .scores(&batch, Some(last), None)
-                .into_data()
-                .convert::<f32>();
-            let scores: Vec<f32> = scores.into_vec().expect("converted to f32");
-            let mut scores = scores.into_iter();
+            let last = indices(&last, device);
+            let mut scores = read(self.scores(&batch, Some(last), None)).into_iter();
             for &group in &part {
                 out[group] = scores.by_ref().take(groups[group].len()).collect();
             }

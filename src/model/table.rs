@@ -2,9 +2,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 
-use crate::ops::{Head, Precision};
+use crate::ops::{Head, ModelBackend, Precision, reduced_columns};
 use crate::params::{ParamMeta, ParamSlot, Reduced, placeholder};
 
 /// A vector for each token: what the model reads, what it predicts with, or both.
@@ -39,23 +39,21 @@ impl<B: Backend> Table<B> {
         visit(meta, ParamSlot::of(&mut self.weight, &mut self.reduced));
     }
 
-    /// Rows of the table, `[tokens, width]`.
-    pub(super) fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        let Some(matrix) = self.reduced.as_ref().and_then(Reduced::matrix) else {
-            return self.weight.val().select(0, ids.clone());
-        };
-        let device = self.weight.val().device();
-        let ids = ids.clone().into_data().convert::<u32>();
-        let ids: Vec<u32> = ids.into_vec().expect("converted to u32");
-        let shape = [ids.len(), matrix.inputs()];
-        Tensor::from_data(TensorData::new(matrix.columns(&ids), shape), &device)
-    }
-
     /// The table as an output head.
     pub(super) fn head(&self) -> Head<B> {
         match self.reduced.as_ref().and_then(Reduced::matrix) {
             Some(matrix) => Head::Reduced(matrix.clone()),
             None => Head::Full(self.weight.val()),
         }
+    }
+}
+
+impl<B: ModelBackend> Table<B> {
+    /// Rows of the table, `[tokens, width]`.
+    pub(super) fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        let Some(matrix) = self.reduced.as_ref().and_then(Reduced::matrix) else {
+            return self.weight.val().select(0, ids.clone());
+        };
+        reduced_columns(matrix, ids.clone())
     }
 }

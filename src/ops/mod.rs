@@ -1,7 +1,7 @@
 //! Fused differentiable operations behind one extension trait.
 //!
 //! Every method of [`ModelBackend`] has a portable body in plain burn ops (`portable`), so a new backend works at once;
-//! `cpu` overrides them for Flex with rayon and SIMD kernels. `autodiff` gives each operation one graph node with a
+//! `cpu` overrides them for Flex with rayon and SIMD kernels, `cube` for CUDA, Vulkan and Metal with kernels of one source. `autodiff` gives each operation one graph node with a
 //! hand-written backward pass, in terms of the inner backend's `*_backward` methods.
 //!
 //! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`] says.
@@ -10,6 +10,8 @@ mod adamw;
 mod autodiff;
 #[cfg(feature = "flex")]
 mod cpu;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 mod frozen;
 mod head;
 mod input;
@@ -26,14 +28,14 @@ pub use input::LinearInput;
 pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
     attention, full_linear, gelu, layer_norm, linear_input, lora_linear, lora_linear_of,
-    reduced_linear, rms_norm, rope, swiglu, token_logprob,
+    reduced_columns, reduced_linear, rms_norm, rope, swiglu, token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
 use std::ops::Range;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use crate::tokens::Segments;
 
@@ -351,6 +353,16 @@ pub trait ModelBackend: Backend {
     ) {
         let dx = with_x.then(|| weight.backward(grad.clone()));
         portable::low_rank_backward::<Self>(dx, x, a, b, xa, grad, parts)
+    }
+
+    /// The numbers of some columns of a matrix in fewer bits, `[columns, inputs]`: rows of an embedding table.
+    fn reduced_columns(weight: &ReducedMatrix, columns: IntTensor<Self>) -> FloatTensor<Self> {
+        portable::reduced_columns::<Self>(weight, columns)
+    }
+
+    /// The sum of squares over all entries of all `tensors`. Reads the device.
+    fn sum_of_squares(tensors: Vec<FloatTensor<Self>>) -> f64 {
+        portable::sum_of_squares::<Self>(tensors)
     }
 
     /// One AdamW update; returns parameter, first and second moment. Any rank, all of one shape.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use super::{
     FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart, ModelBackend, ReducedMatrix,
@@ -142,4 +142,12 @@ pub fn lora_linear_of<B: ModelBackend>(
         unwrap(b),
         parts,
     ))
+}
+
+/// See [`ModelBackend::reduced_columns`].
+pub fn reduced_columns<B: ModelBackend>(
+    weight: &ReducedMatrix,
+    columns: Tensor<B, 1, Int>,
+) -> Tensor<B, 2> {
+    wrap(B::reduced_columns(weight, columns.into_primitive()))
 }

@@ -7,6 +7,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorData, TensorMetadata};
 
 use super::OptimConfig;
+use crate::host;
 use crate::ops::{AdamWStep, ModelBackend};
 use crate::params::{ParamKind, Parameters};
 
@@ -27,7 +28,7 @@ impl<B: Backend> Default for GradientSum<B> {
     }
 }
 
-impl<B: Backend> GradientSum<B> {
+impl<B: ModelBackend> GradientSum<B> {
     /// Adds the gradients of one backward pass.
     pub fn add<A: AutodiffBackend<InnerBackend = B>>(
         &mut self,
@@ -47,14 +48,7 @@ impl<B: Backend> GradientSum<B> {
 
     /// Euclidean norm over all entries. Reads the device.
     pub fn norm(&self) -> f64 {
-        let square = |gradient: &FloatTensor<B>| {
-            let entries = gradient.shape().num_elements();
-            let flat = B::float_reshape(gradient.clone(), [1, entries].into());
-            // A reduction along a dimension: the full sum is an atomic kernel on GPUs, whose order is not fixed.
-            let sum = B::float_sum_dim(B::float_mul(flat.clone(), flat), 1);
-            f64::from(host::<B>(sum)[0])
-        };
-        self.gradients.values().map(square).sum::<f64>().sqrt()
+        B::sum_of_squares(self.gradients.values().cloned().collect()).sqrt()
     }
 
     /// Names of the parameters that have a gradient.
@@ -66,7 +60,7 @@ impl<B: Backend> GradientSum<B> {
     pub fn values(&self, name: &str) -> Option<Vec<f32>> {
         self.gradients
             .get(name)
-            .map(|gradient| host::<B>(gradient.clone()))
+            .map(|gradient| values::<B>(gradient.clone()))
     }
 }
 
@@ -172,7 +166,7 @@ impl<B: ModelBackend> AdamW<B> {
                 let shape = moment.shape().to_vec();
                 state.insert(
                     format!("{name}.{suffix}"),
-                    (shape, host::<B>(moment.clone())),
+                    (shape, values::<B>(moment.clone())),
                 );
             }
         }
@@ -199,14 +193,9 @@ impl<B: ModelBackend> AdamW<B> {
     }
 }
 
-fn host<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
-    let tensor: burn::tensor::Tensor<B, 1> = {
-        let entries = tensor.shape().num_elements();
-        crate::ops::wrap(B::float_reshape(tensor, [entries].into()))
-    };
-    tensor
-        .into_data()
-        .convert::<f32>()
-        .into_vec()
-        .expect("converted to f32")
+/// Its numbers, row-major.
+fn values<B: Backend>(tensor: FloatTensor<B>) -> Vec<f32> {
+    let entries = tensor.shape().num_elements();
+    let flat = B::float_reshape(tensor, [entries].into());
+    host::read(crate::ops::wrap::<B, 1>(flat))
 }

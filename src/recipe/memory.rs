@@ -38,6 +38,8 @@ pub struct ModelShape {
     pub trainable_params: u64,
     /// How those that are not are kept.
     pub precision: Precision,
+    /// Whether the backward pass computes layers again.
+    pub gradient_checkpointing: bool,
 }
 
 impl ModelShape {
@@ -55,6 +57,7 @@ impl ModelShape {
             total_params: config.num_params() as u64,
             trainable_params: 0,
             precision,
+            gradient_checkpointing: false,
         }
     }
 
@@ -73,6 +76,15 @@ impl ModelShape {
             false => 0,
         };
         2 * self.hidden + (q + 2 * kv) + q + self.heads + 2 * self.intermediate + inputs
+    }
+
+    /// Floats per token while gradients are computed.
+    pub(super) fn backward_floats(&self) -> u64 {
+        match self.gradient_checkpointing {
+            // The states between layers, one layer's activations and their gradients.
+            true => (self.layers + 1) * self.hidden + 2 * self.activation_floats(),
+            false => self.hidden + (self.layers + 1) * self.activation_floats(),
+        }
     }
 
     /// Bytes of the parameters that are not trained.
@@ -133,7 +145,8 @@ pub enum Work {
 /// - gradients: one float per trained parameter
 /// - optimizer state: two floats (AdamW's moments) per trained parameter
 /// - activations: [`ModelShape::activation_floats`] per token and layer, and the same once more for the layer whose
-///   gradients are being computed; without a backward pass, of one layer only
+///   gradients are being computed; with `gradient_checkpointing`, of that layer alone and the states between layers; without
+///   a backward pass, of one layer only
 /// - logits: 256 positions, with their gradient when training; when sampling one row per response
 /// - KV cache: `batch x (prompt + response) x layers x 2 x kv_heads x head_dim`
 /// - program: 128 MiB, as measured
@@ -228,8 +241,12 @@ fn sampling(
 }
 
 fn activations(shape: &ModelShape, tokens: u64, backward: bool) -> u64 {
-    let layers = if backward { shape.layers + 1 } else { 1 };
-    FLOAT * tokens * (shape.hidden + layers * shape.activation_floats())
+    FLOAT
+        * tokens
+        * match backward {
+            true => shape.backward_floats(),
+            false => shape.hidden + shape.activation_floats(),
+        }
 }
 
 /// Bytes this process may still take: the least of the machine's available memory and what its control groups leave.
@@ -309,6 +326,7 @@ mod tests {
         total_params: 139_399_488,
         trainable_params: 4_884_480,
         precision: crate::ops::Precision::F32,
+        gradient_checkpointing: false,
     };
 
     fn bytes(parts: &[(String, u64)], name: &str) -> u64 {
@@ -330,6 +348,13 @@ mod tests {
         assert_eq!(bytes(&parts, "optimizer state"), 39_075_840);
         // 4 * 1024 * (576 + 31 * 5769).
         assert_eq!(bytes(&parts, "activations"), 734_883_840);
+        let again = ModelShape {
+            gradient_checkpointing: true,
+            ..SMOLLM2
+        };
+        // 4 * 1024 * (576 + 30 * 576 + 2 * 5769).
+        let parts_again = estimate(Work::Train { micro_tokens: 1024 }, &again);
+        assert_eq!(bytes(&parts_again, "activations"), 120_397_824);
         // 2 * 4 * 256 * 49152.
         assert_eq!(bytes(&parts, "logits"), 100_663_296);
         // Eight rows of 128 tokens, all trained on, were measured at 1,692 MB (benches/scaling.sh).

@@ -89,8 +89,28 @@ pub fn table(plans: &[StagePlan]) -> String {
     let width = widths[0];
     for plan in plans {
         text.push_str(&format!("{:<width$}  {}\n", plan.name, components(plan)));
+        if plan.shape.gradient_checkpointing {
+            text.push_str(&format!("{:<width$}  {}\n", "", recomputation(plan)));
+        }
     }
     text
+}
+
+/// What `gradient_checkpointing` saves and costs. A backward pass through frozen weights is as much work as a forward pass, one
+/// that trains them twice as much.
+fn recomputation(plan: &StagePlan) -> String {
+    let plain = ModelShape {
+        gradient_checkpointing: false,
+        ..plan.shape
+    };
+    let share = plain.backward_floats() as f64 / plan.shape.backward_floats() as f64;
+    let cost = match plan.rank {
+        Some(_) => 50,
+        None => 33,
+    };
+    format!(
+        "gradient_checkpointing: 1/{share:.1} of a backward pass's activations, for about {cost} % more computing"
+    )
 }
 
 /// A problem for each stage that needs more than `available_bytes`.
@@ -118,7 +138,7 @@ fn advice(plan: &StagePlan) -> &'static str {
     let largest = plan.memory.iter().max_by_key(|(_, bytes)| *bytes);
     match largest.map(|(name, _)| name.as_str()) {
         Some("activations") => {
-            "lower `micro_batch_tokens` (results do not change), or `generation_batch_size`"
+            "lower `micro_batch_tokens` (results do not change), set `gradient_checkpointing: true`, or lower `generation_batch_size`"
         }
         Some("KV cache") => "lower `generation_batch_size` (results do not change)",
         Some("gradients" | "optimizer state") => "train adapters instead: `peft: Lora(rank: 16)`",
@@ -194,6 +214,7 @@ mod tests {
         total_params: 134_515_008,
         trainable_params: 0,
         precision: crate::ops::Precision::F32,
+        gradient_checkpointing: false,
     };
 
     fn plans() -> Vec<StagePlan> {
@@ -240,6 +261,15 @@ sft      weights 531.77 MiB, activations 1.00 GiB
 compare  weights 513.13 MiB
 ";
         assert_eq!(table(&plans()), expected);
+        // (576 + 31 * 5769) / (31 * 576 + 2 * 5769).
+        let mut again = plans();
+        again[0].shape.gradient_checkpointing = true;
+        let line = "              gradient_checkpointing: 1/6.1 of a backward pass's activations, for about 50 % more computing\n";
+        let expected = expected.replace(
+            "compare  weights",
+            &format!("{}compare  weights", &line[5..]),
+        );
+        assert_eq!(table(&again), expected);
     }
 
     #[test]
@@ -248,7 +278,7 @@ compare  weights 513.13 MiB
         assert_eq!(problems.len(), 1);
         assert_eq!(
             problems[0].to_string(),
-            "stages.sft: needs an estimated 1.52 GiB of memory (weights 531.77 MiB, activations 1.00 GiB), but 1.00 GiB are available\n    help: lower `micro_batch_tokens` (results do not change), or `generation_batch_size`"
+            "stages.sft: needs an estimated 1.52 GiB of memory (weights 531.77 MiB, activations 1.00 GiB), but 1.00 GiB are available\n    help: lower `micro_batch_tokens` (results do not change), set `gradient_checkpointing: true`, or lower `generation_batch_size`"
         );
         assert!(check_fits(&plans(), 2 << 30).is_empty());
     }

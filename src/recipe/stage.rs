@@ -79,6 +79,18 @@ impl Stage {
         }
     }
 
+    /// Whether its backward passes compute layers again.
+    pub fn gradient_checkpointing(&self) -> bool {
+        match self {
+            Self::Pretrain(c) => c.gradient_checkpointing,
+            Self::Sft(c) => c.gradient_checkpointing,
+            Self::RewardModel(c) => c.gradient_checkpointing,
+            Self::Dpo(c) => c.gradient_checkpointing,
+            Self::Ppo(c) => c.gradient_checkpointing,
+            Self::Rank(_) | Self::Compare(_) => false,
+        }
+    }
+
     /// The variant's name, as a recipe writes it.
     pub fn kind(&self) -> &'static str {
         match self {

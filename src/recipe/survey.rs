@@ -236,6 +236,7 @@ impl Surveyor<'_> {
         precision: Precision,
     ) -> Option<ModelShape> {
         let mut shape = ModelShape::of(&known.config, precision);
+        shape.gradient_checkpointing = stage.gradient_checkpointing();
         match stage.peft() {
             None => {}
             Some(Peft::Full) => shape.trainable_params = shape.total_params,

@@ -5,15 +5,13 @@
 
 use std::sync::Arc;
 
-use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use serde_json::Map;
 
 use super::Session;
 use super::config::{DataConfig, DpoConfig, Peft};
 use super::evaluate::{SampleRequest, draw_samples};
-use super::forward::{floats, host, indices};
 use super::journal::Journal;
 use super::policy::save_policy;
 use super::session::{Outcome, data_file};
@@ -21,7 +19,9 @@ use super::state::{restore_weights, trained_weights};
 use crate::checkpoint::TensorMap;
 use crate::data::{Batches, Comparisons, Prompt, Tokenizer, encode_comparisons, micro_batches};
 use crate::error::Result;
+use crate::host::{Later, floats, indices, read};
 use crate::loss::{self, DpoObjective, response_sums};
+use crate::model::Tape;
 use crate::model::{CausalLm, LanguageModel};
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum, lr_at};
@@ -121,31 +121,46 @@ pub fn dpo<B: ModelBackend>(session: &mut Session<'_, B>, config: &DpoConfig) ->
         let done = journal.position.step;
         let batch = batches.batch(done);
         let lens: Vec<usize> = batch.iter().map(|&i| train[i].packed_len()).collect();
-        let (mut sum, mut measured) = (GradientSum::<B>::default(), Measured::default());
-        let mut tokens = 0;
+        let (mut sum, mut later) = (GradientSum::<B>::default(), Later::default());
+        let (mut micros, mut tokens) = (Vec::new(), 0);
         for part in micro_batches(&lens, config.micro_batch_tokens) {
             let part: Vec<usize> = part.into_iter().map(|i| batch[i]).collect();
             let micro = Micro::new(part.iter().map(|&i| &train[i]));
             let ref_logprobs = match &reference {
-                Reference::Model(model) => host(micro.logprobs(model, &device)),
-                Reference::Precomputed(all) => part.iter().flat_map(|&i| all[i].clone()).collect(),
+                Reference::Model(model) => micro.logprobs(model, &device),
+                Reference::Precomputed(all) => {
+                    let all: Vec<f32> = part.iter().flat_map(|&i| all[i].clone()).collect();
+                    floats(&all, &device)
+                }
             };
-            let logprobs = micro.logprobs(&trained.model, &device);
-            let values = host(logprobs.clone().inner());
-            let log_ratios = logprobs - floats(&ref_logprobs, &device);
+            let (packed, at, targets) = micro.packed(&device);
+            let checkpointing = config.gradient_checkpointing;
+            let (states, tape) =
+                Tape::states_at(&trained.model, packed, Some(at), None, checkpointing);
+            let (logprobs, _) = trained.model.logprobs(states, &targets, 1.0);
+            later.push(logprobs.clone().inner());
+            later.push(ref_logprobs.clone());
+            let log_ratios = logprobs - Tensor::from_inner(ref_logprobs);
             let part_loss = loss::dpo(
                 response_sums(log_ratios, &micro.lens),
                 &micro.lens,
                 &micro.pairs,
                 objective(config),
             );
-            let value = f64::from(host(part_loss.clone().inner())[0]);
-            if !value.is_finite() {
+            later.push(part_loss.clone().inner());
+            tokens += micro.num_tokens();
+            tape.backward(&part_loss, &mut trained.model, &mut sum);
+            micros.push(micro);
+        }
+        let mut measured = Measured::default();
+        let mut numbers = later.read();
+        for micro in &micros {
+            let mut next = || numbers.next().expect("three for each micro-batch");
+            let (values, ref_logprobs, loss) = (next(), next(), f64::from(next()[0]));
+            if !loss.is_finite() {
                 return Err(journal.non_finite("loss", &micro.groups.concat()));
             }
-            measured.add(&micro, &values, &ref_logprobs, value);
-            tokens += micro.num_tokens();
-            sum.add::<Autodiff<B>>(&mut trained.model, &mut part_loss.backward());
+            measured.add(micro, &values, &ref_logprobs, loss);
         }
         let lr = lr_at(&config.optim.schedule, config.optim.lr, done, steps);
         let norm = optim.update(&mut trained.model, sum, batch.len() as f64, lr);
@@ -281,6 +296,16 @@ impl<'a> Micro<'a> {
         model: &LanguageModel<B>,
         device: &B::Device,
     ) -> Tensor<B, 1> {
+        let (batch, at, targets) = self.packed(device);
+        let hidden = model.states_at(&batch, Some(at), None, None);
+        model.logprobs(hidden, &targets, 1.0).0
+    }
+
+    /// The packed rows, where the states that predict responses are, and the responses' tokens.
+    fn packed<B: ModelBackend>(
+        &self,
+        device: &B::Device,
+    ) -> (TokenBatch<B>, Tensor<B, 1, Int>, Arc<Vec<u32>>) {
         let (batch, spans) = TokenBatch::from_groups(&self.groups, device);
         let prompt_lens = self.groups.iter().zip(&self.prompt_lens);
         let rows = prompt_lens.flat_map(|(group, &len)| group.iter().map(move |row| (row, len)));
@@ -289,9 +314,7 @@ impl<'a> Micro<'a> {
             positions.extend((prompt_len..row.len()).map(|token| span.token(token - 1)));
             targets.extend(&row[prompt_len..]);
         }
-        let at = Some(indices(&positions, device));
-        let hidden = model.states_at(&batch, at, None, None);
-        model.logprobs(hidden, &Arc::new(targets), 1.0).0
+        (batch, indices(&positions, device), Arc::new(targets))
     }
 
     /// Sums over each response of its tokens' `values`.
@@ -320,7 +343,7 @@ fn all_logprobs<B: ModelBackend>(
     let (mut done, mut tokens) = (0, 0);
     for part in micro_batches(&lens, config.micro_batch_tokens) {
         let micro = Micro::new(part.iter().map(|&i| &items[i]));
-        let mut values = host(micro.logprobs(model, &device)).into_iter();
+        let mut values = read(micro.logprobs(model, &device)).into_iter();
         let mut lens = micro.lens.iter();
         for &i in &part {
             let len = lens.by_ref().take(items[i].responses.len()).sum();
@@ -442,7 +465,7 @@ fn evaluate<B: ModelBackend>(
         &micro.pairs,
         objective(config),
     );
-    let loss = f64::from(host(loss)[0]);
+    let loss = f64::from(read(loss)[0]);
     let mut measured = Measured::default();
     measured.add(&micro, &logprobs, &held_out.ref_logprobs, loss);
     let metrics = measured.means(EVAL_NAMES, config.beta);

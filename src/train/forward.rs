@@ -2,34 +2,11 @@
 
 use std::sync::Arc;
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor, TensorData};
-
 use crate::data::{Example, micro_batches};
+use crate::host::{indices, read};
 use crate::model::CausalLm;
 use crate::ops::ModelBackend;
 use crate::tokens::{Segments, TokenBatch};
-
-/// Indices on the device.
-pub(super) fn indices<B: Backend>(values: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
-    let values: Vec<i32> = values.iter().map(|&i| i as i32).collect();
-    let shape = [values.len()];
-    Tensor::from_data(TensorData::new(values, shape), device)
-}
-
-/// Numbers on the device.
-pub(super) fn floats<B: Backend>(values: &[f32], device: &B::Device) -> Tensor<B, 1> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device)
-}
-
-/// Numbers on the host. Reads the device.
-pub(super) fn host<B: Backend>(tensor: Tensor<B, 1>) -> Vec<f32> {
-    tensor
-        .into_data()
-        .convert::<f32>()
-        .into_vec()
-        .expect("converted to f32")
-}
 
 /// The states that predict trained tokens, and those tokens: for a trained token at `i`, the state at `i - 1`.
 pub(super) fn trained_positions(
@@ -68,7 +45,7 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
         let at = Some(indices(&positions, device));
         let hidden = model.states_at(&batch, at, None, None);
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
-        sum -= host(logprobs).iter().map(|&x| f64::from(x)).sum::<f64>();
+        sum -= read(logprobs).iter().map(|&x| f64::from(x)).sum::<f64>();
         count += positions.len();
     }
     (sum, count)
@@ -97,7 +74,7 @@ pub fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
         let at = Some(indices(&positions, device));
         let hidden = model.states_at(&batch, at, None, None);
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), temperature);
-        let mut values = host(logprobs).into_iter();
+        let mut values = read(logprobs).into_iter();
         for &row in &part {
             let count = rows[row].len() - prompt_lens[row].max(1);
             out[row] = values.by_ref().take(count).collect();

@@ -49,6 +49,7 @@ pub fn pretrain<B: ModelBackend>(
         batch_size: config.batch_size,
         shuffle: config.shuffle,
         micro_batch_tokens: config.micro_batch_tokens,
+        gradient_checkpointing: config.gradient_checkpointing,
         cadence: &config.cadence,
         train: train.items,
         valid,

@@ -58,6 +58,7 @@ pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) ->
         batch_size: config.batch_size,
         shuffle: config.shuffle,
         micro_batch_tokens: config.micro_batch_tokens,
+        gradient_checkpointing: config.gradient_checkpointing,
         cadence: &config.cadence,
         train: train.items,
         valid,

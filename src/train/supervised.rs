@@ -8,7 +8,7 @@ use burn::module::AutodiffModule;
 use super::Session;
 use super::config::{Cadence, OptimConfig};
 use super::evaluate::{SampleRequest, draw_samples};
-use super::forward::{example_loss, host, indices, trained_positions};
+use super::forward::{example_loss, trained_positions};
 use super::journal::Journal;
 use super::policy::{Policy, Trainable, save_policy};
 use super::session::Outcome;
@@ -16,8 +16,10 @@ use super::state::{restore_weights, trained_weights};
 use crate::checkpoint::TensorMap;
 use crate::data::{Batches, Example, Prompt, micro_batches};
 use crate::error::Result;
+use crate::host::{Later, indices};
 use crate::loss::cross_entropy;
 use crate::model::CausalLm;
+use crate::model::Tape;
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum, lr_at};
 use crate::params::Parameters;
@@ -31,6 +33,7 @@ pub(super) struct Supervised<'a> {
     pub(super) batch_size: usize,
     pub(super) shuffle: bool,
     pub(super) micro_batch_tokens: usize,
+    pub(super) gradient_checkpointing: bool,
     pub(super) cadence: &'a Cadence,
     pub(super) train: Vec<Example>,
     pub(super) valid: Vec<Example>,
@@ -93,25 +96,31 @@ pub(super) fn run<B: ModelBackend>(
             .iter()
             .map(|e| e.trained.iter().filter(|&&t| t).count())
             .sum();
-        let mut sum = GradientSum::<B>::default();
-        let mut loss = 0.0;
-        for part in micro_batches(&lens, work.micro_batch_tokens) {
-            let part: Vec<&Example> = part.into_iter().map(|i| rows[i]).collect();
+        let (mut sum, mut losses) = (GradientSum::<B>::default(), Later::default());
+        let parts = micro_batches(&lens, work.micro_batch_tokens);
+        for part in &parts {
+            let part: Vec<&Example> = part.iter().map(|&i| rows[i]).collect();
             let ids: Vec<&[u32]> = part.iter().map(|e| e.ids.as_slice()).collect();
             let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, &device);
             let (positions, targets) = trained_positions(&part, &batch.segments);
             let dropout = seed.fork("dropout").fork_index(done as u64);
             let positions = Some(indices(&positions, &device));
             let model = &trained.model;
-            let hidden = model.states_at(&batch, positions, None, Some(dropout));
+            let checkpointing = work.gradient_checkpointing;
+            let (hidden, tape) =
+                Tape::states_at(model, batch, positions, Some(dropout), checkpointing);
             let (logprobs, _) = trained.model.logprobs(hidden, &Arc::new(targets), 1.0);
             let part_loss = cross_entropy(logprobs);
-            let value = f64::from(host(part_loss.clone().inner())[0]);
-            if !value.is_finite() {
+            losses.push(part_loss.clone().inner());
+            tape.backward(&part_loss, &mut trained.model, &mut sum);
+        }
+        let mut loss = 0.0;
+        for (part, value) in parts.iter().zip(losses.read()) {
+            if !value[0].is_finite() {
+                let ids: Vec<&[u32]> = part.iter().map(|&i| rows[i].ids.as_slice()).collect();
                 return Err(journal.non_finite("loss", &ids));
             }
-            loss += value;
-            sum.add::<Autodiff<B>>(&mut trained.model, &mut part_loss.backward());
+            loss += f64::from(value[0]);
         }
         let lr = lr_at(&work.optim.schedule, work.optim.lr, done, steps);
         let norm = optim.update(&mut trained.model, sum, targets as f64, lr);

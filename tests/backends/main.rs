@@ -56,7 +56,7 @@ on_backends!(
     operations: rms_norm, layer_norm, gelu, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear,
         lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
     losses: gradients;
-    families: forward, gradients, scores, generation, cached, lora;
+    families: forward, gradients, recomputed, scores, generation, cached, lora;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     peft: adapters, classifiers, written, misfits;
     shared_prefix: states, gradients, scores, responses;

@@ -132,6 +132,35 @@ fn a_base_in_fewer_bits_works_and_resumes() {
 }
 
 /// From index 4 on a full stop is the last token, and every response that is not full ends with one or with EOS.
+/// Layers that are computed again have the same numbers, to the last bit.
+#[test]
+fn recomputed_layers_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = recipe(folder.path(), 32, "0.9").replace(
+        "        Ppo(",
+        "        Dpo(name: \"dpo\", init: Stage(\"sft\"), data: (source: Ranked(stage: \"rank\")), peft: Lora(rank: 4),
+            optim: (lr: 1e-3), batch_size: 4, max_length: 128),
+        Ppo(",
+    );
+    assert!(plain.contains("Dpo("));
+    let again = plain.replace(
+        "peft: Lora(rank: 4),",
+        "gradient_checkpointing: true, peft: Lora(rank: 4),",
+    );
+    assert_eq!(again.matches("gradient_checkpointing").count(), 4);
+    let runs = [("plain", plain), ("again", again)].map(|(name, text)| {
+        let output = folder.path().join(name);
+        run(&text, folder.path(), &options(&output));
+        output
+    });
+    for stage in ["sft", "rm", "dpo", "ppo"] {
+        for file in ["metrics.jsonl", "adapter/adapter_model.safetensors"] {
+            let [plain, again] = runs.each_ref().map(|run| read(&run.join(stage).join(file)));
+            assert!(plain == again, "{stage}/{file}");
+        }
+    }
+}
+
 fn responses_end_at_the_token(run: &Path) {
     let tokenizer = Tokenizer::load(Path::new("models/tiny")).unwrap();
     let stop = tokenizer.single_token(".").unwrap();

@@ -12,8 +12,8 @@ use serde_json::Value;
 use tempering::generate::{GenerateOptions, Response, SamplingConfig, generate};
 use tempering::model::weights::{self, write_safetensors};
 use tempering::model::{
-    CausalLm, KvCache, LanguageModel, ModelConfig, ScalarModel, host_tensors, load_adapter,
-    save_adapter,
+    CausalLm, KvCache, LanguageModel, ModelConfig, ScalarModel, Tape, attach_lora, host_tensors,
+    load_adapter, save_adapter,
 };
 use tempering::ops::ModelBackend;
 use tempering::optim::GradientSum;
@@ -206,6 +206,55 @@ pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(load::<B>(&folder(name), &device));
         model.train_only(&|_| true);
         compare_gradients(name, &mut model, &reference, &device);
+    }
+}
+
+/// Gradients with every layer computed again, of whole models and of adapters with dropout, against one graph.
+pub(crate) fn recomputed<B: ModelBackend>(device: B::Device) {
+    let _turn = tempering::guard::gradients();
+    for name in FAMILIES {
+        let rows = rows(&reference(name));
+        let mut base = load::<B>(&folder(name), &device);
+        let whole = LanguageModel::<Autodiff<B>>::from_inner(base.clone());
+        let config = ModelConfig::load(folder(name)).unwrap();
+        let lora = LoraConfig {
+            target_modules: vec!["all-linear".into()],
+            dropout: 0.2,
+            ..LoraConfig::default()
+        };
+        attach_lora(&mut base, &config, &lora, Seed::new(4)).unwrap();
+        let adapted = LanguageModel::<Autodiff<B>>::from_inner(base);
+        for (mut model, adapters) in [(whole, false), (adapted, true)] {
+            model.train_only(&|kind| !adapters || kind == ParamKind::Adapter);
+            let mut gradients = |checkpointing| {
+                let batch = TokenBatch::from_rows(&rows, &device);
+                let (mut positions, mut targets) = (Vec::new(), Vec::new());
+                for (range, row) in batch.segments.iter().zip(&rows) {
+                    positions.extend(range.start..range.end - 1);
+                    targets.extend(&row[1..]);
+                }
+                let at = Some(indices(positions, &device));
+                let dropout = adapters.then(|| Seed::new(9));
+                let (states, tape) = Tape::states_at(&model, batch, at, dropout, checkpointing);
+                let (logprobs, _) = model.logprobs(states, &Arc::new(targets), 1.0);
+                let mut sum = GradientSum::<B>::default();
+                tape.backward(&logprobs.sum(), &mut model, &mut sum);
+                let names: Vec<String> = sum.names().map(str::to_owned).collect();
+                let values = |name: String| (sum.values(&name).unwrap(), name);
+                names.into_iter().map(values).collect::<Vec<_>>()
+            };
+            let (plain, again) = (gradients(false), gradients(true));
+            assert_eq!(plain.len(), again.len(), "{name}, adapters {adapters}");
+            for ((plain, path), (again, same)) in plain.iter().zip(&again) {
+                assert_eq!(path, same);
+                let largest = plain.iter().fold(1e-6f32, |most, x| most.max(x.abs()));
+                for (plain, again) in plain.iter().zip(again) {
+                    // Sums in another order.
+                    let off = (plain - again).abs() / largest;
+                    assert!(off < 2e-6, "{name} {path}: {again} instead of {plain}");
+                }
+            }
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde_json::json;
 
 use super::Case;
-use super::ops::{host, numbers};
+use super::ops::numbers;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, SamplingConfig, generate};
+use crate::host::read;
 use crate::model::weights::RandomSource;
 use crate::model::{CausalLm, LanguageModel, ModelConfig, attach_lora};
 use crate::ops::ModelBackend;
@@ -96,7 +97,7 @@ fn forward_and_backward<B: ModelBackend>(
     let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
     let mut results = vec![(
         "log-probabilities".to_owned(),
-        host(logprobs.clone().inner()),
+        read(logprobs.clone().inner()),
     )];
     let mut grads = logprobs.sum().backward();
     let mut sum = GradientSum::<B>::default();

@@ -6,6 +6,7 @@ use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData};
 
 use super::Case;
+use crate::host::read;
 use crate::ops::{self, AdamWStep, Gelu, HeadLayout, LowRankPart, ModelBackend, unwrap, wrap};
 use crate::rng::Seed;
 use crate::tokens::Segments;
@@ -39,14 +40,6 @@ pub(super) fn leaf<B: ModelBackend, const D: usize>(
     Tensor::from_inner(input::<B, D>(label, shape, std, device)).require_grad()
 }
 
-pub(super) fn host<B: ModelBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor
-        .into_data()
-        .convert::<f32>()
-        .into_vec()
-        .expect("converted to f32")
-}
-
 /// Backward from the sum of the output times fixed numbers.
 fn gradients<B: ModelBackend, const D: usize>(
     output: &Tensor<Autodiff<B>, D>,
@@ -62,10 +55,10 @@ macro_rules! case {
     ($name:expr, $output:expr, $($leaf:ident),+) => {{
         let output = $output;
         let grads = gradients(&output);
-        let mut results = vec![("output".to_owned(), host(output.inner()))];
+        let mut results = vec![("output".to_owned(), read(output.inner()))];
         $(results.push((
             concat!("gradient of ", stringify!($leaf)).to_owned(),
-            $leaf.grad(&grads).map(host).unwrap_or_default(),
+            $leaf.grad(&grads).map(read).unwrap_or_default(),
         ));)+
         Case { name: $name, results }
     }};
@@ -192,7 +185,7 @@ pub(super) fn token_logprob<B: ModelBackend>(
         states,
         head
     );
-    case.results.push(("entropy".into(), host(entropy.inner())));
+    case.results.push(("entropy".into(), read(entropy.inner())));
     case
 }
 
@@ -274,7 +267,7 @@ pub(super) fn adamw<B: ModelBackend>(len: usize, device: &B::Device) -> Case {
         name: format!("adamw {len}"),
         results: results
             .into_iter()
-            .map(|(name, x)| (name.to_owned(), host(wrap::<B, 1>(x))))
+            .map(|(name, x)| (name.to_owned(), read(wrap::<B, 1>(x))))
             .collect(),
     }
 }

@@ -8,7 +8,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{
     FrozenWeight, Gelu, HeadLayout, LinearInput, LogprobOutput, LowRankPart, ModelBackend,
@@ -306,6 +306,10 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             }
             OpsKind::UnTracked(prep) => prep.finish(B::reduced_linear(x.primitive, weight)),
         }
+    }
+
+    fn reduced_columns(weight: &ReducedMatrix, columns: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(B::reduced_columns(weight, columns))
     }
 
     fn lora_linear_of(

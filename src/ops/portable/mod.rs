@@ -6,14 +6,15 @@ mod reduced;
 
 pub(super) use attention::{attention, attention_backward, cache_write, decode_attention};
 pub(super) use logprob::{reduced_token_logprob, token_logprob, token_logprob_backward};
-pub(super) use reduced::{reduced_linear, reduced_linear_backward};
+pub(super) use reduced::{reduced_columns, reduced_linear, reduced_linear_backward};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{Tensor, TensorMetadata, activation};
 
 use super::tensor::{unwrap, wrap};
 use super::{Gelu, LayerNormGradients, LowRankPart};
+use crate::host;
 
 pub(super) fn rms_norm<B: Backend>(
     x: FloatTensor<B>,
@@ -200,6 +201,17 @@ pub(super) fn swiglu_backward<B: Backend>(
     // silu'(g) = s + g s (1 - s) = s + silu (1 - s)
     let slope = sigmoid.clone() + silu.clone() * (sigmoid.neg().add_scalar(1.0));
     unwrap(Tensor::cat(vec![grad.clone() * up * slope, grad * silu], 1))
+}
+
+pub(super) fn sum_of_squares<B: Backend>(tensors: Vec<FloatTensor<B>>) -> f64 {
+    let square = |tensor: FloatTensor<B>| {
+        let entries = tensor.shape().num_elements();
+        let flat = B::float_reshape(tensor, [1, entries].into());
+        // A reduction along a dimension: the full sum is an atomic kernel on GPUs, whose order is not fixed.
+        let sum = B::float_sum_dim(B::float_mul(flat.clone(), flat), 1);
+        f64::from(host::read(wrap::<B, 2>(sum))[0])
+    };
+    tensors.into_iter().map(square).sum()
 }
 
 /// The parts' `[rank, width]` matrices of the flattened `b`.

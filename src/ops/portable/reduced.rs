@@ -1,8 +1,8 @@
 //! Products with weights in fewer bits.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::ops::reduced::{GROUP, LARGEST};
 use crate::ops::tensor::{unwrap, wrap};
@@ -34,6 +34,19 @@ pub(in crate::ops) fn reduced_linear_backward<B: Backend>(
     let grad = wrap::<B, 2>(grad);
     let full = full(weight, &grad.device());
     unwrap(grad.matmul(full.transpose()))
+}
+
+pub(in crate::ops) fn reduced_columns<B: Backend>(
+    weight: &ReducedMatrix,
+    columns: IntTensor<B>,
+) -> FloatTensor<B> {
+    let columns = Tensor::<B, 1, Int>::from_primitive(columns);
+    let device = columns.device();
+    let columns = columns.into_data().convert::<u32>().into_vec::<u32>();
+    let columns = columns.expect("converted to u32");
+    let shape = [columns.len(), weight.inputs()];
+    let values = TensorData::new(weight.columns(&columns), shape);
+    unwrap(Tensor::<B, 2>::from_data(values, &device))
 }
 
 /// Rounded to 8 bits by row and group of columns.

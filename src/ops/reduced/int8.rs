@@ -84,6 +84,21 @@ impl Int8Panels {
         }
     }
 
+    /// The rounded number of input `k` and a column.
+    #[allow(dead_code, reason = "for backends with a memory of their own")]
+    pub(in crate::ops) fn number(&self, k: usize, column: usize) -> i8 {
+        let group = column / PANEL * self.groups + k / GROUP;
+        let step = &self.numbers[group * Self::STEPS + k % GROUP / QUAD];
+        step.as_flattened()[column % PANEL * QUAD + k % QUAD]
+    }
+
+    /// The scale of a group of inputs of a column.
+    #[allow(dead_code, reason = "for backends with a memory of their own")]
+    pub(in crate::ops) fn scale(&self, group: usize, column: usize) -> f32 {
+        let scales = &self.scales[column / PANEL * self.groups + group];
+        scales.as_flattened()[column % PANEL]
+    }
+
     pub(super) fn at(&self, k: usize, column: usize) -> f32 {
         let mut one = [0.0];
         self.row_part(k, column / PANEL, column % PANEL, &mut one);

@@ -3,8 +3,10 @@
 mod bf16;
 mod int8;
 
+use std::any::Any;
+use std::fmt::{Debug, Formatter};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +58,17 @@ pub struct ReducedMatrix {
     inputs: usize,
     outputs: usize,
     panels: Panels,
+    resident: Resident,
+}
+
+/// What a backend with a memory of its own keeps there of a matrix, from the first use on; shared by the matrix's clones.
+#[derive(Clone, Default)]
+struct Resident(Arc<OnceLock<Arc<dyn Any + Send + Sync>>>);
+
+impl Debug for Resident {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str("..")
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -124,6 +137,7 @@ impl ReducedMatrix {
             inputs,
             outputs,
             panels,
+            resident: Resident::default(),
         })
     }
 
@@ -196,6 +210,18 @@ impl ReducedMatrix {
 
     pub(in crate::ops) fn panels(&self) -> &Panels {
         &self.panels
+    }
+
+    /// The copy that was made at the first use, or a new one if that was for another backend or does not `fit`.
+    #[allow(dead_code, reason = "for backends with a memory of their own")]
+    pub(in crate::ops) fn resident<T: Any + Send + Sync>(
+        &self,
+        fits: impl Fn(&T) -> bool,
+        make: impl Fn() -> T,
+    ) -> Arc<T> {
+        let kept = self.resident.0.get_or_init(|| Arc::new(make())).clone();
+        let kept = kept.downcast::<T>().ok().filter(|kept| fits(kept));
+        kept.unwrap_or_else(|| Arc::new(make()))
     }
 }
 

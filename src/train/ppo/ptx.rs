@@ -6,12 +6,15 @@ use burn::backend::Autodiff;
 
 use super::update::NonFinite;
 use crate::data::{Example, micro_batches};
+use crate::host::{Later, indices};
 use crate::loss::cross_entropy;
+use crate::model::Tape;
 use crate::model::{CausalLm, LanguageModel};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
 use crate::tokens::TokenBatch;
-use crate::train::forward::{host, indices, trained_positions};
+use crate::train::config::PpoConfig;
+use crate::train::forward::trained_positions;
 
 /// Text for the optimiser steps of one update.
 ///
@@ -40,32 +43,33 @@ impl Ptx<'_> {
         policy: &mut LanguageModel<Autodiff<B>>,
         sum: &mut GradientSum<B>,
         divisor: f64,
-        micro_batch_tokens: usize,
+        ppo: &PpoConfig,
         device: &B::Device,
     ) -> Result<f64, NonFinite> {
         let rows = &self.batches[step];
         let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
         let trained = |row: &&Example| row.trained.iter().filter(|&&t| t).count();
         let targets = rows.iter().map(trained).sum::<usize>() as f64;
-        let mut total = 0.0;
-        for part in micro_batches(&lens, micro_batch_tokens) {
+        let mut losses = Later::default();
+        for part in micro_batches(&lens, ppo.micro_batch_tokens) {
             let part: Vec<&Example> = part.into_iter().map(|i| rows[i]).collect();
             let ids: Vec<&[u32]> = part.iter().map(|row| row.ids.as_slice()).collect();
             let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, device);
             let (positions, targets_of) = trained_positions(&part, &batch.segments);
             let positions = Some(indices(&positions, device));
-            let hidden = policy.states_at(&batch, positions, None, None);
+            let checkpointing = ppo.gradient_checkpointing;
+            let (hidden, tape) = Tape::states_at(policy, batch, positions, None, checkpointing);
             // The text was not drawn: its log-probabilities are the model's own, at temperature 1.
             let (logprobs, _) = policy.logprobs(hidden, &Arc::new(targets_of), 1.0);
             let loss = cross_entropy(logprobs);
-            let value = f64::from(host(loss.clone().inner())[0]);
-            if !value.is_finite() {
-                return Err(NonFinite("loss of the pre-training text"));
-            }
-            total += value;
+            losses.push(loss.clone().inner());
             let weighted = loss.mul_scalar(self.coef * divisor / targets);
-            sum.add::<Autodiff<B>>(policy, &mut weighted.backward());
+            tape.backward(&weighted, policy, sum);
         }
-        Ok(total / targets)
+        let total: f64 = losses.read().map(|value| f64::from(value[0])).sum();
+        match total.is_finite() {
+            true => Ok(total / targets),
+            false => Err(NonFinite("loss of the pre-training text")),
+        }
     }
 }

@@ -2,12 +2,13 @@
 
 use crate::data::micro_batches;
 use crate::generate::Response;
+use crate::host::{indices, read};
 use crate::model::{LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
 use crate::rl::{self, KlEstimator, KlIn, ResponseLayout, Variance};
 use crate::tokens::{Segments, TokenBatch};
 use crate::train::config::PpoConfig;
-use crate::train::forward::{host, indices, row_logprobs};
+use crate::train::forward::row_logprobs;
 
 /// Queries, the responses drawn to them, and what the reward source says of each.
 #[derive(Debug, Clone, Default)]
@@ -217,7 +218,7 @@ fn row_values<B: ModelBackend>(
             })
             .collect();
         let mut values =
-            host(model.scores(&batch, Some(indices(&positions, device)), None)).into_iter();
+            read(model.scores(&batch, Some(indices(&positions, device)), None)).into_iter();
         for &row in &part {
             for (slot, value) in out[layout.values().range(row)]
                 .iter_mut()

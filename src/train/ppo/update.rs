@@ -8,7 +8,9 @@ use super::ptx::Ptx;
 use super::rollout::Rollout;
 use crate::data::micro_batches;
 use crate::guard;
+use crate::host::{Later, floats, indices};
 use crate::loss::{kl_loss, policy_loss, value_loss};
+use crate::model::Tape;
 use crate::model::{CausalLm, LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum};
@@ -16,7 +18,6 @@ use crate::rl::{KlIn, UpdateStats};
 use crate::rng::Seed;
 use crate::tokens::{Segments, TokenBatch};
 use crate::train::config::PpoConfig;
-use crate::train::forward::{floats, host, indices};
 
 /// What is trained.
 #[derive(Debug)]
@@ -218,23 +219,29 @@ impl Minibatch<'_> {
             .map(|&row| rollout.rows[row].len())
             .collect();
         let mut sums = (GradientSum::<B>::default(), GradientSum::<B>::default());
-        let mut done = MinibatchReport::default();
+        let (mut later, mut micros) = (Later::default(), Vec::new());
         for part in micro_batches(&lens, ppo.micro_batch_tokens) {
             let rows: Vec<usize> = part.into_iter().map(|i| self.rows[i]).collect();
             let micro = MicroBatch::<B>::new(rollout, &rows, device);
-            let worst = micro.policy(networks, rollout, ppo, &mut sums.0, &mut done, device)?;
+            micro.policy(networks, rollout, ppo, &mut sums.0, &mut later, device);
+            micro.value(networks, rollout, ppo, &mut sums.1, &mut later, device);
+            micros.push(micro);
+        }
+        let mut done = MinibatchReport::default();
+        let mut numbers = later.read();
+        for micro in &micros {
+            let worst = micro.report_policy(rollout, ppo, &mut numbers, &mut done)?;
             if report.minibatches.is_empty() {
                 report.logprob_max_diff = report.logprob_max_diff.max(worst);
             }
-            micro.value(networks, rollout, ppo, &mut sums.1, &mut done, device)?;
+            micro.report_value(rollout, ppo, &mut numbers, &mut done)?;
         }
         let (tokens, values) = (done.num_tokens as f64, done.num_values as f64);
         let (mut policy_sum, value_sum) = sums;
         if let Some(ptx) = settings.ptx {
             let step = report.minibatches.len();
-            let micro = ppo.micro_batch_tokens;
             let policy = &mut networks.policy;
-            done.ptx_loss = Some(ptx.add(step, policy, &mut policy_sum, tokens, micro, device)?);
+            done.ptx_loss = Some(ptx.add(step, policy, &mut policy_sum, tokens, ppo, device)?);
         }
         let norm = networks.policy_optim.update(
             &mut networks.policy,
@@ -261,84 +268,116 @@ impl Minibatch<'_> {
 }
 
 impl<B: ModelBackend> MicroBatch<B> {
-    /// Adds the policy's gradients, sums of loss and entropy, and statistics; returns the largest change of a
-    /// log-probability since the rollout.
+    /// Adds the policy's gradients, and keeps what [`MicroBatch::report_policy`] reads.
     fn policy(
         &self,
         networks: &mut Networks<B>,
         rollout: &Rollout,
         ppo: &PpoConfig,
         sum: &mut GradientSum<B>,
-        done: &mut MinibatchReport,
+        later: &mut Later<B>,
         device: &B::Device,
-    ) -> Result<f64, NonFinite> {
+    ) {
         let responses = rollout.layout.responses();
-        let old = self.gather(&rollout.logprobs, responses);
-        let advantages = self.gather(&rollout.advantages, responses);
         let targets: Vec<u32> = (self.rows.iter())
             .flat_map(|&(row, _)| &rollout.rows[row][rollout.query_lens[row]..])
             .copied()
             .collect();
         let at = Some(indices(&self.positions(responses), device));
-        let hidden = networks.policy.states_at(&self.batch, at, None, None);
+        let (batch, checkpointing) = (self.batch.clone(), ppo.gradient_checkpointing);
+        let (hidden, tape) = Tape::states_at(&networks.policy, batch, at, None, checkpointing);
         let temperature = super::logprob_temperature(ppo);
         let (logprobs, entropy) = networks
             .policy
             .logprobs(hidden, &Arc::new(targets), temperature);
-        let new = host(logprobs.clone().inner());
-        done.stats
-            .add_policy(&new, &old, &advantages, ppo.cliprange);
-        done.num_tokens += new.len();
-        done.entropy += host(entropy.inner())
-            .iter()
-            .map(|&x| f64::from(x))
-            .sum::<f64>();
+        later.push(logprobs.clone().inner());
+        later.push(entropy.inner());
         let mut loss = policy_loss(
             logprobs.clone(),
-            floats(&old, device),
-            floats(&advantages, device),
+            floats(&self.gather(&rollout.logprobs, responses), device),
+            floats(&self.gather(&rollout.advantages, responses), device),
             ppo.cliprange,
         );
-        done.policy_loss += finite("policy loss", f64::from(host(loss.clone().inner())[0]))?;
+        later.push(loss.clone().inner());
         if rollout.kl_in == KlIn::Loss {
             let reference = floats(&self.gather(&rollout.ref_logprobs, responses), device);
             let kl = kl_loss(logprobs, reference, ppo.kl_estimator);
-            let value = finite("KL loss", f64::from(host(kl.clone().inner())[0]))?;
-            *done.kl_loss.get_or_insert_default() += value;
+            later.push(kl.clone().inner());
             loss = loss + kl * rollout.kl_coef;
         }
-        sum.add::<Autodiff<B>>(&mut networks.policy, &mut loss.backward());
+        tape.backward(&loss, &mut networks.policy, sum);
+    }
+
+    /// Adds the policy's sums of loss and entropy, and statistics, to `done`; returns the largest change of a
+    /// log-probability since the rollout.
+    fn report_policy(
+        &self,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        numbers: &mut impl Iterator<Item = Vec<f32>>,
+        done: &mut MinibatchReport,
+    ) -> Result<f64, NonFinite> {
+        let mut next = || numbers.next().expect("all that was kept");
+        let (new, entropy, loss) = (next(), next(), next());
+        done.policy_loss += finite("policy loss", f64::from(loss[0]))?;
+        if rollout.kl_in == KlIn::Loss {
+            let kl = finite("KL loss", f64::from(next()[0]))?;
+            *done.kl_loss.get_or_insert_default() += kl;
+        }
+        let responses = rollout.layout.responses();
+        let old = self.gather(&rollout.logprobs, responses);
+        let advantages = self.gather(&rollout.advantages, responses);
+        done.stats
+            .add_policy(&new, &old, &advantages, ppo.cliprange);
+        done.num_tokens += new.len();
+        done.entropy += entropy.iter().map(|&x| f64::from(x)).sum::<f64>();
         let changes = new.iter().zip(&old).map(|(a, b)| f64::from((a - b).abs()));
         Ok(changes.fold(0.0, f64::max))
     }
 
-    /// Adds the value network's gradients, sum of loss, and statistics.
+    /// Adds the value network's gradients, and keeps what [`MicroBatch::report_value`] reads.
     fn value(
         &self,
         networks: &mut Networks<B>,
         rollout: &Rollout,
         ppo: &PpoConfig,
         sum: &mut GradientSum<B>,
-        done: &mut MinibatchReport,
+        later: &mut Later<B>,
         device: &B::Device,
+    ) {
+        let places = rollout.layout.values();
+        let at = Some(indices(&self.positions(places), device));
+        let (batch, checkpointing) = (self.batch.clone(), ppo.gradient_checkpointing);
+        let (states, tape) = Tape::states_at(&networks.value, batch, at, None, checkpointing);
+        let values = networks.value.scores_of(states);
+        later.push(values.clone().inner());
+        let loss = value_loss(
+            values,
+            floats(&self.gather(&rollout.values, places), device),
+            floats(&self.gather(&rollout.returns, places), device),
+            ppo.cliprange_value,
+        );
+        later.push(loss.clone().inner());
+        tape.backward(&loss, &mut networks.value, sum);
+    }
+
+    /// Adds the value network's sum of loss, and statistics, to `done`.
+    fn report_value(
+        &self,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        numbers: &mut impl Iterator<Item = Vec<f32>>,
+        done: &mut MinibatchReport,
     ) -> Result<(), NonFinite> {
+        let mut next = || numbers.next().expect("all that was kept");
+        let (new, loss) = (next(), next());
+        done.value_loss += finite("value loss", f64::from(loss[0]))?;
         let places = rollout.layout.values();
         let old = self.gather(&rollout.values, places);
         let returns = self.gather(&rollout.returns, places);
-        let at = indices(&self.positions(places), device);
-        let values = networks.value.scores(&self.batch, Some(at), None);
-        let new = host(values.clone().inner());
         done.stats
             .add_value(&new, &old, &returns, ppo.cliprange_value);
         done.num_values += new.len();
-        let loss = value_loss(
-            values,
-            floats(&old, device),
-            floats(&returns, device),
-            ppo.cliprange_value,
-        );
-        done.value_loss += finite("value loss", f64::from(host(loss.clone().inner())[0]))?;
-        sum.add::<Autodiff<B>>(&mut networks.value, &mut loss.backward());
         Ok(())
     }
 }

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use super::micro::Micro;
 use crate::data::Comparisons;
 use crate::error::Result;
+use crate::host::{floats, read};
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
 use crate::report::table;
 use crate::rl;
 use crate::train::Session;
 use crate::train::config::RewardModelConfig;
-use crate::train::forward::{floats, host};
 use crate::train::journal::Journal;
 
 /// Right and all comparisons.
@@ -54,7 +54,7 @@ pub(super) fn evaluate<B: ModelBackend>(
     let scores = groups.concat();
     let accuracy = micro.pairs.num_correct(&scores) as f64 / micro.pairs.num_pairs() as f64;
     let loss = micro.loss(floats::<B>(&scores, device));
-    let loss = f64::from(host(loss)[0]) / valid.len() as f64;
+    let loss = f64::from(read(loss)[0]) / valid.len() as f64;
     let named: Vec<(String, f64)> = by_label
         .iter()
         .map(|((column, value), count)| (format!("eval/accuracy/{column}={value}"), count.rate()))

@@ -8,7 +8,6 @@ use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{DataConfig, RewardModelConfig};
-use super::forward::{host, indices};
 use super::journal::Journal;
 use super::policy::{Policy, prepare, save_reward_model};
 use super::session::{Outcome, data_file};
@@ -16,8 +15,10 @@ use super::state::{restore_weights, trained_weights};
 use crate::checkpoint::TensorMap;
 use crate::data::{Batches, Comparisons, encode_comparisons, encode_completions, micro_batches};
 use crate::error::{Error, Result};
+use crate::host::{Later, indices};
 use crate::loss::RewardLoss;
 use crate::model::ScalarModel;
+use crate::model::Tape;
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum, lr_at};
 use crate::params::{ParamKind, Parameters};
@@ -115,7 +116,8 @@ pub fn reward_model<B: ModelBackend>(
         let items: Vec<&Comparisons> = batches.batch(done).into_iter().map(|i| &train[i]).collect();
         let lens: Vec<usize> = items.iter().map(|c| c.packed_len()).collect();
         let tokens: usize = items.iter().flat_map(|c| &c.responses).map(Vec::len).sum();
-        let (mut sum, mut loss, mut correct, mut pairs) = (GradientSum::<B>::default(), 0.0, 0, 0);
+        let (mut sum, mut later) = (GradientSum::<B>::default(), Later::default());
+        let mut micros = Vec::new();
         for part in micro_batches(&lens, config.micro_batch_tokens) {
             let micro = Micro::new(part.into_iter().map(|i| items[i]), config);
             let (batch, spans) = TokenBatch::<Autodiff<B>>::from_groups(&micro.groups, &device);
@@ -125,16 +127,27 @@ pub fn reward_model<B: ModelBackend>(
                 .collect();
             let last = indices(&last, &device);
             let dropout = seed.fork("dropout").fork_index(done as u64);
-            let scores = model.scores(&batch, Some(last), Some(dropout));
-            correct += micro.pairs.num_correct(&host(scores.clone().inner()));
-            pairs += micro.pairs.num_pairs();
+            let checkpointing = config.gradient_checkpointing;
+            let (states, tape) =
+                Tape::states_at(&model, batch, Some(last), Some(dropout), checkpointing);
+            let scores = model.scores_of(states);
+            later.push(scores.clone().inner());
             let part_loss = micro.loss(scores);
-            let value = f64::from(host(part_loss.clone().inner())[0]);
+            later.push(part_loss.clone().inner());
+            tape.backward(&part_loss, &mut model, &mut sum);
+            micros.push(micro);
+        }
+        let (mut loss, mut correct, mut pairs) = (0.0, 0, 0);
+        let mut numbers = later.read();
+        for micro in &micros {
+            let mut next = || numbers.next().expect("two for each micro-batch");
+            let (scores, value) = (next(), f64::from(next()[0]));
             if !value.is_finite() {
                 return Err(journal.non_finite("loss", &micro.groups.concat()));
             }
+            correct += micro.pairs.num_correct(&scores);
+            pairs += micro.pairs.num_pairs();
             loss += value;
-            sum.add::<Autodiff<B>>(&mut model, &mut part_loss.backward());
         }
         let lr = lr_at(&config.optim.schedule, config.optim.lr, done, steps);
         let norm = optim.update(&mut model, sum, items.len() as f64, lr);

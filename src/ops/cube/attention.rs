@@ -1,0 +1,308 @@
+//! Causal attention on packed rows: a cube for each head and block of queries, an online softmax over blocks of keys. Nothing
+//! of a row's length squared is kept.
+//!
+//! # Source
+//! Dao 2023, arXiv:2307.08691, algorithm 1, without tensor cores.
+
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::{dims2, empty, tables};
+use crate::ops::HeadLayout;
+use crate::tokens::Segments;
+
+/// Units of one cube.
+pub(super) const UNITS: usize = 128;
+
+/// Numbers of shared memory that a kernel's tiles may take: 24 KiB.
+const SHARED: usize = 6 * 1024;
+
+/// Queries and keys of a block, so that `tiles` blocks of heads and `scores` blocks of scores fit into shared memory.
+pub(super) fn block(head_dim: usize, tiles: usize, scores: usize) -> usize {
+    let fits = |b: &usize| tiles * b * (head_dim + 1) + scores * b * (b + 1) <= SHARED;
+    [32, 16, 8, 4].into_iter().find(fits).unwrap_or(2)
+}
+
+/// Head layout as kernels take it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Heads {
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+}
+
+impl From<HeadLayout> for Heads {
+    fn from(layout: HeadLayout) -> Self {
+        Self {
+            heads: layout.heads,
+            kv_heads: layout.kv_heads,
+            head_dim: layout.head_dim,
+        }
+    }
+}
+
+/// A block of queries in a table: first query, number, the row's first token, first token of what it continues, their
+/// number.
+pub(super) const QUERY_FIELDS: usize = 5;
+
+/// The blocks of queries of a packed batch, [`QUERY_FIELDS`] numbers each.
+pub(super) fn query_blocks(segments: &Segments, block: usize) -> Vec<u32> {
+    let mut table = Vec::new();
+    for span in segments.spans() {
+        for first in span.own.clone().step_by(block) {
+            let fields = [
+                first,
+                block.min(span.own.end - first),
+                span.own.start,
+                span.context.start,
+                span.context.len(),
+            ];
+            table.extend(fields.map(|field| field as u32));
+        }
+    }
+    table
+}
+
+/// Copies `block` rows of one head into shared memory, times `factor`: row `r` is token `first + r` of `matrix`, zeros from
+/// `rows` on.
+#[cube]
+pub(super) fn load_rows(
+    tile: &mut SharedMemory<f32>,
+    matrix: &Array<f32>,
+    first: usize,
+    rows: usize,
+    width: usize,
+    column: usize,
+    factor: f32,
+    #[comptime] head_dim: usize,
+    #[comptime] block: usize,
+) {
+    let mut e = UNIT_POS_X as usize;
+    while e < block * head_dim {
+        let (r, c) = (e / head_dim, e % head_dim);
+        let mut value = 0.0f32;
+        if r < rows {
+            value = matrix[(first + r) * width + column + c] * factor;
+        }
+        tile[r * (head_dim + 1) + c] = value;
+        e += UNITS;
+    }
+}
+
+/// The same for keys `key..key + block` of a row and what it continues, zeros from `keys` on.
+#[cube]
+pub(super) fn load_keys(
+    tile: &mut SharedMemory<f32>,
+    matrix: &Array<f32>,
+    key: usize,
+    keys: usize,
+    own: usize,
+    context: usize,
+    before: usize,
+    width: usize,
+    column: usize,
+    #[comptime] head_dim: usize,
+    #[comptime] block: usize,
+) {
+    let mut e = UNIT_POS_X as usize;
+    while e < block * head_dim {
+        let (r, c) = (e / head_dim, e % head_dim);
+        let j = key + r;
+        let mut value = 0.0f32;
+        if j < keys {
+            let mut token = context + j;
+            if j >= before {
+                token = own + j - before;
+            }
+            value = matrix[token * width + column + c];
+        }
+        tile[r * (head_dim + 1) + c] = value;
+        e += UNITS;
+    }
+}
+
+/// Product of row `r` of one tile and row `c` of another.
+#[cube]
+pub(super) fn dot(
+    left: &SharedMemory<f32>,
+    r: usize,
+    right: &SharedMemory<f32>,
+    c: usize,
+    #[comptime] head_dim: usize,
+) -> f32 {
+    let (left_at, right_at) = (r * (head_dim + 1), c * (head_dim + 1));
+    let mut sum = 0.0f32;
+    for i in 0..head_dim {
+        sum += left[left_at + i] * right[right_at + i];
+    }
+    sum
+}
+
+#[cube(launch)]
+fn attention_forward(
+    qkv: &Array<f32>,
+    table: &Array<u32>,
+    output: &mut Array<f32>,
+    lse: &mut Array<f32>,
+    tokens: u32,
+    scale: f32,
+    #[comptime] layout: Heads,
+    #[comptime] block: usize,
+) {
+    let head_dim = comptime!(layout.head_dim);
+    let q_width = comptime!(layout.heads * layout.head_dim);
+    let kv_width = comptime!(layout.kv_heads * layout.head_dim);
+    let width = comptime!(q_width + 2 * kv_width);
+    let group = comptime!(layout.heads / layout.kv_heads);
+    let share = comptime!((block * layout.head_dim).div_ceil(UNITS));
+
+    let unit = UNIT_POS_X as usize;
+    let head = CUBE_POS_Y as usize;
+    let kv_column = q_width + head / group * head_dim;
+    let at = CUBE_POS_X as usize * QUERY_FIELDS;
+    let first = table[at] as usize;
+    let queries = table[at + 1] as usize;
+    let own = table[at + 2] as usize;
+    let context = table[at + 3] as usize;
+    let before = table[at + 4] as usize;
+    // Position in its row of the block's first query; the last query sees `keys` keys.
+    let position = before + first - own;
+    let keys = position + queries;
+
+    let mut q = SharedMemory::<f32>::new(comptime!(block * (layout.head_dim + 1)));
+    let mut kv = SharedMemory::<f32>::new(comptime!(block * (layout.head_dim + 1)));
+    let mut scores = SharedMemory::<f32>::new(comptime!(block * (block + 1)));
+    let mut largest = SharedMemory::<f32>::new(block);
+    let mut total = SharedMemory::<f32>::new(block);
+    let mut shrink = SharedMemory::<f32>::new(block);
+    let mut sums = Array::<f32>::new(share);
+    #[unroll]
+    for i in 0..share {
+        sums[i] = 0.0f32;
+    }
+    load_rows(
+        &mut q,
+        qkv,
+        first,
+        queries,
+        width,
+        head * head_dim,
+        scale,
+        head_dim,
+        block,
+    );
+    if unit < block {
+        largest[unit] = f32::new(-1e30);
+        total[unit] = 0.0f32;
+    }
+    let mut key = 0;
+    while key < keys {
+        load_keys(
+            &mut kv, qkv, key, keys, own, context, before, width, kv_column, head_dim, block,
+        );
+        sync_cube();
+        let mut e = unit;
+        while e < block * block {
+            let (r, c) = (e / block, e % block);
+            let mut score = f32::new(-1e30);
+            if key + c <= position + r {
+                score = dot(&q, r, &kv, c, head_dim);
+            }
+            scores[r * (block + 1) + c] = score;
+            e += UNITS;
+        }
+        sync_cube();
+        load_keys(
+            &mut kv,
+            qkv,
+            key,
+            keys,
+            own,
+            context,
+            before,
+            width,
+            kv_column + kv_width,
+            head_dim,
+            block,
+        );
+        if unit < block {
+            let old = largest[unit];
+            let mut new = old;
+            for c in 0..block {
+                let score = scores[unit * (block + 1) + c];
+                if score > new {
+                    new = score;
+                }
+            }
+            let mut sum = 0.0f32;
+            for c in 0..block {
+                let p = f32::exp(scores[unit * (block + 1) + c] - new);
+                scores[unit * (block + 1) + c] = p;
+                sum += p;
+            }
+            let factor = f32::exp(old - new);
+            shrink[unit] = factor;
+            total[unit] = total[unit] * factor + sum;
+            largest[unit] = new;
+        }
+        sync_cube();
+        #[unroll]
+        for i in 0..share {
+            let e = unit + i * UNITS;
+            if e < block * head_dim {
+                let (r, c) = (e / head_dim, e % head_dim);
+                let mut sum = sums[i] * shrink[r];
+                for j in 0..block {
+                    sum += scores[r * (block + 1) + j] * kv[j * (head_dim + 1) + c];
+                }
+                sums[i] = sum;
+            }
+        }
+        sync_cube();
+        key += block;
+    }
+    #[unroll]
+    for i in 0..share {
+        let e = unit + i * UNITS;
+        let (r, c) = (e / head_dim, e % head_dim);
+        if r < queries {
+            output[(first + r) * q_width + head * head_dim + c] = sums[i] / total[r];
+        }
+    }
+    if unit < queries {
+        lse[head * tokens as usize + first + unit] = largest[unit] + f32::ln(total[unit]);
+    }
+}
+
+pub(super) fn forward<R: CubeRuntime>(
+    qkv: CubeTensor<R>,
+    layout: HeadLayout,
+    segments: &Segments,
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let qkv = into_contiguous(qkv);
+    let [tokens, _] = dims2(&qkv);
+    let output = empty(&qkv, [tokens, layout.q_width()]);
+    let lse = empty(&qkv, [layout.heads, tokens]);
+    let block = block(layout.head_dim, 2, 1);
+    let blocks = query_blocks(segments, block);
+    if !blocks.is_empty() {
+        let cubes = blocks.len() / QUERY_FIELDS;
+        let table = tables::table(&qkv, blocks);
+        attention_forward::launch::<R>(
+            &qkv.client.clone(),
+            CubeCount::Static(cubes as u32, layout.heads as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            qkv.into_array_arg(),
+            table.into_array_arg(),
+            output.clone().into_array_arg(),
+            lse.clone().into_array_arg(),
+            tokens as u32,
+            layout.scale(),
+            layout.into(),
+            block,
+        );
+    }
+    (output, lse)
+}

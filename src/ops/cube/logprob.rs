@@ -1,0 +1,291 @@
+//! Log-probabilities and entropies from chunks of logits, each read once; the gradient with respect to the logits takes
+//! their place.
+
+use burn::tensor::FloatDType;
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::reduce::{cube_max, cube_sum};
+use super::{by_row, dims2, empty, entrywise, tables, writable};
+use crate::ops::tensor::{unwrap, wrap};
+use crate::ops::{FrozenWeight, LogprobOutput, ModelBackend, logit_chunk_rows};
+
+/// A cube for each row: log-probability of its target, entropy, and, of `logits * inv_temperature`, the largest and the inverse of
+/// the sum of `exp(x - largest)`: their joint logarithm would lose digits of every probability where logits are large.
+#[cube(launch)]
+fn statistics(
+    logits: &Array<f32>,
+    targets: &Array<u32>,
+    logprobs: &mut Array<f32>,
+    entropy: &mut Array<f32>,
+    softmax: &mut Array<f32>,
+    first: u32,
+    rows: u32,
+    vocab: u32,
+    inv_temperature: f32,
+    #[comptime] units: usize,
+) {
+    let (rows, vocab, first) = (rows as usize, vocab as usize, first as usize);
+    let mut shared = SharedMemory::<f32>::new(units);
+    let mut row = CUBE_POS_X as usize;
+    while row < rows {
+        // Over this unit's entries: the largest, the sum of exp(x - largest), and that of (x - largest) exp(x - largest).
+        let mut largest = f32::new(-1e30);
+        let mut sum = 0.0f32;
+        let mut weighted = 0.0f32;
+        let mut i = UNIT_POS_X as usize;
+        while i < vocab {
+            let x = logits[row * vocab + i] * inv_temperature;
+            if x > largest {
+                let shift = largest - x;
+                let shrink = f32::exp(shift);
+                // Not from the first time's -1e30: 0 * -1e30 is harmless, its square would not be.
+                weighted = (weighted + shift * sum) * shrink;
+                sum *= shrink;
+                largest = x;
+            }
+            let p = f32::exp(x - largest);
+            sum += p;
+            weighted += p * (x - largest);
+            i += units;
+        }
+        let top = cube_max(largest, &mut shared);
+        let shift = largest - top;
+        let shrink = f32::exp(shift);
+        let weighted = cube_sum((weighted + shift * sum) * shrink, &mut shared);
+        let sum = cube_sum(sum * shrink, &mut shared);
+        if UNIT_POS_X == 0 {
+            let log_sum = f32::ln(sum);
+            let target = targets[first + row] as usize;
+            softmax[2 * row] = top;
+            softmax[2 * row + 1] = 1.0f32 / sum;
+            logprobs[first + row] = logits[row * vocab + target] * inv_temperature - top - log_sum;
+            entropy[first + row] = log_sum - weighted / sum;
+        }
+        row += CUBE_COUNT_X as usize;
+    }
+}
+
+/// Replaces logits by `factor * (onehot - p) * inv_temperature`, `factor` being `grad` of the row if `weighted`.
+#[cube(launch)]
+fn logit_gradient(
+    logits: &mut Array<f32>,
+    targets: &Array<u32>,
+    softmax: &Array<f32>,
+    grad: &Array<f32>,
+    first: u32,
+    vocab: u32,
+    len: u32,
+    inv_temperature: f32,
+    #[comptime] weighted: bool,
+) {
+    let (vocab, first) = (vocab as usize, first as usize);
+    let mut i = ABSOLUTE_POS;
+    while i < len as usize {
+        let (row, token) = (i / vocab, i % vocab);
+        let mut value =
+            -f32::exp(logits[i] * inv_temperature - softmax[2 * row]) * softmax[2 * row + 1];
+        if token == targets[first + row] as usize {
+            value += 1.0f32;
+        }
+        if weighted {
+            value *= grad[first + row];
+        }
+        logits[i] = value * inv_temperature;
+        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
+    }
+}
+
+/// A chunk's place and targets.
+struct Chunk<'a, R: CubeRuntime> {
+    first: usize,
+    rows: usize,
+    targets: &'a CubeTensor<R>,
+    inv_temperature: f32,
+}
+
+impl<R: CubeRuntime> Chunk<'_, R> {
+    /// Fills in the chunk's part of `logprobs` and `entropy`; returns what probabilities are made from.
+    fn statistics(
+        &self,
+        logits: &CubeTensor<R>,
+        logprobs: &CubeTensor<R>,
+        entropy: &CubeTensor<R>,
+    ) -> CubeTensor<R> {
+        let vocab = dims2(logits)[1];
+        let softmax = empty(logits, [self.rows, 2]);
+        let (count, dim, units) = by_row(self.rows, vocab);
+        statistics::launch::<R>(
+            &logits.client,
+            count,
+            dim,
+            logits.clone().into_array_arg(),
+            self.targets.clone().into_array_arg(),
+            logprobs.clone().into_array_arg(),
+            entropy.clone().into_array_arg(),
+            softmax.clone().into_array_arg(),
+            self.first as u32,
+            self.rows as u32,
+            vocab as u32,
+            self.inv_temperature,
+            units,
+        );
+        softmax
+    }
+
+    /// The gradient of the log-probabilities (times `grad`, if given) with respect to the logits, in their place.
+    fn gradient(
+        &self,
+        logits: CubeTensor<R>,
+        softmax: CubeTensor<R>,
+        grad: Option<&CubeTensor<R>>,
+    ) -> CubeTensor<R> {
+        let logits = writable(logits);
+        let vocab = dims2(&logits)[1];
+        let len = self.rows * vocab;
+        let (count, dim) = entrywise(len);
+        logit_gradient::launch::<R>(
+            &logits.client.clone(),
+            count,
+            dim,
+            logits.clone().into_array_arg(),
+            self.targets.clone().into_array_arg(),
+            softmax.clone().into_array_arg(),
+            grad.unwrap_or(&softmax).clone().into_array_arg(),
+            self.first as u32,
+            vocab as u32,
+            len as u32,
+            self.inv_temperature,
+            grad.is_some(),
+        );
+        logits
+    }
+}
+
+/// The chunks of `tokens` rows, `(first, rows)`.
+fn chunks(tokens: usize, vocab: usize) -> impl Iterator<Item = (usize, usize)> {
+    let size = logit_chunk_rows(vocab);
+    (0..tokens)
+        .step_by(size)
+        .map(move |first| (first, size.min(tokens - first)))
+}
+
+fn rows_of<B: Backend>(
+    x: &B::FloatTensorPrimitive,
+    first: usize,
+    rows: usize,
+) -> B::FloatTensorPrimitive {
+    unwrap(wrap::<B, 2>(x.clone()).narrow(0, first, rows))
+}
+
+/// `[a; b; ..]`, or nothing of `like`'s width.
+fn join<R, B>(mut parts: Vec<CubeTensor<R>>, like: &CubeTensor<R>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    match parts.len() {
+        0 => like.clone(),
+        1 => parts.remove(0),
+        _ => B::float_cat(parts, 0),
+    }
+}
+
+/// A head `[vocab, hidden]` as the weight of a linear layer.
+pub(super) fn transposed<B: ModelBackend>(head: FloatTensor<B>) -> FrozenWeight<B> {
+    FrozenWeight::Full(B::float_transpose(head))
+}
+
+pub(super) fn forward<R, B>(
+    hidden: CubeTensor<R>,
+    head: &FrozenWeight<B>,
+    targets: &[u32],
+    inv_temperature: f32,
+    with_unit_gradient: bool,
+) -> LogprobOutput<B>
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let hidden = into_contiguous(hidden);
+    let [tokens, _] = dims2(&hidden);
+    let vocab = match head {
+        FrozenWeight::Full(head) => dims2(head)[1],
+        FrozenWeight::Reduced(head) => head.outputs(),
+    };
+    let (logprobs, entropy) = (empty(&hidden, [tokens]), empty(&hidden, [tokens]));
+    let mut gradients = Vec::new();
+    if tokens > 0 {
+        let targets = tables::table(&hidden, targets.to_vec());
+        for (first, rows) in chunks(tokens, vocab) {
+            let chunk = Chunk {
+                first,
+                rows,
+                targets: &targets,
+                inv_temperature,
+            };
+            let logits = into_contiguous(head.product(rows_of::<B>(&hidden, first, rows)));
+            let softmax = chunk.statistics(&logits, &logprobs, &entropy);
+            if with_unit_gradient {
+                gradients.push(head.backward(chunk.gradient(logits, softmax, None)));
+            }
+        }
+    }
+    LogprobOutput {
+        logprobs,
+        entropy,
+        unit_gradient: with_unit_gradient.then(|| join::<R, B>(gradients, &hidden)),
+    }
+}
+
+pub(super) fn backward<B, R>(
+    hidden: CubeTensor<R>,
+    head: CubeTensor<R>,
+    targets: &[u32],
+    inv_temperature: f32,
+    grad: CubeTensor<R>,
+) -> (CubeTensor<R>, CubeTensor<R>)
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let (hidden, grad) = (into_contiguous(hidden), into_contiguous(grad));
+    let [tokens, width] = dims2(&hidden);
+    let vocab = dims2(&head)[0];
+    let (logprobs, entropy) = (empty(&hidden, [tokens]), empty(&hidden, [tokens]));
+    let mut dhead: Option<CubeTensor<R>> = None;
+    let mut gradients = Vec::new();
+    if tokens > 0 {
+        let targets = tables::table(&hidden, targets.to_vec());
+        for (first, rows) in chunks(tokens, vocab) {
+            let chunk = Chunk {
+                first,
+                rows,
+                targets: &targets,
+                inv_temperature,
+            };
+            let states = rows_of::<B>(&hidden, first, rows);
+            let logits = into_contiguous(B::head_logits(states.clone(), head.clone()));
+            let softmax = chunk.statistics(&logits, &logprobs, &entropy);
+            let dlogits = chunk.gradient(logits, softmax, Some(&grad));
+            gradients.push(B::float_matmul(dlogits.clone(), head.clone()));
+            let part = B::float_matmul(B::float_transpose(dlogits), states);
+            dhead = Some(match dhead {
+                Some(sum) => B::float_add(sum, part),
+                None => part,
+            });
+        }
+    }
+    let dhead = dhead.unwrap_or_else(|| {
+        B::float_zeros(
+            [vocab, width].into(),
+            &B::float_device(&hidden),
+            FloatDType::F32,
+        )
+    });
+    (join::<R, B>(gradients, &hidden), dhead)
+}

@@ -1,0 +1,295 @@
+//! Low-rank products beside a linear layer, all parts of a layer in one launch.
+
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::{dims2, empty, tables, writable};
+use crate::ops::LowRankPart;
+
+/// Columns of a cube.
+const COLUMNS: usize = 64;
+
+/// Rows of a cube: each number of `b` is read once for all of them.
+const ROWS: usize = 16;
+
+/// Inner columns of a cube of [`inner_gradient`].
+const INNER: usize = 16;
+
+/// Inner columns of a unit of [`outer_gradient`], and units that share a column's rows.
+const RANKS: usize = 4;
+const LANES: usize = 4;
+
+/// A part in a table: rank, first inner column, first output column, width, place in `b`, and the bits of its scale.
+const FIELDS: usize = 6;
+
+fn part_table(parts: &[LowRankPart]) -> Vec<u32> {
+    let (mut inner, mut offset) = (0, 0);
+    let mut table = Vec::new();
+    for part in parts {
+        let fields = [part.rank, inner, part.column, part.width, offset];
+        table.extend(fields.map(|field| field as u32));
+        table.push(part.scale.to_bits());
+        inner += part.rank;
+        offset += part.rank * part.width;
+    }
+    table
+}
+
+/// `y[.., column..] += scale * xa[.., inner..] . b` for the part of each plane of cubes.
+#[cube(launch)]
+fn add_parts(
+    y: &mut Array<f32>,
+    xa: &Array<f32>,
+    b: &Array<f32>,
+    parts: &Array<u32>,
+    rows: u32,
+    y_width: u32,
+    ranks: u32,
+) {
+    let at = CUBE_POS_Z as usize * FIELDS;
+    let (rank, inner) = (parts[at] as usize, parts[at + 1] as usize);
+    let (column, width) = (parts[at + 2] as usize, parts[at + 3] as usize);
+    let offset = parts[at + 4] as usize;
+    let scale = f32::reinterpret(parts[at + 5]);
+    let (y_width, ranks) = (y_width as usize, ranks as usize);
+    let c = ABSOLUTE_POS_X as usize;
+    if c >= width {
+        terminate!();
+    }
+    let first = CUBE_POS_Y as usize * ROWS;
+    let mut here = rows as usize - first;
+    if here > ROWS {
+        here = ROWS;
+    }
+    let mut sums = Array::<f32>::new(ROWS);
+    #[unroll]
+    for r in 0..ROWS {
+        sums[r] = 0.0f32;
+    }
+    for i in 0..rank {
+        let weight = b[offset + i * width + c];
+        #[unroll]
+        for r in 0..ROWS {
+            if r < here {
+                sums[r] += xa[(first + r) * ranks + inner + i] * weight;
+            }
+        }
+    }
+    #[unroll]
+    for r in 0..ROWS {
+        if r < here {
+            y[(first + r) * y_width + column + c] += sums[r] * scale;
+        }
+    }
+}
+
+/// `dxa[.., inner..] = scale * grad[.., column..] . b^T`: [`ROWS`] rows and [`INNER`] inner columns a cube, a unit for each
+/// number.
+#[cube(launch)]
+fn inner_gradient(
+    grad: &Array<f32>,
+    b: &Array<f32>,
+    parts: &Array<u32>,
+    dxa: &mut Array<f32>,
+    rows: u32,
+    y_width: u32,
+    ranks: u32,
+) {
+    let at = CUBE_POS_Z as usize * FIELDS;
+    let (rank, inner) = (parts[at] as usize, parts[at + 1] as usize);
+    let (column, width) = (parts[at + 2] as usize, parts[at + 3] as usize);
+    let offset = parts[at + 4] as usize;
+    let scale = f32::reinterpret(parts[at + 5]);
+    let (rows, y_width, ranks) = (rows as usize, y_width as usize, ranks as usize);
+    let first_row = CUBE_POS_X as usize * ROWS;
+    let first_inner = CUBE_POS_Y as usize * INNER;
+    // The same for all units of the cube.
+    if first_inner >= rank {
+        terminate!();
+    }
+    let unit = UNIT_POS_X as usize;
+    let (row, i) = (unit / INNER, unit % INNER);
+    let mut grads = SharedMemory::<f32>::new(comptime!(ROWS * (COLUMNS + 1)));
+    let mut weights = SharedMemory::<f32>::new(comptime!(INNER * (COLUMNS + 1)));
+    let mut sum = 0.0f32;
+    let mut start = 0;
+    while start < width {
+        let mut e = unit;
+        while e < comptime!(ROWS * COLUMNS) {
+            let (r, c) = (e / COLUMNS, e % COLUMNS);
+            let mut value = 0.0f32;
+            if first_row + r < rows && start + c < width {
+                value = grad[(first_row + r) * y_width + column + start + c];
+            }
+            grads[r * (COLUMNS + 1) + c] = value;
+            let mut weight = 0.0f32;
+            if first_inner + r < rank && start + c < width {
+                weight = b[offset + (first_inner + r) * width + start + c];
+            }
+            weights[r * (COLUMNS + 1) + c] = weight;
+            e += comptime!(ROWS * INNER);
+        }
+        sync_cube();
+        for c in 0..COLUMNS {
+            sum += grads[row * (COLUMNS + 1) + c] * weights[i * (COLUMNS + 1) + c];
+        }
+        sync_cube();
+        start += COLUMNS;
+    }
+    if first_row + row < rows && first_inner + i < rank {
+        dxa[(first_row + row) * ranks + inner + first_inner + i] = sum * scale;
+    }
+}
+
+/// `db = scale * xa[.., inner..]^T . grad[.., column..]`, in the places of `b`.
+#[cube(launch)]
+fn outer_gradient(
+    grad: &Array<f32>,
+    xa: &Array<f32>,
+    parts: &Array<u32>,
+    db: &mut Array<f32>,
+    rows: u32,
+    y_width: u32,
+    ranks: u32,
+) {
+    let at = CUBE_POS_Z as usize * FIELDS;
+    let (rank, inner) = (parts[at] as usize, parts[at + 1] as usize);
+    let (column, width) = (parts[at + 2] as usize, parts[at + 3] as usize);
+    let offset = parts[at + 4] as usize;
+    let scale = f32::reinterpret(parts[at + 5]);
+    let (rows, y_width, ranks) = (rows as usize, y_width as usize, ranks as usize);
+    let first = CUBE_POS_Y as usize * RANKS;
+    let unit = UNIT_POS_X as usize;
+    let (lane, place) = (unit / COLUMNS, unit % COLUMNS);
+    let c = CUBE_POS_X as usize * COLUMNS + place;
+    let mut shared = SharedMemory::<f32>::new(comptime!(LANES * RANKS * COLUMNS));
+    let mut sums = Array::<f32>::new(RANKS);
+    #[unroll]
+    for i in 0..RANKS {
+        sums[i] = 0.0f32;
+    }
+    if c < width {
+        let mut row = lane;
+        while row < rows {
+            let g = grad[row * y_width + column + c];
+            #[unroll]
+            for i in 0..RANKS {
+                if first + i < rank {
+                    sums[i] += xa[row * ranks + inner + first + i] * g;
+                }
+            }
+            row += LANES;
+        }
+    }
+    #[unroll]
+    for i in 0..RANKS {
+        shared[(lane * RANKS + i) * COLUMNS + place] = sums[i];
+    }
+    sync_cube();
+    // One lane for each inner column adds up.
+    let i = lane;
+    if c < width && first + i < rank {
+        let mut sum = 0.0f32;
+        #[unroll]
+        for other in 0..LANES {
+            sum += shared[(other * RANKS + i) * COLUMNS + place];
+        }
+        db[offset + (first + i) * width + c] = sum * scale;
+    }
+}
+
+/// The widest part and the highest rank.
+fn largest(parts: &[LowRankPart]) -> (usize, usize) {
+    let most = |of: fn(&LowRankPart) -> usize| parts.iter().map(of).max().unwrap_or(0);
+    (most(|part| part.width), most(|part| part.rank))
+}
+
+/// Adds each part's product to its columns of `y`. `xa`: `[tokens, sum of ranks]`.
+pub(super) fn add<R: CubeRuntime>(
+    y: CubeTensor<R>,
+    xa: CubeTensor<R>,
+    b: CubeTensor<R>,
+    parts: &[LowRankPart],
+) -> CubeTensor<R> {
+    let (y, xa, b) = (writable(y), into_contiguous(xa), into_contiguous(b));
+    let ([rows, y_width], [_, ranks]) = (dims2(&y), dims2(&xa));
+    let (width, _) = largest(parts);
+    if rows * width > 0 {
+        let table = tables::table(&y, part_table(parts));
+        add_parts::launch::<R>(
+            &y.client.clone(),
+            CubeCount::Static(
+                width.div_ceil(COLUMNS) as u32,
+                rows.div_ceil(ROWS) as u32,
+                parts.len() as u32,
+            ),
+            CubeDim::new_1d(COLUMNS as u32),
+            y.clone().into_array_arg(),
+            xa.into_array_arg(),
+            b.into_array_arg(),
+            table.into_array_arg(),
+            rows as u32,
+            y_width as u32,
+            ranks as u32,
+        );
+    }
+    y
+}
+
+/// The gradients of `xa` and `b` in [`add`].
+pub(super) fn gradients<R: CubeRuntime>(
+    grad: CubeTensor<R>,
+    xa: CubeTensor<R>,
+    b: CubeTensor<R>,
+    parts: &[LowRankPart],
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let (grad, xa, b) = (
+        into_contiguous(grad),
+        into_contiguous(xa),
+        into_contiguous(b),
+    );
+    let ([rows, y_width], [_, ranks]) = (dims2(&grad), dims2(&xa));
+    let (width, rank) = largest(parts);
+    let dxa = empty(&xa, [rows, ranks]);
+    let db = empty(&xa, b.meta.shape().clone());
+    if rows * width * rank == 0 {
+        return (dxa, db);
+    }
+    let client = grad.client.clone();
+    let table = tables::table(&grad, part_table(parts));
+    inner_gradient::launch::<R>(
+        &client,
+        CubeCount::Static(
+            rows.div_ceil(ROWS) as u32,
+            rank.div_ceil(INNER) as u32,
+            parts.len() as u32,
+        ),
+        CubeDim::new_1d((ROWS * INNER) as u32),
+        grad.clone().into_array_arg(),
+        b.into_array_arg(),
+        table.clone().into_array_arg(),
+        dxa.clone().into_array_arg(),
+        rows as u32,
+        y_width as u32,
+        ranks as u32,
+    );
+    outer_gradient::launch::<R>(
+        &client,
+        CubeCount::Static(
+            width.div_ceil(COLUMNS) as u32,
+            rank.div_ceil(RANKS) as u32,
+            parts.len() as u32,
+        ),
+        CubeDim::new_1d((COLUMNS * LANES) as u32),
+        grad.into_array_arg(),
+        xa.into_array_arg(),
+        table.into_array_arg(),
+        db.clone().into_array_arg(),
+        rows as u32,
+        y_width as u32,
+        ranks as u32,
+    );
+    (dxa, db)
+}

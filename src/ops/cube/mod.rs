@@ -1,0 +1,285 @@
+//! The operations for every CubeCL runtime (CUDA, Vulkan, Metal): kernels written once, f32.
+//!
+//! What all kernels keep to: no subgroup operations (software Vulkan has none), no atomics (the order of sums is fixed), at most
+//! 24 KiB of shared memory (Metal and Mesa have 32), cubes that walk over their rows or tiles in strides (an axis has 65,535
+//! cubes at most).
+
+mod adamw;
+mod attention;
+mod attention_backward;
+mod cache;
+mod gates;
+mod logprob;
+mod low_rank;
+mod norm;
+mod reduce;
+mod reduced;
+mod rope;
+mod squares;
+mod tables;
+
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::{CubeCount, CubeDim};
+
+use super::{
+    AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LayerNormGradients, LogprobOutput,
+    LowRankPart, ModelBackend, ReducedMatrix,
+};
+use crate::tokens::Segments;
+
+/// Units of one cube, for kernels that reduce over it and for elementwise ones.
+const UNITS: usize = 256;
+
+/// wgpu allows 65,535 cubes along an axis.
+const MAX_CUBES: usize = 32_768;
+
+/// A new tensor with plain rows; CUDA would pad them otherwise.
+fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, shape.into(), DType::F32)
+}
+
+/// A contiguous tensor that may be written in place: the argument itself if nothing else holds its numbers.
+fn writable<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    let tensor = into_contiguous(tensor);
+    if tensor.can_mut() {
+        tensor
+    } else {
+        tensor.copy()
+    }
+}
+
+fn dims2<R: CubeRuntime>(tensor: &CubeTensor<R>) -> [usize; 2] {
+    tensor.meta.shape().dims()
+}
+
+/// Cubes of [`UNITS`] for `len` independent entries, which walk on if there are too many.
+fn entrywise(len: usize) -> (CubeCount, CubeDim) {
+    let cubes = len.div_ceil(UNITS).min(MAX_CUBES);
+    (
+        CubeCount::Static(cubes as u32, 1, 1),
+        CubeDim::new_1d(UNITS as u32),
+    )
+}
+
+/// A cube for each row, as wide as the row needs.
+fn by_row(rows: usize, columns: usize) -> (CubeCount, CubeDim, usize) {
+    let units = columns.next_power_of_two().clamp(32, UNITS);
+    (
+        CubeCount::Static(rows.min(MAX_CUBES) as u32, 1, 1),
+        CubeDim::new_1d(units as u32),
+        units,
+    )
+}
+
+impl<R, F, I, BT> ModelBackend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+{
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        norm::forward(x, weight, None, eps)
+    }
+
+    fn rms_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f32,
+        with_weight: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        let (dx, of_weight) = norm::backward::<Self, R>(x, weight, grad, eps, false, with_weight);
+        (dx, of_weight.map(|[dweight, _]| dweight))
+    }
+
+    fn layer_norm_of(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        norm::forward(x, weight, Some(bias), eps)
+    }
+
+    fn layer_norm_of_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f32,
+        with_weight: bool,
+    ) -> LayerNormGradients<Self> {
+        norm::backward::<Self, R>(x, weight, grad, eps, true, with_weight)
+    }
+
+    fn gelu_of(x: FloatTensor<Self>, form: Gelu) -> FloatTensor<Self> {
+        gates::gelu(x, form)
+    }
+
+    fn gelu_of_backward(
+        x: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        form: Gelu,
+    ) -> FloatTensor<Self> {
+        gates::gelu_backward(x, grad, form)
+    }
+
+    fn rope(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        num_heads: usize,
+        inverse: bool,
+    ) -> FloatTensor<Self> {
+        rope::rope(x, cos, sin, num_heads, inverse)
+    }
+
+    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+        gates::swiglu(gate_up)
+    }
+
+    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        gates::swiglu_backward(gate_up, grad)
+    }
+
+    fn packed_attention(
+        qkv: FloatTensor<Self>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        attention::forward(qkv, layout, segments)
+    }
+
+    fn packed_attention_backward(
+        qkv: FloatTensor<Self>,
+        output: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        layout: HeadLayout,
+        segments: &Segments,
+    ) -> FloatTensor<Self> {
+        attention_backward::backward(qkv, output, lse, grad, layout, segments)
+    }
+
+    fn cache_write(
+        cache: FloatTensor<Self>,
+        packed: FloatTensor<Self>,
+        writes: &[CacheWrite],
+    ) -> FloatTensor<Self> {
+        cache::write(cache, packed, writes)
+    }
+
+    fn decode_attention(
+        q: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        slots: &[usize],
+        lens: &[usize],
+        layout: HeadLayout,
+    ) -> FloatTensor<Self> {
+        cache::attention(q, keys, values, slots, lens, layout)
+    }
+
+    fn token_logprob(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        let head = logprob::transposed::<Self>(head);
+        logprob::forward(hidden, &head, targets, inv_temperature, with_unit_gradient)
+    }
+
+    fn token_logprob_backward(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        logprob::backward::<Self, R>(hidden, head, targets, inv_temperature, grad)
+    }
+
+    fn reduced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &ReducedMatrix,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_unit_gradient: bool,
+    ) -> LogprobOutput<Self> {
+        let head = FrozenWeight::Reduced(head.clone());
+        logprob::forward(hidden, &head, targets, inv_temperature, with_unit_gradient)
+    }
+
+    fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
+        reduced::linear::<R, Self>(x, weight)
+    }
+
+    fn reduced_linear_backward(
+        grad: FloatTensor<Self>,
+        weight: &ReducedMatrix,
+    ) -> FloatTensor<Self> {
+        reduced::linear_backward::<R, Self>(grad, weight)
+    }
+
+    fn reduced_columns(weight: &ReducedMatrix, columns: IntTensor<Self>) -> FloatTensor<Self> {
+        reduced::columns(weight, columns)
+    }
+
+    fn sum_of_squares(tensors: Vec<FloatTensor<Self>>) -> f64 {
+        squares::sum_of_squares::<R, Self>(tensors)
+    }
+
+    fn lora_linear(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let y = weight.product(x.clone());
+        let xa = <Self as FloatTensorOps<Self>>::float_matmul(x, a);
+        (low_rank::add(y, xa.clone(), b, parts), xa)
+    }
+
+    fn lora_linear_backward(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        xa: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        parts: &[LowRankPart],
+        with_x: bool,
+    ) -> (
+        Option<FloatTensor<Self>>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    ) {
+        let matmul = <Self as FloatTensorOps<Self>>::float_matmul;
+        let transpose = <Self as FloatTensorOps<Self>>::float_transpose;
+        let (dxa, db) = low_rank::gradients(grad.clone(), xa, b, parts);
+        let dx = with_x.then(|| {
+            let through_a = matmul(dxa.clone(), transpose(a));
+            <Self as FloatTensorOps<Self>>::float_add(weight.backward(grad), through_a)
+        });
+        (dx, matmul(transpose(x), dxa), db)
+    }
+
+    fn adamw(
+        param: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        m: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        adamw::update(param, grad, m, v, step)
+    }
+}

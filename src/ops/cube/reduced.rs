@@ -1,0 +1,417 @@
+//! Products with weights in fewer bits. They lie packed in device memory from their first use on; a product of many rows
+//! unpacks the weight for its own duration, one of few rows reads it packed.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::{dims2, empty, entrywise};
+use crate::ops::reduced::{GROUP, LARGEST, Panels};
+use crate::ops::{ModelBackend, Precision, ReducedMatrix};
+
+/// A matrix `[inputs, outputs]` in device memory.
+struct Packed<R: CubeRuntime> {
+    /// `[inputs, words]`, two bfloat16 or four 8-bit numbers of neighbouring columns in a word, lower bits first.
+    words: CubeTensor<R>,
+    /// `[groups, outputs]`; the words again where there are none.
+    scales: CubeTensor<R>,
+}
+
+/// Numbers in a word.
+fn per_word(precision: Precision) -> usize {
+    match precision {
+        Precision::Int8 => 4,
+        _ => 2,
+    }
+}
+
+impl<R: CubeRuntime> Packed<R> {
+    /// The copy on the device of `like`.
+    fn of(weight: &ReducedMatrix, like: &CubeTensor<R>) -> std::sync::Arc<Self> {
+        weight.resident(
+            |packed: &Self| packed.words.device == like.device,
+            || Self::upload(weight, like),
+        )
+    }
+
+    fn upload(weight: &ReducedMatrix, like: &CubeTensor<R>) -> Self {
+        let (inputs, outputs) = (weight.inputs(), weight.outputs());
+        let row_bytes = outputs.div_ceil(per_word(weight.precision())) * 4;
+        let mut bytes = vec![0u8; inputs * row_bytes];
+        let mut scales = Vec::new();
+        let rows = bytes.chunks_exact_mut(row_bytes.max(1)).enumerate();
+        match weight.panels() {
+            Panels::Bf16(_) => {
+                let mut row = vec![0f32; outputs];
+                for (k, out) in rows {
+                    weight.row_part(k, 0..outputs, &mut row);
+                    for (out, x) in out.chunks_exact_mut(2).zip(&row) {
+                        out.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes());
+                    }
+                }
+            }
+            Panels::Int8(panels) => {
+                for (k, out) in rows {
+                    for (column, out) in out.iter_mut().enumerate().take(outputs) {
+                        *out = panels.number(k, column) as u8;
+                    }
+                }
+                for group in 0..panels.groups {
+                    scales.extend((0..outputs).map(|column| panels.scale(group, column)));
+                }
+            }
+        }
+        let new = |bytes: &[u8], shape: [usize; 2], dtype| {
+            let handle = like.client.create_from_slice(bytes);
+            let (client, device) = (like.client.clone(), like.device.clone());
+            CubeTensor::new_contiguous(client, device, shape.into(), handle, dtype)
+        };
+        let words = new(&bytes, [inputs, row_bytes / 4], DType::U32);
+        let scales = match scales.is_empty() {
+            true => words.clone(),
+            false => {
+                let shape = [scales.len() / outputs, outputs];
+                let bytes: Vec<u8> = scales.into_iter().flat_map(f32::to_ne_bytes).collect();
+                new(&bytes, shape, DType::F32)
+            }
+        };
+        Self { words, scales }
+    }
+}
+
+/// Number `place` of a word.
+#[cube]
+fn number(word: u32, place: u32, #[comptime] per_word: usize) -> f32 {
+    if per_word == 2 {
+        let bits = word >> (place * 16) << 16;
+        f32::reinterpret(bits)
+    } else {
+        let byte = word >> (place * 8) & 255;
+        let mut value = f32::cast_from(byte);
+        if byte > 127 {
+            value -= 256.0f32;
+        }
+        value
+    }
+}
+
+/// The numbers in f32, a unit for each word.
+#[cube(launch)]
+fn unpack(
+    words: &Array<u32>,
+    scales: &Array<f32>,
+    out: &mut Array<f32>,
+    outputs: u32,
+    row_words: u32,
+    len: u32,
+    #[comptime] per_word: usize,
+) {
+    let (outputs, row_words) = (outputs as usize, row_words as usize);
+    let mut i = ABSOLUTE_POS;
+    while i < len as usize {
+        let (k, first) = (i / row_words, i % row_words * per_word);
+        let word = words[i];
+        #[unroll]
+        for place in 0..per_word {
+            let column = first + place;
+            if column < outputs {
+                let mut value = number(word, place as u32, per_word);
+                if per_word == 4 {
+                    value *= scales[k / GROUP * outputs + column];
+                }
+                out[k * outputs + column] = value;
+            }
+        }
+        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
+    }
+}
+
+/// Rounds each group of a row to 8 bits, a unit for each group.
+#[cube(launch)]
+fn round_groups(x: &Array<f32>, y: &mut Array<f32>, inputs: u32, groups: u32, len: u32) {
+    let (inputs, groups) = (inputs as usize, groups as usize);
+    let mut i = ABSOLUTE_POS;
+    while i < len as usize {
+        let row = i / groups * inputs;
+        let first = row + i % groups * GROUP;
+        let mut end = first + GROUP;
+        if end > row + inputs {
+            end = row + inputs;
+        }
+        let mut largest = 0.0f32;
+        let mut at = first;
+        while at < end {
+            let size = f32::abs(x[at]);
+            if size > largest {
+                largest = size;
+            }
+            at += 1;
+        }
+        let mut inverse = 0.0f32;
+        if largest > 0.0f32 {
+            inverse = LARGEST / largest;
+        }
+        let step = largest / LARGEST;
+        let mut at = first;
+        while at < end {
+            y[at] = f32::round(x[at] * inverse) * step;
+            at += 1;
+        }
+        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
+    }
+}
+
+/// Words of a cube of [`few_rows`], a unit for each.
+const WORDS: usize = 64;
+
+/// Rows of a cube: each word is read once for all of them.
+const ROWS: usize = 8;
+
+/// Up to so many rows, reading the packed weight is what a product costs.
+const FEW_ROWS: usize = 16;
+
+/// Sums over `chunk` inputs (a multiple of [`GROUP`]) of `x . weight`, into `parts`: `[chunks, rows, outputs]`.
+#[cube(launch)]
+fn few_rows(
+    x: &Array<f32>,
+    words: &Array<u32>,
+    scales: &Array<f32>,
+    parts: &mut Array<f32>,
+    rows: u32,
+    inputs: u32,
+    outputs: u32,
+    row_words: u32,
+    chunk: u32,
+    #[comptime] per_word: usize,
+) {
+    let (rows, inputs, outputs) = (rows as usize, inputs as usize, outputs as usize);
+    let word_column = ABSOLUTE_POS_X as usize;
+    if word_column >= row_words as usize {
+        terminate!();
+    }
+    let first_row = CUBE_POS_Z as usize * ROWS;
+    let mut group = CUBE_POS_Y as usize * chunk as usize;
+    let mut end = group + chunk as usize;
+    if end > inputs {
+        end = inputs;
+    }
+    let mut sums = Array::<f32>::new(comptime!(ROWS * per_word));
+    let mut inner = Array::<f32>::new(comptime!(ROWS * per_word));
+    #[unroll]
+    for i in 0..comptime!(ROWS * per_word) {
+        sums[i] = 0.0f32;
+    }
+    while group < end {
+        #[unroll]
+        for i in 0..comptime!(ROWS * per_word) {
+            inner[i] = 0.0f32;
+        }
+        let mut group_end = group + GROUP;
+        if group_end > end {
+            group_end = end;
+        }
+        for k in group..group_end {
+            let word = words[k * row_words as usize + word_column];
+            #[unroll]
+            for place in 0..per_word {
+                let weight = number(word, place as u32, per_word);
+                #[unroll]
+                for r in 0..ROWS {
+                    if first_row + r < rows {
+                        inner[r * per_word + place] += x[(first_row + r) * inputs + k] * weight;
+                    }
+                }
+            }
+        }
+        #[unroll]
+        for place in 0..per_word {
+            let column = word_column * per_word + place;
+            // Columns that do not exist are not written.
+            let mut existing = column;
+            if column >= outputs {
+                existing = 0;
+            }
+            let mut scale = 1.0f32;
+            if per_word == 4 {
+                scale = scales[group / GROUP * outputs + existing];
+            }
+            #[unroll]
+            for r in 0..ROWS {
+                sums[r * per_word + place] += inner[r * per_word + place] * scale;
+            }
+        }
+        group += GROUP;
+    }
+    #[unroll]
+    for place in 0..per_word {
+        let column = word_column * per_word + place;
+        #[unroll]
+        for r in 0..ROWS {
+            if column < outputs && first_row + r < rows {
+                let to = (CUBE_POS_Y as usize * rows + first_row + r) * outputs + column;
+                parts[to] = sums[r * per_word + place];
+            }
+        }
+    }
+}
+
+fn unpacked<R: CubeRuntime>(weight: &ReducedMatrix, like: &CubeTensor<R>) -> CubeTensor<R> {
+    let packed = Packed::of(weight, like);
+    let out = empty(like, [weight.inputs(), weight.outputs()]);
+    let [inputs, row_words] = dims2(&packed.words);
+    let len = inputs * row_words;
+    if len > 0 {
+        let (count, dim) = entrywise(len);
+        unpack::launch::<R>(
+            &like.client,
+            count,
+            dim,
+            packed.words.clone().into_array_arg(),
+            packed.scales.clone().into_array_arg(),
+            out.clone().into_array_arg(),
+            weight.outputs() as u32,
+            row_words as u32,
+            len as u32,
+            per_word(weight.precision()),
+        );
+    }
+    out
+}
+
+fn rounded<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    let [rows, inputs] = dims2(&x);
+    let groups = inputs.div_ceil(GROUP);
+    let y = empty(&x, [rows, inputs]);
+    if rows * groups > 0 {
+        let (count, dim) = entrywise(rows * groups);
+        round_groups::launch::<R>(
+            &x.client.clone(),
+            count,
+            dim,
+            x.into_array_arg(),
+            y.clone().into_array_arg(),
+            inputs as u32,
+            groups as u32,
+            (rows * groups) as u32,
+        );
+    }
+    y
+}
+
+/// `x . weight`.
+pub(super) fn linear<R, B>(x: CubeTensor<R>, weight: &ReducedMatrix) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let x = into_contiguous(x);
+    let x = match weight.precision() {
+        Precision::Int8 => rounded(x),
+        _ => x,
+    };
+    let [rows, inputs] = dims2(&x);
+    if rows > FEW_ROWS || rows * inputs * weight.outputs() == 0 {
+        let weight = unpacked(weight, &x);
+        return B::float_matmul(x, weight);
+    }
+    let packed = Packed::of(weight, &x);
+    let [_, row_words] = dims2(&packed.words);
+    // Narrow outputs alone would not fill a device.
+    let chunk = inputs.div_ceil(GROUP).div_ceil(16) * GROUP;
+    let chunks = inputs.div_ceil(chunk);
+    let parts = empty(&x, [chunks, rows * weight.outputs()]);
+    few_rows::launch::<R>(
+        &x.client.clone(),
+        CubeCount::Static(
+            row_words.div_ceil(WORDS) as u32,
+            chunks as u32,
+            rows.div_ceil(ROWS) as u32,
+        ),
+        CubeDim::new_1d(WORDS as u32),
+        x.into_array_arg(),
+        packed.words.clone().into_array_arg(),
+        packed.scales.clone().into_array_arg(),
+        parts.clone().into_array_arg(),
+        rows as u32,
+        inputs as u32,
+        weight.outputs() as u32,
+        row_words as u32,
+        chunk as u32,
+        per_word(weight.precision()),
+    );
+    let y = if chunks == 1 {
+        parts
+    } else {
+        B::float_sum_dim(parts, 0)
+    };
+    B::float_reshape(y, [rows, weight.outputs()].into())
+}
+
+/// A unit for each number.
+#[cube(launch)]
+fn gather_columns(
+    words: &Array<u32>,
+    scales: &Array<f32>,
+    columns: &Array<i32>,
+    out: &mut Array<f32>,
+    inputs: u32,
+    outputs: u32,
+    row_words: u32,
+    len: u32,
+    #[comptime] per_word: usize,
+) {
+    let (inputs, outputs, row_words) = (inputs as usize, outputs as usize, row_words as usize);
+    let mut i = ABSOLUTE_POS;
+    while i < len as usize {
+        let (column, k) = (columns[i / inputs] as usize, i % inputs);
+        let word = words[k * row_words + column / per_word];
+        let mut value = number(word, (column % per_word) as u32, per_word);
+        if per_word == 4 {
+            value *= scales[k / GROUP * outputs + column];
+        }
+        out[i] = value;
+        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
+    }
+}
+
+/// Some columns, `[columns, inputs]`.
+pub(super) fn columns<R: CubeRuntime>(
+    weight: &ReducedMatrix,
+    columns: CubeTensor<R>,
+) -> CubeTensor<R> {
+    let columns = into_contiguous(columns);
+    let packed = Packed::of(weight, &columns);
+    let count = columns.meta.shape().num_elements();
+    let out = empty(&columns, [count, weight.inputs()]);
+    let len = count * weight.inputs();
+    if len > 0 {
+        let (count, dim) = entrywise(len);
+        gather_columns::launch::<R>(
+            &columns.client.clone(),
+            count,
+            dim,
+            packed.words.clone().into_array_arg(),
+            packed.scales.clone().into_array_arg(),
+            columns.into_array_arg(),
+            out.clone().into_array_arg(),
+            weight.inputs() as u32,
+            weight.outputs() as u32,
+            dims2(&packed.words)[1] as u32,
+            len as u32,
+            per_word(weight.precision()),
+        );
+    }
+    out
+}
+
+/// `grad . weight^T`.
+pub(super) fn linear_backward<R, B>(grad: CubeTensor<R>, weight: &ReducedMatrix) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let weight = unpacked(weight, &grad);
+    B::float_matmul(grad, B::float_transpose(weight))
+}

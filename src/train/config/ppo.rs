@@ -1,0 +1,173 @@
+//! The configuration of a PPO stage.
+
+use crate::reward::RewardConfig;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Cadence, DataConfig, Init, KlControl, KlEstimator, KlIn, MissingEos, OptimConfig, Peft,
+    Truncate, default_max_length, default_micro_tokens, default_rollout_batch, four, one, tenth,
+    yes,
+};
+
+/// Where the value network's weights start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum ValueInit {
+    /// The learned reward model (with any other reward source: the policy).
+    #[default]
+    Reward,
+    /// The policy, with a zero head.
+    Policy,
+}
+
+/// Pre-training text beside the rollouts: InstructGPT's PPO-ptx.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PtxConfig {
+    /// Text rows.
+    pub data: DataConfig,
+    /// Weight of their cross-entropy (nats per token) beside the policy loss.
+    #[serde(default = "default_ptx_coef")]
+    pub coef: f64,
+    /// Rows per optimiser step.
+    pub batch_size: usize,
+    /// Longer rows are cut.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+}
+
+/// Proximal policy optimisation against a reward source with a KL leash to the initial policy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PpoConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// The initial policy, which is also the reference.
+    pub init: Init,
+    /// Prompts.
+    pub data: DataConfig,
+    /// Held-out prompts for evaluation.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// What is maximised.
+    pub reward: RewardConfig,
+    /// A second source that is reported and never trained on: shows reward hacking.
+    #[serde(default)]
+    pub gold: Option<RewardConfig>,
+    /// Which weights of policy and value network are trained.
+    #[serde(default)]
+    pub peft: Peft,
+    /// Policy optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Value optimiser; the policy's if absent.
+    #[serde(default)]
+    pub value_optim: Option<OptimConfig>,
+    /// Where the value network starts.
+    #[serde(default)]
+    pub value_init: ValueInit,
+    /// Responses drawn in the whole stage.
+    pub total_episodes: usize,
+    /// Responses per update.
+    pub batch_size: usize,
+    /// Minibatches per epoch; must divide `batch_size`.
+    #[serde(default = "one")]
+    pub num_mini_batches: usize,
+    /// Passes over each rollout.
+    #[serde(default = "four")]
+    pub num_ppo_epochs: usize,
+    /// Tokens per forward pass at most.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
+    /// Responses generated at once.
+    #[serde(default = "default_rollout_batch")]
+    pub generation_batch_size: usize,
+    /// Most tokens of a response.
+    pub response_length: usize,
+    /// Longest prompt in tokens; longer rows are counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_prompt_length: usize,
+    /// Sampling temperature; every log-probability of the stage is taken at this temperature.
+    #[serde(default = "default_temperature")]
+    pub temperature: f64,
+    /// A token that ends a response beside EOS.
+    #[serde(default)]
+    pub truncate: Option<Truncate>,
+    /// Initial weight of the KL term.
+    #[serde(default = "default_kl_coef")]
+    pub kl_coef: f64,
+    /// Fixed or adaptive.
+    #[serde(default = "fixed")]
+    pub kl_control: KlControl,
+    /// Which estimator enters.
+    #[serde(default)]
+    pub kl_estimator: KlEstimator,
+    /// Where it enters.
+    #[serde(default)]
+    pub kl_in: KlIn,
+    /// Policy ratio clip.
+    #[serde(default = "fifth")]
+    pub cliprange: f64,
+    /// Value clip.
+    #[serde(default = "fifth")]
+    pub cliprange_value: f64,
+    /// Weight of the value loss.
+    #[serde(default = "tenth")]
+    pub vf_coef: f64,
+    /// Discount per token.
+    #[serde(default = "unit")]
+    pub gamma: f64,
+    /// GAE decay.
+    #[serde(default = "default_lam")]
+    pub lam: f64,
+    /// Divide rewards by their standard deviation over the rollout.
+    #[serde(default)]
+    pub whiten_rewards: bool,
+    /// Shift and scale advantages to mean 0 and variance 1 over the rollout.
+    #[serde(default = "yes")]
+    pub whiten_advantages: bool,
+    /// Score of a response without EOS.
+    #[serde(default)]
+    pub missing_eos: MissingEos,
+    /// Pre-training text to mix into the policy's updates.
+    #[serde(default)]
+    pub ptx: Option<PtxConfig>,
+    /// Decay per update of a moving average of the policy's weights, which is then what is evaluated and saved; responses
+    /// are drawn from the policy itself.
+    #[serde(default)]
+    pub ema_decay: Option<f64>,
+    /// Evaluation and checkpoints, counted in PPO updates.
+    #[serde(default)]
+    pub cadence: Cadence,
+}
+
+fn unit() -> f64 {
+    1.0
+}
+
+fn fifth() -> f64 {
+    0.2
+}
+
+fn fixed() -> KlControl {
+    KlControl::Fixed
+}
+
+fn default_temperature() -> f64 {
+    0.7
+}
+
+fn default_kl_coef() -> f64 {
+    0.05
+}
+
+fn default_ptx_coef() -> f64 {
+    27.8
+}
+
+fn default_lam() -> f64 {
+    0.95
+}
