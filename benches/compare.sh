@@ -4,12 +4,13 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full reward dpo generate generate-bf16 generate-int8 ppo; all if none is named, ppo only with PPO_PYTHON
+#   WORK        sft-lora sft-full reward dpo generate ppo, with -bf16 or -int8 behind it for a base in fewer bits; if none is named all in f32 and
+#               generation in all three, ppo only with PPO_PYTHON
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
 #   RUNS        runs of each, of which the median counts (default 1)
 #   TEMPER      the binary (default: built here)
 # Training: batches of 8 rows (reward, dpo: 8 pairs, the other side being the next row's completion), STEPS of them (default 8), at most 512
-# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each; -bf16 and -int8 are temper's base_precision, the
+# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. -bf16 and -int8 are temper's base_precision, the
 # peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
 # Pads are not counted; the first step is left out of rates. Nothing else should run meanwhile.
 set -euo pipefail
@@ -54,13 +55,26 @@ sys.exit(code)
 PY
 }
 
+# The work without its precision, and the precision.
+kind() {
+  local work=${1%-bf16}
+  echo "${work%-int8}"
+}
+precision() {
+  case $1 in
+    *-bf16) echo bf16 ;;
+    *-int8) echo int8 ;;
+    *) echo f32 ;;
+  esac
+}
+
 # Prints the recipe of one kind of work.
 recipe() {
   local lora="peft: Lora(rank: 16, alpha: 32.0)," common data
   data="data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: $((steps * 8)))"
   common="$data, batch_size: 8, optim: (lr: 2e-4), max_length: 512, shuffle: false, micro_batch_tokens: 4096"
-  echo "(name: \"compare\", model: \"$model\", stages: ["
-  case $1 in
+  echo "(name: \"compare\", model: \"$model\", base_precision: $(precision "$1"), stages: ["
+  case $(kind "$1") in
     sft-lora) echo "Sft(name: \"stage\", $lora $common)," ;;
     sft-full) echo "Sft(name: \"stage\", $common)," ;;
     reward) echo "RewardModel(name: \"stage\", init: Base, $lora $common)," ;;
@@ -77,10 +91,8 @@ recipe() {
 # One run of temper: "RATE tokens per second" (ppo: updates per hour), "FIRST seconds", "PEAK megabytes".
 ours() {
   if [[ $1 == generate* ]]; then
-    local precision=${1#generate}
-    precision=${precision#-}
     cargo build --release --quiet --example generation_speed
-    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48 "${precision:-f32}"
+    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48 "$(precision "$1")"
     return
   fi
   recipe "$1" >"$scratch/compare.ron"
@@ -91,7 +103,7 @@ ours() {
     tail -n 20 "$scratch/log" >&2
     return 1
   }
-  "$python" - "$1" "$scratch/run" "$start" <<'PY'
+  "$python" - "$(kind "$1")" "$scratch/run" "$start" <<'PY'
 import json, os, sys
 work, run, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
 lines = [json.loads(line) for line in open(f"{run}/stage/timing.jsonl")]
@@ -105,11 +117,12 @@ PY
 }
 
 theirs() {
-  if [ "$1" = ppo ]; then
+  local work
+  work=$(kind "$1")
+  if [ "$work" = ppo ]; then
     measured "${PPO_PYTHON:?ppo needs PPO_PYTHON}" benches/peers/ppo.py "$model" "$scratch/rows.jsonl" 32 2 2>/dev/null
   else
-    local batch=8 work=${1%-bf16}
-    work=${work%-int8}
+    local batch=8
     [ "$work" != generate ] || batch=16
     measured "$python" benches/peers/peer.py "$work" "$model" "$scratch/rows.jsonl" "$steps" "$batch" 2>/dev/null
   fi
@@ -122,7 +135,7 @@ for work in "${works[@]}"; do
     ours "$work" | sed -nE 's/^(RATE|PEAK)/temper &/p'
   done | tee -a "$scratch/raw" | "$python" -c '
 import statistics, sys
-work, unit = sys.argv[1], "updates/h" if sys.argv[1] == "ppo" else "tokens/s"
+work, unit = sys.argv[1], "updates/h" if sys.argv[1].startswith("ppo") else "tokens/s"
 found = {}
 for line in sys.stdin:
     who, *pairs = line.split()

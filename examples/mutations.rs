@@ -127,6 +127,11 @@ const MUTATIONS: &[Mutation] = mutations! {
         "dx[i] - mean - normed[i] * along" => "dx[i] - normed[i] * along", &["--test", "backends", "operations"];
     "GELU's slope leaves out the density": "src/ops/kernels/gelu.rs",
         "*dx = g * (phi + x * density);" => "*dx = g * phi;", &["--test", "backends", "operations"];
+    "recomputed layers leave out the first": "src/model/recompute.rs",
+        "for index in (0..kept.before.len() + 1).rev()" => "for index in (1..kept.before.len() + 1).rev()", FAMILIES;
+    "a layer computed again drops nothing": "src/model/recompute.rs",
+        "Pass::new(decoder, &kept.batch, None, None, kept.dropout)" =>
+        "Pass::new(decoder, &kept.batch, None, None, None)", FAMILIES;
     "a completion's first token is not trained on": "src/train/forward.rs",
         "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
 };

@@ -7,6 +7,7 @@ mod places;
 mod plan;
 mod read;
 mod references;
+mod resume;
 mod run;
 mod scan;
 mod set;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::resume::changes;
 use super::survey::{Survey, survey};
 use super::{Loaded, Recipe, Stage, StagePlan, available_memory, check_fits, to_ron};
 use crate::atomic::write_atomic;
@@ -73,6 +74,9 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
         problems: found,
     } = survey(&recipe, &places, &output);
     problems.extend(found);
+    if options.resume {
+        problems.extend(changes(&recipe, &places, &output, DONE));
+    }
     if let Some(available) = available_memory() {
         problems.extend(check_fits(&plans, available));
     }

@@ -167,6 +167,7 @@ pub(super) fn cases<B: ModelBackend>(shapes: &Shapes, device: &B::Device) -> Res
     }
     for (layout, rows) in &shapes.attentions {
         cases.push(ops::attention::<B>(*layout, rows, device));
+        cases.push(ops::decoding::<B>(*layout, device));
     }
     for &(tokens, hidden, vocab) in &shapes.heads {
         cases.push(ops::token_logprob::<B>(tokens, hidden, vocab, device));
@@ -175,6 +176,9 @@ pub(super) fn cases<B: ModelBackend>(shapes: &Shapes, device: &B::Device) -> Res
         cases.push(ops::lora_linear::<B>(
             *tokens, *inputs, widths, *rank, device,
         ));
+    }
+    for &(shape, precision) in &shapes.reduced {
+        cases.extend(ops::reduced_linear::<B>(shape, precision, device));
     }
     for &hidden in &shapes.scores {
         cases.push(ops::scalar_head::<B>(37, hidden, device));

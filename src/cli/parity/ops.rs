@@ -6,8 +6,11 @@ use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData};
 
 use super::Case;
-use crate::host::read;
-use crate::ops::{self, AdamWStep, Gelu, HeadLayout, LowRankPart, ModelBackend, unwrap, wrap};
+use crate::host::{indices, read};
+use crate::ops::{
+    self, AdamWStep, CacheWrite, Gelu, HeadLayout, LowRankPart, ModelBackend, Precision,
+    ReducedMatrix, unwrap, wrap,
+};
 use crate::rng::Seed;
 use crate::tokens::Segments;
 
@@ -222,6 +225,73 @@ pub(super) fn lora_linear<B: ModelBackend>(
     )
 }
 
+/// A product with a weight in fewer bits.
+pub(super) fn reduced_linear<B: ModelBackend>(
+    [tokens, inputs, outputs]: [usize; 3],
+    precision: Precision,
+    device: &B::Device,
+) -> Option<Case> {
+    let weight = numbers("weight", inputs * outputs, 0.2);
+    let weight = ReducedMatrix::new(&weight, inputs, outputs, precision)?;
+    let x = leaf::<B, 2>("x", [tokens, inputs], 1.0, device);
+    let mut case = case!(
+        format!(
+            "{} product {tokens} x {inputs} to {outputs}",
+            precision.name()
+        ),
+        ops::reduced_linear(x.clone(), &weight),
+        x
+    );
+    let ids = indices(&[0, outputs - 1], device);
+    let rows = ops::reduced_columns::<B>(&weight, ids);
+    case.results.push(("rows of the table".into(), read(rows)));
+    Some(case)
+}
+
+/// Three rows of a cache, one query each.
+pub(super) fn decoding<B: ModelBackend>(layout: HeadLayout, device: &B::Device) -> Case {
+    let (slots, lens, capacity) = ([2, 0, 1], [1, 33, 17], 40);
+    let packed = |label| {
+        let tokens = lens.iter().sum();
+        unwrap(input::<B, 2>(
+            label,
+            [tokens, layout.kv_width()],
+            1.0,
+            device,
+        ))
+    };
+    let mut token = 0;
+    let writes: Vec<CacheWrite> = (slots.iter().zip(lens))
+        .map(|(&slot, len)| {
+            token += len;
+            CacheWrite {
+                tokens: token - len..token,
+                slot,
+                start: 0,
+            }
+        })
+        .collect();
+    let filled = |label| {
+        let empty = Tensor::<B, 3>::zeros([3, capacity, layout.kv_width()], device);
+        B::cache_write(unwrap(empty), packed(label), &writes)
+    };
+    let (keys, values) = (filled("keys"), filled("values"));
+    let q = unwrap(input::<B, 2>("q", [3, layout.q_width()], 1.0, device));
+    let output = B::decode_attention(q, keys.clone(), values, &slots, &lens, layout);
+    let HeadLayout {
+        heads,
+        kv_heads,
+        head_dim,
+    } = layout;
+    Case {
+        name: format!("decoding {lens:?}, {heads}/{kv_heads} heads of {head_dim}"),
+        results: vec![
+            ("output".into(), read(wrap::<B, 2>(output))),
+            ("keys".into(), read(wrap::<B, 3>(keys))),
+        ],
+    }
+}
+
 /// A reward model's head, as [`crate::model::ScalarModel`] computes it.
 pub(super) fn scalar_head<B: ModelBackend>(
     tokens: usize,
@@ -251,6 +321,7 @@ pub(super) fn adamw<B: ModelBackend>(len: usize, device: &B::Device) -> Case {
         bias_correction1: 0.271,
         bias_correction2: 0.142_625,
     };
+    let squares = B::sum_of_squares(vec![vector("grad", 1.0), vector("m", 0.1)]);
     let (param, m, v) = B::adamw(
         vector("param", 1.0),
         vector("grad", 1.0),
@@ -263,11 +334,13 @@ pub(super) fn adamw<B: ModelBackend>(len: usize, device: &B::Device) -> Case {
         ("first moment", m),
         ("second moment", v),
     ];
+    let mut results: Vec<(String, Vec<f32>)> = results
+        .into_iter()
+        .map(|(name, x)| (name.to_owned(), read(wrap::<B, 1>(x))))
+        .collect();
+    results.push(("sum of squares".into(), vec![squares as f32]));
     Case {
         name: format!("adamw {len}"),
-        results: results
-            .into_iter()
-            .map(|(name, x)| (name.to_owned(), read(wrap::<B, 1>(x))))
-            .collect(),
+        results,
     }
 }

@@ -1,6 +1,6 @@
 //! Which sizes are compared: a fixed set that has met trouble before, and those of a recipe.
 
-use crate::ops::HeadLayout;
+use crate::ops::{HeadLayout, Precision};
 use crate::recipe::StagePlan;
 
 /// Rows of an attention case: lengths, and the row that each continues.
@@ -20,6 +20,8 @@ pub(in crate::cli) struct Shapes {
     pub(super) heads: Vec<(usize, usize, usize)>,
     /// Tokens, input width, output widths and rank.
     pub(super) linears: Vec<(usize, usize, Vec<usize>, usize)>,
+    /// Tokens, input and output width of products with weights in fewer bits.
+    pub(super) reduced: Vec<([usize; 3], Precision)>,
     /// Widths of scalar heads.
     pub(super) scores: Vec<usize>,
     /// Whole small models: whether the head is the embedding, and the adapters' rank.
@@ -59,6 +61,11 @@ impl Default for Shapes {
             linears: [4, 8, 16, 24, 40]
                 .map(|rank| (37, 48, vec![40, 24], rank))
                 .into(),
+            // Few rows and many, widths that fill no group.
+            reduced: [Precision::Bf16, Precision::Int8]
+                .into_iter()
+                .flat_map(|precision| [([3, 70, 33], precision), ([40, 130, 65], precision)])
+                .collect(),
             scores: vec![48],
             models: vec![
                 (true, None),
@@ -80,6 +87,7 @@ impl Shapes {
             attentions: Vec::new(),
             heads: Vec::new(),
             linears: Vec::new(),
+            reduced: Vec::new(),
             scores: Vec::new(),
             models: Vec::new(),
         };
@@ -118,6 +126,12 @@ impl Shapes {
                 linears
                     .into_iter()
                     .for_each(|linear| insert(&mut shapes.linears, linear));
+            }
+            if size.precision != Precision::F32 {
+                let products = [[5, hidden, 2 * intermediate], [37, intermediate, hidden]];
+                for product in products {
+                    insert(&mut shapes.reduced, (product, size.precision));
+                }
             }
             insert(&mut shapes.scores, hidden);
             insert(&mut shapes.models, (true, plan.rank));

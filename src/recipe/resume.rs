@@ -1,0 +1,225 @@
+//! Whether a recipe is the one that a run was begun with: a stage that goes on under other settings would have the numbers of
+//! neither.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::write::dialect;
+use super::{Places, Recipe, Stage};
+use crate::checkpoint::latest;
+use crate::error::Problem;
+
+/// Keys that change how a stage is computed and watched, but not its result.
+const FREE: [&str; 4] = [
+    "micro_batch_tokens",
+    "gradient_checkpointing",
+    "generation_batch_size",
+    "cadence",
+];
+
+/// A problem for each setting that is another one now, of stages that are begun or done (marked by the file `done`) in the run
+/// at `output`. Stages that are still to begin may change. A run whose recipe cannot be read has none: opening it says what
+/// is wrong.
+pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &str) -> Vec<Problem> {
+    let saved = std::fs::read_to_string(output.join("recipe.ron")).ok();
+    let saved = saved.and_then(|text| dialect().from_str::<Recipe>(&text).ok());
+    let Some(saved) = saved else {
+        return Vec::new();
+    };
+    let begun = |stage: &&Stage| {
+        let dir = output.join(stage.name());
+        dir.join(done).exists() || latest(&dir).is_some()
+    };
+    let mut pairs = Vec::new();
+    for was in saved.stages.iter().filter(begun) {
+        let is = recipe.stages.iter().find(|is| is.name() == was.name());
+        if let Some(is) = is {
+            let path = format!("stages.{}", was.name());
+            pairs.push((path, settings(was), settings(is)));
+        }
+    }
+    if !pairs.is_empty() {
+        let whole = |recipe: &Recipe| {
+            [
+                json(&recipe.seed),
+                json(&recipe.model),
+                json(&recipe.base_precision),
+            ]
+        };
+        let names = ["seed", "model", "base_precision"].map(str::to_owned);
+        let both = whole(&saved).into_iter().zip(whole(recipe));
+        pairs.extend(
+            names
+                .into_iter()
+                .zip(both)
+                .map(|(name, (was, is))| (name, was, is)),
+        );
+    }
+    let mut problems = Vec::new();
+    for (path, was, is) in pairs {
+        let (was, is) = (leaves(&path, &was), leaves(&path, &is));
+        let new = is.keys().filter(|key| !was.contains_key(*key));
+        for key in was.keys().chain(new) {
+            let (was, is) = (was.get(key), is.get(key));
+            if was != is {
+                let message = format!(
+                    "{} was begun with {}, found {}",
+                    output.display(),
+                    shown(was),
+                    shown(is)
+                );
+                let help = "to go on, keep what it was; for a new run, leave out --resume and choose another --output";
+                problems.push(places.problem(key, message).with_help(help));
+            }
+        }
+    }
+    problems
+}
+
+fn json(value: &impl Serialize) -> Value {
+    // Invariant: recipes hold plain numbers, strings, lists and maps with string keys.
+    serde_json::to_value(value).expect("a recipe is representable in JSON")
+}
+
+/// A stage's kind and those of its settings that decide its result.
+fn settings(stage: &Stage) -> Value {
+    let mut whole = json(stage);
+    for config in whole
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|map| map.values_mut())
+    {
+        if let Some(config) = config.as_object_mut() {
+            config.retain(|key, _| !FREE.contains(&key.as_str()));
+        }
+    }
+    match whole {
+        // `{"Sft": {..}}`: the kind is a setting, too, but no part of a key's path.
+        Value::Object(map) => {
+            let mut flat = serde_json::Map::new();
+            for (kind, config) in map {
+                flat.insert("kind".to_owned(), Value::String(kind));
+                flat.extend(config.as_object().cloned().unwrap_or_default());
+            }
+            Value::Object(flat)
+        }
+        other => other,
+    }
+}
+
+/// Every number and text of a value by its path.
+fn leaves(path: &str, value: &Value) -> BTreeMap<String, Value> {
+    let mut all = BTreeMap::new();
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                all.extend(leaves(&format!("{path}.{key}"), value));
+            }
+        }
+        Value::Array(items) => {
+            for (i, value) in items.iter().enumerate() {
+                all.extend(leaves(&format!("{path}.{i}"), value));
+            }
+        }
+        value => {
+            all.insert(path.to_owned(), value.clone());
+        }
+    }
+    all
+}
+
+fn shown(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => "nothing".to_owned(),
+        Some(value) => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(text: &str) -> Recipe {
+        dialect().from_str(text).unwrap()
+    }
+
+    const TEXT: &str = r#"(name: "r", model: "m", seed: 3, stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4),
+        Ppo(name: "ppo", init: Stage("sft"), data: (source: Posts(rows: 8, seed: 2)), reward: Gold, total_episodes: 8, response_length: 16, batch_size: 4),
+    ])"#;
+
+    fn found(changed: &str, begun: &[&str]) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let saved = super::super::to_ron(&recipe(TEXT));
+        std::fs::write(folder.path().join("recipe.ron"), saved).unwrap();
+        for stage in begun {
+            std::fs::create_dir(folder.path().join(stage)).unwrap();
+            std::fs::write(folder.path().join(stage).join("DONE"), "").unwrap();
+        }
+        let problems = changes(&recipe(changed), &Places::default(), folder.path(), "DONE");
+        let shown = |problem: Problem| {
+            let message = problem
+                .message
+                .replace(&folder.path().display().to_string(), "DIR");
+            format!("{}: {message}", problem.place)
+        };
+        problems.into_iter().map(shown).collect()
+    }
+
+    #[test]
+    fn the_same_recipe_goes_on() {
+        assert_eq!(found(TEXT, &["sft", "ppo"]), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_begun_stage_was_begun_with_may_not_change() {
+        let changed = TEXT
+            .replace("seed: 3", "seed: 4")
+            .replace("rows: 8, seed: 1", "rows: 9, seed: 1")
+            .replace(
+                "batch_size: 4),\n        Ppo",
+                "batch_size: 5, epochs: 2),\n        Ppo",
+            );
+        let problems = found(&changed, &["sft"]);
+        assert_eq!(
+            problems,
+            [
+                "stages.sft.batch_size: DIR was begun with 4, found 5",
+                "stages.sft.data.source.Posts.rows: DIR was begun with 8, found 9",
+                "stages.sft.epochs: DIR was begun with 1, found 2",
+                "seed: DIR was begun with 3, found 4",
+            ]
+        );
+    }
+
+    #[test]
+    fn stages_to_come_and_ways_of_computing_may_change() {
+        let changed = TEXT
+            .replace(
+                "batch_size: 4),\n        Ppo",
+                "batch_size: 4, micro_batch_tokens: 999, cadence: (save_steps: 7)),\n        Ppo",
+            )
+            .replace("total_episodes: 8", "total_episodes: 16");
+        assert_eq!(found(&changed, &["sft"]), [""; 0]);
+        assert_eq!(
+            found(&changed, &["sft", "ppo"]),
+            ["stages.ppo.total_episodes: DIR was begun with 8, found 16"]
+        );
+        assert_eq!(found(&changed.replace("seed: 3", "seed: 4"), &[]), [""; 0]);
+    }
+
+    #[test]
+    fn another_kind_is_another_stage() {
+        let changed = TEXT.replace("Sft(name", "Pretrain(name");
+        let problems = found(&changed, &["sft"]);
+        assert!(
+            problems.contains(
+                &"stages.sft.kind: DIR was begun with \"Sft\", found \"Pretrain\"".to_owned()
+            ),
+            "{problems:?}"
+        );
+    }
+}
