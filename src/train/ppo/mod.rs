@@ -167,7 +167,7 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
     while journal.position.step < updates {
         let done = journal.position.step;
         let batch = next_prompts(&prompts, config.batch_size, done, seed.fork("order"));
-        let (episodes, gold) = draw(
+        let (mut episodes, gold) = draw(
             session,
             &networks.policy.valid(),
             &policy.tokenizer,
@@ -176,6 +176,11 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             &evaluator.options,
             seed.fork("rollout").fork_index(done as u64),
         )?;
+        // In 8 bits a sum in another order moves inputs across the edge of a step, and layers multiply that: sampling, with its
+        // cache, is up to a nat away from the update's passes. The ratio begins at 1 only with numbers of such a pass.
+        if session.base_precision == Precision::Int8 {
+            episodes.take_logprobs(&networks.policy.valid(), config, &device);
+        }
         let rollout = Rollout::evaluate(
             &episodes,
             &reference,

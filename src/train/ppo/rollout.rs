@@ -21,6 +21,29 @@ pub struct Episodes {
     pub scores: Vec<f32>,
 }
 
+impl Episodes {
+    /// Replaces the log-probabilities of sampling by those of the same weights in passes like the update's, at most
+    /// `config.micro_batch_tokens` tokens in each.
+    pub fn take_logprobs<B: ModelBackend>(
+        &mut self,
+        policy: &LanguageModel<B>,
+        config: &PpoConfig,
+        device: &B::Device,
+    ) {
+        let rows: Vec<Vec<u32>> = (self.queries.iter().zip(&self.responses))
+            .map(|(query, response)| [query.as_slice(), &response.ids].concat())
+            .collect();
+        let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let query_lens: Vec<usize> = self.queries.iter().map(Vec::len).collect();
+        let temperature = super::logprob_temperature(config);
+        let tokens = config.micro_batch_tokens;
+        let logprobs = row_logprobs(policy, &slices, &query_lens, temperature, tokens, device);
+        for (response, logprobs) in self.responses.iter_mut().zip(logprobs) {
+            response.logprobs = logprobs;
+        }
+    }
+}
+
 /// A rollout as the update reads it, and every array on the way there.
 ///
 /// Arrays are packed: row after row, `[response tokens]` as [`ResponseLayout::responses`] or `[value positions]` as
