@@ -245,7 +245,7 @@ where
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let y = weight.product(x.clone());
-        let xa = <Self as FloatTensorOps<Self>>::float_matmul(x, a);
+        let xa = Self::float_matmul(x, a);
         (low_rank::add(y, xa.clone(), b, parts), xa)
     }
 
@@ -263,14 +263,12 @@ where
         FloatTensor<Self>,
         FloatTensor<Self>,
     ) {
-        let matmul = <Self as FloatTensorOps<Self>>::float_matmul;
-        let transpose = <Self as FloatTensorOps<Self>>::float_transpose;
         let (dxa, db) = low_rank::gradients(grad.clone(), xa, b, parts);
         let dx = with_x.then(|| {
-            let through_a = matmul(dxa.clone(), transpose(a));
-            <Self as FloatTensorOps<Self>>::float_add(weight.backward(grad), through_a)
+            let through_a = Self::float_matmul(dxa.clone(), Self::float_transpose(a));
+            Self::float_add(weight.backward(grad), through_a)
         });
-        (dx, matmul(transpose(x), dxa), db)
+        (dx, Self::float_matmul(Self::float_transpose(x), dxa), db)
     }
 
     fn adamw(

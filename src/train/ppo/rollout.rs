@@ -22,6 +22,18 @@ pub struct Episodes {
 }
 
 impl Episodes {
+    /// Each query with its response.
+    fn rows(&self) -> Vec<Vec<u32>> {
+        (self.queries.iter().zip(&self.responses))
+            .map(|(query, response)| [query.as_slice(), &response.ids].concat())
+            .collect()
+    }
+
+    /// Length of each query in tokens.
+    fn query_lens(&self) -> Vec<usize> {
+        self.queries.iter().map(Vec::len).collect()
+    }
+
     /// Replaces the log-probabilities of sampling by those of the same weights in passes like the update's, at most
     /// `config.micro_batch_tokens` tokens in each.
     pub fn take_logprobs<B: ModelBackend>(
@@ -30,11 +42,8 @@ impl Episodes {
         config: &PpoConfig,
         device: &B::Device,
     ) {
-        let rows: Vec<Vec<u32>> = (self.queries.iter().zip(&self.responses))
-            .map(|(query, response)| [query.as_slice(), &response.ids].concat())
-            .collect();
+        let (rows, query_lens) = (self.rows(), self.query_lens());
         let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let query_lens: Vec<usize> = self.queries.iter().map(Vec::len).collect();
         let temperature = super::logprob_temperature(config);
         let tokens = config.micro_batch_tokens;
         let logprobs = row_logprobs(policy, &slices, &query_lens, temperature, tokens, device);
@@ -110,13 +119,8 @@ impl Rollout {
             scores,
         } = episodes;
         assert_eq!(queries.len(), responses.len(), "a response to each query");
-        let rows: Vec<Vec<u32>> = queries
-            .iter()
-            .zip(responses)
-            .map(|(query, response)| [query.as_slice(), &response.ids].concat())
-            .collect();
+        let (rows, query_lens) = (episodes.rows(), episodes.query_lens());
         let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let query_lens: Vec<usize> = queries.iter().map(Vec::len).collect();
         let segments = Segments::from_lens(responses.iter().map(|r| r.ids.len()));
         let layout = ResponseLayout::after_eos(segments, config.response_length);
 
