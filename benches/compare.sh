@@ -4,14 +4,14 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full reward dpo generate ppo, with -bf16 or -int8 behind it for a base in fewer bits; if none is named all in f32 and
-#               generation in all three, ppo only with PPO_PYTHON
+#   WORK        sft-lora sft-full reward dpo generate ppo, with -bf16 or -int8 behind it for a base in fewer bits, and -mixed behind that for products in
+#               bfloat16; if none is named all in f32 and generation in all three, ppo only with PPO_PYTHON
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
 #   RUNS        runs of each, of which the median counts (default 1)
 #   TEMPER      the binary (default: built here)
 # Training: batches of 8 rows (reward, dpo: 8 pairs, the other side being the next row's completion), STEPS of them (default 8), at most 512
-# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. -bf16 and -int8 are temper's base_precision, the
-# peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
+# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. -bf16 and -int8 are temper's base_precision, -mixed
+# its matmul_precision; the peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
 # Pads are not counted; the first step is left out of rates. Nothing else should run meanwhile.
 set -euo pipefail
 usage="usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [WORK]..."
@@ -55,15 +55,22 @@ sys.exit(code)
 PY
 }
 
-# The work without its precision, and the precision.
+# The work without its precisions, and the precisions.
 kind() {
-  local work=${1%-bf16}
+  local work=${1%-mixed}
+  work=${work%-bf16}
   echo "${work%-int8}"
 }
 precision() {
-  case $1 in
+  case ${1%-mixed} in
     *-bf16) echo bf16 ;;
     *-int8) echo int8 ;;
+    *) echo f32 ;;
+  esac
+}
+products() {
+  case $1 in
+    *-mixed) echo bf16 ;;
     *) echo f32 ;;
   esac
 }
@@ -73,7 +80,7 @@ recipe() {
   local lora="peft: Lora(rank: 16, alpha: 32.0)," common data
   data="data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: $((steps * 8)))"
   common="$data, batch_size: 8, optim: (lr: 2e-4), max_length: 512, shuffle: false, micro_batch_tokens: 4096"
-  echo "(name: \"compare\", model: \"$model\", base_precision: $(precision "$1"), stages: ["
+  echo "(name: \"compare\", model: \"$model\", base_precision: $(precision "$1"), matmul_precision: $(products "$1"), stages: ["
   case $(kind "$1") in
     sft-lora) echo "Sft(name: \"stage\", $lora $common)," ;;
     sft-full) echo "Sft(name: \"stage\", $common)," ;;
@@ -92,7 +99,7 @@ recipe() {
 ours() {
   if [[ $1 == generate* ]]; then
     cargo build --release --quiet --example generation_speed
-    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48 "$(precision "$1")"
+    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48 "$(precision "$1")" "$(products "$1")"
     return
   fi
   recipe "$1" >"$scratch/compare.ron"
@@ -143,6 +150,6 @@ for line in sys.stdin:
         found.setdefault((who, name), []).append(float(value))
 of = lambda who, name: statistics.median(found[who, name])
 rate, peak, first = ([of(who, name) for who in ("peer", "temper")] for name in ("RATE", "PEAK", "FIRST"))
-print(f"{work:13} {rate[0]:7.0f} -> {rate[1]:7.0f} {unit} ({rate[1] / rate[0]:.2f}x)   peak {peak[0]:6.0f} -> {peak[1]:6.0f} MB (1/{peak[0] / peak[1]:.1f})   first step {first[0]:5.1f} -> {first[1]:5.1f} s")
+print(f"{work:19} {rate[0]:7.0f} -> {rate[1]:7.0f} {unit} ({rate[1] / rate[0]:.2f}x)   peak {peak[0]:6.0f} -> {peak[1]:6.0f} MB (1/{peak[0] / peak[1]:.1f})   first step {first[0]:5.1f} -> {first[1]:5.1f} s")
 ' "$work"
 done

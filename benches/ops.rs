@@ -11,7 +11,8 @@ use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bool, Distribution, Int, Tensor, TensorData, activation};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tempering::ops::{
-    self, AdamWStep, Gelu, HeadLayout, LowRankPart, ModelBackend, Precision, ReducedMatrix,
+    self, AdamWStep, Gelu, HeadLayout, LowRankPart, MatmulPrecision, ModelBackend, Precision,
+    ReducedMatrix,
 };
 use tempering::tokens::Segments;
 
@@ -122,15 +123,24 @@ fn precisions(c: &mut Criterion) {
             .sample_size(20)
             .warm_up_time(Duration::from_millis(500))
             .measurement_time(Duration::from_secs(2));
-        group.bench_function("f32", |b| {
-            b.iter(|| black_box(ops::full_linear(x.clone(), weight.clone())))
-        });
+        for precision in [MatmulPrecision::F32, MatmulPrecision::Bf16] {
+            let name = format!("f32, products in {}", precision.name());
+            group.bench_function(name, |b| {
+                b.iter(|| black_box(ops::full_linear(x.clone(), weight.clone(), precision)))
+            });
+        }
         for precision in [Precision::Bf16, Precision::Int8] {
             let reduced = ReducedMatrix::new(&values, HIDDEN, 2 * INTERMEDIATE, precision);
             let reduced = reduced.expect("fewer bits");
             group.bench_function(precision.name(), |b| {
                 b.iter(|| black_box(ops::reduced_linear(x.clone(), &reduced)))
             });
+            if precision == Precision::Bf16 {
+                let reduced = reduced.with_matmul(MatmulPrecision::Bf16);
+                group.bench_function("bf16, products in bf16", |b| {
+                    b.iter(|| black_box(ops::reduced_linear(x.clone(), &reduced)))
+                });
+            }
         }
         group.finish();
     }
@@ -230,7 +240,16 @@ fn token_logprob(c: &mut Criterion) {
     compare(
         c,
         "token_logprob",
-        || ops::token_logprob(hidden.clone(), head.clone(), &targets, 1.0).0,
+        || {
+            ops::token_logprob(
+                hidden.clone(),
+                head.clone(),
+                &targets,
+                1.0,
+                MatmulPrecision::F32,
+            )
+            .0
+        },
         || {
             let logits = hidden.clone().matmul(head.clone().transpose());
             activation::log_softmax(logits, 1)

@@ -2,7 +2,7 @@
 //! from the start of the program to the beginning of the first.
 //!
 //! `cargo run --release --example generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS
-//! f32|bf16|int8`; rows have a `prompt`. No response ends early.
+//! f32|bf16|int8 f32|bf16`: how the base is kept, and how it is multiplied; rows have a `prompt`. No response ends early.
 
 #![allow(clippy::print_stdout, reason = "the results go to stdout")]
 
@@ -17,7 +17,7 @@ use tempering::data::{
 };
 use tempering::generate::{GenerateOptions, SamplingConfig, generate};
 use tempering::model::{LanguageModel, ModelConfig, manifest, weights};
-use tempering::ops::Precision;
+use tempering::ops::Numerics;
 use tempering::rng::Seed;
 
 #[global_allocator]
@@ -31,16 +31,21 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let start = Instant::now();
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [name, rows, batch, new_tokens, precision] = args.as_slice() else {
-        return Err("usage: generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS PRECISION".into());
+    let [name, rows, batch, new_tokens, storage, matmul] = args.as_slice() else {
+        return Err(
+            "usage: generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS BASE PRODUCTS".into(),
+        );
     };
-    let precision: Precision = serde_json::from_value(precision.as_str().into())?;
+    let numerics = Numerics {
+        storage: serde_json::from_value(storage.as_str().into())?,
+        matmul: serde_json::from_value(matmul.as_str().into())?,
+    };
     let (batch, max_new_tokens) = (batch.parse()?, new_tokens.parse()?);
     let device = Default::default();
     let files = manifest::find(name)?;
     let config = ModelConfig::load(&files.weights)?;
     let source = weights::open(&files.weights)?;
-    let model = LanguageModel::<Flex>::load_as(&config, source.as_ref(), precision, &device)?;
+    let model = LanguageModel::<Flex>::load_as(&config, source.as_ref(), numerics, &device)?;
     let data = DataConfig {
         source: DataSource::Jsonl(PathBuf::from(rows)),
         format: RowFormat::default(),

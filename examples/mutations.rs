@@ -107,7 +107,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "message.iter().filter(|(_, value)| !value.is_null())" => "message.iter().filter(|_| true)", LIB;
     "a marked span ends before its last token": "src/data/encode/sequence.rs",
         "true => to," => "true => to - 1,", LIB;
-    "an adapter's scale is lost where its ranks join the weight": "src/ops/kernels/gemm.rs",
+    "an adapter's scale is lost where its ranks join the weight": "src/ops/kernels/gemm/pack.rs",
         "below[to + column] = part.scale * low.b[from + column];" => "below[to + column] = low.b[from + column];", LIB;
     "a response may not end at its first index that counts": "src/generate/batch.rs",
         "id == at.id && index >= at.after" => "id == at.id && index > at.after", &["--test", "backends", "ppo_details"];
@@ -115,6 +115,10 @@ const MUTATIONS: &[Mutation] = mutations! {
         "loss.mul_scalar(self.coef * divisor / targets)" => "loss.mul_scalar(divisor / targets)", &["--test", "backends", "ppo_details"];
     "the best of K is any response": "src/loss/best_of_k.rs",
         ".narrow(1, 0, 1)" => ".narrow(1, 1, 1)", LIB;
+    "the halves of a pair in bfloat16 change places": "src/ops/kernels/gemm/pack.rs",
+        "*word = rounded(*a) | rounded(*b) >> 16;" => "*word = rounded(*b) | rounded(*a) >> 16;", LIB;
+    "a gradient goes through the weight in f32 where products are in bfloat16": "src/ops/autodiff/mod.rs",
+        "let da = B::bf16_matmul(grad.clone(), B::float_transpose(b));" => "let da = B::float_matmul(grad.clone(), B::float_transpose(b));", &["--test", "backends", "mixed"];
     "inputs of 8-bit products are scaled by the group before": "src/ops/kernels/int8.rs",
         "let scale = panel.x.row(first + r).1[group];" => "let scale = panel.x.row(first + r).1[group.max(1) - 1];", LIB;
     "the sum of an 8-bit group is not moved back": "src/ops/reduced/int8.rs",

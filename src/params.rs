@@ -8,7 +8,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::ops::{Precision, ReducedMatrix, unwrap, wrap};
+use crate::ops::{Numerics, Precision, ReducedMatrix, unwrap, wrap};
 
 /// What a parameter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub enum ParamSlot<'a, B: Backend> {
 /// A frozen matrix that is kept in fewer bits.
 #[derive(Debug, Clone)]
 pub struct Reduced {
-    precision: Precision,
+    numerics: Numerics,
     /// Whether the parameter is the transpose of what is kept: a table, whose rows are a head's columns.
     by_column: bool,
     matrix: Option<ReducedMatrix>,
@@ -89,18 +89,18 @@ pub struct Reduced {
 
 impl Reduced {
     /// To be filled with a parameter `[in, out]`; `None` for f32.
-    pub fn by_row(precision: Precision) -> Option<Self> {
-        Self::new(precision, false)
+    pub fn by_row(numerics: Numerics) -> Option<Self> {
+        Self::new(numerics, false)
     }
 
     /// To be filled with a parameter `[out, in]`; `None` for f32.
-    pub fn by_column(precision: Precision) -> Option<Self> {
-        Self::new(precision, true)
+    pub fn by_column(numerics: Numerics) -> Option<Self> {
+        Self::new(numerics, true)
     }
 
-    fn new(precision: Precision, by_column: bool) -> Option<Self> {
-        (precision != Precision::F32).then_some(Self {
-            precision,
+    fn new(numerics: Numerics, by_column: bool) -> Option<Self> {
+        (numerics.storage != Precision::F32).then_some(Self {
+            numerics,
             by_column,
             matrix: None,
         })
@@ -121,10 +121,12 @@ impl Reduced {
     }
 
     fn fill(&mut self, values: &[f32], shape: &[usize]) {
-        self.matrix = match self.by_column {
-            true => ReducedMatrix::of_transpose(values, shape[1], shape[0], self.precision),
-            false => ReducedMatrix::new(values, shape[0], shape[1], self.precision),
+        let Numerics { storage, matmul } = self.numerics;
+        let matrix = match self.by_column {
+            true => ReducedMatrix::of_transpose(values, shape[1], shape[0], storage),
+            false => ReducedMatrix::new(values, shape[0], shape[1], storage),
         };
+        self.matrix = matrix.map(|matrix| matrix.with_matmul(matmul));
     }
 
     fn values(&self) -> Vec<f32> {

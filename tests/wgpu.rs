@@ -8,6 +8,8 @@ mod families;
 mod launches;
 #[path = "support/losses.rs"]
 mod losses;
+#[path = "support/mixed.rs"]
+mod mixed;
 #[path = "support/ops.rs"]
 mod operations;
 #[path = "support/parity.rs"]
@@ -52,9 +54,10 @@ mod on_device {
         operations: rms_norm, layer_norm, gelu, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear,
         lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
         losses: gradients;
-        families: forward, gradients, recomputed, scores, generation, cached, lora;
+        families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
         shared_prefix: states, gradients, scores, responses;
         reduced: products, bf16_models, int8_models;
+        mixed: mixed_products, mixed_logprobs;
         trajectories: sft, reward, dpo;
         peft: adapters, classifiers, written, misfits;
         pipeline: every_stage;

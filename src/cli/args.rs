@@ -8,7 +8,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::backend::BackendChoice;
 use crate::model::weights::StoreAs;
-use crate::ops::Precision;
+use crate::ops::{MatmulPrecision, Numerics, Precision};
 use crate::reward::{RewardConfig, RougeVariant};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
@@ -139,6 +139,29 @@ pub struct ModelArgs {
     /// Keep the base's weights in fewer bits: half or a quarter of the memory, and faster decoding
     #[arg(long, value_name = "PRECISION", value_enum, default_value_t = Precision::F32)]
     pub base_precision: Precision,
+    /// Round both sides of products with weights
+    #[arg(long, value_name = "PRECISION", value_enum, default_value_t = MatmulPrecision::F32)]
+    pub matmul_precision: MatmulPrecision,
+}
+
+impl ModelArgs {
+    /// A model as it is.
+    pub(super) fn of(model: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            adapter: None,
+            base_precision: Precision::F32,
+            matmul_precision: MatmulPrecision::F32,
+        }
+    }
+
+    /// How its weights are kept and multiplied.
+    pub(super) fn numerics(&self) -> Numerics {
+        Numerics {
+            storage: self.base_precision,
+            matmul: self.matmul_precision,
+        }
+    }
 }
 
 /// `temper logprobs`.

@@ -6,8 +6,8 @@ use super::parity::{self, Difference, Parity, Shapes};
 use super::precision::PrecisionCost;
 use crate::backend::{BackendChoice, Task, dispatch};
 use crate::error::{Error, Result};
-use crate::ops::{ModelBackend, Precision};
-use crate::recipe::{self, Recipe, RunOptions};
+use crate::ops::{ModelBackend, Numerics};
+use crate::recipe::{self, RunOptions};
 use crate::report::table;
 
 /// Devices of one backend that are looked for.
@@ -53,19 +53,15 @@ pub(super) fn run(args: &DoctorArgs, compute: &ComputeArgs) -> Result<()> {
         parity::require(name, &differences)?;
     }
     let recipe = checked.map(|checked| checked.recipe);
-    if let Some(Recipe {
-        model: Some(model),
-        base_precision: precision,
-        ..
-    }) = recipe
-        && precision != Precision::F32
+    if let Some(recipe) = recipe
+        && let Some(model) = &recipe.model
+        && recipe.numerics() != Numerics::default()
     {
-        let model = model.as_str();
-        let cost = dispatch(
-            compute.backend,
-            compute.device,
-            PrecisionCost { model, precision },
-        )?;
+        let cost = PrecisionCost {
+            model,
+            numerics: recipe.numerics(),
+        };
+        let cost = dispatch(compute.backend, compute.device, cost)?;
         print(&format!("{cost}\n"))?;
     }
     Ok(())

@@ -16,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
-use crate::ops::Precision;
 use crate::report::{format_value, table};
 use crate::reward::{self, Completion, RewardSource};
 
@@ -173,11 +172,7 @@ impl Eval<'_> {
         device: &B::Device,
     ) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
         let mut learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
-            let model = FoundModel::find(&ModelArgs {
-                model: folder.to_owned(),
-                adapter: None,
-                base_precision: Precision::F32,
-            })?;
+            let model = FoundModel::find(&ModelArgs::of(folder.to_owned()))?;
             Ok(Box::new(LearnedReward::<B> {
                 name: folder.to_owned(),
                 vocab_size: model.config.vocab_size(),

@@ -20,7 +20,6 @@ use crate::error::{Error, Result};
 use crate::model::weights::{self, StoreAs, write_safetensors, write_safetensors_with};
 use crate::model::{LanguageModel, ModelConfig, SCORE_OFFSET, ScalarModel, host_tensors};
 use crate::ops::ModelBackend;
-use crate::ops::Precision;
 use crate::params::{ParamKind, Parameters};
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
@@ -51,11 +50,7 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
     fs::create_dir(&written).map_err(Error::io("create", &args.to))?;
     let is_adapter = from.join(ADAPTER_CONFIG).is_file();
     let summary = if args.merge && is_adapter {
-        let model = FoundModel::find(&ModelArgs {
-            model: from.display().to_string(),
-            adapter: None,
-            base_precision: Precision::F32,
-        })?;
+        let model = FoundModel::find(&ModelArgs::of(from.display().to_string()))?;
         let merge = Merge {
             tokenizer: model.tokenizer().ok(),
             model: &model,
@@ -252,11 +247,7 @@ impl Task for Merge<'_> {
             tokenizer.save(self.to)?;
         }
         // What was written, not what was meant to be.
-        let merged = FoundModel::find(&ModelArgs {
-            model: self.to.display().to_string(),
-            adapter: None,
-            base_precision: Precision::F32,
-        })?;
+        let merged = FoundModel::find(&ModelArgs::of(self.to.display().to_string()))?;
         let found = if is_reward {
             let model: ScalarModel<B> = merged.reward_model(&device)?;
             last_scores(&model, &[probe.ids.as_slice()], &device)

@@ -13,7 +13,6 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::model::manifest;
-use crate::ops::Precision;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::recipe::{self, Recipe, Stage};
 use crate::train::config::Init;
@@ -89,12 +88,9 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
         init = self::init(find(recipe, name)?);
     }
     match init {
-        Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => FoundModel::find(&ModelArgs {
-            model: manifest::adapter_base(path)?,
-            adapter: None,
-            base_precision: Precision::F32,
-        })?
-        .tokenizer(),
+        Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => {
+            FoundModel::find(&ModelArgs::of(manifest::adapter_base(path)?))?.tokenizer()
+        }
         Init::Folder(path) | Init::Random(path) if path.is_dir() => Tokenizer::load(path),
         Init::Folder(path) | Init::Random(path) => {
             Tokenizer::load(path.parent().unwrap_or(Path::new(".")))
@@ -103,12 +99,7 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
             let model = recipe.model.clone().ok_or_else(|| {
                 Error::Usage(format!("stage {}: the recipe names no model", stage.name()))
             })?;
-            FoundModel::find(&ModelArgs {
-                model,
-                adapter: None,
-                base_precision: Precision::F32,
-            })?
-            .tokenizer()
+            FoundModel::find(&ModelArgs::of(model))?.tokenizer()
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::model::{
     LanguageModel, LoadedAdapter, ModelConfig, SIDECAR, ScalarModel, load_adapter, manifest,
     read_score_offset,
 };
-use crate::ops::{ModelBackend, Precision};
+use crate::ops::{ModelBackend, Numerics};
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
 
@@ -26,8 +26,8 @@ pub(super) struct FoundModel {
     pub(super) dir: PathBuf,
     /// What `weights::open` takes.
     pub(super) weights: PathBuf,
-    /// How the base's weights are kept.
-    pub(super) precision: Precision,
+    /// How the base's weights are kept and multiplied.
+    pub(super) numerics: Numerics,
     /// Adapter folders, the one next to the base first; all but the last are merged on loading.
     pub(super) adapters: Vec<PathBuf>,
 }
@@ -64,7 +64,7 @@ impl FoundModel {
             config,
             dir: files.dir,
             weights: files.weights,
-            precision: args.base_precision,
+            numerics: args.numerics(),
             adapters,
         })
     }
@@ -98,7 +98,7 @@ impl FoundModel {
     ) -> Result<LanguageModel<B>> {
         let source = weights::open(&self.weights)?;
         let mut model =
-            LanguageModel::load_as(&self.config, source.as_ref(), self.precision, device)?;
+            LanguageModel::load_as(&self.config, source.as_ref(), self.numerics, device)?;
         self.attach(&mut model, device)?;
         Ok(model)
     }
@@ -134,13 +134,13 @@ impl FoundModel {
             ));
         }
         let source = weights::open(&self.weights)?;
-        let (source, precision) = (source.as_ref(), self.precision);
+        let (source, numerics) = (source.as_ref(), self.numerics);
         let mut model = if has_score(source) {
-            let mut model = ScalarModel::load_as(&self.config, source, precision, device)?;
+            let mut model = ScalarModel::load_as(&self.config, source, numerics, device)?;
             model.offset = read_score_offset(&self.dir.join("config.json"))?;
             model
         } else {
-            let backbone = LanguageModel::load_backbone(&self.config, source, precision, device)?;
+            let backbone = LanguageModel::load_backbone(&self.config, source, numerics, device)?;
             ScalarModel::with_zero_head(backbone, self.config.output_size(), device)
         };
         let outermost = self.attach(&mut model, device)?;

@@ -7,7 +7,7 @@ use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, SamplingConfig, generate};
 use crate::model::{LanguageModel, ModelConfig, manifest, weights};
-use crate::ops::{ModelBackend, Precision};
+use crate::ops::{ModelBackend, Numerics};
 use crate::rng::Seed;
 use crate::train::row_logprobs;
 
@@ -23,14 +23,14 @@ const MICRO_BATCH: usize = 1024;
 pub(super) struct PrecisionCost<'a> {
     /// The recipe's `model`.
     pub(super) model: &'a str,
-    /// The recipe's `base_precision`.
-    pub(super) precision: Precision,
+    /// The recipe's.
+    pub(super) numerics: Numerics,
 }
 
 /// The largest and the mean difference, in nats.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cost {
-    precision: Precision,
+    numerics: Numerics,
     tokens: usize,
     /// Of the log-probability of a token.
     largest: f64,
@@ -41,7 +41,7 @@ pub(super) struct Cost {
 }
 
 impl Cost {
-    fn new(precision: Precision, full: &[f32], reduced: &[f32]) -> Self {
+    fn new(numerics: Numerics, full: &[f32], reduced: &[f32]) -> Self {
         let losses: Vec<f64> = full
             .iter()
             .zip(reduced)
@@ -51,7 +51,7 @@ impl Cost {
         let mean = losses.iter().sum::<f64>() / n;
         let squares = losses.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
         Self {
-            precision,
+            numerics,
             tokens: losses.len(),
             largest: losses.iter().fold(0.0, |most, x| most.max(x.abs())),
             mean: losses.iter().map(|x| x.abs()).sum::<f64>() / n,
@@ -63,13 +63,13 @@ impl Cost {
 impl Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            precision,
+            numerics,
             tokens,
             largest,
             mean,
             kl: [kl, error],
         } = self;
-        let name = precision.name();
+        let name = numerics.name();
         write!(
             f,
             "the base in {name} against f32, on {tokens} tokens that it writes in f32: log-probabilities differ by {mean:.1e} nats on average and \
@@ -87,8 +87,8 @@ impl Task for PrecisionCost<'_> {
         let source = weights::open(&files.weights)?;
         let tokenizer = Tokenizer::load(&files.dir)?;
         let load =
-            |precision| LanguageModel::<B>::load_as(&config, source.as_ref(), precision, &device);
-        let full = load(Precision::F32)?;
+            |numerics| LanguageModel::<B>::load_as(&config, source.as_ref(), numerics, &device);
+        let full = load(Numerics::default())?;
         let start = [tokenizer.bos_id().unwrap_or(tokenizer.eos_id())];
         let prompts = vec![start.as_slice(); TEXTS];
         let options = GenerateOptions {
@@ -109,18 +109,23 @@ impl Task for PrecisionCost<'_> {
         };
         let exact = logprobs(&full);
         drop(full);
-        let reduced = logprobs(&load(self.precision)?);
-        Ok(Cost::new(self.precision, &exact, &reduced))
+        let reduced = logprobs(&load(self.numerics)?);
+        Ok(Cost::new(self.numerics, &exact, &reduced))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Precision;
 
     #[test]
     fn what_a_token_loses_is_averaged() {
-        let cost = Cost::new(Precision::Int8, &[-1.0, -2.0, -3.0], &[-1.5, -1.5, -3.3]);
+        let cost = Cost::new(
+            Precision::Int8.into(),
+            &[-1.0, -2.0, -3.0],
+            &[-1.5, -1.5, -3.3],
+        );
         // Losses 0.5, -0.5, 0.3: mean 0.1, variance 0.28.
         assert!((cost.kl[0] - 0.1).abs() < 1e-6 && (cost.largest - 0.5).abs() < 1e-6);
         assert!(

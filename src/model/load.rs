@@ -8,7 +8,7 @@ use super::config::ModelConfig;
 use super::weights::{self, WeightSource};
 use super::{LanguageModel, ScalarModel};
 use crate::error::Result;
-use crate::ops::Precision;
+use crate::ops::Numerics;
 use crate::params::{HostTensor, ParamKind, Parameters};
 use crate::rng::Seed;
 
@@ -22,10 +22,10 @@ impl<B: Backend> LanguageModel<B> {
         source: &dyn WeightSource,
         device: &B::Device,
     ) -> Result<Self> {
-        Self::load_as(config, source, Precision::F32, device)
+        Self::load_as(config, source, Numerics::default(), device)
     }
 
-    /// [`LanguageModel::load`] with the weights kept as `precision` says ([`LanguageModel::store_as`]). Each is rounded as it is
+    /// [`LanguageModel::load`] with the weights kept and multiplied as `numerics` says ([`LanguageModel::store_as`]). Each is rounded as it is
     /// read: at no time are all of them there in f32.
     ///
     /// # Errors
@@ -33,29 +33,29 @@ impl<B: Backend> LanguageModel<B> {
     pub fn load_as(
         config: &ModelConfig,
         source: &dyn WeightSource,
-        precision: Precision,
+        numerics: impl Into<Numerics>,
         device: &B::Device,
     ) -> Result<Self> {
         weights::check(source, &config.tensors())?;
         let mut model = Self::new(config, true, device);
-        model.store_as(precision);
+        model.store_as(numerics.into());
         fill(&mut model, source, device)?;
         Ok(model)
     }
 
-    /// A model without an output head, as the backbone of a score head, its weights kept as `precision` says.
+    /// A model without an output head, as the backbone of a score head, its weights kept and multiplied as `numerics` says.
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
     pub fn load_backbone(
         config: &ModelConfig,
         source: &dyn WeightSource,
-        precision: Precision,
+        numerics: impl Into<Numerics>,
         device: &B::Device,
     ) -> Result<Self> {
         weights::check(source, &config.backbone_tensors())?;
         let mut model = Self::new(config, false, device);
-        model.store_as(precision);
+        model.store_as(numerics.into());
         fill(&mut model, source, device)?;
         Ok(model)
     }
@@ -82,21 +82,21 @@ impl<B: Backend> ScalarModel<B> {
         source: &dyn WeightSource,
         device: &B::Device,
     ) -> Result<Self> {
-        Self::load_as(config, source, Precision::F32, device)
+        Self::load_as(config, source, Numerics::default(), device)
     }
 
-    /// [`ScalarModel::load`] with the weights but the score head kept as `precision` says.
+    /// [`ScalarModel::load`] with the weights but the score head kept and multiplied as `numerics` says.
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
     pub fn load_as(
         config: &ModelConfig,
         source: &dyn WeightSource,
-        precision: Precision,
+        numerics: impl Into<Numerics>,
         device: &B::Device,
     ) -> Result<Self> {
         weights::check(source, &config.classifier_tensors())?;
-        let backbone = LanguageModel::load_backbone(config, source, precision, device)?;
+        let backbone = LanguageModel::load_backbone(config, source, numerics, device)?;
         let score = source.read("score.weight")?;
         let mut model = Self::with_zero_head(backbone, config.output_size(), device);
         model.set_score(score, device);

@@ -42,7 +42,7 @@ pub use table::Table;
 
 use block::{Layers, Pass, Rotary};
 
-use crate::ops::{self, Head, HeadLayout, ModelBackend, Precision};
+use crate::ops::{self, Head, HeadLayout, ModelBackend, Numerics};
 use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 use crate::rng::Seed;
@@ -128,10 +128,10 @@ impl<B: Backend> LanguageModel<B> {
 }
 
 impl<B: Backend> LanguageModel<B> {
-    /// Has linear layers, embedding and output head, which are to be filled after this, kept as `precision` says: frozen if
-    /// not in f32. Tables of positions stay in f32.
-    pub fn store_as(&mut self, precision: Precision) {
-        self.for_each_projection(&mut |projection| projection.store_as(precision));
+    /// Has linear layers, embedding and output head, which are to be filled after this, kept and multiplied as `numerics` says:
+    /// frozen if not kept in f32. Tables of positions stay in f32.
+    pub fn store_as(&mut self, numerics: Numerics) {
+        self.for_each_projection(&mut |projection| projection.store_as(numerics));
         let (embedding, head) = match self {
             Self::Gated(model) => (&mut model.embed_tokens, &mut model.lm_head),
             Self::Gpt2(model) => (&mut model.wte, &mut model.lm_head),
@@ -139,7 +139,7 @@ impl<B: Backend> LanguageModel<B> {
             Self::Opt(model) => (&mut model.embed_tokens, &mut model.lm_head),
         };
         for table in std::iter::once(embedding).chain(head) {
-            table.store_as(precision);
+            table.store_as(numerics);
         }
     }
 }

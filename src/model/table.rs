@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use crate::ops::{Head, ModelBackend, Precision, reduced_columns};
+use crate::ops::{Head, MatmulPrecision, ModelBackend, Numerics, reduced_columns};
 use crate::params::{ParamMeta, ParamSlot, Reduced, placeholder};
 
 /// A vector for each token: what the model reads, what it predicts with, or both.
@@ -14,6 +14,8 @@ pub struct Table<B: Backend> {
     pub weight: Param<Tensor<B, 2>>,
     #[module(skip)]
     reduced: Option<Reduced>,
+    #[module(skip)]
+    matmul: MatmulPrecision,
 }
 
 impl<B: Backend> Table<B> {
@@ -22,12 +24,14 @@ impl<B: Backend> Table<B> {
         Self {
             weight: placeholder(device),
             reduced: None,
+            matmul: MatmulPrecision::default(),
         }
     }
 
-    /// Has the table, which is to be filled after this, kept as `precision` says: frozen if not in f32.
-    pub(super) fn store_as(&mut self, precision: Precision) {
-        self.reduced = Reduced::by_column(precision);
+    /// Has the table, which is to be filled after this, kept and multiplied as `numerics` says: frozen if not kept in f32.
+    pub(super) fn store_as(&mut self, numerics: Numerics) {
+        self.reduced = Reduced::by_column(numerics);
+        self.matmul = numerics.matmul;
     }
 
     /// The parameter.
@@ -43,7 +47,7 @@ impl<B: Backend> Table<B> {
     pub(super) fn head(&self) -> Head<B> {
         match self.reduced.as_ref().and_then(Reduced::matrix) {
             Some(matrix) => Head::Reduced(matrix.clone()),
-            None => Head::Full(self.weight.val()),
+            None => Head::Full(self.weight.val(), self.matmul),
         }
     }
 }

@@ -4,20 +4,21 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{ModelBackend, ReducedMatrix, unwrap};
+use super::{MatmulPrecision, ModelBackend, ReducedMatrix, unwrap};
 
 /// `[in, out]`, as it is or in fewer bits.
 #[derive(Debug, Clone)]
 pub enum FrozenWeight<B: Backend> {
-    /// f32.
-    Full(FloatTensor<B>),
+    /// f32, and how it is multiplied.
+    Full(FloatTensor<B>, MatmulPrecision),
     /// See [`Precision`](super::Precision).
     Reduced(ReducedMatrix),
 }
 
-impl<B: Backend> From<Tensor<B, 2>> for FrozenWeight<B> {
-    fn from(weight: Tensor<B, 2>) -> Self {
-        Self::Full(unwrap(weight))
+impl<B: Backend> FrozenWeight<B> {
+    /// A weight in f32.
+    pub fn full(weight: Tensor<B, 2>, precision: MatmulPrecision) -> Self {
+        Self::Full(unwrap(weight), precision)
     }
 }
 
@@ -25,7 +26,7 @@ impl<B: ModelBackend> FrozenWeight<B> {
     /// `x . weight`.
     pub(super) fn product(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         match self {
-            Self::Full(weight) => B::full_linear(x, weight.clone()),
+            Self::Full(weight, precision) => B::full_linear(x, weight.clone(), *precision),
             Self::Reduced(weight) => B::reduced_linear(x, weight),
         }
     }
@@ -33,9 +34,8 @@ impl<B: ModelBackend> FrozenWeight<B> {
     /// `grad . weight^T`.
     pub(super) fn backward(&self, grad: FloatTensor<B>) -> FloatTensor<B> {
         match self {
-            Self::Full(weight) => {
-                let transposed = B::float_transpose(weight.clone());
-                B::float_matmul(grad, transposed)
+            Self::Full(weight, precision) => {
+                precision.matmul::<B>(grad, B::float_transpose(weight.clone()))
             }
             Self::Reduced(weight) => B::reduced_linear_backward(grad, weight),
         }

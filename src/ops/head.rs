@@ -6,13 +6,13 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::tensor::{token_logprob, unwrap, wrap};
-use super::{ModelBackend, ReducedMatrix};
+use super::{MatmulPrecision, ModelBackend, ReducedMatrix};
 
 /// An output head.
 #[derive(Debug, Clone)]
 pub enum Head<B: Backend> {
-    /// `[vocab, hidden]`; may be trained.
-    Full(Tensor<B, 2>),
+    /// `[vocab, hidden]`, and how it is multiplied; may be trained.
+    Full(Tensor<B, 2>, MatmulPrecision),
     /// `[hidden, vocab]`, frozen.
     Reduced(ReducedMatrix),
 }
@@ -21,7 +21,7 @@ impl<B: Backend> Head<B> {
     /// Entries of a state.
     pub fn width(&self) -> usize {
         match self {
-            Self::Full(head) => head.dims()[1],
+            Self::Full(head, _) => head.dims()[1],
             Self::Reduced(head) => head.inputs(),
         }
     }
@@ -30,7 +30,9 @@ impl<B: Backend> Head<B> {
 /// Logits of states `[tokens, hidden]`, `[tokens, vocab]`.
 pub fn logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tensor<B, 2> {
     wrap(match head {
-        Head::Full(head) => B::head_logits(unwrap(hidden), unwrap(head.clone())),
+        Head::Full(head, precision) => {
+            B::head_logits(unwrap(hidden), unwrap(head.clone()), *precision)
+        }
         Head::Reduced(head) => B::reduced_linear(unwrap(hidden), head),
     })
 }
@@ -44,7 +46,9 @@ pub fn head_logprob<B: ModelBackend>(
     temperature: f64,
 ) -> (Tensor<B, 1>, Tensor<B, 1>) {
     let head = match head {
-        Head::Full(head) => return token_logprob(hidden, head, targets, temperature),
+        Head::Full(head, precision) => {
+            return token_logprob(hidden, head, targets, temperature, precision);
+        }
         Head::Reduced(head) => head,
     };
     assert_eq!(

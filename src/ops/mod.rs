@@ -17,6 +17,7 @@ mod head;
 mod input;
 #[cfg(feature = "flex")]
 mod kernels;
+mod matmul;
 mod portable;
 mod reduced;
 mod tensor;
@@ -25,10 +26,11 @@ pub use adamw::AdamWStep;
 pub use frozen::FrozenWeight;
 pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;
+pub use matmul::{MatmulPrecision, Numerics};
 pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
-    attention, full_linear, gelu, layer_norm, linear_input, lora_linear, lora_linear_of,
-    reduced_columns, reduced_linear, rms_norm, rope, swiglu, token_logprob,
+    attention, bf16_matmul, full_linear, gelu, layer_norm, linear_input, lora_linear,
+    lora_linear_of, reduced_columns, reduced_linear, rms_norm, rope, swiglu, token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
@@ -242,6 +244,12 @@ pub trait ModelBackend: Backend {
         portable::decode_attention::<Self>(q, keys, values, slots, lens, layout)
     }
 
+    /// `a . b` of matrices, both rounded to bfloat16 (ties to even), products and sums in f32; gradients likewise. Either may be
+    /// a transposed view.
+    fn bf16_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        portable::bf16_matmul::<Self>(a, b)
+    }
+
     /// Log-probability of each row's target under `softmax(hidden . head^T * inv_temperature)`, in chunks of rows: no
     /// `[tokens, vocab]` matrix is kept. `hidden`: `[tokens, hidden]`, `head`: `[vocab, hidden]`.
     fn token_logprob(
@@ -250,8 +258,16 @@ pub trait ModelBackend: Backend {
         targets: &[u32],
         inv_temperature: f32,
         with_unit_gradient: bool,
+        precision: MatmulPrecision,
     ) -> LogprobOutput<Self> {
-        portable::token_logprob::<Self>(hidden, head, targets, inv_temperature, with_unit_gradient)
+        portable::token_logprob::<Self>(
+            hidden,
+            head,
+            targets,
+            inv_temperature,
+            with_unit_gradient,
+            precision,
+        )
     }
 
     /// Gradients of the log-probabilities with respect to `hidden` and `head`, probabilities recomputed by chunk.
@@ -261,8 +277,10 @@ pub trait ModelBackend: Backend {
         targets: &[u32],
         inv_temperature: f32,
         grad: FloatTensor<Self>,
+        precision: MatmulPrecision,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::token_logprob_backward::<Self>(hidden, head, targets, inv_temperature, grad)
+        let scale = inv_temperature;
+        portable::token_logprob_backward::<Self>(hidden, head, targets, scale, grad, precision)
     }
 
     /// [`ModelBackend::token_logprob`] with a frozen head in fewer bits, `[hidden, vocab]`; logits are those of
@@ -283,14 +301,22 @@ pub trait ModelBackend: Backend {
         )
     }
 
-    /// `hidden . head^T`, with burn's gradients. `hidden`: `[tokens, hidden]`, `head`: `[vocab, hidden]`.
-    fn head_logits(hidden: FloatTensor<Self>, head: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_matmul(hidden, Self::float_transpose(head))
+    /// `hidden . head^T`. `hidden`: `[tokens, hidden]`, `head`: `[vocab, hidden]`.
+    fn head_logits(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        precision: MatmulPrecision,
+    ) -> FloatTensor<Self> {
+        precision.matmul::<Self>(hidden, Self::float_transpose(head))
     }
 
-    /// `x . weight`, with burn's gradients. `x`: `[tokens, in]`, `weight`: `[in, out]`.
-    fn full_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::float_matmul(x, weight)
+    /// `x . weight`. `x`: `[tokens, in]`, `weight`: `[in, out]`.
+    fn full_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        precision: MatmulPrecision,
+    ) -> FloatTensor<Self> {
+        precision.matmul::<Self>(x, weight)
     }
 
     /// `x . weight` with a weight in fewer bits; with 8 bits `x` is rounded likewise. `x`: `[tokens, in]`.
@@ -299,7 +325,7 @@ pub trait ModelBackend: Backend {
     }
 
     /// Gradient of [`ModelBackend::reduced_linear`] with respect to `x`, its rounding taken for the identity:
-    /// `grad . weight^T` in f32.
+    /// `grad . weight^T`.
     fn reduced_linear_backward(
         grad: FloatTensor<Self>,
         weight: &ReducedMatrix,

@@ -7,7 +7,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use super::{
-    FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart, ModelBackend, ReducedMatrix,
+    FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart, MatmulPrecision, ModelBackend,
+    ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -83,6 +84,7 @@ pub fn token_logprob<B: ModelBackend>(
     head: Tensor<B, 2>,
     targets: &Arc<Vec<u32>>,
     temperature: f64,
+    precision: MatmulPrecision,
 ) -> (Tensor<B, 1>, Tensor<B, 1>) {
     assert_eq!(
         hidden.dims()[0],
@@ -95,11 +97,12 @@ pub fn token_logprob<B: ModelBackend>(
         targets,
         (1.0 / temperature) as f32,
         false,
+        precision,
     );
     (wrap(out.logprobs), wrap(out.entropy))
 }
 
-/// See [`ModelBackend::lora_linear`].
+/// See [`ModelBackend::lora_linear`]; in f32.
 pub fn lora_linear<B: ModelBackend>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 2>,
@@ -107,12 +110,22 @@ pub fn lora_linear<B: ModelBackend>(
     b: Tensor<B, 1>,
     parts: &[LowRankPart],
 ) -> Tensor<B, 2> {
-    lora_linear_of(x, LinearInput::Plain, &weight.into(), a, b, parts)
+    let weight = FrozenWeight::full(weight, MatmulPrecision::F32);
+    lora_linear_of(x, LinearInput::Plain, &weight, a, b, parts)
 }
 
 /// See [`ModelBackend::full_linear`].
-pub fn full_linear<B: ModelBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
-    wrap(B::full_linear(unwrap(x), unwrap(weight)))
+pub fn full_linear<B: ModelBackend>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    precision: MatmulPrecision,
+) -> Tensor<B, 2> {
+    wrap(B::full_linear(unwrap(x), unwrap(weight), precision))
+}
+
+/// See [`ModelBackend::bf16_matmul`].
+pub fn bf16_matmul<B: ModelBackend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::bf16_matmul(unwrap(a), unwrap(b)))
 }
 
 /// See [`ModelBackend::reduced_linear`].

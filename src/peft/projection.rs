@@ -8,7 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::{Lora, LoraConfig, LoraMatrix, lora_key};
 use crate::ops::{
-    self, FrozenWeight, LinearInput, LowRankPart, ModelBackend, Precision, ReducedMatrix,
+    self, FrozenWeight, LinearInput, LowRankPart, MatmulPrecision, ModelBackend, Numerics,
+    ReducedMatrix,
 };
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, placeholder};
 use crate::rng::Seed;
@@ -24,6 +25,8 @@ pub struct Projection<B: Backend> {
     pub adapters: Vec<Option<Lora<B>>>,
     #[module(skip)]
     reduced: Option<Reduced>,
+    #[module(skip)]
+    matmul: MatmulPrecision,
     #[module(skip)]
     layers: Vec<LayerSpec>,
     #[module(skip)]
@@ -61,14 +64,16 @@ impl<B: Backend> Projection<B> {
                 })
                 .collect(),
             reduced: None,
+            matmul: MatmulPrecision::default(),
             transposed,
             order: None,
         }
     }
 
-    /// Has the weight, which is to be filled after this, kept as `precision` says: frozen if not in f32.
-    pub fn store_as(&mut self, precision: Precision) {
-        self.reduced = Reduced::by_row(precision);
+    /// Has the weight, which is to be filled after this, kept and multiplied as `numerics` says: frozen if not kept in f32.
+    pub fn store_as(&mut self, numerics: Numerics) {
+        self.reduced = Reduced::by_row(numerics);
+        self.matmul = numerics.matmul;
     }
 
     /// The same with its output columns in another order than the file's: column `j` is the file's column `order[j]`, in
@@ -222,7 +227,7 @@ impl<B: ModelBackend> Projection<B> {
                 let LowRank { a, b, parts } = self.low_rank();
                 let weight = match self.matrix() {
                     Some(matrix) => FrozenWeight::Reduced(matrix.clone()),
-                    None => self.weight.val().into(),
+                    None => FrozenWeight::full(self.weight.val(), self.matmul),
                 };
                 ops::lora_linear_of(source, input, &weight, a, b, &parts)
             }
@@ -234,7 +239,7 @@ impl<B: ModelBackend> Projection<B> {
     fn base(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self.matrix() {
             Some(matrix) => ops::reduced_linear(x, matrix),
-            None => ops::full_linear(x, self.weight.val()),
+            None => ops::full_linear(x, self.weight.val(), self.matmul),
         }
     }
 

@@ -125,7 +125,7 @@ pub fn run<B: ModelBackend>(
     session.recipe = recipe.name.clone();
     session.seed = Seed::new(recipe.seed);
     session.model = recipe.model.clone();
-    session.base_precision = recipe.base_precision;
+    session.numerics = recipe.numerics();
     session.resume = options.resume;
     session.resume_command = options.resume_command.clone();
     session.interrupt = options.interrupt.clone();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ops::Precision;
+use crate::ops::{MatmulPrecision, Numerics, Precision};
 use crate::train::config::{
     CompareConfig, DpoConfig, Peft, PpoConfig, PretrainConfig, RankConfig, RewardModelConfig,
     SftConfig,
@@ -23,6 +23,9 @@ pub struct Recipe {
     /// that stages train adapters only.
     #[serde(default)]
     pub base_precision: Precision,
+    /// How products with weights are computed, those of the base and those that stages train.
+    #[serde(default)]
+    pub matmul_precision: MatmulPrecision,
     /// Root of all randomness.
     #[serde(default = "one")]
     pub seed: u64,
@@ -51,6 +54,16 @@ pub enum Stage {
     Ppo(Box<PpoConfig>),
     /// Stages side by side.
     Compare(CompareConfig),
+}
+
+impl Recipe {
+    /// How weights are kept and multiplied.
+    pub fn numerics(&self) -> Numerics {
+        Numerics {
+            storage: self.base_precision,
+            matmul: self.matmul_precision,
+        }
+    }
 }
 
 impl Stage {

@@ -135,9 +135,9 @@ impl<B: ModelBackend> Session<'_, B> {
         let model = match self.bases.get(&files.weights) {
             Some(model) => model.clone(),
             None => {
-                let precision = self.base_precision;
+                let numerics = self.numerics;
                 let model =
-                    LanguageModel::load_as(&config, source.as_ref(), precision, &self.device)?;
+                    LanguageModel::load_as(&config, source.as_ref(), numerics, &self.device)?;
                 self.bases.insert(files.weights.clone(), model.clone());
                 model
             }
@@ -208,8 +208,8 @@ impl<B: ModelBackend> Session<'_, B> {
         };
         let config = ModelConfig::load(&folder)?;
         let source = weights::open(&folder)?;
-        let precision = self.base_precision;
-        let mut model = ScalarModel::load_as(&config, source.as_ref(), precision, &self.device)?;
+        let numerics = self.numerics;
+        let mut model = ScalarModel::load_as(&config, source.as_ref(), numerics, &self.device)?;
         model.offset = read_score_offset(&folder.join("config.json"))?;
         Ok(RewardModel {
             model,

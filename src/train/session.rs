@@ -7,7 +7,7 @@ use crate::checkpoint::RunDir;
 use crate::data::{DataConfig, DataContext, DataSource, Row, read_rows};
 use crate::error::Result;
 use crate::model::LanguageModel;
-use crate::ops::{ModelBackend, Precision};
+use crate::ops::{ModelBackend, Numerics};
 use crate::report::{Interrupt, Reporter};
 use crate::rng::Seed;
 
@@ -32,8 +32,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub seed: Seed,
     /// The recipe's `model`.
     pub model: Option<String>,
-    /// The recipe's `base_precision`.
-    pub base_precision: Precision,
+    /// The recipe's `base_precision` and `matmul_precision`.
+    pub numerics: Numerics,
     /// Whether unfinished stages continue from their last checkpoint.
     pub resume: bool,
     /// The command that continues this run.
@@ -55,7 +55,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             recipe: String::new(),
             seed: Seed::new(1),
             model: None,
-            base_precision: Precision::F32,
+            numerics: Numerics::default(),
             resume: false,
             resume_command: String::new(),
             interrupt: Interrupt::default(),

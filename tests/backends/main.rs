@@ -14,6 +14,8 @@ mod families;
 mod gguf;
 #[path = "../support/losses.rs"]
 mod losses;
+#[path = "../support/mixed.rs"]
+mod mixed;
 #[path = "../support/model_files.rs"]
 mod model_files;
 #[path = "../support/ops.rs"]
@@ -56,11 +58,12 @@ on_backends!(
     operations: rms_norm, layer_norm, gelu, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear,
         lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
     losses: gradients;
-    families: forward, gradients, recomputed, scores, generation, cached, lora;
+    families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     peft: adapters, classifiers, written, misfits;
     shared_prefix: states, gradients, scores, responses;
     reduced: products, bf16_models, int8_models;
+    mixed: mixed_products, mixed_logprobs;
     trajectories: sft, reward, dpo;
     ppo: rollout_and_update;
     pipeline: every_stage;

@@ -107,10 +107,10 @@ def fingerprint(tensor):
     }
 
 
-def gradient(parameter, total):
+def gradient(parameter, bound):
     """A key's bias moves all scores of a query alike: without rotation its gradient is zero but for rounding."""
-    if parameter.grad.norm() < 1e-6 * total:
-        return {"shape": list(parameter.shape), "below": number(1e-6 * total)}
+    if parameter.grad.norm() < bound:
+        return {"shape": list(parameter.shape), "below": number(bound)}
     return fingerprint(parameter.grad)
 
 
@@ -127,8 +127,9 @@ def file_name(model, name):
     return "embed_out.weight" if name == "lm_head.weight" and model.config.model_type == "gpt_neox" else name
 
 
-def reference(model, rows):
-    """Forward and backward over all rows; the loss is the mean over all predicted tokens."""
+def reference(model, rows, zero=1e-6):
+    """Forward and backward over all rows; the loss is the mean over all predicted tokens. `zero`: below this share of the whole
+    gradient a parameter's is rounding."""
     model.eval()
     model.zero_grad()
     results = [logprobs(model, row) for row in rows]
@@ -143,7 +144,7 @@ def reference(model, rows):
         ],
         "token_logprobs": [numbers(chosen) for chosen, _ in results],
         "mean_loss": number(loss),
-        "gradients": {file_name(model, name): gradient(parameter, total) for name, parameter in trained.items()},
+        "gradients": {file_name(model, name): gradient(parameter, zero * total) for name, parameter in trained.items()},
     }
 
 

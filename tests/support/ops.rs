@@ -10,7 +10,8 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 use crate::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{
-    self, AdamWStep, CacheWrite, Gelu, HeadLayout, LinearInput, LowRankPart, ModelBackend,
+    self, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart,
+    MatmulPrecision, ModelBackend,
 };
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
@@ -637,6 +638,7 @@ impl Case for TokenLogprob {
             x[1].clone(),
             &self.targets(),
             self.temperature,
+            MatmulPrecision::F32,
         );
         logprobs.reshape([self.tokens, 1])
     }
@@ -671,6 +673,7 @@ impl Case for Entropy {
             x[1].clone(),
             &self.0.targets(),
             self.0.temperature,
+            MatmulPrecision::F32,
         );
         entropy.reshape([self.0.tokens, 1])
     }
@@ -815,7 +818,7 @@ impl Case for LoraLinearOf {
         ops::lora_linear_of(
             x[0].clone(),
             input,
-            &x[1].clone().into(),
+            &FrozenWeight::full(x[1].clone(), MatmulPrecision::F32),
             x[2].clone(),
             x[3].clone().reshape([entries]),
             &self.linear().parts,
@@ -1018,7 +1021,13 @@ pub(crate) fn extreme_logits<B: ModelBackend>(device: B::Device) {
     let targets = Arc::new(vec![0, 1, 1]);
     // Row 0: z = 1 + e^-1 (+ e^-160 + e^-80), ln z = 0.3132617; entropy = ln z + e^-1 / z = 0.3132617 + 0.2689414.
     // Row 1: z = 1 + e^-80 + .. = 1. Row 2: -160 - ln z.
-    let (logprobs, entropy) = ops::token_logprob(hidden.clone(), head.clone(), &targets, 1.0);
+    let (logprobs, entropy) = ops::token_logprob(
+        hidden.clone(),
+        head.clone(),
+        &targets,
+        1.0,
+        MatmulPrecision::F32,
+    );
     for (got, expected) in host(logprobs).iter().zip([-0.313_261_7, 0.0, -160.313_26]) {
         assert!(
             (got - expected).abs() <= 2e-5,
@@ -1041,7 +1050,8 @@ pub(crate) fn extreme_logits<B: ModelBackend>(device: B::Device) {
         } else {
             head
         };
-        let (logprobs, _) = ops::token_logprob(hidden.clone(), head, &targets, 1.0);
+        let (logprobs, _) =
+            ops::token_logprob(hidden.clone(), head, &targets, 1.0, MatmulPrecision::F32);
         let got = host(hidden.grad(&logprobs.sum().backward()).unwrap());
         for (got, expected) in
             got.iter()

@@ -180,6 +180,9 @@ pub(super) fn cases<B: ModelBackend>(shapes: &Shapes, device: &B::Device) -> Res
     for &(shape, precision) in &shapes.reduced {
         cases.extend(ops::reduced_linear::<B>(shape, precision, device));
     }
+    for &shape in &shapes.bf16 {
+        cases.extend(ops::bf16_products::<B>(shape, device));
+    }
     for &hidden in &shapes.scores {
         cases.push(ops::scalar_head::<B>(37, hidden, device));
     }

@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 use super::Case;
 use crate::host::{indices, read};
 use crate::ops::{
-    self, AdamWStep, CacheWrite, Gelu, HeadLayout, LowRankPart, ModelBackend, Precision,
-    ReducedMatrix, unwrap, wrap,
+    self, AdamWStep, CacheWrite, Gelu, HeadLayout, LowRankPart, MatmulPrecision, ModelBackend,
+    Precision, ReducedMatrix, unwrap, wrap,
 };
 use crate::rng::Seed;
 use crate::tokens::Segments;
@@ -181,7 +181,13 @@ pub(super) fn token_logprob<B: ModelBackend>(
             .map(|i| Seed::new(3).below(i as u64, vocab) as u32)
             .collect(),
     );
-    let (logprobs, entropy) = ops::token_logprob(states.clone(), head.clone(), &targets, 0.7);
+    let (logprobs, entropy) = ops::token_logprob(
+        states.clone(),
+        head.clone(),
+        &targets,
+        0.7,
+        MatmulPrecision::F32,
+    );
     let mut case = case!(
         format!("token_logprob {tokens} x {hidden}, vocabulary {vocab}"),
         logprobs,
@@ -246,6 +252,32 @@ pub(super) fn reduced_linear<B: ModelBackend>(
     let rows = ops::reduced_columns::<B>(&weight, ids);
     case.results.push(("rows of the table".into(), read(rows)));
     Some(case)
+}
+
+/// Products in bfloat16, with a weight in f32 that is trained, and with one that is kept in bfloat16.
+pub(super) fn bf16_products<B: ModelBackend>(
+    [tokens, inputs, outputs]: [usize; 3],
+    device: &B::Device,
+) -> Vec<Case> {
+    let x = leaf::<B, 2>("x", [tokens, inputs], 1.0, device);
+    let weight = leaf::<B, 2>("weight", [inputs, outputs], 0.2, device);
+    let kept = numbers("weight", inputs * outputs, 0.2);
+    let kept = ReducedMatrix::new(&kept, inputs, outputs, Precision::Bf16);
+    let shape = format!("{tokens} x {inputs} to {outputs}, in bf16");
+    let mut cases = vec![case!(
+        format!("product {shape}"),
+        ops::full_linear(x.clone(), weight.clone(), MatmulPrecision::Bf16),
+        x,
+        weight
+    )];
+    if let Some(kept) = kept.map(|kept| kept.with_matmul(MatmulPrecision::Bf16)) {
+        cases.push(case!(
+            format!("product of a bf16 weight {shape}"),
+            ops::reduced_linear(x.clone(), &kept),
+            x
+        ));
+    }
+    cases
 }
 
 /// Three rows of a cache, one query each.

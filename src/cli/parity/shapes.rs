@@ -22,6 +22,8 @@ pub(in crate::cli) struct Shapes {
     pub(super) linears: Vec<(usize, usize, Vec<usize>, usize)>,
     /// Tokens, input and output width of products with weights in fewer bits.
     pub(super) reduced: Vec<([usize; 3], Precision)>,
+    /// The same of products in bfloat16.
+    pub(super) bf16: Vec<[usize; 3]>,
     /// Widths of scalar heads.
     pub(super) scores: Vec<usize>,
     /// Whole small models: whether the head is the embedding, and the adapters' rank.
@@ -66,6 +68,7 @@ impl Default for Shapes {
                 .into_iter()
                 .flat_map(|precision| [([3, 70, 33], precision), ([40, 130, 65], precision)])
                 .collect(),
+            bf16: vec![[3, 70, 33], [40, 130, 66]],
             scores: vec![48],
             models: vec![
                 (true, None),
@@ -88,6 +91,7 @@ impl Shapes {
             heads: Vec::new(),
             linears: Vec::new(),
             reduced: Vec::new(),
+            bf16: Vec::new(),
             scores: Vec::new(),
             models: Vec::new(),
         };
@@ -127,9 +131,10 @@ impl Shapes {
                     .into_iter()
                     .for_each(|linear| insert(&mut shapes.linears, linear));
             }
-            if size.precision != Precision::F32 {
-                let products = [[5, hidden, 2 * intermediate], [37, intermediate, hidden]];
-                for product in products {
+            let products = [[5, hidden, 2 * intermediate], [37, intermediate, hidden]];
+            for product in products {
+                insert(&mut shapes.bf16, product);
+                if size.precision != Precision::F32 {
                     insert(&mut shapes.reduced, (product, size.precision));
                 }
             }

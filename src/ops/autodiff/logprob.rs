@@ -9,7 +9,7 @@ use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
 
 use super::constant;
-use crate::ops::{LogprobOutput, ModelBackend, ReducedMatrix};
+use crate::ops::{LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix};
 
 /// `ModelBackend::token_logprob`.
 pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
@@ -17,6 +17,7 @@ pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
     head: FloatTensor<Autodiff<B, C>>,
     targets: &[u32],
     inv_temperature: f32,
+    precision: MatmulPrecision,
 ) -> LogprobOutput<Autodiff<B, C>> {
     #[derive(Debug, Clone)]
     struct State<B: ModelBackend> {
@@ -24,6 +25,7 @@ pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
         head: FloatTensor<B>,
         targets: Vec<u32>,
         inv_temperature: f32,
+        precision: MatmulPrecision,
         /// Saved when the head is frozen: the backward pass is then one product by row.
         unit_gradient: Option<FloatTensor<B>>,
     }
@@ -48,6 +50,7 @@ pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
                         &s.targets,
                         s.inv_temperature,
                         grad,
+                        s.precision,
                     );
                     (dhidden, Some(dhead))
                 }
@@ -71,12 +74,14 @@ pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
                 targets,
                 inv_temperature,
                 head_is_frozen,
+                precision,
             );
             let state = State {
                 hidden,
                 head,
                 targets: targets.to_vec(),
                 inv_temperature,
+                precision,
                 unit_gradient: out.unit_gradient,
             };
             LogprobOutput {
@@ -86,7 +91,7 @@ pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
             }
         }
         OpsKind::UnTracked(prep) => {
-            let out = B::token_logprob(hidden, head, targets, inv_temperature, false);
+            let out = B::token_logprob(hidden, head, targets, inv_temperature, false, precision);
             LogprobOutput {
                 logprobs: prep.finish(out.logprobs),
                 entropy: constant::<B, C>(out.entropy),

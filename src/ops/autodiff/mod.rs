@@ -11,8 +11,8 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{
-    FrozenWeight, Gelu, HeadLayout, LinearInput, LogprobOutput, LowRankPart, ModelBackend,
-    ReducedMatrix,
+    FrozenWeight, Gelu, HeadLayout, LinearInput, LogprobOutput, LowRankPart, MatmulPrecision,
+    ModelBackend, ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -264,8 +264,9 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         targets: &[u32],
         inv_temperature: f32,
         _with_unit_gradient: bool,
+        precision: MatmulPrecision,
     ) -> LogprobOutput<Self> {
-        logprob::token_logprob(hidden, head, targets, inv_temperature)
+        logprob::token_logprob(hidden, head, targets, inv_temperature, precision)
     }
 
     fn reduced_token_logprob(
@@ -276,6 +277,42 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         _with_unit_gradient: bool,
     ) -> LogprobOutput<Self> {
         logprob::reduced_token_logprob(hidden, head, targets, inv_temperature)
+    }
+
+    fn bf16_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Bf16Matmul;
+        impl<B: ModelBackend> Backward<B, 2> for Bf16Matmul {
+            /// The sides that the other's gradient needs.
+            type State = [Option<FloatTensor<B>>; 2];
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                let ([a_node, b_node], [a, b]) = (ops.parents, ops.state);
+                if let (Some(node), Some(b)) = (a_node, b) {
+                    let da = B::bf16_matmul(grad.clone(), B::float_transpose(b));
+                    grads.register::<B>(node.id, da);
+                }
+                if let (Some(node), Some(a)) = (b_node, a) {
+                    let db = B::bf16_matmul(B::float_transpose(a), grad);
+                    grads.register::<B>(node.id, db);
+                }
+            }
+        }
+        let tracked = [&a, &b].map(|side| !side.node.requirement.is_none());
+        let nodes = [a.node, b.node];
+        let (a, b) = (a.primitive, b.primitive);
+        match Bf16Matmul.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = B::bf16_matmul(a.clone(), b.clone());
+                prep.finish([tracked[1].then_some(a), tracked[0].then_some(b)], y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::bf16_matmul(a, b)),
+        }
     }
 
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
@@ -370,7 +407,9 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         };
         // The weight is state, not a parent: it is frozen, so no gradient of its size is ever formed.
         let weight = match weight {
-            FrozenWeight::Full(weight) => FrozenWeight::<B>::Full(weight.primitive.clone()),
+            FrozenWeight::Full(weight, precision) => {
+                FrozenWeight::<B>::Full(weight.primitive.clone(), *precision)
+            }
             FrozenWeight::Reduced(weight) => FrozenWeight::Reduced(weight.clone()),
         };
         match LoraLinear

@@ -5,8 +5,10 @@ use burn::tensor::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{contiguous, dims2, matmul, slice, tensor};
-use crate::ops::{LogprobOutput, ModelBackend, ReducedMatrix, kernels, logit_chunk_rows};
+use super::{contiguous, dims2, slice, tensor};
+use crate::ops::{
+    LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix, kernels, logit_chunk_rows,
+};
 
 /// `ModelBackend::token_logprob`.
 pub(super) fn token_logprob(
@@ -15,14 +17,15 @@ pub(super) fn token_logprob(
     targets: &[u32],
     inv_temperature: f32,
     with_unit_gradient: bool,
+    precision: MatmulPrecision,
 ) -> LogprobOutput<Flex> {
     let head = contiguous(head);
     let [vocab, width] = dims2(&head);
-    let of_states = |h| matmul(h, head.transpose(0, 1));
+    let of_states = |h| precision.matmul::<Flex>(h, head.transpose(0, 1));
     let of_gradients = with_unit_gradient.then_some(|p, targets: &[u32]| {
         let row = |&target: &u32| &slice(&head)[target as usize * width..][..width];
         let chosen: Vec<f32> = targets.iter().flat_map(row).copied().collect();
-        (chosen, matmul(p, head.clone()))
+        (chosen, precision.matmul::<Flex>(p, head.clone()))
     });
     chunked(
         hidden,
@@ -110,7 +113,9 @@ pub(super) fn token_logprob_backward(
     targets: &[u32],
     inv_temperature: f32,
     grad: FlexTensor,
+    precision: MatmulPrecision,
 ) -> (FlexTensor, FlexTensor) {
+    let matmul = |a, b| precision.matmul::<Flex>(a, b);
     let (hidden, head, grad) = (contiguous(hidden), contiguous(head), contiguous(grad));
     let [tokens, width] = dims2(&hidden);
     let vocab = dims2(&head)[0];

@@ -8,11 +8,11 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 
-use super::kernels::{self, LowRank, Matrix, Right};
+use super::kernels::{self, Factor, LowRank, Matrix, Right};
 use super::reduced::Panels;
 use super::{
     AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LayerNormGradients, LogprobOutput,
-    LowRankPart, ModelBackend, Precision, ReducedMatrix,
+    LowRankPart, MatmulPrecision, ModelBackend, Precision, ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -52,10 +52,10 @@ fn matmul(a: FlexTensor, b: FlexTensor) -> FlexTensor {
 /// `x . weight`, or `x . weight^T`, plus a low-rank product.
 fn product(
     x: FlexTensor,
-    weight: Matrix<'_>,
+    weight: (Matrix<'_>, MatmulPrecision),
     [inputs, outputs]: [usize; 2],
     right: Right,
-    low: Option<LowRank<'_>>,
+    low_rank: Option<LowRank<'_>>,
 ) -> FlexTensor {
     let x = contiguous(x);
     let [rows, depth] = dims2(&x);
@@ -64,7 +64,15 @@ fn product(
         Right::Transposed => inputs,
     };
     let mut y = vec![0f32; rows * columns];
-    kernels::gemm(&mut y, slice(&x), weight, depth, columns, right, low);
+    let factor = Factor {
+        matrix: weight.0,
+        right,
+        depth,
+        columns,
+        precision: weight.1,
+        low_rank,
+    };
+    kernels::gemm(&mut y, slice(&x), &factor);
     tensor(y, [rows, columns])
 }
 
@@ -76,14 +84,15 @@ fn with_low_rank(
     low: LowRank<'_>,
 ) -> FlexTensor {
     match weight {
-        FrozenWeight::Full(weight) => {
+        FrozenWeight::Full(weight, precision) => {
             let weight = contiguous(weight.clone());
-            let shape = dims2(&weight);
-            product(x, Matrix::Full(slice(&weight)), shape, right, Some(low))
+            let matrix = (Matrix::Full(slice(&weight)), *precision);
+            product(x, matrix, dims2(&weight), right, Some(low))
         }
         FrozenWeight::Reduced(weight) => {
             let shape = [weight.inputs(), weight.outputs()];
-            product(x, Matrix::Reduced(weight), shape, right, Some(low))
+            let matrix = (Matrix::Reduced(weight), weight.matmul());
+            product(x, matrix, shape, right, Some(low))
         }
     }
 }
@@ -272,8 +281,16 @@ impl ModelBackend for Flex {
         targets: &[u32],
         inv_temperature: f32,
         with_unit_gradient: bool,
+        precision: MatmulPrecision,
     ) -> LogprobOutput<Self> {
-        logprob::token_logprob(hidden, head, targets, inv_temperature, with_unit_gradient)
+        logprob::token_logprob(
+            hidden,
+            head,
+            targets,
+            inv_temperature,
+            with_unit_gradient,
+            precision,
+        )
     }
 
     fn reduced_token_logprob(
@@ -292,11 +309,33 @@ impl ModelBackend for Flex {
         targets: &[u32],
         inv_temperature: f32,
         grad: FloatTensor<Self>,
+        precision: MatmulPrecision,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        logprob::token_logprob_backward(hidden, head, targets, inv_temperature, grad)
+        logprob::token_logprob_backward(hidden, head, targets, inv_temperature, grad, precision)
     }
 
-    fn head_logits(hidden: FloatTensor<Self>, head: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn bf16_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        let ([rows, depth], [_, columns]) = (dims2(&a), dims2(&b));
+        if rows * depth * columns == 0 {
+            return tensor(vec![0.0; rows * columns], [rows, columns]);
+        }
+        let transposed = b.transpose(0, 1);
+        let (b, shape, right) = match (b.as_slice::<f32>(), transposed.as_slice::<f32>()) {
+            (None, Some(_)) => (transposed, [columns, depth], Right::Transposed),
+            _ => (contiguous(b), [depth, columns], Right::Plain),
+        };
+        let b = (Matrix::Full(slice(&b)), MatmulPrecision::Bf16);
+        product(a, b, shape, right, None)
+    }
+
+    fn head_logits(
+        hidden: FloatTensor<Self>,
+        head: FloatTensor<Self>,
+        precision: MatmulPrecision,
+    ) -> FloatTensor<Self> {
+        if precision == MatmulPrecision::Bf16 {
+            return Self::bf16_matmul(hidden, head.transpose(0, 1));
+        }
         let ([rows, depth], [vocab, _]) = (dims2(&hidden), dims2(&head));
         if rows > FEW_ROWS || rows * vocab == 0 || head.as_slice::<f32>().is_none() {
             return matmul(hidden, head.transpose(0, 1));
@@ -307,19 +346,24 @@ impl ModelBackend for Flex {
         tensor(logits, [rows, vocab])
     }
 
-    fn full_linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let rows = dims2(&x)[0];
-        if rows > FEW_ROWS || weight.as_slice::<f32>().is_none() {
-            return matmul(x, weight);
+    fn full_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        precision: MatmulPrecision,
+    ) -> FloatTensor<Self> {
+        let few = dims2(&x)[0] <= FEW_ROWS && weight.as_slice::<f32>().is_some();
+        if precision == MatmulPrecision::Bf16 || !few {
+            return precision.matmul::<Self>(x, weight);
         }
-        let shape = dims2(&weight);
-        product(x, Matrix::Full(slice(&weight)), shape, Right::Plain, None)
+        let matrix = (Matrix::Full(slice(&weight)), precision);
+        product(x, matrix, dims2(&weight), Right::Plain, None)
     }
 
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
         let shape = [weight.inputs(), weight.outputs()];
         let Panels::Int8(panels) = weight.panels() else {
-            return product(x, Matrix::Reduced(weight), shape, Right::Plain, None);
+            let matrix = (Matrix::Reduced(weight), weight.matmul());
+            return product(x, matrix, shape, Right::Plain, None);
         };
         let x = contiguous(x);
         let mut y = vec![0f32; dims2(&x)[0] * shape[1]];
@@ -332,7 +376,7 @@ impl ModelBackend for Flex {
         weight: &ReducedMatrix,
     ) -> FloatTensor<Self> {
         let shape = [weight.inputs(), weight.outputs()];
-        let weight = Matrix::Reduced(weight);
+        let weight = (Matrix::Reduced(weight), weight.matmul());
         product(grad, weight, shape, Right::Transposed, None)
     }
 

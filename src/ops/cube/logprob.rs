@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 use super::reduce::{cube_max, cube_sum};
 use super::{by_row, dims2, empty, entrywise, tables, writable};
 use crate::ops::tensor::{unwrap, wrap};
-use crate::ops::{FrozenWeight, LogprobOutput, ModelBackend, logit_chunk_rows};
+use crate::ops::{FrozenWeight, LogprobOutput, MatmulPrecision, ModelBackend, logit_chunk_rows};
 
 /// A cube for each row: log-probability of its target, entropy, and, of `logits * inv_temperature`, the largest and the inverse of
 /// the sum of `exp(x - largest)`: their joint logarithm would lose digits of every probability where logits are large.
@@ -196,8 +196,11 @@ where
 }
 
 /// A head `[vocab, hidden]` as the weight of a linear layer.
-pub(super) fn transposed<B: ModelBackend>(head: FloatTensor<B>) -> FrozenWeight<B> {
-    FrozenWeight::Full(B::float_transpose(head))
+pub(super) fn transposed<B: ModelBackend>(
+    head: FloatTensor<B>,
+    precision: MatmulPrecision,
+) -> FrozenWeight<B> {
+    FrozenWeight::Full(B::float_transpose(head), precision)
 }
 
 pub(super) fn forward<R, B>(
@@ -214,7 +217,7 @@ where
     let hidden = into_contiguous(hidden);
     let [tokens, _] = dims2(&hidden);
     let vocab = match head {
-        FrozenWeight::Full(head) => dims2(head)[1],
+        FrozenWeight::Full(head, _) => dims2(head)[1],
         FrozenWeight::Reduced(head) => head.outputs(),
     };
     let (logprobs, entropy) = (empty(&hidden, [tokens]), empty(&hidden, [tokens]));
@@ -248,6 +251,7 @@ pub(super) fn backward<B, R>(
     targets: &[u32],
     inv_temperature: f32,
     grad: CubeTensor<R>,
+    precision: MatmulPrecision,
 ) -> (CubeTensor<R>, CubeTensor<R>)
 where
     R: CubeRuntime,
@@ -269,11 +273,11 @@ where
                 inv_temperature,
             };
             let states = rows_of::<B>(&hidden, first, rows);
-            let logits = into_contiguous(B::head_logits(states.clone(), head.clone()));
+            let logits = into_contiguous(B::head_logits(states.clone(), head.clone(), precision));
             let softmax = chunk.statistics(&logits, &logprobs, &entropy);
             let dlogits = chunk.gradient(logits, softmax, Some(&grad));
-            gradients.push(B::float_matmul(dlogits.clone(), head.clone()));
-            let part = B::float_matmul(B::float_transpose(dlogits), states);
+            gradients.push(precision.matmul::<B>(dlogits.clone(), head.clone()));
+            let part = precision.matmul::<B>(B::float_transpose(dlogits), states);
             dhead = Some(match dhead {
                 Some(sum) => B::float_add(sum, part),
                 None => part,

@@ -7,6 +7,7 @@
 mod adamw;
 mod attention;
 mod attention_backward;
+mod bf16;
 mod cache;
 mod gates;
 mod logprob;
@@ -28,7 +29,7 @@ use cubecl::prelude::{CubeCount, CubeDim};
 
 use super::{
     AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LayerNormGradients, LogprobOutput,
-    LowRankPart, ModelBackend, ReducedMatrix,
+    LowRankPart, MatmulPrecision, ModelBackend, ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -186,14 +187,19 @@ where
         cache::attention(q, keys, values, slots, lens, layout)
     }
 
+    fn bf16_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        bf16::matmul::<R, Self>(a, b)
+    }
+
     fn token_logprob(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
         targets: &[u32],
         inv_temperature: f32,
         with_unit_gradient: bool,
+        precision: MatmulPrecision,
     ) -> LogprobOutput<Self> {
-        let head = logprob::transposed::<Self>(head);
+        let head = logprob::transposed::<Self>(head, precision);
         logprob::forward(hidden, &head, targets, inv_temperature, with_unit_gradient)
     }
 
@@ -203,8 +209,9 @@ where
         targets: &[u32],
         inv_temperature: f32,
         grad: FloatTensor<Self>,
+        precision: MatmulPrecision,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        logprob::backward::<Self, R>(hidden, head, targets, inv_temperature, grad)
+        logprob::backward::<Self, R>(hidden, head, targets, inv_temperature, grad, precision)
     }
 
     fn reduced_token_logprob(

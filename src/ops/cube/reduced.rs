@@ -7,9 +7,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{dims2, empty, entrywise};
+use super::{bf16, dims2, empty, entrywise};
 use crate::ops::reduced::{GROUP, LARGEST, Panels};
-use crate::ops::{ModelBackend, Precision, ReducedMatrix};
+use crate::ops::{MatmulPrecision, ModelBackend, Precision, ReducedMatrix};
 
 /// A matrix `[inputs, outputs]` in device memory.
 struct Packed<R: CubeRuntime> {
@@ -78,6 +78,17 @@ impl<R: CubeRuntime> Packed<R> {
             }
         };
         Self { words, scales }
+    }
+
+    /// The words as a bfloat16 matrix, if rows end where words do.
+    fn as_bf16(&self, weight: &ReducedMatrix) -> Option<CubeTensor<R>> {
+        let shape = [weight.inputs(), weight.outputs()];
+        let words = &self.words;
+        (weight.precision() == Precision::Bf16 && shape[1].is_multiple_of(2)).then(|| {
+            let (client, device) = (words.client.clone(), words.device.clone());
+            let handle = words.handle.clone();
+            CubeTensor::new_contiguous(client, device, shape.into(), handle, DType::BF16)
+        })
     }
 }
 
@@ -306,13 +317,15 @@ where
     R: CubeRuntime,
     B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    let x = into_contiguous(x);
-    let x = match weight.precision() {
-        Precision::Int8 => rounded(x),
-        _ => x,
-    };
     let [rows, inputs] = dims2(&x);
-    if rows > FEW_ROWS || rows * inputs * weight.outputs() == 0 {
+    let many = rows > FEW_ROWS || rows * inputs * weight.outputs() == 0;
+    let x = match (weight.precision(), weight.matmul()) {
+        (Precision::Int8, _) => rounded(into_contiguous(x)),
+        (_, MatmulPrecision::F32) => into_contiguous(x),
+        (_, MatmulPrecision::Bf16) if many => return bf16_product::<R, B>(x, weight, false),
+        (_, MatmulPrecision::Bf16) => bf16::rounded(x),
+    };
+    if many {
         let weight = unpacked(weight, &x);
         return B::float_matmul(x, weight);
     }
@@ -412,6 +425,32 @@ where
     R: CubeRuntime,
     B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
 {
+    if weight.matmul() == MatmulPrecision::Bf16 {
+        return bf16_product::<R, B>(grad, weight, true);
+    }
     let weight = unpacked(weight, &grad);
     B::float_matmul(grad, B::float_transpose(weight))
+}
+
+/// `x . weight` or `x . weight^T`, both rounded to bfloat16; packed words are read as they lie.
+fn bf16_product<R, B>(x: CubeTensor<R>, weight: &ReducedMatrix, transposed: bool) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let turned = |weight| match transposed {
+        true => B::float_transpose(weight),
+        false => weight,
+    };
+    let words = match bf16::is_native::<R, B>(&x) {
+        true => Packed::of(weight, &x).as_bf16(weight),
+        false => None,
+    };
+    match words {
+        Some(words) => bf16::native::<R, B>(x, turned(words)),
+        None => {
+            let weight = unpacked(weight, &x);
+            bf16::matmul::<R, B>(x, turned(weight))
+        }
+    }
 }

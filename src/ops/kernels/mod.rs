@@ -17,7 +17,7 @@ pub(super) use attention::{
 };
 pub(super) use dots::dots;
 pub(super) use gelu::{gelu, gelu_backward};
-pub(super) use gemm::{LowRank, Matrix, Right, gemm};
+pub(super) use gemm::{Factor, LowRank, Matrix, Right, gemm};
 pub(super) use int8::int8_product;
 pub(super) use layer_norm::{layer_norm, layer_norm_backward};
 pub(super) use low_rank::add_low_rank;

@@ -5,7 +5,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::ops::tensor::{unwrap, wrap};
-use crate::ops::{LogprobOutput, ModelBackend, ReducedMatrix, logit_chunk_rows};
+use crate::ops::{LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix, logit_chunk_rows};
 
 fn targets_of<B: Backend>(targets: &[u32], device: &B::Device) -> Tensor<B, 1, Int> {
     let targets: Vec<i32> = targets.iter().map(|&t| t as i32).collect();
@@ -13,20 +13,30 @@ fn targets_of<B: Backend>(targets: &[u32], device: &B::Device) -> Tensor<B, 1, I
     Tensor::from_data(TensorData::new(targets, [len]), device)
 }
 
-pub(in crate::ops) fn token_logprob<B: Backend>(
+/// `a . b` in a precision.
+fn product<B: ModelBackend>(
+    precision: MatmulPrecision,
+    a: Tensor<B, 2>,
+    b: Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    wrap(precision.matmul::<B>(unwrap(a), unwrap(b)))
+}
+
+pub(in crate::ops) fn token_logprob<B: ModelBackend>(
     hidden: FloatTensor<B>,
     head: FloatTensor<B>,
     targets: &[u32],
     inv_temperature: f32,
     with_unit_gradient: bool,
+    precision: MatmulPrecision,
 ) -> LogprobOutput<B> {
     let head = wrap::<B, 2>(head);
     let vocab = head.dims()[0];
     let transposed = head.clone().transpose();
-    let of_states = |h: Tensor<B, 2>| h.matmul(transposed.clone());
+    let of_states = |h: Tensor<B, 2>| product(precision, h, transposed.clone());
     let of_gradients = with_unit_gradient.then_some(|p: Tensor<B, 2>, targets: &[u32]| {
         let ids = targets_of::<B>(targets, &p.device());
-        head.clone().select(0, ids) - p.matmul(head.clone())
+        head.clone().select(0, ids) - product(precision, p, head.clone())
     });
     chunked(
         hidden,
@@ -116,12 +126,13 @@ fn chunked<B: Backend>(
     }
 }
 
-pub(in crate::ops) fn token_logprob_backward<B: Backend>(
+pub(in crate::ops) fn token_logprob_backward<B: ModelBackend>(
     hidden: FloatTensor<B>,
     head: FloatTensor<B>,
     targets: &[u32],
     inv_temperature: f32,
     grad: FloatTensor<B>,
+    precision: MatmulPrecision,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let (hidden, head, grad) = (wrap::<B, 2>(hidden), wrap::<B, 2>(head), wrap::<B, 1>(grad));
     let device = hidden.device();
@@ -137,18 +148,14 @@ pub(in crate::ops) fn token_logprob_backward<B: Backend>(
             .reshape([len, 1])
             .mul_scalar(inv_temperature);
         let ids = targets_of::<B>(part, &device);
-        let p = activation::softmax(
-            h.clone()
-                .matmul(head.clone().transpose())
-                .mul_scalar(inv_temperature),
-            1,
-        );
-        dhidden.push(
-            (head.clone().select(0, ids.clone()) - p.clone().matmul(head.clone())) * g.clone(),
-        );
-        let weighted = h * g;
-        dhead = dhead - p.transpose().matmul(weighted.clone());
-        dhead = dhead.select_assign(0, ids, weighted, burn::tensor::IndexingUpdateOp::Add);
+        let logits = product(precision, h.clone(), head.clone().transpose());
+        let p = activation::softmax(logits.mul_scalar(inv_temperature), 1);
+        let ones = Tensor::ones([len, 1], &device);
+        let update = burn::tensor::IndexingUpdateOp::Add;
+        let one_hot = (p.zeros_like()).scatter(1, ids.reshape([len, 1]), ones, update);
+        let dlogits = (one_hot - p) * g;
+        dhidden.push(product(precision, dlogits.clone(), head.clone()));
+        dhead = dhead + product(precision, dlogits.transpose(), h);
     }
     let dhidden = if dhidden.is_empty() {
         hidden

@@ -4,9 +4,10 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::host::read;
 use crate::ops::reduced::{GROUP, LARGEST};
 use crate::ops::tensor::{unwrap, wrap};
-use crate::ops::{Precision, ReducedMatrix};
+use crate::ops::{ModelBackend, Precision, ReducedMatrix};
 
 /// The rounded weight in f32. It goes to the device anew with every product: right everywhere, fast nowhere.
 fn full<B: Backend>(weight: &ReducedMatrix, device: &B::Device) -> Tensor<B, 2> {
@@ -14,26 +15,42 @@ fn full<B: Backend>(weight: &ReducedMatrix, device: &B::Device) -> Tensor<B, 2> 
     Tensor::from_data(TensorData::new(weight.values(), shape), device)
 }
 
-pub(in crate::ops) fn reduced_linear<B: Backend>(
+pub(in crate::ops) fn reduced_linear<B: ModelBackend>(
     x: FloatTensor<B>,
     weight: &ReducedMatrix,
 ) -> FloatTensor<B> {
     let x = wrap::<B, 2>(x);
     let full = full(weight, &x.device());
-    let x = match weight.precision() {
-        Precision::Int8 => rounded(x),
-        _ => x,
-    };
-    unwrap(x.matmul(full))
+    match weight.precision() {
+        Precision::Int8 => unwrap(rounded(x).matmul(full)),
+        _ => weight.matmul().matmul::<B>(unwrap(x), unwrap(full)),
+    }
 }
 
-pub(in crate::ops) fn reduced_linear_backward<B: Backend>(
+pub(in crate::ops) fn reduced_linear_backward<B: ModelBackend>(
     grad: FloatTensor<B>,
     weight: &ReducedMatrix,
 ) -> FloatTensor<B> {
     let grad = wrap::<B, 2>(grad);
-    let full = full(weight, &grad.device());
-    unwrap(grad.matmul(full.transpose()))
+    let full = full::<B>(weight, &grad.device()).transpose();
+    weight.matmul().matmul::<B>(unwrap(grad), unwrap(full))
+}
+
+/// Rounded on the host: right everywhere, fast nowhere.
+pub(in crate::ops) fn bf16_matmul<B: Backend>(
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let [a, b] = [a, b].map(|matrix| {
+        let matrix = wrap::<B, 2>(matrix);
+        let (shape, device) = (matrix.dims(), matrix.device());
+        let mut values = read(matrix);
+        for x in &mut values {
+            *x = half::bf16::from_f32(*x).to_f32();
+        }
+        Tensor::<B, 2>::from_data(TensorData::new(values, shape), &device)
+    });
+    unwrap(a.matmul(b))
 }
 
 pub(in crate::ops) fn reduced_columns<B: Backend>(

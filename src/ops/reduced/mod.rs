@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+use super::MatmulPrecision;
+
 pub(in crate::ops) use bf16::Bf16Panels;
 pub(in crate::ops) use int8::{GROUP, Int8Panels, LARGEST, Vector, round};
 
@@ -25,10 +27,10 @@ pub enum Precision {
     /// As they are.
     #[default]
     F32,
-    /// Rounded to bfloat16; products are computed in f32. Exact for a checkpoint that is stored in bfloat16.
+    /// Rounded to bfloat16. Exact for a checkpoint that is stored in bfloat16.
     Bf16,
     /// 8 bits, and a scale for every 64 inputs of a column. In the forward pass the input is rounded likewise, row by row, and
-    /// products are exact integers; gradients are those of the f32 product with the rounded weights.
+    /// products are exact integers; gradients are those of the product with the rounded weights.
     Int8,
 }
 
@@ -58,6 +60,7 @@ pub struct ReducedMatrix {
     inputs: usize,
     outputs: usize,
     panels: Panels,
+    matmul: MatmulPrecision,
     resident: Resident,
 }
 
@@ -137,8 +140,20 @@ impl ReducedMatrix {
             inputs,
             outputs,
             panels,
+            matmul: MatmulPrecision::F32,
             resident: Resident::default(),
         })
+    }
+
+    /// The same matrix with products as `matmul` says. Those of 8 bits in the forward pass are their own.
+    pub fn with_matmul(mut self, matmul: MatmulPrecision) -> Self {
+        self.matmul = matmul;
+        self
+    }
+
+    /// How products are computed.
+    pub fn matmul(&self) -> MatmulPrecision {
+        self.matmul
     }
 
     /// Rows: features of the input.

@@ -34,7 +34,7 @@ use crate::data::{Example, Prompt, encode_prompts, encode_text};
 use crate::error::Result;
 use crate::generate::SamplingConfig;
 use crate::model::LanguageModel;
-use crate::ops::{ModelBackend, Precision};
+use crate::ops::ModelBackend;
 use crate::optim::{AdamW, lr_at};
 use crate::reward::{RewardConfig, RewardSource};
 use crate::rl::KlController;
@@ -58,7 +58,7 @@ const GOLD: &str = "gold";
 /// Difference in nats between sampling and training above which the numbers cannot be trusted.
 const LOGPROB_DIFF_HIGH: f64 = 1e-3;
 /// The same with a base in 8 bits, where sums in another order may move an input across the edge of a step.
-const LOGPROB_DIFF_HIGH_INT8: f64 = 2e-2;
+const LOGPROB_DIFF_HIGH_ROUNDED: f64 = 2e-2;
 
 /// The temperature of every log-probability of the stage: of sampling, of the reference, and of every pass of the update.
 ///
@@ -176,9 +176,10 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             &evaluator.options,
             seed.fork("rollout").fork_index(done as u64),
         )?;
-        // In 8 bits a sum in another order moves inputs across the edge of a step, and layers multiply that: sampling, with its
-        // cache, is up to a nat away from the update's passes. The ratio begins at 1 only with numbers of such a pass.
-        if session.base_precision == Precision::Int8 {
+        // Where inputs are rounded, a sum in another order moves them across the edge of a step, and layers multiply that:
+        // sampling, with its cache, is up to a nat (in 8 bits) away from the update's passes. The ratio begins at 1 only with
+        // numbers of such a pass.
+        if session.numerics.round_inputs() {
             episodes.take_logprobs(&networks.policy.valid(), config, &device);
         }
         let rollout = Rollout::evaluate(
@@ -218,7 +219,7 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             ("lr", settings.policy_lr),
             ("episode", episode as f64),
         ]);
-        let limit = (session.base_precision == Precision::Int8).then_some(LOGPROB_DIFF_HIGH_INT8);
+        let limit = (session.numerics.round_inputs()).then_some(LOGPROB_DIFF_HIGH_ROUNDED);
         metrics.extend(limit.map(|limit| ("rollout/logprob_diff_limit", limit)));
         kl.update(rollout.mean_kl(), config.batch_size);
         journal.position.kl = Some(kl);

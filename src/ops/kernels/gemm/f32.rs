@@ -1,0 +1,108 @@
+//! Tiles of f32 sums, by whatever instruction set there is.
+
+use pulp::Simd;
+
+use super::pack::Form;
+use super::{Rows, Tile};
+
+/// Vectors side by side in a tile: as many as leave the accumulators in registers.
+const fn vectors<S: Simd>() -> usize {
+    // 16 lanes (AVX-512) and 4 (NEON) come with 32 registers, 8 (AVX2) with 16.
+    if S::F32_LANES == 8 { 2 } else { 4 }
+}
+
+/// Columns of a panel.
+pub(super) fn panel_width(form: Form, arch: pulp::Arch) -> usize {
+    struct Width;
+    impl pulp::WithSimd for Width {
+        type Output = usize;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            vectors::<S>() * S::F32_LANES
+        }
+    }
+    match form {
+        Form::Pairs => super::bf16::WIDTH,
+        _ => arch.dispatch(Width),
+    }
+}
+
+impl pulp::WithSimd for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if vectors::<S>() == 2 {
+            rows::<S, 2>(simd, self);
+        } else {
+            rows::<S, 4>(simd, self);
+        }
+    }
+}
+
+#[inline(always)]
+fn rows<S: Simd, const V: usize>(simd: S, task: Rows<'_>) {
+    task.for_each_tile(
+        #[inline(always)]
+        |tile| match tile.rows {
+            6 => run::<S, V, 6>(simd, tile),
+            5 => run::<S, V, 5>(simd, tile),
+            4 => run::<S, V, 4>(simd, tile),
+            3 => run::<S, V, 3>(simd, tile),
+            2 => run::<S, V, 2>(simd, tile),
+            _ => run::<S, V, 1>(simd, tile),
+        },
+    );
+}
+
+#[inline(always)]
+fn run<S: Simd, const V: usize, const R: usize>(simd: S, mut tile: Tile<'_>) {
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    let (weight, below) = tile.panel(V * S::F32_LANES);
+    let x = tile.inputs::<R>().map(bytemuck::cast_slice);
+    add::<S, V, R>(simd, &mut sums, x, bytemuck::cast_slice(weight));
+    add::<S, V, R>(simd, &mut sums, tile.low_rank(), below);
+    let first = tile.first;
+    for (r, sums) in sums.iter().enumerate() {
+        let y = tile.outputs(r);
+        if y.len() == V * S::F32_LANES {
+            let (y, _) = S::as_mut_simd_f32s(y);
+            for v in 0..V {
+                y[v] = match first {
+                    true => sums[v],
+                    false => simd.add_f32s(y[v], sums[v]),
+                };
+            }
+        } else {
+            // The widest panel: four vectors of sixteen.
+            let mut last = [0f32; 64];
+            let (vectors, _) = S::as_mut_simd_f32s(&mut last);
+            vectors[..V].copy_from_slice(sums);
+            for (y, sum) in y.iter_mut().zip(last) {
+                *y = if first { sum } else { *y + sum };
+            }
+        }
+    }
+}
+
+/// `sums += x . b`, `b` being rows of `V` vectors.
+#[inline(always)]
+fn add<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; V]; R],
+    x: [&[f32]; R],
+    b: &[f32],
+) {
+    // In registers of their own: through the reference they would be stored at every step.
+    let mut acc = *sums;
+    let (b, _) = S::as_simd_f32s(b);
+    for (k, b) in b.chunks_exact(V).enumerate() {
+        for r in 0..R {
+            let x = simd.splat_f32s(x[r][k]);
+            for v in 0..V {
+                acc[r][v] = simd.mul_add_f32s(x, b[v], acc[r][v]);
+            }
+        }
+    }
+    *sums = acc;
+}

@@ -1,0 +1,318 @@
+//! Matrix products with a weight, the low-rank product of its adapters in the same pass.
+
+mod bf16;
+mod f32;
+mod pack;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use self::pack::{Block, Form};
+use super::{ARCH, gather_panels, rows_per_task};
+use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
+
+/// Rows of the left side that one tile computes.
+const ROWS: usize = 6;
+/// Largest depth of a block, in words: a panel of the right side, this deep, stays in the second-level cache (256 KiB).
+const DEPTH: usize = 1024;
+
+/// Rows from which on tasks are of rows and the right side is packed once for all of them. Below, as in decoding, each task packs
+/// a panel for itself and takes all rows through it, so that the weight is read once.
+const MANY_ROWS: usize = 64;
+
+/// The right side of a product.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) enum Matrix<'a> {
+    /// Row-major.
+    Full(&'a [f32]),
+    /// In fewer bits.
+    Reduced(&'a ReducedMatrix),
+}
+
+/// How the right side of a product lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ops) enum Right {
+    /// `[depth, columns]`, row-major.
+    Plain,
+    /// `[columns, depth]`, row-major: the product is with its transpose.
+    Transposed,
+}
+
+/// `scale * t . b` for every part, in its columns.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct LowRank<'a> {
+    /// `[rows, ranks]`, the parts' ranks side by side.
+    pub(in crate::ops) t: &'a [f32],
+    pub(in crate::ops) ranks: usize,
+    /// The parts' `[rank, width]` matrices, one after another.
+    pub(in crate::ops) b: &'a [f32],
+    /// From left to right.
+    pub(in crate::ops) parts: &'a [LowRankPart],
+}
+
+/// What rows are multiplied with.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct Factor<'a> {
+    pub(in crate::ops) matrix: Matrix<'a>,
+    pub(in crate::ops) right: Right,
+    /// Inputs of a row.
+    pub(in crate::ops) depth: usize,
+    /// Outputs of a row.
+    pub(in crate::ops) columns: usize,
+    pub(in crate::ops) precision: MatmulPrecision,
+    /// Added in f32, whatever the precision.
+    pub(in crate::ops) low_rank: Option<LowRank<'a>>,
+}
+
+/// Room that is kept between calls.
+#[derive(Default)]
+struct Room {
+    /// The packed right side.
+    packed: Vec<u32>,
+    /// The rounded left side.
+    rounded: Vec<u32>,
+}
+
+thread_local! {
+    static ROOM: Cell<Room> = Cell::default();
+}
+
+/// `y = x . b`, or with [`Right::Transposed`] `y = x . b^T`, plus the low-rank product. `x`: `[rows, depth]`, `y`: `[rows,
+/// columns]`, row-major; what `y` holds does not matter.
+///
+/// The right side is packed into panels as wide as a tile, each number once. The result depends neither on the number of threads
+/// nor on how many rows there are: every entry is summed in the order of the depth. In bfloat16 it does not depend on the
+/// instruction set either, as far as that has a fused multiply-add: AVX-512's dot product of pairs adds one after the other.
+///
+/// # Panics
+/// If the depth is 0.
+pub(in crate::ops) fn gemm(y: &mut [f32], x: &[f32], factor: &Factor<'_>) {
+    // Taken out, not borrowed: while this thread waits for the others it may be given a task that comes here again.
+    let mut room = ROOM.take();
+    let form = match factor.precision {
+        MatmulPrecision::F32 => Form::Full,
+        MatmulPrecision::Bf16 if bf16::available() => Form::Pairs,
+        MatmulPrecision::Bf16 => Form::Rounded,
+    };
+    gemm_as(form, *ARCH, &mut room, y, x, factor);
+    ROOM.set(room);
+}
+
+/// [`gemm`] with numbers in a form and an instruction set of choice.
+fn gemm_as(
+    form: Form,
+    arch: pulp::Arch,
+    room: &mut Room,
+    y: &mut [f32],
+    x: &[f32],
+    factor: &Factor<'_>,
+) {
+    let &Factor { depth, columns, .. } = factor;
+    assert!(depth > 0, "a product needs a depth");
+    if y.is_empty() {
+        return;
+    }
+    let Room { packed, rounded } = room;
+    let x: &[u32] = match form {
+        Form::Full => bytemuck::cast_slice(x),
+        _ => pack::round_rows(arch, form, x, depth, rounded),
+    };
+    let rows = y.len() / columns;
+    let words = form.words(depth);
+    // Blocks of one size: each goes once more over `y`. In bfloat16 they end at the same inputs in each form.
+    let most = match factor.precision {
+        MatmulPrecision::F32 => depth.div_ceil(depth.div_ceil(DEPTH)),
+        MatmulPrecision::Bf16 => depth
+            .div_ceil(depth.div_ceil(2 * DEPTH))
+            .next_multiple_of(2),
+    };
+    let blocks = (0..depth).step_by(most).map(|first| {
+        let inputs = first..(first + most).min(depth);
+        Block {
+            // With the last block.
+            low_rank: factor.low_rank.filter(|_| inputs.end == depth),
+            form,
+            width: f32::panel_width(form, arch),
+            words: form.words(inputs.start)..form.words(inputs.end),
+            inputs,
+            factor,
+        }
+    });
+    if rows < MANY_ROWS {
+        let blocks: Vec<Block<'_>> = blocks.collect();
+        return few_rows(arch, y, x, words, &blocks);
+    }
+    let task = rows_per_task(rows).next_multiple_of(ROWS);
+    for block in blocks {
+        let panels = columns.div_ceil(block.width);
+        let len = panels * block.panel_len();
+        if packed.len() < len {
+            packed.resize(len, 0);
+        }
+        let packed = &mut packed[..len];
+        packed
+            .par_chunks_mut(block.panel_len())
+            .enumerate()
+            .for_each(|(panel, out)| block.pack(arch, panel, out));
+        let packed = &*packed;
+        y.par_chunks_mut(task * columns)
+            .enumerate()
+            .for_each(|(i, y)| {
+                let rows = Rows {
+                    y,
+                    columns,
+                    x: &x[i * task * words..],
+                    row_words: words,
+                    row: i * task,
+                    packed,
+                    panels: 0..panels,
+                    block: &block,
+                };
+                rows.run(arch);
+            });
+    }
+}
+
+/// All rows by one panel at a time.
+fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[Block<'_>]) {
+    let Block { width, factor, .. } = blocks[0];
+    let columns = factor.columns;
+    let rows = y.len() / columns;
+    let most = blocks.iter().map(Block::panel_len).max().unwrap_or(0);
+    let mut panels = vec![0f32; columns.div_ceil(width) * rows * width];
+    panels
+        .par_chunks_mut(rows * width)
+        .enumerate()
+        .for_each_init(
+            || vec![0u32; most],
+            |packed, (panel, y)| {
+                for block in blocks {
+                    let packed = &mut packed[..block.panel_len()];
+                    block.pack(arch, panel, packed);
+                    let rows = Rows {
+                        y: &mut *y,
+                        columns: width,
+                        x,
+                        row_words: words,
+                        row: 0,
+                        packed,
+                        panels: panel..panel + 1,
+                        block,
+                    };
+                    rows.run(arch);
+                }
+            },
+        );
+    gather_panels(&panels, width, columns, y);
+}
+
+/// One task: some rows of `y` and `x`, some panels.
+struct Rows<'a> {
+    /// Of the panels' columns.
+    y: &'a mut [f32],
+    columns: usize,
+    /// From the task's first row on.
+    x: &'a [u32],
+    row_words: usize,
+    /// That row.
+    row: usize,
+    packed: &'a [u32],
+    panels: Range<usize>,
+    block: &'a Block<'a>,
+}
+
+impl Rows<'_> {
+    fn run(self, arch: pulp::Arch) {
+        match self.block.form {
+            Form::Pairs => bf16::rows(self),
+            _ => arch.dispatch(self),
+        }
+    }
+
+    /// Panel by panel, the tiles of all rows.
+    #[inline(always)]
+    fn for_each_tile(self, mut run: impl FnMut(Tile<'_>)) {
+        let Block { words, width, .. } = self.block;
+        let low_rank = self.block.low_rank;
+        let packed = self.packed.chunks_exact(self.block.panel_len());
+        for (i, (panel, b)) in self.panels.zip(packed).enumerate() {
+            let ranks = self.block.ranks(panel);
+            let start = i * width;
+            let y = self.y.chunks_mut(ROWS * self.columns);
+            for (i, (y, x)) in y.zip(self.x.chunks(ROWS * self.row_words)).enumerate() {
+                run(Tile {
+                    rows: y.len() / self.columns,
+                    y: &mut y[start..],
+                    columns: self.columns,
+                    count: (*width).min(self.columns - start),
+                    x: &x[words.start..],
+                    row_words: self.row_words,
+                    words: words.len(),
+                    b,
+                    t: low_rank.map_or(&[], |low| {
+                        &low.t[(self.row + i * ROWS) * low.ranks + ranks.start..]
+                    }),
+                    row_ranks: low_rank.map_or(0, |low| low.ranks),
+                    ranks: ranks.len(),
+                    first: words.start == 0,
+                });
+            }
+        }
+    }
+}
+
+/// A few rows by one panel.
+struct Tile<'a> {
+    /// From the tile's first row and column on, `columns` from row to row; `count` of them are the panel's.
+    y: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    count: usize,
+    /// From the tile's first row and the block's first word on, `row_words` from row to row.
+    x: &'a [u32],
+    row_words: usize,
+    words: usize,
+    /// The packed panel.
+    b: &'a [u32],
+    /// Left side of the low-rank product, from the tile's first row and rank on, `row_ranks` from row to row.
+    t: &'a [f32],
+    row_ranks: usize,
+    ranks: usize,
+    /// Whether `y` is written, and not added to.
+    first: bool,
+}
+
+impl<'a> Tile<'a> {
+    /// The words of `R` rows.
+    #[inline(always)]
+    fn inputs<const R: usize>(&self) -> [&'a [u32]; R] {
+        std::array::from_fn(|r| &self.x[r * self.row_words..][..self.words])
+    }
+
+    /// The low-rank product's left side of `R` rows.
+    #[inline(always)]
+    fn low_rank<const R: usize>(&self) -> [&'a [f32]; R] {
+        std::array::from_fn(|r| match self.ranks {
+            0 => [].as_slice(),
+            ranks => &self.t[r * self.row_ranks..][..ranks],
+        })
+    }
+
+    /// The panel's words, and below them its ranks.
+    #[inline(always)]
+    fn panel(&self, width: usize) -> (&'a [u32], &'a [f32]) {
+        let (words, below) = self.b.split_at(self.words * width);
+        (words, bytemuck::cast_slice(&below[..self.ranks * width]))
+    }
+
+    /// The panel's columns of row `r`.
+    #[inline(always)]
+    fn outputs(&mut self, r: usize) -> &mut [f32] {
+        let from = r * self.columns;
+        &mut self.y[from..from + self.count]
+    }
+}

@@ -1,0 +1,287 @@
+//! From rows and weights to the words that tiles read.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{Factor, LowRank, Matrix, Right};
+use crate::ops::kernels::rows_per_task;
+
+/// Side of a square that is transposed at once: one line of the cache.
+const SQUARE: usize = 16;
+
+/// What a word of a packed side is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// An f32.
+    Full,
+    /// An f32 that a bfloat16 can hold.
+    Rounded,
+    /// Two neighbours in depth in bfloat16, the first in the upper half.
+    Pairs,
+}
+
+impl Form {
+    /// Words that hold so many inputs.
+    pub(super) fn words(self, inputs: usize) -> usize {
+        match self {
+            Self::Pairs => inputs.div_ceil(2),
+            _ => inputs,
+        }
+    }
+
+    /// The words of a row of inputs.
+    #[inline(always)]
+    fn row(self, inputs: &[f32], words: &mut [u32]) {
+        match self {
+            Self::Full => {
+                for (word, x) in words.iter_mut().zip(inputs) {
+                    *word = x.to_bits();
+                }
+            }
+            Self::Rounded => {
+                for (word, x) in words.iter_mut().zip(inputs) {
+                    *word = rounded(*x);
+                }
+            }
+            Self::Pairs => {
+                let (pairs, last) = inputs.as_chunks::<2>();
+                for (word, [a, b]) in words.iter_mut().zip(pairs) {
+                    *word = rounded(*a) | rounded(*b) >> 16;
+                }
+                if let [x] = last {
+                    words[pairs.len()] = rounded(*x);
+                }
+            }
+        }
+    }
+}
+
+/// The nearest bfloat16, ties to even, as the bits of an f32. Not-a-number stays so.
+#[inline(always)]
+fn rounded(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000;
+    let quiet = bits & 0xFFFF_0000 | 0x0040_0000;
+    if bits & 0x7FFF_FFFF > 0x7F80_0000 {
+        quiet
+    } else {
+        nearest
+    }
+}
+
+/// The words of all rows of `x`, `[rows, depth]`.
+pub(super) fn round_rows<'a>(
+    arch: pulp::Arch,
+    form: Form,
+    x: &[f32],
+    depth: usize,
+    room: &'a mut Vec<u32>,
+) -> &'a [u32] {
+    struct Rounding<'a> {
+        form: Form,
+        x: &'a [f32],
+        depth: usize,
+        out: &'a mut [u32],
+    }
+    impl pulp::WithSimd for Rounding<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) {
+            let rows = self.out.chunks_exact_mut(self.form.words(self.depth));
+            for (x, out) in self.x.chunks_exact(self.depth).zip(rows) {
+                self.form.row(x, out);
+            }
+        }
+    }
+    let (rows, words) = (x.len() / depth, form.words(depth));
+    if room.len() < rows * words {
+        room.resize(rows * words, 0);
+    }
+    let room = &mut room[..rows * words];
+    let task = rows_per_task(rows);
+    room.par_chunks_mut(task * words)
+        .zip(x.par_chunks(task * depth))
+        .for_each(|(out, x)| {
+            arch.dispatch(Rounding {
+                form,
+                x,
+                depth,
+                out,
+            });
+        });
+    room
+}
+
+/// A block of the depth.
+#[derive(Debug, Clone)]
+pub(super) struct Block<'a> {
+    pub(super) factor: &'a Factor<'a>,
+    pub(super) form: Form,
+    pub(super) inputs: Range<usize>,
+    /// The same in words of a row.
+    pub(super) words: Range<usize>,
+    /// Columns of a panel.
+    pub(super) width: usize,
+    pub(super) low_rank: Option<LowRank<'a>>,
+}
+
+impl Block<'_> {
+    /// Words of a packed panel: the block's depth, and below it the ranks that may touch the panel, in f32.
+    pub(super) fn panel_len(&self) -> usize {
+        let ranks = self.low_rank.map_or(0, |low| low.ranks);
+        (self.words.len() + ranks) * self.width
+    }
+
+    /// The ranks whose parts have columns in a panel.
+    pub(super) fn ranks(&self, panel: usize) -> Range<usize> {
+        let Some(low) = self.low_rank else {
+            return 0..0;
+        };
+        let (start, end) = (panel * self.width, (panel + 1) * self.width);
+        let (mut first, mut found) = (0, 0..0);
+        for part in low.parts {
+            if part.column < end && part.column + part.width > start {
+                if found.is_empty() {
+                    found.start = first;
+                }
+                found.end = first + part.rank;
+            }
+            first += part.rank;
+        }
+        found
+    }
+
+    /// Copies panel `panel` of the right side to `[words, width]`, columns that do not exist being zero, and what the ranks
+    /// add to it to the rows below.
+    pub(super) fn pack(&self, arch: pulp::Arch, panel: usize, out: &mut [u32]) {
+        struct Packing<'a> {
+            block: &'a Block<'a>,
+            start: usize,
+            out: &'a mut [u32],
+        }
+        impl pulp::WithSimd for Packing<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn with_simd<S: pulp::Simd>(self, _: S) {
+                let Self { block, start, out } = self;
+                let count = block.width.min(block.factor.columns - start);
+                if count < block.width {
+                    out.fill(0);
+                }
+                match (block.factor.right, block.form) {
+                    (Right::Transposed, _) => block.transpose(start, count, out),
+                    (Right::Plain, Form::Pairs) => block.pairs(start..start + count, out),
+                    (Right::Plain, _) => block.copy(start..start + count, out),
+                }
+            }
+        }
+        let start = panel * self.width;
+        let (weight, below) = out.split_at_mut(self.words.len() * self.width);
+        arch.dispatch(Packing {
+            block: self,
+            start,
+            out: weight,
+        });
+        self.pack_ranks(panel, bytemuck::cast_slice_mut(below));
+    }
+
+    /// Some columns of a row of the right side as it lies in memory.
+    #[inline(always)]
+    fn row_part(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
+        match self.factor.matrix {
+            Matrix::Full(values) => {
+                let width = match self.factor.right {
+                    Right::Plain => self.factor.columns,
+                    Right::Transposed => self.factor.depth,
+                };
+                let from = row * width + columns.start;
+                out.copy_from_slice(&values[from..from + columns.len()]);
+            }
+            Matrix::Reduced(matrix) => matrix.row_part(row, columns, out),
+        }
+    }
+
+    /// Rows of the right side, as they are or rounded.
+    #[inline(always)]
+    fn copy(&self, columns: Range<usize>, out: &mut [u32]) {
+        for (row, out) in self.inputs.clone().zip(out.chunks_exact_mut(self.width)) {
+            let out = &mut out[..columns.len()];
+            self.row_part(row, columns.clone(), bytemuck::cast_slice_mut(out));
+            if self.form == Form::Rounded {
+                for word in out {
+                    *word = rounded(f32::from_bits(*word));
+                }
+            }
+        }
+    }
+
+    /// Two rows of the right side in each of the panel's.
+    #[inline(always)]
+    fn pairs(&self, columns: Range<usize>, out: &mut [u32]) {
+        let mut lower = vec![0f32; columns.len()];
+        let rows = self.inputs.clone().step_by(2);
+        for (row, out) in rows.zip(out.chunks_exact_mut(self.width)) {
+            let out = &mut out[..columns.len()];
+            self.row_part(row, columns.clone(), bytemuck::cast_slice_mut(out));
+            match row + 1 < self.inputs.end {
+                true => self.row_part(row + 1, columns.clone(), &mut lower),
+                false => lower.fill(0.0),
+            }
+            for (word, lower) in out.iter_mut().zip(&lower) {
+                *word = rounded(f32::from_bits(*word)) | rounded(*lower) >> 16;
+            }
+        }
+    }
+
+    /// Rows `start..start + count` of the right side (`[.., depth]`), of this block's depth, as columns of `out`.
+    #[inline(always)]
+    fn transpose(&self, start: usize, count: usize, out: &mut [u32]) {
+        let inputs_of = self.inputs.clone().step_by(SQUARE);
+        for (first, k) in inputs_of.zip((0..).step_by(self.form.words(SQUARE))) {
+            let inputs = first..(first + SQUARE).min(self.inputs.end);
+            let tall = self.form.words(inputs.len());
+            for column in (0..count).step_by(SQUARE) {
+                let wide = SQUARE.min(count - column);
+                let mut square = [[0u32; SQUARE]; SQUARE];
+                for j in 0..wide {
+                    let (mut line, mut words) = ([0f32; SQUARE], [0u32; SQUARE]);
+                    let line = &mut line[..inputs.len()];
+                    self.row_part(start + column + j, inputs.clone(), line);
+                    self.form.row(line, &mut words);
+                    for (row, word) in square.iter_mut().zip(words) {
+                        row[j] = word;
+                    }
+                }
+                for (i, row) in square.iter().enumerate().take(tall) {
+                    let to = (k + i) * self.width + column;
+                    out[to..to + wide].copy_from_slice(&row[..wide]);
+                }
+            }
+        }
+    }
+
+    /// The ranks' rows of a panel.
+    fn pack_ranks(&self, panel: usize, below: &mut [f32]) {
+        let (width, start) = (self.width, panel * self.width);
+        let Some(low) = self.low_rank else { return };
+        let ranks = self.ranks(panel);
+        let below = &mut below[..ranks.len() * width];
+        below.fill(0.0);
+        let (mut first, mut offset) = (0, 0);
+        for part in low.parts {
+            let columns = part.column.max(start)..(part.column + part.width).min(start + width);
+            if !columns.is_empty() {
+                for q in 0..part.rank {
+                    let from = offset + q * part.width - part.column;
+                    let to = (first + q - ranks.start) * width - start;
+                    for column in columns.clone() {
+                        below[to + column] = part.scale * low.b[from + column];
+                    }
+                }
+            }
+            first += part.rank;
+            offset += part.rank * part.width;
+        }
+    }
+}
