@@ -1,5 +1,7 @@
 //! bfloat16 panels.
 
+use std::ops::Range;
+
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -37,6 +39,13 @@ impl Bf16Panels {
     pub(super) fn at(&self, k: usize, column: usize) -> f32 {
         let row = column / PANEL * self.inputs + k;
         self.values[row * PANEL + column % PANEL].to_f32()
+    }
+
+    /// Entries `(k, columns)`, which are of one panel; those that do not exist are zero.
+    #[inline(always)]
+    pub(in crate::ops) fn line(&self, k: usize, columns: Range<usize>) -> &[bf16] {
+        let from = (columns.start / PANEL * self.inputs + k) * PANEL + columns.start % PANEL;
+        &self.values[from..from + columns.len()]
     }
 
     pub(super) fn row_part(&self, k: usize, panel: usize, first: usize, out: &mut [f32]) {

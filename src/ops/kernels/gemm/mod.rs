@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use self::pack::{Block, Form};
 use super::{ARCH, gather_panels, rows_per_task};
+use crate::ops::reduced::PANEL;
 use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
 
 /// Rows of the left side that one tile computes.
@@ -128,7 +129,7 @@ fn gemm_as(
         MatmulPrecision::F32 => depth.div_ceil(depth.div_ceil(DEPTH)),
         MatmulPrecision::Bf16 => depth
             .div_ceil(depth.div_ceil(2 * DEPTH))
-            .next_multiple_of(2),
+            .next_multiple_of(PANEL),
     };
     let blocks = (0..depth).step_by(most).map(|first| {
         let inputs = first..(first + most).min(depth);

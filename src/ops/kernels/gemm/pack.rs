@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::{Factor, LowRank, Matrix, Right};
 use crate::ops::kernels::rows_per_task;
+use crate::ops::reduced::{Bf16Panels, Panels};
 
 /// Side of a square that is transposed at once: one line of the cache.
 const SQUARE: usize = 16;
@@ -68,6 +70,12 @@ fn rounded(x: f32) -> u32 {
     } else {
         nearest
     }
+}
+
+/// A word of [`Form::Pairs`].
+#[inline(always)]
+fn pair(first: bf16, second: bf16) -> u32 {
+    u32::from(first.to_bits()) << 16 | u32::from(second.to_bits())
 }
 
 /// The words of all rows of `x`, `[rows, depth]`.
@@ -216,9 +224,40 @@ impl Block<'_> {
         }
     }
 
+    /// The right side, if it is kept in bfloat16.
+    #[inline(always)]
+    fn kept(&self) -> Option<&Bf16Panels> {
+        match self.factor.matrix {
+            Matrix::Reduced(matrix) => match matrix.panels() {
+                Panels::Bf16(panels) => Some(panels),
+                Panels::Int8(_) => None,
+            },
+            Matrix::Full(_) => None,
+        }
+    }
+
     /// Two rows of the right side in each of the panel's.
     #[inline(always)]
     fn pairs(&self, columns: Range<usize>, out: &mut [u32]) {
+        if let Some(kept) = self.kept() {
+            // Panels here and there are equally wide, and both are filled with zeros.
+            let columns = columns.start..columns.start + self.width;
+            let rows = self.inputs.clone().step_by(2);
+            for (row, out) in rows.zip(out.chunks_exact_mut(self.width)) {
+                let upper = kept.line(row, columns.clone());
+                if row + 1 < self.inputs.end {
+                    let lower = kept.line(row + 1, columns.clone());
+                    for (word, (a, b)) in out.iter_mut().zip(upper.iter().zip(lower)) {
+                        *word = pair(*a, *b);
+                    }
+                } else {
+                    for (word, a) in out.iter_mut().zip(upper) {
+                        *word = pair(*a, bf16::ZERO);
+                    }
+                }
+            }
+            return;
+        }
         let mut lower = vec![0f32; columns.len()];
         let rows = self.inputs.clone().step_by(2);
         for (row, out) in rows.zip(out.chunks_exact_mut(self.width)) {
@@ -234,6 +273,30 @@ impl Block<'_> {
         }
     }
 
+    /// The words of some inputs, of one column of a transposed right side.
+    #[inline(always)]
+    fn line(&self, column: usize, inputs: Range<usize>) -> [u32; SQUARE] {
+        let mut words = [0u32; SQUARE];
+        if self.form == Form::Pairs
+            && let Some(kept) = self.kept()
+        {
+            // Squares do not cross panels.
+            let (pairs, last) = kept.line(column, inputs).as_chunks::<2>();
+            for (word, [a, b]) in words.iter_mut().zip(pairs) {
+                *word = pair(*a, *b);
+            }
+            if let [a] = last {
+                words[pairs.len()] = pair(*a, bf16::ZERO);
+            }
+            return words;
+        }
+        let mut line = [0f32; SQUARE];
+        let line = &mut line[..inputs.len()];
+        self.row_part(column, inputs, line);
+        self.form.row(line, &mut words);
+        words
+    }
+
     /// Rows `start..start + count` of the right side (`[.., depth]`), of this block's depth, as columns of `out`.
     #[inline(always)]
     fn transpose(&self, start: usize, count: usize, out: &mut [u32]) {
@@ -245,10 +308,7 @@ impl Block<'_> {
                 let wide = SQUARE.min(count - column);
                 let mut square = [[0u32; SQUARE]; SQUARE];
                 for j in 0..wide {
-                    let (mut line, mut words) = ([0f32; SQUARE], [0u32; SQUARE]);
-                    let line = &mut line[..inputs.len()];
-                    self.row_part(start + column + j, inputs.clone(), line);
-                    self.form.row(line, &mut words);
+                    let words = self.line(start + column + j, inputs.clone());
                     for (row, word) in square.iter_mut().zip(words) {
                         row[j] = word;
                     }
