@@ -1,6 +1,8 @@
 //! Recipes: reading, changing, checking and planning them.
 
 mod checks;
+mod known;
+mod lengths;
 mod load;
 mod memory;
 mod places;

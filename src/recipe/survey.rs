@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::known::{Known, open_folder, open_model};
+use super::lengths::Lengths;
 use super::memory::{FLOAT, ModelShape, Work, estimate};
 use super::uses::{sft_rows, uses};
 use super::{Places, Recipe, Stage, StagePlan};
@@ -12,16 +14,14 @@ use crate::data::{
     check_source, encode_comparisons, encode_completions, encode_prompts, encode_text,
     is_plain_text, read_rows,
 };
-use crate::error::{Error, Problem, Result};
-use crate::model::{ModelConfig, manifest, weights};
+use crate::error::{Problem, Result};
+use crate::model::ModelConfig;
 use crate::ops::Precision;
-use crate::peft::AdapterConfig;
-use crate::peft::files::ADAPTER_CONFIG;
 use crate::reward::{self, RewardConfig};
 use crate::train::config::{Init, Peft};
 
 /// Rows that are tokenised to estimate a data set's tokens.
-const SAMPLE_ROWS: usize = 64;
+const SAMPLE_ROWS: usize = 128;
 
 /// Plans and problems of a recipe.
 pub(super) struct Survey {
@@ -58,13 +58,6 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey 
         plans,
         problems: surveyor.problems,
     }
-}
-
-/// A model as far as plans need it.
-#[derive(Clone)]
-struct Known {
-    config: ModelConfig,
-    tokenizer: Tokenizer,
 }
 
 struct Surveyor<'a> {
@@ -258,8 +251,7 @@ impl Surveyor<'_> {
         Some(shape)
     }
 
-    /// Rows of a data set and their mean length in tokens, from a sample; zero for what is not there yet. A data set of
-    /// which nothing is left to use is a problem at `place`.
+    /// Rows of a data set and their lengths, from a sample. A data set of which nothing is left to use is a problem at `place`.
     fn rows(
         &mut self,
         place: &str,
@@ -267,7 +259,7 @@ impl Surveyor<'_> {
         kind: RowKind,
         known: &Known,
         max_length: usize,
-    ) -> (u64, f64) {
+    ) -> Lengths {
         let unseen = matches!(
             data.source,
             DataSource::Hub { .. } | DataSource::Ranked { .. }
@@ -278,11 +270,12 @@ impl Surveyor<'_> {
             read_rows(data, &self.context).ok()
         };
         let Some(rows) = rows else {
-            return (data.limit.unwrap_or(0) as u64, 0.0);
+            return Lengths::unseen(data.limit.unwrap_or(0) as u64, 0.0);
         };
-        let lens = |rows: &[Row]| -> Result<Vec<usize>> {
+        let same = |lens: Vec<usize>| (lens.clone(), lens);
+        let lens = |rows: &[Row]| -> Result<(Vec<usize>, Vec<usize>)> {
             let (tokenizer, format) = (&known.tokenizer, &data.format);
-            Ok(match kind {
+            Ok(same(match kind {
                 RowKind::Text => lens_of(encode_text(rows, tokenizer, format, max_length)?.items),
                 RowKind::TextOrCompletion if rows.first().is_some_and(is_plain_text) => {
                     lens_of(encode_text(rows, tokenizer, format, max_length)?.items)
@@ -293,22 +286,27 @@ impl Surveyor<'_> {
                 RowKind::Preference => {
                     let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
                     let tokens = |item: &Comparisons| item.responses.iter().map(Vec::len).sum();
-                    encoded.items.iter().map(tokens).collect()
+                    let again = |item: &Comparisons| {
+                        item.responses.len().saturating_sub(1) * item.prompt_len
+                    };
+                    let lens: Vec<usize> = encoded.items.iter().map(tokens).collect();
+                    let pairs = lens.iter().zip(&encoded.items);
+                    let passed = pairs.map(|(len, item)| len - again(item)).collect();
+                    return Ok((lens, passed));
                 }
                 RowKind::Prompt => {
                     let encoded = encode_prompts(rows, tokenizer, format, max_length)?;
                     encoded.items.iter().map(|x| x.ids.len()).collect()
                 }
-            })
+            }))
         };
         // A sample that is wholly left out says nothing of the rest.
         let lens = lens(&rows[..rows.len().min(SAMPLE_ROWS)]).or_else(|_| lens(&rows));
-        let lens = self.keep(place, lens).unwrap_or_default();
-        let mean = lens.iter().sum::<usize>() as f64 / lens.len().max(1) as f64;
-        (rows.len() as u64, mean)
+        let (lens, passed) = self.keep(place, lens).unwrap_or_default();
+        Lengths::new(rows.len() as u64, &lens, passed)
     }
 
-    /// Prompts with comparisons and their mean tokens, all responses together.
+    /// Prompts with comparisons, and their tokens, all responses together.
     fn comparisons(
         &mut self,
         place: &str,
@@ -316,16 +314,15 @@ impl Surveyor<'_> {
         known: &Known,
         max_length: usize,
         recipe: &Recipe,
-    ) -> (u64, f64) {
+    ) -> Lengths {
         if let DataSource::Ranked { stage, .. } = &data.source
             && let Some(Stage::Rank(rank)) = recipe.stages.iter().find(|s| s.name() == stage)
         {
             let longest = rank.max_prompt_length;
-            let (prompts, prompt_len) =
-                self.rows(place, &rank.data, RowKind::Prompt, known, longest);
-            let rows = (prompts as f64 * (1.0 - rank.valid_fraction)) as u64;
-            let len = rank.num_responses as f64 * (prompt_len + rank.response_length as f64);
-            return (rows, len);
+            let prompts = self.rows(place, &rank.data, RowKind::Prompt, known, longest);
+            let rows = (prompts.rows as f64 * (1.0 - rank.valid_fraction)) as u64;
+            let len = rank.num_responses as f64 * (prompts.mean + rank.response_length as f64);
+            return Lengths::unseen(rows, len);
         }
         self.rows(place, data, RowKind::Preference, known, max_length)
     }
@@ -355,50 +352,58 @@ impl Surveyor<'_> {
             },
         };
         // A step may have fewer tokens than fit into a pass.
-        let train = |micro: usize, step: usize| Work::Train {
-            micro_tokens: micro.min(step) as u64,
+        let train =
+            |micro: usize, batch: usize, longest: usize, plan: &StagePlan, data: &Lengths| {
+                let most = batch.saturating_mul(longest);
+                let step = (data.largest(batch, plan.steps)).map_or(most, |step| step.min(most));
+                let micro_tokens = micro.min(step) as u64;
+                estimate(Work::Train { micro_tokens }, &shape)
+            };
+        let longest = |data: &Lengths, most: usize| {
+            (data.largest(1, data.rows)).map_or(most, |len| len.min(most)) as u64
         };
         match stage {
             Stage::Pretrain(c) => {
-                let (rows, len) = self.rows(&place, &c.data, RowKind::Text, known, c.max_length);
-                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                let step = c.batch_size.saturating_mul(c.max_length);
-                plan.memory = estimate(train(c.micro_batch_tokens, step), &shape);
+                let data = self.rows(&place, &c.data, RowKind::Text, known, c.max_length);
+                supervised(&mut plan, &data, c.epochs, c.batch_size);
+                let (micro, batch) = (c.micro_batch_tokens, c.batch_size);
+                plan.memory = train(micro, batch, c.max_length, &plan, &data);
             }
             Stage::Sft(c) => {
                 let kind = sft_rows(c);
-                let (rows, len) = self.rows(&place, &c.data, kind, known, c.max_length);
-                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                let step = c.batch_size.saturating_mul(c.max_length);
-                plan.memory = estimate(train(c.micro_batch_tokens, step), &shape);
+                let data = self.rows(&place, &c.data, kind, known, c.max_length);
+                supervised(&mut plan, &data, c.epochs, c.batch_size);
+                let (micro, batch) = (c.micro_batch_tokens, c.batch_size);
+                plan.memory = train(micro, batch, c.max_length, &plan, &data);
             }
             Stage::Rank(c) => {
-                let (rows, len) =
-                    self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
-                plan.rows = rows;
-                plan.steps = rows;
-                plan.tokens = (rows as f64
+                let data = self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
+                plan.rows = data.rows;
+                plan.steps = data.rows;
+                plan.tokens = (data.rows as f64
                     * c.num_responses as f64
-                    * (len + c.response_length as f64)) as u64;
+                    * (data.mean + c.response_length as f64)) as u64;
                 let work = Work::Generate {
                     batch: c.generation_batch_size as u64,
-                    prompt: c.max_prompt_length as u64,
+                    prompt: longest(&data, c.max_prompt_length),
                     response: c.response_length as u64,
                 };
                 plan.memory = estimate(work, &shape);
             }
             Stage::RewardModel(c) => {
-                let (rows, len) = self.comparisons(&place, &c.data, known, c.max_length, recipe);
-                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                plan.memory = estimate(train(c.micro_batch_tokens, usize::MAX), &shape);
+                let data = self.comparisons(&place, &c.data, known, c.max_length, recipe);
+                supervised(&mut plan, &data, c.epochs, c.batch_size);
+                let (micro, batch) = (c.micro_batch_tokens, c.batch_size);
+                plan.memory = train(micro, batch, usize::MAX, &plan, &data);
             }
             Stage::Dpo(c) => {
-                let (rows, len) = self.comparisons(&place, &c.data, known, c.max_length, recipe);
-                supervised(&mut plan, rows, len, c.epochs, c.batch_size);
-                plan.memory = estimate(train(c.micro_batch_tokens, usize::MAX), &shape);
+                let data = self.comparisons(&place, &c.data, known, c.max_length, recipe);
+                supervised(&mut plan, &data, c.epochs, c.batch_size);
+                let (micro, batch) = (c.micro_batch_tokens, c.batch_size);
+                plan.memory = train(micro, batch, usize::MAX, &plan, &data);
                 let reference = match (&c.peft, c.precompute_ref_log_probs) {
                     // One number per token of the data.
-                    (_, true) => (rows as f64 * len) as u64,
+                    (_, true) => (data.rows as f64 * data.mean) as u64,
                     (Peft::Full, false) => shape.total_params,
                     // The base is shared; what `init` has of adapters is not.
                     (Peft::Lora(_), false) if c.init == Init::Base => 0,
@@ -409,22 +414,25 @@ impl Surveyor<'_> {
                 }
             }
             Stage::Ppo(c) => {
-                let (rows, len) =
-                    self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
-                plan.rows = rows;
+                let data = self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
+                plan.rows = data.rows;
                 plan.steps = (c.total_episodes / c.batch_size) as u64;
-                plan.tokens = (c.total_episodes as f64 * (len + c.response_length as f64)) as u64;
+                plan.tokens =
+                    (c.total_episodes as f64 * (data.mean + c.response_length as f64)) as u64;
                 plan.trainable_params *= 2;
                 let learned = matches!(c.reward, RewardConfig::Learned { .. });
                 let full = matches!(c.peft, Peft::Full);
                 let networks = 2 + u64::from(learned) + u64::from(full);
+                let minibatch = c.batch_size / c.num_mini_batches.max(1);
+                let draws = plan.steps * (c.num_ppo_epochs * c.num_mini_batches) as u64;
+                let prompts = data.largest(minibatch, draws).unwrap_or(usize::MAX);
                 let work = Work::Ppo {
                     micro_tokens: c.micro_batch_tokens.min(
-                        (c.batch_size / c.num_mini_batches.max(1))
-                            .saturating_mul(c.max_prompt_length + c.response_length),
+                        prompts.min(minibatch.saturating_mul(c.max_prompt_length))
+                            + minibatch.saturating_mul(c.response_length),
                     ) as u64,
                     batch: c.generation_batch_size as u64,
-                    prompt: c.max_prompt_length as u64,
+                    prompt: longest(&data, c.max_prompt_length),
                     response: c.response_length as u64,
                     networks,
                     trained: 2,
@@ -432,16 +440,15 @@ impl Surveyor<'_> {
                 plan.memory = estimate(work, &shape);
             }
             Stage::Compare(c) => {
-                let (rows, len) =
-                    self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
-                plan.rows = rows;
+                let data = self.rows(&place, &c.data, RowKind::Prompt, known, c.max_prompt_length);
+                plan.rows = data.rows;
                 plan.steps = c.policies.len() as u64;
-                plan.tokens = (rows as f64
+                plan.tokens = (data.rows as f64
                     * c.policies.len() as f64
-                    * (len + c.response_length as f64)) as u64;
+                    * (data.mean + c.response_length as f64)) as u64;
                 let work = Work::Generate {
                     batch: c.generation_batch_size as u64,
-                    prompt: c.max_prompt_length as u64,
+                    prompt: longest(&data, c.max_prompt_length),
                     response: c.response_length as u64,
                 };
                 plan.memory = estimate(work, &shape);
@@ -455,37 +462,8 @@ fn lens_of(items: Vec<Example>) -> Vec<usize> {
     items.iter().map(|item| item.ids.len()).collect()
 }
 
-fn supervised(plan: &mut StagePlan, rows: u64, mean_len: f64, epochs: usize, batch_size: usize) {
-    plan.rows = rows;
-    plan.tokens = (rows as f64 * mean_len) as u64 * epochs as u64;
-    plan.steps = rows.div_ceil(batch_size as u64) * epochs as u64;
-}
-
-/// Opens a model's files without reading a tensor: configuration, tokenizer, and every tensor's name and shape.
-fn open_model(name: &str) -> Result<Known> {
-    let files = manifest::find(name)?;
-    let config = ModelConfig::load(&files.weights)?;
-    let source = weights::open(&files.weights)?;
-    weights::check(source.as_ref(), &config.tensors())?;
-    let tokenizer = Tokenizer::load(&files.dir)?;
-    if tokenizer.vocab_size() > config.vocab_size() {
-        let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
-        return Err(Error::format(
-            &files.dir,
-            format!("the tokenizer has {tokens} tokens and the model {rows} embeddings"),
-        ));
-    }
-    Ok(Known { config, tokenizer })
-}
-
-/// As [`open_model`]; an adapter's folder stands for the base that it names, and its configuration is read.
-fn open_folder(folder: &Path) -> Result<Known> {
-    if !folder.join(ADAPTER_CONFIG).exists() {
-        // Not a known model's name: a folder is meant.
-        std::fs::metadata(folder).map_err(Error::io("open", folder))?;
-        return open_model(&folder.to_string_lossy());
-    }
-    let known = open_model(&manifest::adapter_base(folder)?)?;
-    AdapterConfig::load(folder)?;
-    Ok(known)
+fn supervised(plan: &mut StagePlan, data: &Lengths, epochs: usize, batch_size: usize) {
+    plan.rows = data.rows;
+    plan.tokens = (data.rows as f64 * data.mean) as u64 * epochs as u64;
+    plan.steps = data.rows.div_ceil(batch_size as u64) * epochs as u64;
 }

@@ -260,15 +260,22 @@ fn a_model_that_does_not_fit() {
 fn a_pass_that_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.jsonl"), ROWS.repeat(2)).unwrap();
-    let set = |key: &str| format!("stages.sft.{key}=100000000");
-    let (length, tokens) = (set("max_length"), set("micro_batch_tokens"));
+    // Of comparisons that are not there yet, nothing is known but how many may meet in a pass.
+    let ranked = r#"
+        Rank(name: "rank", init: Base, data: (source: Posts(rows: 16, seed: 4)), response_length: 16, reward: Gold),
+        RewardModel(name: "rm", init: Base, data: (source: Ranked(stage: "rank")), batch_size: 4, max_length: 100000000,
+            micro_batch_tokens: 100000000),
+    ],"#;
     fails(
-        &temper(folder.path(), SFT, &["--set", &length, "--set", &tokens]),
+        &temper(folder.path(), &SFT.replace("\n    ],", ranked), &[]),
         2,
         &["needs an estimated", "lower `micro_batch_tokens`"],
     );
-    // A step of two rows of 64 tokens is all that there is to pass.
-    let output = temper(folder.path(), SFT, &["--set", &tokens, "--dry-run"]);
+    // Two rows of a few tokens are all that there is to pass.
+    let set = |key: &str| format!("stages.sft.{key}=100000000");
+    let (length, tokens) = (set("max_length"), set("micro_batch_tokens"));
+    let settings = ["--set", &length, "--set", &tokens, "--dry-run"];
+    let output = temper(folder.path(), SFT, &settings);
     assert!(output.status.success(), "{output:?}");
 }
 

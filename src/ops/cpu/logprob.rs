@@ -5,10 +5,9 @@ use burn::tensor::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{contiguous, dims2, slice, tensor};
-use crate::ops::{
-    LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix, kernels, logit_chunk_rows,
-};
+use super::{contiguous, dims2, slice, tensor, write_reduced_product};
+use crate::ops::kernels::{Factor, Matrix, Right};
+use crate::ops::{LogprobOutput, MatmulPrecision, ReducedMatrix, kernels, logit_chunk_rows};
 
 /// `ModelBackend::token_logprob`.
 pub(super) fn token_logprob(
@@ -21,11 +20,16 @@ pub(super) fn token_logprob(
 ) -> LogprobOutput<Flex> {
     let head = contiguous(head);
     let [vocab, width] = dims2(&head);
-    let of_states = |h| precision.matmul::<Flex>(h, head.transpose(0, 1));
-    let of_gradients = with_unit_gradient.then_some(|p, targets: &[u32]| {
+    let matrix = Matrix::Full(slice(&head));
+    let to_logits = Factor::new(matrix, Right::Transposed, [width, vocab], precision);
+    let to_states = Factor::new(matrix, Right::Plain, [vocab, width], precision);
+    let of_states = |states: &[f32], logits: &mut [f32]| kernels::gemm(logits, states, &to_logits);
+    let of_gradients = with_unit_gradient.then_some(|p: &[f32], targets: &[u32]| {
         let row = |&target: &u32| &slice(&head)[target as usize * width..][..width];
         let chosen: Vec<f32> = targets.iter().flat_map(row).copied().collect();
-        (chosen, precision.matmul::<Flex>(p, head.clone()))
+        let mut expected = vec![0f32; chosen.len()];
+        kernels::gemm(&mut expected, p, &to_states);
+        (chosen, expected)
     });
     chunked(
         hidden,
@@ -45,10 +49,15 @@ pub(super) fn reduced_token_logprob(
     inv_temperature: f32,
     with_unit_gradient: bool,
 ) -> LogprobOutput<Flex> {
-    let of_states = |h| Flex::reduced_linear(h, head);
-    let of_gradients = with_unit_gradient.then_some(|p, targets: &[u32]| {
-        let expected = Flex::reduced_linear_backward(p, head);
-        (head.columns(targets), expected)
+    let of_states =
+        |states: &[f32], logits: &mut [f32]| write_reduced_product(logits, states, head);
+    let (matrix, sizes) = (Matrix::Reduced(head), [head.outputs(), head.inputs()]);
+    let to_states = Factor::new(matrix, Right::Transposed, sizes, head.matmul());
+    let of_gradients = with_unit_gradient.then_some(|p: &[f32], targets: &[u32]| {
+        let chosen = head.columns(targets);
+        let mut expected = vec![0f32; chosen.len()];
+        kernels::gemm(&mut expected, p, &to_states);
+        (chosen, expected)
     });
     chunked(
         hidden,
@@ -60,15 +69,15 @@ pub(super) fn reduced_token_logprob(
     )
 }
 
-/// A chunk of logits at a time, by `of_states`; `of_gradients` gives the head's rows of the targets, and those that are
-/// expected under the probabilities that it is given.
+/// A chunk of logits at a time, by `of_states`, all in the same memory. `of_gradients` gives the head's rows of the targets, and those that are expected under the
+/// probabilities that it is given.
 fn chunked(
     hidden: FlexTensor,
     targets: &[u32],
     inv_temperature: f32,
     vocab: usize,
-    of_states: impl Fn(FlexTensor) -> FlexTensor,
-    of_gradients: Option<impl Fn(FlexTensor, &[u32]) -> (Vec<f32>, FlexTensor)>,
+    of_states: impl Fn(&[f32], &mut [f32]),
+    of_gradients: Option<impl Fn(&[f32], &[u32]) -> (Vec<f32>, Vec<f32>)>,
 ) -> LogprobOutput<Flex> {
     let hidden = contiguous(hidden);
     let [tokens, width] = dims2(&hidden);
@@ -79,23 +88,18 @@ fn chunked(
         0
     });
     let chunk = logit_chunk_rows(vocab);
-    for (i, part) in targets.chunks(chunk).enumerate() {
-        let h = hidden.narrow(0, i * chunk, part.len());
-        let mut logits = contiguous(of_states(h));
-        let rows = kernels::logprob_rows(
-            logits.storage_mut(),
-            vocab,
-            part,
-            inv_temperature,
-            of_gradients.is_some(),
-        );
+    let mut logits = vec![0f32; chunk.min(tokens) * vocab];
+    let states = slice(&hidden).chunks(chunk * width);
+    for (states, part) in states.zip(targets.chunks(chunk)) {
+        let logits = &mut logits[..part.len() * vocab];
+        of_states(states, logits);
+        let rows =
+            kernels::logprob_rows(logits, vocab, part, inv_temperature, of_gradients.is_some());
         logprobs.extend(rows.iter().map(|row| row.0));
         entropy.extend(rows.iter().map(|row| row.1));
         if let Some(of_gradients) = &of_gradients {
             let (chosen, expected) = of_gradients(logits, part);
-            let pairs = chosen
-                .into_iter()
-                .zip(slice(&contiguous(expected)).to_vec());
+            let pairs = chosen.into_iter().zip(expected);
             unit.extend(pairs.map(|(chosen, expected)| (chosen - expected) * inv_temperature));
         }
     }

@@ -65,15 +65,24 @@ fn product(
     };
     let mut y = vec![0f32; rows * columns];
     let factor = Factor {
-        matrix: weight.0,
-        right,
-        depth,
-        columns,
-        precision: weight.1,
         low_rank,
+        ..Factor::new(weight.0, right, [depth, columns], weight.1)
     };
     kernels::gemm(&mut y, slice(&x), &factor);
     tensor(y, [rows, columns])
+}
+
+/// `x . weight`.
+fn write_reduced_product(y: &mut [f32], x: &[f32], weight: &ReducedMatrix) {
+    let (inputs, outputs) = (weight.inputs(), weight.outputs());
+    match weight.panels() {
+        Panels::Int8(panels) => kernels::int8_product(y, x, panels, inputs, outputs),
+        Panels::Bf16(_) => {
+            let (matrix, sizes) = (Matrix::Reduced(weight), [inputs, outputs]);
+            let factor = Factor::new(matrix, Right::Plain, sizes, weight.matmul());
+            kernels::gemm(y, x, &factor);
+        }
+    }
 }
 
 /// [`product`] with a frozen weight; in fewer bits only its numbers are.
@@ -360,15 +369,11 @@ impl ModelBackend for Flex {
     }
 
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
-        let shape = [weight.inputs(), weight.outputs()];
-        let Panels::Int8(panels) = weight.panels() else {
-            let matrix = (Matrix::Reduced(weight), weight.matmul());
-            return product(x, matrix, shape, Right::Plain, None);
-        };
         let x = contiguous(x);
-        let mut y = vec![0f32; dims2(&x)[0] * shape[1]];
-        kernels::int8_product(&mut y, slice(&x), panels, shape[0], shape[1]);
-        tensor(y, [dims2(&x)[0], shape[1]])
+        let shape = [dims2(&x)[0], weight.outputs()];
+        let mut y = vec![0f32; shape[0] * shape[1]];
+        write_reduced_product(&mut y, slice(&x), weight);
+        tensor(y, shape)
     }
 
     fn reduced_linear_backward(

@@ -20,6 +20,8 @@ use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
 const ROWS: usize = 6;
 /// Largest depth of a block, in words: a panel of the right side, this deep, stays in the second-level cache (256 KiB).
 const DEPTH: usize = 1024;
+/// Words of the right side that are packed at once (8 MiB): a whole layer of a small model, a part of an output head.
+const STRIP: usize = 2 << 20;
 
 /// Rows from which on tasks are of rows and the right side is packed once for all of them. Below, as in decoding, each task packs
 /// a panel for itself and takes all rows through it, so that the weight is read once.
@@ -67,6 +69,25 @@ pub(in crate::ops) struct Factor<'a> {
     pub(in crate::ops) precision: MatmulPrecision,
     /// Added in f32, whatever the precision.
     pub(in crate::ops) low_rank: Option<LowRank<'a>>,
+}
+
+impl<'a> Factor<'a> {
+    /// Without a low-rank product.
+    pub(in crate::ops) fn new(
+        matrix: Matrix<'a>,
+        right: Right,
+        [depth, columns]: [usize; 2],
+        precision: MatmulPrecision,
+    ) -> Self {
+        Self {
+            matrix,
+            right,
+            depth,
+            columns,
+            precision,
+            low_rank: None,
+        }
+    }
 }
 
 /// Room that is kept between calls.
@@ -150,31 +171,36 @@ fn gemm_as(
     let task = rows_per_task(rows).next_multiple_of(ROWS);
     for block in blocks {
         let panels = columns.div_ceil(block.width);
-        let len = panels * block.panel_len();
-        if packed.len() < len {
-            packed.resize(len, 0);
+        let strip = (STRIP / block.panel_len()).clamp(1, panels);
+        for first in (0..panels).step_by(strip) {
+            let strip = first..(first + strip).min(panels);
+            let len = strip.len() * block.panel_len();
+            if packed.len() < len {
+                packed.resize(len, 0);
+            }
+            let packed = &mut packed[..len];
+            packed
+                .par_chunks_mut(block.panel_len())
+                .zip(strip.clone())
+                .for_each(|(out, panel)| block.pack(arch, panel, out));
+            let packed = &*packed;
+            y.par_chunks_mut(task * columns)
+                .enumerate()
+                .for_each(|(i, y)| {
+                    let rows = Rows {
+                        y,
+                        y_panel: 0,
+                        columns,
+                        x: &x[i * task * words..],
+                        row_words: words,
+                        row: i * task,
+                        packed,
+                        panels: strip.clone(),
+                        block: &block,
+                    };
+                    rows.run(arch);
+                });
         }
-        let packed = &mut packed[..len];
-        packed
-            .par_chunks_mut(block.panel_len())
-            .enumerate()
-            .for_each(|(panel, out)| block.pack(arch, panel, out));
-        let packed = &*packed;
-        y.par_chunks_mut(task * columns)
-            .enumerate()
-            .for_each(|(i, y)| {
-                let rows = Rows {
-                    y,
-                    columns,
-                    x: &x[i * task * words..],
-                    row_words: words,
-                    row: i * task,
-                    packed,
-                    panels: 0..panels,
-                    block: &block,
-                };
-                rows.run(arch);
-            });
     }
 }
 
@@ -196,6 +222,7 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                     block.pack(arch, panel, packed);
                     let rows = Rows {
                         y: &mut *y,
+                        y_panel: panel,
                         columns: width,
                         x,
                         row_words: words,
@@ -213,8 +240,9 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
 
 /// One task: some rows of `y` and `x`, some panels.
 struct Rows<'a> {
-    /// Of the panels' columns.
+    /// From panel `y_panel` on, `columns` from row to row.
     y: &'a mut [f32],
+    y_panel: usize,
     columns: usize,
     /// From the task's first row on.
     x: &'a [u32],
@@ -240,9 +268,9 @@ impl Rows<'_> {
         let Block { words, width, .. } = self.block;
         let low_rank = self.block.low_rank;
         let packed = self.packed.chunks_exact(self.block.panel_len());
-        for (i, (panel, b)) in self.panels.zip(packed).enumerate() {
+        for (panel, b) in self.panels.zip(packed) {
             let ranks = self.block.ranks(panel);
-            let start = i * width;
+            let start = (panel - self.y_panel) * width;
             let y = self.y.chunks_mut(ROWS * self.columns);
             for (i, (y, x)) in y.zip(self.x.chunks(ROWS * self.row_words)).enumerate() {
                 run(Tile {

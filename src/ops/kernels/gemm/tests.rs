@@ -32,15 +32,8 @@ fn product(x: &[f32], b: impl Fn(usize, usize) -> f32, sizes: [usize; 3]) -> Vec
         .collect()
 }
 
-fn factor<'a>(matrix: Matrix<'a>, right: Right, [depth, columns]: [usize; 2]) -> Factor<'a> {
-    Factor {
-        matrix,
-        right,
-        depth,
-        columns,
-        precision: MatmulPrecision::F32,
-        low_rank: None,
-    }
+fn factor<'a>(matrix: Matrix<'a>, right: Right, sizes: [usize; 2]) -> Factor<'a> {
+    Factor::new(matrix, right, sizes, MatmulPrecision::F32)
 }
 
 /// The product. What was in `y` before must not matter.
@@ -151,7 +144,9 @@ fn the_instruction_and_fused_multiply_adds_agree_to_the_last_bit() {
 
 #[test]
 fn a_row_does_not_depend_on_the_others() {
-    let (depth, columns) = (1100, 150);
+    // More columns than a strip has, which one row by itself does not go by.
+    let (depth, columns) = (1100, 3850);
+    assert!(depth / 2 * columns > STRIP);
     let (x, b) = (numbers(70 * depth, "x"), numbers(depth * columns, "b"));
     for precision in [MatmulPrecision::F32, MatmulPrecision::Bf16] {
         for (form, arch) in ways(precision) {
