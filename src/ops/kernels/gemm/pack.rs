@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{Factor, LowRank, Matrix, Right};
 use crate::ops::kernels::rows_per_task;
-use crate::ops::reduced::{Bf16Panels, Panels};
+use crate::ops::reduced::{Bf16Panels, PANEL, Panels};
 
 /// Side of a square that is transposed at once: one line of the cache.
 const SQUARE: usize = 16;
@@ -239,35 +239,33 @@ impl Block<'_> {
     /// Two rows of the right side in each of the panel's.
     #[inline(always)]
     fn pairs(&self, columns: Range<usize>, out: &mut [u32]) {
+        let rows = self.inputs.clone().step_by(2);
+        let rows = rows.zip(out.chunks_exact_mut(self.width));
         if let Some(kept) = self.kept() {
             // Panels here and there are equally wide, and both are filled with zeros.
             let columns = columns.start..columns.start + self.width;
-            let rows = self.inputs.clone().step_by(2);
-            for (row, out) in rows.zip(out.chunks_exact_mut(self.width)) {
-                let upper = kept.line(row, columns.clone());
-                if row + 1 < self.inputs.end {
-                    let lower = kept.line(row + 1, columns.clone());
-                    for (word, (a, b)) in out.iter_mut().zip(upper.iter().zip(lower)) {
-                        *word = pair(*a, *b);
-                    }
-                } else {
-                    for (word, a) in out.iter_mut().zip(upper) {
-                        *word = pair(*a, bf16::ZERO);
-                    }
+            for (row, out) in rows {
+                let lower = match row + 1 < self.inputs.end {
+                    true => kept.line(row + 1, columns.clone()),
+                    false => &[bf16::ZERO; PANEL],
+                };
+                let both = kept.line(row, columns.clone()).iter().zip(lower);
+                for (word, (a, b)) in out.iter_mut().zip(both) {
+                    *word = pair(*a, *b);
                 }
             }
             return;
         }
-        let mut lower = vec![0f32; columns.len()];
-        let rows = self.inputs.clone().step_by(2);
-        for (row, out) in rows.zip(out.chunks_exact_mut(self.width)) {
+        let mut lower = [0f32; PANEL];
+        let lower = &mut lower[..columns.len()];
+        for (row, out) in rows {
             let out = &mut out[..columns.len()];
             self.row_part(row, columns.clone(), bytemuck::cast_slice_mut(out));
             match row + 1 < self.inputs.end {
-                true => self.row_part(row + 1, columns.clone(), &mut lower),
+                true => self.row_part(row + 1, columns.clone(), lower),
                 false => lower.fill(0.0),
             }
-            for (word, lower) in out.iter_mut().zip(&lower) {
+            for (word, lower) in out.iter_mut().zip(&*lower) {
                 *word = rounded(f32::from_bits(*word)) | rounded(*lower) >> 16;
             }
         }
