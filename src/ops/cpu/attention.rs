@@ -13,6 +13,9 @@ use crate::tokens::{Segments, Span};
 /// Queries of a row that are scored at once: memory stays linear in the row's length, and keys that none of them sees
 /// are not multiplied.
 const QUERY_BLOCK: usize = 128;
+/// Keys that they are scored against at once: scores stay in the second-level cache, and blocks of all rows and places have few
+/// sizes, so that the allocator has one at hand.
+const KEY_BLOCK: usize = 512;
 
 /// One task of attention: a row of the batch and a key-value head with its group of query heads.
 struct Task {
@@ -64,9 +67,63 @@ impl Task {
             .map(move |start| start..(start + QUERY_BLOCK).min(own.end))
     }
 
-    /// Number of keys that the last query of a block sees.
-    fn visible(&self, block: &Range<usize>) -> usize {
-        self.span.context.len() + block.end - self.span.own.start
+    /// The keys that a block of queries sees, in blocks. All but the last are seen by every query.
+    fn key_blocks(&self, block: &Range<usize>) -> impl Iterator<Item = KeyBlock> + use<> {
+        let queries = block.len();
+        let visible = self.span.context.len() + block.end - self.span.own.start;
+        let whole = (visible - queries) / KEY_BLOCK;
+        (0..=whole).map(move |i| {
+            let last = i == whole;
+            let first = i * KEY_BLOCK;
+            KeyBlock {
+                keys: first..if last { visible } else { first + KEY_BLOCK },
+                // Where one query sees all keys, each does.
+                queries: if last { queries } else { 1 },
+            }
+        })
+    }
+}
+
+/// Some keys of a row.
+struct KeyBlock {
+    keys: Range<usize>,
+    /// Of so many queries the last one sees all of these keys, each one before it one less.
+    queries: usize,
+}
+
+impl KeyBlock {
+    /// These of all keys or values.
+    fn of(&self, all: &FlexTensor) -> FlexTensor {
+        all.narrow(2, self.keys.start, self.keys.len())
+    }
+}
+
+/// Output and log-sum-exp of queries over several blocks of keys.
+#[derive(Default)]
+struct Attended {
+    output: Vec<f32>,
+    lse: Vec<f32>,
+}
+
+impl Attended {
+    /// Adds another block's, `[queries, head_dim]` and `[queries]`.
+    fn add(&mut self, output: FlexTensor, lse: Vec<f32>, head_dim: usize) {
+        if self.lse.is_empty() {
+            self.output = slice(&output).to_vec();
+            self.lse = lse;
+            return;
+        }
+        let rows = self.output.chunks_exact_mut(head_dim);
+        let others = slice(&output).chunks_exact(head_dim).zip(lse);
+        for ((row, lse), (other, other_lse)) in rows.zip(&mut self.lse).zip(others) {
+            let top = lse.max(other_lse);
+            let both = top + ((*lse - top).exp() + (other_lse - top).exp()).ln();
+            let (old, new) = ((*lse - both).exp(), (other_lse - both).exp());
+            for (x, other) in row.iter_mut().zip(other) {
+                *x = *x * old + other * new;
+            }
+            *lse = both;
+        }
     }
 }
 
@@ -134,7 +191,7 @@ pub(super) fn packed_attention(
     let group = num_heads / kv_heads;
     let q_width = layout.q_width();
     let tasks = Task::all(layout, segments);
-    let blocks: Vec<Vec<(FlexTensor, Vec<f32>)>> = tasks
+    let blocks: Vec<Vec<Attended>> = tasks
         .par_iter()
         .map(|task| {
             let [k, v] = task
@@ -142,14 +199,21 @@ pub(super) fn packed_attention(
                 .map(|column| task.keys(&qkv, column, head_dim));
             task.blocks()
                 .map(|block| {
-                    let keys = task.visible(&block);
-                    let (k, v) = (k.narrow(2, 0, keys), v.narrow(2, 0, keys));
-                    let queries = block.len();
-                    let q = tall(&qkv, block, task.query_column(layout), group, head_dim);
-                    let mut p = contiguous(matmul(q, k.transpose(2, 3)));
-                    let lse =
-                        kernels::causal_softmax(p.storage_mut(), queries, keys, layout.scale());
-                    (contiguous(matmul(p, v)), lse)
+                    let column = task.query_column(layout);
+                    let q = tall(&qkv, block.clone(), column, group, head_dim);
+                    let mut sum = Attended::default();
+                    for part in task.key_blocks(&block) {
+                        let (k, v) = (part.of(&k), part.of(&v));
+                        let mut p = contiguous(matmul(q.clone(), k.transpose(2, 3)));
+                        let lse = kernels::causal_softmax(
+                            p.storage_mut(),
+                            part.queries,
+                            part.keys.len(),
+                            layout.scale(),
+                        );
+                        sum.add(contiguous(matmul(p, v)), lse, head_dim);
+                    }
+                    sum
                 })
                 .collect()
         })
@@ -157,13 +221,13 @@ pub(super) fn packed_attention(
     let mut output = vec![0f32; tokens * q_width];
     let mut lse = vec![0f32; num_heads * tokens];
     for (task, blocks) in tasks.iter().zip(&blocks) {
-        for (rows, (block, block_lse)) in task.blocks().zip(blocks) {
-            for (j, values) in block_lse.chunks_exact(rows.len()).enumerate() {
+        for (rows, block) in task.blocks().zip(blocks) {
+            for (j, values) in block.lse.chunks_exact(rows.len()).enumerate() {
                 let from = (task.head * group + j) * tokens + rows.start;
                 lse[from..from + rows.len()].copy_from_slice(values);
             }
             let column = task.query_column(layout);
-            scatter(&mut output, q_width, rows, column, head_dim, slice(block));
+            scatter(&mut output, q_width, rows, column, head_dim, &block.output);
         }
     }
     (
@@ -174,7 +238,7 @@ pub(super) fn packed_attention(
 
 /// Gradients of one task: of the queries by block, `[group * tokens, head_dim]`, of keys and values of context and row.
 struct TaskGradient {
-    queries: Vec<FlexTensor>,
+    queries: Vec<Vec<f32>>,
     keys: Vec<f32>,
     values: Vec<f32>,
 }
@@ -215,8 +279,7 @@ pub(super) fn packed_attention_backward(
                 values: vec![0.0; task.span.len() * head_dim],
             };
             for block in task.blocks() {
-                let (keys, len) = (task.visible(&block), block.len());
-                let (k, v) = (k.narrow(2, 0, keys), v.narrow(2, 0, keys));
+                let len = block.len();
                 let [q, o, go] =
                     [&qkv, &output, &grad].map(|x| tall(x, block.clone(), column, group, head_dim));
                 let lse: Vec<f32> = (0..group)
@@ -225,23 +288,30 @@ pub(super) fn packed_attention_backward(
                         slice(&lse)[from..from + len].iter().copied()
                     })
                     .collect();
-                let mut p = contiguous(matmul(q.clone(), k.transpose(2, 3)));
-                kernels::causal_exp(p.storage_mut(), len, keys, layout.scale(), &lse);
-                let dv = contiguous(matmul(p.transpose(2, 3), go.clone()));
-                let mut ds = contiguous(matmul(go.clone(), v.transpose(2, 3)));
-                kernels::softmax_backward(
-                    ds.storage_mut(),
-                    slice(&p),
-                    slice(&o),
-                    slice(&go),
-                    keys,
-                    head_dim,
-                    layout.scale(),
-                );
-                let dk = contiguous(matmul(ds.transpose(2, 3), q));
-                sums.queries.push(contiguous(matmul(ds, k)));
-                add(&mut sums.keys, slice(&dk));
-                add(&mut sums.values, slice(&dv));
+                let mut dq = vec![0.0; group * len * head_dim];
+                for part in task.key_blocks(&block) {
+                    let (k, v) = (part.of(&k), part.of(&v));
+                    let (keys, scale) = (part.keys.len(), layout.scale());
+                    let mut p = contiguous(matmul(q.clone(), k.clone().transpose(2, 3)));
+                    kernels::causal_exp(p.storage_mut(), part.queries, keys, scale, &lse);
+                    let mut ds = contiguous(matmul(go.clone(), v.transpose(2, 3)));
+                    kernels::softmax_backward(
+                        ds.storage_mut(),
+                        slice(&p),
+                        slice(&o),
+                        slice(&go),
+                        keys,
+                        head_dim,
+                        scale,
+                    );
+                    let dv = contiguous(matmul(p.transpose(2, 3), go.clone()));
+                    let dk = contiguous(matmul(ds.transpose(2, 3), q.clone()));
+                    add(&mut dq, slice(&contiguous(matmul(ds, k))));
+                    let places = part.keys.start * head_dim..part.keys.end * head_dim;
+                    add(&mut sums.keys[places.clone()], slice(&dk));
+                    add(&mut sums.values[places], slice(&dv));
+                }
+                sums.queries.push(dq);
             }
             sums
         })
@@ -250,7 +320,7 @@ pub(super) fn packed_attention_backward(
     for (task, sums) in tasks.iter().zip(&gradients) {
         let column = task.query_column(layout);
         for (rows, dq) in task.blocks().zip(&sums.queries) {
-            scatter(&mut out, width, rows, column, head_dim, slice(dq));
+            scatter(&mut out, width, rows, column, head_dim, dq);
         }
         // What several rows continue gathers the gradients of all of them.
         let Span { context, own } = &task.span;

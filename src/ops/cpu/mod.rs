@@ -106,8 +106,10 @@ fn with_low_rank(
     }
 }
 
-/// Rows up to which a product with an f32 weight is ours: above, packing the weight costs what it saves.
+/// Rows up to which, and from which on again, a product with an f32 weight is ours: between them packing the weight costs what it
+/// saves.
 const FEW_ROWS: usize = 32;
+const MANY_ROWS: usize = 256;
 
 impl ModelBackend for Flex {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
@@ -360,8 +362,9 @@ impl ModelBackend for Flex {
         weight: FloatTensor<Self>,
         precision: MatmulPrecision,
     ) -> FloatTensor<Self> {
-        let few = dims2(&x)[0] <= FEW_ROWS && weight.as_slice::<f32>().is_some();
-        if precision == MatmulPrecision::Bf16 || !few {
+        let rows = dims2(&x)[0];
+        let ours = (rows <= FEW_ROWS || rows >= MANY_ROWS) && weight.as_slice::<f32>().is_some();
+        if precision == MatmulPrecision::Bf16 || !ours {
             return precision.matmul::<Self>(x, weight);
         }
         let matrix = (Matrix::Full(slice(&weight)), precision);

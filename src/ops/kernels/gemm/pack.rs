@@ -296,14 +296,16 @@ impl Block<'_> {
     }
 
     /// Rows `start..start + count` of the right side (`[.., depth]`), of this block's depth, as columns of `out`.
+    ///
+    /// [`SQUARE`] rows from end to end before the next ones: so few streams the processor fetches ahead, a whole panel's it does not.
     #[inline(always)]
     fn transpose(&self, start: usize, count: usize, out: &mut [u32]) {
-        let inputs_of = self.inputs.clone().step_by(SQUARE);
-        for (first, k) in inputs_of.zip((0..).step_by(self.form.words(SQUARE))) {
-            let inputs = first..(first + SQUARE).min(self.inputs.end);
-            let tall = self.form.words(inputs.len());
-            for column in (0..count).step_by(SQUARE) {
-                let wide = SQUARE.min(count - column);
+        for column in (0..count).step_by(SQUARE) {
+            let wide = SQUARE.min(count - column);
+            let inputs_of = self.inputs.clone().step_by(SQUARE);
+            for (first, k) in inputs_of.zip((0..).step_by(self.form.words(SQUARE))) {
+                let inputs = first..(first + SQUARE).min(self.inputs.end);
+                let tall = self.form.words(inputs.len());
                 let mut square = [[0u32; SQUARE]; SQUARE];
                 for j in 0..wide {
                     let words = self.line(start + column + j, inputs.clone());
