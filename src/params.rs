@@ -341,30 +341,40 @@ impl<B: AutodiffBackend> ParamSlot<'_, B> {
         }
     }
 
-    /// Replaces the value by `update(value)`. The old value is handed over whole, so that a backend that owns it alone
-    /// can write in place.
-    pub fn update(
-        &mut self,
-        update: impl FnOnce(FloatTensor<B::InnerBackend>) -> FloatTensor<B::InnerBackend>,
-    ) {
+    /// The value, to be put back by [`ParamSlot::put_value`]; `None` for a matrix in fewer bits. It is handed over whole, so that a
+    /// backend that owns it alone can write in place.
+    pub fn take_value(&mut self) -> Option<FloatTensor<B::InnerBackend>> {
         match self {
-            Self::Vector(p) => replace(p, update),
-            Self::Matrix(p) => replace(p, update),
+            Self::Vector(p) => Some(take(p)),
+            Self::Matrix(p) => Some(take(p)),
+            Self::Reduced(..) => None,
+        }
+    }
+
+    /// The new value of a trained parameter.
+    pub fn put_value(&mut self, value: FloatTensor<B::InnerBackend>) {
+        match self {
+            Self::Vector(p) => put(p, value),
+            Self::Matrix(p) => put(p, value),
             Self::Reduced(..) => {}
         }
     }
 }
 
-fn replace<B: AutodiffBackend, const D: usize>(
+fn take<B: AutodiffBackend, const D: usize>(
     param: &mut Param<Tensor<B, D>>,
-    update: impl FnOnce(FloatTensor<B::InnerBackend>) -> FloatTensor<B::InnerBackend>,
-) {
-    let id = param.id;
+) -> FloatTensor<B::InnerBackend> {
     let device = param.val().device();
-    let placeholder = Param::initialized(id, Tensor::empty([1; D], &device));
-    let old = std::mem::replace(param, placeholder).into_value();
-    let new = Tensor::from_inner(wrap(update(unwrap(old.inner()))));
-    *param = Param::initialized(id, new.require_grad());
+    let placeholder = Param::initialized(param.id, Tensor::empty([1; D], &device));
+    unwrap(std::mem::replace(param, placeholder).into_value().inner())
+}
+
+fn put<B: AutodiffBackend, const D: usize>(
+    param: &mut Param<Tensor<B, D>>,
+    value: FloatTensor<B::InnerBackend>,
+) {
+    let value = Tensor::from_inner(wrap(value));
+    *param = Param::initialized(param.id, value.require_grad());
 }
 
 /// The parameter's columns, given the file's.

@@ -1,4 +1,4 @@
-//! The AdamW update of one parameter.
+//! The AdamW update of all parameters.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -17,7 +17,7 @@ pub struct AdamWStep {
     pub beta2: f64,
     /// Added to the root of the corrected second moment.
     pub eps: f32,
-    /// Decoupled weight decay; zero for parameters that must not decay.
+    /// Decoupled weight decay of the parameters that decay.
     pub weight_decay: f32,
     /// Factor on the gradient (clipping and loss normalisation).
     pub grad_scale: f32,
@@ -27,20 +27,44 @@ pub struct AdamWStep {
     pub bias_correction2: f32,
 }
 
+/// A parameter that is updated; all four tensors have one shape.
+#[derive(Debug, Clone)]
+pub struct AdamWParam<B: Backend> {
+    /// Its numbers. Updated in place where nothing else holds them, like the moments.
+    pub value: FloatTensor<B>,
+    /// Before [`AdamWStep::grad_scale`].
+    pub grad: FloatTensor<B>,
+    /// First and second moment.
+    pub moments: [FloatTensor<B>; 2],
+    /// Whether it decays.
+    pub decays: bool,
+}
+
+/// An updated parameter: its numbers and both moments.
+pub type AdamWResult<B> = (FloatTensor<B>, [FloatTensor<B>; 2]);
+
 impl AdamWStep {
+    /// Factor on the numbers of a parameter before its update.
+    pub(super) fn keep(&self, decays: bool) -> f32 {
+        match decays {
+            true => 1.0 - self.lr * self.weight_decay,
+            false => 1.0,
+        }
+    }
+
     /// Factors on the old value and on the new one, `(beta, 1 - beta)`, of both moments.
     pub(super) fn moment_factors(&self) -> [(f32, f32); 2] {
         [self.beta1, self.beta2].map(|beta| (beta as f32, (1.0 - beta) as f32))
     }
 }
 
-pub(super) fn portable<B: Backend>(
-    param: FloatTensor<B>,
-    grad: FloatTensor<B>,
-    m: FloatTensor<B>,
-    v: FloatTensor<B>,
-    s: AdamWStep,
-) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+pub(super) fn portable<B: Backend>(param: AdamWParam<B>, s: AdamWStep) -> AdamWResult<B> {
+    let AdamWParam {
+        value,
+        grad,
+        moments: [m, v],
+        decays,
+    } = param;
     let scale = |t, factor: f32| B::float_mul_scalar(t, factor.into());
     let grad = scale(grad, s.grad_scale);
     let [(decay1, share1), (decay2, share2)] = s.moment_factors();
@@ -54,6 +78,6 @@ pub(super) fn portable<B: Backend>(
         scale(m.clone(), 1.0 / s.bias_correction1),
         B::float_add_scalar(root, s.eps.into()),
     );
-    let param = scale(param, 1.0 - s.lr * s.weight_decay);
-    (B::float_sub(param, scale(update, s.lr)), m, v)
+    let value = scale(value, s.keep(decays));
+    (B::float_sub(value, scale(update, s.lr)), [m, v])
 }

@@ -22,7 +22,7 @@ mod portable;
 mod reduced;
 mod tensor;
 
-pub use adamw::AdamWStep;
+pub use adamw::{AdamWParam, AdamWResult, AdamWStep};
 pub use frozen::FrozenWeight;
 pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;
@@ -30,7 +30,8 @@ pub use matmul::{MatmulPrecision, Numerics};
 pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
     attention, bf16_matmul, full_linear, gelu, layer_norm, linear_input, lora_linear,
-    lora_linear_of, reduced_columns, reduced_linear, rms_norm, rope, swiglu, token_logprob,
+    lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, rms_norm, rope, swiglu,
+    token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
@@ -85,6 +86,34 @@ pub struct LowRankPart {
     pub column: usize,
     /// Number of output columns.
     pub width: usize,
+}
+
+/// Whose rows and parts are whose in [`ModelBackend::lora_linear_shared`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owners<'a> {
+    /// Equal shares of the rows.
+    pub shares: usize,
+    /// The share of each part.
+    pub of_parts: &'a [usize],
+}
+
+impl Owners<'_> {
+    /// Calls `clear` with every share of `rows` and every range of ranks that has no part in it.
+    pub(crate) fn for_each_foreign(
+        &self,
+        rows: usize,
+        parts: &[LowRankPart],
+        mut clear: impl FnMut(Range<usize>, Range<usize>),
+    ) {
+        let len = rows / self.shares;
+        let mut first = 0;
+        for (part, &owner) in parts.iter().zip(self.of_parts) {
+            for share in (0..self.shares).filter(|&share| share != owner) {
+                clear(share * len..(share + 1) * len, first..first + part.rank);
+            }
+            first += part.rank;
+        }
+    }
 }
 
 /// The two forms of GELU.
@@ -361,6 +390,20 @@ pub trait ModelBackend: Backend {
         Self::lora_linear(input.of(source), weight, a, b, parts).0
     }
 
+    /// [`ModelBackend::lora_linear`] of rows that several models share: the rows are as many equal shares, one below the other, as
+    /// there are models, and `owners` says for each part to which share it belongs. Forward only.
+    fn lora_linear_shared(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+        owners: Owners<'_>,
+    ) -> FloatTensor<Self> {
+        let y = weight.product(x.clone());
+        portable::add_shared_low_rank::<Self>(y, x, a, b, parts, owners)
+    }
+
     /// Gradients of [`ModelBackend::lora_linear`] with respect to `x` (if asked for), `a` and `b`; the weight is frozen.
     #[allow(clippy::too_many_arguments)]
     fn lora_linear_backward(
@@ -391,15 +434,10 @@ pub trait ModelBackend: Backend {
         portable::sum_of_squares::<Self>(tensors)
     }
 
-    /// One AdamW update; returns parameter, first and second moment. Any rank, all of one shape.
-    fn adamw(
-        param: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        m: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        step: AdamWStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        adamw::portable::<Self>(param, grad, m, v, step)
+    /// One AdamW update of all `params`, each of any shape; the results stand in their order.
+    fn adamw(params: Vec<AdamWParam<Self>>, step: AdamWStep) -> Vec<AdamWResult<Self>> {
+        let update = |param| adamw::portable::<Self>(param, step);
+        params.into_iter().map(update).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use super::{
     FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart, MatmulPrecision, ModelBackend,
-    ReducedMatrix,
+    Owners, ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -154,6 +154,27 @@ pub fn lora_linear_of<B: ModelBackend>(
         unwrap(a),
         unwrap(b),
         parts,
+    ))
+}
+
+/// See [`ModelBackend::lora_linear_shared`].
+pub fn lora_linear_shared<B: ModelBackend>(
+    x: Tensor<B, 2>,
+    weight: &FrozenWeight<B>,
+    a: Tensor<B, 2>,
+    b: Tensor<B, 1>,
+    parts: &[LowRankPart],
+    owners: Owners<'_>,
+) -> Tensor<B, 2> {
+    let [rows, _] = x.dims();
+    assert_eq!(rows % owners.shares, 0, "rows in equal shares");
+    wrap(B::lora_linear_shared(
+        unwrap(x),
+        weight,
+        unwrap(a),
+        unwrap(b),
+        parts,
+        owners,
     ))
 }
 

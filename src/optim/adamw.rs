@@ -8,7 +8,7 @@ use burn::tensor::{DType, TensorData, TensorMetadata};
 
 use super::OptimConfig;
 use crate::host;
-use crate::ops::{AdamWStep, ModelBackend};
+use crate::ops::{AdamWParam, AdamWStep, ModelBackend};
 use crate::params::{ParamKind, Parameters};
 
 /// Named numbers of a checkpoint: shape and values.
@@ -124,36 +124,39 @@ impl<B: ModelBackend> AdamW<B> {
             beta1,
             beta2,
             eps: eps as f32,
-            weight_decay: 0.0,
+            weight_decay: weight_decay as f32,
             grad_scale: (clip / count) as f32,
             bias_correction1: (1.0 - beta1.powi(power)) as f32,
             bias_correction2: (1.0 - beta2.powi(power)) as f32,
         };
+        // All parameters at once: taken out in one walk, put back in the next.
+        let (mut names, mut params) = (Vec::new(), Vec::new());
         model.for_each_parameter(&mut |meta, mut slot| {
-            let Some(gradient) = sum.gradients.remove(meta.key()) else {
+            let Some(grad) = sum.gradients.remove(meta.key()) else {
                 return;
             };
-            let decays = meta.kind != ParamKind::Vector;
-            let step = AdamWStep {
-                weight_decay: if decays { weight_decay as f32 } else { 0.0 },
-                ..step
+            let Some(value) = slot.take_value() else {
+                return;
             };
-            let [m, v] = self.moments.remove(meta.key()).unwrap_or_else(|| {
-                let zeros = || {
-                    B::float_zeros(
-                        gradient.shape(),
-                        &B::float_device(&gradient),
-                        DType::F32.into(),
-                    )
-                };
-                [zeros(), zeros()]
+            let moments = self.moments.remove(meta.key()).unwrap_or_else(|| {
+                let device = B::float_device(&grad);
+                [(); 2].map(|()| B::float_zeros(grad.shape(), &device, DType::F32.into()))
             });
-            let moments = &mut self.moments;
-            slot.update(|value| {
-                let (value, m, v) = B::adamw(value, gradient, m, v, step);
-                moments.insert(meta.key().to_owned(), [m, v]);
-                value
+            names.push(meta.key().to_owned());
+            params.push(AdamWParam {
+                value,
+                grad,
+                moments,
+                decays: meta.kind != ParamKind::Vector,
             });
+        });
+        let mut updated = names.into_iter().zip(B::adamw(params, step)).peekable();
+        model.for_each_parameter(&mut |meta, mut slot| {
+            if let Some((name, (value, moments))) = updated.next_if(|(name, _)| name == meta.key())
+            {
+                self.moments.insert(name, moments);
+                slot.put_value(value);
+            }
         });
         norm
     }

@@ -22,7 +22,7 @@ use tempering::loss::{self, best_of_k, bradley_terry, policy_loss, value_loss};
 use tempering::model::{
     CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, weights,
 };
-use tempering::ops::{AdamWStep, ModelBackend};
+use tempering::ops::{AdamWParam, AdamWStep, ModelBackend};
 use tempering::optim::{AdamW, OptimConfig, Schedule, lr_at};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
@@ -382,13 +382,13 @@ fn first_adam_step(gradient: f32, eps: f32) -> f32 {
         bias_correction1: 0.1,
         bias_correction2: 0.001,
     };
-    let (value, ..) = B::adamw(
-        primitive(0.0),
-        primitive(gradient),
-        primitive(0.0),
-        primitive(0.0),
-        step,
-    );
+    let param = AdamWParam {
+        value: primitive(0.0),
+        grad: primitive(gradient),
+        moments: [primitive(0.0), primitive(0.0)],
+        decays: false,
+    };
+    let (value, _) = B::adamw(vec![param], step).remove(0);
     -host(Tensor::from_primitive(TensorPrimitive::Float(value)))[0]
 }
 

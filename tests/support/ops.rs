@@ -10,8 +10,8 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 use crate::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{
-    self, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart,
-    MatmulPrecision, ModelBackend,
+    self, AdamWParam, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LinearInput,
+    LowRankPart, MatmulPrecision, ModelBackend,
 };
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
@@ -1122,22 +1122,30 @@ pub(crate) fn adamw<B: ModelBackend>(device: B::Device) {
         .iter()
         .map(|&w| [f64::from(w), 0.0, 0.0])
         .collect();
+    let mut undecayed = expected.clone();
     let primitive = |x: Tensor<B, 2>| x.into_primitive().tensor();
     let tensor = |x| host(Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(x)));
     let kept = start.on::<B>(&device);
-    let mut state = (
+    // Beside it, in the same call, many small ones of other shapes, every other without decay: those fall like it, or without.
+    let zeros = |dims| primitive(Tensor::zeros(dims, &device));
+    let mut state = vec![(
         primitive(kept.clone()),
-        primitive(Tensor::zeros([1, entries], &device)),
-        primitive(Tensor::zeros([1, entries], &device)),
-    );
+        [zeros([1, entries]), zeros([1, entries])],
+    )];
+    state.extend((1..=70).map(|len| {
+        let value = start.on::<B>(&device).slice([0..1, 0..len]);
+        (primitive(value), [zeros([1, len]), zeros([1, len])])
+    }));
     for t in 1..=3 {
         let gradient = Matrix::normal(&format!("gradient {t}"), [1, entries], 1.0);
         let (c1, c2) = (1.0 - f64::powi(beta1, t), 1.0 - f64::powi(beta2, t));
-        for ([w, m, v], g) in expected.iter_mut().zip(&gradient.values) {
-            let g = f64::from(*g) * factor;
-            *m = beta1 * *m + (1.0 - beta1) * g;
-            *v = beta2 * *v + (1.0 - beta2) * g * g;
-            *w = *w * (1.0 - lr * decay) - lr * (*m / c1) / ((*v / c2).sqrt() + eps);
+        for (rows, decay) in [(&mut expected, decay), (&mut undecayed, 0.0)] {
+            for ([w, m, v], g) in rows.iter_mut().zip(&gradient.values) {
+                let g = f64::from(*g) * factor;
+                *m = beta1 * *m + (1.0 - beta1) * g;
+                *v = beta2 * *v + (1.0 - beta2) * g * g;
+                *w = *w * (1.0 - lr * decay) - lr * (*m / c1) / ((*v / c2).sqrt() + eps);
+            }
         }
         let step = AdamWStep {
             lr: lr as f32,
@@ -1150,13 +1158,37 @@ pub(crate) fn adamw<B: ModelBackend>(device: B::Device) {
             bias_correction2: c2 as f32,
         };
         // The gradient as a view, the parameter shared: neither may change what others hold.
-        let gradient = primitive(gradient.as_rows(&device));
-        state = B::adamw(state.0, gradient, state.1, state.2, step);
+        let whole: Tensor<B, 2> = gradient.as_rows(&device);
+        let params = state.into_iter().enumerate();
+        let params = params.map(|(i, (value, moments))| AdamWParam {
+            value,
+            grad: primitive(match i {
+                0 => whole.clone(),
+                len => whole.clone().slice([0..1, 0..len]),
+            }),
+            moments,
+            decays: i % 2 == 0,
+        });
+        let params = params.collect();
+        state = B::adamw(params, step);
+    }
+    let mut state = state.into_iter();
+    let first = state.next().unwrap();
+    for (len, (value, [m, _])) in (1..).zip(state) {
+        let mut rows = expected[..len].to_vec();
+        if len % 2 == 1 {
+            // Undecayed, entry by entry, from the same gradients.
+            rows = undecayed[..len].to_vec();
+        }
+        let of = |i: usize| rows.iter().map(|x| x[i] as f32).collect::<Vec<_>>();
+        assert_near("a small parameter", &tensor(value), &of(0), 1e-6);
+        assert_near("its first moment", &tensor(m), &of(1), 1e-6);
     }
     let column = |i: usize| expected.iter().map(|x| x[i] as f32).collect::<Vec<_>>();
-    assert_near("first moment", &tensor(state.1), &column(1), 1e-6);
-    assert_near("second moment", &tensor(state.2), &column(2), 1e-6);
-    assert_near("parameter", &tensor(state.0), &column(0), 1e-6);
+    let (value, [m, v]) = first;
+    assert_near("first moment", &tensor(m), &column(1), 1e-6);
+    assert_near("second moment", &tensor(v), &column(2), 1e-6);
+    assert_near("parameter", &tensor(value), &column(0), 1e-6);
     assert_eq!(
         host(kept),
         start.values,
@@ -1192,13 +1224,13 @@ pub(crate) fn adamw_of_a_view<B: ModelBackend>(device: B::Device) {
             .as_rows::<B>(&device),
         )
     };
-    let (updated, _, _) = B::adamw(
-        primitive(rows.clone()),
-        primitive(ones),
-        zeros(),
-        zeros(),
-        step,
-    );
+    let param = AdamWParam {
+        value: primitive(rows.clone()),
+        grad: primitive(ones),
+        moments: [zeros(), zeros()],
+        decays: true,
+    };
+    let (updated, _) = B::adamw(vec![param], step).remove(0);
     let expected: Vec<f32> = whole.values.iter().map(|w| w - 0.5).collect();
     let updated = Tensor::<B, 2>::from_primitive(TensorPrimitive::Float(updated));
     assert_near("updated view", &host(updated), &expected, 1e-6);

@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 use super::Case;
 use crate::host::{indices, read};
 use crate::ops::{
-    self, AdamWStep, CacheWrite, Gelu, HeadLayout, LowRankPart, MatmulPrecision, ModelBackend,
-    Precision, ReducedMatrix, unwrap, wrap,
+    self, AdamWParam, AdamWStep, CacheWrite, Gelu, HeadLayout, LowRankPart, MatmulPrecision,
+    ModelBackend, Precision, ReducedMatrix, unwrap, wrap,
 };
 use crate::rng::Seed;
 use crate::tokens::Segments;
@@ -354,13 +354,14 @@ pub(super) fn adamw<B: ModelBackend>(len: usize, device: &B::Device) -> Case {
         bias_correction2: 0.142_625,
     };
     let squares = B::sum_of_squares(vec![vector("grad", 1.0), vector("m", 0.1)]);
-    let (param, m, v) = B::adamw(
-        vector("param", 1.0),
-        vector("grad", 1.0),
-        vector("m", 0.1),
-        second,
-        step,
-    );
+    let param = AdamWParam {
+        value: vector("param", 1.0),
+        grad: vector("grad", 1.0),
+        moments: [vector("m", 0.1), second],
+        decays: true,
+    };
+    let updated = B::adamw(vec![param], step).into_iter().next();
+    let (param, [m, v]) = updated.expect("a result for each parameter");
     let results = [
         ("parameter", param),
         ("first moment", m),

@@ -11,8 +11,9 @@ use burn_flex::FlexTensor;
 use super::kernels::{self, Factor, LowRank, Matrix, Right};
 use super::reduced::Panels;
 use super::{
-    AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LayerNormGradients, LogprobOutput,
-    LowRankPart, MatmulPrecision, ModelBackend, Precision, ReducedMatrix,
+    AdamWParam, AdamWResult, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout,
+    LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
+    Precision, ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -103,6 +104,32 @@ fn with_low_rank(
             let matrix = (Matrix::Reduced(weight), weight.matmul());
             product(x, matrix, shape, right, Some(low))
         }
+    }
+}
+
+/// `x . weight` and the low-rank products, `xa` being the inputs after their first halves.
+fn with_adapters(
+    x: FlexTensor,
+    weight: &FrozenWeight<Flex>,
+    xa: &FlexTensor,
+    b: FlexTensor,
+    parts: &[LowRankPart],
+) -> FlexTensor {
+    let b = contiguous(b);
+    let low = LowRank {
+        t: slice(xa),
+        ranks: dims2(xa)[1],
+        b: slice(&b),
+        parts,
+    };
+    match weight {
+        FrozenWeight::Reduced(weight) if weight.precision() == Precision::Int8 => {
+            let mut y = Flex::reduced_linear(x, weight);
+            let LowRank { t, ranks, b, parts } = low;
+            kernels::add_low_rank(y.storage_mut(), weight.outputs(), t, ranks, b, parts);
+            y
+        }
+        weight => with_low_rank(x, weight, Right::Plain, low),
     }
 }
 
@@ -396,23 +423,27 @@ impl ModelBackend for Flex {
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let xa = contiguous(matmul(x.clone(), a));
-        let b = contiguous(b);
-        let low = LowRank {
-            t: slice(&xa),
-            ranks: dims2(&xa)[1],
-            b: slice(&b),
-            parts,
-        };
-        let y = match weight {
-            FrozenWeight::Reduced(weight) if weight.precision() == Precision::Int8 => {
-                let mut y = Self::reduced_linear(x, weight);
-                let LowRank { t, ranks, b, parts } = low;
-                kernels::add_low_rank(y.storage_mut(), weight.outputs(), t, ranks, b, parts);
-                y
+        (with_adapters(x, weight, &xa, b, parts), xa)
+    }
+
+    fn lora_linear_shared(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+        owners: Owners<'_>,
+    ) -> FloatTensor<Self> {
+        // Zeros where a part is another model's: the product then takes all models' parts at once.
+        let mut xa = contiguous(matmul(x.clone(), a));
+        let [rows, ranks] = dims2(&xa);
+        let numbers = xa.storage_mut::<f32>();
+        owners.for_each_foreign(rows, parts, |rows, columns| {
+            for row in numbers[rows.start * ranks..rows.end * ranks].chunks_exact_mut(ranks) {
+                row[columns.clone()].fill(0.0);
             }
-            weight => with_low_rank(x, weight, Right::Plain, low),
-        };
-        (y, xa)
+        });
+        with_adapters(x, weight, &xa, b, parts)
     }
 
     fn lora_linear_backward(
@@ -478,22 +509,29 @@ impl ModelBackend for Flex {
         (dx, da, tensor(db, [len]))
     }
 
-    fn adamw(
-        param: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        m: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        step: AdamWStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        let (mut param, grad, mut m, mut v) =
-            (writable(param), contiguous(grad), writable(m), writable(v));
-        kernels::adamw(
-            param.storage_mut(),
-            slice(&grad),
-            m.storage_mut(),
-            v.storage_mut(),
-            step,
-        );
-        (param, m, v)
+    fn sum_of_squares(tensors: Vec<FloatTensor<Self>>) -> f64 {
+        let tensors: Vec<FlexTensor> = tensors.into_iter().map(contiguous).collect();
+        kernels::sum_of_squares(&tensors.iter().map(slice).collect::<Vec<_>>())
+    }
+
+    fn adamw(params: Vec<AdamWParam<Self>>, step: AdamWStep) -> Vec<AdamWResult<Self>> {
+        let mut params: Vec<_> = (params.into_iter())
+            .map(|param| {
+                let [m, v] = param.moments;
+                let writable = [param.value, m, v].map(writable);
+                (writable, contiguous(param.grad), step.keep(param.decays))
+            })
+            .collect();
+        let parts = params
+            .iter_mut()
+            .map(|([value, m, v], grad, keep)| kernels::AdamWPart {
+                value: value.storage_mut(),
+                grad: slice(grad),
+                moments: [m.storage_mut(), v.storage_mut()],
+                keep: *keep,
+            });
+        kernels::adamw(parts.collect(), step);
+        let results = params.into_iter();
+        results.map(|([value, m, v], ..)| (value, [m, v])).collect()
     }
 }

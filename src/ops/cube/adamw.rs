@@ -1,20 +1,31 @@
-//! The AdamW update of one parameter, in place.
+//! The AdamW update of many parameters, in place and in one launch for as many as a kernel may have buffers.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{entrywise, writable};
+use super::squares::{by_tensor, group_len};
+use super::{UNITS, tables, writable};
 use crate::ops::AdamWStep;
 
+/// Buffers of one parameter: value, gradient and both moments.
+const BUFFERS: usize = 4;
+
+/// Cubes for one parameter at most.
+const MOST: usize = 1024;
+
+/// Entries for which a unit is worth its launch.
+const SHARE: usize = 4;
+
+/// `sizes` holds each parameter's entries, and whether it decays; a plane of cubes belongs to each.
 #[cube(launch)]
 fn step(
-    param: &mut Array<f32>,
-    grad: &Array<f32>,
-    m: &mut Array<f32>,
-    v: &mut Array<f32>,
-    len: u32,
+    params: &mut Sequence<Array<f32>>,
+    grads: &Sequence<Array<f32>>,
+    firsts: &mut Sequence<Array<f32>>,
+    seconds: &mut Sequence<Array<f32>>,
+    sizes: &Array<u32>,
     grad_scale: f32,
     keep1: f32,
     share1: f32,
@@ -25,42 +36,84 @@ fn step(
     eps: f32,
     lr: f32,
     keep: f32,
+    #[comptime] count: usize,
 ) {
-    let mut i = ABSOLUTE_POS;
-    while i < len as usize {
-        let g = grad[i] * grad_scale;
-        let first = keep1 * m[i] + share1 * g;
-        let second = keep2 * v[i] + share2 * g * g;
-        m[i] = first;
-        v[i] = second;
-        let update = first * correction1 / (f32::sqrt(second * correction2) + eps);
-        param[i] = keep * param[i] - lr * update;
-        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
+    #[unroll]
+    for which in 0..count {
+        if CUBE_POS_Y as usize == which {
+            let len = sizes[2 * which] as usize;
+            let mut kept = 1.0f32;
+            if sizes[2 * which + 1] == 1u32 {
+                kept = keep;
+            }
+            let param = params.index_mut(which);
+            let grad = grads.index(which);
+            let m = firsts.index_mut(which);
+            let v = seconds.index_mut(which);
+            let mut i = ABSOLUTE_POS_X as usize;
+            while i < len {
+                let g = grad[i] * grad_scale;
+                let first = keep1 * m[i] + share1 * g;
+                let second = keep2 * v[i] + share2 * g * g;
+                m[i] = first;
+                v[i] = second;
+                let update = first * correction1 / (f32::sqrt(second * correction2) + eps);
+                param[i] = kept * param[i] - lr * update;
+                i += CUBE_COUNT_X as usize * UNITS;
+            }
+        }
     }
 }
 
-pub(super) fn update<R: CubeRuntime>(
-    param: CubeTensor<R>,
-    grad: CubeTensor<R>,
-    m: CubeTensor<R>,
-    v: CubeTensor<R>,
-    s: AdamWStep,
-) -> (CubeTensor<R>, CubeTensor<R>, CubeTensor<R>) {
-    let (param, grad) = (writable(param), into_contiguous(grad));
-    let (m, v) = (writable(m), writable(v));
-    let len = param.meta.shape().num_elements();
-    if len > 0 {
-        let [(keep1, share1), (keep2, share2)] = s.moment_factors();
-        let (count, dim) = entrywise(len);
+/// One parameter of [`update`].
+pub(super) struct Param<R: CubeRuntime> {
+    pub(super) value: CubeTensor<R>,
+    pub(super) grad: CubeTensor<R>,
+    pub(super) moments: [CubeTensor<R>; 2],
+    pub(super) decays: bool,
+}
+
+impl<R: CubeRuntime> Param<R> {
+    fn len(&self) -> usize {
+        self.value.meta.shape().num_elements()
+    }
+}
+
+/// What became of a parameter, on a runtime.
+type Updated<R> = (CubeTensor<R>, [CubeTensor<R>; 2]);
+
+pub(super) fn update<R: CubeRuntime>(params: Vec<Param<R>>, s: AdamWStep) -> Vec<Updated<R>> {
+    let params: Vec<Param<R>> = (params.into_iter())
+        .map(|param| Param {
+            value: writable(param.value),
+            grad: into_contiguous(param.grad),
+            moments: param.moments.map(writable),
+            decays: param.decays,
+        })
+        .collect();
+    let Some(like) = params.first().map(|param| param.value.clone()) else {
+        return Vec::new();
+    };
+    let [(keep1, share1), (keep2, share2)] = s.moment_factors();
+    let launched: Vec<&Param<R>> = params.iter().filter(|param| param.len() > 0).collect();
+    for group in launched.chunks(group_len(&like, BUFFERS)) {
+        let sizes = group.iter();
+        let sizes = sizes.flat_map(|param| [param.len() as u32, u32::from(param.decays)]);
+        let of = |tensor: fn(&Param<R>) -> &CubeTensor<R>| {
+            let args = group.iter();
+            args.map(|param| tensor(param).clone().into_array_arg())
+                .collect()
+        };
+        let (count, dim) = by_tensor(group.iter().map(|param| param.len()), SHARE, MOST);
         step::launch::<R>(
-            &param.client.clone(),
+            &like.client,
             count,
             dim,
-            param.clone().into_array_arg(),
-            grad.into_array_arg(),
-            m.clone().into_array_arg(),
-            v.clone().into_array_arg(),
-            len as u32,
+            of(|param| &param.value),
+            of(|param| &param.grad),
+            of(|param| &param.moments[0]),
+            of(|param| &param.moments[1]),
+            tables::table(&like, sizes.collect()).into_array_arg(),
             s.grad_scale,
             keep1,
             share1,
@@ -70,8 +123,10 @@ pub(super) fn update<R: CubeRuntime>(
             1.0 / s.bias_correction2,
             s.eps,
             s.lr,
-            1.0 - s.lr * s.weight_decay,
+            s.keep(true),
+            group.len(),
         );
     }
-    (param, m, v)
+    let updated = params.into_iter();
+    updated.map(|param| (param.value, param.moments)).collect()
 }

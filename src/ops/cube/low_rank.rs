@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{dims2, empty, tables, writable};
-use crate::ops::LowRankPart;
+use crate::ops::{LowRankPart, Owners};
 
 /// Columns of a cube.
 const COLUMNS: usize = 64;
@@ -21,23 +21,26 @@ const INNER: usize = 16;
 const RANKS: usize = 4;
 const LANES: usize = 4;
 
-/// A part in a table: rank, first inner column, first output column, width, place in `b`, and the bits of its scale.
-const FIELDS: usize = 6;
+/// A part in a table: rank, first inner column, first output column, width, place in `b`, the bits of its scale, and the first of its
+/// rows.
+const FIELDS: usize = 7;
 
-fn part_table(parts: &[LowRankPart]) -> Vec<u32> {
+/// `first_row` of each part.
+fn part_table(parts: &[LowRankPart], first_row: impl Fn(usize) -> usize) -> Vec<u32> {
     let (mut inner, mut offset) = (0, 0);
     let mut table = Vec::new();
-    for part in parts {
+    for (i, part) in parts.iter().enumerate() {
         let fields = [part.rank, inner, part.column, part.width, offset];
         table.extend(fields.map(|field| field as u32));
         table.push(part.scale.to_bits());
+        table.push(first_row(i) as u32);
         inner += part.rank;
         offset += part.rank * part.width;
     }
     table
 }
 
-/// `y[.., column..] += scale * xa[.., inner..] . b` for the part of each plane of cubes.
+/// `y[.., column..] += scale * xa[.., inner..] . b` for the part of each plane of cubes, in `rows` rows from the part's first on.
 #[cube(launch)]
 fn add_parts(
     y: &mut Array<f32>,
@@ -58,11 +61,11 @@ fn add_parts(
     if c >= width {
         terminate!();
     }
-    let first = CUBE_POS_Y as usize * ROWS;
-    let mut here = rows as usize - first;
+    let mut here = rows as usize - CUBE_POS_Y as usize * ROWS;
     if here > ROWS {
         here = ROWS;
     }
+    let first = parts[at + 6] as usize + CUBE_POS_Y as usize * ROWS;
     let mut sums = Array::<f32>::new(ROWS);
     #[unroll]
     for r in 0..ROWS {
@@ -213,11 +216,29 @@ pub(super) fn add<R: CubeRuntime>(
     b: CubeTensor<R>,
     parts: &[LowRankPart],
 ) -> CubeTensor<R> {
+    let owners = Owners {
+        shares: 1,
+        of_parts: &vec![0; parts.len()],
+    };
+    add_shared(y, xa, b, parts, owners)
+}
+
+/// The same, each part in its own share of the rows. Two parts write the same numbers only if they are of one share and overlap,
+/// which parts do not.
+pub(super) fn add_shared<R: CubeRuntime>(
+    y: CubeTensor<R>,
+    xa: CubeTensor<R>,
+    b: CubeTensor<R>,
+    parts: &[LowRankPart],
+    owners: Owners<'_>,
+) -> CubeTensor<R> {
     let (y, xa, b) = (writable(y), into_contiguous(xa), into_contiguous(b));
     let ([rows, y_width], [_, ranks]) = (dims2(&y), dims2(&xa));
+    let rows = rows / owners.shares;
     let (width, _) = largest(parts);
     if rows * width > 0 {
-        let table = tables::table(&y, part_table(parts));
+        let first_row = |part: usize| owners.of_parts[part] * rows;
+        let table = tables::table(&y, part_table(parts, first_row));
         add_parts::launch::<R>(
             &y.client.clone(),
             CubeCount::Static(
@@ -258,7 +279,7 @@ pub(super) fn gradients<R: CubeRuntime>(
         return (dxa, db);
     }
     let client = grad.client.clone();
-    let table = tables::table(&grad, part_table(parts));
+    let table = tables::table(&grad, part_table(parts, |_| 0));
     inner_gradient::launch::<R>(
         &client,
         CubeCount::Static(

@@ -28,8 +28,9 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use cubecl::prelude::{CubeCount, CubeDim};
 
 use super::{
-    AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LayerNormGradients, LogprobOutput,
-    LowRankPart, MatmulPrecision, ModelBackend, ReducedMatrix,
+    AdamWParam, AdamWResult, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout,
+    LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
+    ReducedMatrix,
 };
 use crate::tokens::Segments;
 
@@ -256,6 +257,19 @@ where
         (low_rank::add(y, xa.clone(), b, parts), xa)
     }
 
+    fn lora_linear_shared(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+        owners: Owners<'_>,
+    ) -> FloatTensor<Self> {
+        let y = weight.product(x.clone());
+        let xa = Self::float_matmul(x, a);
+        low_rank::add_shared(y, xa, b, parts, owners)
+    }
+
     fn lora_linear_backward(
         x: FloatTensor<Self>,
         weight: &FrozenWeight<Self>,
@@ -278,13 +292,13 @@ where
         (dx, Self::float_matmul(Self::float_transpose(x), dxa), db)
     }
 
-    fn adamw(
-        param: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        m: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        step: AdamWStep,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        adamw::update(param, grad, m, v, step)
+    fn adamw(params: Vec<AdamWParam<Self>>, step: AdamWStep) -> Vec<AdamWResult<Self>> {
+        let params = params.into_iter().map(|param| adamw::Param {
+            value: param.value,
+            grad: param.grad,
+            moments: param.moments,
+            decays: param.decays,
+        });
+        adamw::update(params.collect(), step)
     }
 }

@@ -1,13 +1,13 @@
-//! The sum of squares of many tensors, with one read.
+//! The sum of squares of many tensors, with one read and a launch for as many as a kernel may have buffers.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Shape, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::reduce::cube_sum;
-use super::{UNITS, empty};
+use super::{UNITS, empty, tables};
 use crate::host;
 use crate::ops::ModelBackend;
 use crate::ops::tensor::wrap;
@@ -18,19 +18,61 @@ const MOST: usize = 64;
 /// Entries for which a unit is worth its launch.
 const SHARE: usize = 16;
 
+/// Tensors of one launch at most: the kernel has its body once for each.
+const GROUP: usize = 32;
+
+/// Buffers of a kernel that are not tensors of the group: a table, sums, and what the runtime adds for scalars and lengths.
+const OTHERS: usize = 4;
+
+/// Tensors that one launch can take, with so many buffers for each.
+pub(super) fn group_len<R: CubeRuntime>(like: &CubeTensor<R>, buffers: usize) -> usize {
+    let most = like.client.properties().hardware.max_bindings as usize;
+    (most.saturating_sub(OTHERS) / buffers).clamp(1, GROUP)
+}
+
+/// A plane of cubes for each tensor: as many as the longest is worth, at most `most`.
+pub(super) fn by_tensor(
+    lens: impl ExactSizeIterator<Item = usize>,
+    share: usize,
+    most: usize,
+) -> (CubeCount, CubeDim) {
+    let tensors = lens.len();
+    let cubes = lens.map(|len| len.div_ceil(UNITS * share)).max();
+    let cubes = cubes.unwrap_or(0).clamp(1, most);
+    (
+        CubeCount::Static(cubes as u32, tensors as u32, 1),
+        CubeDim::new_1d(UNITS as u32),
+    )
+}
+
+/// The sums of the group's tensors stand at `first`, those of one tensor side by side.
 #[cube(launch)]
-fn partial_sums(x: &Array<f32>, sums: &mut Array<f32>, first: u32, len: u32) {
+fn partial_sums(
+    tensors: &Sequence<Array<f32>>,
+    lens: &Array<u32>,
+    sums: &mut Array<f32>,
+    first: u32,
+    #[comptime] count: usize,
+) {
     let mut shared = SharedMemory::<f32>::new(UNITS);
     let mut sum = 0.0f32;
-    let mut i = ABSOLUTE_POS;
-    while i < len as usize {
-        let v = x[i];
-        sum += v * v;
-        i += CUBE_COUNT_X as usize * UNITS;
+    #[unroll]
+    for which in 0..count {
+        if CUBE_POS_Y as usize == which {
+            let x = tensors.index(which);
+            let len = lens[which] as usize;
+            let mut i = ABSOLUTE_POS_X as usize;
+            while i < len {
+                let v = x[i];
+                sum += v * v;
+                i += CUBE_COUNT_X as usize * UNITS;
+            }
+        }
     }
     let sum = cube_sum(sum, &mut shared);
     if UNIT_POS_X == 0 {
-        sums[first as usize + CUBE_POS_X as usize] = sum;
+        let place = CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize;
+        sums[first as usize + place] = sum;
     }
 }
 
@@ -39,29 +81,40 @@ where
     R: CubeRuntime,
     B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
 {
+    let len = |tensor: &CubeTensor<R>| tensor.meta.shape().num_elements();
+    let tensors: Vec<CubeTensor<R>> = (tensors.into_iter())
+        .filter(|tensor| len(tensor) > 0)
+        .map(into_contiguous)
+        .collect();
     let Some(like) = tensors.first().cloned() else {
         return 0.0;
     };
-    let len = |tensor: &CubeTensor<R>| tensor.meta.shape().num_elements();
-    let cubes = |len: usize| len.div_ceil(UNITS * SHARE).min(MOST);
-    let total: usize = tensors.iter().map(|tensor| cubes(len(tensor))).sum();
-    let sums = empty(&like, [total]);
+    let groups: Vec<_> = (tensors.chunks(group_len(&like, 1)))
+        .map(|group| (group, by_tensor(group.iter().map(len), SHARE, MOST)))
+        .collect();
+    let places = |count: &CubeCount| match count {
+        CubeCount::Static(x, y, _) => (x * y) as usize,
+        CubeCount::Dynamic(_) => unreachable!("known on the host"),
+    };
+    let total: usize = groups.iter().map(|(_, (count, _))| places(count)).sum();
+    let sums = empty(&like, Shape::from([total]));
     let mut first = 0;
-    for tensor in tensors {
-        let len = len(&tensor);
-        if len == 0 {
-            continue;
-        }
+    for (group, (count, dim)) in groups {
+        let len_table = group.iter().map(|tensor| len(tensor) as u32).collect();
+        let next = first + places(&count);
         partial_sums::launch::<R>(
             &like.client,
-            CubeCount::Static(cubes(len) as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
-            into_contiguous(tensor).into_array_arg(),
+            count,
+            dim,
+            (group.iter())
+                .map(|tensor| tensor.clone().into_array_arg())
+                .collect(),
+            tables::table(&like, len_table).into_array_arg(),
             sums.clone().into_array_arg(),
             first as u32,
-            len as u32,
+            group.len(),
         );
-        first += cubes(len);
+        first = next;
     }
     let sums: Tensor<B, 1> = wrap(sums);
     host::read(sums).into_iter().map(f64::from).sum()

@@ -1,5 +1,6 @@
 //! CPU kernels on plain f32 slices: rayon over rows, SIMD by run-time dispatch, no unsafe code.
 
+mod adamw;
 mod attention;
 mod dots;
 mod gelu;
@@ -12,6 +13,7 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
+pub(super) use adamw::{AdamWPart, adamw, sum_of_squares};
 pub(super) use attention::{
     causal_exp, causal_softmax, decode_head, gather_heads, softmax_backward,
 };
@@ -21,8 +23,6 @@ pub(super) use gemm::{Factor, LowRank, Matrix, Right, gemm};
 pub(super) use int8::int8_product;
 pub(super) use layer_norm::{layer_norm, layer_norm_backward};
 pub(super) use low_rank::add_low_rank;
-
-use super::AdamWStep;
 
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
@@ -357,30 +357,5 @@ simd_fn! {
             }
         }
         (chosen - top - z.ln(), z.ln() - zl / z)
-    }
-}
-
-/// One AdamW update in place.
-pub(super) fn adamw(w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: AdamWStep) {
-    let task = 1 << 15;
-    w.par_chunks_mut(task)
-        .zip(g.par_chunks(task))
-        .zip(m.par_chunks_mut(task))
-        .zip(v.par_chunks_mut(task))
-        .for_each(|(((w, g), m), v)| adamw_chunk(w, g, m, v, s));
-}
-
-simd_fn! {
-    fn adamw_chunk(w: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32], s: AdamWStep) -> () {
-        let n = w.len();
-        let (w, g, m, v) = (&mut w[..n], &g[..n], &mut m[..n], &mut v[..n]);
-        let [(decay1, share1), (decay2, share2)] = s.moment_factors();
-        let (c1, c2) = (1.0 / s.bias_correction1, 1.0 / s.bias_correction2);
-        for i in 0..n {
-            let grad = g[i] * s.grad_scale;
-            m[i] = decay1 * m[i] + share1 * grad;
-            v[i] = decay2 * v[i] + share2 * grad * grad;
-            w[i] = w[i] * (1.0 - s.lr * s.weight_decay) - s.lr * (m[i] * c1) / ((v[i] * c2).sqrt() + s.eps);
-        }
     }
 }

@@ -13,7 +13,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata, activation};
 
 use super::tensor::{unwrap, wrap};
-use super::{Gelu, LayerNormGradients, LowRankPart};
+use super::{Gelu, LayerNormGradients, LowRankPart, Owners};
 use crate::host;
 
 pub(super) fn rms_norm<B: Backend>(
@@ -256,6 +256,36 @@ pub(super) fn add_low_rank<B: Backend>(
         first += part.rank;
     }
     (unwrap(y), unwrap(xa))
+}
+
+/// The parts' products, each added to its own share of `y`.
+pub(super) fn add_shared_low_rank<B: Backend>(
+    y: FloatTensor<B>,
+    x: FloatTensor<B>,
+    a: FloatTensor<B>,
+    b: FloatTensor<B>,
+    parts: &[LowRankPart],
+    owners: Owners<'_>,
+) -> FloatTensor<B> {
+    let (mut y, x) = (wrap::<B, 2>(y), wrap::<B, 2>(x));
+    let (a, b) = (wrap::<B, 2>(a), wrap::<B, 1>(b));
+    let len = y.dims()[0] / owners.shares;
+    let mut first = 0;
+    for ((part, b), owner) in (parts.iter().zip(part_matrices(&b, parts))).zip(owners.of_parts) {
+        let place = [
+            owner * len..(owner + 1) * len,
+            part.column..part.column + part.width,
+        ];
+        let xa = x
+            .clone()
+            .narrow(0, owner * len, len)
+            .matmul(a.clone().narrow(1, first, part.rank));
+        let delta = xa.matmul(b).mul_scalar(part.scale);
+        let old = y.clone().slice(place.clone());
+        y = y.slice_assign(place, old + delta);
+        first += part.rank;
+    }
+    unwrap(y)
 }
 
 /// Adds the low-rank products' part to `dx`, the gradient through the weight, and also returns the gradients of `a` and `b`.
