@@ -336,6 +336,25 @@ fn no_model_and_no_stages() {
 }
 
 #[test]
+fn settings_of_a_value_network_that_is_not_there() {
+    let found = problems(
+        &broken(
+            "num_mini_batches: 2,",
+            "num_mini_batches: 2, value_trunk: Policy, value_init: Policy, value_optim: (lr: 1e-5),",
+        ),
+        &[],
+    );
+    assert_eq!(found.len(), 2, "{found:#?}");
+    for (found, key) in found.iter().zip(["value_optim", "value_init"]) {
+        let says = format!(
+            "stages.ppo.{key}: is of a value network, and with `value_trunk: Policy` there is none"
+        );
+        assert!(found.contains(&says), "{found}");
+        assert!(found.contains(&format!("leave out `{key}`")), "{found}");
+    }
+}
+
+#[test]
 fn batch_sizes_that_do_not_divide() {
     one(
         "num_mini_batches: 2",

@@ -27,6 +27,8 @@ mod trajectories;
 mod reduced;
 #[path = "support/shared_prefix.rs"]
 mod shared_prefix;
+#[path = "support/together.rs"]
+mod together;
 
 use burn::backend::Wgpu;
 use burn::tensor::Tensor;
@@ -56,6 +58,7 @@ mod on_device {
         losses: gradients;
         families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
         shared_prefix: states, gradients, scores, responses;
+    together: models_in_one_pass;
         reduced: products, bf16_models, int8_models;
         mixed: mixed_products, mixed_logprobs;
         trajectories: sft, reward, dpo;

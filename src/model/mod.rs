@@ -15,6 +15,7 @@ mod opt;
 mod recompute;
 mod scalar;
 mod table;
+mod together;
 pub mod weights;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub use recompute::{Tape, Trained};
 pub use scalar::ScalarModel;
 pub(crate) use scalar::scalar_head;
 pub use table::Table;
+pub use together::Together;
 
 use block::{Layers, Pass, Rotary};
 

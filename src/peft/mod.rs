@@ -13,7 +13,7 @@ pub use files::{AdapterConfig, TaskType};
 pub use keys::{AdapterKey, LoraMatrix, lora_key, parse_key, saved_key};
 pub use lora::Lora;
 pub use patterns::Patterns;
-pub use projection::{LayerSpec, Projection};
+pub use projection::{Base, LayerSpec, Projection};
 pub use targets::{LinearSpec, Selection, TargetModules, resolve_targets};
 
 use burn::tensor::backend::Backend;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::{Lora, LoraConfig, LoraMatrix, lora_key};
 use crate::ops::{
-    self, FrozenWeight, LinearInput, LowRankPart, MatmulPrecision, ModelBackend, Numerics,
+    self, FrozenWeight, LinearInput, LowRankPart, MatmulPrecision, ModelBackend, Numerics, Owners,
     ReducedMatrix,
 };
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, placeholder};
@@ -23,6 +23,8 @@ pub struct Projection<B: Backend> {
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// One slot per layer.
     pub adapters: Vec<Option<Lora<B>>>,
+    /// The same of several models, each for an equal share of the rows; see [`Projection::share`].
+    shares: Vec<Vec<Option<Lora<B>>>>,
     #[module(skip)]
     reduced: Option<Reduced>,
     #[module(skip)]
@@ -33,6 +35,15 @@ pub struct Projection<B: Backend> {
     transposed: bool,
     #[module(skip)]
     order: Option<Arc<Vec<usize>>>,
+}
+
+/// A weight, wherever a model has it. Models that were cloned from one another have the same, until one's is merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// A parameter in f32. Its numbers may have been trained meanwhile.
+    Full(ParamId),
+    /// The address of a matrix in fewer bits.
+    Reduced(usize),
 }
 
 /// A Hugging Face linear layer inside a projection.
@@ -56,6 +67,7 @@ impl<B: Backend> Projection<B> {
             weight: placeholder(device),
             bias: with_bias.then(|| placeholder(device)),
             adapters: layers.iter().map(|_| None).collect(),
+            shares: Vec::new(),
             layers: layers
                 .iter()
                 .map(|(path, width)| LayerSpec {
@@ -130,6 +142,20 @@ impl<B: Backend> Projection<B> {
         ));
     }
 
+    /// What tells this projection's weight from others.
+    pub fn identity(&self) -> Base {
+        match self.matrix() {
+            Some(matrix) => Base::Reduced(matrix.address()),
+            None => Base::Full(self.weight.id),
+        }
+    }
+
+    /// Has the rows, as many equal shares as there are `shares`, each go through adapters of their own instead of
+    /// [`Projection::adapters`]. For passes without gradients; what is walked, saved and merged stays as it is.
+    pub fn share(&mut self, shares: Vec<Vec<Option<Lora<B>>>>) {
+        self.shares = shares;
+    }
+
     /// Removes all adapters.
     pub fn detach(&mut self) {
         self.adapters.iter_mut().for_each(|adapter| *adapter = None);
@@ -153,7 +179,8 @@ impl<B: Backend> Projection<B> {
             }
             column += layer.width;
         }
-        self.weight = Param::initialized(self.weight.id, weight);
+        // Another weight than that of models which share the old one.
+        self.weight = Param::initialized(ParamId::new(), weight);
     }
 
     /// Walks weight, bias and adapters.
@@ -215,6 +242,9 @@ impl<B: ModelBackend> Projection<B> {
         input: LinearInput<B>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
+        if !self.shares.is_empty() {
+            return self.forward_shared(ops::linear_input(source, &input));
+        }
         let mut adapters = self.adapters.iter().flatten().peekable();
         if adapters.peek().is_none() {
             let x = ops::linear_input(source, &input);
@@ -224,15 +254,45 @@ impl<B: ModelBackend> Projection<B> {
         let y = match dropout.filter(|_| drops) {
             Some(seed) => self.forward_with_dropout(ops::linear_input(source, &input), seed),
             None => {
-                let LowRank { a, b, parts } = self.low_rank();
-                let weight = match self.matrix() {
-                    Some(matrix) => FrozenWeight::Reduced(matrix.clone()),
-                    None => FrozenWeight::full(self.weight.val(), self.matmul),
-                };
-                ops::lora_linear_of(source, input, &weight, a, b, &parts)
+                let LowRank { a, b, parts, .. } =
+                    self.low_rank(std::slice::from_ref(&self.adapters));
+                ops::lora_linear_of(source, input, &self.frozen(), a, b, &parts)
             }
         };
         self.biased(y)
+    }
+
+    /// See [`Projection::share`].
+    fn forward_shared(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        if self.shares.iter().flatten().all(Option::is_none) {
+            return self.biased(self.base(x));
+        }
+        let LowRank {
+            a,
+            b,
+            parts,
+            owners,
+        } = self.low_rank(&self.shares);
+        let owners = Owners {
+            shares: self.shares.len(),
+            of_parts: &owners,
+        };
+        self.biased(ops::lora_linear_shared(
+            x,
+            &self.frozen(),
+            a,
+            b,
+            &parts,
+            owners,
+        ))
+    }
+
+    /// The weight, which is not trained.
+    fn frozen(&self) -> FrozenWeight<B> {
+        match self.matrix() {
+            Some(matrix) => FrozenWeight::Reduced(matrix.clone()),
+            None => FrozenWeight::full(self.weight.val(), self.matmul),
+        }
     }
 
     /// Without adapters and bias.
@@ -250,12 +310,16 @@ impl<B: ModelBackend> Projection<B> {
         }
     }
 
-    /// All adapters as the fused operation takes them.
-    fn low_rank(&self) -> LowRank<B> {
+    /// All adapters as the fused operation takes them, from left to right, in each column those of one model after the other.
+    fn low_rank(&self, models: &[Vec<Option<Lora<B>>>]) -> LowRank<B> {
         let (mut a, mut b, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        let mut column = 0;
-        for (adapter, layer) in self.adapters.iter().zip(&self.layers) {
-            if let Some(lora) = adapter {
+        let (mut column, mut owners) = (0, Vec::new());
+        for (index, layer) in self.layers.iter().enumerate() {
+            for (owner, adapters) in models.iter().enumerate() {
+                let Some(lora) = &adapters[index] else {
+                    continue;
+                };
+                owners.push(owner);
                 let rank = lora.rank();
                 parts.push(LowRankPart {
                     rank,
@@ -284,6 +348,7 @@ impl<B: ModelBackend> Projection<B> {
             a: join(a),
             b,
             parts,
+            owners,
         }
     }
 
@@ -314,6 +379,8 @@ struct LowRank<B: Backend> {
     a: Tensor<B, 2>,
     b: Tensor<B, 1>,
     parts: Vec<LowRankPart>,
+    /// Whose each part is.
+    owners: Vec<usize>,
 }
 
 /// Zero with probability `p`, else `1 / (1 - p)`.

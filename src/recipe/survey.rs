@@ -18,7 +18,7 @@ use crate::error::{Problem, Result};
 use crate::model::ModelConfig;
 use crate::ops::Precision;
 use crate::reward::{self, RewardConfig};
-use crate::train::config::{Init, Peft};
+use crate::train::config::{Init, Peft, ValueTrunk};
 
 /// Rows that are tokenised to estimate a data set's tokens.
 const SAMPLE_ROWS: usize = 128;
@@ -419,10 +419,14 @@ impl Surveyor<'_> {
                 plan.steps = (c.total_episodes / c.batch_size) as u64;
                 plan.tokens =
                     (c.total_episodes as f64 * (data.mean + c.response_length as f64)) as u64;
-                plan.trainable_params *= 2;
+                let trained = match c.value_trunk {
+                    ValueTrunk::Own => 2,
+                    ValueTrunk::Policy => 1,
+                };
+                plan.trainable_params *= trained;
                 let learned = matches!(c.reward, RewardConfig::Learned { .. });
                 let full = matches!(c.peft, Peft::Full);
-                let networks = 2 + u64::from(learned) + u64::from(full);
+                let networks = trained + u64::from(learned) + u64::from(full);
                 let minibatch = c.batch_size / c.num_mini_batches.max(1);
                 let draws = plan.steps * (c.num_ppo_epochs * c.num_mini_batches) as u64;
                 let prompts = data.largest(minibatch, draws).unwrap_or(usize::MAX);
@@ -435,7 +439,7 @@ impl Surveyor<'_> {
                     prompt: longest(&data, c.max_prompt_length),
                     response: c.response_length as u64,
                     networks,
-                    trained: 2,
+                    trained,
                 };
                 plan.memory = estimate(work, &shape);
             }

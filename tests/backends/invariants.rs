@@ -22,7 +22,9 @@ use tempering::rl::{self, KlEstimator, Variance};
 use tempering::rng::Seed;
 use tempering::tokens::{Segments, TokenBatch};
 use tempering::train::config::PpoConfig;
-use tempering::train::ppo::{Episodes, Networks, Rollout, UpdateSettings, update};
+use tempering::train::ppo::{
+    Episodes, FrozenValue, Models, Networks, Rollout, UpdateSettings, ValueFunction, update,
+};
 use tempering::train::row_logprobs;
 
 /// The same cases every time, and no files of past failures.
@@ -148,8 +150,14 @@ fn evaluate<B: ModelBackend>(
     device: &B::Device,
 ) -> Rollout {
     let reference = language_model::<B>("ppo/ref", device);
-    let value = value_model::<B>(device);
-    Rollout::evaluate(episodes, &reference, &value, config, 0.1, device)
+    let models = Models {
+        reference: &reference,
+        policy: &reference,
+        value: &FrozenValue::Network(value_model::<B>(device)),
+        retake: false,
+        frozen_base: false,
+    };
+    Rollout::evaluate(episodes, models, config, 0.1, device)
 }
 
 // ---- a row does not depend on its company ----
@@ -283,9 +291,11 @@ fn ppo_split<B: ModelBackend>(
         };
         let mut networks = Networks {
             policy,
-            value,
-            policy_optim: AdamW::<B>::new(optim.clone()),
-            value_optim: AdamW::<B>::new(optim),
+            value: ValueFunction::Network {
+                model: value,
+                optim: AdamW::<B>::new(optim.clone()),
+            },
+            policy_optim: AdamW::<B>::new(optim),
         };
         let rollout = evaluate::<B>(episodes, &config, &device);
         let orders =
@@ -301,7 +311,7 @@ fn ppo_split<B: ModelBackend>(
             .flat_map(|m| {
                 [
                     m.policy_grad_norm,
-                    m.value_grad_norm,
+                    m.value_grad_norm.unwrap(),
                     m.policy_loss,
                     m.value_loss,
                 ]
@@ -311,7 +321,7 @@ fn ppo_split<B: ModelBackend>(
         (
             norms,
             values(&mut networks.policy),
-            values(&mut networks.value),
+            values(networks.value.parameters()),
         )
     };
     let (numbers, policy, value) = run(4096);

@@ -32,6 +32,8 @@ mod ppo;
 mod reduced;
 #[path = "../support/shared_prefix.rs"]
 mod shared_prefix;
+#[path = "../support/together.rs"]
+mod together;
 #[path = "../support/trajectories.rs"]
 mod trajectories;
 
@@ -62,6 +64,7 @@ on_backends!(
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     peft: adapters, classifiers, written, misfits;
     shared_prefix: states, gradients, scores, responses;
+    together: models_in_one_pass;
     reduced: products, bf16_models, int8_models;
     mixed: mixed_products, mixed_logprobs;
     trajectories: sft, reward, dpo;

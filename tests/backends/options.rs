@@ -104,6 +104,40 @@ fn every_option_works_and_resumes() {
     }
 }
 
+/// A value head on the policy, in f32 and where old log-probabilities come from a pass with the values.
+#[test]
+fn one_trunk_works_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    for base in ["f32", "int8"] {
+        let text = recipe(folder.path(), 48, "None")
+            .replace("ema_decay", "value_trunk: Policy, vf_coef: 0.5, ema_decay")
+            .replace("seed: 5,", &format!("seed: 5, base_precision: {base},"));
+        let whole = folder.path().join(format!("{base}-whole"));
+        let parts = folder.path().join(format!("{base}-parts"));
+        run(&text, folder.path(), &options(&whole));
+        let mut options = options(&parts);
+        let mut reporter = Interrupter("ppo", 2, options.interrupt.clone());
+        let device = Default::default();
+        run_recipe::<Flex>(&text, folder.path(), device, &options, &mut reporter).unwrap_err();
+        (options.resume, options.interrupt) = (true, Interrupt::default());
+        run(&text, folder.path(), &options);
+        for file in ["ppo/metrics.jsonl", "ppo/adapter/adapter_model.safetensors"] {
+            assert!(read(&whole.join(file)) == read(&parts.join(file)), "{file}");
+        }
+        assert!(values(&whole, "ppo", "value/grad_norm").is_empty());
+        // The head begins at zero and learns: what it says of the second rollout explains something, or is at least not constant.
+        let explained = values(&whole, "ppo", "val/explained_variance");
+        assert!(explained[0].abs() < 1e-6, "{explained:?}");
+        assert!(
+            explained[1..].iter().all(|x| x.abs() > 1e-6),
+            "{explained:?}"
+        );
+        let apart = values(&whole, "ppo", "rollout/logprob_max_diff");
+        let most = if base == "int8" { 1e-6 } else { 1e-4 };
+        assert!(apart.iter().all(|&diff| diff < most), "{apart:?}");
+    }
+}
+
 #[test]
 fn fewer_bits_work_and_resume() {
     let folder = tempfile::tempdir().unwrap();

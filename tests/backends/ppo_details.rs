@@ -34,8 +34,8 @@ use tempering::rng::Seed;
 use tempering::tokens::{Segments, TokenBatch};
 use tempering::train::config::{Peft, PpoConfig, ValueInit};
 use tempering::train::ppo::{
-    Episodes, MinibatchReport, Networks, Ptx, Rollout, UpdateReport, UpdateSettings,
-    logprob_temperature, minibatch_orders, update, value_network,
+    Episodes, FrozenValue, MinibatchReport, Models, Networks, Ptx, Rollout, UpdateReport,
+    UpdateSettings, ValueFunction, logprob_temperature, minibatch_orders, update, value_network,
 };
 use tempering::train::{Policy, RewardModel, example_loss, row_logprobs};
 
@@ -129,15 +129,16 @@ fn episodes() -> Episodes {
 
 fn evaluate(episodes: &Episodes, config: &PpoConfig) -> Rollout {
     let device = Default::default();
-    let (reference, value) = (language_model("ref"), reward_model());
-    Rollout::evaluate(
-        episodes,
-        &reference,
-        &value,
-        config,
-        config.kl_coef,
-        &device,
-    )
+    let reference = language_model("ref");
+    let value = FrozenValue::Network(reward_model());
+    let models = Models {
+        reference: &reference,
+        policy: &reference,
+        value: &value,
+        retake: false,
+        frozen_base: false,
+    };
+    Rollout::evaluate(episodes, models, config, config.kl_coef, &device)
 }
 
 fn networks(policy: LanguageModel<B>, optim: OptimConfig) -> Networks<B> {
@@ -147,9 +148,11 @@ fn networks(policy: LanguageModel<B>, optim: OptimConfig) -> Networks<B> {
     value.train_only(&|_| true);
     Networks {
         policy,
-        value,
-        policy_optim: AdamW::new(optim.clone()),
-        value_optim: AdamW::new(optim),
+        value: ValueFunction::Network {
+            model: value,
+            optim: AdamW::new(optim.clone()),
+        },
+        policy_optim: AdamW::new(optim),
     }
 }
 
@@ -761,7 +764,7 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
             vocab_size: 32,
         };
         let mut config = ppo_config(json!({}));
-        (config.value_init, config.peft) = (value_init, peft);
+        (config.value_init, config.peft) = (Some(value_init), peft);
         value_network(&policy, Some(reward), &config, Seed::new(1), &device).unwrap()
     };
     let rows: [&[u32]; 1] = [&[5, 17, 19, EOS]];
@@ -868,7 +871,8 @@ fn detail_31_the_value_loss_is_the_larger_square_and_weighs_a_tenth() {
         .remove(0)
     };
     let (one, tenth) = (report(1.0), report(0.1));
-    assert!((one.value_grad_norm / tenth.value_grad_norm - 10.0).abs() < 1e-3);
+    let [norm, of_tenth] = [&one, &tenth].map(|report| report.value_grad_norm.unwrap());
+    assert!((norm / of_tenth - 10.0).abs() < 1e-3);
     assert_eq!(one.policy_grad_norm, tenth.policy_grad_norm);
 }
 

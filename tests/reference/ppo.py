@@ -19,7 +19,7 @@ Three more choices where the paper's code leaves one, and tempering's:
     over its own positions and then averages those means, so its result depends on how rows fall into micro-batches;
     with one micro-batch per minibatch, as here, the two agree.
   - statistics (approxkl, clipfrac, ratio, entropy) are masked means; the paper's code averages over padding too.
-  - policy and value network have an optimiser each, and gradients are clipped, if at all, by network. `value_grad_norm` and the
+  - policy and value network have an optimiser each (but in the variants with one trunk), and gradients are clipped, if at all, by network. `value_grad_norm` and the
     clipping include the factor vf_coef, as they do where one optimiser sees `pg_loss + vf_coef * vf_loss`.
 Weight decay, where a variant has it, is on everything but norms, as in transformers' Trainer.
 
@@ -59,7 +59,7 @@ QUERIES = [
 ENDS = [(2, False), (None, False), (0, False), (1, False), (4, False), (5, False), (None, False), (3, True)]
 
 DEFAULTS = dict(
-    lora=False, kl_estimator="k1", kl_in="Reward", kl_coef=0.3, missing_eos=["replace", -1.0], whiten_rewards=False, gamma=1.0, lam=0.95,
+    lora=False, trunk=False, kl_estimator="k1", kl_in="Reward", kl_coef=0.3, missing_eos=["replace", -1.0], whiten_rewards=False, gamma=1.0, lam=0.95,
     cliprange=0.2, cliprange_value=0.2, vf_coef=0.1, epochs=4, num_mini_batches=2, policy_lr=3e-4, value_lr=1e-3,
     max_grad_norm=None, weight_decay=0.0, seed=1,
 )
@@ -74,6 +74,9 @@ VARIANTS = {
     ),
     "full_k2_loss": dict(kl_estimator="k2", kl_in="Loss", policy_lr=1e-4, seed=5),
     "lora_k3_loss": dict(lora=True, kl_estimator="k3", kl_in="Loss", policy_lr=2e-3, value_lr=3e-3, seed=6),
+    # The value function is a head on the policy: one model, one optimiser, one norm.
+    "full_trunk": dict(trunk=True, max_grad_norm=1.0, policy_lr=3e-4, vf_coef=0.5, seed=7),
+    "lora_trunk": dict(lora=True, trunk=True, missing_eos=["subtract", 1.0], policy_lr=2e-3, vf_coef=0.5, seed=8),
     "lora_k1_subtract": dict(lora=True, missing_eos=["subtract", 1.0], policy_lr=2e-3, value_lr=3e-3, seed=4),
 }
 LORA_RANK, LORA_ALPHA = 2, 4.0
@@ -166,7 +169,9 @@ def chosen_logprobs(logits, responses):
 
 
 def scalars(model, ids):
-    return model.score(forward(model, ids))[..., 0] - OFFSET
+    # A head on the policy has no centre.
+    offset = OFFSET if isinstance(model, LlamaForSequenceClassification) else 0.0
+    return model.score(forward(model, ids))[..., 0] - offset
 
 
 def first_true(mask):
@@ -295,7 +300,7 @@ def step(model, optim, loss, variant):
 
 def update(variant, policy, value, data, orders):
     """Four passes over the rollout; the numbers of every minibatch, before its step."""
-    optims = optimizer(policy, variant["policy_lr"], variant), optimizer(value, variant["value_lr"], variant)
+    optims = optimizer(policy, variant["policy_lr"], variant), None if variant["trunk"] else optimizer(value, variant["value_lr"], variant)
     size = len(QUERIES) // variant["num_mini_batches"]
     report = []
     for order in orders:
@@ -338,8 +343,11 @@ def update(variant, policy, value, data, orders):
                 )
                 if variant["kl_in"] == "Loss":
                     numbers["kl_loss"] = kl_loss
-            numbers["policy_grad_norm"] = step(policy, optims[0], loss, variant)
-            numbers["value_grad_norm"] = step(value, optims[1], variant["vf_coef"] * vf_loss, variant)
+            if variant["trunk"]:
+                numbers["policy_grad_norm"] = step(policy, optims[0], loss + variant["vf_coef"] * vf_loss, variant)
+            else:
+                numbers["policy_grad_norm"] = step(policy, optims[0], loss, variant)
+                numbers["value_grad_norm"] = step(value, optims[1], variant["vf_coef"] * vf_loss, variant)
             report.append({name: number(x) for name, x in numbers.items()})
     return report
 
@@ -368,17 +376,24 @@ def make_variant(out, name, settings):
     if variant["lora"]:
         add_lora(policy, 13)
         add_lora(value, 14)
+    if variant["trunk"]:
+        policy.score = torch.nn.Linear(HIDDEN, 1, bias=False)
+        policy.score.weight.data.copy_(reward.score.weight)
+        value = policy
+    roles = {"policy": policy} if variant["trunk"] else {"policy": policy, "value": value}
+    # The head is the value function's, whatever it stands on.
+    name_of = lambda role, key: f"value.{key}" if key == "score.weight" else f"{role}.{key}"
+    if variant["lora"]:
         start = {
             f"start.{role}.{key}": p.detach().clone()
-            for role, model in (("policy", policy), ("value", value)) for key, p in trained(model) if "lora_A" in key
+            for role, model in roles.items() for key, p in trained(model) if "lora_A" in key
         }
     data = rollout(variant, reference, policy, reward, value)
     generator = torch.Generator().manual_seed(30 + variant["seed"])
     orders = [torch.randperm(len(QUERIES), generator=generator).tolist() for _ in range(variant["epochs"])]
     minibatches = update(variant, policy, value, data, orders)
     end = {
-        f"{role}.{key}": p.detach().clone()
-        for role, model in (("policy", policy), ("value", value)) for key, p in trained(model)
+        name_of(role, key): p.detach().clone() for role, model in roles.items() for key, p in trained(model)
     }
     save_file(dict(sorted({**start, **end}.items())), f"{out}/{name}.safetensors")
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use tempering::generate::Response;
+use tempering::host::read;
 use tempering::model::{LanguageModel, ModelConfig, ScalarModel, attach_lora, weights};
 use tempering::ops::ModelBackend;
 use tempering::optim::{AdamW, OptimConfig};
@@ -19,7 +20,8 @@ use tempering::rl::{self, KlEstimator, KlIn, MissingEos, Variance};
 use tempering::rng::Seed;
 use tempering::train::config::PpoConfig;
 use tempering::train::ppo::{
-    Episodes, Networks, Rollout, UpdateReport, UpdateSettings, logprob_temperature, update,
+    Episodes, FrozenValue, Models, Networks, Rollout, UpdateReport, UpdateSettings, ValueFunction,
+    ValueHead, logprob_temperature, update,
 };
 use tempering::train::row_logprobs;
 
@@ -45,6 +47,8 @@ struct Reference {
 #[derive(Deserialize)]
 struct Settings {
     lora: bool,
+    /// Whether the value function is a head on the policy.
+    trunk: bool,
     kl_estimator: KlEstimator,
     kl_in: KlIn,
     kl_coef: f64,
@@ -150,6 +154,7 @@ fn ppo_config(reference: &Reference, s: &Settings, micro_batch_tokens: usize) ->
         "temperature": reference.temperature, "kl_coef": s.kl_coef, "kl_estimator": s.kl_estimator, "kl_in": s.kl_in,
         "cliprange": s.cliprange, "cliprange_value": s.cliprange_value, "vf_coef": s.vf_coef, "gamma": s.gamma,
         "lam": s.lam, "whiten_rewards": s.whiten_rewards, "missing_eos": missing_eos,
+        "value_trunk": if s.trunk { "Policy" } else { "Own" },
     }))
     .unwrap()
 }
@@ -225,22 +230,47 @@ struct Start<B: ModelBackend> {
     policy: LanguageModel<B>,
     reward: ScalarModel<B>,
     value: ScalarModel<B>,
+    /// The value function, if it is a head on the policy.
+    head: Option<ValueHead<B>>,
 }
 
 impl<B: ModelBackend> Start<B> {
-    fn load(reference: &Reference, name: &str, lora: bool, device: &B::Device) -> Self {
-        let start = if lora { "ref" } else { "policy" };
+    fn load(reference: &Reference, name: &str, settings: &Settings, device: &B::Device) -> Self {
+        let initial = language_model("ref", device);
+        let reward = reward_model(reference, device);
+        let head = settings.trunk.then(|| {
+            let score = read(reward.score.val());
+            let mut head = ValueHead::zero(score.len(), device);
+            head.for_each_parameter(&mut |_, mut slot| {
+                slot.assign(score.clone(), &[score.len()], device);
+            });
+            head
+        });
         let mut start = Self {
-            reference: language_model("ref", device),
-            policy: language_model(start, device),
-            reward: reward_model(reference, device),
-            value: reward_model(reference, device),
+            // With adapters on one base, so that passes of both are one.
+            policy: match settings.lora {
+                true => initial.clone(),
+                false => language_model("policy", device),
+            },
+            reference: initial,
+            value: reward.clone(),
+            reward,
+            head,
         };
-        if lora {
+        if settings.lora {
             add_lora(&mut start.policy, reference, name, "policy", device);
+        }
+        if settings.lora && !settings.trunk {
             add_lora(&mut start.value, reference, name, "value", device);
         }
         start
+    }
+
+    fn frozen_value(&self) -> FrozenValue<B> {
+        match &self.head {
+            Some(head) => FrozenValue::Head(head.clone()),
+            None => FrozenValue::Network(self.value.clone()),
+        }
     }
 
     /// The given responses with this policy's log-probabilities and the reward model's scores.
@@ -286,15 +316,21 @@ impl<B: ModelBackend> Start<B> {
 
     fn networks(self, settings: &Settings) -> Networks<B> {
         let mut policy = LanguageModel::<Autodiff<B>>::from_inner(self.policy);
-        let mut value = ScalarModel::<Autodiff<B>>::from_inner(self.value);
         let full = !settings.lora;
         policy.train_only(&|kind| full || kind == ParamKind::Adapter);
-        value.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
+        let mut value = match self.head {
+            Some(head) => ValueFunction::Head(ValueHead::<Autodiff<B>>::from_inner(head)),
+            None => ValueFunction::Network {
+                model: ScalarModel::<Autodiff<B>>::from_inner(self.value),
+                optim: AdamW::new(optim_config(settings)),
+            },
+        };
+        (value.parameters())
+            .train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
         Networks {
             policy,
             value,
             policy_optim: AdamW::new(optim_config(settings)),
-            value_optim: AdamW::new(optim_config(settings)),
         }
     }
 }
@@ -421,9 +457,11 @@ fn compare_minibatches(seen: &mut Differences, report: &UpdateReport, variant: &
             seen.note("ratio of each minibatch", true, 1e-4, difference);
         }
         for (name, got) in [
-            ("policy_grad_norm", got.policy_grad_norm),
+            ("policy_grad_norm", Some(got.policy_grad_norm)),
             ("value_grad_norm", got.value_grad_norm),
         ] {
+            assert_eq!(got.is_some(), expected.contains_key(name), "{name}");
+            let Some(got) = got else { continue };
             // A minibatch whose values are all clipped has no gradient, here as there.
             let difference = match expected[name] {
                 0.0 => got,
@@ -478,16 +516,17 @@ pub(crate) fn rollout_and_update<B: ModelBackend>(device: B::Device) {
         let mut seen = Differences::new::<B>(name);
         for micro_batch_tokens in [14, 4096] {
             let config = ppo_config(&reference, &variant.settings, micro_batch_tokens);
-            let start = Start::<B>::load(&reference, name, variant.settings.lora, &device);
+            let start = Start::<B>::load(&reference, name, &variant.settings, &device);
             let episodes = start.episodes(&reference, &config, &device);
-            let rollout = Rollout::evaluate(
-                &episodes,
-                &start.reference,
-                &start.value,
-                &config,
-                config.kl_coef,
-                &device,
-            );
+            let value = start.frozen_value();
+            let models = Models {
+                reference: &start.reference,
+                policy: &start.policy,
+                value: &value,
+                retake: false,
+                frozen_base: variant.settings.lora,
+            };
+            let rollout = Rollout::evaluate(&episodes, models, &config, config.kl_coef, &device);
             compare_rollout(&mut seen, &rollout, variant);
             let mut networks = start.networks(&variant.settings);
             let settings = UpdateSettings {
@@ -507,7 +546,7 @@ pub(crate) fn rollout_and_update<B: ModelBackend>(device: B::Device) {
             let what = "policy weights after the update";
             compare_weights::<B>(&mut seen, what, &mut networks.policy, name, "policy");
             let what = "value network's weights after the update";
-            compare_weights::<B>(&mut seen, what, &mut networks.value, name, "value");
+            compare_weights::<B>(&mut seen, what, networks.value.parameters(), name, "value");
         }
         seen.check();
     }

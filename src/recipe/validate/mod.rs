@@ -13,7 +13,7 @@ use crate::recipe::references;
 use crate::recipe::{Recipe, Stage};
 use crate::train::config::{
     CompareConfig, DataConfig, DpoConfig, DpoLoss, Init, KlControl, KlEstimator, KlIn, MissingEos,
-    Peft, PpoConfig, RankConfig, RewardLoss, RewardModelConfig,
+    Peft, PpoConfig, RankConfig, RewardLoss, RewardModelConfig, ValueTrunk,
 };
 use settings::{
     check_all_data, check_cadence, check_lengths, check_optim, check_peft, check_reward,
@@ -268,6 +268,20 @@ fn check_ppo(checks: &mut Checks, path: &str, c: &PpoConfig) {
     check_optim(checks, &format!("{path}.optim"), &c.optim);
     if let Some(optim) = &c.value_optim {
         check_optim(checks, &format!("{path}.value_optim"), optim);
+    }
+    if c.value_trunk == ValueTrunk::Policy {
+        for (key, given) in [
+            ("value_optim", c.value_optim.is_some()),
+            ("value_init", c.value_init.is_some()),
+        ] {
+            if given {
+                checks.say(
+                    format!("{path}.{key}"),
+                    "is of a value network, and with `value_trunk: Policy` there is none: its head starts at zero and is trained by `optim`",
+                );
+                checks.help(format!("leave out `{key}`, or `value_trunk`"));
+            }
+        }
     }
     for (key, value) in [
         ("batch_size", c.batch_size),

@@ -4,7 +4,7 @@
 
 mod ppo;
 
-pub use ppo::{PpoConfig, PtxConfig, ValueInit};
+pub use ppo::{PpoConfig, PtxConfig, ValueInit, ValueTrunk};
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -11,6 +11,7 @@
 
 mod average;
 mod draw;
+mod passes;
 mod ptx;
 mod rollout;
 mod update;
@@ -22,7 +23,7 @@ use std::ops::Range;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::config::{PpoConfig, ValueInit};
+use super::config::{PpoConfig, ValueInit, ValueTrunk};
 use super::drawing::Drawing;
 use super::evaluate::Evaluator;
 use super::journal::Journal;
@@ -42,12 +43,13 @@ use crate::rng::Seed;
 
 use average::Average;
 use draw::draw;
+pub use passes::Models;
 pub use ptx::Ptx;
 pub use rollout::{Episodes, Rollout};
 pub use update::{
     MinibatchReport, Networks, NonFinite, UpdateReport, UpdateSettings, minibatch_orders, update,
 };
-pub use value::value_network;
+pub use value::{FrozenValue, ValueFunction, ValueHead, value_function, value_network};
 
 /// Name under which the training reward is reported at evaluations.
 const SCORE: &str = "score";
@@ -92,11 +94,14 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             session.reward_source(gold, policy.config.vocab_size())?,
         );
     }
-    let reward = match (&config.reward, config.value_init) {
-        (RewardConfig::Learned { stage }, ValueInit::Reward) => Some(session.reward_model(stage)?),
+    let value_init = config.value_init.unwrap_or_default();
+    let reward = match (&config.reward, config.value_trunk, value_init) {
+        (RewardConfig::Learned { stage }, ValueTrunk::Own, ValueInit::Reward) => {
+            Some(session.reward_model(stage)?)
+        }
         _ => None,
     };
-    let value = value_network(&policy, reward, config, seed, &device)?;
+    let value = value_function(&policy, reward, config, seed, &device)?;
     let texts = texts(session, config, &policy)?;
     let mut data = vec![(data_file(&config.data, session.run.path()), prompts.len())];
     if let Some(ptx) = &config.ptx {
@@ -115,12 +120,6 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         policy: trained.model,
         value,
         policy_optim: AdamW::<B>::new(config.optim.clone()),
-        value_optim: AdamW::<B>::new(
-            config
-                .value_optim
-                .clone()
-                .unwrap_or_else(|| config.optim.clone()),
-        ),
     };
     let mut average = config
         .ema_decay
@@ -137,14 +136,15 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
     if let Some((folder, checkpoint)) = restored {
         let weights = &checkpoint.weights;
         restore_weights(weights, "policy.", &mut networks.policy, &device, &folder)?;
-        restore_weights(weights, "value.", &mut networks.value, &device, &folder)?;
+        let value = networks.value.parameters();
+        restore_weights(weights, "value.", value, &device, &folder)?;
         let done = &journal.position.updates;
         networks
             .policy_optim
             .restore(under(&checkpoint.optim, "policy."), done[0], &device);
-        networks
-            .value_optim
-            .restore(under(&checkpoint.optim, "value."), done[1], &device);
+        if let ValueFunction::Network { optim, .. } = &mut networks.value {
+            optim.restore(under(&checkpoint.optim, "value."), done[1], &device);
+        }
         kl = journal.position.kl.unwrap_or(kl);
         if let Some(average) = &mut average {
             average.restore(under(weights, AVERAGE));
@@ -167,7 +167,7 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
     while journal.position.step < updates {
         let done = journal.position.step;
         let batch = next_prompts(&prompts, config.batch_size, done, seed.fork("order"));
-        let (mut episodes, gold) = draw(
+        let (episodes, gold) = draw(
             session,
             &networks.policy.valid(),
             &policy.tokenizer,
@@ -176,16 +176,18 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             &evaluator.options,
             seed.fork("rollout").fork_index(done as u64),
         )?;
-        // Where inputs are rounded, a sum in another order moves them across the edge of a step, and layers multiply that:
-        // sampling, with its cache, is up to a nat (in 8 bits) away from the update's passes. The ratio begins at 1 only with
-        // numbers of such a pass.
-        if session.numerics.round_inputs() {
-            episodes.take_logprobs(&networks.policy.valid(), config, &device);
-        }
         let rollout = Rollout::evaluate(
             &episodes,
-            &reference,
-            &networks.value.valid(),
+            Models {
+                reference: &reference,
+                policy: &networks.policy.valid(),
+                value: &networks.value.valid(),
+                // Where inputs are rounded, a sum in another order moves them across the edge of a step, and layers multiply
+                // that: sampling, with its cache, is up to a nat (in 8 bits) away from the update's passes. The ratio begins
+                // at 1 only with numbers of such a pass.
+                retake: session.numerics.round_inputs(),
+                frozen_base: trained.lora.is_some(),
+            },
             config,
             kl.coef(),
             &device,
@@ -225,7 +227,10 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         journal.position.kl = Some(kl);
         journal.position.updates = vec![
             networks.policy_optim.num_updates(),
-            networks.value_optim.num_updates(),
+            match &networks.value {
+                ValueFunction::Network { optim, .. } => optim.num_updates(),
+                ValueFunction::Head(_) => networks.policy_optim.num_updates(),
+            },
         ];
         let tokens = rollout.rows.iter().map(|row| row.len() as u64).sum();
         journal.step(session, tokens, &metrics)?;
@@ -246,19 +251,17 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         if journal.must_save() {
             let (mut weights, mut optim) = (TensorMap::new(), TensorMap::new());
             trained_weights(&mut weights, "policy.", &mut networks.policy);
-            trained_weights(&mut weights, "value.", &mut networks.value);
+            trained_weights(&mut weights, "value.", networks.value.parameters());
             if let Some(average) = &average {
                 average.save(AVERAGE, &mut weights);
             }
-            for (prefix, state) in [
-                ("policy.", networks.policy_optim.state()),
-                ("value.", networks.value_optim.state()),
-            ] {
-                optim.extend(
-                    state
-                        .into_iter()
-                        .map(|(name, value)| (format!("{prefix}{name}"), value)),
-                );
+            let mut states = vec![("policy.", networks.policy_optim.state())];
+            if let ValueFunction::Network { optim, .. } = &networks.value {
+                states.push(("value.", optim.state()));
+            }
+            for (prefix, state) in states {
+                let named = state.into_iter();
+                optim.extend(named.map(|(name, value)| (format!("{prefix}{name}"), value)));
             }
             journal.save(session, &weights, &optim)?;
         }

@@ -1,14 +1,11 @@
 //! From responses and scores to advantages: every array of one rollout, on the host.
 
-use crate::data::micro_batches;
+use super::passes::{Models, Passed, Rows};
 use crate::generate::Response;
-use crate::host::{indices, read};
-use crate::model::{LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
 use crate::rl::{self, KlEstimator, KlIn, ResponseLayout, Variance};
-use crate::tokens::{Segments, TokenBatch};
+use crate::tokens::Segments;
 use crate::train::config::PpoConfig;
-use crate::train::forward::row_logprobs;
 
 /// Queries, the responses drawn to them, and what the reward source says of each.
 #[derive(Debug, Clone, Default)]
@@ -32,24 +29,6 @@ impl Episodes {
     /// Length of each query in tokens.
     fn query_lens(&self) -> Vec<usize> {
         self.queries.iter().map(Vec::len).collect()
-    }
-
-    /// Replaces the log-probabilities of sampling by those of the same weights in passes like the update's, at most
-    /// `config.micro_batch_tokens` tokens in each.
-    pub fn take_logprobs<B: ModelBackend>(
-        &mut self,
-        policy: &LanguageModel<B>,
-        config: &PpoConfig,
-        device: &B::Device,
-    ) {
-        let (rows, query_lens) = (self.rows(), self.query_lens());
-        let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let temperature = super::logprob_temperature(config);
-        let tokens = config.micro_batch_tokens;
-        let logprobs = row_logprobs(policy, &slices, &query_lens, temperature, tokens, device);
-        for (response, logprobs) in self.responses.iter_mut().zip(logprobs) {
-            response.logprobs = logprobs;
-        }
     }
 }
 
@@ -99,7 +78,7 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// Computes everything that follows from `episodes`: reference log-probabilities and values by forward passes of at most
+    /// Computes everything that follows from `episodes`: log-probabilities and values by forward passes of at most
     /// `config.micro_batch_tokens` tokens, then rewards, advantages and returns. Draws nothing, trains nothing.
     ///
     /// # Panics
@@ -107,8 +86,7 @@ impl Rollout {
     /// `episodes` differ.
     pub fn evaluate<B: ModelBackend>(
         episodes: &Episodes,
-        reference: &LanguageModel<B>,
-        value: &ScalarModel<B>,
+        models: Models<'_, B>,
         config: &PpoConfig,
         kl_coef: f64,
         device: &B::Device,
@@ -124,12 +102,23 @@ impl Rollout {
         let segments = Segments::from_lens(responses.iter().map(|r| r.ids.len()));
         let layout = ResponseLayout::after_eos(segments, config.response_length);
 
-        let logprobs: Vec<f32> = responses.iter().flat_map(|r| r.logprobs.clone()).collect();
-        let tokens = config.micro_batch_tokens;
-        let temperature = super::logprob_temperature(config);
-        let ref_logprobs =
-            row_logprobs(reference, &slices, &query_lens, temperature, tokens, device).concat();
-        let values = row_values(value, &slices, &query_lens, &layout, tokens, device);
+        let passed = models.pass(
+            Rows {
+                rows: &slices,
+                query_lens: &query_lens,
+                layout: &layout,
+                temperature: super::logprob_temperature(config),
+                micro_batch_tokens: config.micro_batch_tokens,
+            },
+            device,
+        );
+        let Passed {
+            ref_logprobs,
+            values,
+            ..
+        } = passed;
+        let sampled = || responses.iter().flat_map(|r| r.logprobs.clone()).collect();
+        let logprobs = passed.logprobs.unwrap_or_else(sampled);
 
         let has_eos: Vec<bool> = responses.iter().map(|r| r.stopped).collect();
         let mut kept_scores = scores.clone();
@@ -220,40 +209,4 @@ fn reward_kl_coef(kl_coef: f64, kl_in: KlIn) -> f64 {
         KlIn::Reward => kl_coef,
         KlIn::Loss => 0.0,
     }
-}
-
-/// Values at every value position, `[value positions]`.
-fn row_values<B: ModelBackend>(
-    model: &ScalarModel<B>,
-    rows: &[&[u32]],
-    query_lens: &[usize],
-    layout: &ResponseLayout,
-    micro_batch_tokens: usize,
-    device: &B::Device,
-) -> Vec<f32> {
-    let mut out = vec![0.0; layout.values().num_tokens()];
-    let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-    for part in micro_batches(&lens, micro_batch_tokens) {
-        let packed: Vec<&[u32]> = part.iter().map(|&i| rows[i]).collect();
-        let batch = TokenBatch::from_rows(&packed, device);
-        let positions: Vec<usize> = part
-            .iter()
-            .zip(batch.segments.iter())
-            .flat_map(|(&row, range)| {
-                let first = range.start + query_lens[row] - 1;
-                first..first + layout.values().row_len(row)
-            })
-            .collect();
-        let mut values =
-            read(model.scores(&batch, Some(indices(&positions, device)), None)).into_iter();
-        for &row in &part {
-            for (slot, value) in out[layout.values().range(row)]
-                .iter_mut()
-                .zip(values.by_ref())
-            {
-                *slot = value;
-            }
-        }
-    }
-    out
 }

@@ -1,17 +1,18 @@
-//! Epochs over one rollout: minibatches, micro-batches, clipped losses, two optimisers.
+//! Epochs over one rollout: minibatches, micro-batches, clipped losses, optimisers.
 
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
+use burn::tensor::Tensor;
 
 use super::ptx::Ptx;
 use super::rollout::Rollout;
+use super::value::{ValueFunction, WithHead};
 use crate::data::micro_batches;
 use crate::guard;
 use crate::host::{Later, floats, indices};
 use crate::loss::{kl_loss, policy_loss, value_loss};
-use crate::model::Tape;
-use crate::model::{CausalLm, LanguageModel, ScalarModel};
+use crate::model::{CausalLm, LanguageModel, ScalarModel, Tape, Trained};
 use crate::ops::ModelBackend;
 use crate::optim::{AdamW, GradientSum};
 use crate::rl::{KlIn, UpdateStats};
@@ -24,12 +25,10 @@ use crate::train::config::PpoConfig;
 pub struct Networks<B: ModelBackend> {
     /// The policy.
     pub policy: LanguageModel<Autodiff<B>>,
-    /// The value network.
-    pub value: ScalarModel<Autodiff<B>>,
-    /// The policy's optimiser.
+    /// The value function.
+    pub value: ValueFunction<B>,
+    /// The policy's optimiser, and that of a value head.
     pub policy_optim: AdamW<B>,
-    /// The value network's optimiser.
-    pub value_optim: AdamW<B>,
 }
 
 /// What one update is done with.
@@ -68,10 +67,10 @@ pub struct MinibatchReport {
     pub num_tokens: usize,
     /// Value positions.
     pub num_values: usize,
-    /// Norm of the policy's gradient before clipping.
+    /// Norm of the policy's gradient before clipping; with a value head that of both, `vf_coef` included.
     pub policy_grad_norm: f64,
-    /// Norm of the value network's gradient, `vf_coef` included, before clipping.
-    pub value_grad_norm: f64,
+    /// Norm of a value network's gradient, `vf_coef` included, before clipping.
+    pub value_grad_norm: Option<f64>,
 }
 
 /// All minibatches of an update.
@@ -99,8 +98,9 @@ impl UpdateReport {
             entropy += part.entropy * part.num_tokens as f64;
         }
         let (tokens, values) = (tokens.max(1) as f64, values.max(1) as f64);
-        let norm = |of: fn(&MinibatchReport) -> f64| {
-            self.minibatches.iter().map(of).sum::<f64>() / self.minibatches.len().max(1) as f64
+        let norm = |of: fn(&MinibatchReport) -> Option<f64>| {
+            let norms = self.minibatches.iter().filter_map(of);
+            norms.sum::<f64>() / self.minibatches.len().max(1) as f64
         };
         let mut metrics = stats.metrics().to_vec();
         let kl = (self.minibatches.iter())
@@ -118,10 +118,16 @@ impl UpdateReport {
             ("loss/policy_avg", policy_loss / tokens),
             ("loss/value_avg", value_loss / values),
             ("objective/entropy", entropy / tokens),
-            ("policy/grad_norm", norm(|part| part.policy_grad_norm)),
-            ("value/grad_norm", norm(|part| part.value_grad_norm)),
-            ("rollout/logprob_max_diff", self.logprob_max_diff),
+            ("policy/grad_norm", norm(|part| Some(part.policy_grad_norm))),
         ]);
+        if self
+            .minibatches
+            .iter()
+            .any(|part| part.value_grad_norm.is_some())
+        {
+            metrics.push(("value/grad_norm", norm(|part| part.value_grad_norm)));
+        }
+        metrics.push(("rollout/logprob_max_diff", self.logprob_max_diff));
         metrics
     }
 }
@@ -133,7 +139,7 @@ pub fn minibatch_orders(seed: Seed, num_rows: usize, num_epochs: usize) -> Vec<V
         .collect()
 }
 
-/// Updates both networks: one pass over the rollout for each of `orders` (see [`minibatch_orders`]), in
+/// Updates policy and value function: one pass over the rollout for each of `orders` (see [`minibatch_orders`]), in
 /// `num_mini_batches` optimiser steps.
 ///
 /// # Errors
@@ -206,7 +212,21 @@ impl<B: ModelBackend> MicroBatch<B> {
 }
 
 impl Minibatch<'_> {
-    /// One optimiser step of each network.
+    /// Response tokens of all rows.
+    fn num_tokens(&self) -> f64 {
+        let responses = self.rollout.layout.responses();
+        let lens = self.rows.iter().map(|&row| responses.row_len(row));
+        lens.sum::<usize>() as f64
+    }
+
+    /// Value positions of all rows.
+    fn num_values(&self) -> f64 {
+        let places = self.rollout.layout.values();
+        let lens = self.rows.iter().map(|&row| places.row_len(row));
+        lens.sum::<usize>() as f64
+    }
+
+    /// One optimiser step of policy and value function.
     fn step<B: ModelBackend>(
         &self,
         networks: &mut Networks<B>,
@@ -223,8 +243,26 @@ impl Minibatch<'_> {
         for part in micro_batches(&lens, ppo.micro_batch_tokens) {
             let rows: Vec<usize> = part.into_iter().map(|i| self.rows[i]).collect();
             let micro = MicroBatch::<B>::new(rollout, &rows, device);
-            micro.policy(networks, rollout, ppo, &mut sums.0, &mut later, device);
-            micro.value(networks, rollout, ppo, &mut sums.1, &mut later, device);
+            let Networks { policy, value, .. } = &mut *networks;
+            match value {
+                ValueFunction::Network { model, .. } => {
+                    micro.policy(policy, rollout, ppo, &mut sums.0, &mut later, device);
+                    micro.value(model, rollout, ppo, &mut sums.1, &mut later, device);
+                }
+                ValueFunction::Head(head) => {
+                    let weight = ppo.vf_coef * self.num_tokens() / self.num_values();
+                    let mut both = WithHead { policy, head };
+                    micro.both(
+                        &mut both,
+                        rollout,
+                        ppo,
+                        weight,
+                        &mut sums.0,
+                        &mut later,
+                        device,
+                    );
+                }
+            }
             micros.push(micro);
         }
         let mut done = MinibatchReport::default();
@@ -243,21 +281,25 @@ impl Minibatch<'_> {
             let policy = &mut networks.policy;
             done.ptx_loss = Some(ptx.add(step, policy, &mut policy_sum, tokens, ppo, device)?);
         }
-        let norm = networks.policy_optim.update(
-            &mut networks.policy,
-            policy_sum,
-            tokens,
-            settings.policy_lr,
-        );
+        let Networks {
+            policy,
+            value,
+            policy_optim: optim,
+        } = networks;
+        let lr = settings.policy_lr;
+        let norm = match value {
+            ValueFunction::Network { .. } => optim.update(policy, policy_sum, tokens, lr),
+            ValueFunction::Head(head) => {
+                optim.update(&mut WithHead { policy, head }, policy_sum, tokens, lr)
+            }
+        };
         done.policy_grad_norm = finite("policy gradient norm", norm)?;
-        // The weight of the value loss enters here: `sum * vf_coef / positions`.
-        let norm = networks.value_optim.update(
-            &mut networks.value,
-            value_sum,
-            values / ppo.vf_coef,
-            settings.value_lr,
-        );
-        done.value_grad_norm = finite("value gradient norm", norm)?;
+        if let ValueFunction::Network { model, optim } = value {
+            // The weight of the value loss enters here: `sum * vf_coef / positions`.
+            let divisor = values / ppo.vf_coef;
+            let norm = optim.update(model, value_sum, divisor, settings.value_lr);
+            done.value_grad_norm = Some(finite("value gradient norm", norm)?);
+        }
         done.policy_loss /= tokens;
         done.kl_loss = done.kl_loss.map(|kl| kl / tokens);
         done.entropy /= tokens;
@@ -268,28 +310,93 @@ impl Minibatch<'_> {
 }
 
 impl<B: ModelBackend> MicroBatch<B> {
+    /// The states of `model` at these places, and the way back.
+    fn states<M: Trained<B>>(
+        &self,
+        model: &M,
+        places: &Segments,
+        ppo: &PpoConfig,
+        device: &B::Device,
+    ) -> (Tensor<Autodiff<B>, 2>, Tape<B>) {
+        let at = Some(indices(&self.positions(places), device));
+        let (batch, checkpointing) = (self.batch.clone(), ppo.gradient_checkpointing);
+        Tape::states_at(model, batch, at, None, checkpointing)
+    }
+
     /// Adds the policy's gradients, and keeps what [`MicroBatch::report_policy`] reads.
     fn policy(
         &self,
-        networks: &mut Networks<B>,
+        policy: &mut LanguageModel<Autodiff<B>>,
         rollout: &Rollout,
         ppo: &PpoConfig,
         sum: &mut GradientSum<B>,
         later: &mut Later<B>,
         device: &B::Device,
     ) {
+        let (states, tape) = self.states(policy, rollout.layout.responses(), ppo, device);
+        let loss = self.policy_loss(policy, states, rollout, ppo, later, device);
+        tape.backward(&loss, policy, sum);
+    }
+
+    /// Adds the value network's gradients, and keeps what [`MicroBatch::report_value`] reads.
+    fn value(
+        &self,
+        value: &mut ScalarModel<Autodiff<B>>,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        sum: &mut GradientSum<B>,
+        later: &mut Later<B>,
+        device: &B::Device,
+    ) {
+        let (states, tape) = self.states(value, rollout.layout.values(), ppo, device);
+        let loss = self.value_loss(value.scores_of(states), rollout, ppo, later, device);
+        tape.backward(&loss, value, sum);
+    }
+
+    /// The same for a value head on the policy, in one pass: the gradient of the sums `policy loss + weight * value loss`.
+    #[allow(clippy::too_many_arguments)]
+    fn both(
+        &self,
+        model: &mut WithHead<'_, B>,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        weight: f64,
+        sum: &mut GradientSum<B>,
+        later: &mut Later<B>,
+        device: &B::Device,
+    ) {
+        let (places, responses) = (rollout.layout.values(), rollout.layout.responses());
+        let (states, tape) = self.states(model, places, ppo, device);
+        // Each row's responses stand at the first of its value positions.
+        let (mut chosen, mut start) = (Vec::new(), 0);
+        for &(row, _) in &self.rows {
+            chosen.extend(start..start + responses.row_len(row));
+            start += places.row_len(row);
+        }
+        let at_responses = states.clone().select(0, indices(&chosen, device));
+        let policy_loss = self.policy_loss(model.policy, at_responses, rollout, ppo, later, device);
+        let values = model.head.values(states);
+        let value_loss = self.value_loss(values, rollout, ppo, later, device);
+        tape.backward(&(policy_loss + value_loss * weight), model, sum);
+    }
+
+    /// The policy's summed loss, `[1]`, from its states at the responses.
+    fn policy_loss(
+        &self,
+        policy: &LanguageModel<Autodiff<B>>,
+        states: Tensor<Autodiff<B>, 2>,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        later: &mut Later<B>,
+        device: &B::Device,
+    ) -> Tensor<Autodiff<B>, 1> {
         let responses = rollout.layout.responses();
         let targets: Vec<u32> = (self.rows.iter())
             .flat_map(|&(row, _)| &rollout.rows[row][rollout.query_lens[row]..])
             .copied()
             .collect();
-        let at = Some(indices(&self.positions(responses), device));
-        let (batch, checkpointing) = (self.batch.clone(), ppo.gradient_checkpointing);
-        let (hidden, tape) = Tape::states_at(&networks.policy, batch, at, None, checkpointing);
         let temperature = super::logprob_temperature(ppo);
-        let (logprobs, entropy) = networks
-            .policy
-            .logprobs(hidden, &Arc::new(targets), temperature);
+        let (logprobs, entropy) = policy.logprobs(states, &Arc::new(targets), temperature);
         later.push(logprobs.clone().inner());
         later.push(entropy.inner());
         let mut loss = policy_loss(
@@ -305,7 +412,28 @@ impl<B: ModelBackend> MicroBatch<B> {
             later.push(kl.clone().inner());
             loss = loss + kl * rollout.kl_coef;
         }
-        tape.backward(&loss, &mut networks.policy, sum);
+        loss
+    }
+
+    /// The value function's summed loss, `[1]`, without its weight.
+    fn value_loss(
+        &self,
+        values: Tensor<Autodiff<B>, 1>,
+        rollout: &Rollout,
+        ppo: &PpoConfig,
+        later: &mut Later<B>,
+        device: &B::Device,
+    ) -> Tensor<Autodiff<B>, 1> {
+        let places = rollout.layout.values();
+        later.push(values.clone().inner());
+        let loss = value_loss(
+            values,
+            floats(&self.gather(&rollout.values, places), device),
+            floats(&self.gather(&rollout.returns, places), device),
+            ppo.cliprange_value,
+        );
+        later.push(loss.clone().inner());
+        loss
     }
 
     /// Adds the policy's sums of loss and entropy, and statistics, to `done`; returns the largest change of a
@@ -335,33 +463,7 @@ impl<B: ModelBackend> MicroBatch<B> {
         Ok(changes.fold(0.0, f64::max))
     }
 
-    /// Adds the value network's gradients, and keeps what [`MicroBatch::report_value`] reads.
-    fn value(
-        &self,
-        networks: &mut Networks<B>,
-        rollout: &Rollout,
-        ppo: &PpoConfig,
-        sum: &mut GradientSum<B>,
-        later: &mut Later<B>,
-        device: &B::Device,
-    ) {
-        let places = rollout.layout.values();
-        let at = Some(indices(&self.positions(places), device));
-        let (batch, checkpointing) = (self.batch.clone(), ppo.gradient_checkpointing);
-        let (states, tape) = Tape::states_at(&networks.value, batch, at, None, checkpointing);
-        let values = networks.value.scores_of(states);
-        later.push(values.clone().inner());
-        let loss = value_loss(
-            values,
-            floats(&self.gather(&rollout.values, places), device),
-            floats(&self.gather(&rollout.returns, places), device),
-            ppo.cliprange_value,
-        );
-        later.push(loss.clone().inner());
-        tape.backward(&loss, &mut networks.value, sum);
-    }
-
-    /// Adds the value network's sum of loss, and statistics, to `done`.
+    /// Adds the value function's sum of loss, and statistics, to `done`.
     fn report_value(
         &self,
         rollout: &Rollout,
