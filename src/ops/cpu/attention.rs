@@ -6,6 +6,7 @@ use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::buffers::{buffer, give_back};
 use super::{contiguous, dims2, matmul, slice, tensor};
 use crate::ops::{HeadLayout, kernels};
 use crate::tokens::{Segments, Span};
@@ -140,20 +141,37 @@ fn tall(
     tensor(values, [1, 1, group * len, head_dim])
 }
 
-/// Writes `[heads, len, head_dim]` blocks back into the columns they came from.
-fn scatter(
-    out: &mut [f32],
-    width: usize,
-    rows: Range<usize>,
-    column: usize,
-    head_dim: usize,
-    block: &[f32],
-) {
-    let len = rows.len();
+/// Writes `[heads, len, head_dim]` into the columns of `out`, `len` rows, from `column` on.
+fn scatter(out: &mut [f32], width: usize, column: usize, head_dim: usize, block: &[f32]) {
+    let len = out.len() / width;
     for (i, values) in block.chunks_exact(head_dim).enumerate() {
-        let from = (rows.start + i % len) * width + column + i / len * head_dim;
+        let from = i % len * width + column + i / len * head_dim;
         out[from..from + head_dim].copy_from_slice(values);
     }
+}
+
+/// Fills `out`, `[tokens, width]`, by blocks of queries in parallel: `write` gets the rows of one block, the block, its place among
+/// those of its row, and the tasks of the row, by number.
+fn for_each_block(
+    out: &mut [f32],
+    width: usize,
+    tasks: &[Task],
+    kv_heads: usize,
+    write: impl Fn(&mut [f32], Range<usize>, usize, Range<usize>) + Sync,
+) {
+    let (mut parts, mut rest) = (Vec::new(), out);
+    // The tasks of a row stand together, and rows in the order of their tokens.
+    for (row, task) in tasks.iter().step_by(kv_heads).enumerate() {
+        for (place, block) in task.blocks().enumerate() {
+            let (part, after) = rest.split_at_mut(block.len() * width);
+            parts.push((part, block, place, row * kv_heads..(row + 1) * kv_heads));
+            rest = after;
+        }
+    }
+    assert!(rest.is_empty(), "a row for every token");
+    parts
+        .into_par_iter()
+        .for_each(|(part, block, place, tasks)| write(part, block, place, tasks));
 }
 
 /// Adds `[rows, head_dim]` to the columns they came from.
@@ -218,7 +236,19 @@ pub(super) fn packed_attention(
                 .collect()
         })
         .collect();
-    let mut output = vec![0f32; tokens * q_width];
+    let mut output = buffer(tokens * q_width);
+    for_each_block(
+        &mut output,
+        q_width,
+        &tasks,
+        kv_heads,
+        |out, _, place, row| {
+            for task in row {
+                let column = tasks[task].query_column(layout);
+                scatter(out, q_width, column, head_dim, &blocks[task][place].output);
+            }
+        },
+    );
     let mut lse = vec![0f32; num_heads * tokens];
     for (task, blocks) in tasks.iter().zip(&blocks) {
         for (rows, block) in task.blocks().zip(blocks) {
@@ -226,8 +256,6 @@ pub(super) fn packed_attention(
                 let from = (task.head * group + j) * tokens + rows.start;
                 lse[from..from + rows.len()].copy_from_slice(values);
             }
-            let column = task.query_column(layout);
-            scatter(&mut output, q_width, rows, column, head_dim, &block.output);
         }
     }
     (
@@ -241,6 +269,14 @@ struct TaskGradient {
     queries: Vec<Vec<f32>>,
     keys: Vec<f32>,
     values: Vec<f32>,
+}
+
+impl TaskGradient {
+    /// The gradients of keys and values, with the column of each.
+    fn by_column(&self, task: &Task, layout: HeadLayout) -> [(usize, &[f32]); 2] {
+        let [key, value] = task.key_columns(layout);
+        [(key, &self.keys), (value, &self.values)]
+    }
 }
 
 /// `ModelBackend::packed_attention_backward`, by the same tasks.
@@ -316,24 +352,35 @@ pub(super) fn packed_attention_backward(
             sums
         })
         .collect();
-    let mut out = vec![0f32; tokens * width];
+    let mut out = buffer(tokens * width);
+    for_each_block(
+        &mut out,
+        width,
+        &tasks,
+        kv_heads,
+        |out, block, place, row| {
+            for number in row {
+                let (task, sums) = (&tasks[number], &gradients[number]);
+                let column = task.query_column(layout);
+                scatter(out, width, column, head_dim, &sums.queries[place]);
+                let Span { context, own } = &task.span;
+                let first = context.len() + block.start - own.start;
+                let own = first * head_dim..(first + block.len()) * head_dim;
+                for (column, sum) in sums.by_column(task, layout) {
+                    scatter(out, width, column, head_dim, &sum[own.clone()]);
+                }
+            }
+        },
+    );
+    // What several rows continue gathers the gradients of all of them.
     for (task, sums) in tasks.iter().zip(&gradients) {
-        let column = task.query_column(layout);
-        for (rows, dq) in task.blocks().zip(&sums.queries) {
-            scatter(&mut out, width, rows, column, head_dim, dq);
-        }
-        // What several rows continue gathers the gradients of all of them.
-        let Span { context, own } = &task.span;
-        for (column, sum) in task
-            .key_columns(layout)
-            .into_iter()
-            .zip([&sums.keys, &sums.values])
-        {
-            let (before, after) = sum.split_at(context.len() * head_dim);
-            scatter_add(&mut out, width, context.clone(), column, head_dim, before);
-            scatter_add(&mut out, width, own.clone(), column, head_dim, after);
+        let context = task.span.context.clone();
+        for (column, sum) in sums.by_column(task, layout) {
+            let sum = &sum[..context.len() * head_dim];
+            scatter_add(&mut out, width, context.clone(), column, head_dim, sum);
         }
     }
+    give_back([qkv, output, grad]);
     tensor(out, [tokens, width])
 }
 

@@ -1,6 +1,7 @@
 //! The operations for Flex, on raw slices.
 
 mod attention;
+mod buffers;
 mod logprob;
 
 use burn::backend::Flex;
@@ -8,6 +9,7 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
 
+use self::buffers::{buffer, give_back};
 use super::kernels::{self, Factor, LowRank, Matrix, Right};
 use super::reduced::Panels;
 use super::{
@@ -64,12 +66,13 @@ fn product(
         Right::Plain => outputs,
         Right::Transposed => inputs,
     };
-    let mut y = vec![0f32; rows * columns];
+    let mut y = buffer(rows * columns);
     let factor = Factor {
         low_rank,
         ..Factor::new(weight.0, right, [depth, columns], weight.1)
     };
     kernels::gemm(&mut y, slice(&x), &factor);
+    give_back([x]);
     tensor(y, [rows, columns])
 }
 
@@ -141,9 +144,11 @@ const MANY_ROWS: usize = 256;
 impl ModelBackend for Flex {
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
         let (x, weight) = (contiguous(x), contiguous(weight));
-        let mut y = vec![0f32; slice(&x).len()];
+        let mut y = buffer(slice(&x).len());
         kernels::rms_norm(slice(&x), slice(&weight), eps, &mut y);
-        tensor(y, x.shape())
+        let shape = x.shape();
+        give_back([x]);
+        tensor(y, shape)
     }
 
     fn rms_norm_backward(
@@ -154,7 +159,7 @@ impl ModelBackend for Flex {
         with_weight: bool,
     ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
         let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
-        let mut dx = vec![0f32; slice(&x).len()];
+        let mut dx = buffer(slice(&x).len());
         let dweight = kernels::rms_norm_backward(
             slice(&x),
             slice(&weight),
@@ -163,8 +168,10 @@ impl ModelBackend for Flex {
             &mut dx,
             with_weight,
         );
+        let shape = x.shape();
+        give_back([x, grad]);
         (
-            tensor(dx, x.shape()),
+            tensor(dx, shape),
             dweight.map(|dweight| tensor(dweight, weight.shape())),
         )
     }
@@ -176,9 +183,11 @@ impl ModelBackend for Flex {
         eps: f32,
     ) -> FloatTensor<Self> {
         let (x, weight, bias) = (contiguous(x), contiguous(weight), contiguous(bias));
-        let mut y = vec![0f32; slice(&x).len()];
+        let mut y = buffer(slice(&x).len());
         kernels::layer_norm(slice(&x), slice(&weight), slice(&bias), eps, &mut y);
-        tensor(y, x.shape())
+        let shape = x.shape();
+        give_back([x]);
+        tensor(y, shape)
     }
 
     fn layer_norm_of_backward(
@@ -189,7 +198,7 @@ impl ModelBackend for Flex {
         with_weight: bool,
     ) -> LayerNormGradients<Self> {
         let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
-        let mut dx = vec![0f32; slice(&x).len()];
+        let mut dx = buffer(slice(&x).len());
         let (x_values, weights) = (slice(&x), slice(&weight));
         let of_weights = kernels::layer_norm_backward(
             x_values,
@@ -199,17 +208,21 @@ impl ModelBackend for Flex {
             &mut dx,
             with_weight,
         );
+        let shape = x.shape();
+        give_back([x, grad]);
         (
-            tensor(dx, x.shape()),
+            tensor(dx, shape),
             of_weights.map(|both| both.map(|values| tensor(values, weight.shape()))),
         )
     }
 
     fn gelu_of(x: FloatTensor<Self>, form: Gelu) -> FloatTensor<Self> {
         let x = contiguous(x);
-        let mut y = vec![0f32; slice(&x).len()];
+        let mut y = buffer(slice(&x).len());
         kernels::gelu(slice(&x), form, &mut y);
-        tensor(y, x.shape())
+        let shape = x.shape();
+        give_back([x]);
+        tensor(y, shape)
     }
 
     fn gelu_of_backward(
@@ -218,9 +231,11 @@ impl ModelBackend for Flex {
         form: Gelu,
     ) -> FloatTensor<Self> {
         let (x, grad) = (contiguous(x), contiguous(grad));
-        let mut dx = vec![0f32; slice(&x).len()];
+        let mut dx = buffer(slice(&x).len());
         kernels::gelu_backward(slice(&x), slice(&grad), form, &mut dx);
-        tensor(dx, x.shape())
+        let shape = x.shape();
+        give_back([x, grad]);
+        tensor(dx, shape)
     }
 
     fn rope(
@@ -249,16 +264,18 @@ impl ModelBackend for Flex {
     fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
         let gate_up = contiguous(gate_up);
         let [tokens, width] = dims2(&gate_up);
-        let mut y = vec![0f32; tokens * width / 2];
+        let mut y = buffer(tokens * width / 2);
         kernels::swiglu(slice(&gate_up), width / 2, &mut y);
+        give_back([gate_up]);
         tensor(y, [tokens, width / 2])
     }
 
     fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         let (gate_up, grad) = (contiguous(gate_up), contiguous(grad));
         let [tokens, width] = dims2(&gate_up);
-        let mut out = vec![0f32; tokens * width];
+        let mut out = buffer(tokens * width);
         kernels::swiglu_backward(slice(&gate_up), slice(&grad), width / 2, &mut out);
+        give_back([gate_up, grad]);
         tensor(out, [tokens, width])
     }
 
@@ -401,8 +418,9 @@ impl ModelBackend for Flex {
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
         let x = contiguous(x);
         let shape = [dims2(&x)[0], weight.outputs()];
-        let mut y = vec![0f32; shape[0] * shape[1]];
+        let mut y = buffer(shape[0] * shape[1]);
         write_reduced_product(&mut y, slice(&x), weight);
+        give_back([x]);
         tensor(y, shape)
     }
 
@@ -489,6 +507,7 @@ impl ModelBackend for Flex {
         }
         let dxa = tensor(dxa, [tokens, ranks]);
         let da = matmul(x.transpose(0, 1), dxa.clone());
+        give_back([x]);
         let dx = with_x.then(|| {
             let a = contiguous(a.transpose(0, 1));
             let whole = [LowRankPart {

@@ -12,7 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use self::pack::{Block, Form};
-use super::{ARCH, gather_panels, rows_per_task};
+use super::{ARCH, gather_panels};
 use crate::ops::reduced::PANEL;
 use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
 
@@ -26,6 +26,9 @@ const STRIP: usize = 2 << 20;
 /// Rows from which on tasks are of rows and the right side is packed once for all of them. Below, as in decoding, each task packs
 /// a panel for itself and takes all rows through it, so that the weight is read once.
 const MANY_ROWS: usize = 64;
+
+/// Tasks of each thread, where there are rows enough: the last ones end nearly together.
+const TASKS: usize = 12;
 
 /// The right side of a product.
 #[derive(Debug, Clone, Copy)]
@@ -168,7 +171,8 @@ fn gemm_as(
         let blocks: Vec<Block<'_>> = blocks.collect();
         return few_rows(arch, y, x, words, &blocks);
     }
-    let task = rows_per_task(rows).next_multiple_of(ROWS);
+    let task = rows.div_ceil(rayon::current_num_threads() * TASKS);
+    let task = task.next_multiple_of(ROWS);
     for block in blocks {
         let panels = columns.div_ceil(block.width);
         let strip = (STRIP / block.panel_len()).clamp(1, panels);
