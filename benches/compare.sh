@@ -4,8 +4,8 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full reward dpo generate ppo, with -bf16 or -int8 behind it for a base in fewer bits, and -mixed behind that for products in
-#               bfloat16; if none is named all in f32 and generation in all three, ppo only with PPO_PYTHON
+#   WORK        sft-lora sft-full reward dpo generate ppo ppo-trunk (the value function a head on the policy), with -bf16 or -int8 behind it for a base in fewer bits, and -mixed behind that for products in
+#               bfloat16; if none is named all in f32 and generation in all three, ppo and ppo-trunk only with PPO_PYTHON
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
 #   RUNS        runs of each, of which the median counts (default 1)
 #   TEMPER      the binary (default: built here)
@@ -22,7 +22,7 @@ shift 3
 works=("$@")
 if [ ${#works[@]} = 0 ]; then
   works=(sft-lora sft-full reward dpo generate generate-bf16 generate-int8)
-  [ -z "${PPO_PYTHON:-}" ] || works+=(ppo)
+  [ -z "${PPO_PYTHON:-}" ] || works+=(ppo ppo-trunk)
 fi
 steps=${STEPS:-8}
 runs=${RUNS:-1}
@@ -77,7 +77,8 @@ products() {
 
 # Prints the recipe of one kind of work.
 recipe() {
-  local lora="peft: Lora(rank: 16, alpha: 32.0)," common data
+  local lora="peft: Lora(rank: 16, alpha: 32.0)," common data trunk=Own
+  [ "$(kind "$1")" != ppo-trunk ] || trunk=Policy
   data="data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: $((steps * 8)))"
   common="$data, batch_size: 8, optim: (lr: 2e-4), max_length: 512, shuffle: false, micro_batch_tokens: 4096"
   echo "(name: \"compare\", model: \"$model\", base_precision: $(precision "$1"), matmul_precision: $(products "$1"), stages: ["
@@ -86,11 +87,11 @@ recipe() {
     sft-full) echo "Sft(name: \"stage\", $common)," ;;
     reward) echo "RewardModel(name: \"stage\", init: Base, $lora $common)," ;;
     dpo) echo "Dpo(name: \"stage\", init: Base, $lora $common)," ;;
-    ppo)
+    ppo | ppo-trunk)
       echo "RewardModel(name: \"rm\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: 2), batch_size: 2),"
       echo "Ppo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
       echo "  limit: 128), reward: Learned(stage: \"rm\"), total_episodes: 96, batch_size: 32, num_ppo_epochs: 4, response_length: 48,"
-      echo "  optim: (lr: 3e-6), missing_eos: Subtract(1.0), micro_batch_tokens: 2048)," ;;
+      echo "  optim: (lr: 3e-6), missing_eos: Subtract(1.0), micro_batch_tokens: 2048, value_trunk: $trunk)," ;;
   esac
   echo "])"
 }
@@ -116,7 +117,7 @@ work, run, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
 lines = [json.loads(line) for line in open(f"{run}/stage/timing.jsonl")]
 spans = [(x["tokens_per_s"] * x["elapsed_s"], x["elapsed_s"]) for x in (lines[0], lines[-1])]
 (first, first_s), (last, last_s) = spans
-rate = (len(lines) - 1) * 3600 / (last_s - first_s) if work == "ppo" else (last - first) / (last_s - first_s)
+rate = (len(lines) - 1) * 3600 / (last_s - first_s) if work.startswith("ppo") else (last - first) / (last_s - first_s)
 # The stage's clock starts with the stage; what came before it is loading.
 begun = os.stat(f"{run}/stage/timing.jsonl").st_mtime - last_s
 print(f"RATE {rate:.1f} FIRST {begun - start:.1f}")
@@ -126,7 +127,7 @@ PY
 theirs() {
   local work
   work=$(kind "$1")
-  if [ "$work" = ppo ]; then
+  if [[ $work == ppo* ]]; then
     measured "${PPO_PYTHON:?ppo needs PPO_PYTHON}" benches/peers/ppo.py "$model" "$scratch/rows.jsonl" 32 2 2>/dev/null
   else
     local batch=8

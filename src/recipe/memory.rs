@@ -83,7 +83,11 @@ impl ModelShape {
         match self.gradient_checkpointing {
             // The states between layers, one layer's activations and their gradients.
             true => (self.layers + 1) * self.hidden + 2 * self.activation_floats(),
-            false => self.hidden + (self.layers + 1) * self.activation_floats(),
+            // And the results of one operation that the next overwrites: gate and up, and the activated product.
+            false => {
+                let handed_on = 3 * self.intermediate;
+                self.hidden + (self.layers + 1) * self.activation_floats() + handed_on
+            }
         }
     }
 
@@ -144,8 +148,8 @@ pub enum Work {
 /// - weights: frozen parameters once, trainable-sized ones per network
 /// - gradients: one float per trained parameter
 /// - optimizer state: two floats (AdamW's moments) per trained parameter
-/// - activations: [`ModelShape::activation_floats`] per token and layer, and the same once more for the layer whose
-///   gradients are being computed; with `gradient_checkpointing`, of that layer alone and the states between layers; without
+/// - activations: [`ModelShape::activation_floats`] per token and layer, the same once more for the layer whose gradients are being
+///   computed, and `3 intermediate` of results whose memory is handed on; with `gradient_checkpointing`, of that layer alone and the states between layers; without
 ///   a backward pass, of one layer only
 /// - logits: 256 positions, with their gradient when training; when sampling one row per response
 /// - KV cache: `batch x (prompt + response) x layers x 2 x kv_heads x head_dim`
@@ -346,8 +350,8 @@ mod tests {
         assert_eq!(bytes(&parts, "weights"), 557_597_952);
         assert_eq!(bytes(&parts, "gradients"), 19_537_920);
         assert_eq!(bytes(&parts, "optimizer state"), 39_075_840);
-        // 4 * 1024 * (576 + 31 * 5769).
-        assert_eq!(bytes(&parts, "activations"), 734_883_840);
+        // 4 * 1024 * (576 + 31 * 5769 + 3 * 1536).
+        assert_eq!(bytes(&parts, "activations"), 753_758_208);
         let again = ModelShape {
             gradient_checkpointing: true,
             ..SMOLLM2
