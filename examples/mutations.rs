@@ -138,6 +138,14 @@ const MUTATIONS: &[Mutation] = mutations! {
         "Pass::new(decoder, &kept.batch, None, None, None)", FAMILIES;
     "a completion's first token is not trained on": "src/train/forward.rs",
         "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
+    "Flex's blocks of keys lose the sum of those before": "src/ops/cpu/attention.rs",
+        "*lse = both;" => "*lse = other_lse;", OPS;
+    "Flex's AdamW decays every parameter": "src/ops/adamw.rs",
+        "false => 1.0," => "false => 1.0 - self.lr * self.weight_decay,", OPS;
+    "models in one pass have each other's adapters": "src/ops/mod.rs",
+        "filter(|&share| share != owner)" => "filter(|&share| share == owner)", &["--test", "backends", "together"];
+    "the loss of a value head has no weight": "src/train/ppo/update.rs",
+        "policy_loss + value_loss * weight" => "policy_loss + value_loss", &["--test", "backends", "ppo"];
 };
 
 /// Unoptimised in this crate alone: its tests build in a fraction of the time, dependencies stay as they are.

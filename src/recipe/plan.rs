@@ -264,7 +264,7 @@ compare  weights 513.13 MiB
         // (576 + 31 * 5769) / (31 * 576 + 2 * 5769).
         let mut again = plans();
         again[0].shape.gradient_checkpointing = true;
-        let line = "              gradient_checkpointing: 1/6.1 of a backward pass's activations, for about 50 % more computing\n";
+        let line = "              gradient_checkpointing: 1/6.3 of a backward pass's activations, for about 50 % more computing\n";
         let expected = expected.replace(
             "compare  weights",
             &format!("{}compare  weights", &line[5..]),

@@ -1400,6 +1400,27 @@ pub(crate) fn large<B: ModelBackend, R: ModelBackend>(
         reference,
         tolerance,
     );
+    // Rows of several blocks of keys: 512 and more before the first query, and just one fewer.
+    let narrow = HeadLayout {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 8,
+    };
+    parity::<B, R, _>(
+        Attention {
+            layout: narrow,
+            rows: vec![
+                (511, None),
+                (130, Some(0)),
+                (512, None),
+                (600, Some(2)),
+                (1200, None),
+            ],
+        },
+        device,
+        reference,
+        tolerance,
+    );
     let logprob = |tokens, vocab| TokenLogprob {
         tokens,
         hidden: 67,
