@@ -345,7 +345,7 @@ fn settings_of_a_value_network_that_is_not_there() {
         &[],
     );
     assert_eq!(found.len(), 2, "{found:#?}");
-    for (found, key) in found.iter().zip(["value_optim", "value_init"]) {
+    for (found, key) in found.iter().zip(["value_init", "value_optim"]) {
         let says = format!(
             "stages.ppo.{key}: is of a value network, and with `value_trunk: Policy` there is none"
         );
