@@ -5,7 +5,7 @@
 #   TEXT.jsonl  rows with "prompt": they are laid end to end and cut into rows of the wanted length
 #   TEMPER      the binary (default: built here)
 #   POINTS      what to vary (default: threads rows length rank vocabulary again)
-# Another vocabulary is one of random weights: the embedding has more rows than the tokenizer has tokens. Three steps each; the first is left out of the rate. Nothing else should run meanwhile.
+# Another vocabulary is the same model with rows of zeros below its embedding (one file of safetensors, tied). Three steps each; the first is left out of the rate. Nothing else should run meanwhile.
 set -euo pipefail
 model=$(realpath "${1:?usage: benches/scaling.sh MODEL_DIR TEXT.jsonl}")
 text=$(realpath "${2:?usage: benches/scaling.sh MODEL_DIR TEXT.jsonl}")
@@ -27,26 +27,45 @@ with open(sys.argv[2], "w") as file:
         file.write(json.dumps({"text": words[begin : begin + size]}) + "\n")
 PY
 
-# A folder with the model's configuration and tokenizer, and another size of vocabulary.
+# The model with a larger vocabulary, in a folder of its own.
 with_vocabulary() {
   mkdir -p "$scratch/vocabulary-$1"
   cp "$model"/*.json "$scratch/vocabulary-$1/"
-  python3 - "$scratch/vocabulary-$1/config.json" "$1" <<'PY'
-import json, sys
-config = json.load(open(sys.argv[1]))
-config["vocab_size"] = int(sys.argv[2])
-json.dump(config, open(sys.argv[1], "w"))
+  python3 - "$model" "$scratch/vocabulary-$1" "$1" <<'PY'
+import json, struct, sys
+model, out, vocabulary = sys.argv[1], sys.argv[2], int(sys.argv[3])
+config = json.load(open(f"{out}/config.json"))
+config["vocab_size"] = vocabulary
+json.dump(config, open(f"{out}/config.json", "w"))
+with open(f"{model}/model.safetensors", "rb") as file:
+    header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    data = file.read()
+name = "model.embed_tokens.weight"
+rows, width = header[name]["shape"]
+begin, end = header[name]["data_offsets"]
+data_of, place = [], 0
+for key in sorted((key for key in header if key != "__metadata__"), key=lambda key: header[key]["data_offsets"]):
+    part = data[slice(*header[key]["data_offsets"])]
+    if key == name:
+        part += bytes((vocabulary - rows) * (end - begin) // rows)
+        header[key]["shape"] = [vocabulary, width]
+    header[key]["data_offsets"] = [place, place + len(part)]
+    place += len(part)
+    data_of.append(part)
+text = json.dumps(header).encode()
+text += b" " * (-len(text) % 8)
+with open(f"{out}/model.safetensors", "wb") as file:
+    file.writelines([struct.pack("<Q", len(text)), text, *data_of])
 PY
   echo "$scratch/vocabulary-$1"
 }
 
 # point THREADS ROWS LENGTH RANK [VOCABULARY] [CHECKPOINTING]
 point() {
-  local rows=$(($2 * 3)) vocabulary=${5:-$own} from again=${6:-false}
-  from="init: Base"
-  [ "$vocabulary" = "$own" ] || from="init: Random(\"$(with_vocabulary "$vocabulary")\")"
+  local rows=$(($2 * 3)) vocabulary=${5:-$own} base=$model again=${6:-false}
+  [ "$vocabulary" = "$own" ] || base=$(with_vocabulary "$vocabulary")
   cat >"$scratch/point.ron" <<RON
-(name: "point", model: "$model", stages: [Pretrain(name: "stage", $from, gradient_checkpointing: $again, data: (source: Jsonl("$scratch/text.jsonl"), limit: $rows),
+(name: "point", model: "$base", stages: [Pretrain(name: "stage", init: Base, gradient_checkpointing: $again, data: (source: Jsonl("$scratch/text.jsonl"), limit: $rows),
     peft: Lora(rank: $4, alpha: 32.0), batch_size: $2, max_length: $3, micro_batch_tokens: $(($2 * $3 > $3 ? $2 * $3 : $3)))])
 RON
   rm -rf "$scratch/run"
