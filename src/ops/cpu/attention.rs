@@ -14,8 +14,7 @@ use crate::tokens::{Segments, Span};
 /// Queries of a row that are scored at once: memory stays linear in the row's length, and keys that none of them sees
 /// are not multiplied.
 const QUERY_BLOCK: usize = 128;
-/// Keys that they are scored against at once: scores stay in the second-level cache, and blocks of all rows and places have few
-/// sizes, so that the allocator has one at hand.
+/// Keys that they are scored against at once: scores of long rows stay in the second-level cache.
 const KEY_BLOCK: usize = 512;
 
 /// One task of attention: a row of the batch and a key-value head with its group of query heads.

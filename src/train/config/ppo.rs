@@ -27,7 +27,7 @@ pub enum ValueTrunk {
     /// A network of its own.
     #[default]
     Own,
-    /// The policy: a zero head on its states, trained with it by its optimiser. An update takes about half of the time.
+    /// The policy: a zero head on its states, trained with it by its optimiser. An update takes about 0.6 of the time.
     Policy,
 }
 
