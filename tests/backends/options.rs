@@ -63,6 +63,19 @@ fn run(text: &str, folder: &Path, options: &RunOptions) {
     run_recipe::<Flex>(text, folder, device, options, &mut SilentReporter).unwrap();
 }
 
+/// Interrupts the recipe after so many updates of PPO and goes on: the same files as of the whole run.
+fn ppo_resumes(text: &str, folder: &Path, updates: usize, whole: &Path, parts: &Path) {
+    let mut options = options(parts);
+    let mut reporter = Interrupter("ppo", updates, options.interrupt.clone());
+    let device = Default::default();
+    run_recipe::<Flex>(text, folder, device, &options, &mut reporter).unwrap_err();
+    (options.resume, options.interrupt) = (true, Interrupt::default());
+    run(text, folder, &options);
+    for file in ["ppo/metrics.jsonl", "ppo/adapter/adapter_model.safetensors"] {
+        assert!(read(&whole.join(file)) == read(&parts.join(file)), "{file}");
+    }
+}
+
 fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -115,15 +128,7 @@ fn one_trunk_works_and_resumes() {
         let whole = folder.path().join(format!("{base}-whole"));
         let parts = folder.path().join(format!("{base}-parts"));
         run(&text, folder.path(), &options(&whole));
-        let mut options = options(&parts);
-        let mut reporter = Interrupter("ppo", 2, options.interrupt.clone());
-        let device = Default::default();
-        run_recipe::<Flex>(&text, folder.path(), device, &options, &mut reporter).unwrap_err();
-        (options.resume, options.interrupt) = (true, Interrupt::default());
-        run(&text, folder.path(), &options);
-        for file in ["ppo/metrics.jsonl", "ppo/adapter/adapter_model.safetensors"] {
-            assert!(read(&whole.join(file)) == read(&parts.join(file)), "{file}");
-        }
+        ppo_resumes(&text, folder.path(), 2, &whole, &parts);
         assert!(values(&whole, "ppo", "value/grad_norm").is_empty());
         // The head begins at zero and learns: what it says of the second rollout explains something, or is at least not constant.
         let explained = values(&whole, "ppo", "val/explained_variance");
@@ -155,15 +160,7 @@ fn fewer_bits_work_and_resume() {
         let whole = folder.path().join(format!("{base}-{products}-whole"));
         let parts = folder.path().join(format!("{base}-{products}-parts"));
         run(&text, folder.path(), &options(&whole));
-        let mut options = options(&parts);
-        let mut reporter = Interrupter("ppo", 1, options.interrupt.clone());
-        let device = Default::default();
-        run_recipe::<Flex>(&text, folder.path(), device, &options, &mut reporter).unwrap_err();
-        (options.resume, options.interrupt) = (true, Interrupt::default());
-        run(&text, folder.path(), &options);
-        for file in ["ppo/metrics.jsonl", "ppo/adapter/adapter_model.safetensors"] {
-            assert!(read(&whole.join(file)) == read(&parts.join(file)), "{file}");
-        }
+        ppo_resumes(&text, folder.path(), 1, &whole, &parts);
         // Where inputs are rounded the old log-probabilities are of a pass like the update's, to the last bit.
         let rounded = base == "int8" || products == "bf16";
         let most = if rounded { 1e-6 } else { 1e-4 };
