@@ -12,8 +12,11 @@ use crate::ops::{HeadLayout, kernels};
 use crate::tokens::{Segments, Span};
 
 /// Queries of a row that are scored at once: memory stays linear in the row's length, and keys that none of them sees
-/// are not multiplied.
+/// are not multiplied. In a long row few keys are between those, and larger products are faster.
 const QUERY_BLOCK: usize = 128;
+/// The same in a row of at most [`SHORT`] tokens.
+const SHORT_QUERY_BLOCK: usize = 64;
+const SHORT: usize = 256;
 /// Keys that they are scored against at once: scores of long rows stay in the second-level cache.
 const KEY_BLOCK: usize = 512;
 
@@ -62,9 +65,13 @@ impl Task {
     /// The row's tokens in blocks.
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let own = self.span.own.clone();
+        let block = match own.len() {
+            ..=SHORT => SHORT_QUERY_BLOCK,
+            _ => QUERY_BLOCK,
+        };
         own.clone()
-            .step_by(QUERY_BLOCK)
-            .map(move |start| start..(start + QUERY_BLOCK).min(own.end))
+            .step_by(block)
+            .map(move |start| start..(start + block).min(own.end))
     }
 
     /// The keys that a block of queries sees, in blocks. All but the last are seen by every query.

@@ -2,9 +2,10 @@
 
 use burn::backend::Flex;
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
 use super::buffers::{buffer, give_back};
-use super::{contiguous, dims2, matmul, slice, tensor};
+use super::{contiguous, dims2, slice, tensor};
 use crate::ops::kernels::{self, Factor, LowRank, Matrix, Right};
 use crate::ops::reduced::Panels;
 use crate::ops::{
@@ -69,6 +70,22 @@ fn with_low_rank(
     }
 }
 
+/// The inputs after the first halves of adapters.
+pub(super) fn ranks_of(x: &FlexTensor, a: FlexTensor) -> FlexTensor {
+    let (x, a) = (contiguous(x.clone()), contiguous(a));
+    let ([rows, inputs], [_, ranks]) = (dims2(&x), dims2(&a));
+    let mut xa = vec![0f32; rows * ranks];
+    let factor = Factor::of_numbers(slice(&a), Right::Plain, [inputs, ranks]);
+    kernels::gemm(&mut xa, slice(&x), &factor);
+    tensor(xa, [rows, ranks])
+}
+
+/// `[columns, rows]` of `[rows, columns]`.
+fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
+    let column = |j| x.iter().skip(j).step_by(columns).copied();
+    (0..columns).flat_map(column).collect()
+}
+
 /// `x . weight` and the low-rank products, `xa` being the inputs after their first halves.
 pub(super) fn with_adapters(
     x: FlexTensor,
@@ -105,7 +122,7 @@ pub(super) fn lora_linear_shared(
     owners: Owners<'_>,
 ) -> FlexTensor {
     // Zeros where a part is another model's: the product then takes all models' parts at once.
-    let mut xa = contiguous(matmul(x.clone(), a));
+    let mut xa = ranks_of(&x, a);
     let [rows, ranks] = dims2(&xa);
     let numbers = xa.storage_mut::<f32>();
     owners.for_each_foreign(rows, parts, |rows, columns| {
@@ -128,35 +145,62 @@ pub(super) fn lora_linear_backward(
     parts: &[LowRankPart],
     with_x: bool,
 ) -> (Option<FlexTensor>, FlexTensor, FlexTensor) {
-    let [tokens, _] = dims2(&grad);
-    let ranks = dims2(&xa)[1];
-    let b = contiguous(b);
+    let (x, grad, xa, b) = (
+        contiguous(x),
+        contiguous(grad),
+        contiguous(xa),
+        contiguous(b),
+    );
+    let [tokens, outputs] = dims2(&grad);
+    let ([_, inputs], [_, ranks]) = (dims2(&x), dims2(&xa));
+    let xa = transposed(slice(&xa), ranks);
+    let (mut first, mut rest) = (0, slice(&b));
+    let parts: Vec<_> = (parts.iter())
+        .map(|part| {
+            let (b, after) = rest.split_at(part.rank * part.width);
+            let ranks = first..first + part.rank;
+            (first, rest) = (ranks.end, after);
+            (part, ranks, b)
+        })
+        .collect();
+    let scaled = |mut values: Vec<f32>, scale: f32| {
+        values.iter_mut().for_each(|value| *value *= scale);
+        values
+    };
+    // Of each part: the gradients of its columns of `xa` and of its second half.
+    let gradients: Vec<[Vec<f32>; 2]> = (parts.par_iter())
+        .map(|(part, ranks, b)| {
+            let &&LowRankPart { rank, width, .. } = part;
+            let g = &slice(&grad)[part.column..];
+            let mut dxa = vec![0f32; tokens * rank];
+            let factor = Factor {
+                left_stride: outputs,
+                ..Factor::of_numbers(b, Right::Transposed, [width, rank])
+            };
+            kernels::gemm(&mut dxa, g, &factor);
+            let mut db = vec![0f32; rank * width];
+            let xa = &xa[ranks.start * tokens..ranks.end * tokens];
+            let factor = Factor {
+                right_stride: outputs,
+                ..Factor::of_numbers(g, Right::Plain, [tokens, width])
+            };
+            kernels::gemm(&mut db, xa, &factor);
+            [scaled(dxa, part.scale), scaled(db, part.scale)]
+        })
+        .collect();
     let mut dxa = vec![0f32; tokens * ranks];
-    let mut db = Vec::with_capacity(slice(&b).len());
-    let (mut first, mut offset) = (0, 0);
-    for part in parts {
-        let len = part.rank * part.width;
-        let g = grad.narrow(1, part.column, part.width);
-        let matrix = tensor(
-            slice(&b)[offset..offset + len].to_vec(),
-            [part.rank, part.width],
-        );
-        let block = contiguous(matmul(g.clone(), matrix.transpose(0, 1)));
-        for (row, values) in dxa
-            .chunks_exact_mut(ranks)
-            .zip(slice(&block).chunks_exact(part.rank))
-        {
-            for (out, value) in row[first..first + part.rank].iter_mut().zip(values) {
-                *out = value * part.scale;
-            }
+    for ((part, ranks_of, _), [block, _]) in parts.iter().zip(&gradients) {
+        let rows = dxa.chunks_exact_mut(ranks);
+        for (row, values) in rows.zip(block.chunks_exact(part.rank)) {
+            row[ranks_of.clone()].copy_from_slice(values);
         }
-        let block = contiguous(matmul(xa.narrow(1, first, part.rank).transpose(0, 1), g));
-        db.extend(slice(&block).iter().map(|value| value * part.scale));
-        first += part.rank;
-        offset += len;
     }
-    let dxa = tensor(dxa, [tokens, ranks]);
-    let da = matmul(x.transpose(0, 1), dxa.clone());
+    let db: Vec<f32> = gradients.into_iter().flat_map(|[_, db]| db).collect();
+    // The side of the ranks is turned, both ways: it is the smaller one.
+    let mut da = vec![0f32; ranks * inputs];
+    let factor = Factor::of_numbers(slice(&x), Right::Plain, [tokens, inputs]);
+    kernels::gemm(&mut da, &transposed(&dxa, ranks), &factor);
+    let da = tensor(transposed(&da, inputs), [inputs, ranks]);
     give_back([x]);
     let dx = with_x.then(|| {
         let a = contiguous(a.transpose(0, 1));
@@ -167,7 +211,7 @@ pub(super) fn lora_linear_backward(
             width: dims2(&a)[1],
         }];
         let low = LowRank {
-            t: slice(&dxa),
+            t: &dxa,
             ranks,
             b: slice(&a),
             parts: &whole,

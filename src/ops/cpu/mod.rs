@@ -357,7 +357,7 @@ impl ModelBackend for Flex {
         b: FloatTensor<Self>,
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let xa = contiguous(matmul(x.clone(), a));
+        let xa = linear::ranks_of(&x, a);
         (with_adapters(x, weight, &xa, b, parts), xa)
     }
 

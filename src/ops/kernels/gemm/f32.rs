@@ -11,19 +11,19 @@ const fn vectors<S: Simd>() -> usize {
     if S::F32_LANES == 8 { 2 } else { 4 }
 }
 
-/// Columns of a panel.
-pub(super) fn panel_width(form: Form, arch: pulp::Arch) -> usize {
-    struct Width;
+/// Columns of a panel: whole vectors, and no more than there are columns for.
+pub(super) fn panel_width(form: Form, arch: pulp::Arch, columns: usize) -> usize {
+    struct Width(usize);
     impl pulp::WithSimd for Width {
         type Output = usize;
         #[inline(always)]
         fn with_simd<S: Simd>(self, _: S) -> usize {
-            vectors::<S>() * S::F32_LANES
+            vectors::<S>().min(self.0.div_ceil(S::F32_LANES)) * S::F32_LANES
         }
     }
     match form {
         Form::Pairs => super::bf16::WIDTH,
-        _ => arch.dispatch(Width),
+        _ => arch.dispatch(Width(columns)),
     }
 }
 
@@ -32,10 +32,13 @@ impl pulp::WithSimd for Rows<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if vectors::<S>() == 2 {
-            rows::<S, 2>(simd, self);
-        } else {
-            rows::<S, 4>(simd, self);
+        let most = vectors::<S>();
+        match self.block.width / S::F32_LANES {
+            1 => rows::<S, 1>(simd, self),
+            2 => rows::<S, 2>(simd, self),
+            3 if most > 3 => rows::<S, 3>(simd, self),
+            _ if most > 3 => rows::<S, 4>(simd, self),
+            _ => unreachable!("a panel of more vectors than a tile has"),
         }
     }
 }

@@ -3,11 +3,12 @@
 mod bf16;
 mod f32;
 mod pack;
+mod square;
 #[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
-use std::ops::Range;
+use std::sync::{RwLock, RwLockWriteGuard};
 
 use rayon::prelude::*;
 
@@ -69,13 +70,17 @@ pub(in crate::ops) struct Factor<'a> {
     pub(in crate::ops) depth: usize,
     /// Outputs of a row.
     pub(in crate::ops) columns: usize,
+    /// Numbers from row to row of the left side.
+    pub(in crate::ops) left_stride: usize,
+    /// Numbers from row to row of the right side as it lies in memory.
+    pub(in crate::ops) right_stride: usize,
     pub(in crate::ops) precision: MatmulPrecision,
     /// Added in f32, whatever the precision.
     pub(in crate::ops) low_rank: Option<LowRank<'a>>,
 }
 
 impl<'a> Factor<'a> {
-    /// Without a low-rank product.
+    /// Of whole matrices, without a low-rank product.
     pub(in crate::ops) fn new(
         matrix: Matrix<'a>,
         right: Right,
@@ -87,9 +92,19 @@ impl<'a> Factor<'a> {
             right,
             depth,
             columns,
+            left_stride: depth,
+            right_stride: match right {
+                Right::Plain => columns,
+                Right::Transposed => depth,
+            },
             precision,
             low_rank: None,
         }
+    }
+
+    /// Of a matrix that is no model's weight.
+    pub(in crate::ops) fn of_numbers(right: &'a [f32], form: Right, sizes: [usize; 2]) -> Self {
+        Self::new(Matrix::Full(right), form, sizes, MatmulPrecision::F32)
     }
 }
 
@@ -106,15 +121,12 @@ thread_local! {
     static ROOM: Cell<Room> = Cell::default();
 }
 
-/// `y = x . b`, or with [`Right::Transposed`] `y = x . b^T`, plus the low-rank product. `x`: `[rows, depth]`, `y`: `[rows,
-/// columns]`, row-major; what `y` holds does not matter.
+/// `y = x . b`, or with [`Right::Transposed`] `y = x . b^T`, plus the low-rank product. `x`: `[rows, depth]`, rows
+/// `left_stride` apart, `y`: `[rows, columns]`, row-major; what `y` holds does not matter.
 ///
 /// The right side is packed into panels as wide as a tile, each number once. The result depends neither on the number of threads
 /// nor on how many rows there are: every entry is summed in the order of the depth. In bfloat16 it does not depend on the
 /// instruction set either, as far as that has a fused multiply-add: AVX-512's dot product of pairs adds one after the other.
-///
-/// # Panics
-/// If the depth is 0.
 pub(in crate::ops) fn gemm(y: &mut [f32], x: &[f32], factor: &Factor<'_>) {
     // Taken out, not borrowed: while this thread waits for the others it may be given a task that comes here again.
     let mut room = ROOM.take();
@@ -137,17 +149,19 @@ fn gemm_as(
     factor: &Factor<'_>,
 ) {
     let &Factor { depth, columns, .. } = factor;
-    assert!(depth > 0, "a product needs a depth");
-    if y.is_empty() {
-        return;
+    if y.is_empty() || depth == 0 {
+        return y.fill(0.0);
     }
     let Room { packed, rounded } = room;
     let x: &[u32] = match form {
         Form::Full => bytemuck::cast_slice(x),
-        _ => pack::round_rows(arch, form, x, depth, rounded),
+        _ => pack::round_rows(arch, form, x, factor, y.len() / columns, rounded),
     };
     let rows = y.len() / columns;
-    let words = form.words(depth);
+    let words = match form {
+        Form::Full => factor.left_stride,
+        _ => form.words(depth),
+    };
     // Blocks of one size: each goes once more over `y`. In bfloat16 they end at the same inputs in each form.
     let most = match factor.precision {
         MatmulPrecision::F32 => depth.div_ceil(depth.div_ceil(DEPTH)),
@@ -161,7 +175,7 @@ fn gemm_as(
             // With the last block.
             low_rank: factor.low_rank.filter(|_| inputs.end == depth),
             form,
-            width: f32::panel_width(form, arch),
+            width: f32::panel_width(form, arch, columns),
             words: form.words(inputs.start)..form.words(inputs.end),
             inputs,
             factor,
@@ -173,6 +187,7 @@ fn gemm_as(
     }
     let task = rows.div_ceil(rayon::current_num_threads() * TASKS);
     let task = task.next_multiple_of(ROWS);
+    let tasks = rows.div_ceil(task);
     for block in blocks {
         let panels = columns.div_ceil(block.width);
         let strip = (STRIP / block.panel_len()).clamp(1, panels);
@@ -182,29 +197,74 @@ fn gemm_as(
             if packed.len() < len {
                 packed.resize(len, 0);
             }
-            let packed = &mut packed[..len];
-            packed
-                .par_chunks_mut(block.panel_len())
-                .zip(strip.clone())
-                .for_each(|(out, panel)| block.pack(arch, panel, out));
-            let packed = &*packed;
+            let packed = OncePacked::new(&block, strip.start, &mut packed[..len]);
             y.par_chunks_mut(task * columns)
                 .enumerate()
                 .for_each(|(i, y)| {
-                    let rows = Rows {
-                        y,
-                        y_panel: 0,
-                        columns,
-                        x: &x[i * task * words..],
-                        row_words: words,
-                        row: i * task,
-                        packed,
-                        panels: strip.clone(),
-                        block: &block,
-                    };
-                    rows.run(arch);
+                    // Threads, which begin at tasks far from each other, begin at panels far from each other.
+                    let begin = strip.start + i * strip.len() / tasks;
+                    for panel in (begin..strip.end).chain(strip.start..begin) {
+                        packed.with(arch, panel, |packed| {
+                            let rows = Rows {
+                                y: &mut *y,
+                                y_panel: 0,
+                                columns,
+                                x: &x[i * task * words..],
+                                row_words: words,
+                                row: i * task,
+                                packed,
+                                panel,
+                                block: &block,
+                            };
+                            rows.run(arch);
+                        });
+                    }
                 });
         }
+    }
+}
+
+/// Panels that are packed by the first task that needs them: it has them in its cache then, and no thread waits for the last
+/// panel before the first sum.
+struct OncePacked<'a> {
+    block: &'a Block<'a>,
+    first: usize,
+    panels: Vec<RwLock<Packed<'a>>>,
+}
+
+struct Packed<'a> {
+    done: bool,
+    words: &'a mut [u32],
+}
+
+impl<'a> OncePacked<'a> {
+    /// Panels from `first` on, `words` being room for them.
+    fn new(block: &'a Block<'a>, first: usize, words: &'a mut [u32]) -> Self {
+        let panels = words.chunks_exact_mut(block.panel_len());
+        Self {
+            block,
+            first,
+            panels: panels
+                .map(|words| RwLock::new(Packed { done: false, words }))
+                .collect(),
+        }
+    }
+
+    /// Runs `body` on a packed panel.
+    fn with(&self, arch: pulp::Arch, panel: usize, body: impl FnOnce(&[u32])) {
+        const PANIC: &str = "a task that packed has panicked";
+        let lock = &self.panels[panel - self.first];
+        let packed = lock.read().expect(PANIC);
+        if packed.done {
+            return body(packed.words);
+        }
+        drop(packed);
+        let mut packed = lock.write().expect(PANIC);
+        if !packed.done {
+            self.block.pack(arch, panel, packed.words);
+            packed.done = true;
+        }
+        body(RwLockWriteGuard::downgrade(packed).words);
     }
 }
 
@@ -232,7 +292,7 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                         row_words: words,
                         row: 0,
                         packed,
-                        panels: panel..panel + 1,
+                        panel,
                         block,
                     };
                     rows.run(arch);
@@ -242,7 +302,7 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
     gather_panels(&panels, width, columns, y);
 }
 
-/// One task: some rows of `y` and `x`, some panels.
+/// Some rows of `y` and `x` by one panel.
 struct Rows<'a> {
     /// From panel `y_panel` on, `columns` from row to row.
     y: &'a mut [f32],
@@ -254,7 +314,7 @@ struct Rows<'a> {
     /// That row.
     row: usize,
     packed: &'a [u32],
-    panels: Range<usize>,
+    panel: usize,
     block: &'a Block<'a>,
 }
 
@@ -266,34 +326,31 @@ impl Rows<'_> {
         }
     }
 
-    /// Panel by panel, the tiles of all rows.
+    /// The tiles from top to bottom.
     #[inline(always)]
     fn for_each_tile(self, mut run: impl FnMut(Tile<'_>)) {
         let Block { words, width, .. } = self.block;
         let low_rank = self.block.low_rank;
-        let packed = self.packed.chunks_exact(self.block.panel_len());
-        for (panel, b) in self.panels.zip(packed) {
-            let ranks = self.block.ranks(panel);
-            let start = (panel - self.y_panel) * width;
-            let y = self.y.chunks_mut(ROWS * self.columns);
-            for (i, (y, x)) in y.zip(self.x.chunks(ROWS * self.row_words)).enumerate() {
-                run(Tile {
-                    rows: y.len() / self.columns,
-                    y: &mut y[start..],
-                    columns: self.columns,
-                    count: (*width).min(self.columns - start),
-                    x: &x[words.start..],
-                    row_words: self.row_words,
-                    words: words.len(),
-                    b,
-                    t: low_rank.map_or(&[], |low| {
-                        &low.t[(self.row + i * ROWS) * low.ranks + ranks.start..]
-                    }),
-                    row_ranks: low_rank.map_or(0, |low| low.ranks),
-                    ranks: ranks.len(),
-                    first: words.start == 0,
-                });
-            }
+        let ranks = self.block.ranks(self.panel);
+        let start = (self.panel - self.y_panel) * width;
+        let y = self.y.chunks_mut(ROWS * self.columns);
+        for (i, (y, x)) in y.zip(self.x.chunks(ROWS * self.row_words)).enumerate() {
+            run(Tile {
+                rows: y.len() / self.columns,
+                y: &mut y[start..],
+                columns: self.columns,
+                count: (*width).min(self.columns - start),
+                x: &x[words.start..],
+                row_words: self.row_words,
+                words: words.len(),
+                b: self.packed,
+                t: low_rank.map_or(&[], |low| {
+                    &low.t[(self.row + i * ROWS) * low.ranks + ranks.start..]
+                }),
+                row_ranks: low_rank.map_or(0, |low| low.ranks),
+                ranks: ranks.len(),
+                first: words.start == 0,
+            });
         }
     }
 }

@@ -5,12 +5,10 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::square::{SIDE, transpose};
 use super::{Factor, LowRank, Matrix, Right};
 use crate::ops::kernels::rows_per_task;
 use crate::ops::reduced::{Bf16Panels, PANEL, Panels};
-
-/// Side of a square that is transposed at once: one line of the cache.
-const SQUARE: usize = 16;
 
 /// What a word of a packed side is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,17 +76,19 @@ fn pair(first: bf16, second: bf16) -> u32 {
     u32::from(first.to_bits()) << 16 | u32::from(second.to_bits())
 }
 
-/// The words of all rows of `x`, `[rows, depth]`.
+/// The words of all rows of `x`.
 pub(super) fn round_rows<'a>(
     arch: pulp::Arch,
     form: Form,
     x: &[f32],
-    depth: usize,
+    factor: &Factor<'_>,
+    rows: usize,
     room: &'a mut Vec<u32>,
 ) -> &'a [u32] {
     struct Rounding<'a> {
         form: Form,
         x: &'a [f32],
+        stride: usize,
         depth: usize,
         out: &'a mut [u32],
     }
@@ -97,23 +97,25 @@ pub(super) fn round_rows<'a>(
         #[inline(always)]
         fn with_simd<S: pulp::Simd>(self, _: S) {
             let rows = self.out.chunks_exact_mut(self.form.words(self.depth));
-            for (x, out) in self.x.chunks_exact(self.depth).zip(rows) {
-                self.form.row(x, out);
+            for (x, out) in self.x.chunks(self.stride).zip(rows) {
+                self.form.row(&x[..self.depth], out);
             }
         }
     }
-    let (rows, words) = (x.len() / depth, form.words(depth));
+    let (depth, stride) = (factor.depth, factor.left_stride);
+    let words = form.words(depth);
     if room.len() < rows * words {
         room.resize(rows * words, 0);
     }
     let room = &mut room[..rows * words];
     let task = rows_per_task(rows);
     room.par_chunks_mut(task * words)
-        .zip(x.par_chunks(task * depth))
+        .zip(x.par_chunks(task * stride))
         .for_each(|(out, x)| {
             arch.dispatch(Rounding {
                 form,
                 x,
+                stride,
                 depth,
                 out,
             });
@@ -171,14 +173,14 @@ impl Block<'_> {
         impl pulp::WithSimd for Packing<'_> {
             type Output = ();
             #[inline(always)]
-            fn with_simd<S: pulp::Simd>(self, _: S) {
+            fn with_simd<S: pulp::Simd>(self, simd: S) {
                 let Self { block, start, out } = self;
                 let count = block.width.min(block.factor.columns - start);
                 if count < block.width {
                     out.fill(0);
                 }
                 match (block.factor.right, block.form) {
-                    (Right::Transposed, _) => block.transpose(start, count, out),
+                    (Right::Transposed, _) => block.transpose(simd, start, count, out),
                     (Right::Plain, Form::Pairs) => block.pairs(start..start + count, out),
                     (Right::Plain, _) => block.copy(start..start + count, out),
                 }
@@ -199,11 +201,7 @@ impl Block<'_> {
     fn row_part(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         match self.factor.matrix {
             Matrix::Full(values) => {
-                let width = match self.factor.right {
-                    Right::Plain => self.factor.columns,
-                    Right::Transposed => self.factor.depth,
-                };
-                let from = row * width + columns.start;
+                let from = row * self.factor.right_stride + columns.start;
                 out.copy_from_slice(&values[from..from + columns.len()]);
             }
             Matrix::Reduced(matrix) => matrix.row_part(row, columns, out),
@@ -273,8 +271,8 @@ impl Block<'_> {
 
     /// The words of some inputs, of one column of a transposed right side.
     #[inline(always)]
-    fn line(&self, column: usize, inputs: Range<usize>) -> [u32; SQUARE] {
-        let mut words = [0u32; SQUARE];
+    fn line(&self, column: usize, inputs: Range<usize>) -> [u32; SIDE] {
+        let mut words = [0u32; SIDE];
         if self.form == Form::Pairs
             && let Some(kept) = self.kept()
         {
@@ -288,34 +286,40 @@ impl Block<'_> {
             }
             return words;
         }
-        let mut line = [0f32; SQUARE];
-        let line = &mut line[..inputs.len()];
-        self.row_part(column, inputs, line);
-        self.form.row(line, &mut words);
+        let mut line = [0f32; SIDE];
+        // A length that the compiler knows makes one load of the copy.
+        if inputs.len() == SIDE {
+            self.row_part(column, inputs, &mut line);
+            self.form.row(&line, &mut words);
+        } else {
+            let line = &mut line[..inputs.len()];
+            self.row_part(column, inputs, line);
+            self.form.row(line, &mut words);
+        }
         words
     }
 
     /// Rows `start..start + count` of the right side (`[.., depth]`), of this block's depth, as columns of `out`.
     ///
-    /// [`SQUARE`] rows from end to end before the next ones: so few streams the processor fetches ahead, a whole panel's it does not.
+    /// [`SIDE`] rows from end to end before the next ones: so few streams the processor fetches ahead, a whole panel's it does not.
     #[inline(always)]
-    fn transpose(&self, start: usize, count: usize, out: &mut [u32]) {
-        for column in (0..count).step_by(SQUARE) {
-            let wide = SQUARE.min(count - column);
-            let inputs_of = self.inputs.clone().step_by(SQUARE);
-            for (first, k) in inputs_of.zip((0..).step_by(self.form.words(SQUARE))) {
-                let inputs = first..(first + SQUARE).min(self.inputs.end);
+    fn transpose<S: pulp::Simd>(&self, simd: S, start: usize, count: usize, out: &mut [u32]) {
+        for column in (0..count).step_by(SIDE) {
+            let wide = SIDE.min(count - column);
+            let inputs_of = self.inputs.clone().step_by(SIDE);
+            for (first, k) in inputs_of.zip((0..).step_by(self.form.words(SIDE))) {
+                let inputs = first..(first + SIDE).min(self.inputs.end);
                 let tall = self.form.words(inputs.len());
-                let mut square = [[0u32; SQUARE]; SQUARE];
-                for j in 0..wide {
-                    let words = self.line(start + column + j, inputs.clone());
-                    for (row, word) in square.iter_mut().zip(words) {
-                        row[j] = word;
+                let square = std::array::from_fn(|j| match j < wide {
+                    true => self.line(start + column + j, inputs.clone()),
+                    false => [0; SIDE],
+                });
+                let rows = out[k * self.width..].chunks_mut(self.width).take(tall);
+                for (out, row) in rows.zip(transpose(simd, square)) {
+                    match out[column..].first_chunk_mut::<SIDE>() {
+                        Some(out) if wide == SIDE => *out = row,
+                        _ => out[column..column + wide].copy_from_slice(&row[..wide]),
                     }
-                }
-                for (i, row) in square.iter().enumerate().take(tall) {
-                    let to = (k + i) * self.width + column;
-                    out[to..to + wide].copy_from_slice(&row[..wide]);
                 }
             }
         }

@@ -8,7 +8,7 @@ fn numbers(len: usize, name: &str) -> Vec<f32> {
 }
 
 /// Every instruction set that this machine has.
-fn arches() -> Vec<pulp::Arch> {
+pub(super) fn arches() -> Vec<pulp::Arch> {
     #[cfg(target_arch = "x86_64")]
     let wider = pulp::x86::V3::try_new().map(pulp::Arch::V3);
     #[cfg(not(target_arch = "x86_64"))]

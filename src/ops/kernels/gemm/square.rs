@@ -1,0 +1,79 @@
+//! Transposition of one square of words.
+
+use pulp::Simd;
+
+/// Side of a square: one line of the cache.
+pub(super) const SIDE: usize = 16;
+
+pub(super) type Square = [[u32; SIDE]; SIDE];
+
+/// The transpose of `square`.
+#[inline(always)]
+pub(super) fn transpose<S: Simd>(simd: S, square: Square) -> Square {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = (&simd as &dyn std::any::Any).downcast_ref::<pulp::x86::V4>() {
+        return by_permutations(*simd, square);
+    }
+    let _ = simd;
+    let mut out = [[0; SIDE]; SIDE];
+    for (j, line) in square.iter().enumerate() {
+        for (out, word) in out.iter_mut().zip(line) {
+            out[j] = *word;
+        }
+    }
+    out
+}
+
+/// The square as one row of words: each of four rounds moves the bits of a word's index up by one, round the end, and after four
+/// of eight those of row and column have changed places. A round is one instruction a line, where word by word the stores alone
+/// are sixteen.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn by_permutations(simd: pulp::x86::V4, square: Square) -> Square {
+    use std::arch::x86_64::__m512i;
+    /// Words of two lines in turn, from `first` on; those of the second line are numbered from [`SIDE`].
+    const fn in_turn(first: u32) -> [u32; SIDE] {
+        let mut words = [0; SIDE];
+        let mut i = 0;
+        while i < SIDE {
+            words[i] = first + i as u32 / 2 + (i as u32 % 2) * SIDE as u32;
+            i += 1;
+        }
+        words
+    }
+    let lower: __m512i = bytemuck::cast(const { in_turn(0) });
+    let upper: __m512i = bytemuck::cast(const { in_turn(SIDE as u32 / 2) });
+    let mut lines: [__m512i; SIDE] = square.map(bytemuck::cast);
+    for _ in 0..4 {
+        lines = std::array::from_fn(|i| {
+            let (a, b) = (lines[i / 2], lines[i / 2 + SIDE / 2]);
+            let words = if i % 2 == 0 { lower } else { upper };
+            simd.avx512f._mm512_permutex2var_epi32(a, words, b)
+        });
+    }
+    lines.map(bytemuck::cast)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_square_is_transposed_by_every_instruction_set() {
+        struct Transposing(Square);
+        impl pulp::WithSimd for Transposing {
+            type Output = Square;
+            #[inline(always)]
+            fn with_simd<S: Simd>(self, simd: S) -> Square {
+                transpose(simd, self.0)
+            }
+        }
+        let square: Square =
+            std::array::from_fn(|i| std::array::from_fn(|j| (SIDE * i + j) as u32));
+        let turned: Square =
+            std::array::from_fn(|i| std::array::from_fn(|j| (SIDE * j + i) as u32));
+        for arch in super::super::tests::arches() {
+            assert_eq!(arch.dispatch(Transposing(square)), turned, "{arch:?}");
+        }
+    }
+}
