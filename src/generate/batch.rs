@@ -1,6 +1,7 @@
 //! Batched generation: packed prefill, one token a row and step, finished rows replaced by waiting prompts. A prompt that
 //! is answered several times passes through the model once.
 
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::SamplingConfig;
@@ -57,11 +58,16 @@ pub struct Response {
 /// Progress of a call: finished responses and tokens drawn so far.
 pub type OnProgress<'a> = &'a mut dyn FnMut(usize, u64);
 
+/// A number for each of the model's states, `[rows, hidden]` to `[rows]`.
+pub type ReadOut<'a, B> = &'a dyn Fn(Tensor<B, 2>) -> Tensor<B, 1>;
+
 /// A row that is being answered.
 struct Active {
     prompt: usize,
     slot: usize,
     last: u32,
+    /// Whether the response has ended, and only the state after its last token is missing.
+    ended: bool,
 }
 
 /// One response per prompt, in order. Prompt `i` draws from `seed.fork_index(i)`, token `t` with counter `t`, so a
@@ -77,9 +83,40 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
     device: &B::Device,
     on_progress: OnProgress<'_>,
 ) -> Vec<Response> {
+    run(model, None, prompts, options, seed, device, on_progress).0
+}
+
+/// [`generate`], and what `read_out` says of the states that each response passes through: before each of its tokens, and after
+/// the last one if that is not the last that it may have.
+///
+/// # Panics
+/// If a prompt is empty.
+pub fn generate_with<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    read_out: ReadOut<'_, B>,
+    prompts: &[&[u32]],
+    options: &GenerateOptions,
+    seed: Seed,
+    device: &B::Device,
+    on_progress: OnProgress<'_>,
+) -> (Vec<Response>, Vec<Vec<f32>>) {
+    let read_out = Some(read_out);
+    run(model, read_out, prompts, options, seed, device, on_progress)
+}
+
+fn run<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    read_out: Option<ReadOut<'_, B>>,
+    prompts: &[&[u32]],
+    options: &GenerateOptions,
+    seed: Seed,
+    device: &B::Device,
+    on_progress: OnProgress<'_>,
+) -> (Vec<Response>, Vec<Vec<f32>>) {
     let mut responses = vec![Response::default(); prompts.len()];
+    let mut readings = vec![Vec::new(); prompts.len()];
     if prompts.is_empty() || options.max_new_tokens == 0 {
-        return responses;
+        return (responses, readings);
     }
     assert!(
         prompts.iter().all(|prompt| !prompt.is_empty()),
@@ -109,12 +146,13 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
                     prompt: next + i,
                     slot: free.pop().expect("counted above"),
                     last: 0,
+                    ended: false,
                 })
                 .collect()
         } else {
             std::mem::take(&mut active)
         };
-        let logits = if refill {
+        let Passed { logits, read } = if refill {
             next += rows.len();
             rows.iter().for_each(|row| cache.clear(row.slot));
             let equal: Vec<&[Active]> = rows
@@ -126,19 +164,17 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
                 .map(|rows| rows.iter().map(|row| row.slot).collect())
                 .collect();
             cache.select_copies(slots);
-            let logits = forward(model, &inputs, &mut cache, device);
-            // The rows of one prompt go on from the same logits.
-            let copies = equal.iter().zip(logits.chunks(logits.len() / equal.len()));
-            copies
-                .flat_map(|(rows, logits)| std::iter::repeat_n(logits, rows.len()))
-                .flatten()
-                .copied()
-                .collect()
+            // The rows of one prompt go on from the same state.
+            let copies: Vec<usize> = equal.iter().map(|rows| rows.len()).collect();
+            forward(model, read_out, &inputs, &mut cache, device).repeated(&copies)
         } else {
             let inputs: Vec<[u32; 1]> = rows.iter().map(|row| [row.last]).collect();
             cache.select(&rows.iter().map(|row| row.slot).collect::<Vec<_>>());
-            forward(model, &inputs, &mut cache, device)
+            forward(model, read_out, &inputs, &mut cache, device)
         };
+        for (row, value) in rows.iter().zip(read) {
+            readings[row.prompt].push(value);
+        }
         let vocab = logits.len() / rows.len();
         let draws: Vec<Draw> = logits
             .par_chunks(vocab)
@@ -153,12 +189,19 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
             })
             .collect();
         for (mut row, drawn) in rows.into_iter().zip(draws) {
+            if row.ended {
+                free.push(row.slot);
+                finished += 1;
+                continue;
+            }
             let response = &mut responses[row.prompt];
             response.ids.push(drawn.id);
             response.logprobs.push(drawn.logprob);
             tokens += 1;
             response.stopped = options.ends(drawn.id, response.ids.len() - 1);
-            if response.stopped || response.ids.len() == options.max_new_tokens {
+            let full = response.ids.len() == options.max_new_tokens;
+            row.ended = response.stopped;
+            if full || row.ended && read_out.is_none() {
                 free.push(row.slot);
                 finished += 1;
             } else {
@@ -168,20 +211,47 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
         }
         on_progress(finished, tokens);
     }
-    responses
+    (responses, readings)
 }
 
-/// Logits after the last token of each row, on the host: `[rows * vocab]`.
+/// What a pass leaves on the host of the state after the last token of each row.
+struct Passed {
+    /// `[rows * vocab]`.
+    logits: Vec<f32>,
+    /// `[rows]`; nothing without a read-out.
+    read: Vec<f32>,
+}
+
+impl Passed {
+    /// Each row as often as `copies` says.
+    fn repeated(self, copies: &[usize]) -> Self {
+        let each = |values: &[f32]| -> Vec<f32> {
+            let rows = values.chunks((values.len() / copies.len()).max(1));
+            let rows = rows.zip(copies).map(|(row, &n)| row.repeat(n));
+            rows.flatten().collect()
+        };
+        Self {
+            logits: each(&self.logits),
+            read: each(&self.read),
+        }
+    }
+}
+
 fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
     model: &M,
+    read_out: Option<ReadOut<'_, B>>,
     inputs: &[R],
     cache: &mut KvCache<B>,
     device: &B::Device,
-) -> Vec<f32> {
+) -> Passed {
     let batch = TokenBatch::from_rows(inputs, device);
     // One token a row: the last ones are all there are.
     let last = (batch.segments.num_tokens() > inputs.len())
         .then(|| indices(&batch.segments.last_tokens(), device));
     let hidden = model.states_at(&batch, last, Some(cache), None);
-    read(model.logits(hidden))
+    let read_out = read_out.map(|read_out| read_out(hidden.clone()));
+    Passed {
+        read: read_out.map_or(Vec::new(), read),
+        logits: read(model.logits(hidden)),
+    }
 }

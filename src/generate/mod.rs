@@ -4,6 +4,8 @@ mod batch;
 mod config;
 mod sampler;
 
-pub use batch::{GenerateOptions, OnProgress, Response, TruncateAt, generate};
+pub use batch::{
+    GenerateOptions, OnProgress, ReadOut, Response, TruncateAt, generate, generate_with,
+};
 pub use config::{SamplingConfig, Truncate};
 pub use sampler::{Draw, draw};

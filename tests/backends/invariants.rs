@@ -11,7 +11,9 @@ use burn::tensor::{Int, Tensor, TensorData};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseResult};
 
-use tempering::generate::{GenerateOptions, Response, SamplingConfig, draw, generate};
+use tempering::generate::{
+    GenerateOptions, Response, SamplingConfig, draw, generate, generate_with,
+};
 use tempering::loss::cross_entropy;
 use tempering::model::{CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_lora, weights};
 use tempering::ops::ModelBackend;
@@ -130,6 +132,7 @@ fn episodes(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Epi
     prop::collection::vec((row(7), response(), -2.0f32..2.0), count).prop_map(|items| Episodes {
         queries: items.iter().map(|item| item.0.clone()).collect(),
         responses: items.iter().map(|item| item.1.clone()).collect(),
+        values: None,
         scores: items.iter().map(|item| item.2).collect(),
     })
 }
@@ -191,6 +194,7 @@ fn rollout_alone<B: ModelBackend>(episodes: &Episodes) -> TestCaseResult {
         responses: (rows.iter())
             .map(|&i| episodes.responses[i].clone())
             .collect(),
+        values: None,
         scores: rows.iter().map(|&i| episodes.scores[i]).collect(),
     };
     let count = episodes.queries.len();
@@ -424,6 +428,31 @@ fn cached_equals_uncached<B: ModelBackend>(
         prop_assert_eq!(&cached[i].ids, &expected.ids, "{} row {}", name, i);
         prop_assert_eq!(cached[i].stopped, expected.stopped);
         close(name, &cached[i].logprobs, &expected.logprobs, 2e-5)?;
+    }
+    // Reading the states on the way changes nothing, and they are those of a pass over the whole row.
+    let read_out = |states: Tensor<B, 2>| -> Tensor<B, 1> { states.narrow(1, 0, 1).squeeze_dim(1) };
+    let (responses, readings) = generate_with(
+        &model,
+        &read_out,
+        &slices,
+        &options,
+        seed,
+        &device,
+        &mut |_, _| {},
+    );
+    for (i, (prompt, read)) in slices.iter().zip(readings).enumerate() {
+        let response = &responses[i];
+        prop_assert_eq!(&response.ids, &cached[i].ids, "{} row {}", name, i);
+        prop_assert_eq!(response.stopped, cached[i].stopped);
+        close(name, &response.logprobs, &cached[i].logprobs, 2e-5)?;
+        let row = [prompt, response.ids.as_slice()].concat();
+        let batch = TokenBatch::from_rows(&[row], &device);
+        let states = model.hidden_states(&batch, None, None);
+        // After a response that ended before its time there is one more.
+        let count = (response.ids.len() + 1).min(options.max_new_tokens);
+        let expected = read_out(states.narrow(0, prompt.len() - 1, count));
+        let expected: Vec<f32> = expected.into_data().into_vec().unwrap();
+        close(name, &read, &expected, 2e-5)?;
     }
     Ok(())
 }

@@ -123,6 +123,7 @@ fn episodes() -> Episodes {
     Episodes {
         queries: vec![vec![5, 17, 9], vec![12, 7]],
         responses: vec![response(&[9, 27, 20, 13, 12, 31]), response(&[19, EOS])],
+        values: None,
         scores: vec![0.5, 2.0],
     }
 }
@@ -207,6 +208,7 @@ fn drawn_until(
         scores: (0..responses.len()).map(|i| i as f32 - 1.5).collect(),
         queries,
         responses,
+        values: None,
     }
 }
 

@@ -310,6 +310,7 @@ impl<B: ModelBackend> Start<B> {
         Episodes {
             queries: reference.queries.clone(),
             responses,
+            values: None,
             scores: source.score(&completions).unwrap(),
         }
     }

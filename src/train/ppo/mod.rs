@@ -167,9 +167,15 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
     while journal.position.step < updates {
         let done = journal.position.step;
         let batch = next_prompts(&prompts, config.batch_size, done, seed.fork("order"));
+        // Where inputs are rounded, a sum in another order moves them across the edge of a step, and layers multiply that:
+        // sampling, with its cache, is up to a nat (in 8 bits) away from the update's passes. The ratio begins at 1 only with
+        // numbers of such a pass.
+        let retake = session.numerics.round_inputs();
+        let value = networks.value.valid();
         let (episodes, gold) = draw(
             session,
             &networks.policy.valid(),
+            (!retake).then_some(&value),
             &policy.tokenizer,
             &batch,
             &mut sources,
@@ -181,11 +187,8 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             Models {
                 reference: &reference,
                 policy: &networks.policy.valid(),
-                value: &networks.value.valid(),
-                // Where inputs are rounded, a sum in another order moves them across the edge of a step, and layers multiply
-                // that: sampling, with its cache, is up to a nat (in 8 bits) away from the update's passes. The ratio begins
-                // at 1 only with numbers of such a pass.
-                retake: session.numerics.round_inputs(),
+                value: &value,
+                retake,
                 frozen_base: trained.lora.is_some(),
             },
             config,

@@ -80,8 +80,14 @@ impl<'a, B: ModelBackend> Models<'a, B> {
         }
     }
 
-    /// All passes over `rows`.
-    pub(super) fn pass(&self, rows: Rows<'_>, device: &B::Device) -> Passed {
+    /// All passes over `rows`. What was `read` of the value head when they were drawn stands where the log-probabilities of
+    /// sampling do.
+    pub(super) fn pass(
+        &self,
+        rows: Rows<'_>,
+        read: Option<&[Vec<f32>]>,
+        device: &B::Device,
+    ) -> Passed {
         let logprobs = Wanted {
             logprobs: true,
             values: false,
@@ -91,6 +97,16 @@ impl<'a, B: ModelBackend> Models<'a, B> {
             values: true,
         };
         let by_head = matches!(self.value, FrozenValue::Head(_));
+        if !self.retake
+            && let Some(values) = read
+        {
+            return Passed {
+                logprobs: None,
+                ref_logprobs: (self.alone(self.reference, logprobs, rows, device).logprobs)
+                    .concat(),
+                values: values.concat(),
+            };
+        }
         if !self.retake {
             let [reference, value] = self.pair(
                 [(self.reference, logprobs), (self.value_decoder(), values)],
@@ -131,7 +147,7 @@ impl<'a, B: ModelBackend> Models<'a, B> {
         };
         Passed {
             logprobs: Some(taken.concat()),
-            ..without.pass(rows, device)
+            ..without.pass(rows, None, device)
         }
     }
 

@@ -14,6 +14,8 @@ pub struct Episodes {
     pub queries: Vec<Vec<u32>>,
     /// Its response, at least one token, with the log-probabilities of the policy that drew it.
     pub responses: Vec<Response>,
+    /// Its values at the value positions, if they were read when it was drawn.
+    pub values: Option<Vec<Vec<f32>>>,
     /// Its score, before the missing-EOS rule.
     pub scores: Vec<f32>,
 }
@@ -94,6 +96,7 @@ impl Rollout {
         let Episodes {
             queries,
             responses,
+            values,
             scores,
         } = episodes;
         assert_eq!(queries.len(), responses.len(), "a response to each query");
@@ -110,6 +113,7 @@ impl Rollout {
                 temperature: super::logprob_temperature(config),
                 micro_batch_tokens: config.micro_batch_tokens,
             },
+            values.as_deref(),
             device,
         );
         let Passed {
