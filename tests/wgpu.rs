@@ -53,7 +53,7 @@ macro_rules! on_wgpu {
 
 mod on_device {
     on_wgpu!(
-        operations: rms_norm, layer_norm, gelu, rope, swiglu, attention, token_logprob, extreme_logits, lora_linear,
+        operations: rms_norm, layer_norm, gelu, rope, residual, swiglu, attention, token_logprob, extreme_logits, lora_linear,
         lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
         losses: gradients;
         families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;

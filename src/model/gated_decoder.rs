@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 use super::Table;
 use super::block::{GatedMlp, Layers, Pass, RmsNorm, Rotary};
 use super::config::GatedDecoderConfig;
-use crate::ops::{Head, HeadLayout, ModelBackend};
+use crate::ops::{self, Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 
@@ -109,9 +109,9 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
         };
         let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads);
         let attended = pass.attend(index, qkv, layout);
-        let x = pass.keep(index, x) + layer.o_proj.forward(attended, dropout);
+        let x = ops::residual(pass.keep(index, x), layer.o_proj.forward(attended, dropout));
         let norm = &layer.post_attention_layernorm;
-        x.clone() + layer.mlp.forward(x, norm, dropout)
+        ops::residual(x.clone(), layer.mlp.forward(x, norm, dropout))
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor};
 use super::Table;
 use super::block::{LayerNorm, Layers, Mlp, Pass, Rotary};
 use super::config::GptNeoxConfig;
-use crate::ops::{Head, HeadLayout, ModelBackend};
+use crate::ops::{self, Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 
@@ -129,7 +129,7 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
         let qkv = pass.rotate(qkv, 2 * layout.heads);
         let attended = pass.attend(index, qkv, layout);
         let x = pass.keep(index, x);
-        let after = x.clone() + layer.dense.forward(attended, dropout);
+        let after = ops::residual(x.clone(), layer.dense.forward(attended, dropout));
         // Side by side, the MLP reads what attention has read.
         let read = if self.config.use_parallel_residual {
             x
@@ -137,7 +137,7 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
             after.clone()
         };
         let read = layer.post_attention_layernorm.forward(read);
-        after + layer.mlp.forward(read, dropout)
+        ops::residual(after, layer.mlp.forward(read, dropout))
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

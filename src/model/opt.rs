@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use super::Table;
 use super::block::{LayerNorm, Layers, Mlp, Pass, embed_positions};
 use super::config::{OptConfig, POSITION_OFFSET};
-use crate::ops::{Head, HeadLayout, ModelBackend};
+use crate::ops::{self, Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
 
@@ -114,10 +114,16 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
             .qkv_proj
             .forward(norm_if(before, norm, x.clone()), dropout);
         let attended = pass.attend(index, qkv, self.head_layout());
-        let x = pass.keep(index, x) + layer.out_proj.forward(attended, dropout);
+        let x = ops::residual(
+            pass.keep(index, x),
+            layer.out_proj.forward(attended, dropout),
+        );
         let x = norm_if(!before, norm, x);
         let norm = &layer.final_layer_norm;
-        let x = x.clone() + layer.mlp.forward(norm_if(before, norm, x), dropout);
+        let x = ops::residual(
+            x.clone(),
+            layer.mlp.forward(norm_if(before, norm, x), dropout),
+        );
         norm_if(!before, norm, x)
     }
 

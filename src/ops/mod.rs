@@ -30,8 +30,8 @@ pub use matmul::{MatmulPrecision, Numerics};
 pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
     attention, bf16_matmul, full_linear, gelu, layer_norm, linear_input, lora_linear,
-    lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, rms_norm, rope, swiglu,
-    token_logprob,
+    lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, residual, rms_norm, rope,
+    swiglu, token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
@@ -217,6 +217,11 @@ pub trait ModelBackend: Backend {
         inverse: bool,
     ) -> FloatTensor<Self> {
         portable::rope::<Self>(x, cos, sin, num_heads, inverse)
+    }
+
+    /// `x + y`, the residual stream and what a part of a layer adds to it.
+    fn residual(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_add(x, y)
     }
 
     /// `silu(gate) * up` of a joint `[tokens, 2 * intermediate]` matrix, gate first.

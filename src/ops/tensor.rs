@@ -63,6 +63,11 @@ pub fn rope<B: ModelBackend>(
     ))
 }
 
+/// See [`ModelBackend::residual`].
+pub fn residual<B: ModelBackend>(x: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::residual(unwrap(x), unwrap(y)))
+}
+
 /// See [`ModelBackend::swiglu`].
 pub fn swiglu<B: ModelBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
     wrap(B::swiglu(unwrap(gate_up)))

@@ -478,6 +478,37 @@ impl Case for Rope {
     }
 }
 
+struct Residual;
+
+impl Case for Residual {
+    fn name(&self) -> &'static str {
+        "residual"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        vec![
+            Matrix::normal("x", [5, 21], 2.0),
+            Matrix::normal("y", [5, 21], 1.0),
+        ]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0, 1]
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        // The stream goes on from what it also feeds: whoever adds in place must not touch either.
+        let [x, y] = [x[0].clone(), x[1].clone()];
+        let sum = ops::residual(x.clone(), y.clone());
+        ops::residual(sum, x * y)
+    }
+
+    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let [x, y] = [x[0].clone(), x[1].clone()];
+        x.clone() + y.clone() + x * y
+    }
+}
+
 struct SwiGlu {
     tokens: usize,
     width: usize,
@@ -923,6 +954,10 @@ pub(crate) fn rope<B: ModelBackend>(device: B::Device) {
         },
         &device,
     );
+}
+
+pub(crate) fn residual<B: ModelBackend>(device: B::Device) {
+    check::<B, _>(Residual, &device);
 }
 
 pub(crate) fn swiglu<B: ModelBackend>(device: B::Device) {

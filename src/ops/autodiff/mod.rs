@@ -173,6 +173,31 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         }
     }
 
+    fn residual(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Residual;
+        impl<B: ModelBackend> Backward<B, 2> for Residual {
+            type State = ();
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let grad = grads.consume::<B>(&ops.node);
+                for node in ops.parents.into_iter().flatten() {
+                    grads.register::<B>(node.id, grad.clone());
+                }
+            }
+        }
+        let nodes = [x.node, y.node];
+        let sum = B::residual(x.primitive, y.primitive);
+        match Residual.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((), sum),
+            OpsKind::UnTracked(prep) => prep.finish(sum),
+        }
+    }
+
     fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
         #[derive(Debug)]
         struct SwiGlu;

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
+use rayon::prelude::*;
 
 /// Numbers from which on a buffer is worth keeping: smaller ones are cleared in the cache.
 const SMALLEST: usize = 1 << 14;
@@ -68,7 +69,11 @@ pub(super) fn buffer(len: usize) -> Vec<f32> {
             buffer.resize(len, 0.0);
             buffer
         }
-        None => vec![0.0; len],
+        None => {
+            let mut buffer = Vec::new();
+            rayon::iter::repeat_n(0.0, len).collect_into_vec(&mut buffer);
+            buffer
+        }
     }
 }
 

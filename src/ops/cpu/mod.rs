@@ -178,6 +178,14 @@ impl ModelBackend for Flex {
         x
     }
 
+    fn residual(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        // Where `y` is the product that was just computed the sum takes its memory.
+        let (x, mut y) = (contiguous(x), writable(y));
+        kernels::add(y.storage_mut(), slice(&x));
+        give_back([x]);
+        y
+    }
+
     fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
         let gate_up = contiguous(gate_up);
         let [tokens, width] = dims2(&gate_up);

@@ -8,6 +8,7 @@ mod gemm;
 mod int8;
 mod layer_norm;
 mod low_rank;
+mod residual;
 
 use std::sync::LazyLock;
 
@@ -23,6 +24,7 @@ pub(super) use gemm::{Factor, LowRank, Matrix, Right, gemm};
 pub(super) use int8::int8_product;
 pub(super) use layer_norm::{layer_norm, layer_norm_backward};
 pub(super) use low_rank::add_low_rank;
+pub(super) use residual::add;
 
 static ARCH: LazyLock<pulp::Arch> = LazyLock::new(pulp::Arch::new);
 
