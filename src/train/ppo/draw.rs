@@ -19,6 +19,7 @@ use crate::train::evaluate::completions;
 ///
 /// # Errors
 /// Those of the sources, and `Error::Reward` for a score that is not finite.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn draw<B: ModelBackend>(
     session: &mut Session<'_, B>,
     policy: &LanguageModel<B>,

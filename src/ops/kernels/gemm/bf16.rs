@@ -32,7 +32,7 @@ pub(super) fn rows(task: Rows<'_>) {
 
             use multiversion::inherit_target;
 
-            use super::Tile;
+            use super::{Sums, Tile};
 
             const LANES: usize = 16;
             const VECTORS: usize = WIDTH / LANES;
@@ -40,9 +40,8 @@ pub(super) fn rows(task: Rows<'_>) {
             #[inherit_target]
             fn run<const R: usize>(mut tile: Tile<'_>) {
                 let mut sums = [[_mm512_setzero_ps(); VECTORS]; R];
-                let (weight, below) = tile.panel(WIDTH);
                 let x = tile.inputs::<R>();
-                let (weight, _) = weight.as_chunks::<LANES>();
+                let (weight, _) = tile.b.words.as_chunks::<LANES>();
                 for (k, b) in weight.chunks_exact(VECTORS).enumerate() {
                     let b: [__m512bh; VECTORS] = std::array::from_fn(|v| bytemuck::cast(b[v]));
                     for r in 0..R {
@@ -53,7 +52,7 @@ pub(super) fn rows(task: Rows<'_>) {
                     }
                 }
                 let t = tile.low_rank::<R>();
-                let (below, _) = below.as_chunks::<LANES>();
+                let (below, _) = tile.below(WIDTH).as_chunks::<LANES>();
                 for (k, b) in below.chunks_exact(VECTORS).enumerate() {
                     let b: [__m512; VECTORS] = std::array::from_fn(|v| bytemuck::cast(b[v]));
                     for r in 0..R {
@@ -63,12 +62,12 @@ pub(super) fn rows(task: Rows<'_>) {
                         }
                     }
                 }
-                let first = tile.first;
+                let added = tile.sums == Sums::Added;
                 for (r, sums) in sums.into_iter().enumerate() {
                     for (y, sum) in tile.outputs(r).chunks_mut(LANES).zip(sums) {
                         let sum: [f32; LANES] = bytemuck::cast(sum);
                         for (y, sum) in y.iter_mut().zip(sum) {
-                            *y = if first { sum } else { *y + sum };
+                            *y = if added { *y + sum } else { sum };
                         }
                     }
                 }

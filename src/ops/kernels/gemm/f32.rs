@@ -3,7 +3,7 @@
 use pulp::Simd;
 
 use super::pack::Form;
-use super::{Rows, Tile};
+use super::{Rows, Sums, Tile};
 
 /// Vectors side by side in a tile: as many as leave the accumulators in registers.
 const fn vectors<S: Simd>() -> usize {
@@ -61,31 +61,46 @@ fn rows<S: Simd, const V: usize>(simd: S, task: Rows<'_>) {
 #[inline(always)]
 fn run<S: Simd, const V: usize, const R: usize>(simd: S, mut tile: Tile<'_>) {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
-    let (weight, below) = tile.panel(V * S::F32_LANES);
-    let x = tile.inputs::<R>().map(bytemuck::cast_slice);
-    add::<S, V, R>(simd, &mut sums, x, bytemuck::cast_slice(weight));
-    add::<S, V, R>(simd, &mut sums, tile.low_rank(), below);
-    let first = tile.first;
-    for (r, sums) in sums.iter().enumerate() {
-        let y = tile.outputs(r);
-        if y.len() == V * S::F32_LANES {
-            let (y, _) = S::as_mut_simd_f32s(y);
-            for v in 0..V {
-                y[v] = match first {
-                    true => sums[v],
-                    false => simd.add_f32s(y[v], sums[v]),
-                };
-            }
-        } else {
-            // The widest panel: four vectors of sixteen.
-            let mut last = [0f32; 64];
-            let (vectors, _) = S::as_mut_simd_f32s(&mut last);
-            vectors[..V].copy_from_slice(sums);
-            for (y, sum) in y.iter_mut().zip(last) {
-                *y = if first { sum } else { *y + sum };
-            }
+    if tile.sums == Sums::Continued {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            with_vectors::<S, V>(tile.outputs(r), |y| sums.copy_from_slice(y));
         }
     }
+    let x = tile.inputs::<R>().map(bytemuck::cast_slice);
+    let words: &[f32] = bytemuck::cast_slice(tile.b.words);
+    if tile.b.stride == V * S::F32_LANES {
+        add::<S, V, R>(simd, &mut sums, x, words);
+    } else {
+        add_apart::<S, V, R>(simd, &mut sums, x, words, tile.b.stride);
+    }
+    let below = tile.below(V * S::F32_LANES);
+    add::<S, V, R>(simd, &mut sums, tile.low_rank(), below);
+    let added = tile.sums == Sums::Added;
+    for (r, sums) in sums.iter().enumerate() {
+        with_vectors::<S, V>(tile.outputs(r), |y| {
+            for v in 0..V {
+                y[v] = match added {
+                    true => simd.add_f32s(y[v], sums[v]),
+                    false => sums[v],
+                };
+            }
+        });
+    }
+}
+
+/// Runs `body` on a row of a tile as whole vectors.
+#[inline(always)]
+fn with_vectors<S: Simd, const V: usize>(y: &mut [f32], body: impl FnOnce(&mut [S::f32s])) {
+    if y.len() == V * S::F32_LANES {
+        return body(S::as_mut_simd_f32s(y).0);
+    }
+    // The widest panel: four vectors of sixteen.
+    let mut whole = [0f32; 64];
+    let whole = &mut whole[..V * S::F32_LANES];
+    let (inside, _) = whole.split_at_mut(y.len());
+    inside.copy_from_slice(y);
+    body(S::as_mut_simd_f32s(whole).0);
+    y.copy_from_slice(&whole[..y.len()]);
 }
 
 /// `sums += x . b`, `b` being rows of `V` vectors.
@@ -96,10 +111,34 @@ fn add<S: Simd, const V: usize, const R: usize>(
     x: [&[f32]; R],
     b: &[f32],
 ) {
+    let (b, _) = S::as_simd_f32s(b);
+    add_rows(simd, sums, x, b.chunks_exact(V));
+}
+
+/// The same of rows that are `stride` words apart.
+#[inline(always)]
+fn add_apart<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; V]; R],
+    x: [&[f32]; R],
+    b: &[f32],
+    stride: usize,
+) {
+    let rows = b.chunks(stride);
+    let rows = rows.map(|b| S::as_simd_f32s(&b[..V * S::F32_LANES]).0);
+    add_rows(simd, sums, x, rows);
+}
+
+#[inline(always)]
+fn add_rows<'a, S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    sums: &mut [[S::f32s; V]; R],
+    x: [&[f32]; R],
+    b: impl Iterator<Item = &'a [S::f32s]>,
+) {
     // In registers of their own: through the reference they would be stored at every step.
     let mut acc = *sums;
-    let (b, _) = S::as_simd_f32s(b);
-    for (k, b) in b.chunks_exact(V).enumerate() {
+    for (k, b) in b.enumerate() {
         for r in 0..R {
             let x = simd.splat_f32s(x[r][k]);
             for v in 0..V {

@@ -3,16 +3,17 @@
 mod bf16;
 mod f32;
 mod pack;
+mod panel;
 mod square;
 #[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
-use std::sync::{RwLock, RwLockWriteGuard};
 
 use rayon::prelude::*;
 
 use self::pack::{Block, Form};
+use self::panel::{OncePacked, Panel};
 use super::{ARCH, gather_panels};
 use crate::ops::reduced::PANEL;
 use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
@@ -21,6 +22,10 @@ use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
 const ROWS: usize = 6;
 /// Largest depth of a block, in words: a panel of the right side, this deep, stays in the second-level cache (256 KiB).
 const DEPTH: usize = 1024;
+/// The same of a panel that is read where it lies: rows a power of two apart share few places of that cache.
+const DEPTH_IN_PLACE: usize = 128;
+/// Rows up to which a panel is read where it lies: each tile reads it once, packing it would be one time more.
+const ROWS_IN_PLACE: usize = 48;
 /// Words of the right side that are packed at once (8 MiB): a whole layer of a small model, a part of an output head.
 const STRIP: usize = 2 << 20;
 
@@ -102,6 +107,14 @@ impl<'a> Factor<'a> {
         }
     }
 
+    /// The right side, if it is kept in f32.
+    fn numbers(&self) -> Option<&'a [f32]> {
+        match self.matrix {
+            Matrix::Full(values) => Some(values),
+            Matrix::Reduced(_) => None,
+        }
+    }
+
     /// Of a matrix that is no model's weight.
     pub(in crate::ops) fn of_numbers(right: &'a [f32], form: Right, sizes: [usize; 2]) -> Self {
         Self::new(Matrix::Full(right), form, sizes, MatmulPrecision::F32)
@@ -163,6 +176,8 @@ fn gemm_as(
         _ => form.words(depth),
     };
     // Blocks of one size: each goes once more over `y`. In bfloat16 they end at the same inputs in each form.
+    let in_place = rows <= ROWS_IN_PLACE && form == Form::Full && factor.right == Right::Plain;
+    let in_place = in_place && factor.numbers().is_some();
     let most = match factor.precision {
         MatmulPrecision::F32 => depth.div_ceil(depth.div_ceil(DEPTH)),
         MatmulPrecision::Bf16 => depth
@@ -176,6 +191,7 @@ fn gemm_as(
             low_rank: factor.low_rank.filter(|_| inputs.end == depth),
             form,
             width: f32::panel_width(form, arch, columns),
+            in_place,
             words: form.words(inputs.start)..form.words(inputs.end),
             inputs,
             factor,
@@ -204,7 +220,7 @@ fn gemm_as(
                     // Threads, which begin at tasks far from each other, begin at panels far from each other.
                     let begin = strip.start + i * strip.len() / tasks;
                     for panel in (begin..strip.end).chain(strip.start..begin) {
-                        packed.with(arch, panel, |packed| {
+                        packed.with(arch, panel, |b| {
                             let rows = Rows {
                                 y: &mut *y,
                                 y_panel: 0,
@@ -212,7 +228,8 @@ fn gemm_as(
                                 x: &x[i * task * words..],
                                 row_words: words,
                                 row: i * task,
-                                packed,
+                                b,
+                                sums: Sums::of(&block),
                                 panel,
                                 block: &block,
                             };
@@ -221,50 +238,6 @@ fn gemm_as(
                     }
                 });
         }
-    }
-}
-
-/// Panels that are packed by the first task that needs them: it has them in its cache then, and no thread waits for the last
-/// panel before the first sum.
-struct OncePacked<'a> {
-    block: &'a Block<'a>,
-    first: usize,
-    panels: Vec<RwLock<Packed<'a>>>,
-}
-
-struct Packed<'a> {
-    done: bool,
-    words: &'a mut [u32],
-}
-
-impl<'a> OncePacked<'a> {
-    /// Panels from `first` on, `words` being room for them.
-    fn new(block: &'a Block<'a>, first: usize, words: &'a mut [u32]) -> Self {
-        let panels = words.chunks_exact_mut(block.panel_len());
-        Self {
-            block,
-            first,
-            panels: panels
-                .map(|words| RwLock::new(Packed { done: false, words }))
-                .collect(),
-        }
-    }
-
-    /// Runs `body` on a packed panel.
-    fn with(&self, arch: pulp::Arch, panel: usize, body: impl FnOnce(&[u32])) {
-        const PANIC: &str = "a task that packed has panicked";
-        let lock = &self.panels[panel - self.first];
-        let packed = lock.read().expect(PANIC);
-        if packed.done {
-            return body(packed.words);
-        }
-        drop(packed);
-        let mut packed = lock.write().expect(PANIC);
-        if !packed.done {
-            self.block.pack(arch, panel, packed.words);
-            packed.done = true;
-        }
-        body(RwLockWriteGuard::downgrade(packed).words);
     }
 }
 
@@ -281,25 +254,71 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
         .for_each_init(
             || vec![0u32; most],
             |packed, (panel, y)| {
-                for block in blocks {
-                    let packed = &mut packed[..block.panel_len()];
-                    block.pack(arch, panel, packed);
+                let run = |y: &mut [f32], block: &Block<'_>, b: Panel<'_>, sums: Sums| {
                     let rows = Rows {
-                        y: &mut *y,
+                        y,
                         y_panel: panel,
                         columns: width,
                         x,
                         row_words: words,
                         row: 0,
-                        packed,
+                        b,
+                        sums,
                         panel,
                         block,
                     };
                     rows.run(arch);
+                };
+                for block in blocks {
+                    let packed = &mut packed[..block.panel_len()];
+                    if !block.lies_whole(panel) {
+                        block.pack(arch, panel, packed);
+                        run(y, block, Panel::packed(block, packed), Sums::of(block));
+                        continue;
+                    }
+                    let below: &mut [f32] = bytemuck::cast_slice_mut(packed);
+                    block.pack_ranks(panel, below);
+                    let mut later = match Sums::of(block) {
+                        Sums::Added => vec![0f32; y.len()],
+                        _ => Vec::new(),
+                    };
+                    let sum = if later.is_empty() {
+                        &mut *y
+                    } else {
+                        &mut later
+                    };
+                    for part in block.parts(DEPTH_IN_PLACE) {
+                        let sums = match part.inputs.start == block.inputs.start {
+                            true => Sums::Written,
+                            false => Sums::Continued,
+                        };
+                        run(sum, &part, part.in_place(panel, below), sums);
+                    }
+                    y.iter_mut().zip(&later).for_each(|(y, sum)| *y += sum);
                 }
             },
         );
     gather_panels(&panels, width, columns, y);
+}
+
+/// What becomes of a tile's sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sums {
+    /// They begin at zero and are written.
+    Written,
+    /// They begin at zero and are added to what an earlier block has left.
+    Added,
+    /// They go on from where an earlier part of the block has stopped.
+    Continued,
+}
+
+impl Sums {
+    fn of(block: &Block<'_>) -> Self {
+        match block.inputs.start {
+            0 => Self::Written,
+            _ => Self::Added,
+        }
+    }
 }
 
 /// Some rows of `y` and `x` by one panel.
@@ -313,7 +332,8 @@ struct Rows<'a> {
     row_words: usize,
     /// That row.
     row: usize,
-    packed: &'a [u32],
+    b: Panel<'a>,
+    sums: Sums,
     panel: usize,
     block: &'a Block<'a>,
 }
@@ -343,13 +363,13 @@ impl Rows<'_> {
                 x: &x[words.start..],
                 row_words: self.row_words,
                 words: words.len(),
-                b: self.packed,
+                b: self.b,
                 t: low_rank.map_or(&[], |low| {
                     &low.t[(self.row + i * ROWS) * low.ranks + ranks.start..]
                 }),
                 row_ranks: low_rank.map_or(0, |low| low.ranks),
                 ranks: ranks.len(),
-                first: words.start == 0,
+                sums: self.sums,
             });
         }
     }
@@ -366,14 +386,12 @@ struct Tile<'a> {
     x: &'a [u32],
     row_words: usize,
     words: usize,
-    /// The packed panel.
-    b: &'a [u32],
+    b: Panel<'a>,
     /// Left side of the low-rank product, from the tile's first row and rank on, `row_ranks` from row to row.
     t: &'a [f32],
     row_ranks: usize,
     ranks: usize,
-    /// Whether `y` is written, and not added to.
-    first: bool,
+    sums: Sums,
 }
 
 impl<'a> Tile<'a> {
@@ -392,11 +410,10 @@ impl<'a> Tile<'a> {
         })
     }
 
-    /// The panel's words, and below them its ranks.
+    /// The low-rank product's right side, `width` columns.
     #[inline(always)]
-    fn panel(&self, width: usize) -> (&'a [u32], &'a [f32]) {
-        let (words, below) = self.b.split_at(self.words * width);
-        (words, bytemuck::cast_slice(&below[..self.ranks * width]))
+    fn below(&self, width: usize) -> &'a [f32] {
+        &self.b.below[..self.ranks * width]
     }
 
     /// The panel's columns of row `r`.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::panel::Panel;
 use super::square::{SIDE, transpose};
 use super::{Factor, LowRank, Matrix, Right};
 use crate::ops::kernels::rows_per_task;
@@ -133,6 +134,8 @@ pub(super) struct Block<'a> {
     pub(super) words: Range<usize>,
     /// Columns of a panel.
     pub(super) width: usize,
+    /// Whether whole panels are read where they lie.
+    pub(super) in_place: bool,
     pub(super) low_rank: Option<LowRank<'a>>,
 }
 
@@ -141,6 +144,37 @@ impl Block<'_> {
     pub(super) fn panel_len(&self) -> usize {
         let ranks = self.low_rank.map_or(0, |low| low.ranks);
         (self.words.len() + ranks) * self.width
+    }
+
+    /// Whether a panel is read where it lies, which takes all its columns.
+    pub(super) fn lies_whole(&self, panel: usize) -> bool {
+        self.in_place && (panel + 1) * self.width <= self.factor.columns
+    }
+
+    /// A panel as it lies, and its ranks.
+    pub(super) fn in_place<'p>(&'p self, panel: usize, below: &'p [f32]) -> Panel<'p> {
+        let (start, stride) = (panel * self.width, self.factor.right_stride);
+        let end = (self.inputs.end - 1) * stride + start + self.width;
+        let numbers = self.factor.numbers().unwrap_or(&[]);
+        Panel {
+            words: bytemuck::cast_slice(&numbers[self.inputs.start * stride + start..end]),
+            stride,
+            below,
+        }
+    }
+
+    /// The block in parts of `most` inputs, where a word is an input; the low-rank product is with the last one.
+    pub(super) fn parts(&self, most: usize) -> impl Iterator<Item = Block<'_>> {
+        let all = self.inputs.clone();
+        all.clone().step_by(most).map(move |first| {
+            let inputs = first..(first + most).min(all.end);
+            Block {
+                low_rank: self.low_rank.filter(|_| inputs.end == all.end),
+                words: inputs.clone(),
+                inputs,
+                ..self.clone()
+            }
+        })
     }
 
     /// The ranks whose parts have columns in a panel.
@@ -326,7 +360,7 @@ impl Block<'_> {
     }
 
     /// The ranks' rows of a panel.
-    fn pack_ranks(&self, panel: usize, below: &mut [f32]) {
+    pub(super) fn pack_ranks(&self, panel: usize, below: &mut [f32]) {
         let (width, start) = (self.width, panel * self.width);
         let Some(low) = self.low_rank else { return };
         let ranks = self.ranks(panel);

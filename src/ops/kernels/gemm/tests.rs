@@ -109,6 +109,37 @@ fn products_are_those_of_f64() {
 }
 
 #[test]
+fn rows_may_be_apart() {
+    // Columns of wider matrices, as adapters read them: the bits are those of the columns by themselves.
+    let (depth, columns) = (1300, 130);
+    let (left_stride, right_stride) = (depth + 5, columns + 70);
+    for rows in [3, 20, 50, 70] {
+        let x = numbers((rows - 1) * left_stride + depth, "x");
+        let b = numbers((depth - 1) * right_stride + columns, "b");
+        let near = |values: &[f32], stride: usize, len: usize| -> Vec<f32> {
+            let rows = values.chunks(stride).flat_map(|row| &row[..len]);
+            rows.copied().collect()
+        };
+        let near = [
+            near(&x, left_stride, depth),
+            near(&b, right_stride, columns),
+        ];
+        for arch in arches() {
+            let factor_near = factor(Matrix::Full(&near[1]), Right::Plain, [depth, columns]);
+            let apart = Factor {
+                left_stride,
+                right_stride,
+                matrix: Matrix::Full(&b),
+                ..factor_near
+            };
+            let mut y = vec![f32::NAN; rows * columns];
+            gemm_as(Form::Full, arch, &mut Room::default(), &mut y, &x, &apart);
+            assert_eq!(y, run(Form::Full, arch, &near[0], factor_near), "{rows}");
+        }
+    }
+}
+
+#[test]
 fn the_instruction_and_fused_multiply_adds_agree_to_the_last_bit() {
     if !bf16::available() {
         return;
