@@ -308,7 +308,7 @@ enum Sums {
     Written,
     /// They begin at zero and are added to what an earlier block has left.
     Added,
-    /// They go on from where an earlier part of the block has stopped.
+    /// They go on from where an earlier part of the block has stopped: in place only, which tiles of pairs in bfloat16 never are.
     Continued,
 }
 
