@@ -203,17 +203,17 @@ pub(super) fn lora_linear_backward(
     let da = tensor(transposed(&da, inputs), [inputs, ranks]);
     give_back([x]);
     let dx = with_x.then(|| {
-        let a = contiguous(a.transpose(0, 1));
+        let a = transposed(slice(&contiguous(a)), ranks);
         let whole = [LowRankPart {
             rank: ranks,
             scale: 1.0,
             column: 0,
-            width: dims2(&a)[1],
+            width: inputs,
         }];
         let low = LowRank {
             t: &dxa,
             ranks,
-            b: slice(&a),
+            b: &a,
             parts: &whole,
         };
         with_low_rank(grad, weight, Right::Transposed, low)

@@ -97,17 +97,15 @@ impl<'a, B: ModelBackend> Models<'a, B> {
             values: true,
         };
         let by_head = matches!(self.value, FrozenValue::Head(_));
-        if !self.retake
-            && let Some(values) = read
-        {
-            return Passed {
-                logprobs: None,
-                ref_logprobs: (self.alone(self.reference, logprobs, rows, device).logprobs)
-                    .concat(),
-                values: values.concat(),
-            };
-        }
         if !self.retake {
+            if let Some(values) = read {
+                let reference = self.alone(self.reference, logprobs, rows, device);
+                return Passed {
+                    logprobs: None,
+                    ref_logprobs: reference.logprobs.concat(),
+                    values: values.concat(),
+                };
+            }
             let [reference, value] = self.pair(
                 [(self.reference, logprobs), (self.value_decoder(), values)],
                 rows,
