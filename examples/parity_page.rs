@@ -2,7 +2,7 @@
 //! seen on each backend.
 //!
 //!     cargo test --release                                            # notes go to target/tmp/parity
-//!     cargo test --release --features vulkan --test wgpu              # adds the column of a GPU, or of software Vulkan
+//!     cargo test --release --features vulkan --test gpu              # adds the column of a GPU, or of software Vulkan
 //!     cargo run --release --example parity_page                       # reads them, writes docs/parity.md
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -68,7 +68,7 @@ impl MatmulPrecision {
         b: FloatTensor<B>,
     ) -> FloatTensor<B> {
         match self {
-            Self::F32 => B::float_matmul(a, b),
+            Self::F32 => B::f32_matmul(a, b),
             Self::Bf16 => B::bf16_matmul(a, b),
         }
     }

@@ -29,7 +29,7 @@ pub use input::LinearInput;
 pub use matmul::{MatmulPrecision, Numerics};
 pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
-    attention, bf16_matmul, full_linear, gelu, layer_norm, linear_input, lora_linear,
+    attention, bf16_matmul, f32_matmul, full_linear, gelu, layer_norm, linear_input, lora_linear,
     lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, residual, rms_norm, rope,
     swiglu, token_logprob,
 };
@@ -276,6 +276,12 @@ pub trait ModelBackend: Backend {
         layout: HeadLayout,
     ) -> FloatTensor<Self> {
         portable::decode_attention::<Self>(q, keys, values, slots, lens, layout)
+    }
+
+    /// `a . b` of matrices in f32, products included: burn's own product multiplies TF32 on NVIDIA's tensor cores. Either may be a
+    /// transposed view.
+    fn f32_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(a, b)
     }
 
     /// `a . b` of matrices, both rounded to bfloat16 (ties to even), products and sums in f32; gradients likewise. Either may be

@@ -128,6 +128,11 @@ pub fn full_linear<B: ModelBackend>(
     wrap(B::full_linear(unwrap(x), unwrap(weight), precision))
 }
 
+/// See [`ModelBackend::f32_matmul`].
+pub fn f32_matmul<B: ModelBackend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
+    wrap(B::f32_matmul(unwrap(a), unwrap(b)))
+}
+
 /// See [`ModelBackend::bf16_matmul`].
 pub fn bf16_matmul<B: ModelBackend>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 2> {
     wrap(B::bf16_matmul(unwrap(a), unwrap(b)))

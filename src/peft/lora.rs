@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::LoraConfig;
+use crate::ops::{ModelBackend, f32_matmul};
 use crate::rng::Seed;
 
 /// `scale * (dropout(x) . a) . b`, added to the layer's output.
@@ -57,7 +58,10 @@ impl<B: Backend> Lora<B> {
     }
 
     /// `scale * a . b`, `[in, out]`: what a merge adds to the weight.
-    pub fn delta(&self) -> Tensor<B, 2> {
-        self.a.val().matmul(self.b.val()).mul_scalar(self.scale)
+    pub fn delta(&self) -> Tensor<B, 2>
+    where
+        B: ModelBackend,
+    {
+        f32_matmul(self.a.val(), self.b.val()).mul_scalar(self.scale)
     }
 }

@@ -8,6 +8,7 @@ mod patterns;
 mod projection;
 pub mod targets;
 
+use crate::ops::ModelBackend;
 pub use config::LoraConfig;
 pub use files::{AdapterConfig, TaskType};
 pub use keys::{AdapterKey, LoraMatrix, lora_key, parse_key, saved_key};
@@ -50,7 +51,10 @@ pub trait Adaptable<B: Backend> {
     }
 
     /// Adds all adapters to their weights and removes them.
-    fn merge_adapters(&mut self) {
+    fn merge_adapters(&mut self)
+    where
+        B: ModelBackend,
+    {
         self.for_each_projection(&mut |projection| projection.merge());
     }
 }

@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::{Lora, LoraConfig, LoraMatrix, lora_key};
 use crate::ops::{
     self, FrozenWeight, LinearInput, LowRankPart, MatmulPrecision, ModelBackend, Numerics, Owners,
-    ReducedMatrix,
+    ReducedMatrix, f32_matmul,
 };
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, placeholder};
 use crate::rng::Seed;
@@ -163,7 +163,10 @@ impl<B: Backend> Projection<B> {
 
     /// Adds the adapters to the weight and removes them. A weight in fewer bits is one in f32 from then on: rounded again, it would
     /// lose part of the adapters.
-    pub fn merge(&mut self) {
+    pub fn merge(&mut self)
+    where
+        B: ModelBackend,
+    {
         if self.adapters.iter().all(Option::is_none) {
             return;
         }
@@ -362,10 +365,8 @@ impl<B: ModelBackend> Projection<B> {
                 Some(lora) => {
                     let mask = dropout_mask(tokens * inputs, lora.dropout, seed.fork(&layer.path));
                     let mask = Tensor::from_data(TensorData::new(mask, [tokens, inputs]), &device);
-                    (x.clone() * mask)
-                        .matmul(lora.a.val())
-                        .matmul(lora.b.val())
-                        .mul_scalar(lora.scale)
+                    let ranks = f32_matmul(x.clone() * mask, lora.a.val());
+                    f32_matmul(ranks, lora.b.val()).mul_scalar(lora.scale)
                 }
                 None => Tensor::zeros([tokens, layer.width], &device),
             });

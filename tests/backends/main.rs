@@ -1,4 +1,4 @@
-//! Everything that is generic over the backend, on every CPU backend (`tests/wgpu.rs` runs the same checks on a GPU). One
+//! Everything that is generic over the backend, on every CPU backend (`tests/gpu.rs` runs the same checks on a GPU). One
 //! program, because the framework is compiled anew for each backend in every program that uses it.
 
 mod dpo;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::backend::{Autodiff, Wgpu};
+use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use cubecl::Runtime;
@@ -14,6 +14,7 @@ use tempering::generate::{GenerateOptions, SamplingConfig, generate};
 use tempering::host::{Later, indices, num_reads};
 use tempering::loss::cross_entropy;
 use tempering::model::{CausalLm, LanguageModel, ModelConfig, attach_lora};
+use tempering::ops::ModelBackend;
 use tempering::optim::{AdamW, GradientSum, OptimConfig};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::LoraConfig;
@@ -25,8 +26,6 @@ use crate::families::{folder, load};
 /// Set in the process that counts.
 const CHILD: &str = "TEMPERING_TEST_COUNTS";
 const LOG: &str = "launches.log";
-
-type Device = burn::backend::wgpu::WgpuDevice;
 
 /// Runs the named test of this binary again, in a folder whose configuration has every launch logged.
 pub(crate) fn in_counting_process(test: &str) -> bool {
@@ -51,8 +50,8 @@ pub(crate) fn in_counting_process(test: &str) -> bool {
 }
 
 /// Launches so far, once the log has nothing new.
-fn launches(device: &Device) -> Vec<String> {
-    <Wgpu as Backend>::sync(device).unwrap();
+fn launches<B: Backend>(device: &B::Device) -> Vec<String> {
+    B::sync(device).unwrap();
     let read = || std::fs::read_to_string(Path::new(LOG)).unwrap_or_default();
     let (mut log, begin) = (read(), Instant::now());
     loop {
@@ -68,17 +67,17 @@ fn launches(device: &Device) -> Vec<String> {
 }
 
 /// Bytes of the device's pools.
-fn reserved(device: &Device) -> u64 {
-    let client = burn::backend::wgpu::WgpuRuntime::client(device);
+fn reserved<R: Runtime>(device: &R::Device) -> u64 {
+    let client = R::client(device);
     client.memory_usage().unwrap().bytes_reserved
 }
 
 /// What one run of `step` costs: launches by name, and reads.
-fn cost(device: &Device, mut step: impl FnMut()) -> (Vec<String>, u64) {
-    let (before, reads) = (launches(device).len(), num_reads());
+fn cost<B: Backend>(device: &B::Device, mut step: impl FnMut()) -> (Vec<String>, u64) {
+    let (before, reads) = (launches::<B>(device).len(), num_reads());
     step();
     let reads = num_reads() - reads;
-    (launches(device).split_off(before), reads)
+    (launches::<B>(device).split_off(before), reads)
 }
 
 /// How often each name is in the list.
@@ -93,23 +92,26 @@ fn by_name(launches: &[String]) -> String {
     lines.collect()
 }
 
-/// A step of supervised fine-tuning with adapters on all linear layers, two micro-batches.
-pub(crate) fn training_step(device: Device) {
-    let mut model: LanguageModel<Wgpu> = load(&folder("llama_tied"), &device);
+/// A step of supervised fine-tuning with adapters on all linear layers, two micro-batches, with at most `most` launches.
+pub(crate) fn training_step<B: ModelBackend, R: Runtime<Device = B::Device>>(
+    device: B::Device,
+    most: usize,
+) {
+    let mut model: LanguageModel<B> = load(&folder("llama_tied"), &device);
     let config = ModelConfig::load(folder("llama_tied")).unwrap();
     let lora = LoraConfig {
         target_modules: vec!["all-linear".into()],
         ..LoraConfig::default()
     };
     attach_lora(&mut model, &config, &lora, Seed::new(3)).unwrap();
-    let mut model = LanguageModel::<Autodiff<Wgpu>>::from_inner(model);
+    let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
     model.train_only(&|kind| kind == ParamKind::Adapter);
-    let mut optim = AdamW::<Wgpu>::new(OptimConfig::default());
+    let mut optim = AdamW::<B>::new(OptimConfig::default());
     let rows: [&[&[u32]]; 2] = [&[&[1, 2, 3, 4, 5], &[6, 7, 8]], &[&[9, 10, 11, 12]]];
     let mut step = || {
-        let (mut sum, mut losses) = (GradientSum::<Wgpu>::default(), Later::default());
+        let (mut sum, mut losses) = (GradientSum::<B>::default(), Later::default());
         for rows in rows {
-            let batch = TokenBatch::<Autodiff<Wgpu>>::from_rows(rows, &device);
+            let batch = TokenBatch::<Autodiff<B>>::from_rows(rows, &device);
             let (mut at, mut targets) = (Vec::new(), Vec::new());
             for (row, range) in rows.iter().zip(batch.segments.iter()) {
                 at.extend(range.start..range.end - 1);
@@ -119,7 +121,7 @@ pub(crate) fn training_step(device: Device) {
             let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
             let loss = cross_entropy(logprobs);
             losses.push(loss.clone().inner());
-            sum.add::<Autodiff<Wgpu>>(&mut model, &mut loss.backward());
+            sum.add::<Autodiff<B>>(&mut model, &mut loss.backward());
         }
         assert_eq!(losses.read().count(), 2);
         assert!(optim.update(&mut model, sum, 9.0, 1e-3).is_finite());
@@ -127,26 +129,26 @@ pub(crate) fn training_step(device: Device) {
     let _turn = tempering::guard::gradients();
     step();
     step();
-    let pools = reserved(&device);
-    let (launched, reads) = cost(&device, &mut step);
+    let pools = reserved::<R>(&device);
+    let (launched, reads) = cost::<B>(&device, &mut step);
     println!(
         "training step: {} launches, {reads} reads\n{}",
         launched.len(),
         by_name(&launched)
     );
     assert_eq!(reads, 2, "one for the losses, one for the norm");
-    // 80 of them products, 28 for the second micro-batch of 28 adapter matrices, 7 for the norm and the update of all.
-    assert!(launched.len() <= 337, "{}", launched.len());
+    // Most of them products; 28 for the second micro-batch of 28 adapter matrices, 7 for the norm and the update of all.
+    assert!(launched.len() <= most, "{}", launched.len());
     assert_eq!(
-        reserved(&device),
+        reserved::<R>(&device),
         pools,
         "a step takes no more memory than the one before"
     );
 }
 
-/// Drawing tokens for two prompts.
-pub(crate) fn drawn_tokens(device: Device) {
-    let model: LanguageModel<Wgpu> = load(&folder("llama_tied"), &device);
+/// Drawing tokens for two prompts, each with at most `most` launches.
+pub(crate) fn drawn_tokens<B: ModelBackend>(device: B::Device, most: usize) {
+    let model: LanguageModel<B> = load(&folder("llama_tied"), &device);
     let draw = |count: usize| {
         let options = GenerateOptions {
             sampling: SamplingConfig::default(),
@@ -160,13 +162,13 @@ pub(crate) fn drawn_tokens(device: Device) {
         generate(&model, &prompts, &options, seed, &device, &mut |_, _| {})
     };
     draw(2);
-    let (short, few) = cost(&device, || drop(draw(2)));
-    let (long, more) = cost(&device, || drop(draw(6)));
+    let (short, few) = cost::<B>(&device, || drop(draw(2)));
+    let (long, more) = cost::<B>(&device, || drop(draw(6)));
     let by_token = (long.len() - short.len()) / 4;
     println!(
         "a token of each row: {by_token} launches\n{}",
         by_name(&long[short.len()..])
     );
     assert_eq!(more - few, 4, "one read for each token");
-    assert!(by_token <= 35, "{by_token}");
+    assert!(by_token <= most, "{by_token}");
 }

@@ -95,7 +95,15 @@ impl Matrix {
 }
 
 /// One row and many, odd depths, widths that fill no panel.
-const SIZES: [[usize; 3]; 4] = [[1, 64, 64], [5, 71, 33], [17, 48, 96], [70, 131, 90]];
+const SIZES: [[usize; 3]; 7] = [
+    [1, 64, 64],
+    [5, 71, 33],
+    [17, 48, 96],
+    [70, 131, 90],
+    [128, 24, 64],
+    [130, 40, 72],
+    [200, 328, 136],
+];
 
 /// Sums of f32 products; sides are rounded from the same numbers on both sides, so that none falls elsewhere.
 const SUMS: f64 = 2e-6;

@@ -109,7 +109,7 @@ trait Case: Sync {
     /// Indices of the inputs that have a gradient.
     fn trainable(&self) -> Vec<usize>;
     fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2>;
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2>;
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2>;
     /// Largest relative error of central differences: f32 outputs allow 1e-3 unless they are steep.
     fn difference_tolerance(&self) -> f64 {
         1e-3
@@ -341,7 +341,7 @@ impl Case for RmsNorm {
         ops::rms_norm(x.remove(0), weight, 1e-3)
     }
 
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let mean = x[0].clone().powi_scalar(2).sum_dim(1) / self.hidden as f32;
         x[0].clone() / (mean + 1e-3).sqrt() * x[1].clone()
     }
@@ -376,7 +376,7 @@ impl Case for LayerNorm {
         ops::layer_norm(x.remove(0), weight, bias, 1e-3)
     }
 
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let centred = x[0].clone() - x[0].clone().sum_dim(1) / self.hidden as f32;
         let variance = centred.clone().powi_scalar(2).sum_dim(1) / self.hidden as f32;
         centred / (variance + 1e-3).sqrt() * x[1].clone() + x[2].clone()
@@ -410,7 +410,7 @@ impl Case for GeluOf {
         ops::gelu(x.remove(0), self.form)
     }
 
-    fn plain<B: Backend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let x = x.remove(0);
         let inner = match self.form {
             Gelu::Erf => (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf(),
@@ -454,7 +454,7 @@ impl Case for Rope {
         ops::rope(x[0].clone(), x[1].clone(), x[2].clone(), self.heads)
     }
 
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         // x cos + rotate_half(x) sin, head by head.
         let twice = |angles: &Tensor<B, 2>| Tensor::cat(vec![angles.clone(), angles.clone()], 1);
         let (cos, sin) = (twice(&x[1]), twice(&x[2]));
@@ -503,7 +503,7 @@ impl Case for Residual {
         ops::residual(sum, x * y)
     }
 
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let [x, y] = [x[0].clone(), x[1].clone()];
         x.clone() + y.clone() + x * y
     }
@@ -531,7 +531,7 @@ impl Case for SwiGlu {
         ops::swiglu(x.remove(0))
     }
 
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let (gate, up) = (
             x[0].clone().narrow(1, 0, self.width),
             x[0].clone().narrow(1, self.width, self.width),
@@ -581,7 +581,7 @@ impl Case for Attention {
     }
 
     /// One mask over all tokens, one head at a time.
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let HeadLayout {
             heads,
             kv_heads,
@@ -613,8 +613,11 @@ impl Case for Attention {
                 columns(heads + kv_head),
                 columns(heads + kv_heads + kv_head),
             );
-            let scores = q.matmul(k.transpose()) / (head_dim as f32).sqrt();
-            activation::softmax(scores.mask_fill(hidden.clone(), -1e9), 1).matmul(v)
+            let scores = ops::f32_matmul(q, k.transpose()) / (head_dim as f32).sqrt();
+            ops::f32_matmul(
+                activation::softmax(scores.mask_fill(hidden.clone(), -1e9), 1),
+                v,
+            )
         });
         Tensor::cat(outputs.collect(), 1)
     }
@@ -640,8 +643,8 @@ impl TokenLogprob {
     }
 
     /// Logits at the temperature.
-    fn logits<B: Backend>(&self, x: &[Tensor<B, 2>]) -> Tensor<B, 2> {
-        x[0].clone().matmul(x[1].clone().transpose()) / self.temperature as f32
+    fn logits<B: ModelBackend>(&self, x: &[Tensor<B, 2>]) -> Tensor<B, 2> {
+        ops::f32_matmul(x[0].clone(), x[1].clone().transpose()) / self.temperature as f32
     }
 }
 
@@ -674,7 +677,7 @@ impl Case for TokenLogprob {
         logprobs.reshape([self.tokens, 1])
     }
 
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let ids: Vec<i32> = self.targets().iter().map(|&t| t as i32).collect();
         let ids =
             Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [self.tokens, 1]), &x[0].device());
@@ -710,7 +713,7 @@ impl Case for Entropy {
     }
 
     /// In f64 on the host.
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let logits = host(self.0.logits(&x));
         let entropies = logits.chunks(self.0.vocab).map(|row| {
             let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -771,7 +774,7 @@ impl Case for LoraLinear {
     }
 
     /// The updated weight, column block by column block.
-    fn plain<B: Backend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let (mut columns, mut end, mut rank, mut entry) = (Vec::new(), 0, 0, 0);
         for part in &self.parts {
             if part.column > end {
@@ -782,14 +785,14 @@ impl Case for LoraLinear {
                 .clone()
                 .narrow(1, entry, entries)
                 .reshape([part.rank, part.width]);
-            let delta = x[2].clone().narrow(1, rank, part.rank).matmul(b) * part.scale;
+            let delta = ops::f32_matmul(x[2].clone().narrow(1, rank, part.rank), b) * part.scale;
             columns.push(x[1].clone().narrow(1, part.column, part.width) + delta);
             (end, rank, entry) = (part.column + part.width, rank + part.rank, entry + entries);
         }
         if end < self.outputs {
             columns.push(x[1].clone().narrow(1, end, self.outputs - end));
         }
-        x[0].clone().matmul(Tensor::cat(columns, 1))
+        ops::f32_matmul(x[0].clone(), Tensor::cat(columns, 1))
     }
 }
 
@@ -856,7 +859,7 @@ impl Case for LoraLinearOf {
         )
     }
 
-    fn plain<B: Backend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    fn plain<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let linear = self.linear();
         let (tokens, width) = (linear.tokens, linear.inputs);
         x[0] = match self {

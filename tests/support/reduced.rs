@@ -89,11 +89,8 @@ pub(crate) fn products<B: ModelBackend>(device: B::Device) {
                 Precision::Int8 => rounded_input(&x, inputs),
                 _ => x.clone(),
             };
-            let plain = on::<B>(&seen, [rows, inputs], &device).matmul(on(
-                &full,
-                [inputs, outputs],
-                &device,
-            ));
+            let full_on = || on::<B>(&full, [inputs, outputs], &device);
+            let plain = ops::f32_matmul(on::<B>(&seen, [rows, inputs], &device), full_on());
             let tracked =
                 |values: &[f32], dims| on::<Autodiff<B>>(values, dims, &device).require_grad();
             let what = format!("{precision:?} {rows} x {inputs} x {outputs}");
@@ -104,8 +101,10 @@ pub(crate) fn products<B: ModelBackend>(device: B::Device) {
             assert_close(&what, &host(y.clone().inner()), &host(plain.clone()), 2e-6);
             let weights = on::<Autodiff<B>>(&factors, [rows, outputs], &device);
             let grads = (y * weights.clone()).sum().backward();
-            let through_weight = on::<B>(&factors, [rows, outputs], &device)
-                .matmul(on::<B>(&full, [inputs, outputs], &device).transpose());
+            let through_weight = ops::f32_matmul(
+                on::<B>(&factors, [rows, outputs], &device),
+                full_on().transpose(),
+            );
             let got = host(input.grad(&grads).unwrap());
             assert_close(&what, &got, &host(through_weight.clone()), 2e-6);
 

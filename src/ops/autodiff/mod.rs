@@ -1,6 +1,7 @@
 //! One graph node per fused operation, with its hand-written backward pass.
 
 mod logprob;
+mod matmul;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -304,40 +305,12 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         logprob::reduced_token_logprob(hidden, head, targets, inv_temperature)
     }
 
+    fn f32_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        matmul::matmul::<B, C>(a, b, MatmulPrecision::F32)
+    }
+
     fn bf16_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Bf16Matmul;
-        impl<B: ModelBackend> Backward<B, 2> for Bf16Matmul {
-            /// The sides that the other's gradient needs.
-            type State = [Option<FloatTensor<B>>; 2];
-            fn backward(
-                self,
-                ops: Ops<Self::State, 2>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let grad = grads.consume::<B>(&ops.node);
-                let ([a_node, b_node], [a, b]) = (ops.parents, ops.state);
-                if let (Some(node), Some(b)) = (a_node, b) {
-                    let da = B::bf16_matmul(grad.clone(), B::float_transpose(b));
-                    grads.register::<B>(node.id, da);
-                }
-                if let (Some(node), Some(a)) = (b_node, a) {
-                    let db = B::bf16_matmul(B::float_transpose(a), grad);
-                    grads.register::<B>(node.id, db);
-                }
-            }
-        }
-        let tracked = [&a, &b].map(|side| !side.node.requirement.is_none());
-        let nodes = [a.node, b.node];
-        let (a, b) = (a.primitive, b.primitive);
-        match Bf16Matmul.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let y = B::bf16_matmul(a.clone(), b.clone());
-                prep.finish([tracked[1].then_some(a), tracked[0].then_some(b)], y)
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::bf16_matmul(a, b)),
-        }
+        matmul::matmul::<B, C>(a, b, MatmulPrecision::Bf16)
     }
 
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {

@@ -5,11 +5,10 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, FloatDType};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul as launch_matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{empty, entrywise};
+use super::{empty, entrywise, product};
 
 /// The nearest bfloat16 of each number, ties to even, as an f32.
 #[cube(launch)]
@@ -71,7 +70,7 @@ where
         true => rounded(side),
         false => B::float_transpose(rounded(B::float_transpose(side))),
     });
-    B::float_matmul(a, b)
+    product::f32s(a, b)
 }
 
 /// `a . b` with `b` in bfloat16 on a device that [multiplies](is_native) it.
@@ -81,6 +80,5 @@ where
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
     let a = B::float_cast(a, FloatDType::BF16);
-    launch_matmul(a, b, None, MatmulStrategy::default(), DType::F32)
-        .expect("a product of two matrices that fit each other")
+    product::bf16s(a, b)
 }

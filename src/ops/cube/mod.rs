@@ -13,6 +13,7 @@ mod gates;
 mod logprob;
 mod low_rank;
 mod norm;
+mod product;
 mod reduce;
 mod reduced;
 mod rope;
@@ -188,6 +189,13 @@ where
         cache::attention(q, keys, values, slots, lens, layout)
     }
 
+    fn f32_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        match reduced::few_rows_of_f32::<R, Self>(&a, &b) {
+            Some(product) => product,
+            None => product::f32s(a, b),
+        }
+    }
+
     fn bf16_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         bf16::matmul::<R, Self>(a, b)
     }
@@ -253,7 +261,7 @@ where
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let y = weight.product(x.clone());
-        let xa = Self::float_matmul(x, a);
+        let xa = Self::f32_matmul(x, a);
         (low_rank::add(y, xa.clone(), b, parts), xa)
     }
 
@@ -266,7 +274,7 @@ where
         owners: Owners<'_>,
     ) -> FloatTensor<Self> {
         let y = weight.product(x.clone());
-        let xa = Self::float_matmul(x, a);
+        let xa = Self::f32_matmul(x, a);
         low_rank::add_shared(y, xa, b, parts, owners)
     }
 
@@ -286,10 +294,10 @@ where
     ) {
         let (dxa, db) = low_rank::gradients(grad.clone(), xa, b, parts);
         let dx = with_x.then(|| {
-            let through_a = Self::float_matmul(dxa.clone(), Self::float_transpose(a));
+            let through_a = Self::f32_matmul(dxa.clone(), Self::float_transpose(a));
             Self::float_add(weight.backward(grad), through_a)
         });
-        (dx, Self::float_matmul(Self::float_transpose(x), dxa), db)
+        (dx, Self::f32_matmul(Self::float_transpose(x), dxa), db)
     }
 
     fn adamw(params: Vec<AdamWParam<Self>>, step: AdamWStep) -> Vec<AdamWResult<Self>> {

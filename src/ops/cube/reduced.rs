@@ -13,7 +13,7 @@ use crate::ops::{MatmulPrecision, ModelBackend, Precision, ReducedMatrix};
 
 /// A matrix `[inputs, outputs]` in device memory.
 struct Packed<R: CubeRuntime> {
-    /// `[inputs, words]`, two bfloat16 or four 8-bit numbers of neighbouring columns in a word, lower bits first.
+    /// `[inputs, words]`, one f32, two bfloat16 or four 8-bit numbers of neighbouring columns in a word, lower bits first.
     words: CubeTensor<R>,
     /// `[groups, outputs]`; the words again where there are none.
     scales: CubeTensor<R>,
@@ -95,7 +95,9 @@ impl<R: CubeRuntime> Packed<R> {
 /// Number `place` of a word.
 #[cube]
 fn number(word: u32, place: u32, #[comptime] per_word: usize) -> f32 {
-    if per_word == 2 {
+    if per_word == 1 {
+        f32::reinterpret(word)
+    } else if per_word == 2 {
         let bits = word >> (place * 16) << 16;
         f32::reinterpret(bits)
     } else {
@@ -327,14 +329,55 @@ where
     };
     if many {
         let weight = unpacked(weight, &x);
-        return B::float_matmul(x, weight);
+        return B::f32_matmul(x, weight);
     }
     let packed = Packed::of(weight, &x);
+    let words = per_word(weight.precision());
+    few_rows_product::<R, B>(x, &packed, weight.outputs(), words)
+}
+
+/// A product of few rows with an f32 matrix that lies row after row: it is read once, like a packed one.
+pub(super) fn few_rows_of_f32<R, B>(
+    x: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+) -> Option<CubeTensor<R>>
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let [rows, _] = dims2(x);
+    let [inputs, outputs] = dims2(weight);
+    let few = rows <= FEW_ROWS && rows * inputs * outputs > 0;
+    (few && outputs >= WORDS && weight.is_contiguous()).then(|| {
+        let (client, device) = (weight.client.clone(), weight.device.clone());
+        let (shape, handle) = (weight.meta.shape().clone(), weight.handle.clone());
+        let words = CubeTensor::new_contiguous(client, device, shape, handle, DType::U32);
+        let scales = words.clone();
+        few_rows_product::<R, B>(
+            into_contiguous(x.clone()),
+            &Packed { words, scales },
+            outputs,
+            1,
+        )
+    })
+}
+
+fn few_rows_product<R, B>(
+    x: CubeTensor<R>,
+    packed: &Packed<R>,
+    outputs: usize,
+    per_word: usize,
+) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let [rows, inputs] = dims2(&x);
     let [_, row_words] = dims2(&packed.words);
     // Narrow outputs alone would not fill a device.
     let chunk = inputs.div_ceil(GROUP).div_ceil(16) * GROUP;
     let chunks = inputs.div_ceil(chunk);
-    let parts = empty(&x, [chunks, rows * weight.outputs()]);
+    let parts = empty(&x, [chunks, rows * outputs]);
     few_rows::launch::<R>(
         &x.client.clone(),
         CubeCount::Static(
@@ -349,17 +392,17 @@ where
         parts.clone().into_array_arg(),
         rows as u32,
         inputs as u32,
-        weight.outputs() as u32,
+        outputs as u32,
         row_words as u32,
         chunk as u32,
-        per_word(weight.precision()),
+        per_word,
     );
     let y = if chunks == 1 {
         parts
     } else {
         B::float_sum_dim(parts, 0)
     };
-    B::float_reshape(y, [rows, weight.outputs()].into())
+    B::float_reshape(y, [rows, outputs].into())
 }
 
 /// A unit for each number.
@@ -429,7 +472,7 @@ where
         return bf16_product::<R, B>(grad, weight, true);
     }
     let weight = unpacked(weight, &grad);
-    B::float_matmul(grad, B::float_transpose(weight))
+    B::f32_matmul(grad, B::float_transpose(weight))
 }
 
 /// `x . weight` or `x . weight^T`, both rounded to bfloat16; packed words are read as they lie.

@@ -1,0 +1,53 @@
+//! A product of two matrices as a graph node, its gradients in the same precision.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::ops::FloatTensor;
+
+use crate::ops::{MatmulPrecision, ModelBackend};
+
+/// `a . b`.
+pub(super) fn matmul<B: ModelBackend, C: CheckpointStrategy>(
+    a: FloatTensor<Autodiff<B, C>>,
+    b: FloatTensor<Autodiff<B, C>>,
+    precision: MatmulPrecision,
+) -> FloatTensor<Autodiff<B, C>> {
+    #[derive(Debug, Clone)]
+    struct State<B: ModelBackend> {
+        /// The sides that the other's gradient needs.
+        sides: [Option<FloatTensor<B>>; 2],
+        precision: MatmulPrecision,
+    }
+    #[derive(Debug)]
+    struct Matmul;
+    impl<B: ModelBackend> Backward<B, 2> for Matmul {
+        type State = State<B>;
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let grad = grads.consume::<B>(&ops.node);
+            let State { sides, precision } = ops.state;
+            let ([a_node, b_node], [a, b]) = (ops.parents, sides);
+            if let (Some(node), Some(b)) = (a_node, b) {
+                let da = precision.matmul::<B>(grad.clone(), B::float_transpose(b));
+                grads.register::<B>(node.id, da);
+            }
+            if let (Some(node), Some(a)) = (b_node, a) {
+                let db = precision.matmul::<B>(B::float_transpose(a), grad);
+                grads.register::<B>(node.id, db);
+            }
+        }
+    }
+    let tracked = [&a, &b].map(|side| !side.node.requirement.is_none());
+    let nodes = [a.node, b.node];
+    let (a, b) = (a.primitive, b.primitive);
+    match Matmul.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let y = precision.matmul::<B>(a.clone(), b.clone());
+            let sides = [tracked[1].then_some(a), tracked[0].then_some(b)];
+            prep.finish(State { sides, precision }, y)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(precision.matmul::<B>(a, b)),
+    }
+}
