@@ -80,12 +80,6 @@ pub(super) fn ranks_of(x: &FlexTensor, a: FlexTensor) -> FlexTensor {
     tensor(xa, [rows, ranks])
 }
 
-/// `[columns, rows]` of `[rows, columns]`.
-fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
-    let column = |j| x.iter().skip(j).step_by(columns).copied();
-    (0..columns).flat_map(column).collect()
-}
-
 /// `x . weight` and the low-rank products, `xa` being the inputs after their first halves.
 pub(super) fn with_adapters(
     x: FlexTensor,
@@ -153,14 +147,13 @@ pub(super) fn lora_linear_backward(
     );
     let [tokens, outputs] = dims2(&grad);
     let ([_, inputs], [_, ranks]) = (dims2(&x), dims2(&xa));
-    let xa = transposed(slice(&xa), ranks);
     let (mut first, mut rest) = (0, slice(&b));
     let parts: Vec<_> = (parts.iter())
         .map(|part| {
             let (b, after) = rest.split_at(part.rank * part.width);
-            let ranks = first..first + part.rank;
-            (first, rest) = (ranks.end, after);
-            (part, ranks, b)
+            let place = first..first + part.rank;
+            (first, rest) = (place.end, after);
+            (part, place, b)
         })
         .collect();
     let scaled = |mut values: Vec<f32>, scale: f32| {
@@ -169,7 +162,7 @@ pub(super) fn lora_linear_backward(
     };
     // Of each part: the gradients of its columns of `xa` and of its second half.
     let gradients: Vec<[Vec<f32>; 2]> = (parts.par_iter())
-        .map(|(part, ranks, b)| {
+        .map(|(part, place, b)| {
             let &&LowRankPart { rank, width, .. } = part;
             let g = &slice(&grad)[part.column..];
             let mut dxa = vec![0f32; tokens * rank];
@@ -179,8 +172,10 @@ pub(super) fn lora_linear_backward(
             };
             kernels::gemm(&mut dxa, g, &factor);
             let mut db = vec![0f32; rank * width];
-            let xa = &xa[ranks.start * tokens..ranks.end * tokens];
+            let xa = &slice(&xa)[place.start..];
             let factor = Factor {
+                left_stride: ranks,
+                left_turned: true,
                 right_stride: outputs,
                 ..Factor::of_numbers(g, Right::Plain, [tokens, width])
             };
@@ -189,21 +184,25 @@ pub(super) fn lora_linear_backward(
         })
         .collect();
     let mut dxa = vec![0f32; tokens * ranks];
-    for ((part, ranks_of, _), [block, _]) in parts.iter().zip(&gradients) {
+    for ((part, place, _), [block, _]) in parts.iter().zip(&gradients) {
         let rows = dxa.chunks_exact_mut(ranks);
         for (row, values) in rows.zip(block.chunks_exact(part.rank)) {
-            row[ranks_of.clone()].copy_from_slice(values);
+            row[place.clone()].copy_from_slice(values);
         }
     }
     let db: Vec<f32> = gradients.into_iter().flat_map(|[_, db]| db).collect();
-    // The side of the ranks is turned, both ways: it is the smaller one.
+    // Few rows by many columns; its result is turned, which is smaller than the inputs.
     let mut da = vec![0f32; ranks * inputs];
-    let factor = Factor::of_numbers(slice(&x), Right::Plain, [tokens, inputs]);
-    kernels::gemm(&mut da, &transposed(&dxa, ranks), &factor);
-    let da = tensor(transposed(&da, inputs), [inputs, ranks]);
+    let factor = Factor {
+        left_stride: ranks,
+        left_turned: true,
+        ..Factor::of_numbers(slice(&x), Right::Plain, [tokens, inputs])
+    };
+    kernels::gemm(&mut da, &dxa, &factor);
+    let da = tensor(kernels::transposed(&da, inputs), [inputs, ranks]);
     give_back([x]);
     let dx = with_x.then(|| {
-        let a = transposed(slice(&contiguous(a)), ranks);
+        let a = kernels::transposed(slice(&contiguous(a)), ranks);
         let whole = [LowRankPart {
             rank: ranks,
             scale: 1.0,

@@ -1,23 +1,39 @@
 //! Softmax, its gradient, and cached attention of one query.
 
-use super::{dot, exp, max, simd_fn, sum};
+use super::{LANES, dot, exp, max, simd_fn, sum};
+
+/// Numbers from row to row of scores over so many keys: whole vectors, those behind the last key being no key's.
+pub(in crate::ops) fn score_stride(keys: usize) -> usize {
+    keys.next_multiple_of(LANES)
+}
+
+/// The keys that query `i` of a block sees, of `keys` that the last one sees, each one before it one less.
+#[inline(always)]
+fn seen(keys: usize, queries: usize, i: usize) -> usize {
+    keys - queries + i % queries + 1
+}
 
 simd_fn! {
-    /// Scores to causal probabilities in place, `[queries, keys]` for each head; the last query sees all keys, each one
-    /// before it one less. Returns the log-sum-exp of each row.
+    /// Scores to causal probabilities in place, `[queries, score_stride(keys)]`; the last query sees all keys, each one before it
+    /// one less, and what it does not see becomes zero. Returns the log-sum-exp of each row.
     fn causal_softmax(scores: &'a mut [f32], queries: usize, keys: usize, scale: f32) -> Vec<f32> {
-        let mut lse = Vec::with_capacity(scores.len() / keys);
-        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-            let (seen, hidden) = row.split_at_mut(keys - queries + i % queries + 1);
-            let top = max(seen) * scale;
-            for x in seen.iter_mut() {
+        let stride = score_stride(keys);
+        let mut lse = Vec::with_capacity(scores.len() / stride);
+        for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
+            let seen = seen(keys, queries, i);
+            let (row, hidden) = row.split_at_mut(score_stride(seen));
+            hidden.fill(0.0);
+            row[seen..].fill(f32::NEG_INFINITY);
+            let top = max(row) * scale;
+            for x in row.iter_mut() {
                 *x = exp(*x * scale - top);
             }
-            let z = sum(seen);
-            for x in seen.iter_mut() {
-                *x /= z;
+            row[seen..].fill(0.0);
+            let z = sum(row);
+            let share = 1.0 / z;
+            for x in row.iter_mut() {
+                *x *= share;
             }
-            hidden.fill(0.0);
             lse.push(top + z.ln());
         }
         lse
@@ -29,26 +45,39 @@ simd_fn! {
     fn causal_exp(
         scores: &'a mut [f32], queries: usize, keys: usize, scale: f32, lse: &'a [f32],
     ) -> () {
-        for (i, (row, &lse)) in scores.chunks_exact_mut(keys).zip(lse).enumerate() {
-            let (seen, hidden) = row.split_at_mut(keys - queries + i % queries + 1);
-            for x in seen.iter_mut() {
+        let rows = scores.chunks_exact_mut(score_stride(keys)).zip(lse);
+        for (i, (row, &lse)) in rows.enumerate() {
+            let seen = seen(keys, queries, i);
+            let (row, hidden) = row.split_at_mut(score_stride(seen));
+            hidden.fill(0.0);
+            for x in row.iter_mut() {
                 *x = exp(*x * scale - lse);
             }
-            hidden.fill(0.0);
+            row[seen..].fill(0.0);
         }
     }
 }
 
 simd_fn! {
-    /// `dP` to `dS` in place: `p * (dp - rowsum(o * do)) * scale`.
-    fn softmax_backward(
-        ds: &'a mut [f32], p: &'a [f32], o: &'a [f32], go: &'a [f32], keys: usize, head_dim: usize, scale: f32,
-    ) -> () {
-        let rows = ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys));
-        for (((ds, p), o), go) in rows.zip(o.chunks_exact(head_dim)).zip(go.chunks_exact(head_dim)) {
-            let delta = dot(o, go);
-            for t in 0..keys {
-                ds[t] = p[t] * (ds[t] - delta) * scale;
+    /// Products of the first `columns` numbers of each of `rows` rows of `a` and `b`, rows being `width` numbers apart.
+    fn row_dots(a: &'a [f32], b: &'a [f32], width: usize, columns: usize, rows: usize) -> Vec<f32> {
+        let mut dots = vec![0f32; rows];
+        // No closure: it would be compiled for any CPU.
+        for ((sum, a), b) in dots.iter_mut().zip(a.chunks(width)).zip(b.chunks(width)) {
+            *sum = dot(&a[..columns], &b[..columns]);
+        }
+        dots
+    }
+}
+
+simd_fn! {
+    /// `dP` to `dS` in place, rows as scores: `p * (dp - delta) * scale`, `delta` being the row's product of output and its gradient.
+    fn softmax_backward(ds: &'a mut [f32], p: &'a [f32], deltas: &'a [f32], scale: f32) -> () {
+        let stride = ds.len() / deltas.len();
+        let rows = ds.chunks_exact_mut(stride).zip(p.chunks_exact(stride));
+        for ((ds, p), delta) in rows.zip(deltas) {
+            for (ds, p) in ds.iter_mut().zip(p) {
+                *ds = p * (*ds - delta) * scale;
             }
         }
     }
@@ -90,23 +119,4 @@ simd_fn! {
             }
         }
     }
-}
-
-/// `[heads, len, head_dim]` copy of the heads that start at `column` of the rows `row..row + len`.
-pub(in crate::ops) fn gather_heads(
-    matrix: &[f32],
-    width: usize,
-    rows: std::ops::Range<usize>,
-    column: usize,
-    heads: usize,
-    head_dim: usize,
-) -> Vec<f32> {
-    let mut out = Vec::with_capacity(heads * rows.len() * head_dim);
-    for head in 0..heads {
-        for row in rows.clone() {
-            let from = row * width + column + head * head_dim;
-            out.extend_from_slice(&matrix[from..from + head_dim]);
-        }
-    }
-    out
 }

@@ -16,11 +16,11 @@ use rayon::prelude::*;
 
 pub(super) use adamw::{AdamWPart, adamw, sum_of_squares};
 pub(super) use attention::{
-    causal_exp, causal_softmax, decode_head, gather_heads, softmax_backward,
+    causal_exp, causal_softmax, decode_head, row_dots, score_stride, softmax_backward,
 };
 pub(super) use dots::dots;
 pub(super) use gelu::{gelu, gelu_backward};
-pub(super) use gemm::{Factor, LowRank, Matrix, Right, gemm};
+pub(super) use gemm::{Factor, Left, LowRank, Matrix, PackedRight, Right, gemm, transposed};
 pub(super) use int8::int8_product;
 pub(super) use layer_norm::{layer_norm, layer_norm_backward};
 pub(super) use low_rank::add_low_rank;

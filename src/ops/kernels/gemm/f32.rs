@@ -60,21 +60,32 @@ fn rows<S: Simd, const V: usize>(simd: S, task: Rows<'_>) {
 
 #[inline(always)]
 fn run<S: Simd, const V: usize, const R: usize>(simd: S, mut tile: Tile<'_>) {
+    // By value from step to step: behind a reference the sums would be cleared, stored and loaded in memory.
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     if tile.sums == Sums::Continued {
         for (r, sums) in sums.iter_mut().enumerate() {
             with_vectors::<S, V>(tile.outputs(r), |y| sums.copy_from_slice(y));
         }
     }
-    let x = tile.inputs::<R>().map(bytemuck::cast_slice);
     let words: &[f32] = bytemuck::cast_slice(tile.b.words);
-    if tile.b.stride == V * S::F32_LANES {
-        add::<S, V, R>(simd, &mut sums, x, words);
-    } else {
-        add_apart::<S, V, R>(simd, &mut sums, x, words, tile.b.stride);
-    }
+    let together = tile.b.stride == V * S::F32_LANES;
+    let sums = match (tile.turned, together) {
+        (false, true) => add::<S, V, R>(simd, sums, inputs(&tile), words),
+        (false, false) => {
+            let b = apart::<S, V>(words, tile.b.stride);
+            add_rows::<S, V, R>(simd, sums, inputs(&tile), b)
+        }
+        (true, true) => {
+            let b = S::as_simd_f32s(words).0.chunks_exact(V);
+            add_turned::<S, V, R>(simd, sums, &tile, b)
+        }
+        (true, false) => {
+            let b = apart::<S, V>(words, tile.b.stride);
+            add_turned::<S, V, R>(simd, sums, &tile, b)
+        }
+    };
     let below = tile.below(V * S::F32_LANES);
-    add::<S, V, R>(simd, &mut sums, tile.low_rank(), below);
+    let sums = add::<S, V, R>(simd, sums, tile.low_rank(), below);
     let added = tile.sums == Sums::Added;
     for (r, sums) in sums.iter().enumerate() {
         with_vectors::<S, V>(tile.outputs(r), |y| {
@@ -103,41 +114,62 @@ fn with_vectors<S: Simd, const V: usize>(y: &mut [f32], body: impl FnOnce(&mut [
     y.copy_from_slice(&whole[..y.len()]);
 }
 
-/// `sums += x . b`, `b` being rows of `V` vectors.
+/// `sums + x . b`, `b` being rows of `V` vectors.
 #[inline(always)]
 fn add<S: Simd, const V: usize, const R: usize>(
     simd: S,
-    sums: &mut [[S::f32s; V]; R],
+    sums: [[S::f32s; V]; R],
     x: [&[f32]; R],
     b: &[f32],
-) {
+) -> [[S::f32s; V]; R] {
     let (b, _) = S::as_simd_f32s(b);
-    add_rows(simd, sums, x, b.chunks_exact(V));
+    add_rows(simd, sums, x, b.chunks_exact(V))
 }
 
-/// The same of rows that are `stride` words apart.
+/// The inputs of a tile's rows.
 #[inline(always)]
-fn add_apart<S: Simd, const V: usize, const R: usize>(
-    simd: S,
-    sums: &mut [[S::f32s; V]; R],
-    x: [&[f32]; R],
-    b: &[f32],
-    stride: usize,
-) {
+fn inputs<'a, const R: usize>(tile: &Tile<'a>) -> [&'a [f32]; R] {
+    tile.inputs::<R>().map(bytemuck::cast_slice)
+}
+
+/// Rows of `V` vectors that are `stride` numbers apart.
+#[inline(always)]
+fn apart<S: Simd, const V: usize>(b: &[f32], stride: usize) -> impl Iterator<Item = &[S::f32s]> {
     let rows = b.chunks(stride);
-    let rows = rows.map(|b| S::as_simd_f32s(&b[..V * S::F32_LANES]).0);
-    add_rows(simd, sums, x, rows);
+    rows.map(|b| S::as_simd_f32s(&b[..V * S::F32_LANES]).0)
+}
+
+/// `sums + x . b` of a left side that is turned: what the rows have of an input lies together.
+#[inline(always)]
+fn add_turned<'a, S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    sums: [[S::f32s; V]; R],
+    tile: &Tile<'_>,
+    b: impl Iterator<Item = &'a [S::f32s]>,
+) -> [[S::f32s; V]; R] {
+    let mut acc = sums;
+    let x: &[f32] = bytemuck::cast_slice(tile.x);
+    let lines = x.chunks(tile.row_words);
+    for (x, b) in lines.zip(b) {
+        let x = x.first_chunk::<R>().expect("an input of every row");
+        for r in 0..R {
+            let x = simd.splat_f32s(x[r]);
+            for v in 0..V {
+                acc[r][v] = simd.mul_add_f32s(x, b[v], acc[r][v]);
+            }
+        }
+    }
+    acc
 }
 
 #[inline(always)]
 fn add_rows<'a, S: Simd, const V: usize, const R: usize>(
     simd: S,
-    sums: &mut [[S::f32s; V]; R],
+    sums: [[S::f32s; V]; R],
     x: [&[f32]; R],
     b: impl Iterator<Item = &'a [S::f32s]>,
-) {
-    // In registers of their own: through the reference they would be stored at every step.
-    let mut acc = *sums;
+) -> [[S::f32s; V]; R] {
+    let mut acc = sums;
     for (k, b) in b.enumerate() {
         for r in 0..R {
             let x = simd.splat_f32s(x[r][k]);
@@ -146,5 +178,5 @@ fn add_rows<'a, S: Simd, const V: usize, const R: usize>(
             }
         }
     }
-    *sums = acc;
+    acc
 }

@@ -3,6 +3,7 @@
 mod bf16;
 mod f32;
 mod pack;
+mod packed;
 mod panel;
 mod square;
 #[cfg(test)]
@@ -13,7 +14,9 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use self::pack::{Block, Form};
+pub(in crate::ops) use self::packed::{Left, PackedRight};
 use self::panel::{OncePacked, Panel};
+pub(in crate::ops) use self::square::transposed;
 use super::{ARCH, gather_panels};
 use crate::ops::reduced::PANEL;
 use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
@@ -75,8 +78,10 @@ pub(in crate::ops) struct Factor<'a> {
     pub(in crate::ops) depth: usize,
     /// Outputs of a row.
     pub(in crate::ops) columns: usize,
-    /// Numbers from row to row of the left side.
+    /// Numbers from row to row of the left side as it lies in memory.
     pub(in crate::ops) left_stride: usize,
+    /// Whether the left side lies as `[depth, rows]`: in f32 only.
+    pub(in crate::ops) left_turned: bool,
     /// Numbers from row to row of the right side as it lies in memory.
     pub(in crate::ops) right_stride: usize,
     pub(in crate::ops) precision: MatmulPrecision,
@@ -98,6 +103,7 @@ impl<'a> Factor<'a> {
             depth,
             columns,
             left_stride: depth,
+            left_turned: false,
             right_stride: match right {
                 Right::Plain => columns,
                 Right::Transposed => depth,
@@ -135,7 +141,7 @@ thread_local! {
 }
 
 /// `y = x . b`, or with [`Right::Transposed`] `y = x . b^T`, plus the low-rank product. `x`: `[rows, depth]`, rows
-/// `left_stride` apart, `y`: `[rows, columns]`, row-major; what `y` holds does not matter.
+/// `left_stride` apart, or turned; `y`: `[rows, columns]`, row-major; what `y` holds does not matter.
 ///
 /// The right side is packed into panels as wide as a tile, each number once. The result depends neither on the number of threads
 /// nor on how many rows there are: every entry is summed in the order of the depth. In bfloat16 it does not depend on the
@@ -171,6 +177,7 @@ fn gemm_as(
         _ => pack::round_rows(arch, form, x, factor, y.len() / columns, rounded),
     };
     let rows = y.len() / columns;
+    assert!(form == Form::Full || !factor.left_turned);
     let words = match form {
         Form::Full => factor.left_stride,
         _ => form.words(depth),
@@ -217,6 +224,10 @@ fn gemm_as(
             y.par_chunks_mut(task * columns)
                 .enumerate()
                 .for_each(|(i, y)| {
+                    let from = match factor.left_turned {
+                        true => i * task,
+                        false => i * task * words,
+                    };
                     // Threads, which begin at tasks far from each other, begin at panels far from each other.
                     let begin = strip.start + i * strip.len() / tasks;
                     for panel in (begin..strip.end).chain(strip.start..begin) {
@@ -225,8 +236,9 @@ fn gemm_as(
                                 y: &mut *y,
                                 y_panel: 0,
                                 columns,
-                                x: &x[i * task * words..],
+                                x: &x[from..],
                                 row_words: words,
+                                turned: factor.left_turned,
                                 row: i * task,
                                 b,
                                 sums: Sums::of(&block),
@@ -246,13 +258,13 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
     let Block { width, factor, .. } = blocks[0];
     let columns = factor.columns;
     let rows = y.len() / columns;
-    let most = blocks.iter().map(Block::panel_len).max().unwrap_or(0);
     let mut panels = vec![0f32; columns.div_ceil(width) * rows * width];
     panels
         .par_chunks_mut(rows * width)
         .enumerate()
         .for_each_init(
-            || vec![0u32; most],
+            // Grows to what is packed, which in place is little.
+            Vec::new,
             |packed, (panel, y)| {
                 let run = |y: &mut [f32], block: &Block<'_>, b: Panel<'_>, sums: Sums| {
                     let rows = Rows {
@@ -261,6 +273,7 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                         columns: width,
                         x,
                         row_words: words,
+                        turned: factor.left_turned,
                         row: 0,
                         b,
                         sums,
@@ -270,7 +283,14 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                     rows.run(arch);
                 };
                 for block in blocks {
-                    let packed = &mut packed[..block.panel_len()];
+                    let len = match block.lies_whole(panel) {
+                        true => block.ranks(panel).len() * width,
+                        false => block.panel_len(),
+                    };
+                    if packed.len() < len {
+                        packed.resize(len, 0);
+                    }
+                    let packed = &mut packed[..len];
                     if !block.lies_whole(panel) {
                         block.pack(arch, panel, packed);
                         run(y, block, Panel::packed(block, packed), Sums::of(block));
@@ -329,7 +349,10 @@ struct Rows<'a> {
     columns: usize,
     /// From the task's first row on.
     x: &'a [u32],
+    /// From row to row, or from input to input if `x` is turned.
     row_words: usize,
+    /// Whether `x` is `[depth, rows]` in memory: in words of one input only.
+    turned: bool,
     /// That row.
     row: usize,
     b: Panel<'a>,
@@ -354,14 +377,19 @@ impl Rows<'_> {
         let ranks = self.block.ranks(self.panel);
         let start = (self.panel - self.y_panel) * width;
         let y = self.y.chunks_mut(ROWS * self.columns);
-        for (i, (y, x)) in y.zip(self.x.chunks(ROWS * self.row_words)).enumerate() {
+        for (i, y) in y.enumerate() {
+            let from = match self.turned {
+                true => words.start * self.row_words + i * ROWS,
+                false => i * ROWS * self.row_words + words.start,
+            };
             run(Tile {
                 rows: y.len() / self.columns,
                 y: &mut y[start..],
                 columns: self.columns,
                 count: (*width).min(self.columns - start),
-                x: &x[words.start..],
+                x: &self.x[from..],
                 row_words: self.row_words,
+                turned: self.turned,
                 words: words.len(),
                 b: self.b,
                 t: low_rank.map_or(&[], |low| {
@@ -382,9 +410,10 @@ struct Tile<'a> {
     rows: usize,
     columns: usize,
     count: usize,
-    /// From the tile's first row and the block's first word on, `row_words` from row to row.
+    /// From the tile's first row and the block's first word on, `row_words` from row to row, or from word to word if it is turned.
     x: &'a [u32],
     row_words: usize,
+    turned: bool,
     words: usize,
     b: Panel<'a>,
     /// Left side of the low-rank product, from the tile's first row and rank on, `row_ranks` from row to row.

@@ -2,6 +2,8 @@
 
 use pulp::Simd;
 
+use crate::ops::kernels::ARCH;
+
 /// Side of a square: one line of the cache.
 pub(super) const SIDE: usize = 16;
 
@@ -54,9 +56,72 @@ fn by_permutations(simd: pulp::x86::V4, square: Square) -> Square {
     lines.map(bytemuck::cast)
 }
 
+/// `[columns, rows]` of `[rows, columns]`.
+pub(in crate::ops) fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
+    transposed_by(*ARCH, x, columns)
+}
+
+fn transposed_by(arch: pulp::Arch, x: &[f32], columns: usize) -> Vec<f32> {
+    struct Transposing<'a> {
+        x: &'a [u32],
+        columns: usize,
+        out: &'a mut [u32],
+    }
+    impl pulp::WithSimd for Transposing<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let Self { x, columns, out } = self;
+            let rows = x.len() / columns;
+            for row in (0..rows).step_by(SIDE) {
+                let tall = SIDE.min(rows - row);
+                for column in (0..columns).step_by(SIDE) {
+                    let wide = SIDE.min(columns - column);
+                    let mut square = [[0; SIDE]; SIDE];
+                    for (j, line) in square.iter_mut().take(tall).enumerate() {
+                        copy(line, &x[(row + j) * columns + column..], wide);
+                    }
+                    for (j, line) in transpose(simd, square).iter().take(wide).enumerate() {
+                        copy(&mut out[(column + j) * rows + row..], line, tall);
+                    }
+                }
+            }
+        }
+    }
+    let mut out = vec![0f32; x.len()];
+    arch.dispatch(Transposing {
+        x: bytemuck::cast_slice(x),
+        columns,
+        out: bytemuck::cast_slice_mut(&mut out),
+    });
+    out
+}
+
+/// The first `count` words, at most a square's line.
+#[inline(always)]
+fn copy(to: &mut [u32], from: &[u32], count: usize) {
+    // A length that the compiler knows makes one move of the copy.
+    match (to.first_chunk_mut::<SIDE>(), from.first_chunk::<SIDE>()) {
+        (Some(to), Some(from)) if count == SIDE => *to = *from,
+        _ => to[..count].copy_from_slice(&from[..count]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_matrix_is_transposed_by_every_instruction_set() {
+        for [rows, columns] in [[1, 1], [16, 16], [5, 40], [37, 3], [32, 49]] {
+            let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            let entry = |i: usize| x[i % rows * columns + i / rows];
+            let turned: Vec<f32> = (0..x.len()).map(entry).collect();
+            for arch in super::super::tests::arches() {
+                assert_eq!(transposed_by(arch, &x, columns), turned, "{arch:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_square_is_transposed_by_every_instruction_set() {

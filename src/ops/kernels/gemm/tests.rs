@@ -1,5 +1,6 @@
 use super::*;
 use crate::ops::Precision;
+use crate::ops::kernels::LANES;
 use crate::rng::Seed;
 
 fn numbers(len: usize, name: &str) -> Vec<f32> {
@@ -135,6 +136,84 @@ fn rows_may_be_apart() {
             let mut y = vec![f32::NAN; rows * columns];
             gemm_as(Form::Full, arch, &mut Room::default(), &mut y, &x, &apart);
             assert_eq!(y, run(Form::Full, arch, &near[0], factor_near), "{rows}");
+        }
+    }
+}
+
+/// `[columns, rows]` of `[rows, columns]`.
+fn turned(x: &[f32], columns: usize) -> Vec<f32> {
+    let column = |j| x.iter().skip(j).step_by(columns).copied();
+    (0..columns).flat_map(column).collect()
+}
+
+#[test]
+fn a_left_side_may_lie_turned() {
+    // To the last bit: the same numbers are added in the same order.
+    let (depth, columns) = (1300, 130);
+    for rows in [3, 16, 50, 70] {
+        let (x, b) = (numbers(rows * depth, "x"), numbers(depth * columns, "b"));
+        for arch in arches() {
+            for right in [Right::Plain, Right::Transposed] {
+                let plain = factor(Matrix::Full(&b), right, [depth, columns]);
+                let factor = Factor {
+                    left_stride: rows,
+                    left_turned: true,
+                    ..plain
+                };
+                let mut y = vec![f32::NAN; rows * columns];
+                let x_turned = turned(&x, depth);
+                let mut room = Room::default();
+                gemm_as(Form::Full, arch, &mut room, &mut y, &x_turned, &factor);
+                assert_eq!(y, run(Form::Full, arch, &x, plain), "{rows} {right:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_matrix_multiplies_parts_of_it() {
+    // Inputs from the middle, columns from a panel on, zeros behind the last column, sums that go on.
+    let (rows, stride, depth, columns) = (13, 90, 70, 200);
+    let x = numbers(rows * stride, "x");
+    let b = numbers(depth * columns, "b");
+    for arch in arches() {
+        let mut packed = PackedRight::on(arch);
+        for right in [Right::Transposed, Right::Plain] {
+            let stride_of_b = match right {
+                Right::Plain => columns,
+                Right::Transposed => depth,
+            };
+            packed.pack(&b, right, [depth, columns], stride_of_b);
+            for (inputs, first) in [(0..depth, 0), (3..68, 64), (7..8, 128)] {
+                let wide = first..columns.next_multiple_of(LANES);
+                let at = |k: usize, j: usize| match (first + j < columns, right) {
+                    (false, _) => 0.0,
+                    (true, Right::Plain) => b[(inputs.start + k) * columns + first + j],
+                    (true, Right::Transposed) => b[(first + j) * depth + inputs.start + k],
+                };
+                let near: Vec<f32> = (x.chunks(stride))
+                    .flat_map(|row| &row[..inputs.len()])
+                    .copied()
+                    .collect();
+                let want = product(&near, at, [rows, inputs.len(), wide.len()]);
+                let x_turned = turned(&near, inputs.len());
+                for (values, stride, turned) in [(&x, stride, false), (&x_turned, rows, true)] {
+                    let left = Left {
+                        values,
+                        stride,
+                        turned,
+                    };
+                    let mut y = vec![f32::NAN; want.len()];
+                    packed.product(&mut y, left, inputs.clone(), wide.clone(), false);
+                    packed.product(&mut y, left, inputs.clone(), wide.clone(), true);
+                    // Each of 70 additions rounds by at most 1e-6, half a unit of a sum below 32; twice the product twice that, of
+                    // which random signs leave about a quarter.
+                    for (got, want) in y.iter().zip(&want) {
+                        let off = (f64::from(*got) - 2.0 * want).abs();
+                        assert!(off < 4e-5, "{right:?} {inputs:?} {turned}: off by {off}");
+                    }
+                }
+            }
         }
     }
 }

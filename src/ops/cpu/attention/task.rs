@@ -1,0 +1,229 @@
+//! The work of attention in parts that run in parallel.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::ops::HeadLayout;
+use crate::ops::kernels::{Left, PackedRight, Right};
+use crate::tokens::{Segments, Span};
+
+/// Queries of a row that are scored at once: memory stays linear in the row's length, and keys that none of them sees
+/// are not multiplied. In a long row few keys are between those, and larger products are faster.
+const QUERY_BLOCK: usize = 128;
+/// The same in a row of at most [`SHORT`] tokens.
+const SHORT_QUERY_BLOCK: usize = 64;
+/// Tokens up to which all query heads of a key head are one task. Of longer rows there may be fewer than threads, and packing
+/// the keys for each query head is little beside its products.
+const SHORT: usize = 256;
+/// Keys that they are scored against at once: scores of long rows stay in the second-level cache.
+const KEY_BLOCK: usize = 512;
+
+/// A matrix as it lies in memory.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) values: &'a [f32],
+    /// Numbers from row to row.
+    pub(super) width: usize,
+}
+
+impl<'a> View<'a> {
+    /// Rows from `row` and columns from `column` on.
+    pub(super) fn from(self, row: usize, column: usize) -> View<'a> {
+        let values = &self.values[row * self.width + column..];
+        View { values, ..self }
+    }
+
+    pub(super) fn left(self) -> Left<'a> {
+        Left {
+            values: self.values,
+            stride: self.width,
+            turned: false,
+        }
+    }
+
+    /// The first `rows` rows and `columns` columns as the right side of products, or their transpose.
+    pub(super) fn pack(self, packed: &mut PackedRight, right: Right, rows: usize, columns: usize) {
+        let sizes = match right {
+            Right::Plain => [rows, columns],
+            Right::Transposed => [columns, rows],
+        };
+        packed.pack(self.values, right, sizes, self.width);
+    }
+}
+
+/// Keys or values of a row.
+pub(super) struct Keys<'a> {
+    values: Cow<'a, [f32]>,
+    width: usize,
+}
+
+impl Keys<'_> {
+    pub(super) fn view(&self) -> View<'_> {
+        View {
+            values: &self.values,
+            width: self.width,
+        }
+    }
+}
+
+/// One task of attention: some query heads of a row of the batch, all of one key head.
+pub(super) struct Task {
+    pub(super) span: Span,
+    /// Key and value head.
+    pub(super) head: usize,
+    pub(super) queries: Range<usize>,
+}
+
+impl Task {
+    /// Column of a query head.
+    pub(super) fn query_column(query: usize, layout: HeadLayout) -> usize {
+        query * layout.head_dim
+    }
+
+    /// Columns of the key and of the value head.
+    pub(super) fn key_columns(&self, layout: HeadLayout) -> [usize; 2] {
+        let key = layout.q_width() + self.head * layout.head_dim;
+        [key, key + layout.kv_width()]
+    }
+
+    /// Whether it is the first of the row's tasks with this key head.
+    pub(super) fn is_first(&self, layout: HeadLayout) -> bool {
+        self.queries.start == self.head * (layout.heads / layout.kv_heads)
+    }
+
+    /// Keys or values of context and row, `[keys, head_dim]`, as they lie if they lie together.
+    pub(super) fn keys<'a>(&self, qkv: View<'a>, column: usize, head_dim: usize) -> Keys<'a> {
+        let Span { context, own } = &self.span;
+        if context.is_empty() {
+            return Keys {
+                values: Cow::Borrowed(qkv.from(own.start, column).values),
+                width: qkv.width,
+            };
+        }
+        let rows = context.clone().chain(own.clone());
+        let row = |row| &qkv.from(row, column).values[..head_dim];
+        Keys {
+            values: rows.flat_map(row).copied().collect(),
+            width: head_dim,
+        }
+    }
+
+    /// The row's tokens in blocks.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        blocks(self.span.own.clone())
+    }
+
+    /// The keys that a block of queries sees, in blocks. All but the last are seen by every query.
+    pub(super) fn key_blocks(
+        &self,
+        block: &Range<usize>,
+    ) -> impl Iterator<Item = KeyBlock> + use<> {
+        let queries = block.len();
+        let visible = self.span.context.len() + block.end - self.span.own.start;
+        let whole = (visible - queries) / KEY_BLOCK;
+        (0..=whole).map(move |i| {
+            let last = i == whole;
+            let first = i * KEY_BLOCK;
+            KeyBlock {
+                keys: first..if last { visible } else { first + KEY_BLOCK },
+                // Where one query sees all keys, each does.
+                queries: if last { queries } else { 1 },
+            }
+        })
+    }
+}
+
+/// The tokens of a row in blocks.
+fn blocks(own: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let block = match own.len() {
+        ..=SHORT => SHORT_QUERY_BLOCK,
+        _ => QUERY_BLOCK,
+    };
+    let (starts, end) = (own.clone().step_by(block), own.end);
+    starts.map(move |start| start..(start + block).min(end))
+}
+
+/// Some keys of a row.
+pub(super) struct KeyBlock {
+    pub(super) keys: Range<usize>,
+    /// Of so many queries the last one sees all of these keys, each one before it one less.
+    pub(super) queries: usize,
+}
+
+/// The tasks of all rows.
+pub(super) struct Tasks {
+    pub(super) all: Vec<Task>,
+    /// The rows that have tokens, and their tasks by number.
+    rows: Vec<(Span, Range<usize>)>,
+}
+
+impl Tasks {
+    pub(super) fn new(layout: HeadLayout, segments: &Segments) -> Self {
+        let group = layout.heads / layout.kv_heads;
+        let (mut all, mut rows) = (Vec::new(), Vec::new());
+        for span in segments.spans().filter(|span| !span.own.is_empty()) {
+            let first = all.len();
+            let together = if span.own.len() <= SHORT { group } else { 1 };
+            all.extend((0..layout.heads).step_by(together).map(|query| Task {
+                span: span.clone(),
+                head: query / group,
+                queries: query..query + together,
+            }));
+            rows.push((span, first..all.len()));
+        }
+        Self { all, rows }
+    }
+
+    /// Fills `out`, `[tokens, width]`, by blocks of queries in parallel: `write` gets the rows of one block, the block, its place
+    /// among those of its row, and the tasks of the row, by number.
+    pub(super) fn for_each_block(
+        &self,
+        out: &mut [f32],
+        width: usize,
+        write: impl Fn(&mut [f32], Range<usize>, usize, Range<usize>) + Sync,
+    ) {
+        let (mut parts, mut rest) = (Vec::new(), out);
+        // Rows stand in the order of their tokens.
+        for (span, tasks) in &self.rows {
+            for (place, block) in blocks(span.own.clone()).enumerate() {
+                let (part, after) = rest.split_at_mut(block.len() * width);
+                parts.push((part, block, place, tasks.clone()));
+                rest = after;
+            }
+        }
+        assert!(rest.is_empty(), "a row for every token");
+        parts
+            .into_par_iter()
+            .for_each(|(part, block, place, tasks)| write(part, block, place, tasks));
+    }
+}
+
+/// Writes `[rows, head_dim]` into the columns of `out` from `column` on, or adds it to them.
+pub(super) fn scatter(
+    out: &mut [f32],
+    width: usize,
+    column: usize,
+    head_dim: usize,
+    block: &[f32],
+    added: bool,
+) {
+    let rows = out.chunks_exact_mut(width);
+    for (row, values) in rows.zip(block.chunks_exact(head_dim)) {
+        let row = &mut row[column..column + head_dim];
+        if added {
+            row.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+        } else {
+            row.copy_from_slice(values);
+        }
+    }
+}
+
+/// `len` numbers of room that hold whatever they hold.
+pub(super) fn room(numbers: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if numbers.len() < len {
+        numbers.resize(len, 0.0);
+    }
+    &mut numbers[..len]
+}
