@@ -236,7 +236,15 @@ impl Block<'_> {
         match self.factor.matrix {
             Matrix::Full(values) => {
                 let from = row * self.factor.right_stride + columns.start;
-                out.copy_from_slice(&values[from..from + columns.len()]);
+                let values = &values[from..from + columns.len()];
+                // A panel's whole row, of a length that the compiler knows: a few moves and no call.
+                match (
+                    out.first_chunk_mut::<PANEL>(),
+                    values.first_chunk::<PANEL>(),
+                ) {
+                    (Some(out), Some(values)) if columns.len() == PANEL => *out = *values,
+                    _ => out.copy_from_slice(values),
+                }
             }
             Matrix::Reduced(matrix) => matrix.row_part(row, columns, out),
         }
@@ -319,6 +327,12 @@ impl Block<'_> {
                 words[pairs.len()] = pair(*a, bf16::ZERO);
             }
             return words;
+        }
+        if let (Form::Full, Some(values)) = (self.form, self.factor.numbers()) {
+            let from = column * self.factor.right_stride + inputs.start;
+            if let (SIDE, Some(line)) = (inputs.len(), values[from..].first_chunk::<SIDE>()) {
+                return bytemuck::cast(*line);
+            }
         }
         let mut line = [0f32; SIDE];
         // A length that the compiler knows makes one load of the copy.
