@@ -1,5 +1,5 @@
-//! Breaks one line at a time and sees whether a test fails. Writes the result to `docs/parity-mutations.md`, which
-//! `parity_page` appends to `docs/parity.md`.
+//! Breaks one line at a time and sees whether a test fails. Writes the results to `docs/parity-mutations.md`, which
+//! `parity_page` appends to `docs/parity.md`; of lines that were not broken this time the page keeps what it had.
 //!
 //!     cargo run --release --example mutations [WORD]    # about a minute each; WORD: only those whose description has it
 //!
@@ -31,18 +31,11 @@ macro_rules! mutations {
 
 const MUTATIONS: &[Mutation] = mutations! {
     "Flex's causal mask hides the diagonal": "src/ops/kernels/attention.rs",
-        "fn causal_softmax(scores: &'a mut [f32], queries: usize, keys: usize, scale: f32) -> Vec<f32> {
-        let mut lse = Vec::with_capacity(scores.len() / keys);
-        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-            let (seen, hidden) = row.split_at_mut(keys - queries + i % queries + 1);" =>
-        "fn causal_softmax(scores: &'a mut [f32], queries: usize, keys: usize, scale: f32) -> Vec<f32> {
-        let mut lse = Vec::with_capacity(scores.len() / keys);
-        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-            let (seen, hidden) = row.split_at_mut((keys - queries + i % queries).max(1));", OPS;
+        "keys - queries + i % queries + 1" => "(keys - queries + i % queries).max(1)", OPS;
     "the portable causal mask shows one token too many": "src/ops/portable/attention.rs",
         "let offset = (keys - queries) as i64;" => "let offset = (keys - queries) as i64 + 1;", OPS;
-    "a continued row's keys give their parent no gradient": "src/ops/cpu/attention.rs",
-        "scatter_add(&mut out, width, context.clone(), column, head_dim, sum);" => "let _ = (&context, column, sum);", OPS;
+    "a continued row's keys give their parent no gradient": "src/ops/cpu/attention/backward.rs",
+        "scatter(out, width, column, head_dim, sum, true);" => "let _ = (&out, column, sum);", OPS;
     "rotary embedding turns the other way": "src/ops/portable/mod.rs",
         "first.clone() * cos.clone() - second.clone() * sin.clone()" =>
         "first.clone() * cos.clone() + second.clone() * sin.clone()", OPS;
@@ -117,8 +110,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         ".narrow(1, 0, 1)" => ".narrow(1, 1, 1)", LIB;
     "the halves of a pair in bfloat16 change places": "src/ops/kernels/gemm/pack.rs",
         "*word = rounded(*a) | rounded(*b) >> 16;" => "*word = rounded(*b) | rounded(*a) >> 16;", LIB;
-    "a gradient goes through the weight in f32 where products are in bfloat16": "src/ops/autodiff/mod.rs",
-        "let da = B::bf16_matmul(grad.clone(), B::float_transpose(b));" => "let da = B::float_matmul(grad.clone(), B::float_transpose(b));", &["--test", "backends", "mixed"];
+    "a gradient goes through the weight in f32 where products are in bfloat16": "src/ops/autodiff/matmul.rs",
+        "let da = precision.matmul::<B>(grad.clone(), B::float_transpose(b));" => "let da = B::f32_matmul(grad.clone(), B::float_transpose(b));", &["--test", "backends", "mixed"];
     "inputs of 8-bit products are scaled by the group before": "src/ops/kernels/int8.rs",
         "let scale = panel.x.row(first + r).1[group];" => "let scale = panel.x.row(first + r).1[group.max(1) - 1];", LIB;
     "the sum of an 8-bit group is not moved back": "src/ops/reduced/int8.rs",
@@ -138,8 +131,16 @@ const MUTATIONS: &[Mutation] = mutations! {
         "Pass::new(decoder, &kept.batch, None, None, None)", FAMILIES;
     "a completion's first token is not trained on": "src/train/forward.rs",
         "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
-    "Flex's blocks of keys lose the sum of those before": "src/ops/cpu/attention.rs",
-        "*lse = both;" => "*lse = other_lse;", &["--test", "backends", "flex_equals_ndarray"];
+    "Flex's blocks of keys lose the sum of those before": "src/ops/cpu/attention/forward.rs",
+        "*lse = both;" => "*lse = *later_lse;", &["--test", "backends", "flex_equals_ndarray"];
+    "a long row's key has the gradient of its last query head alone": "src/ops/cpu/attention/backward.rs",
+        "let added = !task.is_first(layout);" => "let added = false;", &["--test", "backends", "flex_equals_ndarray"];
+    "each task of a turned left side begins at its first row": "src/ops/kernels/gemm/mod.rs",
+        "true => i * task," => "true => 0,", LIB;
+    "columns behind a packed matrix are what was packed before": "src/ops/kernels/gemm/packed.rs",
+        "false => words.fill(0)," => "false => {}", LIB;
+    "a row that lies among others is read as if it lay alone": "src/ops/kernels/gemm/mod.rs",
+        "Form::Full => factor.left_stride," => "Form::Full => depth,", LIB;
     "Flex's AdamW decays every parameter": "src/ops/adamw.rs",
         "false => 1.0," => "false => 1.0 - self.lr * self.weight_decay,", OPS;
     "models in one pass have each other's adapters": "src/ops/mod.rs",
@@ -155,6 +156,39 @@ const MUTATIONS: &[Mutation] = mutations! {
     "the state after a response's last token is not read": "src/generate/batch.rs",
         "if full || row.ended && read_out.is_none() {" => "if full || row.ended {", &["--test", "backends", "invariants"];
 };
+
+const PAGE: &str = "docs/parity-mutations.md";
+
+impl Mutation {
+    /// A line of the table without the result.
+    fn cells(&self) -> String {
+        let tests = self.tests.join(" ");
+        format!("| {} | `{}` | `{tests}` | ", self.what, self.file)
+    }
+}
+
+/// The page with the result of one mutation; results that it has of others stay.
+fn write_page(path: &Path, mutation: &Mutation, line: &str) -> std::io::Result<()> {
+    let before = std::fs::read_to_string(path).unwrap_or_default();
+    let result_of = |other: &Mutation| {
+        if other.what == mutation.what {
+            return Some(line);
+        }
+        let cells = other.cells();
+        before.lines().find(|line| line.starts_with(&cells))
+    };
+    let lines: Vec<&str> = MUTATIONS.iter().filter_map(result_of).collect();
+    // What is written below the table.
+    let rest = before.lines().skip_while(|line| !line.starts_with('|'));
+    let rest = rest.skip_while(|line| line.starts_with('|'));
+    let rest: String = rest.map(|line| format!("{line}\n")).collect();
+    let page = format!(
+        "## Broken lines\nEach line is broken by itself, and the named tests run (`cargo run --release --example mutations`).\n\n\
+         | what is broken | file | tests | result |\n|---|---|---|---|\n{}\n{rest}",
+        lines.join("\n")
+    );
+    std::fs::write(path, page)
+}
 
 /// Unoptimised in this crate alone: its tests build in a fraction of the time, dependencies stay as they are.
 const QUICK: &str = "profile.release.package.tempering.opt-level=0";
@@ -193,14 +227,16 @@ fn compiles(root: &Path, tests: &[&str]) -> std::io::Result<bool> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let word = std::env::args().nth(1).unwrap_or_default();
-    let mut lines = String::new();
+    for Mutation { file, from, .. } in MUTATIONS {
+        let text = std::fs::read_to_string(root.join(file))?;
+        if text.matches(from).count() != 1 {
+            return Err(format!("{file}: not there once: {from}").into());
+        }
+    }
     let mut survivors = 0;
     for mutation in MUTATIONS.iter().filter(|m| m.what.contains(&word)) {
         let path = root.join(mutation.file);
         let whole = std::fs::read_to_string(&path)?;
-        if whole.matches(mutation.from).count() != 1 {
-            return Err(format!("{}: not there once: {}", mutation.file, mutation.from).into());
-        }
         std::fs::write(&path, whole.replace(mutation.from, mutation.to))?;
         let outcome = compiles(root, mutation.tests).and_then(|ok| {
             Ok(if ok {
@@ -216,20 +252,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             None => "**does not compile**",
         };
         survivors += usize::from(verdict != "caught");
-        let tests = mutation.tests.join(" ");
-        let line = format!(
-            "| {} | `{}` | `{tests}` | {verdict} |\n",
-            mutation.what, mutation.file
-        );
-        eprint!("{line}");
-        lines += &line;
-    }
-    if word.is_empty() {
-        let page = format!(
-            "## Broken lines\nEach line is broken by itself, and the named tests run (`cargo run --release --example mutations`).\n\n\
-             | what is broken | file | tests | result |\n|---|---|---|---|\n{lines}"
-        );
-        std::fs::write(root.join("docs/parity-mutations.md"), page)?;
+        let line = format!("{}{verdict} |", mutation.cells());
+        eprintln!("{line}");
+        // After each one: a run may end before the last.
+        write_page(&root.join(PAGE), mutation, &line)?;
     }
     if survivors > 0 {
         return Err(format!("{survivors} broken lines were not caught").into());

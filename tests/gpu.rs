@@ -101,7 +101,7 @@ on!(
     on_wgpu,
     burn::backend::Wgpu,
     burn::backend::wgpu::WgpuRuntime,
-    [337, 35]
+    [323, 35]
 );
 // CUDA pads short rows in memory, and what kernels read without gaps is copied first.
 #[cfg(feature = "cuda")]

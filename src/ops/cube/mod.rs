@@ -20,7 +20,7 @@ mod rope;
 mod squares;
 mod tables;
 
-use burn::tensor::ops::{FloatTensor, FloatTensorOps, IntTensor};
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -78,6 +78,19 @@ fn by_row(rows: usize, columns: usize) -> (CubeCount, CubeDim, usize) {
         CubeDim::new_1d(units as u32),
         units,
     )
+}
+
+/// The inputs after the first halves of adapters.
+fn ranks_of<B, R>(x: CubeTensor<R>, a: CubeTensor<R>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    // Of few rows, as in decoding, one cube would read all inputs.
+    match dims2(&x)[0] <= reduced::FEW_ROWS {
+        true => B::f32_matmul(x, a),
+        false => low_rank::ranks_of(x, a),
+    }
 }
 
 impl<R, F, I, BT> ModelBackend for CubeBackend<R, F, I, BT>
@@ -261,7 +274,7 @@ where
         parts: &[LowRankPart],
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let y = weight.product(x.clone());
-        let xa = Self::f32_matmul(x, a);
+        let xa = ranks_of::<Self, R>(x, a);
         (low_rank::add(y, xa.clone(), b, parts), xa)
     }
 
@@ -274,7 +287,7 @@ where
         owners: Owners<'_>,
     ) -> FloatTensor<Self> {
         let y = weight.product(x.clone());
-        let xa = Self::f32_matmul(x, a);
+        let xa = ranks_of::<Self, R>(x, a);
         low_rank::add_shared(y, xa, b, parts, owners)
     }
 
@@ -292,12 +305,10 @@ where
         FloatTensor<Self>,
         FloatTensor<Self>,
     ) {
-        let (dxa, db) = low_rank::gradients(grad.clone(), xa, b, parts);
-        let dx = with_x.then(|| {
-            let through_a = Self::f32_matmul(dxa.clone(), Self::float_transpose(a));
-            Self::float_add(weight.backward(grad), through_a)
-        });
-        (dx, Self::f32_matmul(Self::float_transpose(x), dxa), db)
+        let (dxa, db) = low_rank::gradients::<R, Self>(grad.clone(), xa, b, parts);
+        let da = low_rank::gradient_of_a::<R, Self>(x, dxa.clone());
+        let dx = with_x.then(|| low_rank::add_through(weight.backward(grad), dxa, a));
+        (dx, da, db)
     }
 
     fn adamw(params: Vec<AdamWParam<Self>>, step: AdamWStep) -> Vec<AdamWResult<Self>> {

@@ -183,7 +183,7 @@ const WORDS: usize = 64;
 const ROWS: usize = 8;
 
 /// Up to so many rows, reading the packed weight is what a product costs.
-const FEW_ROWS: usize = 16;
+pub(super) const FEW_ROWS: usize = 16;
 
 /// Sums over `chunk` inputs (a multiple of [`GROUP`]) of `x . weight`, into `parts`: `[chunks, rows, outputs]`.
 #[cube(launch)]

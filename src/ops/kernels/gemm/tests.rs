@@ -183,6 +183,8 @@ fn a_packed_matrix_multiplies_parts_of_it() {
                 Right::Plain => columns,
                 Right::Transposed => depth,
             };
+            // What was packed before must not matter.
+            packed.pack(&[f32::NAN; 70 * 250], Right::Plain, [70, 250], 250);
             packed.pack(&b, right, [depth, columns], stride_of_b);
             for (inputs, first) in [(0..depth, 0), (3..68, 64), (7..8, 128)] {
                 let wide = first..columns.next_multiple_of(LANES);
