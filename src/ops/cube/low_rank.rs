@@ -170,6 +170,7 @@ fn outer(
     rows: u32,
     y_width: u32,
     ranks: u32,
+    chunks: u32,
     len: u32,
     #[comptime] turned: bool,
 ) {
@@ -179,10 +180,7 @@ fn outer(
     let offset = parts[at + 4] as usize;
     let scale = f32::reinterpret(parts[at + 5]);
     let (rows, y_width, ranks) = (rows as usize, y_width as usize, ranks as usize);
-    let mut chunks = (rows + (CHUNK - 1)) / CHUNK;
-    if chunks == 0 {
-        chunks = 1;
-    }
+    let chunks = chunks as usize;
     let chunk = CUBE_POS_Y as usize % chunks;
     let first = CUBE_POS_Y as usize / chunks * RANKS;
     let unit = UNIT_POS_X as usize;
@@ -430,6 +428,7 @@ where
             rows as u32,
             y_width as u32,
             ranks as u32,
+            chunks as u32,
             len as u32,
             turned,
         );
