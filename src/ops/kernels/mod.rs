@@ -120,6 +120,14 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent)
 }
 
+/// The first `len` entries of memory that is kept, which grows to that; they hold whatever they hold.
+pub(super) fn room<T: Clone + Default>(kept: &mut Vec<T>, len: usize) -> &mut [T] {
+    if kept.len() < len {
+        kept.resize(len, T::default());
+    }
+    &mut kept[..len]
+}
+
 /// Rows handed to one task: four tasks a thread balance uneven cores.
 fn rows_per_task(rows: usize) -> usize {
     rows.div_ceil(rayon::current_num_threads() * 4).max(1)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::task::{Task, Tasks, View, room, scatter};
+use super::task::{Task, Tasks, View, scatter};
 use crate::ops::HeadLayout;
 use crate::ops::cpu::buffers::{buffer, give_back};
 use crate::ops::cpu::{contiguous, dims2, slice, tensor};
@@ -156,11 +156,11 @@ impl Room {
             let keys = part.keys.len();
             let stride = kernels::score_stride(keys);
             let of_scores = part.keys.start..part.keys.start + stride;
-            let p = room(&mut self.p, len * stride);
+            let p = kernels::room(&mut self.p, len * stride);
             self.transposed_keys
                 .product(p, q.left(), 0..head_dim, of_scores.clone(), false);
             kernels::causal_exp(p, part.queries, keys, scale, lse);
-            let ds = room(&mut self.ds, len * stride);
+            let ds = kernels::room(&mut self.ds, len * stride);
             self.transposed_values
                 .product(ds, grad.left(), 0..head_dim, of_scores, false);
             kernels::softmax_backward(ds, p, &deltas, scale);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::task::{Task, Tasks, View, room, scatter};
+use super::task::{Task, Tasks, View, scatter};
 use crate::ops::HeadLayout;
 use crate::ops::cpu::buffers::buffer;
 use crate::ops::cpu::{contiguous, dims2, slice, tensor};
@@ -100,7 +100,7 @@ impl Room {
             for part in task.key_blocks(&block) {
                 let keys = part.keys.len();
                 let stride = kernels::score_stride(keys);
-                let scores = room(&mut self.scores, len * stride);
+                let scores = kernels::room(&mut self.scores, len * stride);
                 self.keys.product(
                     scores,
                     q.left(),
@@ -121,7 +121,7 @@ impl Room {
                         lse
                     }
                     Some(before) => {
-                        let later = room(&mut self.later, len * head_dim);
+                        let later = kernels::room(&mut self.later, len * head_dim);
                         self.values.product(later, p, part.keys, 0..head_dim, false);
                         joined(output, before, later, &lse)
                     }

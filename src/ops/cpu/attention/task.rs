@@ -219,11 +219,3 @@ pub(super) fn scatter(
         }
     }
 }
-
-/// `len` numbers of room that hold whatever they hold.
-pub(super) fn room(numbers: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if numbers.len() < len {
-        numbers.resize(len, 0.0);
-    }
-    &mut numbers[..len]
-}

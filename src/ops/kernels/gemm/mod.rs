@@ -18,6 +18,7 @@ pub(in crate::ops) use self::packed::{Left, PackedRight};
 use self::panel::{OncePacked, Panel};
 pub(in crate::ops) use self::square::transposed;
 use super::{ARCH, gather_panels};
+use crate::ops::kernels;
 use crate::ops::reduced::PANEL;
 use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
 
@@ -217,10 +218,8 @@ fn gemm_as(
         for first in (0..panels).step_by(strip) {
             let strip = first..(first + strip).min(panels);
             let len = strip.len() * block.panel_len();
-            if packed.len() < len {
-                packed.resize(len, 0);
-            }
-            let packed = OncePacked::new(&block, strip.start, &mut packed[..len]);
+            let packed = kernels::room(packed, len);
+            let packed = OncePacked::new(&block, strip.start, packed);
             y.par_chunks_mut(task * columns)
                 .enumerate()
                 .for_each(|(i, y)| {
@@ -287,10 +286,7 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                         true => block.ranks(panel).len() * width,
                         false => block.panel_len(),
                     };
-                    if packed.len() < len {
-                        packed.resize(len, 0);
-                    }
-                    let packed = &mut packed[..len];
+                    let packed = kernels::room(packed, len);
                     if !block.lies_whole(panel) {
                         block.pack(arch, panel, packed);
                         run(y, block, Panel::packed(block, packed), Sums::of(block));

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::panel::Panel;
 use super::square::{SIDE, transpose};
 use super::{Factor, LowRank, Matrix, Right};
-use crate::ops::kernels::rows_per_task;
+use crate::ops::kernels::{self, rows_per_task};
 use crate::ops::reduced::{Bf16Panels, PANEL, Panels};
 
 /// What a word of a packed side is.
@@ -105,10 +105,7 @@ pub(super) fn round_rows<'a>(
     }
     let (depth, stride) = (factor.depth, factor.left_stride);
     let words = form.words(depth);
-    if room.len() < rows * words {
-        room.resize(rows * words, 0);
-    }
-    let room = &mut room[..rows * words];
+    let room = kernels::room(room, rows * words);
     let task = rows_per_task(rows);
     room.par_chunks_mut(task * words)
         .zip(x.par_chunks(task * stride))

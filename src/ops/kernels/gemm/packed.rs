@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::pack::{Block, Form};
 use super::panel::Panel;
 use super::{Factor, Right, Rows, Sums, f32};
-use crate::ops::kernels::{ARCH, LANES};
+use crate::ops::kernels::{ARCH, LANES, room};
 
 /// The left side of a product.
 #[derive(Debug, Clone, Copy)]
@@ -59,11 +59,9 @@ impl PackedRight {
         let width = f32::panel_width(Form::Full, self.arch, columns);
         let block = block(&factor, width);
         let (panels, panel_len) = (padded(columns).div_ceil(width), block.panel_len());
-        if self.words.len() < panels * panel_len {
-            self.words.resize(panels * panel_len, 0);
-        }
+        let all = room(&mut self.words, panels * panel_len);
         for panel in 0..panels {
-            let words = &mut self.words[panel * panel_len..][..panel_len];
+            let words = &mut all[panel * panel_len..][..panel_len];
             match panel * width < columns {
                 true => block.pack(self.arch, panel, words),
                 false => words.fill(0),
