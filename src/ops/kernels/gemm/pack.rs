@@ -6,7 +6,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::panel::Panel;
-use super::square::{SIDE, transpose};
+use super::square::{SIDE, Square, transpose};
 use super::{Factor, LowRank, Matrix, Right};
 use crate::ops::kernels::{self, rows_per_task};
 use crate::ops::reduced::{Bf16Panels, PANEL, Panels};
@@ -325,12 +325,6 @@ impl Block<'_> {
             }
             return words;
         }
-        if let (Form::Full, Some(values)) = (self.form, self.factor.numbers()) {
-            let from = column * self.factor.right_stride + inputs.start;
-            if let (SIDE, Some(line)) = (inputs.len(), values[from..].first_chunk::<SIDE>()) {
-                return bytemuck::cast(*line);
-            }
-        }
         let mut line = [0f32; SIDE];
         // A length that the compiler knows makes one load of the copy.
         if inputs.len() == SIDE {
@@ -344,6 +338,24 @@ impl Block<'_> {
         words
     }
 
+    /// A square of a transposed right side that is kept and packed in f32, and whole: without a branch from line to line it stays
+    /// in registers.
+    #[inline(always)]
+    fn whole_square(&self, column: usize, input: usize) -> Option<Square> {
+        let (Form::Full, Some(values)) = (self.form, self.factor.numbers()) else {
+            return None;
+        };
+        let stride = self.factor.right_stride;
+        let values = &values[column * stride + input..];
+        let values = &values[..(SIDE - 1) * stride + SIDE];
+        let mut square = [[0; SIDE]; SIDE];
+        for (j, line) in square.iter_mut().enumerate() {
+            let values = values[j * stride..].first_chunk::<SIDE>();
+            *line = bytemuck::cast(*values.expect("a whole line"));
+        }
+        Some(square)
+    }
+
     /// Rows `start..start + count` of the right side (`[.., depth]`), of this block's depth, as columns of `out`.
     ///
     /// [`SIDE`] rows from end to end before the next ones: so few streams the processor fetches ahead, a whole panel's it does not.
@@ -355,15 +367,26 @@ impl Block<'_> {
             for (first, k) in inputs_of.zip((0..).step_by(self.form.words(SIDE))) {
                 let inputs = first..(first + SIDE).min(self.inputs.end);
                 let tall = self.form.words(inputs.len());
-                let square = std::array::from_fn(|j| match j < wide {
-                    true => self.line(start + column + j, inputs.clone()),
-                    false => [0; SIDE],
-                });
-                let rows = out[k * self.width..].chunks_mut(self.width).take(tall);
+                let out = &mut out[k * self.width + column..];
+                if (wide, inputs.len()) == (SIDE, SIDE)
+                    && let Some(square) = self.whole_square(start + column, first)
+                {
+                    let out = &mut out[..(SIDE - 1) * self.width + SIDE];
+                    for (j, row) in transpose(simd, square).into_iter().enumerate() {
+                        let out = out[j * self.width..].first_chunk_mut::<SIDE>();
+                        *out.expect("a whole line") = row;
+                    }
+                    continue;
+                }
+                let mut square = [[0; SIDE]; SIDE];
+                for (j, line) in square.iter_mut().take(wide).enumerate() {
+                    *line = self.line(start + column + j, inputs.clone());
+                }
+                let rows = out.chunks_mut(self.width).take(tall);
                 for (out, row) in rows.zip(transpose(simd, square)) {
-                    match out[column..].first_chunk_mut::<SIDE>() {
+                    match out.first_chunk_mut::<SIDE>() {
                         Some(out) if wide == SIDE => *out = row,
-                        _ => out[column..column + wide].copy_from_slice(&row[..wide]),
+                        _ => out[..wide].copy_from_slice(&row[..wide]),
                     }
                 }
             }

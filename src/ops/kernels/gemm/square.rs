@@ -45,15 +45,19 @@ fn by_permutations(simd: pulp::x86::V4, square: Square) -> Square {
     }
     let lower: __m512i = bytemuck::cast(const { in_turn(0) });
     let upper: __m512i = bytemuck::cast(const { in_turn(SIDE as u32 / 2) });
-    let mut lines: [__m512i; SIDE] = square.map(bytemuck::cast);
+    // Loops and casts of the whole: a closure given to `from_fn` or `map` may stay a function without this instruction set, and
+    // then each line goes through memory in quarters.
+    let mut lines: [__m512i; SIDE] = bytemuck::cast(square);
     for _ in 0..4 {
-        lines = std::array::from_fn(|i| {
+        let mut turned = lines;
+        for (i, line) in turned.iter_mut().enumerate() {
             let (a, b) = (lines[i / 2], lines[i / 2 + SIDE / 2]);
             let words = if i % 2 == 0 { lower } else { upper };
-            simd.avx512f._mm512_permutex2var_epi32(a, words, b)
-        });
+            *line = simd.avx512f._mm512_permutex2var_epi32(a, words, b);
+        }
+        lines = turned;
     }
-    lines.map(bytemuck::cast)
+    bytemuck::cast(lines)
 }
 
 /// `[columns, rows]` of `[rows, columns]`.
