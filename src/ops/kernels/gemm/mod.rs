@@ -37,8 +37,8 @@ const STRIP: usize = 2 << 20;
 /// a panel for itself and takes all rows through it, so that the weight is read once.
 const MANY_ROWS: usize = 64;
 
-/// Tasks of each thread, where there are rows enough: the last ones end nearly together.
-const TASKS: usize = 12;
+/// Most rows of a task: with a panel, this deep, they stay in the second-level cache (384 KiB).
+const ROWS_OF_TASK: usize = 96;
 
 /// The right side of a product.
 #[derive(Debug, Clone, Copy)]
@@ -209,9 +209,7 @@ fn gemm_as(
         let blocks: Vec<Block<'_>> = blocks.collect();
         return few_rows(arch, y, x, words, &blocks);
     }
-    let task = rows.div_ceil(rayon::current_num_threads() * TASKS);
-    let task = task.next_multiple_of(ROWS);
-    let tasks = rows.div_ceil(task);
+    let threads = rayon::current_num_threads();
     for block in blocks {
         let panels = columns.div_ceil(block.width);
         let strip = (STRIP / block.panel_len()).clamp(1, panels);
@@ -220,15 +218,17 @@ fn gemm_as(
             let len = strip.len() * block.panel_len();
             let packed = kernels::room(packed, len);
             let packed = OncePacked::new(&block, strip.start, packed);
-            y.par_chunks_mut(task * columns)
+            // Each thread takes the next task when it has done one.
+            tasks(y, columns, threads)
                 .enumerate()
-                .for_each(|(i, y)| {
+                .par_bridge()
+                .for_each(|(i, (row, y))| {
                     let from = match factor.left_turned {
-                        true => i * task,
-                        false => i * task * words,
+                        true => row,
+                        false => row * words,
                     };
-                    // Threads, which begin at tasks far from each other, begin at panels far from each other.
-                    let begin = strip.start + i * strip.len() / tasks;
+                    // Threads begin at panels far from each other.
+                    let begin = strip.start + i % threads * strip.len() / threads;
                     for panel in (begin..strip.end).chain(strip.start..begin) {
                         packed.with(arch, panel, |b| {
                             let rows = Rows {
@@ -238,7 +238,7 @@ fn gemm_as(
                                 x: &x[from..],
                                 row_words: words,
                                 turned: factor.left_turned,
-                                row: i * task,
+                                row,
                                 b,
                                 sums: Sums::of(&block),
                                 panel,
@@ -250,6 +250,26 @@ fn gemm_as(
                 });
         }
     }
+}
+
+/// `y` in tasks, each with its first row: large ones first and ever smaller ones at the end, so that all threads have done their
+/// last ones nearly at the same time, whenever they began.
+fn tasks(
+    y: &mut [f32],
+    columns: usize,
+    threads: usize,
+) -> impl Iterator<Item = (usize, &mut [f32])> {
+    let mut rest = y;
+    let mut row = 0;
+    std::iter::from_fn(move || {
+        let left = rest.len() / columns;
+        let share = left.div_ceil(2 * threads).min(ROWS_OF_TASK);
+        let rows = share.next_multiple_of(ROWS).min(left);
+        let (task, later) = std::mem::take(&mut rest).split_at_mut(rows * columns);
+        rest = later;
+        row += rows;
+        (rows > 0).then_some((row - rows, task))
+    })
 }
 
 /// All rows by one panel at a time.

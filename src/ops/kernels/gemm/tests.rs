@@ -381,3 +381,23 @@ fn low_rank_products(rows: usize, parts: &[LowRankPart]) {
         }
     }
 }
+
+#[test]
+fn tasks_cover_each_row_once_and_end_small() {
+    for (rows, threads) in [(64, 1), (64, 2), (1016, 2), (1017, 3), (5000, 16)] {
+        let columns = 2;
+        let mut y = vec![0f32; rows * columns];
+        let mut sizes = Vec::new();
+        for (row, task) in tasks(&mut y, columns, threads) {
+            assert_eq!(row, sizes.iter().sum::<usize>());
+            sizes.push(task.len() / columns);
+            task.iter_mut().for_each(|y| *y += 1.0);
+        }
+        assert!(y.iter().all(|&y| y == 1.0));
+        let (last, whole) = sizes.split_last().expect("a task");
+        assert!(*last <= ROWS);
+        assert!(whole.iter().all(|size| size % ROWS == 0));
+        assert!(whole.is_sorted_by(|a, b| a >= b));
+        assert!(sizes[0] <= ROWS_OF_TASK && sizes[0] <= rows.div_ceil(2 * threads) + ROWS);
+    }
+}
