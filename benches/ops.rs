@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bool, Distribution, Int, Tensor, TensorData, activation};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use tempering::ops::{
     self, AdamWParam, AdamWStep, Gelu, HeadLayout, LowRankPart, MatmulPrecision, ModelBackend,
     Precision, ReducedMatrix,
@@ -386,4 +386,10 @@ criterion_group!(
     precisions,
     adamw
 );
-criterion_main!(benches);
+
+fn main() {
+    // As the shipped program does: else the memory of results is cleared again in every call.
+    tempering::start::keep_freed_memory();
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}
