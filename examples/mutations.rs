@@ -136,7 +136,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "a long row's key has the gradient of its last query head alone": "src/ops/cpu/attention/backward.rs",
         "let added = !task.is_first(layout);" => "let added = false;", &["--test", "backends", "flex_equals_ndarray"];
     "each task of a turned left side begins at its first row": "src/ops/kernels/gemm/mod.rs",
-        "true => i * task," => "true => 0,", LIB;
+        "true => row," => "true => 0,", LIB;
     "columns behind a packed matrix are what was packed before": "src/ops/kernels/gemm/packed.rs",
         "false => words.fill(0)," => "false => {}", LIB;
     "a row that lies among others is read as if it lay alone": "src/ops/kernels/gemm/mod.rs",
