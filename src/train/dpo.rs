@@ -381,7 +381,6 @@ impl<B: ModelBackend> Reference<B> {
         }
         let logprobs = all_logprobs(session, &model, train, config);
         if config.peft == Peft::Full {
-            // The session keeps bases for later stages to share: here a whole model that nobody reads.
             session.forget_bases();
         }
         Self::Precomputed(logprobs)

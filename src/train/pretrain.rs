@@ -39,11 +39,9 @@ pub fn pretrain<B: ModelBackend>(
         &policy.files,
         &[data],
     )?;
-    let trained = policy
-        .clone()
-        .into_trainable(&config.peft, session.stage_seed(&config.name))?;
     let work = Supervised {
         stage: &config.name,
+        peft: &config.peft,
         optim: &config.optim,
         epochs: config.epochs,
         batch_size: config.batch_size,
@@ -55,5 +53,5 @@ pub fn pretrain<B: ModelBackend>(
         valid,
         prompts: Vec::new(),
     };
-    run(session, work, &policy, trained)
+    run(session, work, policy)
 }

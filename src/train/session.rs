@@ -97,7 +97,8 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         }
     }
 
-    /// Frees the bases that later stages no longer share.
+    /// Frees the bases that are kept for stages to share. Beside a model that trains all its weights such a base is a whole
+    /// second model which nobody reads.
     pub fn forget_bases(&mut self) {
         self.bases.clear();
     }

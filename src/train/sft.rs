@@ -48,11 +48,9 @@ pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) ->
         &policy.files,
         &[data],
     )?;
-    let trained = policy
-        .clone()
-        .into_trainable(&config.peft, session.stage_seed(&config.name))?;
     let work = Supervised {
         stage: &config.name,
+        peft: &config.peft,
         optim: &config.optim,
         epochs: config.epochs,
         batch_size: config.batch_size,
@@ -64,5 +62,5 @@ pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) ->
         valid,
         prompts,
     };
-    run(session, work, &policy, trained)
+    run(session, work, policy)
 }

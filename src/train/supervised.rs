@@ -6,7 +6,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::config::{Cadence, OptimConfig};
+use super::config::{Cadence, OptimConfig, Peft};
 use super::evaluate::{SampleRequest, draw_samples};
 use super::forward::{example_loss, trained_positions};
 use super::journal::Journal;
@@ -14,7 +14,7 @@ use super::policy::{Policy, Trainable, save_policy};
 use super::session::Outcome;
 use super::state::{restore_weights, trained_weights};
 use crate::checkpoint::TensorMap;
-use crate::data::{Batches, Example, Prompt, micro_batches};
+use crate::data::{Batches, Example, Prompt, Tokenizer, micro_batches};
 use crate::error::Result;
 use crate::host::{Later, indices};
 use crate::loss::cross_entropy;
@@ -28,6 +28,7 @@ use crate::tokens::TokenBatch;
 /// What the loop needs of either stage.
 pub(super) struct Supervised<'a> {
     pub(super) stage: &'a str,
+    pub(super) peft: &'a Peft,
     pub(super) optim: &'a OptimConfig,
     pub(super) epochs: usize,
     pub(super) batch_size: usize,
@@ -45,11 +46,16 @@ pub(super) struct Supervised<'a> {
 pub(super) fn run<B: ModelBackend>(
     session: &mut Session<'_, B>,
     work: Supervised<'_>,
-    policy: &Policy<B>,
-    mut trained: Trainable<B>,
+    policy: Policy<B>,
 ) -> Result<Outcome> {
     let device = session.device.clone();
     let seed = session.stage_seed(work.stage);
+    let (config, tokenizer) = (policy.config.clone(), policy.tokenizer.clone());
+    let base = policy.base.clone();
+    let mut trained = policy.into_trainable(work.peft, seed)?;
+    if trained.lora.is_none() {
+        session.forget_bases();
+    }
     let batches = Batches::new(
         work.train.len(),
         work.batch_size,
@@ -80,7 +86,7 @@ pub(super) fn run<B: ModelBackend>(
     // A resumed run has its evaluations up to here in the journal.
     let mut first_loss = None;
     if journal.position.step == 0 {
-        first_loss = evaluate(session, &mut journal, &work, policy, &trained, &device)?;
+        first_loss = evaluate(session, &mut journal, &work, &tokenizer, &trained, &device)?;
     }
     let mut last_loss = None;
     while journal.position.step < steps {
@@ -137,7 +143,7 @@ pub(super) fn run<B: ModelBackend>(
         ];
         journal.step(session, tokens as u64, &metrics)?;
         if journal.evaluates() {
-            last_loss = evaluate(session, &mut journal, &work, policy, &trained, &device)?;
+            last_loss = evaluate(session, &mut journal, &work, &tokenizer, &trained, &device)?;
         }
         if journal.must_save() {
             let mut weights = TensorMap::new();
@@ -145,13 +151,7 @@ pub(super) fn run<B: ModelBackend>(
             journal.save(session, &weights, &optim.state())?;
         }
     }
-    save_policy(
-        journal.dir(),
-        &trained,
-        &policy.config,
-        &policy.tokenizer,
-        &policy.base,
-    )?;
+    save_policy(journal.dir(), &trained, &config, &tokenizer, &base)?;
     let summary = match (first_loss, last_loss) {
         (Some(first), Some(last)) => {
             format!("held-out loss {first:.4} -> {last:.4} nats per trained token")
@@ -171,7 +171,7 @@ fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
     journal: &mut Journal,
     work: &Supervised<'_>,
-    policy: &Policy<B>,
+    tokenizer: &Tokenizer,
     trained: &Trainable<B>,
     device: &B::Device,
 ) -> Result<Option<f64>> {
@@ -196,7 +196,7 @@ fn evaluate<B: ModelBackend>(
         max_new_tokens: longest.max(1),
         step: journal.position.step,
     };
-    for sample in draw_samples(&model, &policy.tokenizer, &request, device)? {
+    for sample in draw_samples(&model, tokenizer, &request, device)? {
         journal.sample(&sample)?;
     }
     Ok(Some(loss))

@@ -13,7 +13,9 @@ use super::policy::{Policy, prepare, save_reward_model};
 use super::session::{Outcome, data_file};
 use super::state::{restore_weights, trained_weights};
 use crate::checkpoint::TensorMap;
-use crate::data::{Batches, Comparisons, encode_comparisons, encode_completions, micro_batches};
+use crate::data::{
+    Batches, Comparisons, Tokenizer, encode_comparisons, encode_completions, micro_batches,
+};
 use crate::error::{Error, Result};
 use crate::host::{Later, indices};
 use crate::loss::RewardLoss;
@@ -36,41 +38,47 @@ pub fn reward_model<B: ModelBackend>(
 ) -> Result<Outcome> {
     let device = session.device.clone();
     let seed = session.stage_seed(&config.name);
-    let policy = session.policy(&config.init)?;
-    let (train, rows) = comparisons(session, config, &policy, &config.data, "comparisons")?;
+    let Policy {
+        model,
+        config: model_config,
+        tokenizer,
+        lora: present,
+        base,
+        files,
+        score,
+    } = session.policy(&config.init)?;
+    let (train, rows) = comparisons(session, config, &tokenizer, &config.data, "comparisons")?;
     let valid = match &config.eval_data {
-        Some(data) => comparisons(session, config, &policy, data, "held-out comparisons")?.0,
+        Some(data) => comparisons(session, config, &tokenizer, data, "held-out comparisons")?.0,
         None => Vec::new(),
     };
     let data = (data_file(&config.data, session.run.path()), rows);
-    session.record(
-        &config.name,
-        &format!("{:?}", config.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
 
-    let mut backbone = policy.model.clone().into_backbone();
+    let mut backbone = model.into_backbone();
     let (lora, merged) = prepare(
         &mut backbone,
-        &policy.config,
-        policy.lora.as_ref(),
+        &model_config,
+        present.as_ref(),
         &config.peft,
         seed,
     )?;
+    if lora.is_none() {
+        session.forget_bases();
+    }
     if merged {
         return Err(Error::Stage {
             stage: config.name.clone(),
             message: "its adapters differ in rank, scale or layers from those of `init`; give both the same `peft`".into(),
         });
     }
-    let hidden = policy.config.output_size();
+    let hidden = model_config.output_size();
     let mut model = ScalarModel::with_random_head(backbone, hidden, seed.fork("head"), &device);
-    if let Some(head) = &policy.score {
-        model.set_score(head.clone(), &device);
+    if let Some(head) = score {
+        model.set_score(head, &device);
     }
     let references = match &config.center_on {
-        Some(data) => reference_rows(session, config, data, &policy)?,
+        Some(data) => reference_rows(session, config, data, &tokenizer)?,
         None => Vec::new(),
     };
     let reference_scores = |model: &ScalarModel<B>| {
@@ -204,9 +212,9 @@ pub fn reward_model<B: ModelBackend>(
         journal.dir(),
         &mut model,
         lora.as_ref(),
-        &policy.config,
-        &policy.tokenizer,
-        &policy.base,
+        &model_config,
+        &tokenizer,
+        &base,
     )?;
     let (summary, table) = match held_out {
         Some(HeldOut { accuracy, table }) => (
@@ -223,13 +231,12 @@ pub fn reward_model<B: ModelBackend>(
 fn comparisons<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &RewardModelConfig,
-    policy: &Policy<B>,
+    tokenizer: &Tokenizer,
     data: &DataConfig,
     what: &str,
 ) -> Result<(Vec<Comparisons>, usize)> {
     let rows = session.rows(data)?;
-    let (tokenizer, format) = (&policy.tokenizer, &data.format);
-    let encoded = encode_comparisons(&rows, tokenizer, format, config.max_length)?;
+    let encoded = encode_comparisons(&rows, tokenizer, &data.format, config.max_length)?;
     session.tell(what, &encoded.report);
     let items = encoded.items;
     if config.loss_type == RewardLoss::BradleyTerry {
@@ -259,10 +266,10 @@ fn reference_rows<B: ModelBackend>(
     session: &Session<'_, B>,
     config: &RewardModelConfig,
     data: &DataConfig,
-    policy: &Policy<B>,
+    tokenizer: &Tokenizer,
 ) -> Result<Vec<Vec<u32>>> {
     let rows = session.rows(data)?;
-    let (tokenizer, format) = (&policy.tokenizer, &data.format);
+    let format = &data.format;
     let examples = encode_completions(&rows, tokenizer, format, config.max_length, true)?;
     Ok(examples.items.into_iter().map(|e| e.ids).collect())
 }
