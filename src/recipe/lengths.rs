@@ -1,5 +1,16 @@
 //! How long the rows of a data set are, and how many tokens meet in a batch of them.
 
+/// Tokens of one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RowLength {
+    /// In all.
+    pub(super) tokens: usize,
+    /// Those that pass through a model: responses to one prompt pass with the prompt once.
+    pub(super) passed: usize,
+    /// Those whose log-probability is asked for.
+    pub(super) targets: usize,
+}
+
 /// A data set's rows, and what is known of their lengths from a sample.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Lengths {
@@ -7,17 +18,21 @@ pub(super) struct Lengths {
     pub(super) rows: u64,
     /// Mean length in tokens; zero for data that are not there yet.
     pub(super) mean: f64,
-    /// What passes through a model of each row in the sample: responses to one prompt pass with the prompt once.
+    /// Tokens of each row in the sample that pass through a model.
     passed: Vec<usize>,
+    /// Targets in the sample.
+    targets: usize,
 }
 
 impl Lengths {
     /// Of `rows` rows, some of which are so long and so long in a pass.
-    pub(super) fn new(rows: u64, lens: &[usize], passed: Vec<usize>) -> Self {
+    pub(super) fn new(rows: u64, sample: &[RowLength]) -> Self {
+        let tokens: Vec<usize> = sample.iter().map(|row| row.tokens).collect();
         Self {
             rows,
-            mean: mean(lens),
-            passed,
+            mean: mean(&tokens),
+            passed: sample.iter().map(|row| row.passed).collect(),
+            targets: sample.iter().map(|row| row.targets).sum(),
         }
     }
 
@@ -26,13 +41,21 @@ impl Lengths {
         Self {
             rows,
             mean,
-            passed: Vec::new(),
+            ..Self::default()
         }
     }
 
-    /// The tokens that the largest of `draws` batches of `size` rows is expected to have, `None` if no row was seen: as many
-    /// standard deviations above the mean as the largest of so many normal numbers is, `sqrt(2 ln draws)`, but not more than
-    /// the longest rows together, where all were seen.
+    /// How many of `passed` tokens are targets; all of them, if no row was seen.
+    pub(super) fn targets_of(&self, passed: u64) -> u64 {
+        match self.passed.iter().sum::<usize>() {
+            0 => passed,
+            seen => (passed as f64 * self.targets as f64 / seen as f64).ceil() as u64,
+        }
+    }
+
+    /// The tokens that the largest of `draws` batches of `size` rows is expected to have, `None` if no row was seen: the mean
+    /// and as many standard deviations as the largest of so many normal numbers lies above it, but not more than the longest
+    /// rows together, where all were seen. Rows are drawn without putting them back: batches of half of a data set differ less.
     pub(super) fn largest(&self, size: usize, draws: u64) -> Option<usize> {
         if self.passed.is_empty() {
             return None;
@@ -41,16 +64,30 @@ impl Lengths {
         let size = size.min(self.rows as usize);
         let squares = self.passed.iter().map(|&len| (len as f64 - mean).powi(2));
         let deviation = (squares.sum::<f64>() / n as f64).sqrt();
-        let far = (2.0 * (draws.max(1) as f64).ln()).sqrt();
-        let expected = size as f64 * mean + far * deviation * (size as f64).sqrt();
+        let left = (self.rows as f64 - size as f64) / (self.rows as f64 - 1.0).max(1.0);
+        let batch_deviation = deviation * (size as f64 * left).sqrt();
+        let expected = size as f64 * mean + normal_maximum(draws) * batch_deviation;
         let mut most = usize::MAX;
         if n as u64 == self.rows {
             let mut longest = self.passed.clone();
             longest.sort_unstable_by(|a, b| b.cmp(a));
             most = longest.iter().take(size).sum();
         }
-        Some((expected as usize).min(most))
+        Some((expected.round() as usize).min(most))
     }
+}
+
+/// What the largest of `draws` standard normal numbers is expected to be, within 0.03.
+///
+/// # Source
+/// Blom 1958, the quantile at `(n - 3/8) / (n + 1/4)`; Abramowitz and Stegun 1964, 26.2.23, for the quantile (within 4.5e-4).
+fn normal_maximum(draws: u64) -> f64 {
+    let n = draws.max(1) as f64;
+    let above = 0.625 / (n + 0.25);
+    let t = (-2.0 * above.ln()).sqrt();
+    let fraction = (2.515517 + t * (0.802853 + t * 0.010328))
+        / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)));
+    t - fraction
 }
 
 fn mean(lens: &[usize]) -> f64 {
@@ -61,17 +98,43 @@ fn mean(lens: &[usize]) -> f64 {
 mod tests {
     use super::*;
 
+    fn row(tokens: usize) -> RowLength {
+        RowLength {
+            tokens,
+            passed: tokens,
+            targets: tokens / 10,
+        }
+    }
+
     #[test]
     fn the_largest_batch_is_above_the_mean() {
-        let lens = vec![10, 20, 30, 40];
-        let of = |rows| Lengths::new(rows, &lens, lens.clone());
+        let sample = [10, 20, 30, 40].map(row);
+        let of = |rows| Lengths::new(rows, &sample);
         assert_eq!(of(100).mean, 25.0);
-        // One batch: the mean. Of eight: 25 * 4 + sqrt(2 ln 8) * sqrt(125) * 2 = 145.6.
+        // One batch: the mean. Of eight: 25 * 4 + 1.434 * sqrt(125) * sqrt(4 * 96 / 99) = 131.57.
         assert_eq!(of(100).largest(4, 1), Some(100));
-        assert_eq!(of(100).largest(4, 8), Some(145));
-        // All rows were seen: no two are longer than 70.
+        assert_eq!(of(100).largest(4, 8), Some(132));
+        // All rows were seen: no two are longer than 70, and there is one batch of four.
         assert_eq!(of(4).largest(2, 1000), Some(70));
+        assert_eq!(of(4).largest(4, 1000), Some(100));
         assert_eq!(of(4).largest(9, 2), Some(100));
         assert_eq!(Lengths::unseen(7, 3.0).largest(4, 8), None);
+    }
+
+    #[test]
+    fn targets_are_a_share_of_what_passes() {
+        let lengths = Lengths::new(100, &[10, 20, 30, 40].map(row));
+        assert_eq!(lengths.targets_of(250), 25);
+        assert_eq!(Lengths::unseen(7, 3.0).targets_of(250), 250);
+    }
+
+    /// Expected maxima of 2, 8, 100 and 1,000 normal numbers: 1 / sqrt(pi), and integrals of `n x pdf cdf^(n - 1)`.
+    #[test]
+    fn normal_maxima_are_the_known_ones() {
+        for (draws, expected) in [(2, 0.5642), (8, 1.4236), (100, 2.5076), (1000, 3.2414)] {
+            let maximum = normal_maximum(draws);
+            assert!((maximum - expected).abs() < 0.03, "{draws}: {maximum}");
+        }
+        assert!(normal_maximum(1).abs() < 1e-3);
     }
 }

@@ -4,16 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use crate::model::ModelConfig;
-use crate::ops::Precision;
+use crate::ops::{Precision, logit_chunk_rows};
 
 /// Bytes of an f32, the precision of weights, gradients and activations.
 pub(super) const FLOAT: u64 = 4;
 
 /// Bytes that every run takes beside its model: the program, tokenizer and rows, pages of the weight file, packed panels of weights.
 const PROGRAM: u64 = 128 << 20;
-
-/// Positions whose logits exist at once: losses and log-probabilities work through the vocabulary in chunks of this many.
-const LOGITS_CHUNK: u64 = 256;
 
 /// The sizes of a decoder that decide its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,11 +107,8 @@ pub enum Work {
     Train {
         /// Tokens per forward pass.
         micro_tokens: u64,
-    },
-    /// Forward only.
-    Score {
-        /// Tokens per forward pass.
-        micro_tokens: u64,
+        /// Those of them whose log-probability is asked for.
+        targets: u64,
     },
     /// Sampling with a KV cache.
     Generate {
@@ -129,6 +123,8 @@ pub enum Work {
     Ppo {
         /// Tokens per forward pass while training.
         micro_tokens: u64,
+        /// Those of them whose log-probability is asked for.
+        targets: u64,
         /// Responses at once while sampling.
         batch: u64,
         /// Longest prompt in tokens.
@@ -151,7 +147,7 @@ pub enum Work {
 /// - activations: [`ModelShape::activation_floats`] per token and layer, the same once more for the layer whose gradients are being
 ///   computed, and `3 intermediate` of results whose memory is handed on; with `gradient_checkpointing`, of that layer alone and the states between layers; without
 ///   a backward pass, of one layer only
-/// - logits: 256 positions, with their gradient when training; when sampling one row per response
+/// - logits: of at most 256 targets at once, with their gradient when training; when sampling one row per response
 /// - KV cache: `batch x (prompt + response) x layers x 2 x kv_heads x head_dim`
 /// - program: 128 MiB, as measured
 ///
@@ -161,23 +157,15 @@ pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
     let mut parts = Vec::new();
     let mut part = |name: &str, bytes: u64| parts.push((name.to_string(), bytes));
     match work {
-        Work::Train { micro_tokens } => {
+        Work::Train {
+            micro_tokens,
+            targets,
+        } => {
             part("weights", weights(1));
             part("gradients", FLOAT * shape.trainable_params);
             part("optimizer state", 2 * FLOAT * shape.trainable_params);
             part("activations", activations(shape, micro_tokens, true));
-            part(
-                "logits",
-                2 * FLOAT * LOGITS_CHUNK.min(micro_tokens) * shape.vocab,
-            );
-        }
-        Work::Score { micro_tokens } => {
-            part("weights", weights(1));
-            part("activations", activations(shape, micro_tokens, false));
-            part(
-                "logits",
-                FLOAT * LOGITS_CHUNK.min(micro_tokens) * shape.vocab,
-            );
+            part("logits", logits(shape, targets));
         }
         Work::Generate {
             batch,
@@ -191,6 +179,7 @@ pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
         }
         Work::Ppo {
             micro_tokens,
+            targets,
             batch,
             prompt,
             response,
@@ -206,10 +195,7 @@ pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
             // Policy and value are trained one after the other; their activations never exist together.
             let training = [
                 ("activations", activations(shape, micro_tokens, true)),
-                (
-                    "logits",
-                    2 * FLOAT * LOGITS_CHUNK.min(micro_tokens) * shape.vocab,
-                ),
+                ("logits", logits(shape, targets)),
             ];
             let sampling = sampling(shape, batch, prompt, response);
             let total = |parts: &[(&str, u64)]| parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
@@ -242,6 +228,12 @@ fn sampling(
         ("activations", activations(shape, batch * prompt, false)),
         ("logits", FLOAT * batch * shape.vocab),
     ]
+}
+
+/// A chunk of the logits of `targets` rows, and its gradient.
+fn logits(shape: &ModelShape, targets: u64) -> u64 {
+    let chunk = logit_chunk_rows(shape.vocab as usize) as u64;
+    2 * FLOAT * chunk.min(targets) * shape.vocab
 }
 
 fn activations(shape: &ModelShape, tokens: u64, backward: bool) -> u64 {
@@ -346,7 +338,11 @@ mod tests {
             ..SMOLLM2
         };
         assert_eq!(full.activation_floats(), 5769 + 2688);
-        let parts = estimate(Work::Train { micro_tokens: 1024 }, &SMOLLM2);
+        let work = Work::Train {
+            micro_tokens: 1024,
+            targets: 1024,
+        };
+        let parts = estimate(work, &SMOLLM2);
         assert_eq!(bytes(&parts, "weights"), 557_597_952);
         assert_eq!(bytes(&parts, "gradients"), 19_537_920);
         assert_eq!(bytes(&parts, "optimizer state"), 39_075_840);
@@ -357,7 +353,7 @@ mod tests {
             ..SMOLLM2
         };
         // 4 * 1024 * (576 + 30 * 576 + 2 * 5769).
-        let parts_again = estimate(Work::Train { micro_tokens: 1024 }, &again);
+        let parts_again = estimate(work, &again);
         assert_eq!(bytes(&parts_again, "activations"), 120_397_824);
         // 2 * 4 * 256 * 49152.
         assert_eq!(bytes(&parts, "logits"), 100_663_296);
@@ -377,7 +373,10 @@ mod tests {
                 trainable_params: 1000,
                 ..SMOLLM2
             };
-            let work = Work::Score { micro_tokens: 64 };
+            let work = Work::Train {
+                micro_tokens: 64,
+                targets: 0,
+            };
             bytes(&estimate(work, &shape), "weights")
         };
         let (trained, frozen) = (1000, SMOLLM2.total_params - 1000);
@@ -401,6 +400,7 @@ mod tests {
     fn ppo_counts_the_larger_phase_and_shares_the_base() {
         let work = |micro_tokens, batch| Work::Ppo {
             micro_tokens,
+            targets: 48,
             batch,
             prompt: 300,
             response: 48,
@@ -410,6 +410,8 @@ mod tests {
         let parts = estimate(work(2048, 1), &SMOLLM2);
         assert_eq!(bytes(&parts, "weights"), 557_597_952 + 2 * 19_537_920);
         assert_eq!(bytes(&parts, "gradients"), 39_075_840);
+        // 2 * 4 * 48 * 49152.
+        assert_eq!(bytes(&parts, "logits"), 18_874_368);
         assert!(parts.iter().all(|(name, _)| name != "KV cache"));
         let parts = estimate(work(512, 512), &SMOLLM2);
         assert!(parts.iter().any(|(name, _)| name == "KV cache"));

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::known::{Known, open_folder, open_model};
-use super::lengths::Lengths;
+use super::lengths::{Lengths, RowLength};
 use super::memory::{FLOAT, ModelShape, Work, estimate};
 use super::uses::{sft_rows, uses};
 use super::{Places, Recipe, Stage, StagePlan};
 use crate::data::{
-    Comparisons, DataConfig, DataContext, DataSource, Example, Row, RowKind, Tokenizer,
+    Comparisons, DataConfig, DataContext, DataSource, Example, Prompt, Row, RowKind, Tokenizer,
     check_source, encode_comparisons, encode_completions, encode_prompts, encode_text,
     is_plain_text, read_rows,
 };
@@ -272,38 +272,30 @@ impl Surveyor<'_> {
         let Some(rows) = rows else {
             return Lengths::unseen(data.limit.unwrap_or(0) as u64, 0.0);
         };
-        let same = |lens: Vec<usize>| (lens.clone(), lens);
-        let lens = |rows: &[Row]| -> Result<(Vec<usize>, Vec<usize>)> {
+        let lens = |rows: &[Row]| -> Result<Vec<RowLength>> {
             let (tokenizer, format) = (&known.tokenizer, &data.format);
-            Ok(same(match kind {
-                RowKind::Text => lens_of(encode_text(rows, tokenizer, format, max_length)?.items),
-                RowKind::TextOrCompletion if rows.first().is_some_and(is_plain_text) => {
-                    lens_of(encode_text(rows, tokenizer, format, max_length)?.items)
-                }
+            let text = || encode_text(rows, tokenizer, format, max_length);
+            let examples = match kind {
+                RowKind::Text => text()?,
+                RowKind::TextOrCompletion if rows.first().is_some_and(is_plain_text) => text()?,
                 RowKind::Completion | RowKind::TextOrCompletion => {
-                    lens_of(encode_completions(rows, tokenizer, format, max_length, true)?.items)
+                    encode_completions(rows, tokenizer, format, max_length, true)?
                 }
                 RowKind::Preference => {
                     let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
-                    let tokens = |item: &Comparisons| item.responses.iter().map(Vec::len).sum();
-                    let again = |item: &Comparisons| {
-                        item.responses.len().saturating_sub(1) * item.prompt_len
-                    };
-                    let lens: Vec<usize> = encoded.items.iter().map(tokens).collect();
-                    let pairs = lens.iter().zip(&encoded.items);
-                    let passed = pairs.map(|(len, item)| len - again(item)).collect();
-                    return Ok((lens, passed));
+                    return Ok(encoded.items.iter().map(of_comparisons).collect());
                 }
                 RowKind::Prompt => {
                     let encoded = encode_prompts(rows, tokenizer, format, max_length)?;
-                    encoded.items.iter().map(|x| x.ids.len()).collect()
+                    return Ok(encoded.items.iter().map(of_prompt).collect());
                 }
-            }))
+            };
+            Ok(examples.items.iter().map(of_example).collect())
         };
         // A sample that is wholly left out says nothing of the rest.
         let lens = lens(&rows[..rows.len().min(SAMPLE_ROWS)]).or_else(|_| lens(&rows));
-        let (lens, passed) = self.keep(place, lens).unwrap_or_default();
-        Lengths::new(rows.len() as u64, &lens, passed)
+        let lens = self.keep(place, lens).unwrap_or_default();
+        Lengths::new(rows.len() as u64, &lens)
     }
 
     /// Prompts with comparisons, and their tokens, all responses together.
@@ -357,7 +349,16 @@ impl Surveyor<'_> {
                 let most = batch.saturating_mul(longest);
                 let step = (data.largest(batch, plan.steps)).map_or(most, |step| step.min(most));
                 let micro_tokens = micro.min(step) as u64;
-                estimate(Work::Train { micro_tokens }, &shape)
+                // A reward model has a score where a language model has logits.
+                let targets = match stage {
+                    Stage::RewardModel(_) => 0,
+                    _ => data.targets_of(micro_tokens),
+                };
+                let work = Work::Train {
+                    micro_tokens,
+                    targets,
+                };
+                estimate(work, &shape)
             };
         let longest = |data: &Lengths, most: usize| {
             (data.largest(1, data.rows)).map_or(most, |len| len.min(most)) as u64
@@ -435,6 +436,7 @@ impl Surveyor<'_> {
                         prompts.min(minibatch.saturating_mul(c.max_prompt_length))
                             + minibatch.saturating_mul(c.response_length),
                     ) as u64,
+                    targets: minibatch.saturating_mul(c.response_length) as u64,
                     batch: c.generation_batch_size as u64,
                     prompt: longest(&data, c.max_prompt_length),
                     response: c.response_length as u64,
@@ -462,8 +464,29 @@ impl Surveyor<'_> {
     }
 }
 
-fn lens_of(items: Vec<Example>) -> Vec<usize> {
-    items.iter().map(|item| item.ids.len()).collect()
+fn of_example(item: &Example) -> RowLength {
+    RowLength {
+        tokens: item.ids.len(),
+        passed: item.ids.len(),
+        targets: item.trained.iter().filter(|&&trained| trained).count(),
+    }
+}
+
+fn of_prompt(item: &Prompt) -> RowLength {
+    RowLength {
+        tokens: item.ids.len(),
+        passed: item.ids.len(),
+        targets: 0,
+    }
+}
+
+fn of_comparisons(item: &Comparisons) -> RowLength {
+    let tokens: usize = item.responses.iter().map(Vec::len).sum();
+    RowLength {
+        tokens,
+        passed: item.packed_len(),
+        targets: tokens - item.responses.len() * item.prompt_len,
+    }
 }
 
 fn supervised(plan: &mut StagePlan, data: &Lengths, epochs: usize, batch_size: usize) {
