@@ -43,6 +43,7 @@ pub mod report;
 pub mod reward;
 pub mod rl;
 pub mod rng;
+pub mod snapshot;
 pub mod start;
 pub mod tokens;
 pub mod train;

@@ -9,6 +9,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::ops::{Numerics, Precision, ReducedMatrix, unwrap, wrap};
+use crate::snapshot::Snapshot;
 
 /// What a parameter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +60,35 @@ impl ParamMeta {
     pub fn ordered(mut self, order: Option<Arc<Vec<usize>>>) -> Self {
         self.order = order;
         self
+    }
+
+    /// Name and shape in files of the tensor at `piece`, of a parameter of `shape`.
+    fn file_tensor(&self, piece: usize, shape: &[usize]) -> (String, Vec<usize>) {
+        let (name, columns) = &self.pieces[piece];
+        let shape = match (shape, self.transposed) {
+            ([rows, _], true) => vec![*columns, *rows],
+            ([rows, _], false) => vec![*rows, *columns],
+            // transformers stores the scalar head as a matrix of one row.
+            _ if self.kind == ParamKind::Score => vec![1, *columns],
+            _ => vec![*columns],
+        };
+        (name.clone(), shape)
+    }
+
+    /// Numbers of the tensor at `piece` as files hold them, of the parameter's columns in the file's order.
+    fn piece(&self, piece: usize, values: &[f32]) -> Vec<f32> {
+        let widths = self.pieces.iter().map(|(_, columns)| columns);
+        let (first, total): (usize, usize) = (widths.clone().take(piece).sum(), widths.sum());
+        let columns = self.pieces[piece].1;
+        let rows = values.len() / total;
+        let mut part = Vec::with_capacity(rows * columns);
+        for row in values.chunks_exact(total) {
+            part.extend_from_slice(&row[first..first + columns]);
+        }
+        match self.transposed {
+            true => transpose(&part, rows, columns),
+            false => part,
+        }
     }
 
     /// The parameter's key in optimiser state and gradients: its first tensor's name.
@@ -219,12 +249,19 @@ impl<B: Backend> ParamSlot<'_, B> {
 
     /// The numbers in the parameter's own layout. Reads the device.
     pub fn values(&self) -> Vec<f32> {
-        let data = match self {
-            Self::Vector(p) => p.val().into_data(),
-            Self::Matrix(p) => p.val().into_data(),
-            Self::Reduced(reduced) => return reduced.values(),
-        };
-        data.convert::<f32>().into_vec().expect("converted to f32")
+        self.reader()()
+    }
+
+    /// What gives [`ParamSlot::values`] as they are now, when it is asked.
+    pub fn reader(&self) -> Box<dyn Fn() -> Vec<f32>> {
+        match self {
+            Self::Vector(p) => reader_of(p.val()),
+            Self::Matrix(p) => reader_of(p.val()),
+            Self::Reduced(reduced) => {
+                let reduced = Reduced::clone(reduced);
+                Box::new(move || reduced.values())
+            }
+        }
     }
 
     /// Assembles the parameter from its tensors, each read from a file when its turn comes.
@@ -293,41 +330,25 @@ impl<B: Backend> ParamSlot<'_, B> {
 
     /// The tensors as files hold them. Reads the device.
     pub fn save(&self, meta: &ParamMeta) -> Vec<HostTensor> {
-        let values = to_file_order(self.values(), meta);
-        if matches!(self, Self::Vector(_)) {
-            let mut first = 0;
-            return meta
-                .pieces
-                .iter()
-                .map(|(name, len)| {
-                    let part = values[first..first + len].to_vec();
-                    first += len;
-                    (name.clone(), vec![*len], part)
-                })
-                .collect();
-        }
-        let total: usize = meta.pieces.iter().map(|(_, columns)| columns).sum();
-        let rows = values.len() / total;
-        let mut first = 0;
-        meta.pieces
-            .iter()
-            .map(|(name, columns)| {
-                let mut part = Vec::with_capacity(rows * columns);
-                for row in values.chunks_exact(total) {
-                    part.extend_from_slice(&row[first..first + columns]);
-                }
-                first += columns;
-                if meta.transposed {
-                    (
-                        name.clone(),
-                        vec![*columns, rows],
-                        transpose(&part, rows, *columns),
-                    )
-                } else {
-                    (name.clone(), vec![rows, *columns], part)
-                }
+        let (shape, values) = (self.shape(), to_file_order(self.values(), meta));
+        (0..meta.pieces.len())
+            .map(|piece| {
+                let (name, shape) = meta.file_tensor(piece, &shape);
+                (name, shape, meta.piece(piece, &values))
             })
             .collect()
+    }
+
+    /// Adds the tensors as files hold them.
+    pub fn put_into(&self, snapshot: &mut Snapshot<'_>, meta: &ParamMeta) {
+        let shape = self.shape();
+        for piece in 0..meta.pieces.len() {
+            let (name, shape) = meta.file_tensor(piece, &shape);
+            let (values, meta) = (self.reader(), meta.clone());
+            snapshot.insert(name, shape, move || {
+                meta.piece(piece, &to_file_order(values(), &meta)).into()
+            });
+        }
     }
 }
 
@@ -375,6 +396,13 @@ fn put<B: AutodiffBackend, const D: usize>(
 ) {
     let value = Tensor::from_inner(wrap(value));
     *param = Param::initialized(param.id, value.require_grad());
+}
+
+fn reader_of<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Box<dyn Fn() -> Vec<f32>> {
+    Box::new(move || {
+        let data = tensor.clone().into_data().convert::<f32>();
+        data.into_vec().expect("converted to f32")
+    })
 }
 
 /// The parameter's columns, given the file's.

@@ -8,4 +8,4 @@ pub mod tensor_map;
 pub use atomic::{write_atomic, write_dir_atomic};
 pub use run_dir::{FileHash, RunDir, RunInfo, StageLineage};
 pub use step::{CHECKPOINTS, StepCheckpoint, latest, prune, save};
-pub use tensor_map::{TensorMap, read_tensor_map, write_tensor_map};
+pub use tensor_map::{TensorMap, read_tensor_map};

@@ -7,9 +7,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::atomic::{is_complete, write_atomic, write_dir_atomic};
-use super::tensor_map::{TensorMap, read_tensor_map, write_tensor_map};
+use super::tensor_map::{TensorMap, read_tensor_map};
 use crate::atomic::TEMPORARY_PREFIX;
 use crate::error::{Error, Result};
+use crate::model::weights::write_snapshot;
+use crate::snapshot::Snapshot;
 
 /// The folder of a stage that holds its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
@@ -54,8 +56,8 @@ impl<S: DeserializeOwned> StepCheckpoint<S> {
 pub fn save<S: Serialize>(
     stage_dir: impl AsRef<Path>,
     step: usize,
-    weights: &TensorMap,
-    optim: &TensorMap,
+    weights: &Snapshot<'_>,
+    optim: &Snapshot<'_>,
     state: &S,
 ) -> Result<PathBuf> {
     let folder = stage_dir
@@ -65,8 +67,8 @@ pub fn save<S: Serialize>(
     let state = serde_json::to_vec_pretty(state)
         .map_err(|e| Error::format(folder.join("state.json"), e.to_string()))?;
     write_dir_atomic(&folder, |dir| {
-        write_tensor_map(dir.join("weights.safetensors"), weights)?;
-        write_tensor_map(dir.join("optim.safetensors"), optim)?;
+        write_snapshot(dir.join("weights.safetensors"), weights)?;
+        write_snapshot(dir.join("optim.safetensors"), optim)?;
         write_atomic(dir.join("state.json"), &state)
     })?;
     Ok(folder)
@@ -149,14 +151,9 @@ mod tests {
 
     fn save_at(stage: &Path, step: usize) -> PathBuf {
         let state = State { step, kl_coef: 0.1 };
-        save(
-            stage,
-            step,
-            &weights(step as f32),
-            &TensorMap::new(),
-            &state,
-        )
-        .unwrap()
+        let mut snapshot = Snapshot::default();
+        snapshot.insert("w", vec![1], move || vec![step as f32].into());
+        save(stage, step, &snapshot, &Snapshot::default(), &state).unwrap()
     }
 
     #[test]
@@ -216,7 +213,8 @@ mod tests {
             step: 1,
             kl_coef: 0.0,
         };
-        let outcome = save(stage.path(), 1, &weights(1.0), &TensorMap::new(), &state);
+        let nothing = Snapshot::default();
+        let outcome = save(stage.path(), 1, &nothing, &nothing, &state);
         assert!(matches!(outcome, Err(Error::Io { .. })));
         assert_eq!(fs::read_dir(stage.path()).unwrap().count(), 1);
     }

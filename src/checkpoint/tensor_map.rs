@@ -1,32 +1,13 @@
 //! Named host tensors as safetensors: what checkpoints hold.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::Result;
-use crate::model::weights::{SafetensorsFiles, StoreAs, WeightSource, write_safetensors_with};
+use crate::model::weights::{SafetensorsFiles, WeightSource};
 
 /// Shape and values (row-major) by name.
 pub type TensorMap = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-/// Writes all tensors to one safetensors file, atomically.
-///
-/// # Errors
-/// `Error::Io`.
-///
-/// # Panics
-/// If a tensor's values do not fill its shape.
-pub fn write_tensor_map(path: impl AsRef<Path>, tensors: &TensorMap) -> Result<()> {
-    let entries: Vec<_> = tensors.iter().collect();
-    let specs: Vec<(&str, &[usize])> = entries
-        .iter()
-        .map(|(name, (shape, _))| (name.as_str(), shape.as_slice()))
-        .collect();
-    write_safetensors_with(path, StoreAs::F32, &specs, |i| {
-        Ok(Cow::Borrowed(&entries[i].1.1))
-    })
-}
 
 /// Reads all tensors of a safetensors file.
 ///
@@ -47,6 +28,8 @@ pub fn read_tensor_map(path: impl AsRef<Path>) -> Result<TensorMap> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::weights::write_snapshot;
+    use crate::snapshot::Snapshot;
 
     #[test]
     fn values_survive_to_the_bit() {
@@ -60,7 +43,11 @@ mod tests {
             ("step".to_owned(), (vec![], vec![12.0])),
         ]
         .into();
-        write_tensor_map(&path, &tensors).unwrap();
+        let mut snapshot = Snapshot::default();
+        for (name, (shape, values)) in &tensors {
+            snapshot.insert(name, shape.clone(), move || values.into());
+        }
+        write_snapshot(&path, &snapshot).unwrap();
         let read = read_tensor_map(&path).unwrap();
         assert_eq!(read, tensors);
         assert_eq!(read["exp_avg.w"].1[1].to_bits(), (-0.0f32).to_bits());

@@ -17,10 +17,10 @@ use crate::atomic::{Temporary, sync_parent, temporary_name, write_atomic};
 use crate::backend::{Task, dispatch};
 use crate::data::{Row, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::weights::{self, StoreAs, write_safetensors, write_safetensors_with};
-use crate::model::{LanguageModel, ModelConfig, SCORE_OFFSET, ScalarModel, host_tensors};
+use crate::model::weights::{self, StoreAs, write_safetensors_with, write_snapshot};
+use crate::model::{LanguageModel, ModelConfig, SCORE_OFFSET, ScalarModel, stored_tensors};
 use crate::ops::ModelBackend;
-use crate::params::{ParamKind, Parameters};
+use crate::params::Parameters;
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::rng::Seed;
@@ -295,7 +295,6 @@ impl Merge<'_> {
     }
 
     fn write<B: ModelBackend>(&self, model: &mut dyn Parameters<B>) -> Result<()> {
-        let tensors = host_tensors(model, &|kind| kind != ParamKind::Adapter);
-        write_safetensors(self.to.join("model.safetensors"), &tensors)
+        write_snapshot(self.to.join("model.safetensors"), &stored_tensors(model))
     }
 }

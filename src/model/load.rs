@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::ops::Numerics;
 use crate::params::{HostTensor, ParamKind, Parameters};
 use crate::rng::Seed;
+use crate::snapshot::Snapshot;
 
 impl<B: Backend> LanguageModel<B> {
     /// A model with an output head, from a weight file whose tensors are all checked first. Every parameter is frozen.
@@ -165,16 +166,19 @@ pub fn host_tensors<B: Backend>(
     let mut tensors = Vec::new();
     model.for_each_parameter(&mut |meta, slot| {
         if choose(meta.kind) {
-            for (name, shape, values) in slot.save(meta) {
-                // transformers stores the scalar head as a matrix of one row.
-                let shape = if meta.kind == ParamKind::Score {
-                    vec![1, shape[0]]
-                } else {
-                    shape
-                };
-                tensors.push((name, shape, values));
-            }
+            tensors.extend(slot.save(meta));
         }
     });
     tensors
+}
+
+/// All tensors but those of adapters as files hold them, to be written one at a time.
+pub fn stored_tensors<B: Backend>(model: &mut dyn Parameters<B>) -> Snapshot<'static> {
+    let mut snapshot = Snapshot::default();
+    model.for_each_parameter(&mut |meta, slot| {
+        if meta.kind != ParamKind::Adapter {
+            slot.put_into(&mut snapshot, meta);
+        }
+    });
+    snapshot
 }

@@ -32,7 +32,7 @@ pub use config::{ModelConfig, TensorSpec};
 pub use gated_decoder::GatedDecoder;
 pub use gpt_neox::GptNeox;
 pub use gpt2::Gpt2;
-pub use load::host_tensors;
+pub use load::{host_tensors, stored_tensors};
 pub use manifest::{Manifest, ModelFiles};
 pub use offset::{SCORE_OFFSET, SIDECAR, read_score_offset};
 pub use opt::Opt;

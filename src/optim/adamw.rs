@@ -10,6 +10,7 @@ use super::OptimConfig;
 use crate::host;
 use crate::ops::{AdamWParam, AdamWStep, ModelBackend};
 use crate::params::{ParamKind, Parameters};
+use crate::snapshot::Snapshot;
 
 /// Named numbers of a checkpoint: shape and values.
 pub type StateMap = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -161,16 +162,15 @@ impl<B: ModelBackend> AdamW<B> {
         norm
     }
 
-    /// Both moments of every parameter, as `<name>.m` and `<name>.v`. Reads the device.
-    pub fn state(&self) -> StateMap {
-        let mut state = StateMap::new();
+    /// Both moments of every parameter, as `<name>.m` and `<name>.v`.
+    pub fn state(&self) -> Snapshot<'_> {
+        let mut state = Snapshot::default();
         for (name, moments) in &self.moments {
             for (suffix, moment) in ["m", "v"].iter().zip(moments) {
-                let shape = moment.shape().to_vec();
-                state.insert(
-                    format!("{name}.{suffix}"),
-                    (shape, values::<B>(moment.clone())),
-                );
+                let name = format!("{name}.{suffix}");
+                state.insert(name, moment.shape().to_vec(), move || {
+                    values::<B>(moment.clone()).into()
+                });
             }
         }
         state

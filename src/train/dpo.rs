@@ -16,7 +16,6 @@ use super::journal::Journal;
 use super::policy::save_policy;
 use super::session::{Outcome, data_file};
 use super::state::{restore_weights, trained_weights};
-use crate::checkpoint::TensorMap;
 use crate::data::{Batches, Comparisons, Prompt, Tokenizer, encode_comparisons, micro_batches};
 use crate::error::Result;
 use crate::host::{Later, floats, indices, read};
@@ -185,8 +184,7 @@ pub fn dpo<B: ModelBackend>(session: &mut Session<'_, B>, config: &DpoConfig) ->
             )?;
         }
         if journal.must_save() {
-            let mut weights = TensorMap::new();
-            trained_weights(&mut weights, "", &mut trained.model);
+            let weights = trained_weights(&mut trained.model);
             journal.save(session, &weights, &optim.state())?;
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Session;
 use super::config::Cadence;
 use super::state::Position;
-use crate::checkpoint::{self, StepCheckpoint, TensorMap};
+use crate::checkpoint::{self, StepCheckpoint};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
@@ -13,6 +13,7 @@ use crate::report::{
     EvalReport, Interrupt, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport,
     Timer, peak_rss_bytes, write_stage_report,
 };
+use crate::snapshot::Snapshot;
 
 /// The journal of one stage.
 pub(super) struct Journal {
@@ -170,8 +171,8 @@ impl Journal {
     pub(super) fn save<B: ModelBackend>(
         &mut self,
         session: &Session<'_, B>,
-        weights: &TensorMap,
-        optim: &TensorMap,
+        weights: &Snapshot<'_>,
+        optim: &Snapshot<'_>,
     ) -> Result<()> {
         // The logs first: a complete checkpoint never knows of a step that they lack.
         self.metrics.sync()?;

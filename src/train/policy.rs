@@ -12,10 +12,10 @@ use crate::atomic::write_atomic;
 use crate::checkpoint::{FileHash, StageLineage, write_dir_atomic};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::weights::{self, RandomSource, write_safetensors};
+use crate::model::weights::{self, RandomSource, write_snapshot};
 use crate::model::{
-    LanguageModel, ModelConfig, SCORE_OFFSET, SIDECAR, ScalarModel, attach_lora, host_tensors,
-    load_adapter, manifest, read_score_offset, save_adapter,
+    LanguageModel, ModelConfig, SCORE_OFFSET, SIDECAR, ScalarModel, attach_lora, load_adapter,
+    manifest, read_score_offset, save_adapter, stored_tensors,
 };
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
@@ -422,8 +422,7 @@ fn write_model<B: ModelBackend>(
         let text = serde_json::to_string_pretty(&json)
             .map_err(|e| Error::format(folder, e.to_string()))?;
         write_atomic(folder.join("config.json"), text.as_bytes())?;
-        let tensors = host_tensors(model, &|kind| kind != ParamKind::Adapter);
-        write_safetensors(folder.join("model.safetensors"), &tensors)?;
+        write_snapshot(folder.join("model.safetensors"), &stored_tensors(model))?;
         tokenizer.save(folder)
     })
 }

@@ -12,12 +12,12 @@ use super::evaluate::{completions, sample};
 use super::journal::Journal;
 use super::session::{Outcome, data_file};
 use crate::atomic::write_atomic;
-use crate::checkpoint::TensorMap;
 use crate::data::{Prompt, encode_prompts};
 use crate::error::{Error, Result};
 use crate::generate::generate;
 use crate::ops::ModelBackend;
 use crate::report::RolloutReport;
+use crate::snapshot::Snapshot;
 
 /// Prompts answered between two writes: what a crash can lose.
 const PROMPTS_PER_STEP: usize = 32;
@@ -132,7 +132,8 @@ pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) 
         ];
         journal.step(session, tokens, &metrics)?;
         if journal.must_save() {
-            journal.save(session, &TensorMap::new(), &TensorMap::new())?;
+            let nothing = Snapshot::default();
+            journal.save(session, &nothing, &nothing)?;
         }
     }
     let (train, valid) = split(&partial, journal.dir(), config, seed.fork("split"))?;

@@ -9,6 +9,7 @@ use crate::checkpoint::TensorMap;
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
+use crate::snapshot::Snapshot;
 
 /// Where a stage stands after `step` steps. Randomness is a function of the step, so it needs no state of its own.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -23,20 +24,18 @@ pub(super) struct Position {
     pub(super) kl: Option<crate::rl::KlController>,
 }
 
-/// The trained weights of a model under `prefix`. Reads the device.
-pub(super) fn trained_weights<B: ModelBackend>(
-    map: &mut TensorMap,
-    prefix: &str,
+/// The trained weights of a model.
+pub(super) fn trained_weights<'a, B: ModelBackend>(
     model: &mut dyn Parameters<Autodiff<B>>,
-) {
+) -> Snapshot<'a> {
+    let mut weights = Snapshot::default();
     model.for_each_parameter(&mut |meta, slot| {
         if slot.is_trained() {
-            map.insert(
-                format!("{prefix}{}", meta.key()),
-                (slot.shape(), slot.values()),
-            );
+            let read = slot.reader();
+            weights.insert(meta.key(), slot.shape(), move || read().into());
         }
     });
+    weights
 }
 
 /// Puts the weights of [`trained_weights`] back.

@@ -13,7 +13,6 @@ use super::journal::Journal;
 use super::policy::{Policy, Trainable, save_policy};
 use super::session::Outcome;
 use super::state::{restore_weights, trained_weights};
-use crate::checkpoint::TensorMap;
 use crate::data::{Batches, Example, Prompt, Tokenizer, micro_batches};
 use crate::error::Result;
 use crate::host::{Later, indices};
@@ -146,8 +145,7 @@ pub(super) fn run<B: ModelBackend>(
             last_loss = evaluate(session, &mut journal, &work, &tokenizer, &trained, &device)?;
         }
         if journal.must_save() {
-            let mut weights = TensorMap::new();
-            trained_weights(&mut weights, "", &mut trained.model);
+            let weights = trained_weights(&mut trained.model);
             journal.save(session, &weights, &optim.state())?;
         }
     }

@@ -19,7 +19,7 @@ pub use gguf::GgufFile;
 pub use random::RandomSource;
 pub use safetensors::SafetensorsFiles;
 pub use storage::Dtype;
-pub use write::{StoreAs, write_safetensors, write_safetensors_with};
+pub use write::{StoreAs, write_safetensors, write_safetensors_with, write_snapshot};
 
 /// Named tensors in Hugging Face's names and layout, wherever they come from.
 pub trait WeightSource: Send + Sync {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::atomic::write_atomic_with;
 use crate::error::{Error, Result};
+use crate::snapshot::Snapshot;
 
 /// How tensors are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -73,6 +74,22 @@ pub fn write_safetensors(
     write_safetensors_with(path, StoreAs::F32, &specs, |i| {
         Ok(Cow::Borrowed(&tensors[i].2))
     })
+}
+
+/// As [`write_safetensors`], of tensors that are read one at a time.
+///
+/// # Errors
+/// As [`write_safetensors`].
+///
+/// # Panics
+/// As [`write_safetensors`].
+pub fn write_snapshot(path: impl AsRef<Path>, snapshot: &Snapshot<'_>) -> Result<()> {
+    let tensors = snapshot.tensors();
+    let specs: Vec<(&str, &[usize])> = tensors
+        .iter()
+        .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()))
+        .collect();
+    write_safetensors_with(path, StoreAs::F32, &specs, |i| Ok(tensors[i].read()))
 }
 
 /// As [`write_safetensors`], asking for the values of one tensor at a time, so that no second copy of a model is held.

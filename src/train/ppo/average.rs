@@ -8,6 +8,7 @@ use crate::checkpoint::TensorMap;
 use crate::error::Result;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
+use crate::snapshot::{Pending, Snapshot};
 use crate::train::state::{restore_weights, trained_weights};
 
 /// The exponential moving average of what is trained of a policy, on the host.
@@ -26,17 +27,24 @@ impl Average {
         decay: f64,
         policy: &mut LanguageModel<Autodiff<B>>,
     ) -> Self {
-        let mut weights = TensorMap::new();
-        trained_weights(&mut weights, "", policy);
-        Self { decay, weights }
+        let weights = trained_weights(policy);
+        let entry = |tensor: &Pending<'_>| {
+            let values = tensor.read().into_owned();
+            (tensor.name.clone(), (tensor.shape.clone(), values))
+        };
+        Self {
+            decay,
+            weights: weights.tensors().iter().map(entry).collect(),
+        }
     }
 
     /// `average * decay + weights * (1 - decay)`.
     pub(super) fn update<B: ModelBackend>(&mut self, policy: &mut LanguageModel<Autodiff<B>>) {
-        let mut now = TensorMap::new();
-        trained_weights(&mut now, "", policy);
-        for (name, (_, values)) in &mut self.weights {
-            for (value, new) in values.iter_mut().zip(&now[name].1) {
+        for tensor in trained_weights(policy).tensors() {
+            let Some((_, values)) = self.weights.get_mut(&tensor.name) else {
+                continue;
+            };
+            for (value, new) in values.iter_mut().zip(&*tensor.read()) {
                 let mixed = self.decay * f64::from(*value) + (1.0 - self.decay) * f64::from(*new);
                 *value = mixed as f32;
             }
@@ -57,10 +65,13 @@ impl Average {
         Ok(policy)
     }
 
-    /// Its weights under `prefix`, for a checkpoint.
-    pub(super) fn save(&self, prefix: &str, weights: &mut TensorMap) {
-        let named = self.weights.iter();
-        weights.extend(named.map(|(name, value)| (format!("{prefix}{name}"), value.clone())));
+    /// Its weights, for a checkpoint.
+    pub(super) fn weights(&self) -> Snapshot<'_> {
+        let mut weights = Snapshot::default();
+        for (name, (shape, values)) in &self.weights {
+            weights.insert(name, shape.clone(), move || values.into());
+        }
+        weights
     }
 
     /// Takes the weights of a checkpoint, without their prefix.

@@ -30,7 +30,6 @@ use super::journal::Journal;
 use super::policy::{Policy, Trainable, save_policy};
 use super::session::{Outcome, data_file};
 use super::state::{restore_weights, trained_weights, under};
-use crate::checkpoint::TensorMap;
 use crate::data::{Example, Prompt, encode_prompts, encode_text};
 use crate::error::Result;
 use crate::generate::SamplingConfig;
@@ -40,6 +39,7 @@ use crate::optim::{AdamW, lr_at};
 use crate::reward::{RewardConfig, RewardSource};
 use crate::rl::KlController;
 use crate::rng::Seed;
+use crate::snapshot::Snapshot;
 
 use average::Average;
 use draw::draw;
@@ -252,21 +252,17 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
             last = evaluate(session, &mut journal, &evaluator, &policy, &mut sources)?;
         }
         if journal.must_save() {
-            let (mut weights, mut optim) = (TensorMap::new(), TensorMap::new());
-            trained_weights(&mut weights, "policy.", &mut networks.policy);
-            trained_weights(&mut weights, "value.", networks.value.parameters());
+            let (mut weights, mut moments) = (Snapshot::default(), Snapshot::default());
+            weights.extend("policy.", trained_weights(&mut networks.policy));
+            weights.extend("value.", trained_weights(networks.value.parameters()));
             if let Some(average) = &average {
-                average.save(AVERAGE, &mut weights);
+                weights.extend(AVERAGE, average.weights());
             }
-            let mut states = vec![("policy.", networks.policy_optim.state())];
+            moments.extend("policy.", networks.policy_optim.state());
             if let ValueFunction::Network { optim, .. } = &networks.value {
-                states.push(("value.", optim.state()));
+                moments.extend("value.", optim.state());
             }
-            for (prefix, state) in states {
-                let named = state.into_iter();
-                optim.extend(named.map(|(name, value)| (format!("{prefix}{name}"), value)));
-            }
-            journal.save(session, &weights, &optim)?;
+            journal.save(session, &weights, &moments)?;
         }
     }
     let trained = Trainable {

@@ -12,7 +12,6 @@ use super::journal::Journal;
 use super::policy::{Policy, prepare, save_reward_model};
 use super::session::{Outcome, data_file};
 use super::state::{restore_weights, trained_weights};
-use crate::checkpoint::TensorMap;
 use crate::data::{
     Batches, Comparisons, Tokenizer, encode_comparisons, encode_completions, micro_batches,
 };
@@ -185,8 +184,7 @@ pub fn reward_model<B: ModelBackend>(
             )?;
         }
         if journal.must_save() {
-            let mut weights = TensorMap::new();
-            trained_weights(&mut weights, "", &mut model);
+            let weights = trained_weights(&mut model);
             journal.save(session, &weights, &optim.state())?;
         }
     }

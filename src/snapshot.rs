@@ -1,0 +1,90 @@
+//! Tensors that are read from the device when their turn to be written comes: what is saved has no second copy in memory.
+
+use std::borrow::Cow;
+use std::fmt::{self, Debug, Formatter};
+
+type Read<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
+
+/// A tensor of a [`Snapshot`].
+pub struct Pending<'a> {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    read: Read<'a>,
+}
+
+/// Named tensors as they were when they were put in: a tensor that somebody else holds too is not written in place.
+#[derive(Debug, Default)]
+pub struct Snapshot<'a> {
+    tensors: Vec<Pending<'a>>,
+}
+
+impl Pending<'_> {
+    /// Its numbers, row-major.
+    pub fn read(&self) -> Cow<'_, [f32]> {
+        (self.read)()
+    }
+}
+
+impl Debug for Pending<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.name, self.shape)
+    }
+}
+
+impl<'a> Snapshot<'a> {
+    /// Adds a tensor that `read` reads.
+    pub fn insert(
+        &mut self,
+        name: impl Into<String>,
+        shape: Vec<usize>,
+        read: impl Fn() -> Cow<'a, [f32]> + 'a,
+    ) {
+        self.tensors.push(Pending {
+            name: name.into(),
+            shape,
+            read: Box::new(read),
+        });
+    }
+
+    /// Adds all of another, with `prefix` before their names.
+    pub fn extend(&mut self, prefix: &str, other: Snapshot<'a>) {
+        let named = other.tensors.into_iter().map(|tensor| Pending {
+            name: format!("{prefix}{}", tensor.name),
+            ..tensor
+        });
+        self.tensors.extend(named);
+    }
+
+    /// In the order in which they were added.
+    pub fn tensors(&self) -> &[Pending<'a>] {
+        &self.tensors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn a_tensor_is_read_when_its_turn_comes() {
+        let reads = Cell::new(0);
+        let mut inner = Snapshot::default();
+        for value in [1.0, 2.0] {
+            let reads = &reads;
+            inner.insert(format!("w{value}"), vec![1], move || {
+                reads.set(reads.get() + 1);
+                vec![value].into()
+            });
+        }
+        let mut snapshot = Snapshot::default();
+        snapshot.extend("policy.", inner);
+        assert_eq!(reads.get(), 0);
+        let names: Vec<&str> = snapshot.tensors().iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(names, ["policy.w1", "policy.w2"]);
+        assert_eq!(*snapshot.tensors()[1].read(), [2.0]);
+        assert_eq!(reads.get(), 1);
+    }
+}
