@@ -14,6 +14,7 @@
 # its matmul_precision; the peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
 # Pads are not counted; the first step is left out of rates. Nothing else should run meanwhile.
 set -euo pipefail
+source "$(dirname "$0")/common.sh"
 usage="usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [WORK]..."
 model=$(realpath "${1:?$usage}")
 rows=$(realpath "${2:?$usage}")
@@ -26,24 +27,9 @@ if [ ${#works[@]} = 0 ]; then
 fi
 steps=${STEPS:-8}
 runs=${RUNS:-1}
-cd "$(dirname "$0")/.."
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-if [ -z "${TEMPER:-}" ]; then
-  cargo build --release --quiet
-  TEMPER=${CARGO_TARGET_DIR:-target}/release/temper
-fi
+prepare
 
-# Prompt, chosen and rejected, short enough that neither side cuts a row.
-"$python" - "$rows" "$scratch/rows.jsonl" <<'PY'
-import json, sys
-rows = [json.loads(line) for line, _ in zip(open(sys.argv[1]), range(513))]
-with open(sys.argv[2], "w") as file:
-    for row, other in zip(rows, rows[1:]):
-        out = {"prompt": row["prompt"][:900] + "\n\nTL;DR:", "chosen": " " + row["completion"], "rejected": " " + other["completion"]}
-        out["completion"] = out["chosen"]
-        file.write(json.dumps(out) + "\n")
-PY
+pairs "$python" "$rows" "$scratch/rows.jsonl"
 
 # Runs a command and prints its output, then "PEAK megabytes".
 measured() {

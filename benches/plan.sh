@@ -8,30 +8,22 @@
 #               (default: all)
 #   TEMPER      the binary (default: built here)
 set -euo pipefail
+source "$(dirname "$0")/common.sh"
 usage="usage: benches/plan.sh MODEL_DIR ROWS.jsonl [STAGE]..."
 model=$(realpath "${1:?$usage}")
 rows=$(realpath "${2:?$usage}")
 shift 2
 stages=("$@")
 [ ${#stages[@]} != 0 ] || stages=(sft-lora sft-bf16 sft-int8 sft-again sft-2048 sft-full sft-full-1024 reward dpo ppo ppo-trunk long-1024 long-2048 long-4096)
-cd "$(dirname "$0")/.."
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-if [ -z "${TEMPER:-}" ]; then
-  cargo build --release --quiet
-  TEMPER=${CARGO_TARGET_DIR:-target}/release/temper
-fi
+prepare
 
-# A rejected completion is the next row's; texts are prompts laid end to end, longer than any length below.
-python3 - "$rows" "$scratch" <<'PY'
+pairs python3 "$rows" "$scratch/rows.jsonl"
+
+# Prompts laid end to end: texts longer than any length below.
+python3 - "$rows" "$scratch/text.jsonl" <<'PY'
 import json, sys
-rows, out = [json.loads(line) for line, _ in zip(open(sys.argv[1]), range(513))], sys.argv[2]
-with open(f"{out}/rows.jsonl", "w") as file:
-    for row, other in zip(rows, rows[1:]):
-        pair = {"prompt": row["prompt"][:900] + "\n\nTL;DR:", "chosen": " " + row["completion"], "rejected": " " + other["completion"]}
-        file.write(json.dumps(pair | {"completion": pair["chosen"]}) + "\n")
-words = " ".join(row["prompt"] for row in rows)
-with open(f"{out}/text.jsonl", "w") as file:
+words = " ".join(json.loads(line)["prompt"] for line, _ in zip(open(sys.argv[1]), range(513)))
+with open(sys.argv[2], "w") as file:
     for begin in (0, 1000):
         file.write(json.dumps({"text": words[begin : begin + 40_000]}) + "\n")
 PY

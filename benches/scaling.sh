@@ -7,15 +7,10 @@
 #   POINTS      what to vary (default: threads rows length rank vocabulary again)
 # Another vocabulary is the same model with rows of zeros below its embedding (one file of safetensors, tied). Three steps each; the first is left out of the rate. Nothing else should run meanwhile.
 set -euo pipefail
+source "$(dirname "$0")/common.sh"
 model=$(realpath "${1:?usage: benches/scaling.sh MODEL_DIR TEXT.jsonl}")
 text=$(realpath "${2:?usage: benches/scaling.sh MODEL_DIR TEXT.jsonl}")
-cd "$(dirname "$0")/.."
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
-if [ -z "${TEMPER:-}" ]; then
-  cargo build --release --quiet
-  TEMPER=${CARGO_TARGET_DIR:-target}/release/temper
-fi
+prepare
 # A row of more tokens than any length below.
 python3 - "$text" "$scratch/text.jsonl" <<'PY'
 import json, sys

@@ -8,6 +8,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
 
+use crate::host;
 use crate::ops::{Numerics, Precision, ReducedMatrix, unwrap, wrap};
 use crate::snapshot::Snapshot;
 
@@ -399,10 +400,7 @@ fn put<B: AutodiffBackend, const D: usize>(
 }
 
 fn reader_of<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Box<dyn Fn() -> Vec<f32>> {
-    Box::new(move || {
-        let data = tensor.clone().into_data().convert::<f32>();
-        data.into_vec().expect("converted to f32")
-    })
+    Box::new(move || host::read(tensor.clone()))
 }
 
 /// The parameter's columns, given the file's.

@@ -149,11 +149,23 @@ mod tests {
         [("w".to_owned(), (vec![1], vec![x]))].into()
     }
 
+    /// [`weights`], to be saved.
+    fn held(x: f32) -> Snapshot<'static> {
+        let mut snapshot = Snapshot::default();
+        snapshot.insert("w", vec![1], move || vec![x].into());
+        snapshot
+    }
+
     fn save_at(stage: &Path, step: usize) -> PathBuf {
         let state = State { step, kl_coef: 0.1 };
-        let mut snapshot = Snapshot::default();
-        snapshot.insert("w", vec![1], move || vec![step as f32].into());
-        save(stage, step, &snapshot, &Snapshot::default(), &state).unwrap()
+        save(
+            stage,
+            step,
+            &held(step as f32),
+            &Snapshot::default(),
+            &state,
+        )
+        .unwrap()
     }
 
     #[test]
@@ -213,8 +225,7 @@ mod tests {
             step: 1,
             kl_coef: 0.0,
         };
-        let nothing = Snapshot::default();
-        let outcome = save(stage.path(), 1, &nothing, &nothing, &state);
+        let outcome = save(stage.path(), 1, &held(1.0), &Snapshot::default(), &state);
         assert!(matches!(outcome, Err(Error::Io { .. })));
         assert_eq!(fs::read_dir(stage.path()).unwrap().count(), 1);
     }

@@ -11,6 +11,17 @@ pub(super) struct RowLength {
     pub(super) targets: usize,
 }
 
+impl RowLength {
+    /// Of a row that passes by itself.
+    pub(super) fn alone(tokens: usize, targets: usize) -> Self {
+        Self {
+            tokens,
+            passed: tokens,
+            targets,
+        }
+    }
+}
+
 /// A data set's rows, and what is known of their lengths from a sample.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Lengths {
@@ -99,11 +110,7 @@ mod tests {
     use super::*;
 
     fn row(tokens: usize) -> RowLength {
-        RowLength {
-            tokens,
-            passed: tokens,
-            targets: tokens / 10,
-        }
+        RowLength::alone(tokens, tokens / 10)
     }
 
     #[test]

@@ -465,19 +465,12 @@ impl Surveyor<'_> {
 }
 
 fn of_example(item: &Example) -> RowLength {
-    RowLength {
-        tokens: item.ids.len(),
-        passed: item.ids.len(),
-        targets: item.trained.iter().filter(|&&trained| trained).count(),
-    }
+    let targets = item.trained.iter().filter(|&&trained| trained).count();
+    RowLength::alone(item.ids.len(), targets)
 }
 
 fn of_prompt(item: &Prompt) -> RowLength {
-    RowLength {
-        tokens: item.ids.len(),
-        passed: item.ids.len(),
-        targets: 0,
-    }
+    RowLength::alone(item.ids.len(), 0)
 }
 
 fn of_comparisons(item: &Comparisons) -> RowLength {

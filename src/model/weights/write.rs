@@ -67,13 +67,11 @@ pub fn write_safetensors(
     path: impl AsRef<Path>,
     tensors: &[(String, Vec<usize>, Vec<f32>)],
 ) -> Result<()> {
-    let specs: Vec<(&str, &[usize])> = tensors
-        .iter()
-        .map(|(name, shape, _)| (name.as_str(), shape.as_slice()))
-        .collect();
-    write_safetensors_with(path, StoreAs::F32, &specs, |i| {
-        Ok(Cow::Borrowed(&tensors[i].2))
-    })
+    let mut snapshot = Snapshot::default();
+    for (name, shape, values) in tensors {
+        snapshot.insert(name, shape.clone(), move || values.into());
+    }
+    write_snapshot(path, &snapshot)
 }
 
 /// As [`write_safetensors`], of tensors that are read one at a time.
