@@ -5,25 +5,23 @@
 
 use std::sync::Arc;
 
+use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor};
 use serde_json::Map;
 
 use super::Session;
 use super::config::{DataConfig, DpoConfig, Peft};
-use super::evaluate::{SampleRequest, draw_samples};
-use super::journal::Journal;
+use super::evaluate::{SampleRequest, greedy_samples};
 use super::policy::save_policy;
 use super::session::{Outcome, data_file};
-use super::state::{restore_weights, trained_weights};
+use super::shared::{Accumulator, NonFinite, Training, finite};
 use crate::data::{Batches, Comparisons, Prompt, Tokenizer, encode_comparisons, micro_batches};
 use crate::error::Result;
-use crate::host::{Later, floats, indices, read};
+use crate::host::{floats, indices, read};
 use crate::loss::{self, DpoObjective, response_sums};
-use crate::model::Tape;
-use crate::model::{CausalLm, LanguageModel};
+use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
-use crate::optim::{AdamW, GradientSum, lr_at};
 use crate::report::RolloutReport;
 use crate::tokens::TokenBatch;
 
@@ -85,19 +83,15 @@ pub fn dpo<B: ModelBackend>(session: &mut Session<'_, B>, config: &DpoConfig) ->
     let steps = batches.num_steps();
     let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
     let summary = format!("{pairs} comparisons of {} prompts", train.len());
-    let (mut journal, restored) =
-        Journal::open(session, &config.name, &summary, steps, &config.cadence)?;
-    let mut optim = AdamW::<B>::new(config.optim.clone());
-    if let Some((folder, checkpoint)) = restored {
-        restore_weights(
-            &checkpoint.weights,
-            "",
-            &mut trained.model,
-            &device,
-            &folder,
-        )?;
-        optim.restore(checkpoint.optim, journal.position.updates[0], &device);
-    }
+    let mut training = Training::open(
+        session,
+        &config.name,
+        &summary,
+        steps,
+        &config.cadence,
+        &config.optim,
+        &mut trained.model,
+    )?;
     let held_out = HeldOut {
         ref_logprobs: all_logprobs(session, &reference, &valid, config).concat(),
         prompts: prompts(&valid, &tokenizer, config.cadence.num_samples)?,
@@ -107,87 +101,50 @@ pub fn dpo<B: ModelBackend>(session: &mut Session<'_, B>, config: &DpoConfig) ->
     let reference = Reference::new(session, reference, &train, config);
 
     let mut last = None;
-    if journal.position.step == 0 {
-        evaluate(
-            session,
-            &mut journal,
-            config,
-            &trained.model.valid(),
-            &held_out,
-        )?;
+    if training.is_fresh() {
+        let model = trained.model.valid();
+        evaluate(session, &mut training, config, &model, &held_out)?;
     }
-    while journal.position.step < steps {
-        let done = journal.position.step;
-        let batch = batches.batch(done);
+    while let Some(step) = training.next_step() {
+        let batch = batches.batch(step);
         let lens: Vec<usize> = batch.iter().map(|&i| train[i].packed_len()).collect();
-        let (mut sum, mut later) = (GradientSum::<B>::default(), Later::default());
-        let (mut micros, mut tokens) = (Vec::new(), 0);
-        for part in micro_batches(&lens, config.micro_batch_tokens) {
-            let part: Vec<usize> = part.into_iter().map(|i| batch[i]).collect();
-            let micro = Micro::new(part.iter().map(|&i| &train[i]));
-            let ref_logprobs = match &reference {
-                Reference::Model(model) => micro.logprobs(model, &device),
-                Reference::Precomputed(all) => {
-                    let all: Vec<f32> = part.iter().flat_map(|&i| all[i].clone()).collect();
-                    floats(&all, &device)
-                }
-            };
-            let (packed, at, targets) = micro.packed(&device);
-            let checkpointing = config.gradient_checkpointing;
-            let (states, tape) =
-                Tape::states_at(&trained.model, packed, Some(at), None, checkpointing);
-            let (logprobs, _) = trained.model.logprobs(states, &targets, 1.0);
-            later.push(logprobs.clone().inner());
-            later.push(ref_logprobs.clone());
-            let log_ratios = logprobs - Tensor::from_inner(ref_logprobs);
-            let part_loss = loss::dpo(
-                response_sums(log_ratios, &micro.lens),
-                &micro.lens,
-                &micro.pairs,
-                objective(config),
-            );
-            later.push(part_loss.clone().inner());
-            tokens += micro.num_tokens();
-            tape.backward(&part_loss, &mut trained.model, &mut sum);
-            micros.push(micro);
+        let parts = micro_batches(&lens, config.micro_batch_tokens);
+        let parts = parts
+            .into_iter()
+            .map(|part| part.into_iter().map(|i| batch[i]).collect());
+        let parts: Vec<Vec<usize>> = parts.collect();
+        let micros: Vec<Micro<'_>> = (parts.iter())
+            .map(|part| Micro::new(part.iter().map(|&i| &train[i])))
+            .collect();
+        let mut sum = Accumulator::default();
+        for (micro, part) in micros.iter().zip(&parts) {
+            let ref_logprobs = reference.logprobs(micro, part, &device);
+            micro.backward(&mut trained.model, ref_logprobs, config, &mut sum, &device);
         }
         let mut measured = Measured::default();
-        let mut numbers = later.read();
+        let mut numbers = sum.numbers.read();
         for micro in &micros {
-            let mut next = || numbers.next().expect("three for each micro-batch");
-            let (values, ref_logprobs, loss) = (next(), next(), f64::from(next()[0]));
-            if !loss.is_finite() {
-                return Err(journal.non_finite("loss", &micro.groups.concat()));
-            }
-            measured.add(micro, &values, &ref_logprobs, loss);
+            measured
+                .add_reported(micro, &mut numbers)
+                .map_err(|problem| training.non_finite(problem, &micro.groups.concat()))?;
         }
-        let lr = lr_at(&config.optim.schedule, config.optim.lr, done, steps);
-        let norm = optim.update(&mut trained.model, sum, batch.len() as f64, lr);
-        if !norm.is_finite() {
-            let rows: Vec<&[u32]> = batch
-                .iter()
-                .flat_map(|&i| train[i].responses.iter().map(Vec::as_slice))
-                .collect();
-            return Err(journal.non_finite("gradient norm", &rows));
-        }
-        journal.position.updates = vec![optim.num_updates()];
+        let rows: Vec<&[u32]> = micros
+            .iter()
+            .flat_map(|micro| micro.groups.concat())
+            .collect();
+        let prompts = batch.len() as f64;
+        let taken = training.optimise(&mut trained.model, sum.gradients, prompts, &rows)?;
         let mut metrics = measured.means(NAMES, config.beta);
-        metrics.extend([("grad_norm", norm), ("lr", lr)]);
-        journal.step(session, tokens, &metrics)?;
-        if journal.evaluates() {
-            last = evaluate(
-                session,
-                &mut journal,
-                config,
-                &trained.model.valid(),
-                &held_out,
-            )?;
+        metrics.extend(taken);
+        let tokens = micros.iter().map(Micro::num_tokens).sum();
+        training.journal.step(session, tokens, &metrics)?;
+        if training.journal.evaluates() {
+            let model = trained.model.valid();
+            last = evaluate(session, &mut training, config, &model, &held_out)?;
         }
-        if journal.must_save() {
-            let weights = trained_weights(&mut trained.model);
-            journal.save(session, &weights, &optim.state())?;
-        }
+        training.save_if_due(session, &mut trained.model)?;
     }
+    let journal = training.journal;
     save_policy(journal.dir(), &trained, &model_config, &tokenizer, &base)?;
     let summary = match last {
         Some((accuracy, margin)) => format!(
@@ -299,6 +256,27 @@ impl<'a> Micro<'a> {
         model.logprobs(hidden, &targets, 1.0).0
     }
 
+    /// Adds the gradient of the loss, summed over prompts, to `sum`, with the numbers that [`Measured::add_reported`] reads.
+    fn backward<B: ModelBackend>(
+        &self,
+        policy: &mut LanguageModel<Autodiff<B>>,
+        ref_logprobs: Tensor<B, 1>,
+        config: &DpoConfig,
+        sum: &mut Accumulator<B>,
+        device: &B::Device,
+    ) {
+        let (packed, at, targets) = self.packed(device);
+        let checkpointing = config.gradient_checkpointing;
+        let (states, tape) = Tape::states_at(policy, packed, Some(at), None, checkpointing);
+        let (logprobs, _) = policy.logprobs(states, &targets, 1.0);
+        sum.report(logprobs.clone());
+        sum.numbers.push(ref_logprobs.clone());
+        let log_ratios = response_sums(logprobs - Tensor::from_inner(ref_logprobs), &self.lens);
+        let loss = loss::dpo(log_ratios, &self.lens, &self.pairs, objective(config));
+        sum.report(loss.clone());
+        sum.backward(&loss, tape, policy);
+    }
+
     /// The packed rows, where the states that predict responses are, and the responses' tokens.
     fn packed<B: ModelBackend>(
         &self,
@@ -383,6 +361,17 @@ impl<B: ModelBackend> Reference<B> {
         }
         Self::Precomputed(logprobs)
     }
+
+    /// Its log-probabilities of the tokens of `micro`, which are the items `part`.
+    fn logprobs(&self, micro: &Micro<'_>, part: &[usize], device: &B::Device) -> Tensor<B, 1> {
+        match self {
+            Self::Model(model) => micro.logprobs(model, device),
+            Self::Precomputed(all) => {
+                let all: Vec<f32> = part.iter().flat_map(|&i| all[i].clone()).collect();
+                floats(&all, device)
+            }
+        }
+    }
 }
 
 /// Sums over the pairs of a step or an evaluation.
@@ -414,6 +403,22 @@ impl Measured {
         self.loss += loss;
     }
 
+    /// Adds a micro-batch by what [`Micro::backward`] reported.
+    ///
+    /// # Errors
+    /// [`NonFinite`] if its loss is not finite.
+    fn add_reported(
+        &mut self,
+        micro: &Micro<'_>,
+        numbers: &mut impl Iterator<Item = Vec<f32>>,
+    ) -> std::result::Result<(), NonFinite> {
+        let mut next = || numbers.next().expect("three for each micro-batch");
+        let (logprobs, ref_logprobs, loss) = (next(), next(), next());
+        let loss = finite("loss", f64::from(loss[0]))?;
+        self.add(micro, &logprobs, &ref_logprobs, loss);
+        Ok(())
+    }
+
     /// Means over prompts (the loss) and over pairs (all else) under `names`.
     fn means(&self, names: [&'static str; 7], beta: f64) -> Vec<(&'static str, f64)> {
         let pairs = self.pairs as f64;
@@ -443,7 +448,7 @@ struct HeldOut<'a> {
 /// Loss, accuracy and margins on the held-out comparisons, and samples; returns accuracy and margin.
 fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
-    journal: &mut Journal,
+    training: &mut Training<B>,
     config: &DpoConfig,
     model: &LanguageModel<B>,
     held_out: &HeldOut<'_>,
@@ -451,7 +456,7 @@ fn evaluate<B: ModelBackend>(
     if held_out.items.is_empty() {
         return Ok(None);
     }
-    let device = session.device.clone();
+    let (device, journal) = (session.device.clone(), &mut training.journal);
     let logprobs = all_logprobs(session, model, &held_out.items, config).concat();
     let micro = Micro::new(held_out.items.iter());
     let log_ratios = micro.log_ratios(&logprobs, &held_out.ref_logprobs);
@@ -472,7 +477,7 @@ fn evaluate<B: ModelBackend>(
         max_new_tokens: micro.lens.iter().copied().max().unwrap_or(1).max(1),
         step: journal.position.step,
     };
-    for sample in draw_samples(model, held_out.tokenizer, &request, &device)? {
+    for sample in greedy_samples(model, held_out.tokenizer, &request, &device)? {
         journal.sample(&sample)?;
     }
     Ok(Some((metrics[3].1, metrics[4].1)))

@@ -12,15 +12,15 @@ use crate::report::Sample;
 use crate::reward::{Completion, RewardSource};
 use crate::rng::Seed;
 
-/// Which samples to draw for people to read.
+/// Which prompts to answer for people to read.
 pub(super) struct SampleRequest<'a> {
     pub(super) prompts: &'a [Prompt],
     pub(super) max_new_tokens: usize,
     pub(super) step: usize,
 }
 
-/// Greedy answers.
-pub(super) fn draw_samples<B: ModelBackend>(
+/// Greedy responses, for people to read.
+pub(super) fn greedy_samples<B: ModelBackend>(
     model: &LanguageModel<B>,
     tokenizer: &Tokenizer,
     request: &SampleRequest<'_>,

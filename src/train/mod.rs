@@ -14,6 +14,7 @@ mod rank;
 mod reward_model;
 mod session;
 mod sft;
+mod shared;
 mod sources;
 mod state;
 mod supervised;

@@ -7,21 +7,20 @@ use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{Cadence, OptimConfig, Peft};
-use super::evaluate::{SampleRequest, draw_samples};
+use super::evaluate::{SampleRequest, greedy_samples};
 use super::forward::{example_loss, trained_positions};
-use super::journal::Journal;
 use super::policy::{Policy, Trainable, save_policy};
 use super::session::Outcome;
-use super::state::{restore_weights, trained_weights};
+use super::shared::{Accumulator, NonFinite, Training, finite};
 use crate::data::{Batches, Example, Prompt, Tokenizer, micro_batches};
 use crate::error::Result;
-use crate::host::{Later, indices};
+use crate::host::indices;
 use crate::loss::cross_entropy;
-use crate::model::CausalLm;
-use crate::model::Tape;
+use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
-use crate::optim::{AdamW, GradientSum, lr_at};
+use crate::optim::GradientSum;
 use crate::params::Parameters;
+use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
 /// What the loop needs of either stage.
@@ -69,86 +68,41 @@ pub(super) fn run<B: ModelBackend>(
         crate::report::format_value(total as f64)
     );
     let steps = batches.num_steps();
-    let (mut journal, restored) =
-        Journal::open(session, work.stage, &summary, steps, work.cadence)?;
-    let mut optim = AdamW::<B>::new(work.optim.clone());
-    if let Some((folder, checkpoint)) = restored {
-        restore_weights(
-            &checkpoint.weights,
-            "",
-            &mut trained.model,
-            &device,
-            &folder,
-        )?;
-        optim.restore(checkpoint.optim, journal.position.updates[0], &device);
-    }
+    let mut training = Training::open(
+        session,
+        work.stage,
+        &summary,
+        steps,
+        work.cadence,
+        work.optim,
+        &mut trained.model,
+    )?;
     // A resumed run has its evaluations up to here in the journal.
     let mut first_loss = None;
-    if journal.position.step == 0 {
-        first_loss = evaluate(session, &mut journal, &work, &tokenizer, &trained, &device)?;
+    if training.is_fresh() {
+        first_loss = evaluate(session, &mut training, &work, &tokenizer, &trained)?;
     }
     let mut last_loss = None;
-    while journal.position.step < steps {
-        let done = journal.position.step;
-        let rows: Vec<&Example> = batches
-            .batch(done)
-            .into_iter()
-            .map(|i| &work.train[i])
-            .collect();
-        let lens: Vec<usize> = rows.iter().map(|e| e.ids.len()).collect();
-        let tokens: usize = lens.iter().sum();
-        let targets: usize = rows
-            .iter()
-            .map(|e| e.trained.iter().filter(|&&t| t).count())
-            .sum();
-        let (mut sum, mut losses) = (GradientSum::<B>::default(), Later::default());
-        let parts = micro_batches(&lens, work.micro_batch_tokens);
-        for part in &parts {
-            let part: Vec<&Example> = part.iter().map(|&i| rows[i]).collect();
-            let ids: Vec<&[u32]> = part.iter().map(|e| e.ids.as_slice()).collect();
-            let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, &device);
-            let (positions, targets) = trained_positions(&part, &batch.segments);
-            let dropout = seed.fork("dropout").fork_index(done as u64);
-            let positions = Some(indices(&positions, &device));
-            let model = &trained.model;
-            let checkpointing = work.gradient_checkpointing;
-            let (hidden, tape) =
-                Tape::states_at(model, batch, positions, Some(dropout), checkpointing);
-            let (logprobs, _) = trained.model.logprobs(hidden, &Arc::new(targets), 1.0);
-            let part_loss = cross_entropy(logprobs);
-            losses.push(part_loss.clone().inner());
-            tape.backward(&part_loss, &mut trained.model, &mut sum);
+    while let Some(step) = training.next_step() {
+        let batch = batches.batch(step).into_iter();
+        let rows: Vec<&Example> = batch.map(|i| &work.train[i]).collect();
+        let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
+        let tokens: u64 = ids.iter().map(|ids| ids.len() as u64).sum();
+        let targets = rows.iter().map(|row| num_targets(row)).sum::<usize>() as f64;
+        let dropout = seed.fork("dropout").fork_index(step as u64);
+        let (gradients, loss) = gradients(&mut trained.model, &rows, &work, dropout, &device)
+            .map_err(|(problem, part)| training.non_finite(problem, &part))?;
+        let taken = training.optimise(&mut trained.model, gradients, targets, &ids)?;
+        let mut metrics = vec![("loss", loss / targets)];
+        metrics.extend(taken);
+        metrics.push(("trained_tokens", targets));
+        training.journal.step(session, tokens, &metrics)?;
+        if training.journal.evaluates() {
+            last_loss = evaluate(session, &mut training, &work, &tokenizer, &trained)?;
         }
-        let mut loss = 0.0;
-        for (part, value) in parts.iter().zip(losses.read()) {
-            if !value[0].is_finite() {
-                let ids: Vec<&[u32]> = part.iter().map(|&i| rows[i].ids.as_slice()).collect();
-                return Err(journal.non_finite("loss", &ids));
-            }
-            loss += f64::from(value[0]);
-        }
-        let lr = lr_at(&work.optim.schedule, work.optim.lr, done, steps);
-        let norm = optim.update(&mut trained.model, sum, targets as f64, lr);
-        if !norm.is_finite() {
-            let ids: Vec<&[u32]> = rows.iter().map(|e| e.ids.as_slice()).collect();
-            return Err(journal.non_finite("gradient norm", &ids));
-        }
-        journal.position.updates = vec![optim.num_updates()];
-        let metrics = [
-            ("loss", loss / targets as f64),
-            ("grad_norm", norm),
-            ("lr", lr),
-            ("trained_tokens", targets as f64),
-        ];
-        journal.step(session, tokens as u64, &metrics)?;
-        if journal.evaluates() {
-            last_loss = evaluate(session, &mut journal, &work, &tokenizer, &trained, &device)?;
-        }
-        if journal.must_save() {
-            let weights = trained_weights(&mut trained.model);
-            journal.save(session, &weights, &optim.state())?;
-        }
+        training.save_if_due(session, &mut trained.model)?;
     }
+    let journal = training.journal;
     save_policy(journal.dir(), &trained, &config, &tokenizer, &base)?;
     let summary = match (first_loss, last_loss) {
         (Some(first), Some(last)) => {
@@ -164,20 +118,62 @@ pub(super) fn run<B: ModelBackend>(
     })
 }
 
+/// Trained tokens of a row.
+fn num_targets(row: &Example) -> usize {
+    row.trained.iter().filter(|&&trained| trained).count()
+}
+
+/// Gradients of the cross-entropy summed over the trained tokens of `rows`, and that sum in nats.
+///
+/// # Errors
+/// [`NonFinite`], with the rows of the micro-batch whose loss is not finite.
+#[allow(clippy::type_complexity, reason = "the error is taken apart at once")]
+fn gradients<'a, B: ModelBackend>(
+    model: &mut LanguageModel<Autodiff<B>>,
+    rows: &[&'a Example],
+    work: &Supervised<'_>,
+    dropout: Seed,
+    device: &B::Device,
+) -> std::result::Result<(GradientSum<B>, f64), (NonFinite, Vec<&'a [u32]>)> {
+    let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
+    let parts = micro_batches(&lens, work.micro_batch_tokens);
+    let ids = |part: &[usize]| -> Vec<&'a [u32]> {
+        part.iter().map(|&i| rows[i].ids.as_slice()).collect()
+    };
+    let mut sum = Accumulator::<B>::default();
+    for part in &parts {
+        let examples: Vec<&Example> = part.iter().map(|&i| rows[i]).collect();
+        let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids(part), device);
+        let (positions, targets) = trained_positions(&examples, &batch.segments);
+        let positions = Some(indices(&positions, device));
+        let checkpointing = work.gradient_checkpointing;
+        let (states, tape) = Tape::states_at(model, batch, positions, Some(dropout), checkpointing);
+        let (logprobs, _) = model.logprobs(states, &Arc::new(targets), 1.0);
+        let loss = cross_entropy(logprobs);
+        sum.report(loss.clone());
+        sum.backward(&loss, tape, model);
+    }
+    let mut loss = 0.0;
+    for (part, value) in parts.iter().zip(sum.numbers.read()) {
+        loss += finite("loss", f64::from(value[0])).map_err(|problem| (problem, ids(part)))?;
+    }
+    Ok((sum.gradients, loss))
+}
+
 /// Held-out loss, if there is held-out data, and samples.
 fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
-    journal: &mut Journal,
+    training: &mut Training<B>,
     work: &Supervised<'_>,
     tokenizer: &Tokenizer,
     trained: &Trainable<B>,
-    device: &B::Device,
 ) -> Result<Option<f64>> {
     if work.valid.is_empty() {
         return Ok(None);
     }
+    let (device, journal) = (session.device.clone(), &mut training.journal);
     let model = trained.model.valid();
-    let (sum, count) = example_loss(&model, &work.valid, work.micro_batch_tokens, device);
+    let (sum, count) = example_loss(&model, &work.valid, work.micro_batch_tokens, &device);
     let loss = sum / count as f64;
     journal.eval(
         session,
@@ -194,7 +190,7 @@ fn evaluate<B: ModelBackend>(
         max_new_tokens: longest.max(1),
         step: journal.position.step,
     };
-    for sample in draw_samples(&model, tokenizer, &request, device)? {
+    for sample in greedy_samples(&model, tokenizer, &request, &device)? {
         journal.sample(&sample)?;
     }
     Ok(Some(loss))

@@ -41,13 +41,14 @@ use crate::rl::KlController;
 use crate::rng::Seed;
 use crate::snapshot::Snapshot;
 
+pub use super::shared::NonFinite;
 use average::Average;
 use draw::draw;
 pub use passes::Models;
 pub use ptx::Ptx;
 pub use rollout::{Episodes, Rollout};
 pub use update::{
-    MinibatchReport, Networks, NonFinite, UpdateReport, UpdateSettings, minibatch_orders, update,
+    MinibatchReport, Networks, UpdateReport, UpdateSettings, minibatch_orders, update,
 };
 pub use value::{FrozenValue, ValueFunction, ValueHead, value_function, value_network};
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use burn::backend::Autodiff;
 
-use super::update::NonFinite;
 use crate::data::{Example, micro_batches};
 use crate::host::{Later, indices};
 use crate::loss::cross_entropy;
@@ -15,6 +14,7 @@ use crate::optim::GradientSum;
 use crate::tokens::TokenBatch;
 use crate::train::config::PpoConfig;
 use crate::train::forward::trained_positions;
+use crate::train::shared::{NonFinite, finite};
 
 /// Text for the optimiser steps of one update.
 ///
@@ -67,9 +67,6 @@ impl Ptx<'_> {
             tape.backward(&weighted, policy, sum);
         }
         let total: f64 = losses.read().map(|value| f64::from(value[0])).sum();
-        match total.is_finite() {
-            true => Ok(total / targets),
-            false => Err(NonFinite("loss of the pre-training text")),
-        }
+        Ok(finite("loss of the pre-training text", total)? / targets)
     }
 }

@@ -19,6 +19,7 @@ use crate::rl::{KlIn, UpdateStats};
 use crate::rng::Seed;
 use crate::tokens::{Segments, TokenBatch};
 use crate::train::config::PpoConfig;
+use crate::train::shared::{NonFinite, finite, optimise};
 
 /// What is trained.
 #[derive(Debug)]
@@ -43,10 +44,6 @@ pub struct UpdateSettings<'a> {
     /// Pre-training text to mix in.
     pub ptx: Option<Ptx<'a>>,
 }
-
-/// A loss or norm that is not finite, by name. Weights are as they were before the optimiser step it would have entered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NonFinite(pub &'static str);
 
 /// One minibatch, before its optimiser steps. Means are over all its positions that count.
 #[derive(Debug, Clone, Default)]
@@ -287,18 +284,18 @@ impl Minibatch<'_> {
             policy_optim: optim,
         } = networks;
         let lr = settings.policy_lr;
-        let norm = match value {
-            ValueFunction::Network { .. } => optim.update(policy, policy_sum, tokens, lr),
+        done.policy_grad_norm = match value {
+            ValueFunction::Network { .. } => optimise(policy, optim, policy_sum, tokens, lr)?,
             ValueFunction::Head(head) => {
-                optim.update(&mut WithHead { policy, head }, policy_sum, tokens, lr)
+                let mut both = WithHead { policy, head };
+                optimise(&mut both, optim, policy_sum, tokens, lr)?
             }
         };
-        done.policy_grad_norm = finite("policy gradient norm", norm)?;
         if let ValueFunction::Network { model, optim } = value {
             // The weight of the value loss enters here: `sum * vf_coef / positions`.
             let divisor = values / ppo.vf_coef;
-            let norm = optim.update(model, value_sum, divisor, settings.value_lr);
-            done.value_grad_norm = Some(finite("value gradient norm", norm)?);
+            let norm = optimise(model, optim, value_sum, divisor, settings.value_lr)?;
+            done.value_grad_norm = Some(norm);
         }
         done.policy_loss /= tokens;
         done.kl_loss = done.kl_loss.map(|kl| kl / tokens);
@@ -481,13 +478,5 @@ impl<B: ModelBackend> MicroBatch<B> {
             .add_value(&new, &old, &returns, ppo.cliprange_value);
         done.num_values += new.len();
         Ok(())
-    }
-}
-
-fn finite(what: &'static str, value: f64) -> Result<f64, NonFinite> {
-    if value.is_finite() {
-        Ok(value)
-    } else {
-        Err(NonFinite(what))
     }
 }

@@ -42,18 +42,18 @@ pub(super) fn evaluate<B: ModelBackend>(
     config: &RewardModelConfig,
     model: &ScalarModel<B>,
     valid: &[Comparisons],
-    device: &B::Device,
 ) -> Result<Option<HeldOut>> {
     if valid.is_empty() {
         return Ok(None);
     }
+    let device = session.device.clone();
     let micro = Micro::new(valid.iter(), config);
     let tokens = config.micro_batch_tokens;
-    let groups = model.group_scores(&micro.groups, tokens, device, &mut |_, _| {});
+    let groups = model.group_scores(&micro.groups, tokens, &device, &mut |_, _| {});
     let by_label = by_label(valid, &groups, &config.accuracy_by);
     let scores = groups.concat();
     let accuracy = micro.pairs.num_correct(&scores) as f64 / micro.pairs.num_pairs() as f64;
-    let loss = micro.loss(floats::<B>(&scores, device));
+    let loss = micro.loss(floats::<B>(&scores, &device));
     let loss = f64::from(read(loss)[0]) / valid.len() as f64;
     let named: Vec<(String, f64)> = by_label
         .iter()

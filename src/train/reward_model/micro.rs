@@ -1,11 +1,18 @@
 //! Comparisons that pass through the model together.
 
+use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::data::Comparisons;
+use crate::host::indices;
 use crate::loss::{self, RewardLoss, best_of_k, bradley_terry};
+use crate::model::{ScalarModel, Tape};
+use crate::ops::ModelBackend;
+use crate::rng::Seed;
+use crate::tokens::TokenBatch;
 use crate::train::config::RewardModelConfig;
+use crate::train::shared::Accumulator;
 
 /// The rows of one micro-batch by prompt, and what is preferred to what among them, counted over all rows.
 pub(super) struct Micro<'a> {
@@ -50,6 +57,30 @@ impl<'a> Micro<'a> {
             first += count;
         }
         micro
+    }
+
+    /// Adds the gradient of the loss to `sum`, and reports the scores of all rows and the loss.
+    pub(super) fn backward<B: ModelBackend>(
+        &self,
+        model: &mut ScalarModel<Autodiff<B>>,
+        config: &RewardModelConfig,
+        dropout: Seed,
+        sum: &mut Accumulator<B>,
+        device: &B::Device,
+    ) {
+        let (batch, spans) = TokenBatch::<Autodiff<B>>::from_groups(&self.groups, device);
+        let last: Vec<usize> = spans
+            .iter()
+            .map(|span| span.token(span.len() - 1))
+            .collect();
+        let last = Some(indices(&last, device));
+        let checkpointing = config.gradient_checkpointing;
+        let (states, tape) = Tape::states_at(model, batch, last, Some(dropout), checkpointing);
+        let scores = model.scores_of(states);
+        sum.report(scores.clone());
+        let loss = self.loss(scores);
+        sum.report(loss.clone());
+        sum.backward(&loss, tape, model);
     }
 
     /// The recipe's loss, summed over prompts, `[1]`.

@@ -8,22 +8,17 @@ use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{DataConfig, RewardModelConfig};
-use super::journal::Journal;
 use super::policy::{Policy, prepare, save_reward_model};
 use super::session::{Outcome, data_file};
-use super::state::{restore_weights, trained_weights};
+use super::shared::{Accumulator, Training, finite};
 use crate::data::{
     Batches, Comparisons, Tokenizer, encode_comparisons, encode_completions, micro_batches,
 };
 use crate::error::{Error, Result};
-use crate::host::{Later, indices};
 use crate::loss::RewardLoss;
 use crate::model::ScalarModel;
-use crate::model::Tape;
 use crate::ops::ModelBackend;
-use crate::optim::{AdamW, GradientSum, lr_at};
 use crate::params::{ParamKind, Parameters};
-use crate::tokens::TokenBatch;
 use held_out::{HeldOut, evaluate};
 use micro::Micro;
 
@@ -100,94 +95,69 @@ pub fn reward_model<B: ModelBackend>(
     let steps = batches.num_steps();
     let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
     let summary = format!("{pairs} comparisons of {} prompts", train.len());
-    let (mut journal, restored) =
-        Journal::open(session, &config.name, &summary, steps, &config.cadence)?;
-    let mut optim = AdamW::<B>::new(config.optim.clone());
-    if let Some((folder, checkpoint)) = restored {
-        restore_weights(&checkpoint.weights, "", &mut model, &device, &folder)?;
-        optim.restore(checkpoint.optim, journal.position.updates[0], &device);
-    }
+    let mut training = Training::open(
+        session,
+        &config.name,
+        &summary,
+        steps,
+        &config.cadence,
+        &config.optim,
+        &mut model,
+    )?;
     let mut held_out = None;
-    if journal.position.step == 0 {
+    if training.is_fresh() {
         evaluate(
             session,
-            &mut journal,
+            &mut training.journal,
             config,
             &model.valid(),
             &valid,
-            &device,
         )?;
     }
-    while journal.position.step < steps {
-        let done = journal.position.step;
-        let items: Vec<&Comparisons> = batches.batch(done).into_iter().map(|i| &train[i]).collect();
+    while let Some(step) = training.next_step() {
+        let items: Vec<&Comparisons> = batches.batch(step).into_iter().map(|i| &train[i]).collect();
         let lens: Vec<usize> = items.iter().map(|c| c.packed_len()).collect();
-        let tokens: usize = items.iter().flat_map(|c| &c.responses).map(Vec::len).sum();
-        let (mut sum, mut later) = (GradientSum::<B>::default(), Later::default());
-        let mut micros = Vec::new();
+        let rows: Vec<&[u32]> = (items.iter())
+            .flat_map(|c| c.responses.iter().map(Vec::as_slice))
+            .collect();
+        let dropout = seed.fork("dropout").fork_index(step as u64);
+        let (mut sum, mut micros) = (Accumulator::default(), Vec::new());
         for part in micro_batches(&lens, config.micro_batch_tokens) {
             let micro = Micro::new(part.into_iter().map(|i| items[i]), config);
-            let (batch, spans) = TokenBatch::<Autodiff<B>>::from_groups(&micro.groups, &device);
-            let last: Vec<usize> = spans
-                .iter()
-                .map(|span| span.token(span.len() - 1))
-                .collect();
-            let last = indices(&last, &device);
-            let dropout = seed.fork("dropout").fork_index(done as u64);
-            let checkpointing = config.gradient_checkpointing;
-            let (states, tape) =
-                Tape::states_at(&model, batch, Some(last), Some(dropout), checkpointing);
-            let scores = model.scores_of(states);
-            later.push(scores.clone().inner());
-            let part_loss = micro.loss(scores);
-            later.push(part_loss.clone().inner());
-            tape.backward(&part_loss, &mut model, &mut sum);
+            micro.backward(&mut model, config, dropout, &mut sum, &device);
             micros.push(micro);
         }
         let (mut loss, mut correct, mut pairs) = (0.0, 0, 0);
-        let mut numbers = later.read();
+        let mut numbers = sum.numbers.read();
         for micro in &micros {
             let mut next = || numbers.next().expect("two for each micro-batch");
             let (scores, value) = (next(), f64::from(next()[0]));
-            if !value.is_finite() {
-                return Err(journal.non_finite("loss", &micro.groups.concat()));
-            }
+            loss += finite("loss", value)
+                .map_err(|problem| training.non_finite(problem, &micro.groups.concat()))?;
             correct += micro.pairs.num_correct(&scores);
             pairs += micro.pairs.num_pairs();
-            loss += value;
         }
-        let lr = lr_at(&config.optim.schedule, config.optim.lr, done, steps);
-        let norm = optim.update(&mut model, sum, items.len() as f64, lr);
-        if !norm.is_finite() {
-            let rows: Vec<&[u32]> = items
-                .iter()
-                .flat_map(|c| c.responses.iter().map(Vec::as_slice))
-                .collect();
-            return Err(journal.non_finite("gradient norm", &rows));
-        }
-        journal.position.updates = vec![optim.num_updates()];
-        let metrics = [
-            ("loss", loss / items.len() as f64),
+        let prompts = items.len() as f64;
+        let taken = training.optimise(&mut model, sum.gradients, prompts, &rows)?;
+        let mut metrics = vec![
+            ("loss", loss / prompts),
             ("accuracy", correct as f64 / pairs as f64),
-            ("grad_norm", norm),
-            ("lr", lr),
         ];
-        journal.step(session, tokens as u64, &metrics)?;
-        if journal.evaluates() {
+        metrics.extend(taken);
+        let tokens = rows.iter().map(|row| row.len() as u64).sum();
+        training.journal.step(session, tokens, &metrics)?;
+        if training.journal.evaluates() {
             held_out = evaluate(
                 session,
-                &mut journal,
+                &mut training.journal,
                 config,
                 &model.valid(),
                 &valid,
-                &device,
             )?;
         }
-        if journal.must_save() {
-            let weights = trained_weights(&mut model);
-            journal.save(session, &weights, &optim.state())?;
-        }
+        training.save_if_due(session, &mut model)?;
     }
+    let journal = training.journal;
     let mut model = model.valid();
     let mut centre = String::new();
     if !references.is_empty() {

@@ -1,0 +1,104 @@
+//! A model in training: its optimiser, its schedule, and the journal that says where it stands.
+
+use burn::backend::Autodiff;
+
+use super::optimise::{NonFinite, optimise};
+use crate::error::{Error, Result};
+use crate::ops::ModelBackend;
+use crate::optim::{AdamW, GradientSum, OptimConfig, lr_at};
+use crate::params::Parameters;
+use crate::train::Session;
+use crate::train::config::Cadence;
+use crate::train::journal::Journal;
+use crate::train::state::{restore_weights, trained_weights};
+
+/// The training of one model over a known number of optimiser steps, resumable after each.
+pub(crate) struct Training<B: ModelBackend> {
+    /// Metrics, samples, checkpoints and position.
+    pub(crate) journal: Journal,
+    optim: AdamW<B>,
+    config: OptimConfig,
+    num_steps: usize,
+}
+
+impl<B: ModelBackend> Training<B> {
+    /// Begins the training of `model`; on resume continues from the newest checkpoint.
+    ///
+    /// # Errors
+    /// `Error::Io`, and `Error::Format` if the checkpoint belongs to another model.
+    pub(crate) fn open(
+        session: &mut Session<'_, B>,
+        stage: &str,
+        summary: &str,
+        num_steps: usize,
+        cadence: &Cadence,
+        config: &OptimConfig,
+        model: &mut dyn Parameters<Autodiff<B>>,
+    ) -> Result<Self> {
+        let (journal, restored) = Journal::open(session, stage, summary, num_steps, cadence)?;
+        let mut optim = AdamW::new(config.clone());
+        if let Some((folder, checkpoint)) = restored {
+            let device = &session.device;
+            restore_weights(&checkpoint.weights, "", model, device, &folder)?;
+            optim.restore(checkpoint.optim, journal.position.updates[0], device);
+        }
+        Ok(Self {
+            journal,
+            optim,
+            config: config.clone(),
+            num_steps,
+        })
+    }
+
+    /// Whether no step is done yet, in this run or in one that it resumes.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.journal.position.step == 0
+    }
+
+    /// Index of the step to take; `None` when all are done.
+    pub(crate) fn next_step(&self) -> Option<usize> {
+        let step = self.journal.position.step;
+        (step < self.num_steps).then_some(step)
+    }
+
+    /// Takes the step: see [`optimise`]. Returns its metrics `grad_norm` and `lr`. `rows` are those of the batch, to be
+    /// saved if the gradient is not finite.
+    ///
+    /// # Errors
+    /// `Error::NonFinite`.
+    pub(crate) fn optimise(
+        &mut self,
+        model: &mut dyn Parameters<Autodiff<B>>,
+        gradients: GradientSum<B>,
+        count: f64,
+        rows: &[&[u32]],
+    ) -> Result<[(&'static str, f64); 2]> {
+        let step = self.journal.position.step;
+        let lr = lr_at(&self.config.schedule, self.config.lr, step, self.num_steps);
+        let norm = optimise(model, &mut self.optim, gradients, count, lr)
+            .map_err(|problem| self.non_finite(problem, rows))?;
+        self.journal.position.updates = vec![self.optim.num_updates()];
+        Ok([("grad_norm", norm), ("lr", lr)])
+    }
+
+    /// The error for a number that is not finite; saves `rows`, which made it so.
+    pub(crate) fn non_finite(&self, problem: NonFinite, rows: &[&[u32]]) -> Error {
+        self.journal.non_finite(problem.0, rows)
+    }
+
+    /// Writes a checkpoint if one is due or the user wants to stop.
+    ///
+    /// # Errors
+    /// `Error::Io`; `Error::Interrupted` if the user wants to stop.
+    pub(crate) fn save_if_due(
+        &mut self,
+        session: &Session<'_, B>,
+        model: &mut dyn Parameters<Autodiff<B>>,
+    ) -> Result<()> {
+        if !self.journal.must_save() {
+            return Ok(());
+        }
+        let weights = trained_weights(model);
+        self.journal.save(session, &weights, &self.optim.state())
+    }
+}
