@@ -158,16 +158,7 @@ pub fn is_plain_text(row: &Row) -> bool {
 }
 
 fn check_hub_name(file: &str) -> Option<Problem> {
-    let parquet = file.ends_with(".parquet");
-    if parquet && !cfg!(feature = "parquet") {
-        return Some(Problem::new(
-            "data.source",
-            format!(
-                "{file}: this build cannot read parquet files: build with `--features parquet`"
-            ),
-        ));
-    }
-    let known = parquet
+    let known = file.ends_with(".parquet")
         || file.ends_with(".jsonl")
         || file.ends_with(".jsonl.gz")
         || file.ends_with(".json");

@@ -10,7 +10,6 @@ mod encode;
 pub mod inspect;
 mod jinja;
 mod loader;
-#[cfg(feature = "parquet")]
 mod parquet;
 pub mod posts;
 mod records;

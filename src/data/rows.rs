@@ -10,6 +10,7 @@ use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Repo, RepoType};
 use serde_json::{Map, Value};
 
+use crate::data::parquet;
 use crate::data::posts::posts;
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
@@ -143,11 +144,15 @@ fn hub_file(
     api.repo(repo).get(file).map_err(failed)
 }
 
-/// Opens a file by its extension: `.gz` is unpacked, `.parquet` needs the feature of that name.
+/// Opens a file by its extension: `.gz` is unpacked, `.parquet` has rows of its own.
 pub(crate) fn open(path: &Path) -> Result<RowReader> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
     if extension.eq_ignore_ascii_case("parquet") {
-        return open_parquet(path);
+        return Ok(RowReader {
+            path: path.to_path_buf(),
+            line: 0,
+            source: Source::Objects(parquet::objects(path)?),
+        });
     }
     let file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
     let source: Box<dyn BufRead> = if extension.eq_ignore_ascii_case("gz") {
@@ -162,23 +167,6 @@ pub(crate) fn open(path: &Path) -> Result<RowReader> {
     })
 }
 
-#[cfg(feature = "parquet")]
-fn open_parquet(path: &Path) -> Result<RowReader> {
-    Ok(RowReader {
-        path: path.to_path_buf(),
-        line: 0,
-        source: Source::Objects(crate::data::parquet::objects(path)?),
-    })
-}
-
-#[cfg(not(feature = "parquet"))]
-fn open_parquet(path: &Path) -> Result<RowReader> {
-    Err(Error::format(
-        path,
-        "this build cannot read parquet files: build with `--features parquet`, or convert the file to JSONL",
-    ))
-}
-
 /// The rows of one file, one at a time.
 pub(crate) struct RowReader {
     path: PathBuf,
@@ -188,8 +176,7 @@ pub(crate) struct RowReader {
 
 enum Source {
     Lines(Box<dyn BufRead>),
-    #[cfg(feature = "parquet")]
-    Objects(crate::data::parquet::Objects),
+    Objects(parquet::Objects),
     Ended,
 }
 
@@ -211,7 +198,6 @@ impl RowReader {
             let mut bytes = Vec::new();
             let read = match &mut self.source {
                 Source::Lines(reader) => reader.read_until(b'\n', &mut bytes),
-                #[cfg(feature = "parquet")]
                 Source::Objects(objects) => {
                     self.line += 1;
                     return objects.next().map(|object| object.map(|_| Vec::new()));
@@ -281,7 +267,6 @@ impl Iterator for RowReader {
     type Item = Result<Row>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        #[cfg(feature = "parquet")]
         if let Source::Objects(objects) = &mut self.source {
             self.line += 1;
             let (path, line) = (self.path.clone(), self.line);
@@ -434,17 +419,6 @@ mod tests {
             .to_string();
         assert!(
             error.starts_with("cannot read ") && error.contains("train.jsonl"),
-            "{error}"
-        );
-    }
-
-    #[cfg(not(feature = "parquet"))]
-    #[test]
-    fn parquet_without_the_feature_names_it() {
-        let source = DataSource::Jsonl("rows.parquet".into());
-        let error = read_rows(&config(source), &DataContext::default()).unwrap_err();
-        assert!(
-            error.to_string().contains("`--features parquet`"),
             "{error}"
         );
     }
