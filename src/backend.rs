@@ -1,5 +1,6 @@
 //! The only place that names concrete backends: which are compiled in, which have a device, and which one runs.
 
+use crate::device::DeviceMemory;
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 
@@ -32,32 +33,63 @@ pub trait Task {
     fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output>;
 }
 
+/// Fails if the chosen backend is not compiled in.
+///
+/// # Errors
+/// `Error::Usage`, naming the cargo feature.
+pub fn require(choice: BackendChoice) -> Result<()> {
+    match choice {
+        BackendChoice::Cuda if !cfg!(feature = "cuda") => not_compiled("cuda", "cuda"),
+        BackendChoice::Wgpu if !cfg!(feature = "wgpu") => {
+            not_compiled("wgpu", "vulkan (or wgpu, metal)")
+        }
+        BackendChoice::Flex if !cfg!(feature = "flex") => not_compiled("flex", "flex"),
+        BackendChoice::NdArray if !cfg!(feature = "ndarray") => not_compiled("ndarray", "ndarray"),
+        _ => Ok(()),
+    }
+}
+
+/// The memory of the device that [`dispatch`] runs on; unknown too where there is no such device.
+pub fn memory(choice: BackendChoice, device: usize) -> DeviceMemory {
+    match resolve(choice, device) {
+        BackendChoice::Cuda => cuda_memory(device),
+        BackendChoice::Wgpu => wgpu_memory(device),
+        BackendChoice::Auto | BackendChoice::Flex | BackendChoice::NdArray => DeviceMemory::Host,
+    }
+}
+
 /// Runs `task` on the chosen backend.
 ///
 /// # Errors
 /// `Error::Usage` in one line when the backend is not compiled in (naming the cargo feature) or has no device (naming
 /// the driver), and the task's own errors.
 pub fn dispatch<T: Task>(choice: BackendChoice, device: usize, task: T) -> Result<T::Output> {
-    match choice {
-        BackendChoice::Auto => auto(device, task),
+    // `auto` never fails for want of a CPU: it has one device, whatever number was asked for.
+    let cpu = match choice {
+        BackendChoice::Auto => 0,
+        _ => device,
+    };
+    match resolve(choice, device) {
         BackendChoice::Cuda => cuda(device, task),
         BackendChoice::Wgpu => wgpu(device, task),
-        BackendChoice::Flex => flex(device, task),
-        BackendChoice::NdArray => ndarray(device, task),
+        BackendChoice::Auto | BackendChoice::Flex => flex(cpu, task),
+        BackendChoice::NdArray => ndarray(cpu, task),
     }
 }
 
-fn auto<T: Task>(device: usize, task: T) -> Result<T::Output> {
+/// What `auto` comes to: the best backend that is compiled in and has such a device.
+fn resolve(choice: BackendChoice, device: usize) -> BackendChoice {
+    if choice != BackendChoice::Auto {
+        return choice;
+    }
     if num_cuda_devices().is_ok_and(|n| n > device) {
-        return cuda(device, task);
-    }
-    if hardware_gpus().is_ok_and(|n| n > device) {
-        return wgpu(device, task);
-    }
-    if cfg!(feature = "flex") {
-        flex(0, task)
+        BackendChoice::Cuda
+    } else if hardware_gpus().is_ok_and(|n| n > device) {
+        BackendChoice::Wgpu
+    } else if cfg!(feature = "flex") {
+        BackendChoice::Flex
     } else {
-        ndarray(0, task)
+        BackendChoice::NdArray
     }
 }
 
@@ -71,12 +103,6 @@ fn only_device(device: usize, backend: &str) -> Result<()> {
     )))
 }
 
-#[cfg(not(all(
-    feature = "flex",
-    feature = "ndarray",
-    feature = "wgpu",
-    feature = "cuda"
-)))]
 fn not_compiled<O>(backend: &str, feature: &str) -> Result<O> {
     Err(Error::Usage(format!(
         "backend {backend} is not in this binary; build it with: cargo build --release --features {feature}"
@@ -107,7 +133,7 @@ fn ndarray<T: Task>(_: usize, _: T) -> Result<T::Output> {
 
 #[cfg(feature = "cuda")]
 mod cuda_backend {
-    use super::{Error, Result, Task};
+    use super::{DeviceMemory, Error, Result, Task};
 
     /// As for wgpu; our kernels rely on the types, too.
     const _: fn(
@@ -133,6 +159,30 @@ mod cuda_backend {
                 .into_iter()
                 .any(exists)
             || cfg!(windows)
+    }
+
+    /// Asks the driver.
+    pub(super) fn memory(device: usize) -> DeviceMemory {
+        let name = format!("CUDA device {device}");
+        let measured = super::quietly(|| {
+            let context = cudarc::driver::CudaContext::new(device)?;
+            context.mem_get_info()
+        });
+        match measured {
+            Some(Ok((free, total))) => DeviceMemory::Device {
+                name,
+                free: free as u64,
+                total: total as u64,
+            },
+            Some(Err(error)) => DeviceMemory::Unknown {
+                name,
+                why: format!("the driver says {error}"),
+            },
+            None => DeviceMemory::Unknown {
+                name,
+                why: "the NVIDIA driver library (libcuda) cannot be loaded".into(),
+            },
+        }
     }
 
     pub(super) fn run<T: Task>(device: usize, task: T) -> Result<T::Output> {
@@ -166,6 +216,19 @@ fn cuda<T: Task>(device: usize, task: T) -> Result<T::Output> {
 }
 
 #[cfg(feature = "cuda")]
+fn cuda_memory(device: usize) -> DeviceMemory {
+    cuda_backend::memory(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_memory(device: usize) -> DeviceMemory {
+    DeviceMemory::Unknown {
+        name: format!("CUDA device {device}"),
+        why: "this binary has no CUDA".into(),
+    }
+}
+
+#[cfg(feature = "cuda")]
 fn num_cuda_devices() -> Result<usize> {
     // `auto` passes over a driver without the toolkit: it could not run a kernel.
     if cuda_backend::has_headers() {
@@ -187,7 +250,7 @@ fn num_cuda_devices() -> Result<usize> {
 
 #[cfg(feature = "wgpu")]
 mod wgpu_backend {
-    use super::{Error, Result, Task};
+    use super::{DeviceMemory, Error, Result, Task};
     use burn::backend::Wgpu;
     use burn::backend::wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
     use burn::backend::wgpu::{CubeBackend, WgpuDevice, WgpuRuntime};
@@ -232,6 +295,22 @@ mod wgpu_backend {
         adapters().iter().filter(hardware).count()
     }
 
+    /// Software and integrated adapters compute in the host's memory; wgpu has no call for the size of another's.
+    pub(super) fn memory(device: usize) -> DeviceMemory {
+        let name = format!("wgpu device {device}");
+        match adapters().get(device) {
+            Some(WgpuDevice::Cpu | WgpuDevice::IntegratedGpu(_)) => DeviceMemory::Host,
+            Some(_) => DeviceMemory::Unknown {
+                name,
+                why: "wgpu has no call for it".into(),
+            },
+            None => DeviceMemory::Unknown {
+                name,
+                why: "there is no such device".into(),
+            },
+        }
+    }
+
     pub(super) fn run<T: Task>(device: usize, task: T) -> Result<T::Output> {
         let adapters = adapters();
         let Some(last) = adapters.len().checked_sub(1) else {
@@ -272,6 +351,19 @@ mod wgpu_backend {
 #[cfg(feature = "wgpu")]
 fn wgpu<T: Task>(device: usize, task: T) -> Result<T::Output> {
     wgpu_backend::run(device, task)
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_memory(device: usize) -> DeviceMemory {
+    wgpu_backend::memory(device)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_memory(device: usize) -> DeviceMemory {
+    DeviceMemory::Unknown {
+        name: format!("wgpu device {device}"),
+        why: "this binary has no wgpu".into(),
+    }
 }
 
 #[cfg(feature = "wgpu")]

@@ -28,6 +28,7 @@ pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod generate;
 pub mod guard;

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 ///
 /// `backend` stands beside `recipe`: it names concrete backends, so that only the command line may reach it.
 const LEVELS: &[&[&str]] = &[
-    &["error", "rng", "tokens", "start", "host", "snapshot"],
+    &[
+        "error", "rng", "tokens", "start", "host", "device", "snapshot",
+    ],
     &["ops", "atomic", "guard"],
     &["params", "rl"],
     &["loss", "data", "peft", "optim", "report"],

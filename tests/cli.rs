@@ -392,6 +392,52 @@ fn a_backend_that_is_not_compiled_in_is_one_line_with_the_feature() {
         &["backend wgpu is not in this binary", "--features vulkan"],
     );
     assert_eq!(message.lines().count(), 1, "{message}");
+    // A plan for a backend that cannot run it is none; whatever else is wrong is said with it.
+    let recipe = repository().join("recipes/quickstart.ron");
+    let dry_run = format!("recipe {} --dry-run --backend wgpu", recipe.display());
+    let parts = ["backend wgpu is not in this binary", "--features vulkan"];
+    let message = fail(temp.path(), &dry_run, 2, &parts);
+    assert_eq!(message.lines().count(), 1, "{message}");
+    let needs = ["--backend: backend wgpu is not", "stages.sft: needs an"];
+    fail(
+        temp.path(),
+        &format!("{dry_run} --device-memory 1MiB"),
+        2,
+        &needs,
+    );
+}
+
+#[test]
+fn the_memory_that_a_run_may_take_can_be_given() {
+    let temp = tempfile::tempdir().unwrap();
+    let recipe = repository().join("recipes/quickstart.ron");
+    let dry_run = format!("recipe {} --dry-run", recipe.display());
+    let plan = succeed(temp.path(), &dry_run);
+    assert!(
+        plan.contains("memory available on this machine: "),
+        "{plan}"
+    );
+    let plan = succeed(temp.path(), &format!("{dry_run} --device-memory 1.5GiB"));
+    assert!(
+        plan.contains("memory available by --device-memory: 1.50 GiB"),
+        "{plan}"
+    );
+    fail(
+        temp.path(),
+        &format!("{dry_run} --device-memory 100MB"),
+        2,
+        &[
+            "stages.ppo: needs an estimated",
+            "but 95.37 MiB are given by --device-memory",
+            "--device-memory SIZE overrides what was measured",
+        ],
+    );
+    fail(
+        temp.path(),
+        &format!("{dry_run} --device-memory much"),
+        2,
+        &["24GiB"],
+    );
 }
 
 #[test]

@@ -82,7 +82,8 @@ pub enum Command {
   temper recipe recipes/smollm2.ron --dry-run
   temper recipe recipes/smollm2.ron --resume
 
-All problems of a recipe are reported at once, before any weight is loaded. Ctrl-C writes a checkpoint.")]
+All problems of a recipe are reported at once, before any weight is loaded: keys, files, rows, and stages whose estimated peak is more than the
+device has free. Ctrl-C writes a checkpoint.")]
 pub struct RecipeArgs {
     /// The recipe, a RON file
     #[arg(value_name = "FILE")]
@@ -105,9 +106,12 @@ pub struct RecipeArgs {
     /// Print the resolved plan (parameters, tokens, steps, estimated peak memory) and stop
     #[arg(long)]
     pub dry_run: bool,
-    /// On a GPU, do not compare its numbers with the CPU's first
+    /// On a GPU, do not compare its numbers with the CPU's first; the recipe, its files and the memory are checked all the same
     #[arg(long)]
     pub no_check: bool,
+    /// Memory that the stages have to fit into, e.g. 24GiB, in place of what the device has free
+    #[arg(long, value_name = "SIZE", value_parser = super::size::bytes)]
+    pub device_memory: Option<u64>,
     /// Full-screen charts instead of progress bars
     #[arg(long, conflicts_with = "dry_run")]
     pub tui: bool,

@@ -4,7 +4,7 @@ use super::args::{ComputeArgs, DoctorArgs};
 use super::output::print;
 use super::parity::{self, Difference, Parity, Shapes};
 use super::precision::PrecisionCost;
-use crate::backend::{BackendChoice, Task, dispatch};
+use crate::backend::{self, BackendChoice, Task, dispatch};
 use crate::error::{Error, Result};
 use crate::ops::{ModelBackend, Numerics};
 use crate::recipe::{self, RunOptions};
@@ -24,7 +24,10 @@ pub(super) fn run(args: &DoctorArgs, compute: &ComputeArgs) -> Result<()> {
     let checked = match &args.recipe {
         Some(file) => Some(recipe::check(
             recipe::load_with_places(file, &[])?,
-            &RunOptions::default(),
+            &RunOptions {
+                memory: backend::memory(compute.backend, compute.device),
+                ..RunOptions::default()
+            },
         )?),
         None => None,
     };

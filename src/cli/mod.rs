@@ -16,6 +16,7 @@ mod progress;
 mod recipe;
 mod rows;
 mod score;
+mod size;
 
 use crate::error::Result;
 use args::{Cli, Command};

@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use super::args::{ComputeArgs, RecipeArgs};
 use super::parity::{self, Shapes};
-use crate::backend::{Task, dispatch};
-use crate::error::{Error, Result};
+use crate::backend::{self, Task, dispatch};
+use crate::device::DeviceMemory;
+use crate::error::{Error, Problem, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
 use crate::recipe::{self, Checked, RunOptions};
@@ -16,7 +17,8 @@ use crate::train::Outcome;
 /// Checks the recipe and everything it names, then runs its stages.
 ///
 /// # Errors
-/// `Error::Invalid` with all problems at once, before anything is loaded; later the first error of a stage.
+/// `Error::Invalid` with all problems at once, before anything is loaded; `Error::Usage` for a backend that is not compiled in; later the first
+/// error of a stage.
 pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     let loaded = recipe::load_with_places(&args.file, &args.set)?;
     let mut options = RunOptions {
@@ -24,11 +26,28 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         stage: args.stage.clone(),
         resume: args.resume,
         resume_command: resume_command(),
+        memory: match args.device_memory {
+            Some(bytes) => DeviceMemory::Given(bytes),
+            None => backend::memory(compute.backend, compute.device),
+        },
         interrupt: Interrupt::default(),
     };
-    let checked = recipe::check(loaded, &options)?;
+    let checked = match (
+        recipe::check(loaded, &options),
+        backend::require(compute.backend),
+    ) {
+        (Ok(checked), backend) => backend.map(|()| checked)?,
+        // Whatever is wrong is said at once.
+        (Err(Error::Invalid { path, mut problems }), Err(error)) => {
+            problems.push(Problem::new("--backend", error.to_string()));
+            return Err(Error::Invalid { path, problems });
+        }
+        (Err(error), _) => return Err(error),
+    };
     if args.dry_run {
-        return print(&recipe::table(&checked.plans));
+        let plan = recipe::table(&checked.plans);
+        let memory = recipe::memory_line(&options.memory);
+        return print(&format!("{plan}\n{memory}"));
     }
     options.interrupt = Interrupt::on_signal()?;
     let kind = if args.tui {

@@ -21,9 +21,9 @@ mod validate;
 mod write;
 
 pub use load::{Loaded, load, load_with_places};
-pub use memory::{ModelShape, Work, available_memory, estimate};
+pub use memory::{ModelShape, Work, estimate};
 pub use places::Places;
-pub use plan::{StagePlan, check_fits, table};
+pub use plan::{StagePlan, check_fits, memory_line, table};
 pub use run::{Checked, RunOptions, check, run};
 pub use stage::{Recipe, Stage};
 pub use validate::validate;

@@ -1,6 +1,7 @@
 //! The resolved plan that `--dry-run` prints, and the check that it fits into memory.
 
 use super::ModelShape;
+use crate::device::DeviceMemory;
 use crate::error::Problem;
 
 /// What one stage will do and need.
@@ -113,22 +114,54 @@ fn recomputation(plan: &StagePlan) -> String {
     )
 }
 
-/// A problem for each stage that needs more than `available_bytes`.
-pub fn check_fits(plans: &[StagePlan], available_bytes: u64) -> Vec<Problem> {
+/// What the stages were compared with, as a line below the plan.
+pub fn memory_line(memory: &DeviceMemory) -> String {
+    match memory {
+        DeviceMemory::Host => match memory.available() {
+            Some(bytes) => format!("memory available on this machine: {}", human_bytes(bytes)),
+            None => "memory available on this machine: not known, so that nothing was compared with it; --device-memory SIZE says how much".into(),
+        },
+        DeviceMemory::Device { name, free, total } => format!(
+            "memory available on {name}: {} of {}",
+            human_bytes(*free),
+            human_bytes(*total)
+        ),
+        DeviceMemory::Given(bytes) => {
+            format!("memory available by --device-memory: {}", human_bytes(*bytes))
+        }
+        DeviceMemory::Unknown { name, why } => format!(
+            "memory available on {name}: not known ({why}), so that nothing was compared with it; --device-memory SIZE says how much"
+        ),
+    }
+}
+
+/// A problem for each stage that needs more than is available; none where that is not known.
+pub fn check_fits(plans: &[StagePlan], memory: &DeviceMemory) -> Vec<Problem> {
+    let Some(available) = memory.available() else {
+        return Vec::new();
+    };
+    let whose = match memory {
+        DeviceMemory::Host | DeviceMemory::Unknown { .. } => "are available".to_owned(),
+        DeviceMemory::Device { name, .. } => format!("are free on {name}"),
+        DeviceMemory::Given(_) => "are given by --device-memory".to_owned(),
+    };
     plans
         .iter()
-        .filter(|plan| plan.peak() > available_bytes)
+        .filter(|plan| plan.peak() > available)
         .map(|plan| {
             Problem::new(
                 format!("stages.{}", plan.name),
                 format!(
-                    "needs an estimated {} of memory ({}), but {} are available",
+                    "needs an estimated {} of memory ({}), but {} {whose}",
                     human_bytes(plan.peak()),
                     components(plan),
-                    human_bytes(available_bytes)
+                    human_bytes(available)
                 ),
             )
-            .with_help(advice(plan))
+            .with_help(format!(
+                "{}; --device-memory SIZE overrides what was measured",
+                advice(plan)
+            ))
         })
         .collect()
 }
@@ -274,13 +307,45 @@ compare  weights 513.13 MiB
 
     #[test]
     fn what_does_not_fit_is_refused_with_advice() {
-        let problems = check_fits(&plans(), 1 << 30);
+        let problems = check_fits(&plans(), &DeviceMemory::Given(1 << 30));
         assert_eq!(problems.len(), 1);
         assert_eq!(
             problems[0].to_string(),
-            "stages.sft: needs an estimated 1.52 GiB of memory (weights 531.77 MiB, activations 1.00 GiB), but 1.00 GiB are available\n    help: lower `micro_batch_tokens` (results do not change), set `gradient_checkpointing: true`, or lower `generation_batch_size`"
+            "stages.sft: needs an estimated 1.52 GiB of memory (weights 531.77 MiB, activations 1.00 GiB), but 1.00 GiB are given by --device-memory\n    help: lower `micro_batch_tokens` (results do not change), set `gradient_checkpointing: true`, or lower `generation_batch_size`; --device-memory SIZE overrides what was measured"
         );
-        assert!(check_fits(&plans(), 2 << 30).is_empty());
+        assert!(check_fits(&plans(), &DeviceMemory::Given(2 << 30)).is_empty());
+    }
+
+    #[test]
+    fn a_device_is_judged_by_its_own_memory() {
+        let device = |free: u64| DeviceMemory::Device {
+            name: "CUDA device 0".into(),
+            free,
+            total: 80 << 30,
+        };
+        let problems = check_fits(&plans(), &device(1 << 30));
+        assert!(
+            problems[0]
+                .message
+                .ends_with("but 1.00 GiB are free on CUDA device 0"),
+            "{}",
+            problems[0].message
+        );
+        assert!(check_fits(&plans(), &device(2 << 30)).is_empty());
+        assert_eq!(
+            memory_line(&device(2 << 30)),
+            "memory available on CUDA device 0: 2.00 GiB of 80.00 GiB"
+        );
+        // What is not known refuses nothing, and the plan says so.
+        let unknown = DeviceMemory::Unknown {
+            name: "wgpu device 0".into(),
+            why: "wgpu has no call for it".into(),
+        };
+        assert!(check_fits(&plans(), &unknown).is_empty());
+        assert_eq!(
+            memory_line(&unknown),
+            "memory available on wgpu device 0: not known (wgpu has no call for it), so that nothing was compared with it; --device-memory SIZE says how much"
+        );
     }
 
     #[test]

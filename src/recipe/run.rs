@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use super::resume::changes;
 use super::survey::{Survey, survey};
-use super::{Loaded, Recipe, Stage, StagePlan, available_memory, check_fits, to_ron};
+use super::{Loaded, Recipe, Stage, StagePlan, check_fits, to_ron};
 use crate::atomic::write_atomic;
 use crate::checkpoint::{RunDir, RunInfo};
+use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
@@ -28,6 +29,8 @@ pub struct RunOptions {
     pub resume: bool,
     /// The command that would continue this run.
     pub resume_command: String,
+    /// The memory that every stage has to fit into.
+    pub memory: DeviceMemory,
     /// The wish to stop; once requested, the run writes a checkpoint and ends with `Error::Interrupted`.
     pub interrupt: Interrupt,
 }
@@ -77,9 +80,7 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
     if options.resume {
         problems.extend(changes(&recipe, &places, &output, DONE));
     }
-    if let Some(available) = available_memory() {
-        problems.extend(check_fits(&plans, available));
-    }
+    problems.extend(check_fits(&plans, &options.memory));
     if !problems.is_empty() {
         return Err(Error::Invalid { path, problems });
     }

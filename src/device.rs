@@ -1,0 +1,132 @@
+//! How much memory the device has that a run computes on.
+
+use std::fs;
+use std::path::Path;
+
+/// Memory that the stages of a run have to fit into.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum DeviceMemory {
+    /// The host's: a CPU computes, or a GPU that shares its memory.
+    #[default]
+    Host,
+    /// The device's own.
+    Device {
+        /// What the user knows it as, e.g. `CUDA device 0`.
+        name: String,
+        /// Bytes that no process holds.
+        free: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// As many bytes as the user says, whatever there is.
+    Given(u64),
+    /// The device's own, of unknown size.
+    Unknown {
+        /// What the user knows it as.
+        name: String,
+        /// Why it could not be measured.
+        why: String,
+    },
+}
+
+impl DeviceMemory {
+    /// Bytes that a run may take, measured now where the host's count; `None` where that is not known.
+    pub fn available(&self) -> Option<u64> {
+        match self {
+            Self::Host => host_memory(),
+            Self::Device { free, .. } => Some(*free),
+            Self::Given(bytes) => Some(*bytes),
+            Self::Unknown { .. } => None,
+        }
+    }
+}
+
+/// Bytes this process may still take: the least of the machine's available memory and what its control groups leave.
+/// `None` where neither can be read.
+pub fn host_memory() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| parse_meminfo(&text));
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
+    let root = Path::new("/sys/fs/cgroup");
+    // A limit may stand at any level above the process's own group.
+    let unified = root.join(group);
+    let unified = unified
+        .ancestors()
+        .take_while(|folder| folder.starts_with(root))
+        .filter_map(|folder| {
+            group_leaves(
+                &folder.join("memory.max"),
+                &folder.join("memory.current"),
+                &folder.join("memory.stat"),
+            )
+        });
+    let legacy = root.join("memory");
+    let legacy = group_leaves(
+        &legacy.join("memory.limit_in_bytes"),
+        &legacy.join("memory.usage_in_bytes"),
+        &legacy.join("memory.stat"),
+    );
+    machine.into_iter().chain(unified).chain(legacy).min()
+}
+
+/// What a control group's limit leaves, file cache counted as free.
+fn group_leaves(limit: &Path, usage: &Path, stat: &Path) -> Option<u64> {
+    let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limit = number(limit)?;
+    let reclaimable = fs::read_to_string(stat)
+        .ok()
+        .and_then(|text| parse_inactive_file(&text))
+        .unwrap_or(0);
+    let used = number(usage)?.saturating_sub(reclaimable);
+    Some(limit.saturating_sub(used))
+}
+
+fn parse_meminfo(text: &str) -> Option<u64> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+fn parse_inactive_file(text: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix("inactive_file "))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_files_are_parsed() {
+        let meminfo = "MemTotal:       32768 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n";
+        assert_eq!(parse_meminfo(meminfo), Some(2_097_152));
+        assert_eq!(parse_inactive_file("anon 5\ninactive_file 77\n"), Some(77));
+    }
+
+    #[test]
+    fn control_groups_leave_limit_minus_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let usage = path("current", "600\n");
+        let stat = path("stat", "inactive_file 100\n");
+        assert_eq!(
+            group_leaves(&path("max", "1000\n"), &usage, &stat),
+            Some(500)
+        );
+        assert_eq!(group_leaves(&path("max", "max\n"), &usage, &stat), None);
+    }
+}
