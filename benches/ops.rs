@@ -11,8 +11,8 @@ use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bool, Distribution, Int, Tensor, TensorData, activation};
 use criterion::{Criterion, criterion_group};
 use tempering::ops::{
-    self, AdamWParam, AdamWStep, Gelu, HeadLayout, LowRankPart, MatmulPrecision, ModelBackend,
-    Precision, ReducedMatrix,
+    self, AdamWParam, AdamWStep, Attend, Gelu, HeadLayout, LowRankPart, MatmulPrecision,
+    ModelBackend, Precision, ReducedMatrix,
 };
 use tempering::tokens::Segments;
 
@@ -192,13 +192,13 @@ fn swiglu(c: &mut Criterion) {
 
 fn attention(c: &mut Criterion) {
     let x = trained([TOKENS, LAYOUT.joint_width()]);
-    let segments = Segments::from_lens([LEN; ROWS]);
+    let attend = Attend::causal(LAYOUT, &Segments::from_lens([LEN; ROWS]));
     let hidden =
         Tensor::<A, 2, Bool>::tril_mask([LEN, LEN], 0, &Default::default()).unsqueeze::<4>();
     compare(
         c,
         "attention",
-        || ops::attention(x.clone(), LAYOUT, &segments),
+        || ops::attention(x.clone(), &attend),
         || {
             // Rows of one length: the best case of a padded batch.
             let HeadLayout {

@@ -34,6 +34,12 @@ const MUTATIONS: &[Mutation] = mutations! {
         "keys - queries + i % queries + 1" => "(keys - queries + i % queries).max(1)", OPS;
     "the portable causal mask shows one token too many": "src/ops/portable/attention.rs",
         "let offset = (keys - queries) as i64;" => "let offset = (keys - queries) as i64 + 1;", OPS;
+    "Flex's window is one key longer": "src/ops/cpu/attention/task.rs",
+        "position as isize + 1 - n as isize" => "position as isize - n as isize", OPS;
+    "the portable window is one key longer": "src/ops/portable/attention.rs",
+        "let first = offset + 1 - n as i64;" => "let first = offset - n as i64;", OPS;
+    "Flex's capped scores have the gradient of plain ones": "src/ops/cpu/attention/backward.rs",
+        "kernels::multiply(ds, slopes);" => "let _ = slopes;", OPS;
     "a continued row's keys give their parent no gradient": "src/ops/cpu/attention/backward.rs",
         "scatter(out, width, column, head_dim, sum, true);" => "let _ = (&out, column, sum);", OPS;
     "rotary embedding turns the other way": "src/ops/portable/mod.rs",
@@ -88,8 +94,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         "&meta(LoraMatrix::B, layer.width).ordered(self.order.clone())" => "&meta(LoraMatrix::B, layer.width)", FAMILIES;
     "OPT's positions begin in row 0": "src/model/opt.rs",
         "&pass.positions, POSITION_OFFSET)" => "&pass.positions, POSITION_OFFSET * 0)", FAMILIES;
-    "a chunk of a prompt sees its first token alone": "src/model/cache.rs",
-        ".map(|i| start + i + 1)" => ".map(|_| start + 1)", FAMILIES;
+    "a chunk of a prompt sees its first token alone": "src/ops/attend.rs",
+        "self.mask.seen(position, len)" => "self.mask.seen(held, len)", FAMILIES;
     "rsLoRA divides by the rank": "src/peft/config.rs",
         "if self.use_rslora { rank.sqrt() }" => "if self.use_rslora { rank }", LIB;
     "a pattern of ranks matches inside a name": "src/peft/patterns.rs",

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::KvCache;
 use super::activation::Activation;
 use super::config::RopeScaling;
-use crate::ops::{self, Head, HeadLayout, LinearInput, ModelBackend, unwrap};
+use crate::ops::{self, Attend, Head, HeadLayout, LinearInput, ModelBackend, unwrap};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
 use crate::peft::Projection;
 use crate::rng::Seed;
@@ -100,16 +100,16 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
         self.dropout.map(|seed| seed.fork_index(layer as u64))
     }
 
-    /// Attention of one layer, at the positions that [`Pass::keep`] keeps.
+    /// Attention of one layer, at the positions that [`Pass::keep`] keeps. `attend` is of [`Pass::segments`].
     pub(super) fn attend(
         &mut self,
         layer: usize,
         qkv: Tensor<B, 2>,
-        layout: HeadLayout,
+        attend: &Attend,
     ) -> Tensor<B, 2> {
         let attended = match &mut self.cache {
-            Some(cache) => cache.attend(layer, qkv, layout, self.segments),
-            None => ops::attention(qkv, layout, self.segments),
+            Some(cache) => cache.attend(layer, qkv, attend),
+            None => ops::attention(qkv, attend),
         };
         self.keep(layer, attended)
     }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::ops::{self, CacheWrite, HeadLayout, ModelBackend};
+use crate::ops::{self, Attend, CacheWrite, HeadLayout, ModelBackend};
 use crate::tokens::Segments;
 
 /// Preallocated keys and values, `[slots, capacity, kv_width]` per layer, and how much of each slot is filled.
@@ -72,17 +72,12 @@ impl<B: ModelBackend> KvCache<B> {
         }
     }
 
-    /// Writes the batch's keys and values of `layer` and attends over all that the slots hold.
+    /// Writes the batch's keys and values of `layer` and attends over what the slots hold.
     ///
     /// # Panics
     /// If the batch does not bring one row for each that [`KvCache::select`] gave a slot.
-    pub fn attend(
-        &mut self,
-        layer: usize,
-        qkv: Tensor<B, 2>,
-        layout: HeadLayout,
-        segments: &Segments,
-    ) -> Tensor<B, 2> {
+    pub fn attend(&mut self, layer: usize, qkv: Tensor<B, 2>, attend: &Attend) -> Tensor<B, 2> {
+        let (layout, segments) = (attend.layout, &attend.segments);
         assert_eq!(self.slots.len(), segments.num_rows(), "a slot per row");
         let lens = &self.lens;
         let writes: Vec<CacheWrite> = segments
@@ -110,23 +105,18 @@ impl<B: ModelBackend> KvCache<B> {
         };
         let (keys, values) = (write(keys, q_width), write(values, q_width + kv_width));
         let output = if writes.iter().all(|write| write.start == 0) {
-            ops::attention(qkv, layout, segments)
+            ops::attention(qkv, attend)
         } else {
-            // One query for each token: the token sees what its slot held before the batch, and its row up to itself.
-            let (mut slots, mut lens) = (Vec::new(), Vec::new());
-            for (row, copies) in segments.iter().zip(&self.slots) {
-                let start = self.lens[copies[0]];
-                slots.extend(row.clone().map(|_| copies[0]));
-                lens.extend((0..row.len()).map(|i| start + i + 1));
-            }
+            let slots: Vec<usize> = self.slots.iter().map(|copies| copies[0]).collect();
+            let held: Vec<usize> = slots.iter().map(|&slot| lens[slot]).collect();
             let q = qkv.narrow(1, 0, q_width);
             ops::wrap(B::decode_attention(
                 ops::unwrap(q),
                 ops::unwrap(keys.clone()),
                 ops::unwrap(values.clone()),
                 &slots,
-                &lens,
-                layout,
+                &held,
+                attend,
             ))
         };
         self.layers[layer] = Some([keys, values]);

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 use super::Table;
 use super::block::{GatedMlp, Layers, Pass, RmsNorm, Rotary};
 use super::config::GatedDecoderConfig;
-use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 
@@ -108,7 +108,8 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
             _ => qkv,
         };
         let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads);
-        let attended = pass.attend(index, qkv, layout);
+        let attend = Attend::causal(layout, pass.segments);
+        let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(pass.keep(index, x), layer.o_proj.forward(attended, dropout));
         let norm = &layer.post_attention_layernorm;
         ops::residual(x.clone(), layer.mlp.forward(x, norm, dropout))

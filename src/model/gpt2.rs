@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use super::Table;
 use super::block::{LayerNorm, Layers, Mlp, Pass, embed_positions};
 use super::config::Gpt2Config;
-use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
 
@@ -87,7 +87,8 @@ impl<B: ModelBackend> Layers<B> for Gpt2<B> {
     fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
         let (layer, dropout) = (&self.h[index], pass.layer_dropout(index));
         let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
-        let attended = pass.attend(index, qkv, self.head_layout());
+        let attend = Attend::causal(self.head_layout(), pass.segments);
+        let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(pass.keep(index, x), layer.c_proj.forward(attended, dropout));
         ops::residual(x.clone(), layer.mlp.forward(layer.ln_2.forward(x), dropout))
     }

@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor};
 use super::Table;
 use super::block::{LayerNorm, Layers, Mlp, Pass, Rotary};
 use super::config::GptNeoxConfig;
-use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 
@@ -127,7 +127,8 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
             .query_key_value
             .forward(layer.input_layernorm.forward(x.clone()), dropout);
         let qkv = pass.rotate(qkv, 2 * layout.heads);
-        let attended = pass.attend(index, qkv, layout);
+        let attend = Attend::causal(layout, pass.segments);
+        let attended = pass.attend(index, qkv, &attend);
         let x = pass.keep(index, x);
         let after = ops::residual(x.clone(), layer.dense.forward(attended, dropout));
         // Side by side, the MLP reads what attention has read.

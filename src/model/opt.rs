@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use super::Table;
 use super::block::{LayerNorm, Layers, Mlp, Pass, embed_positions};
 use super::config::{OptConfig, POSITION_OFFSET};
-use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 use crate::peft::{Adaptable, Projection};
 
@@ -113,7 +113,8 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
         let qkv = layer
             .qkv_proj
             .forward(norm_if(before, norm, x.clone()), dropout);
-        let attended = pass.attend(index, qkv, self.head_layout());
+        let attend = Attend::causal(self.head_layout(), pass.segments);
+        let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(
             pass.keep(index, x),
             layer.out_proj.forward(attended, dropout),

@@ -7,6 +7,7 @@
 //! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`] says.
 
 mod adamw;
+mod attend;
 mod autodiff;
 #[cfg(feature = "flex")]
 mod cpu;
@@ -23,6 +24,7 @@ mod reduced;
 mod tensor;
 
 pub use adamw::{AdamWParam, AdamWResult, AdamWStep};
+pub use attend::{Attend, HeadLayout, Mask};
 pub use frozen::FrozenWeight;
 pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;
@@ -39,41 +41,6 @@ use std::ops::Range;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
-
-use crate::tokens::Segments;
-
-/// Head layout of a joint `[tokens, (heads + 2 * kv_heads) * head_dim]` matrix of queries, keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeadLayout {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Features of one head.
-    pub head_dim: usize,
-}
-
-impl HeadLayout {
-    /// Columns of the queries, and of the attention output.
-    pub fn q_width(&self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// Columns of the keys, and of the values.
-    pub fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_dim
-    }
-
-    /// Columns of the joint matrix.
-    pub fn joint_width(&self) -> usize {
-        self.q_width() + 2 * self.kv_width()
-    }
-
-    /// Factor on the scores, `1 / sqrt(head_dim)`.
-    pub fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-}
 
 /// One low-rank product added to a column range of a linear layer's output.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -234,14 +201,13 @@ pub trait ModelBackend: Backend {
         portable::swiglu_backward::<Self>(gate_up, grad)
     }
 
-    /// Causal attention within each row and what it continues. Returns the output `[tokens, heads * head_dim]` and the log-sum-exp of the
-    /// scaled scores, `[heads, tokens]`.
+    /// [`Attend`] of a joint matrix, within each row and what it continues. Returns the output `[tokens, heads * head_dim]` and the
+    /// log-sum-exp of the scores, `[heads, tokens]`.
     fn packed_attention(
         qkv: FloatTensor<Self>,
-        layout: HeadLayout,
-        segments: &Segments,
+        attend: &Attend,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        portable::attention::<Self>(qkv, layout, segments)
+        portable::attention::<Self>(qkv, attend)
     }
 
     /// Gradient of [`ModelBackend::packed_attention`] with respect to the joint matrix; probabilities are recomputed.
@@ -250,10 +216,9 @@ pub trait ModelBackend: Backend {
         output: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        layout: HeadLayout,
-        segments: &Segments,
+        attend: &Attend,
     ) -> FloatTensor<Self> {
-        portable::attention_backward::<Self>(qkv, output, lse, grad, layout, segments)
+        portable::attention_backward::<Self>(qkv, output, lse, grad, attend)
     }
 
     /// Copies rows of a packed matrix (`[tokens, width]`) into `cache` (`[slots, capacity, width]`). Takes the cache by
@@ -266,16 +231,17 @@ pub trait ModelBackend: Backend {
         portable::cache_write::<Self>(cache, packed, writes)
     }
 
-    /// Attention of one query a row (`[rows, heads * head_dim]`) over the first `lens[i]` positions of its cache slot.
+    /// [`Attend`] of queries (`[tokens, heads * head_dim]`) over a cache that holds their keys and values already: each row continues
+    /// its slot, `slots[row]`, which held `held[row]` tokens before.
     fn decode_attention(
         q: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         slots: &[usize],
-        lens: &[usize],
-        layout: HeadLayout,
+        held: &[usize],
+        attend: &Attend,
     ) -> FloatTensor<Self> {
-        portable::decode_attention::<Self>(q, keys, values, slots, lens, layout)
+        portable::decode_attention::<Self>(q, keys, values, slots, held, attend)
     }
 
     /// `a . b` of matrices in f32, products included: burn's own product multiplies TF32 on NVIDIA's tensor cores. Either may be a

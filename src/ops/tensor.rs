@@ -7,10 +7,9 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use super::{
-    FrozenWeight, Gelu, HeadLayout, LinearInput, LowRankPart, MatmulPrecision, ModelBackend,
-    Owners, ReducedMatrix,
+    Attend, FrozenWeight, Gelu, LinearInput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
+    ReducedMatrix,
 };
-use crate::tokens::Segments;
 
 /// The primitive of a float tensor.
 pub(crate) fn unwrap<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
@@ -74,12 +73,8 @@ pub fn swiglu<B: ModelBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
 }
 
 /// See [`ModelBackend::packed_attention`].
-pub fn attention<B: ModelBackend>(
-    qkv: Tensor<B, 2>,
-    layout: HeadLayout,
-    segments: &Segments,
-) -> Tensor<B, 2> {
-    wrap(B::packed_attention(unwrap(qkv), layout, segments).0)
+pub fn attention<B: ModelBackend>(qkv: Tensor<B, 2>, attend: &Attend) -> Tensor<B, 2> {
+    wrap(B::packed_attention(unwrap(qkv), attend).0)
 }
 
 /// Log-probabilities (differentiable) and entropies (not differentiable) of `targets`, both `[tokens]` in nats.

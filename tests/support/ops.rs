@@ -10,8 +10,8 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 use crate::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{
-    self, AdamWParam, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout, LinearInput,
-    LowRankPart, MatmulPrecision, ModelBackend,
+    self, AdamWParam, AdamWStep, Attend, CacheWrite, FrozenWeight, Gelu, HeadLayout, LinearInput,
+    LowRankPart, Mask, MatmulPrecision, ModelBackend,
 };
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
@@ -544,14 +544,26 @@ struct Attention {
     layout: HeadLayout,
     /// Length of each row, and the row that it continues.
     rows: Vec<(usize, Option<usize>)>,
+    mask: Mask,
+    /// Of the usual scale.
+    scale: f32,
+    softcap: Option<f32>,
 }
 
 impl Attention {
-    fn of_lens(layout: HeadLayout, lens: &[usize]) -> Self {
+    /// Causal, at the usual scale.
+    fn of_rows(layout: HeadLayout, rows: Vec<(usize, Option<usize>)>) -> Self {
         Self {
             layout,
-            rows: lens.iter().map(|&len| (len, None)).collect(),
+            rows,
+            mask: Mask::Causal,
+            scale: 1.0,
+            softcap: None,
         }
+    }
+
+    fn of_lens(layout: HeadLayout, lens: &[usize]) -> Self {
+        Self::of_rows(layout, lens.iter().map(|&len| (len, None)).collect())
     }
 
     fn segments(&self) -> Segments {
@@ -559,9 +571,38 @@ impl Attention {
     }
 }
 
+/// Every mask, with and without a bound on the scores, at another scale than the usual: a window shorter than the rows, one of a
+/// token, and one that is longer than some rows and shorter than others.
+fn attentions(
+    layout: HeadLayout,
+    rows: &[(usize, Option<usize>)],
+    windows: &[usize],
+) -> Vec<Attention> {
+    let masks = [Mask::Causal, Mask::Full].into_iter();
+    let masks = masks.chain(windows.iter().map(|&n| Mask::Window(n)));
+    masks
+        .flat_map(|mask| {
+            // Scores have a spread of about 3: a bound of 2 bends them all, one of 50 hardly any.
+            [None, Some(2.0), Some(50.0)].map(|softcap| Attention {
+                mask,
+                softcap,
+                scale: 1.3,
+                ..Attention::of_rows(layout, rows.to_vec())
+            })
+        })
+        .collect()
+}
+
 impl Case for Attention {
     fn name(&self) -> &'static str {
-        "attention"
+        match (self.mask, self.softcap.is_some()) {
+            (Mask::Causal, false) => "attention",
+            (Mask::Causal, true) => "attention, capped",
+            (Mask::Full, false) => "attention, full",
+            (Mask::Full, true) => "attention, full and capped",
+            (Mask::Window(_), false) => "attention, windowed",
+            (Mask::Window(_), true) => "attention, windowed and capped",
+        }
     }
 
     fn inputs(&self) -> Vec<Matrix> {
@@ -577,7 +618,14 @@ impl Case for Attention {
     }
 
     fn fused<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
-        ops::attention(x.remove(0), self.layout, &self.segments())
+        let causal = Attend::causal(self.layout, &self.segments());
+        let attend = Attend {
+            mask: self.mask,
+            scale: self.scale * causal.scale,
+            softcap: self.softcap,
+            ..causal
+        };
+        ops::attention(x.remove(0), &attend)
     }
 
     /// One mask over all tokens, one head at a time.
@@ -594,11 +642,19 @@ impl Case for Attention {
             .enumerate()
             .flat_map(|(row, range)| range.map(move |_| row))
             .collect();
+        let positions = segments.positions();
         let hidden: Vec<bool> = (0..tokens * tokens)
             .map(|i| {
                 let (query, key) = (i / tokens, i % tokens);
                 let parent = self.rows[row_of[query]].1;
-                key > query || row_of[key] != row_of[query] && Some(row_of[key]) != parent
+                let other_row = row_of[key] != row_of[query] && Some(row_of[key]) != parent;
+                let (i, j) = (positions[query], positions[key]);
+                other_row
+                    || match self.mask {
+                        Mask::Causal => j > i,
+                        Mask::Full => false,
+                        Mask::Window(n) => j > i || j + n <= i,
+                    }
             })
             .collect();
         let hidden = Tensor::<B, 2, Bool>::from_data(
@@ -613,7 +669,11 @@ impl Case for Attention {
                 columns(heads + kv_head),
                 columns(heads + kv_heads + kv_head),
             );
-            let scores = ops::f32_matmul(q, k.transpose()) / (head_dim as f32).sqrt();
+            let mut scores =
+                ops::f32_matmul(q, k.transpose()) * self.scale / (head_dim as f32).sqrt();
+            if let Some(cap) = self.softcap {
+                scores = (scores / cap).tanh() * cap;
+            }
             ops::f32_matmul(
                 activation::softmax(scores.mask_fill(hidden.clone(), -1e9), 1),
                 v,
@@ -1015,8 +1075,22 @@ pub(crate) fn attention<B: ModelBackend>(device: B::Device) {
         (0, Some(0)),
         (2, Some(2)),
     ];
-    let layout = GROUPED;
-    check::<B, _>(Attention { layout, rows }, &device);
+    check::<B, _>(Attention::of_rows(GROUPED, rows), &device);
+}
+
+/// Scale, mask and bound on the scores.
+pub(crate) fn masked_attention<B: ModelBackend>(device: B::Device) {
+    let rows = [
+        (5, None),
+        (3, Some(0)),
+        (0, None),
+        (1, None),
+        (2, Some(0)),
+        (7, None),
+    ];
+    for case in attentions(GROUPED, &rows, &[1, 3, 6]) {
+        check::<B, _>(case, &device);
+    }
 }
 
 pub(crate) fn token_logprob<B: ModelBackend>(device: B::Device) {
@@ -1277,9 +1351,26 @@ pub(crate) fn adamw_of_a_view<B: ModelBackend>(device: B::Device) {
 
 /// Rows in slots of a cache, out of order, refilled and longer than before: every step equals attention over whole rows.
 pub(crate) fn cache<B: ModelBackend>(device: B::Device) {
+    for (mask, softcap) in [
+        (Mask::Causal, None),
+        (Mask::Causal, Some(1.5)),
+        (Mask::Window(1), None),
+        (Mask::Window(4), None),
+        (Mask::Window(4), Some(1.5)),
+    ] {
+        cached_attention::<B>(mask, softcap, &device);
+    }
+}
+
+fn cached_attention<B: ModelBackend>(mask: Mask, softcap: Option<f32>, device: &B::Device) {
     let layout = GROUPED;
+    let attend = |segments: &Segments| Attend {
+        mask,
+        softcap,
+        ..Attend::causal(layout, segments)
+    };
     let capacity = 9;
-    let mut cache = KvCache::<B>::new(1, 3, capacity, layout, &device);
+    let mut cache = KvCache::<B>::new(1, 3, capacity, layout, device);
     // The tokens of each slot so far, one joint row each.
     let mut seen: Vec<Vec<f32>> = vec![Vec::new(); 3];
     let width = layout.joint_width();
@@ -1301,18 +1392,22 @@ pub(crate) fn cache<B: ModelBackend>(device: B::Device) {
                 values: seen[slot].clone(),
                 dims: [tokens, width],
             }
-            .on::<B>(&device);
+            .on::<B>(device);
             let output = host(ops::attention(
                 whole,
-                layout,
-                &Segments::from_lens([tokens]),
+                &attend(&Segments::from_lens([tokens])),
             ));
             expected.extend_from_slice(&output[(tokens - len) * layout.q_width()..]);
         }
         cache.select(slots);
-        let output = cache.attend(0, joint.on(&device), layout, &segments);
+        let output = cache.attend(0, joint.on(device), &attend(&segments));
         cache.advance(&segments);
-        assert_near(&format!("batch {batch}"), &host(output), &expected, 1e-5);
+        assert_near(
+            &format!("{mask:?}, batch {batch}"),
+            &host(output),
+            &expected,
+            1e-5,
+        );
         if batch == 6 {
             seen[2].clear();
         }
@@ -1423,17 +1518,18 @@ pub(crate) fn large<B: ModelBackend, R: ModelBackend>(
         tolerance,
     );
     // Rows of several query blocks, with and without a context.
+    let rows = vec![
+        (150, None),
+        (131, Some(0)),
+        (1, Some(0)),
+        (270, None),
+        (128, Some(0)),
+    ];
+    for case in attentions(layout, &rows, &[7, 64, 100, 200]) {
+        parity::<B, R, _>(case, device, reference, tolerance);
+    }
     parity::<B, R, _>(
-        Attention {
-            layout,
-            rows: vec![
-                (150, None),
-                (131, Some(0)),
-                (1, Some(0)),
-                (270, None),
-                (128, Some(0)),
-            ],
-        },
+        Attention::of_rows(layout, rows),
         device,
         reference,
         tolerance,
@@ -1444,17 +1540,19 @@ pub(crate) fn large<B: ModelBackend, R: ModelBackend>(
         kv_heads: 1,
         head_dim: 8,
     };
+    let rows = vec![
+        (511, None),
+        (130, Some(0)),
+        (512, None),
+        (600, Some(2)),
+        (1200, None),
+    ];
+    // Windows of a part of a block of keys, and of more than one.
+    for case in attentions(narrow, &rows, &[40, 513, 700]) {
+        parity::<B, R, _>(case, device, reference, tolerance);
+    }
     parity::<B, R, _>(
-        Attention {
-            layout: narrow,
-            rows: vec![
-                (511, None),
-                (130, Some(0)),
-                (512, None),
-                (600, Some(2)),
-                (1200, None),
-            ],
-        },
+        Attention::of_rows(narrow, rows),
         device,
         reference,
         tolerance,

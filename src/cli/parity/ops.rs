@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 use super::Case;
 use crate::host::{indices, read};
 use crate::ops::{
-    self, AdamWParam, AdamWStep, CacheWrite, Gelu, HeadLayout, LowRankPart, MatmulPrecision,
-    ModelBackend, Precision, ReducedMatrix, unwrap, wrap,
+    self, AdamWParam, AdamWStep, Attend, CacheWrite, Gelu, HeadLayout, LowRankPart,
+    MatmulPrecision, ModelBackend, Precision, ReducedMatrix, unwrap, wrap,
 };
 use crate::rng::Seed;
 use crate::tokens::Segments;
@@ -165,7 +165,8 @@ pub(super) fn attention<B: ModelBackend>(
         head_dim,
     } = layout;
     let name = format!("attention rows {lens:?}, {heads}/{kv_heads} heads of {head_dim}");
-    case!(name, ops::attention(qkv.clone(), layout, &segments), qkv)
+    let attend = Attend::causal(layout, &segments);
+    case!(name, ops::attention(qkv.clone(), &attend), qkv)
 }
 
 pub(super) fn token_logprob<B: ModelBackend>(
@@ -309,7 +310,9 @@ pub(super) fn decoding<B: ModelBackend>(layout: HeadLayout, device: &B::Device) 
     };
     let (keys, values) = (filled("keys"), filled("values"));
     let q = unwrap(input::<B, 2>("q", [3, layout.q_width()], 1.0, device));
-    let output = B::decode_attention(q, keys.clone(), values, &slots, &lens, layout);
+    let attend = Attend::causal(layout, &Segments::from_lens([1; 3]));
+    let held = lens.map(|len| len - 1);
+    let output = B::decode_attention(q, keys.clone(), values, &slots, &held, &attend);
     let HeadLayout {
         heads,
         kv_heads,

@@ -12,10 +12,9 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{
-    FrozenWeight, Gelu, HeadLayout, LinearInput, LogprobOutput, LowRankPart, MatmulPrecision,
+    Attend, FrozenWeight, Gelu, LinearInput, LogprobOutput, LowRankPart, MatmulPrecision,
     ModelBackend, ReducedMatrix,
 };
-use crate::tokens::Segments;
 
 /// A value that takes part in no gradient.
 fn constant<B: ModelBackend, C: CheckpointStrategy>(
@@ -232,19 +231,12 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
 
     fn packed_attention(
         qkv: FloatTensor<Self>,
-        layout: HeadLayout,
-        segments: &Segments,
+        attend: &Attend,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         #[derive(Debug)]
         struct Attention;
         impl<B: ModelBackend> Backward<B, 1> for Attention {
-            type State = (
-                FloatTensor<B>,
-                FloatTensor<B>,
-                FloatTensor<B>,
-                HeadLayout,
-                Segments,
-            );
+            type State = ([FloatTensor<B>; 3], Attend);
             fn backward(
                 self,
                 ops: Ops<Self::State, 1>,
@@ -253,10 +245,9 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [node] = ops.parents;
-                let (qkv, output, lse, layout, segments) = ops.state;
+                let ([qkv, output, lse], attend) = ops.state;
                 if let Some(node) = node {
-                    let dqkv =
-                        B::packed_attention_backward(qkv, output, lse, grad, layout, &segments);
+                    let dqkv = B::packed_attention_backward(qkv, output, lse, grad, &attend);
                     grads.register::<B>(node.id, dqkv);
                 }
             }
@@ -267,18 +258,13 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             .stateful()
         {
             OpsKind::Tracked(prep) => {
-                let (output, lse) = B::packed_attention(qkv.primitive.clone(), layout, segments);
-                let state = (
-                    qkv.primitive,
-                    output.clone(),
-                    lse.clone(),
-                    layout,
-                    segments.clone(),
-                );
+                let (output, lse) = B::packed_attention(qkv.primitive.clone(), attend);
+                let saved = [qkv.primitive, output.clone(), lse.clone()];
+                let state = (saved, attend.clone());
                 (prep.finish(state, output), constant::<B, C>(lse))
             }
             OpsKind::UnTracked(prep) => {
-                let (output, lse) = B::packed_attention(qkv.primitive, layout, segments);
+                let (output, lse) = B::packed_attention(qkv.primitive, attend);
                 (prep.finish(output), constant::<B, C>(lse))
             }
         }

@@ -14,11 +14,9 @@ use self::buffers::{buffer, give_back};
 use self::linear::{product, with_adapters, write_reduced_product};
 use super::kernels::{self, Matrix, Right};
 use super::{
-    AdamWParam, AdamWResult, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout,
-    LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
-    ReducedMatrix,
+    AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gelu, LayerNormGradients,
+    LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners, ReducedMatrix,
 };
-use crate::tokens::Segments;
 
 /// A contiguous tensor. By value: a second handle would make every later in-place write a copy.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
@@ -206,10 +204,9 @@ impl ModelBackend for Flex {
 
     fn packed_attention(
         qkv: FloatTensor<Self>,
-        layout: HeadLayout,
-        segments: &Segments,
+        attend: &Attend,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::packed_attention(qkv, layout, segments)
+        attention::packed_attention(qkv, attend)
     }
 
     fn packed_attention_backward(
@@ -217,10 +214,9 @@ impl ModelBackend for Flex {
         output: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        layout: HeadLayout,
-        segments: &Segments,
+        attend: &Attend,
     ) -> FloatTensor<Self> {
-        attention::packed_attention_backward(qkv, output, lse, grad, layout, segments)
+        attention::packed_attention_backward(qkv, output, lse, grad, attend)
     }
 
     fn cache_write(
@@ -249,10 +245,10 @@ impl ModelBackend for Flex {
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         slots: &[usize],
-        lens: &[usize],
-        layout: HeadLayout,
+        held: &[usize],
+        attend: &Attend,
     ) -> FloatTensor<Self> {
-        attention::decode_attention(q, keys, values, slots, lens, layout)
+        attention::decode_attention(q, keys, values, slots, held, attend)
     }
 
     fn token_logprob(

@@ -1,5 +1,5 @@
-//! Causal attention on packed rows: a cube for each head and block of queries, an online softmax over blocks of keys. Nothing
-//! of a row's length squared is kept.
+//! Attention on packed rows: a cube for each head and block of queries, an online softmax over the blocks of keys that they see.
+//! Nothing of a row's length squared is kept.
 //!
 //! # Source
 //! Dao 2023, arXiv:2307.08691, algorithm 1, without tensor cores.
@@ -10,8 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{dims2, empty, tables};
-use crate::ops::HeadLayout;
-use crate::tokens::Segments;
+use crate::ops::{Attend, Mask};
 
 /// Units of one cube.
 pub(super) const UNITS: usize = 128;
@@ -25,39 +24,89 @@ pub(super) fn block(head_dim: usize, tiles: usize, scores: usize) -> usize {
     [32, 16, 8, 4].into_iter().find(fits).unwrap_or(2)
 }
 
-/// Head layout as kernels take it.
+/// Head layout, and what of an [`Attend`] is compiled into kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Heads {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
+    /// Whether a query sees no key behind its own.
+    pub(super) causal: bool,
+    /// Whether there is a window, whose length is a kernel's argument; 0 without.
+    pub(super) windowed: bool,
+    /// Whether scores are capped, the bound being an argument; 0 without.
+    pub(super) capped: bool,
 }
 
-impl From<HeadLayout> for Heads {
-    fn from(layout: HeadLayout) -> Self {
+impl From<&Attend> for Heads {
+    fn from(attend: &Attend) -> Self {
         Self {
-            heads: layout.heads,
-            kv_heads: layout.kv_heads,
-            head_dim: layout.head_dim,
+            heads: attend.layout.heads,
+            kv_heads: attend.layout.kv_heads,
+            head_dim: attend.layout.head_dim,
+            causal: attend.mask != Mask::Full,
+            windowed: window(attend) > 0,
+            capped: attend.softcap.is_some(),
         }
     }
 }
 
+/// Length of the window in tokens; 0 without one.
+pub(super) fn window(attend: &Attend) -> u32 {
+    match attend.mask {
+        // Longer than any row is no window.
+        Mask::Window(n) => u32::try_from(n).unwrap_or(0),
+        Mask::Causal | Mask::Full => 0,
+    }
+}
+
+/// A score of a scaled product.
+#[cube]
+pub(super) fn capped(product: f32, cap: f32, #[comptime] layout: Heads) -> f32 {
+    let mut score = product;
+    if comptime!(layout.capped) {
+        score = cap * tanh(product / cap);
+    }
+    score
+}
+
+/// tanh without overflow on any driver, and exact near zero: Lambert's continued fraction to the seventh part.
+#[cube]
+fn tanh(x: f32) -> f32 {
+    let mut y = 1.0f32 - 2.0f32 / (1.0f32 + f32::exp(2.0f32 * x));
+    if x > 40.0f32 {
+        y = 1.0f32;
+    }
+    let square = x * x;
+    if square < 1.0f32 {
+        let above = 135_135.0f32 + square * (17_325.0f32 + square * (378.0f32 + square));
+        let below =
+            135_135.0f32 + square * (62_370.0f32 + square * (3_150.0f32 + square * 28.0f32));
+        y = x * above / below;
+    }
+    y
+}
+
 /// A block of queries in a table: first query, number, the row's first token, first token of what it continues, their
-/// number.
-pub(super) const QUERY_FIELDS: usize = 5;
+/// number, and the first and the end of the keys that they see, counted from the beginning of what the row continues.
+pub(super) const QUERY_FIELDS: usize = 7;
 
 /// The blocks of queries of a packed batch, [`QUERY_FIELDS`] numbers each.
-pub(super) fn query_blocks(segments: &Segments, block: usize) -> Vec<u32> {
+pub(super) fn query_blocks(attend: &Attend, block: usize) -> Vec<u32> {
     let mut table = Vec::new();
-    for span in segments.spans() {
+    for span in attend.segments.spans() {
         for first in span.own.clone().step_by(block) {
+            let queries = block.min(span.own.end - first);
+            let position = span.context.len() + first - span.own.start;
+            let seen = |position| attend.mask.seen(position, span.len());
             let fields = [
                 first,
-                block.min(span.own.end - first),
+                queries,
                 span.own.start,
                 span.context.start,
                 span.context.len(),
+                seen(position).start,
+                seen(position + queries - 1).end,
             ];
             table.extend(fields.map(|field| field as u32));
         }
@@ -140,6 +189,25 @@ pub(super) fn dot(
     sum
 }
 
+/// Whether the query at `position` sees `key`, of `keys` that its block sees at most.
+#[cube]
+pub(super) fn sees(
+    position: usize,
+    key: usize,
+    keys: usize,
+    window: u32,
+    #[comptime] layout: Heads,
+) -> bool {
+    let mut seen = key < keys;
+    if comptime!(layout.causal) {
+        seen = key <= position;
+    }
+    if comptime!(layout.windowed) {
+        seen = seen && position < key + window as usize;
+    }
+    seen
+}
+
 #[cube(launch)]
 fn attention_forward(
     qkv: &Array<f32>,
@@ -148,6 +216,8 @@ fn attention_forward(
     lse: &mut Array<f32>,
     tokens: u32,
     scale: f32,
+    window: u32,
+    cap: f32,
     #[comptime] layout: Heads,
     #[comptime] block: usize,
 ) {
@@ -167,9 +237,9 @@ fn attention_forward(
     let own = table[at + 2] as usize;
     let context = table[at + 3] as usize;
     let before = table[at + 4] as usize;
-    // Position in its row of the block's first query; the last query sees `keys` keys.
+    // Position in its row of the block's first query.
     let position = before + first - own;
-    let keys = position + queries;
+    let keys = table[at + 6] as usize;
 
     let mut q = SharedMemory::<f32>::new(comptime!(block * (layout.head_dim + 1)));
     let mut kv = SharedMemory::<f32>::new(comptime!(block * (layout.head_dim + 1)));
@@ -197,7 +267,7 @@ fn attention_forward(
         largest[unit] = f32::new(-1e30);
         total[unit] = 0.0f32;
     }
-    let mut key = 0;
+    let mut key = table[at + 5] as usize;
     while key < keys {
         load_keys(
             &mut kv, qkv, key, keys, own, context, before, width, kv_column, head_dim, block,
@@ -207,8 +277,8 @@ fn attention_forward(
         while e < block * block {
             let (r, c) = (e / block, e % block);
             let mut score = f32::new(-1e30);
-            if key + c <= position + r {
-                score = dot(&q, r, &kv, c, head_dim);
+            if sees(position + r, key + c, keys, window, layout) {
+                score = capped(dot(&q, r, &kv, c, head_dim), cap, layout);
             }
             scores[r * (block + 1) + c] = score;
             e += UNITS;
@@ -278,15 +348,14 @@ fn attention_forward(
 
 pub(super) fn forward<R: CubeRuntime>(
     qkv: CubeTensor<R>,
-    layout: HeadLayout,
-    segments: &Segments,
+    attend: &Attend,
 ) -> (CubeTensor<R>, CubeTensor<R>) {
-    let qkv = into_contiguous(qkv);
+    let (qkv, layout) = (into_contiguous(qkv), attend.layout);
     let [tokens, _] = dims2(&qkv);
     let output = empty(&qkv, [tokens, layout.q_width()]);
     let lse = empty(&qkv, [layout.heads, tokens]);
     let block = block(layout.head_dim, 2, 1);
-    let blocks = query_blocks(segments, block);
+    let blocks = query_blocks(attend, block);
     if !blocks.is_empty() {
         let cubes = blocks.len() / QUERY_FIELDS;
         let table = tables::table(&qkv, blocks);
@@ -299,8 +368,10 @@ pub(super) fn forward<R: CubeRuntime>(
             output.clone().into_array_arg(),
             lse.clone().into_array_arg(),
             tokens as u32,
-            layout.scale(),
-            layout.into(),
+            attend.scale,
+            window(attend),
+            attend.softcap.unwrap_or(0.0),
+            attend.into(),
             block,
         );
     }

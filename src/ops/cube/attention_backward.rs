@@ -4,43 +4,63 @@
 //! # Source
 //! Dao 2023, arXiv:2307.08691, algorithm 2, in two passes.
 
+use std::iter;
+
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::attention::{
-    Heads, QUERY_FIELDS, UNITS, block, dot, load_keys, load_rows, query_blocks,
+    Heads, QUERY_FIELDS, UNITS, block, capped, dot, load_keys, load_rows, query_blocks, sees,
+    window,
 };
 use super::{dims2, empty, entrywise, tables};
-use crate::ops::HeadLayout;
-use crate::tokens::Segments;
+use crate::ops::{Attend, Mask};
+use crate::tokens::Span;
 
 /// A block of keys in a table: first key, number, where its ranges of queries begin in the table, and their number.
 const KEY_FIELDS: usize = 4;
 
-/// A range of queries that see a block of keys: first, end, and 1 if each sees only the keys up to itself.
-const RANGE_FIELDS: usize = 3;
+/// A range of queries that see a block of keys: first, end, 1 if each sees only the keys up to itself, and how many tokens lie
+/// between the keys' row and theirs in the batch and not in the row.
+const RANGE_FIELDS: usize = 4;
 
 /// The blocks of keys of a packed batch, and after them the ranges of queries that see them.
-fn key_blocks(segments: &Segments, block: usize) -> (usize, Vec<u32>) {
+fn key_blocks(attend: &Attend, block: usize) -> (usize, Vec<u32>) {
+    let segments = &attend.segments;
     let mut children = vec![Vec::new(); segments.num_rows()];
     for (row, span) in segments.spans().enumerate() {
         if let Some(parent) = segments.parent(row) {
             children[parent].push(span.own);
         }
     }
-    let of_block = |(row, span): (usize, crate::tokens::Span)| {
+    // The first query of a window that does not see a key any more, counted from the key.
+    let reach = match attend.mask {
+        Mask::Window(n) => n,
+        Mask::Causal | Mask::Full => segments.num_tokens(),
+    };
+    let of_block = |(row, span): (usize, Span)| {
         let children = &children[row];
+        let end = span.own.end;
         span.own.clone().step_by(block).map(move |first| {
-            let mut ranges = vec![[first, span.own.end, 1]];
-            ranges.extend(
-                children
-                    .iter()
-                    .filter(|own| !own.is_empty())
-                    .map(|own| [own.start, own.end, 0]),
-            );
-            ([first, block.min(span.own.end - first)], ranges)
+            let keys = block.min(end - first);
+            let last = first + keys - 1;
+            let range = |start: usize, end: usize, causal: bool, gap: usize| {
+                let end = end.min(last.saturating_add(reach).saturating_add(gap));
+                [start, end.max(start), usize::from(causal), gap]
+            };
+            let own = match attend.mask {
+                Mask::Full => range(span.own.start, end, false, 0),
+                Mask::Causal | Mask::Window(_) => range(first, end, true, 0),
+            };
+            let continuing = (children.iter())
+                .filter(|child| !child.is_empty())
+                .map(|child| range(child.start, child.end, false, child.start - end));
+            (
+                [first, keys],
+                iter::once(own).chain(continuing).collect::<Vec<_>>(),
+            )
         })
     };
     let blocks: Vec<_> = segments.spans().enumerate().flat_map(of_block).collect();
@@ -81,6 +101,17 @@ fn row_terms(
     }
 }
 
+/// Derivative of a score by the product that it comes from.
+#[cube]
+fn slope(score: f32, cap: f32, #[comptime] layout: Heads) -> f32 {
+    let mut slope = 1.0f32;
+    if comptime!(layout.capped) {
+        let t = score / cap;
+        slope = 1.0f32 - t * t;
+    }
+    slope
+}
+
 #[cube(launch)]
 fn query_gradient(
     qkv: &Array<f32>,
@@ -91,6 +122,8 @@ fn query_gradient(
     dqkv: &mut Array<f32>,
     tokens: u32,
     scale: f32,
+    window: u32,
+    cap: f32,
     #[comptime] layout: Heads,
     #[comptime] block: usize,
 ) {
@@ -111,7 +144,7 @@ fn query_gradient(
     let context = table[at + 3] as usize;
     let before = table[at + 4] as usize;
     let position = before + first - own;
-    let keys = position + queries;
+    let keys = table[at + 6] as usize;
     let of_head = head * tokens as usize + first;
 
     let mut q = SharedMemory::<f32>::new(comptime!(block * (layout.head_dim + 1)));
@@ -146,7 +179,7 @@ fn query_gradient(
         head_dim,
         block,
     );
-    let mut key = 0;
+    let mut key = table[at + 5] as usize;
     while key < keys {
         load_keys(
             &mut k, qkv, key, keys, own, context, before, width, kv_column, head_dim, block,
@@ -169,9 +202,11 @@ fn query_gradient(
         while e < block * block {
             let (r, c) = (e / block, e % block);
             let mut value = 0.0f32;
-            if r < queries && key + c <= position + r {
-                let p = f32::exp(dot(&q, r, &k, c, head_dim) - lse[of_head + r]);
+            if r < queries && sees(position + r, key + c, keys, window, layout) {
+                let score = capped(dot(&q, r, &k, c, head_dim), cap, layout);
+                let p = f32::exp(score - lse[of_head + r]);
                 value = p * (dot(&g, r, &v, c, head_dim) - terms[of_head + r]);
+                value *= slope(score, cap, layout);
             }
             ds[r * (block + 1) + c] = value;
             e += UNITS;
@@ -212,6 +247,8 @@ fn key_value_gradient(
     dqkv: &mut Array<f32>,
     tokens: u32,
     scale: f32,
+    window: u32,
+    cap: f32,
     #[comptime] layout: Heads,
     #[comptime] block: usize,
 ) {
@@ -261,6 +298,7 @@ fn key_value_gradient(
     while range < ranges_end {
         let end = table[range + 1] as usize;
         let causal = table[range + 2] == 1;
+        let gap = table[range + 3] as usize;
         for member in 0..group {
             let head = kv_head * group + member;
             let of_head = head * tokens as usize;
@@ -294,11 +332,17 @@ fn key_value_gradient(
                     let (r, c) = (e / block, e % block);
                     let mut probability = 0.0f32;
                     let mut value = 0.0f32;
-                    if query + r < end && c < keys && (!causal || first + c <= query + r) {
-                        probability =
-                            f32::exp(dot(&q, r, &k, c, head_dim) - lse[of_head + query + r]);
+                    let mut seen =
+                        query + r < end && c < keys && (!causal || first + c <= query + r);
+                    if comptime!(layout.windowed) {
+                        seen = seen && query + r < first + c + gap + window as usize;
+                    }
+                    if seen {
+                        let score = capped(dot(&q, r, &k, c, head_dim), cap, layout);
+                        probability = f32::exp(score - lse[of_head + query + r]);
                         value = probability
                             * (dot(&g, r, &v, c, head_dim) - terms[of_head + query + r]);
+                        value *= slope(score, cap, layout);
                     }
                     p[r * (block + 1) + c] = probability;
                     ds[r * (block + 1) + c] = value;
@@ -344,9 +388,9 @@ pub(super) fn backward<R: CubeRuntime>(
     output: CubeTensor<R>,
     lse: CubeTensor<R>,
     grad: CubeTensor<R>,
-    layout: HeadLayout,
-    segments: &Segments,
+    attend: &Attend,
 ) -> CubeTensor<R> {
+    let layout = attend.layout;
     let (qkv, output) = (into_contiguous(qkv), into_contiguous(output));
     let (lse, grad) = (into_contiguous(lse), into_contiguous(grad));
     let [tokens, width] = dims2(&qkv);
@@ -369,7 +413,7 @@ pub(super) fn backward<R: CubeRuntime>(
         layout.head_dim as u32,
     );
     let queries_block = block(layout.head_dim, 4, 1);
-    let blocks = query_blocks(segments, queries_block);
+    let blocks = query_blocks(attend, queries_block);
     let cubes = blocks.len() / QUERY_FIELDS;
     let table = tables::table(&qkv, blocks);
     query_gradient::launch::<R>(
@@ -383,12 +427,14 @@ pub(super) fn backward<R: CubeRuntime>(
         table.into_array_arg(),
         dqkv.clone().into_array_arg(),
         tokens as u32,
-        layout.scale(),
-        layout.into(),
+        attend.scale,
+        window(attend),
+        attend.softcap.unwrap_or(0.0),
+        attend.into(),
         queries_block,
     );
     let keys_block = block(layout.head_dim, 4, 2);
-    let (cubes, blocks) = key_blocks(segments, keys_block);
+    let (cubes, blocks) = key_blocks(attend, keys_block);
     let table = tables::table(&qkv, blocks);
     key_value_gradient::launch::<R>(
         &client,
@@ -401,8 +447,10 @@ pub(super) fn backward<R: CubeRuntime>(
         table.into_array_arg(),
         dqkv.clone().into_array_arg(),
         tokens as u32,
-        layout.scale(),
-        layout.into(),
+        attend.scale,
+        window(attend),
+        attend.softcap.unwrap_or(0.0),
+        attend.into(),
         keys_block,
     );
     dqkv

@@ -5,10 +5,10 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::attention::Heads;
+use super::attention::{Heads, capped};
 use super::reduce::{cube_max, cube_sum};
 use super::{UNITS, dims2, empty, entrywise, tables, writable};
-use crate::ops::{CacheWrite, HeadLayout};
+use crate::ops::{Attend, CacheWrite};
 
 /// Copies row `places[2 i]` of `packed` to row `places[2 i + 1]` of `cache`.
 #[cube(launch)]
@@ -62,7 +62,7 @@ pub(super) fn write<R: CubeRuntime>(
     cache
 }
 
-/// A cube for each row and head; `rows`: slot and length of each. Keys are taken [`UNITS`] at a time.
+/// A cube for each token and head; `rows`: slot, first and end of the positions that each sees. Keys are taken [`UNITS`] at a time.
 #[cube(launch)]
 fn decode(
     q: &Array<f32>,
@@ -72,6 +72,7 @@ fn decode(
     output: &mut Array<f32>,
     capacity: u32,
     scale: f32,
+    cap: f32,
     #[comptime] layout: Heads,
     #[comptime] units: usize,
 ) {
@@ -82,7 +83,7 @@ fn decode(
 
     let unit = UNIT_POS_X as usize;
     let (row, head) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
-    let (slot, len) = (rows[2 * row] as usize, rows[2 * row + 1] as usize);
+    let (slot, end) = (rows[3 * row] as usize, rows[3 * row + 2] as usize);
     let first = slot * capacity as usize * width + head / group * head_dim;
     let to = (row * comptime!(layout.heads) + head) * head_dim;
 
@@ -101,16 +102,17 @@ fn decode(
     sync_cube();
     let mut largest = f32::new(-1e30);
     let mut total = 0.0f32;
-    let mut start = 0;
-    while start < len {
+    let mut start = rows[3 * row + 1] as usize;
+    while start < end {
         let key = start + unit;
         let mut score = f32::new(-1e30);
-        if key < len {
+        if key < end {
             let at = first + key * width;
-            score = 0.0f32;
+            let mut product = 0.0f32;
             for c in 0..head_dim {
-                score += query[c] * keys[at + c];
+                product += query[c] * keys[at + c];
             }
+            score = capped(product, cap, layout);
         }
         let mut new = cube_max(score, &mut shared);
         if largest > new {
@@ -118,13 +120,13 @@ fn decode(
         }
         let shrink = f32::exp(largest - new);
         let mut weight = 0.0f32;
-        if key < len {
+        if key < end {
             weight = f32::exp(score - new);
         }
         p[unit] = weight;
         // Waits for all of them, too.
         total = total * shrink + cube_sum(weight, &mut shared);
-        let mut seen = len - start;
+        let mut seen = end - start;
         if seen > units {
             seen = units;
         }
@@ -157,8 +159,8 @@ pub(super) fn attention<R: CubeRuntime>(
     keys: CubeTensor<R>,
     values: CubeTensor<R>,
     slots: &[usize],
-    lens: &[usize],
-    layout: HeadLayout,
+    held: &[usize],
+    attend: &Attend,
 ) -> CubeTensor<R> {
     let (q, keys, values) = (
         into_contiguous(q),
@@ -167,18 +169,17 @@ pub(super) fn attention<R: CubeRuntime>(
     );
     let shape = dims2(&q);
     let output = empty(&q, shape);
-    if slots.is_empty() {
+    let queries = attend.cached(slots, held);
+    if queries.is_empty() {
         return output;
     }
     let [_, capacity, _]: [usize; 3] = keys.meta.shape().dims();
-    let rows = slots
-        .iter()
-        .zip(lens)
-        .flat_map(|(&slot, &len)| [slot as u32, len as u32]);
+    let rows = (queries.iter())
+        .flat_map(|(slot, seen)| [*slot, seen.start, seen.end].map(|field| field as u32));
     let rows = tables::table(&q, rows.collect());
     decode::launch::<R>(
         &q.client.clone(),
-        CubeCount::Static(slots.len() as u32, layout.heads as u32, 1),
+        CubeCount::Static(queries.len() as u32, attend.layout.heads as u32, 1),
         CubeDim::new_1d(UNITS as u32),
         q.into_array_arg(),
         keys.into_array_arg(),
@@ -186,8 +187,9 @@ pub(super) fn attention<R: CubeRuntime>(
         rows.into_array_arg(),
         output.clone().into_array_arg(),
         capacity as u32,
-        layout.scale(),
-        layout.into(),
+        attend.scale,
+        attend.softcap.unwrap_or(0.0),
+        attend.into(),
         UNITS,
     );
     output

@@ -29,11 +29,9 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use cubecl::prelude::{CubeCount, CubeDim};
 
 use super::{
-    AdamWParam, AdamWResult, AdamWStep, CacheWrite, FrozenWeight, Gelu, HeadLayout,
-    LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
-    ReducedMatrix,
+    AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gelu, LayerNormGradients,
+    LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners, ReducedMatrix,
 };
-use crate::tokens::Segments;
 
 /// Units of one cube, for kernels that reduce over it and for elementwise ones.
 const UNITS: usize = 256;
@@ -166,10 +164,9 @@ where
 
     fn packed_attention(
         qkv: FloatTensor<Self>,
-        layout: HeadLayout,
-        segments: &Segments,
+        attend: &Attend,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        attention::forward(qkv, layout, segments)
+        attention::forward(qkv, attend)
     }
 
     fn packed_attention_backward(
@@ -177,10 +174,9 @@ where
         output: FloatTensor<Self>,
         lse: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-        layout: HeadLayout,
-        segments: &Segments,
+        attend: &Attend,
     ) -> FloatTensor<Self> {
-        attention_backward::backward(qkv, output, lse, grad, layout, segments)
+        attention_backward::backward(qkv, output, lse, grad, attend)
     }
 
     fn cache_write(
@@ -196,10 +192,10 @@ where
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         slots: &[usize],
-        lens: &[usize],
-        layout: HeadLayout,
+        held: &[usize],
+        attend: &Attend,
     ) -> FloatTensor<Self> {
-        cache::attention(q, keys, values, slots, lens, layout)
+        cache::attention(q, keys, values, slots, held, attend)
     }
 
     fn f32_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {

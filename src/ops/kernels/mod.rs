@@ -16,7 +16,8 @@ use rayon::prelude::*;
 
 pub(super) use adamw::{AdamWPart, adamw, sum_of_squares};
 pub(super) use attention::{
-    causal_exp, causal_softmax, decode_head, row_dots, score_stride, softmax_backward,
+    Visible, decode_head, masked_exp, masked_softmax, multiply, row_dots, score_stride, soft_cap,
+    soft_cap_slopes, softmax_backward,
 };
 pub(super) use dots::dots;
 pub(super) use gelu::{gelu, gelu_backward};

@@ -2,11 +2,11 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, Int, Tensor, TensorData, activation};
 
 use crate::ops::tensor::{unwrap, wrap};
-use crate::ops::{CacheWrite, HeadLayout};
-use crate::tokens::{Segments, Span};
+use crate::ops::{Attend, CacheWrite, HeadLayout, Mask};
+use crate::tokens::Span;
 
 /// Heads of one row as `[num_heads, len, head_dim]`.
 fn heads_of<B: Backend>(
@@ -39,17 +39,35 @@ fn rows_of<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 2> {
     x.swap_dims(0, 1).reshape([len, heads * head_dim])
 }
 
-/// Scaled scores of the queries of one row against the keys of its context and its own, those to come hidden.
-fn causal_scores<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, layout: HeadLayout) -> Tensor<B, 3> {
-    let ([_, queries, _], [_, keys, _]) = (q.dims(), k.dims());
-    let device = q.device();
+/// Scores of the queries of one row against the keys of its context and its own, before any is hidden.
+fn scores<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, attend: &Attend) -> Tensor<B, 3> {
+    let scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(attend.scale);
+    match attend.softcap {
+        Some(cap) => scores.div_scalar(cap).tanh().mul_scalar(cap),
+        None => scores,
+    }
+}
+
+/// Hides the scores of keys that a query does not see.
+fn masked<B: Backend>(scores: Tensor<B, 3>, mask: Mask) -> Tensor<B, 3> {
+    let [heads, queries, keys] = scores.dims();
+    let device = scores.device();
     let offset = (keys - queries) as i64;
-    let mask = Tensor::<B, 2, burn::tensor::Bool>::tril_mask([queries, keys], offset, &device)
-        .unsqueeze::<3>();
-    let scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(layout.scale());
-    let dims = scores.dims();
-    // Finite, so that 0 * masked stays 0; exp(-1e30 - lse) is exactly 0 in f32.
-    scores.mask_fill(mask.expand(dims), -1e30)
+    let hide = |scores: Tensor<B, 3>, hidden: Tensor<B, 2, Bool>| {
+        let hidden = hidden.unsqueeze::<3>().expand([heads, queries, keys]);
+        // Finite, so that 0 * masked stays 0; exp(-1e30 - lse) is exactly 0 in f32.
+        scores.mask_fill(hidden, -1e30)
+    };
+    let later = || Tensor::tril_mask([queries, keys], offset, &device);
+    match mask {
+        Mask::Full => scores,
+        Mask::Causal => hide(scores, later()),
+        Mask::Window(n) => {
+            let first = offset + 1 - n as i64;
+            let earlier = Tensor::triu_mask([queries, keys], first, &device);
+            hide(hide(scores, later()), earlier)
+        }
+    }
 }
 
 /// Queries of a row `[heads, queries, head_dim]`, and keys and values of its context and its own, repeated for their
@@ -72,14 +90,13 @@ fn row_heads<B: Backend>(qkv: &Tensor<B, 2>, span: &Span, layout: HeadLayout) ->
 
 pub(in crate::ops) fn attention<B: Backend>(
     qkv: FloatTensor<B>,
-    layout: HeadLayout,
-    segments: &Segments,
+    attend: &Attend,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let qkv = wrap::<B, 2>(qkv);
+    let (qkv, layout) = (wrap::<B, 2>(qkv), attend.layout);
     let (mut outputs, mut lses) = (Vec::new(), Vec::new());
-    for span in segments.spans().filter(|span| !span.own.is_empty()) {
+    for span in (attend.segments.spans()).filter(|span| !span.own.is_empty()) {
         let [q, k, v] = row_heads(&qkv, &span, layout);
-        let scores = causal_scores(q, k, layout);
+        let scores = masked(scores(q, k, attend), attend.mask);
         let max = scores.clone().max_dim(2);
         let exp = (scores - max.clone()).exp();
         let sum = exp.clone().sum_dim(2);
@@ -97,9 +114,9 @@ pub(in crate::ops) fn attention_backward<B: Backend>(
     output: FloatTensor<B>,
     lse: FloatTensor<B>,
     grad: FloatTensor<B>,
-    layout: HeadLayout,
-    segments: &Segments,
+    attend: &Attend,
 ) -> FloatTensor<B> {
+    let (layout, segments) = (attend.layout, &attend.segments);
     let (qkv, output, lse, grad) = (
         wrap::<B, 2>(qkv),
         wrap::<B, 2>(output),
@@ -121,10 +138,15 @@ pub(in crate::ops) fn attention_backward<B: Backend>(
             .clone()
             .narrow(1, span.own.start, len)
             .reshape([layout.heads, len, 1]);
-        let p = (causal_scores(q.clone(), k.clone(), layout) - lse).exp();
+        let scores = scores(q.clone(), k.clone(), attend);
+        let p = (masked(scores.clone(), attend.mask) - lse).exp();
         let delta = (o * go.clone()).sum_dim(2);
         let dv = p.clone().swap_dims(1, 2).matmul(go.clone());
-        let ds = p * (go.matmul(v.swap_dims(1, 2)) - delta) * layout.scale();
+        let mut ds = p * (go.matmul(v.swap_dims(1, 2)) - delta) * attend.scale;
+        if let Some(cap) = attend.softcap {
+            // d cap tanh(s / cap) / ds = 1 - tanh^2
+            ds = ds * (scores / cap).square().neg().add_scalar(1.0);
+        }
         let dq = ds.clone().matmul(k);
         let dk = ds.swap_dims(1, 2).matmul(q);
         // Queries of one group share a key and value head: their gradients add up. [before + len, kv_width]
@@ -171,18 +193,17 @@ pub(in crate::ops) fn decode_attention<B: Backend>(
     keys: FloatTensor<B>,
     values: FloatTensor<B>,
     slots: &[usize],
-    lens: &[usize],
-    layout: HeadLayout,
+    held: &[usize],
+    attend: &Attend,
 ) -> FloatTensor<B> {
     let (q, keys, values) = (wrap::<B, 2>(q), wrap::<B, 3>(keys), wrap::<B, 3>(values));
-    let device = q.device();
-    let rows = slots.len();
-    let longest = lens.iter().copied().max().unwrap_or(0);
+    let (device, layout) = (q.device(), attend.layout);
+    let queries = attend.cached(slots, held);
+    let rows = queries.len();
+    let longest = queries.iter().map(|(_, seen)| seen.end).max().unwrap_or(0);
     let group = layout.heads / layout.kv_heads;
-    let slots = Tensor::<B, 1, Int>::from_data(
-        TensorData::new(slots.iter().map(|&s| s as i32).collect::<Vec<_>>(), [rows]),
-        &device,
-    );
+    let slots: Vec<i32> = queries.iter().map(|(slot, _)| *slot as i32).collect();
+    let slots = Tensor::<B, 1, Int>::from_data(TensorData::new(slots, [rows]), &device);
     // [rows, kv_heads, longest, head_dim]
     let gather = |cache: Tensor<B, 3>| {
         cache
@@ -191,18 +212,18 @@ pub(in crate::ops) fn decode_attention<B: Backend>(
             .reshape([rows, longest, layout.kv_heads, layout.head_dim])
             .swap_dims(1, 2)
     };
-    let hidden: Vec<bool> = lens
-        .iter()
-        .flat_map(|&len| (0..longest).map(move |t| t >= len))
+    let hidden: Vec<bool> = (queries.iter())
+        .flat_map(|(_, seen)| (0..longest).map(move |t| !seen.contains(&t)))
         .collect();
-    let hidden = Tensor::<B, 4, burn::tensor::Bool>::from_data(
-        TensorData::new(hidden, [rows, 1, 1, longest]),
-        &device,
-    );
+    let hidden =
+        Tensor::<B, 4, Bool>::from_data(TensorData::new(hidden, [rows, 1, 1, longest]), &device);
     let q = q.reshape([rows, layout.kv_heads, group, layout.head_dim]);
-    let scores = q
+    let mut scores = q
         .matmul(gather(keys).swap_dims(2, 3))
-        .mul_scalar(layout.scale());
+        .mul_scalar(attend.scale);
+    if let Some(cap) = attend.softcap {
+        scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
+    }
     let dims = scores.dims();
     let p = activation::softmax(scores.mask_fill(hidden.expand(dims), -1e30), 3);
     unwrap(p.matmul(gather(values)).reshape([rows, layout.q_width()]))

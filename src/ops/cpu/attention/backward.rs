@@ -6,11 +6,11 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::task::{Task, Tasks, View, scatter};
-use crate::ops::HeadLayout;
+use crate::ops::Attend;
 use crate::ops::cpu::buffers::{buffer, give_back};
 use crate::ops::cpu::{contiguous, dims2, slice, tensor};
 use crate::ops::kernels::{self, Left, PackedRight, Right};
-use crate::tokens::{Segments, Span};
+use crate::tokens::Span;
 
 /// What a thread keeps from task to task.
 #[derive(Default)]
@@ -22,6 +22,8 @@ struct Room {
     grads: PackedRight,
     p: Vec<f32>,
     ds: Vec<f32>,
+    /// Of capped scores.
+    slopes: Vec<f32>,
 }
 
 /// What the forward pass has read and left, and the gradient of its output.
@@ -48,9 +50,9 @@ pub(in crate::ops::cpu) fn packed_attention_backward(
     output: FlexTensor,
     lse: FlexTensor,
     grad: FlexTensor,
-    layout: HeadLayout,
-    segments: &Segments,
+    attend: &Attend,
 ) -> FlexTensor {
+    let layout = attend.layout;
     let [qkv, output, grad, lse] = [qkv, output, grad, lse].map(contiguous);
     let [tokens, width] = dims2(&qkv);
     let head_dim = layout.head_dim;
@@ -64,10 +66,10 @@ pub(in crate::ops::cpu) fn packed_attention_backward(
         grad: view(&grad),
         lse: view(&lse),
     };
-    let tasks = Tasks::new(layout, segments);
+    let tasks = Tasks::new(attend);
     let gradients: Vec<TaskGradient> = (tasks.all.par_iter())
         .map_init(Room::default, |room, task| {
-            room.gradient(saved, layout, task)
+            room.gradient(saved, attend, task)
         })
         .collect();
     let mut out = buffer(tokens * width);
@@ -102,7 +104,8 @@ pub(in crate::ops::cpu) fn packed_attention_backward(
 }
 
 impl Room {
-    fn gradient(&mut self, saved: Saved<'_>, layout: HeadLayout, task: &Task) -> TaskGradient {
+    fn gradient(&mut self, saved: Saved<'_>, attend: &Attend, task: &Task) -> TaskGradient {
+        let layout = attend.layout;
         let (head_dim, len) = (layout.head_dim, task.span.len());
         let [keys, values] =
             (task.key_columns(layout)).map(|column| task.keys(saved.qkv, column, head_dim));
@@ -121,7 +124,7 @@ impl Room {
                 let mut dq = vec![0f32; task.queries.len() * block.len() * head_dim];
                 let heads = dq.chunks_exact_mut(block.len() * head_dim);
                 for (query, dq) in task.queries.clone().zip(heads) {
-                    self.head(saved, layout, task, &block, query, dq, &mut of_keys);
+                    self.head(saved, attend, task, &block, query, dq, &mut of_keys);
                 }
                 dq
             })
@@ -137,14 +140,15 @@ impl Room {
     fn head(
         &mut self,
         saved: Saved<'_>,
-        layout: HeadLayout,
+        attend: &Attend,
         task: &Task,
         block: &Range<usize>,
         query: usize,
         dq: &mut [f32],
         [dk, dv]: &mut [Vec<f32>; 2],
     ) {
-        let (len, head_dim, scale) = (block.len(), layout.head_dim, layout.scale());
+        let (len, layout, scale) = (block.len(), attend.layout, attend.scale);
+        let head_dim = layout.head_dim;
         let column = Task::query_column(query, layout);
         let [q, output, grad] =
             [saved.qkv, saved.output, saved.grad].map(|view| view.from(block.start, column));
@@ -152,18 +156,29 @@ impl Room {
         grad.pack(&mut self.grads, Right::Plain, len, head_dim);
         let lse = &saved.lse.from(query, block.start).values[..len];
         let deltas = kernels::row_dots(output.values, grad.values, output.width, head_dim, len);
-        for part in task.key_blocks(block) {
+        for part in task.key_blocks(block, attend.mask) {
             let keys = part.keys.len();
             let stride = kernels::score_stride(keys);
             let of_scores = part.keys.start..part.keys.start + stride;
             let p = kernels::room(&mut self.p, len * stride);
             self.transposed_keys
                 .product(p, q.left(), 0..head_dim, of_scores.clone(), false);
-            kernels::causal_exp(p, part.queries, keys, scale, lse);
+            let mut slopes = None;
+            if let Some(cap) = attend.softcap {
+                kernels::soft_cap(p, scale, cap);
+                let room = kernels::room(&mut self.slopes, len * stride);
+                kernels::soft_cap_slopes(p, cap, room);
+                slopes = Some(room);
+            }
+            let factor = if slopes.is_some() { 1.0 } else { scale };
+            kernels::masked_exp(p, part.visible, factor, lse);
             let ds = kernels::room(&mut self.ds, len * stride);
             self.transposed_values
                 .product(ds, grad.left(), 0..head_dim, of_scores, false);
             kernels::softmax_backward(ds, p, &deltas, scale);
+            if let Some(slopes) = slopes {
+                kernels::multiply(ds, slopes);
+            }
             let left = |values, turned| Left {
                 values,
                 stride,

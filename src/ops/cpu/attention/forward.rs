@@ -6,11 +6,10 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::task::{Task, Tasks, View, scatter};
-use crate::ops::HeadLayout;
+use crate::ops::Attend;
 use crate::ops::cpu::buffers::buffer;
 use crate::ops::cpu::{contiguous, dims2, slice, tensor};
 use crate::ops::kernels::{self, Left, PackedRight, Right};
-use crate::tokens::Segments;
 
 /// What a thread keeps from task to task.
 #[derive(Default)]
@@ -31,14 +30,13 @@ struct Attended {
 /// `ModelBackend::packed_attention`.
 pub(in crate::ops::cpu) fn packed_attention(
     qkv: FlexTensor,
-    layout: HeadLayout,
-    segments: &Segments,
+    attend: &Attend,
 ) -> (FlexTensor, FlexTensor) {
-    let qkv = contiguous(qkv);
+    let (qkv, layout) = (contiguous(qkv), attend.layout);
     let [tokens, width] = dims2(&qkv);
     let (values, head_dim) = (slice(&qkv), layout.head_dim);
     let view = View { values, width };
-    let tasks = Tasks::new(layout, segments);
+    let tasks = Tasks::new(attend);
     let blocks: Vec<Vec<Attended>> = (tasks.all.par_iter())
         .map_init(Room::default, |room, task| {
             let [keys, values] =
@@ -46,8 +44,8 @@ pub(in crate::ops::cpu) fn packed_attention(
             let len = task.span.len();
             (keys.view()).pack(&mut room.keys, Right::Transposed, len, head_dim);
             (values.view()).pack(&mut room.values, Right::Plain, len, head_dim);
-            let attend = |block| room.attend(view, layout, task, block);
-            task.blocks().map(attend).collect()
+            let of_block = |block| room.attend(view, attend, task, block);
+            task.blocks().map(of_block).collect()
         })
         .collect();
     let q_width = layout.q_width();
@@ -83,11 +81,12 @@ impl Room {
     fn attend(
         &mut self,
         qkv: View<'_>,
-        layout: HeadLayout,
+        attend: &Attend,
         task: &Task,
         block: Range<usize>,
     ) -> Attended {
-        let (len, head_dim) = (block.len(), layout.head_dim);
+        let (len, layout) = (block.len(), attend.layout);
+        let head_dim = layout.head_dim;
         let mut output = vec![0f32; task.queries.len() * len * head_dim];
         let mut lse = Vec::with_capacity(task.queries.len() * len);
         for (query, output) in task
@@ -97,7 +96,7 @@ impl Room {
         {
             let q = qkv.from(block.start, Task::query_column(query, layout));
             let mut so_far: Option<Vec<f32>> = None;
-            for part in task.key_blocks(&block) {
+            for part in task.key_blocks(&block, attend.mask) {
                 let keys = part.keys.len();
                 let stride = kernels::score_stride(keys);
                 let scores = kernels::room(&mut self.scores, len * stride);
@@ -108,7 +107,12 @@ impl Room {
                     part.keys.start..part.keys.start + stride,
                     false,
                 );
-                let lse = kernels::causal_softmax(scores, part.queries, keys, layout.scale());
+                let mut scale = attend.scale;
+                if let Some(cap) = attend.softcap {
+                    kernels::soft_cap(scores, scale, cap);
+                    scale = 1.0;
+                }
+                let lse = kernels::masked_softmax(scores, part.visible, scale);
                 let p = Left {
                     values: scores,
                     stride,
@@ -140,6 +144,10 @@ fn joined(output: &mut [f32], mut lse: Vec<f32>, later: &[f32], later_lse: &[f32
         .chunks_exact_mut(head_dim)
         .zip(later.chunks_exact(head_dim));
     for ((row, later), (lse, later_lse)) in rows.zip(lse.iter_mut().zip(later_lse)) {
+        if *later_lse == f32::NEG_INFINITY {
+            // The query sees none of the later keys, perhaps none so far.
+            continue;
+        }
         let top = lse.max(*later_lse);
         let both = top + ((*lse - top).exp() + (later_lse - top).exp()).ln();
         let (old, new) = ((*lse - both).exp(), (later_lse - both).exp());

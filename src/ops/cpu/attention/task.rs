@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::ops::HeadLayout;
-use crate::ops::kernels::{Left, PackedRight, Right};
-use crate::tokens::{Segments, Span};
+use crate::ops::kernels::{Left, PackedRight, Right, Visible};
+use crate::ops::{Attend, HeadLayout, Mask};
+use crate::tokens::Span;
 
 /// Queries of a row that are scored at once: memory stays linear in the row's length, and keys that none of them sees
 /// are not multiplied. In a long row few keys are between those, and larger products are faster.
@@ -19,6 +19,9 @@ const SHORT_QUERY_BLOCK: usize = 64;
 const SHORT: usize = 256;
 /// Keys that they are scored against at once: scores of long rows stay in the second-level cache.
 const KEY_BLOCK: usize = 512;
+/// Where the first block of a window begins is a multiple of this: panels of packed keys are as wide, or a part of it, or there is
+/// one alone.
+const KEY_ALIGN: usize = 64;
 
 /// A matrix as it lies in memory.
 #[derive(Clone, Copy)]
@@ -115,22 +118,35 @@ impl Task {
         blocks(self.span.own.clone())
     }
 
-    /// The keys that a block of queries sees, in blocks. All but the last are seen by every query.
+    /// The keys that a block of queries sees, in blocks.
     pub(super) fn key_blocks(
         &self,
         block: &Range<usize>,
+        mask: Mask,
     ) -> impl Iterator<Item = KeyBlock> + use<> {
         let queries = block.len();
-        let visible = self.span.context.len() + block.end - self.span.own.start;
-        let whole = (visible - queries) / KEY_BLOCK;
+        let Span { context, own } = &self.span;
+        let position = context.len() + block.start - own.start;
+        let end = mask.seen(position + queries - 1, self.span.len()).end;
+        let first = mask.seen(position, end).start / KEY_ALIGN * KEY_ALIGN;
+        // Each query sees the blocks before the last to their end; of a causal last block each sees at least its own key.
+        let (whole, stairs) = match mask {
+            Mask::Full => ((end - 1 - first) / KEY_BLOCK, 1),
+            Mask::Causal | Mask::Window(_) => ((position - first) / KEY_BLOCK, queries),
+        };
         (0..=whole).map(move |i| {
             let last = i == whole;
-            let first = i * KEY_BLOCK;
-            KeyBlock {
-                keys: first..if last { visible } else { first + KEY_BLOCK },
-                // Where one query sees all keys, each does.
-                queries: if last { queries } else { 1 },
-            }
+            let start = first + i * KEY_BLOCK;
+            let keys = start..if last { end } else { start + KEY_BLOCK };
+            let visible = Visible {
+                keys: keys.len(),
+                queries: if last { stairs } else { 1 },
+                before_window: match mask {
+                    Mask::Window(n) => position as isize + 1 - n as isize - start as isize,
+                    Mask::Causal | Mask::Full => Visible::NO_WINDOW,
+                },
+            };
+            KeyBlock { keys, visible }
         })
     }
 }
@@ -145,11 +161,10 @@ fn blocks(own: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     starts.map(move |start| start..(start + block).min(end))
 }
 
-/// Some keys of a row.
+/// Some keys of a row, and which of them each query of a block sees.
 pub(super) struct KeyBlock {
     pub(super) keys: Range<usize>,
-    /// Of so many queries the last one sees all of these keys, each one before it one less.
-    pub(super) queries: usize,
+    pub(super) visible: Visible,
 }
 
 /// The tasks of all rows.
@@ -160,7 +175,8 @@ pub(super) struct Tasks {
 }
 
 impl Tasks {
-    pub(super) fn new(layout: HeadLayout, segments: &Segments) -> Self {
+    pub(super) fn new(attend: &Attend) -> Self {
+        let (layout, segments) = (attend.layout, &attend.segments);
         let group = layout.heads / layout.kv_heads;
         let (mut all, mut rows) = (Vec::new(), Vec::new());
         for span in segments.spans().filter(|span| !span.own.is_empty()) {

@@ -1,0 +1,137 @@
+//! What an attention layer computes: its heads, which keys a query sees, and how they are scored.
+
+use std::ops::Range;
+
+use crate::tokens::Segments;
+
+/// Head layout of a joint `[tokens, (heads + 2 * kv_heads) * head_dim]` matrix of queries, keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLayout {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Features of one head.
+    pub head_dim: usize,
+}
+
+impl HeadLayout {
+    /// Columns of the queries, and of the attention output.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Columns of the keys, and of the values.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Columns of the joint matrix.
+    pub fn joint_width(&self) -> usize {
+        self.q_width() + 2 * self.kv_width()
+    }
+
+    /// The usual factor on the scores, `1 / sqrt(head_dim)`.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// Which keys of its row a query sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// Its own and those before it.
+    Causal,
+    /// All of them.
+    Full,
+    /// So many of [`Mask::Causal`]'s, the last ones: the query at position `i` sees the keys at `j` with `i - n < j <= i`. At least 1.
+    Window(usize),
+}
+
+impl Mask {
+    /// Positions that the query at `position` sees, in a row of `len` tokens.
+    pub fn seen(self, position: usize, len: usize) -> Range<usize> {
+        match self {
+            Self::Causal => 0..position + 1,
+            Self::Full => 0..len,
+            Self::Window(n) => (position + 1).saturating_sub(n)..position + 1,
+        }
+    }
+}
+
+/// One attention: `softmax(score(q . k)) . v` for each query head, over the keys that `mask` shows within each row of `segments`
+/// and what the row continues.
+///
+/// The score is `s = scale * (q . k)`, or `softcap * tanh(s / softcap)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attend {
+    /// Heads.
+    pub layout: HeadLayout,
+    /// Rows of the batch.
+    pub segments: Segments,
+    /// Factor on the products of queries and keys.
+    pub scale: f32,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// Bound on the scores; positive.
+    ///
+    /// # Source
+    /// Gemma 2, arXiv:2408.00118, section 2.
+    pub softcap: Option<f32>,
+}
+
+impl Attend {
+    /// Causal attention at the usual scale.
+    pub fn causal(layout: HeadLayout, segments: &Segments) -> Self {
+        Self {
+            layout,
+            segments: segments.clone(),
+            scale: layout.scale(),
+            mask: Mask::Causal,
+            softcap: None,
+        }
+    }
+
+    /// For each token of the batch, where `slots[row]` of a cache held `held[row]` tokens before the batch and holds the row's now:
+    /// the slot, and the positions in it that the token sees.
+    pub(crate) fn cached(&self, slots: &[usize], held: &[usize]) -> Vec<(usize, Range<usize>)> {
+        let rows = self.segments.iter().zip(slots).zip(held);
+        rows.flat_map(|((row, &slot), &held)| {
+            let len = held + row.len();
+            (held..len).map(move |position| (slot, self.mask.seen(position, len)))
+        })
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `sliding_window_overlay` of transformers 5.23: `kv_idx > q_idx - sliding_window`.
+    #[test]
+    fn a_window_counts_the_query_itself() {
+        assert_eq!(Mask::Causal.seen(3, 9), 0..4);
+        assert_eq!(Mask::Full.seen(3, 9), 0..9);
+        assert_eq!(Mask::Window(1).seen(3, 9), 3..4);
+        assert_eq!(Mask::Window(3).seen(3, 9), 1..4);
+        assert_eq!(Mask::Window(4).seen(3, 9), 0..4);
+        assert_eq!(Mask::Window(9).seen(3, 9), 0..4);
+    }
+
+    #[test]
+    fn a_cached_token_sees_what_its_slot_held_and_its_row_up_to_itself() {
+        let layout = HeadLayout {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 1,
+        };
+        let mut attend = Attend::causal(layout, &Segments::from_lens([2, 1]));
+        let seen = |attend: &Attend| attend.cached(&[4, 0], &[3, 0]);
+        assert_eq!(seen(&attend), [(4, 0..4), (4, 0..5), (0, 0..1)]);
+        attend.mask = Mask::Window(2);
+        assert_eq!(seen(&attend), [(4, 2..4), (4, 3..5), (0, 0..1)]);
+        attend.mask = Mask::Full;
+        assert_eq!(seen(&attend), [(4, 0..5), (4, 0..5), (0, 0..1)]);
+    }
+}
