@@ -11,7 +11,7 @@ use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bool, Distribution, Int, Tensor, TensorData, activation};
 use criterion::{Criterion, criterion_group};
 use tempering::ops::{
-    self, AdamWParam, AdamWStep, Attend, Gelu, HeadLayout, LowRankPart, MatmulPrecision,
+    self, AdamWParam, AdamWStep, Attend, Gate, Gelu, HeadLayout, LowRankPart, MatmulPrecision,
     ModelBackend, Precision, ReducedMatrix,
 };
 use tempering::tokens::Segments;
@@ -182,7 +182,7 @@ fn swiglu(c: &mut Criterion) {
     compare(
         c,
         "swiglu",
-        || ops::swiglu(x.clone()),
+        || ops::gated_unit(x.clone(), Gate::Silu),
         || {
             activation::silu(x.clone().narrow(1, 0, INTERMEDIATE))
                 * x.clone().narrow(1, INTERMEDIATE, INTERMEDIATE)

@@ -56,7 +56,7 @@ macro_rules! on {
         mod $place {
             checks! {
                 $backend,
-                operations: rms_norm, layer_norm, gelu, rope, residual, swiglu, attention, masked_attention, token_logprob, extreme_logits,
+                operations: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, extreme_logits,
                     lora_linear, lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
                 losses: gradients;
                 families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::KvCache;
 use super::activation::Activation;
 use super::config::RopeScaling;
-use crate::ops::{self, Attend, Head, HeadLayout, LinearInput, ModelBackend, unwrap};
+use crate::ops::{self, Attend, Gate, Head, HeadLayout, LinearInput, ModelBackend, unwrap};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, placeholder};
 use crate::peft::Projection;
 use crate::rng::Seed;
@@ -273,7 +273,8 @@ impl<B: ModelBackend> GatedMlp<B> {
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
         let gate_up = self.gate_up.forward_of(x, norm.input(), dropout);
-        self.down.forward_of(gate_up, LinearInput::SwiGlu, dropout)
+        let input = LinearInput::Gated(Gate::Silu);
+        self.down.forward_of(gate_up, input, dropout)
     }
 }
 

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
-use super::ModelBackend;
+use super::{Gate, ModelBackend};
 
 /// How a linear layer's input comes from a source that is kept anyway: the states before a norm, or gate and up before the
 /// activation. A pass over memory is cheap beside the matrix product, and keeping the result of each costs a third of the
@@ -19,8 +19,8 @@ pub enum LinearInput<B: Backend> {
         /// Added to the mean square.
         eps: f32,
     },
-    /// [`ModelBackend::swiglu`].
-    SwiGlu,
+    /// [`ModelBackend::gated_unit`].
+    Gated(Gate),
 }
 
 impl<B: ModelBackend> LinearInput<B> {
@@ -29,7 +29,7 @@ impl<B: ModelBackend> LinearInput<B> {
         match self {
             Self::Plain => source,
             Self::RmsNorm { weight, eps } => B::rms_norm(source, weight.clone(), *eps),
-            Self::SwiGlu => B::swiglu(source),
+            Self::Gated(gate) => B::gated_unit(source, *gate),
         }
     }
 
@@ -40,7 +40,7 @@ impl<B: ModelBackend> LinearInput<B> {
             Self::RmsNorm { weight, eps } => {
                 B::rms_norm_backward(source, weight.clone(), grad, *eps, false).0
             }
-            Self::SwiGlu => B::swiglu_backward(source, grad),
+            Self::Gated(gate) => B::gated_unit_backward(source, grad, *gate),
         }
     }
 }

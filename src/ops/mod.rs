@@ -6,6 +6,7 @@
 //!
 //! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`] says.
 
+mod activation;
 mod adamw;
 mod attend;
 mod autodiff;
@@ -23,6 +24,7 @@ mod portable;
 mod reduced;
 mod tensor;
 
+pub use activation::{Gate, Gelu};
 pub use adamw::{AdamWParam, AdamWResult, AdamWStep};
 pub use attend::{Attend, HeadLayout, Mask};
 pub use frozen::FrozenWeight;
@@ -31,9 +33,9 @@ pub use input::LinearInput;
 pub use matmul::{MatmulPrecision, Numerics};
 pub use reduced::{Precision, ReducedMatrix};
 pub use tensor::{
-    attention, bf16_matmul, f32_matmul, full_linear, gelu, layer_norm, linear_input, lora_linear,
-    lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, residual, rms_norm, rope,
-    swiglu, token_logprob,
+    attention, bf16_matmul, f32_matmul, full_linear, gated_unit, gelu, layer_norm, linear_input,
+    lora_linear, lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, residual,
+    rms_norm, rope, token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
@@ -81,18 +83,6 @@ impl Owners<'_> {
             first += part.rank;
         }
     }
-}
-
-/// The two forms of GELU.
-///
-/// # Source
-/// Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gelu {
-    /// `x * Phi(x)` with the normal distribution's `Phi`.
-    Erf,
-    /// The same with `Phi(x)` replaced by `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2`.
-    Tanh,
 }
 
 /// Gradients of [`ModelBackend::layer_norm_of`]: of `x`, and of weight and bias if asked for.
@@ -191,14 +181,18 @@ pub trait ModelBackend: Backend {
         Self::float_add(x, y)
     }
 
-    /// `silu(gate) * up` of a joint `[tokens, 2 * intermediate]` matrix, gate first.
-    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
-        portable::swiglu::<Self>(gate_up)
+    /// `activation(gate) * up` of a joint `[tokens, 2 * intermediate]` matrix, gate first.
+    fn gated_unit(gate_up: FloatTensor<Self>, gate: Gate) -> FloatTensor<Self> {
+        portable::gated_unit::<Self>(gate_up, gate)
     }
 
-    /// Gradient of [`ModelBackend::swiglu`] with respect to the joint matrix.
-    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        portable::swiglu_backward::<Self>(gate_up, grad)
+    /// Gradient of [`ModelBackend::gated_unit`] with respect to the joint matrix.
+    fn gated_unit_backward(
+        gate_up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        gate: Gate,
+    ) -> FloatTensor<Self> {
+        portable::gated_unit_backward::<Self>(gate_up, grad, gate)
     }
 
     /// [`Attend`] of a joint matrix, within each row and what it continues. Returns the output `[tokens, heads * head_dim]` and the

@@ -7,8 +7,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use super::{
-    Attend, FrozenWeight, Gelu, LinearInput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
-    ReducedMatrix,
+    Attend, FrozenWeight, Gate, Gelu, LinearInput, LowRankPart, MatmulPrecision, ModelBackend,
+    Owners, ReducedMatrix,
 };
 
 /// The primitive of a float tensor.
@@ -67,9 +67,9 @@ pub fn residual<B: ModelBackend>(x: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 
     wrap(B::residual(unwrap(x), unwrap(y)))
 }
 
-/// See [`ModelBackend::swiglu`].
-pub fn swiglu<B: ModelBackend>(gate_up: Tensor<B, 2>) -> Tensor<B, 2> {
-    wrap(B::swiglu(unwrap(gate_up)))
+/// See [`ModelBackend::gated_unit`].
+pub fn gated_unit<B: ModelBackend>(gate_up: Tensor<B, 2>, gate: Gate) -> Tensor<B, 2> {
+    wrap(B::gated_unit(unwrap(gate_up), gate))
 }
 
 /// See [`ModelBackend::packed_attention`].

@@ -10,8 +10,8 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 use crate::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{
-    self, AdamWParam, AdamWStep, Attend, CacheWrite, FrozenWeight, Gelu, HeadLayout, LinearInput,
-    LowRankPart, Mask, MatmulPrecision, ModelBackend,
+    self, AdamWParam, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu, HeadLayout,
+    LinearInput, LowRankPart, Mask, MatmulPrecision, ModelBackend,
 };
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
@@ -509,14 +509,21 @@ impl Case for Residual {
     }
 }
 
-struct SwiGlu {
+struct GatedUnit {
+    gate: Gate,
     tokens: usize,
     width: usize,
 }
 
-impl Case for SwiGlu {
+const GATES: [Gate; 3] = [Gate::Silu, Gate::Gelu(Gelu::Erf), Gate::Gelu(Gelu::Tanh)];
+
+impl Case for GatedUnit {
     fn name(&self) -> &'static str {
-        "swiglu"
+        match self.gate {
+            Gate::Silu => "swiglu",
+            Gate::Gelu(Gelu::Erf) => "geglu",
+            Gate::Gelu(Gelu::Tanh) => "geglu, tanh form",
+        }
     }
 
     fn inputs(&self) -> Vec<Matrix> {
@@ -528,7 +535,7 @@ impl Case for SwiGlu {
     }
 
     fn fused<B: ModelBackend>(&self, mut x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
-        ops::swiglu(x.remove(0))
+        ops::gated_unit(x.remove(0), self.gate)
     }
 
     fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
@@ -536,7 +543,18 @@ impl Case for SwiGlu {
             x[0].clone().narrow(1, 0, self.width),
             x[0].clone().narrow(1, self.width, self.width),
         );
-        gate.clone() / (gate.neg().exp() + 1.0) * up
+        let (tokens, width) = (self.tokens, self.width);
+        match self.gate {
+            Gate::Silu => gate.clone() / (gate.neg().exp() + 1.0) * up,
+            Gate::Gelu(form) => {
+                let gelu = GeluOf {
+                    form,
+                    tokens,
+                    width,
+                };
+                gelu.plain(vec![gate]) * up
+            }
+        }
     }
 }
 
@@ -860,13 +878,13 @@ impl Case for LoraLinear {
 /// A [`LoraLinear`] whose input is computed from a source.
 enum LoraLinearOf {
     RmsNorm(LoraLinear),
-    SwiGlu(LoraLinear),
+    GatedUnit(LoraLinear),
 }
 
 impl LoraLinearOf {
     fn linear(&self) -> &LoraLinear {
         match self {
-            Self::RmsNorm(linear) | Self::SwiGlu(linear) => linear,
+            Self::RmsNorm(linear) | Self::GatedUnit(linear) => linear,
         }
     }
 }
@@ -875,7 +893,7 @@ impl Case for LoraLinearOf {
     fn name(&self) -> &'static str {
         match self {
             Self::RmsNorm(_) => "lora_linear of rms_norm",
-            Self::SwiGlu(_) => "lora_linear of swiglu",
+            Self::GatedUnit(_) => "lora_linear of geglu",
         }
     }
 
@@ -884,7 +902,7 @@ impl Case for LoraLinearOf {
         let linear = self.linear();
         let width = match self {
             Self::RmsNorm(_) => linear.inputs,
-            Self::SwiGlu(_) => 2 * linear.inputs,
+            Self::GatedUnit(_) => 2 * linear.inputs,
         };
         let mut inputs = linear.inputs();
         inputs[0] = Matrix::normal("x", [linear.tokens, width], 1.0);
@@ -895,7 +913,7 @@ impl Case for LoraLinearOf {
     fn trainable(&self) -> Vec<usize> {
         match self {
             Self::RmsNorm(_) => vec![0, 2, 3, 4],
-            Self::SwiGlu(_) => vec![0, 2, 3],
+            Self::GatedUnit(_) => vec![0, 2, 3],
         }
     }
 
@@ -907,7 +925,7 @@ impl Case for LoraLinearOf {
                 weight: norm.into_primitive().tensor(),
                 eps: 1e-3,
             },
-            Self::SwiGlu(_) => LinearInput::SwiGlu,
+            Self::GatedUnit(_) => LinearInput::Gated(GATES[1]),
         };
         ops::lora_linear_of(
             x[0].clone(),
@@ -928,7 +946,12 @@ impl Case for LoraLinearOf {
                 hidden: width,
             }
             .plain(vec![x[0].clone(), x[4].clone()]),
-            Self::SwiGlu(_) => SwiGlu { tokens, width }.plain(vec![x[0].clone()]),
+            Self::GatedUnit(_) => GatedUnit {
+                gate: GATES[1],
+                tokens,
+                width,
+            }
+            .plain(vec![x[0].clone()]),
         };
         linear.plain(x)
     }
@@ -1023,28 +1046,34 @@ pub(crate) fn residual<B: ModelBackend>(device: B::Device) {
     check::<B, _>(Residual, &device);
 }
 
-pub(crate) fn swiglu<B: ModelBackend>(device: B::Device) {
-    check::<B, _>(
-        SwiGlu {
-            tokens: 5,
-            width: 21,
-        },
-        &device,
-    );
-    // Where exp overflows, the limits hold: 0 for a closed gate, gate * up for an open one.
-    let x = Tensor::<B, 2>::from_data([[-200.0, 200.0, -90.0, 2.0, 3.0, 4.0]], &device);
+pub(crate) fn gated_unit<B: ModelBackend>(device: B::Device) {
+    for gate in GATES {
+        let (tokens, width) = (5, 21);
+        let case = GatedUnit {
+            gate,
+            tokens,
+            width,
+        };
+        check::<B, _>(case, &device);
+        saturated_gates::<B>(gate, &device);
+    }
+}
+
+/// Where exp overflows, the limits hold: 0 for a closed gate, gate * up for an open one.
+fn saturated_gates<B: ModelBackend>(gate: Gate, device: &B::Device) {
+    let x = Tensor::<B, 2>::from_data([[-200.0, 200.0, -90.0, 2.0, 3.0, 4.0]], device);
     assert_near(
-        "swiglu, saturated",
-        &host(ops::swiglu(x.clone())),
+        &format!("{gate:?}, saturated"),
+        &host(ops::gated_unit(x.clone(), gate)),
         &[0.0, 600.0, 0.0],
         1e-6,
     );
     let _turn = tempering::guard::gradients();
     let x = Tensor::<Autodiff<B>, 2>::from_inner(x).require_grad();
-    let grads = ops::swiglu(x.clone()).sum().backward();
+    let grads = ops::gated_unit(x.clone(), gate).sum().backward();
     let expected = [0.0, 3.0, 0.0, 0.0, 200.0, 0.0];
     assert_near(
-        "swiglu, saturated gradient",
+        &format!("{gate:?}, saturated gradient"),
         &host(x.grad(&grads).unwrap()),
         &expected,
         1e-6,
@@ -1220,7 +1249,7 @@ pub(crate) fn lora_linear_of<B: ModelBackend>(device: B::Device) {
         parts: parts(1),
     };
     check::<B, _>(LoraLinearOf::RmsNorm(linear()), &device);
-    check::<B, _>(LoraLinearOf::SwiGlu(linear()), &device);
+    check::<B, _>(LoraLinearOf::GatedUnit(linear()), &device);
 }
 
 /// Three updates against the formula in f64.
@@ -1497,15 +1526,15 @@ pub(crate) fn large<B: ModelBackend, R: ModelBackend>(
         reference,
         tolerance,
     );
-    parity::<B, R, _>(
-        SwiGlu {
-            tokens: 149,
-            width: 331,
-        },
-        device,
-        reference,
-        tolerance,
-    );
+    for gate in GATES {
+        let (tokens, width) = (149, 331);
+        let case = GatedUnit {
+            gate,
+            tokens,
+            width,
+        };
+        parity::<B, R, _>(case, device, reference, tolerance);
+    }
     let layout = HeadLayout {
         heads: 6,
         kv_heads: 2,

@@ -8,7 +8,7 @@ pub(super) use shapes::Shapes;
 
 use crate::backend::{BackendChoice, Task, dispatch};
 use crate::error::{Error, Result};
-use crate::ops::{Gelu, ModelBackend};
+use crate::ops::{Gate, Gelu, ModelBackend};
 
 /// Largest difference allowed, as a part of the reference's largest value.
 pub(super) const TOLERANCE: f64 = 1e-3;
@@ -160,8 +160,15 @@ pub(super) fn cases<B: ModelBackend>(shapes: &Shapes, device: &B::Device) -> Res
         cases.push(ops::rope::<B>(tokens, heads, head_dim, device));
     }
     for &(tokens, intermediate) in &shapes.gates {
-        cases.push(ops::swiglu::<B>(tokens, intermediate, device));
+        cases.push(ops::gated_unit::<B>(
+            tokens,
+            intermediate,
+            Gate::Silu,
+            device,
+        ));
         for form in [Gelu::Erf, Gelu::Tanh] {
+            let gate = Gate::Gelu(form);
+            cases.push(ops::gated_unit::<B>(tokens, intermediate, gate, device));
             cases.push(ops::gelu::<B>(tokens, intermediate, form, device));
         }
     }

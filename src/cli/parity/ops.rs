@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::Case;
 use crate::host::{indices, read};
 use crate::ops::{
-    self, AdamWParam, AdamWStep, Attend, CacheWrite, Gelu, HeadLayout, LowRankPart,
+    self, AdamWParam, AdamWStep, Attend, CacheWrite, Gate, Gelu, HeadLayout, LowRankPart,
     MatmulPrecision, ModelBackend, Precision, ReducedMatrix, unwrap, wrap,
 };
 use crate::rng::Seed;
@@ -133,15 +133,16 @@ pub(super) fn rope<B: ModelBackend>(
     )
 }
 
-pub(super) fn swiglu<B: ModelBackend>(
+pub(super) fn gated_unit<B: ModelBackend>(
     tokens: usize,
     intermediate: usize,
+    gate: Gate,
     device: &B::Device,
 ) -> Case {
     let gate_up = leaf::<B, 2>("gate_up", [tokens, 2 * intermediate], 2.0, device);
     case!(
-        format!("swiglu {tokens} x {intermediate}"),
-        ops::swiglu(gate_up.clone()),
+        format!("gated unit {gate:?} {tokens} x {intermediate}"),
+        ops::gated_unit(gate_up.clone(), gate),
         gate_up
     )
 }

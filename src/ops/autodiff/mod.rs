@@ -12,7 +12,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{
-    Attend, FrozenWeight, Gelu, LinearInput, LogprobOutput, LowRankPart, MatmulPrecision,
+    Attend, FrozenWeight, Gate, Gelu, LinearInput, LogprobOutput, LowRankPart, MatmulPrecision,
     ModelBackend, ReducedMatrix,
 };
 
@@ -198,11 +198,11 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         }
     }
 
-    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gated_unit(gate_up: FloatTensor<Self>, gate: Gate) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct SwiGlu;
-        impl<B: ModelBackend> Backward<B, 1> for SwiGlu {
-            type State = FloatTensor<B>;
+        struct GatedUnit;
+        impl<B: ModelBackend> Backward<B, 1> for GatedUnit {
+            type State = (FloatTensor<B>, Gate);
             fn backward(
                 self,
                 ops: Ops<Self::State, 1>,
@@ -211,21 +211,22 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
             ) {
                 let grad = grads.consume::<B>(&ops.node);
                 let [node] = ops.parents;
+                let (gate_up, gate) = ops.state;
                 if let Some(node) = node {
-                    grads.register::<B>(node.id, B::swiglu_backward(ops.state, grad));
+                    grads.register::<B>(node.id, B::gated_unit_backward(gate_up, grad, gate));
                 }
             }
         }
-        match SwiGlu
+        match GatedUnit
             .prepare::<C>([gate_up.node])
             .compute_bound()
             .stateful()
         {
             OpsKind::Tracked(prep) => {
-                let y = B::swiglu(gate_up.primitive.clone());
-                prep.finish(gate_up.primitive, y)
+                let y = B::gated_unit(gate_up.primitive.clone(), gate);
+                prep.finish((gate_up.primitive, gate), y)
             }
-            OpsKind::UnTracked(prep) => prep.finish(B::swiglu(gate_up.primitive)),
+            OpsKind::UnTracked(prep) => prep.finish(B::gated_unit(gate_up.primitive, gate)),
         }
     }
 
@@ -376,7 +377,7 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         }
         let input = match input {
             LinearInput::Plain => LinearInput::<B>::Plain,
-            LinearInput::SwiGlu => LinearInput::SwiGlu,
+            LinearInput::Gated(gate) => LinearInput::Gated(gate),
             LinearInput::RmsNorm { weight: norm, eps } if norm.node.requirement.is_none() => {
                 LinearInput::RmsNorm {
                     weight: norm.primitive,

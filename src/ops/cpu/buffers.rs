@@ -99,7 +99,7 @@ mod tests {
 
     use super::super::{dims2, tensor};
     use super::*;
-    use crate::ops::{FrozenWeight, Gelu, LowRankPart, MatmulPrecision, ModelBackend};
+    use crate::ops::{FrozenWeight, Gate, Gelu, LowRankPart, MatmulPrecision, ModelBackend};
 
     const ROWS: usize = 300;
     const WIDTH: usize = 96;
@@ -149,7 +149,12 @@ mod tests {
                     Flex::gelu_of_backward(x(), x(), gelu),
                 ]
             }),
-            Box::new(|| vec![Flex::swiglu(wide()), Flex::swiglu_backward(wide(), x())]),
+            Box::new(|| {
+                vec![
+                    Flex::gated_unit(wide(), Gate::Silu),
+                    Flex::gated_unit_backward(wide(), x(), Gate::Silu),
+                ]
+            }),
             Box::new(|| {
                 vec![Flex::full_linear(
                     x(),

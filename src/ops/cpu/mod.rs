@@ -14,8 +14,9 @@ use self::buffers::{buffer, give_back};
 use self::linear::{product, with_adapters, write_reduced_product};
 use super::kernels::{self, Matrix, Right};
 use super::{
-    AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gelu, LayerNormGradients,
-    LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners, ReducedMatrix,
+    AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu,
+    LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
+    ReducedMatrix,
 };
 
 /// A contiguous tensor. By value: a second handle would make every later in-place write a copy.
@@ -184,20 +185,24 @@ impl ModelBackend for Flex {
         y
     }
 
-    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gated_unit(gate_up: FloatTensor<Self>, gate: Gate) -> FloatTensor<Self> {
         let gate_up = contiguous(gate_up);
         let [tokens, width] = dims2(&gate_up);
         let mut y = buffer(tokens * width / 2);
-        kernels::swiglu(slice(&gate_up), width / 2, &mut y);
+        kernels::gated_unit(slice(&gate_up), width / 2, gate, &mut y);
         give_back([gate_up]);
         tensor(y, [tokens, width / 2])
     }
 
-    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn gated_unit_backward(
+        gate_up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        gate: Gate,
+    ) -> FloatTensor<Self> {
         let (gate_up, grad) = (contiguous(gate_up), contiguous(grad));
         let [tokens, width] = dims2(&gate_up);
         let mut out = buffer(tokens * width);
-        kernels::swiglu_backward(slice(&gate_up), slice(&grad), width / 2, &mut out);
+        kernels::gated_unit_backward(slice(&gate_up), slice(&grad), width / 2, gate, &mut out);
         give_back([gate_up, grad]);
         tensor(out, [tokens, width])
     }

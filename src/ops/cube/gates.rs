@@ -1,4 +1,4 @@
-//! SwiGLU and GELU, entry by entry.
+//! Gated units and GELU, entry by entry.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
@@ -6,44 +6,11 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{dims2, empty, entrywise};
-use crate::ops::Gelu;
+use crate::ops::{Gate, Gelu};
 
 #[cube]
 fn logistic(x: f32) -> f32 {
     1.0f32 / (1.0f32 + f32::exp(-x))
-}
-
-#[cube(launch)]
-fn swiglu_forward(gate_up: &Array<f32>, y: &mut Array<f32>, half: u32, len: u32) {
-    let half = half as usize;
-    let mut i = ABSOLUTE_POS;
-    while i < len as usize {
-        let at = i / half * 2 * half + i % half;
-        let gate = gate_up[at];
-        y[i] = gate * logistic(gate) * gate_up[at + half];
-        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
-    }
-}
-
-#[cube(launch)]
-fn swiglu_gradient(
-    gate_up: &Array<f32>,
-    grad: &Array<f32>,
-    dx: &mut Array<f32>,
-    half: u32,
-    len: u32,
-) {
-    let half = half as usize;
-    let mut i = ABSOLUTE_POS;
-    while i < len as usize {
-        let at = i / half * 2 * half + i % half;
-        let (gate, up, g) = (gate_up[at], gate_up[at + half], grad[i]);
-        let s = logistic(gate);
-        // silu'(x) = s + x s (1 - s)
-        dx[at] = g * up * (s + gate * s * (1.0f32 - s));
-        dx[at + half] = g * gate * s;
-        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
-    }
 }
 
 /// GELU's `Phi(x)`, and its slope times `x`.
@@ -58,6 +25,57 @@ fn phi(x: f32, #[comptime] tanh: bool) -> (f32, f32) {
     } else {
         let s = 0.5f32 * (1.0f32 + Erf::erf(x * 0.707_106_77f32));
         (s, x * 0.398_942_3f32 * f32::exp(-0.5f32 * x * x))
+    }
+}
+
+/// What a gate multiplies its argument by, and that factor's slope times the argument.
+#[cube]
+fn factor(x: f32, #[comptime] gate: Gate) -> (f32, f32) {
+    if comptime!(gate == Gate::Silu) {
+        let s = logistic(x);
+        (s, x * s * (1.0f32 - s))
+    } else {
+        phi(x, comptime!(gate == Gate::Gelu(Gelu::Tanh)))
+    }
+}
+
+#[cube(launch)]
+fn gated_forward(
+    gate_up: &Array<f32>,
+    y: &mut Array<f32>,
+    half: u32,
+    len: u32,
+    #[comptime] gate: Gate,
+) {
+    let half = half as usize;
+    let mut i = ABSOLUTE_POS;
+    while i < len as usize {
+        let at = i / half * 2 * half + i % half;
+        let x = gate_up[at];
+        let (p, _slope) = factor(x, gate);
+        y[i] = x * p * gate_up[at + half];
+        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
+    }
+}
+
+#[cube(launch)]
+fn gated_gradient(
+    gate_up: &Array<f32>,
+    grad: &Array<f32>,
+    dx: &mut Array<f32>,
+    half: u32,
+    len: u32,
+    #[comptime] gate: Gate,
+) {
+    let half = half as usize;
+    let mut i = ABSOLUTE_POS;
+    while i < len as usize {
+        let at = i / half * 2 * half + i % half;
+        let (x, up, g) = (gate_up[at], gate_up[at + half], grad[i]);
+        let (p, slope) = factor(x, gate);
+        dx[at] = g * up * (p + slope);
+        dx[at + half] = g * x * p;
+        i += CUBE_COUNT_X as usize * CUBE_DIM_X as usize;
     }
 }
 
@@ -88,14 +106,14 @@ fn gelu_gradient(
     }
 }
 
-pub(super) fn swiglu<R: CubeRuntime>(gate_up: CubeTensor<R>) -> CubeTensor<R> {
+pub(super) fn gated_unit<R: CubeRuntime>(gate_up: CubeTensor<R>, gate: Gate) -> CubeTensor<R> {
     let gate_up = into_contiguous(gate_up);
     let [tokens, width] = dims2(&gate_up);
     let y = empty(&gate_up, [tokens, width / 2]);
     let len = tokens * width / 2;
     if len > 0 {
         let (count, dim) = entrywise(len);
-        swiglu_forward::launch::<R>(
+        gated_forward::launch::<R>(
             &gate_up.client.clone(),
             count,
             dim,
@@ -103,14 +121,16 @@ pub(super) fn swiglu<R: CubeRuntime>(gate_up: CubeTensor<R>) -> CubeTensor<R> {
             y.clone().into_array_arg(),
             (width / 2) as u32,
             len as u32,
+            gate,
         );
     }
     y
 }
 
-pub(super) fn swiglu_backward<R: CubeRuntime>(
+pub(super) fn gated_unit_backward<R: CubeRuntime>(
     gate_up: CubeTensor<R>,
     grad: CubeTensor<R>,
+    gate: Gate,
 ) -> CubeTensor<R> {
     let (gate_up, grad) = (into_contiguous(gate_up), into_contiguous(grad));
     let [tokens, width] = dims2(&gate_up);
@@ -118,7 +138,7 @@ pub(super) fn swiglu_backward<R: CubeRuntime>(
     let len = tokens * width / 2;
     if len > 0 {
         let (count, dim) = entrywise(len);
-        swiglu_gradient::launch::<R>(
+        gated_gradient::launch::<R>(
             &gate_up.client.clone(),
             count,
             dim,
@@ -127,6 +147,7 @@ pub(super) fn swiglu_backward<R: CubeRuntime>(
             dx.clone().into_array_arg(),
             (width / 2) as u32,
             len as u32,
+            gate,
         );
     }
     dx

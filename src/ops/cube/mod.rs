@@ -29,8 +29,9 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use cubecl::prelude::{CubeCount, CubeDim};
 
 use super::{
-    AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gelu, LayerNormGradients,
-    LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners, ReducedMatrix,
+    AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu,
+    LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
+    ReducedMatrix,
 };
 
 /// Units of one cube, for kernels that reduce over it and for elementwise ones.
@@ -154,12 +155,16 @@ where
         rope::rope(x, cos, sin, num_heads, inverse)
     }
 
-    fn swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self> {
-        gates::swiglu(gate_up)
+    fn gated_unit(gate_up: FloatTensor<Self>, gate: Gate) -> FloatTensor<Self> {
+        gates::gated_unit(gate_up, gate)
     }
 
-    fn swiglu_backward(gate_up: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        gates::swiglu_backward(gate_up, grad)
+    fn gated_unit_backward(
+        gate_up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        gate: Gate,
+    ) -> FloatTensor<Self> {
+        gates::gated_unit_backward(gate_up, grad, gate)
     }
 
     fn packed_attention(

@@ -32,7 +32,7 @@ pub(in crate::ops) fn gelu_backward(x: &[f32], grad: &[f32], form: Gelu, dx: &mu
 /// # Source
 /// Abramowitz and Stegun, 7.1.26: off by at most 1.5e-7.
 #[inline(always)]
-fn normal(x: f32) -> (f32, f32) {
+pub(super) fn normal(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let bell = exp(-z * z);
     let t = 1.0 / (1.0 + 0.327_591_1 * z);
@@ -49,7 +49,7 @@ fn normal(x: f32) -> (f32, f32) {
 /// The logistic function of `2 sqrt(2 / pi) (x + 0.044715 x^3)`, by which the tanh form multiplies `x`, and its argument's
 /// derivative.
 #[inline(always)]
-fn logistic(x: f32) -> (f32, f32) {
+pub(super) fn logistic(x: f32) -> (f32, f32) {
     // 2 sqrt(2 / pi)
     const FACTOR: f32 = 1.595_769;
     let square = x * x;

@@ -3,6 +3,7 @@
 mod adamw;
 mod attention;
 mod dots;
+mod gated_unit;
 mod gelu;
 mod gemm;
 mod int8;
@@ -20,6 +21,7 @@ pub(super) use attention::{
     soft_cap_slopes, softmax_backward,
 };
 pub(super) use dots::dots;
+pub(super) use gated_unit::{gated_unit, gated_unit_backward};
 pub(super) use gelu::{gelu, gelu_backward};
 pub(super) use gemm::{Factor, Left, LowRank, Matrix, PackedRight, Right, gemm, transposed};
 pub(super) use int8::int8_product;
@@ -270,49 +272,6 @@ simd_fn! {
                     a[i] = p * c[i] - q * s;
                     b[i] = q * c[i] + p * s;
                 }
-            }
-        }
-    }
-}
-
-pub(super) fn swiglu(gate_up: &[f32], width: usize, y: &mut [f32]) {
-    for_rows(y, width, [(gate_up, 2 * width)], |y, [gate_up]| {
-        swiglu_rows(gate_up, width, y)
-    });
-}
-
-simd_fn! {
-    fn swiglu_rows(gate_up: &'a [f32], width: usize, y: &'a mut [f32]) -> () {
-        for (y, row) in y.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
-            let (g, u) = row.split_at(width);
-            for i in 0..width {
-                y[i] = g[i] / (1.0 + exp(-g[i])) * u[i];
-            }
-        }
-    }
-}
-
-pub(super) fn swiglu_backward(gate_up: &[f32], grad: &[f32], width: usize, out: &mut [f32]) {
-    for_rows(
-        out,
-        2 * width,
-        [(gate_up, 2 * width), (grad, width)],
-        |out, [gate_up, grad]| {
-            swiglu_backward_rows(gate_up, grad, width, out);
-        },
-    );
-}
-
-simd_fn! {
-    fn swiglu_backward_rows(gate_up: &'a [f32], grad: &'a [f32], width: usize, out: &'a mut [f32]) -> () {
-        let rows = out.chunks_exact_mut(2 * width).zip(gate_up.chunks_exact(2 * width)).zip(grad.chunks_exact(width));
-        for ((out, row), dy) in rows {
-            let (g, u) = row.split_at(width);
-            let (dg, du) = out.split_at_mut(width);
-            for i in 0..width {
-                let s = 1.0 / (1.0 + exp(-g[i]));
-                du[i] = dy[i] * g[i] * s;
-                dg[i] = dy[i] * u[i] * s * (1.0 + g[i] * (1.0 - s));
             }
         }
     }

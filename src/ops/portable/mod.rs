@@ -13,7 +13,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata, activation};
 
 use super::tensor::{unwrap, wrap};
-use super::{Gelu, LayerNormGradients, LowRankPart, Owners};
+use super::{Gate, Gelu, LayerNormGradients, LowRankPart, Owners};
 use crate::host;
 
 pub(super) fn rms_norm<B: Backend>(
@@ -180,24 +180,38 @@ pub(super) fn rope<B: Backend>(
     ))
 }
 
-pub(super) fn swiglu<B: Backend>(gate_up: FloatTensor<B>) -> FloatTensor<B> {
+/// Gate and up.
+fn halves<B: Backend>(gate_up: FloatTensor<B>) -> (Tensor<B, 2>, Tensor<B, 2>) {
     let gate_up = wrap::<B, 2>(gate_up);
     let half = gate_up.dims()[1] / 2;
-    unwrap(activation::silu(gate_up.clone().narrow(1, 0, half)) * gate_up.narrow(1, half, half))
+    let gate = gate_up.clone().narrow(1, 0, half);
+    (gate, gate_up.narrow(1, half, half))
 }
 
-pub(super) fn swiglu_backward<B: Backend>(
+pub(super) fn gated_unit<B: Backend>(gate_up: FloatTensor<B>, gate: Gate) -> FloatTensor<B> {
+    let (x, up) = halves::<B>(gate_up);
+    let active = match gate {
+        Gate::Silu => activation::silu(x),
+        Gate::Gelu(form) => wrap(gelu::<B>(unwrap(x), form)),
+    };
+    unwrap(active * up)
+}
+
+pub(super) fn gated_unit_backward<B: Backend>(
     gate_up: FloatTensor<B>,
     grad: FloatTensor<B>,
+    gate: Gate,
 ) -> FloatTensor<B> {
-    let (gate_up, grad) = (wrap::<B, 2>(gate_up), wrap::<B, 2>(grad));
-    let half = gate_up.dims()[1] / 2;
-    let (gate, up) = (
-        gate_up.clone().narrow(1, 0, half),
-        gate_up.narrow(1, half, half),
-    );
-    let sigmoid = activation::sigmoid(gate.clone());
-    let silu = gate.clone() * sigmoid.clone();
+    let (x, up) = halves::<B>(gate_up);
+    let grad = wrap::<B, 2>(grad);
+    if let Gate::Gelu(form) = gate {
+        let active: Tensor<B, 2> = wrap(gelu::<B>(unwrap(x.clone()), form));
+        let through = unwrap(grad.clone() * up);
+        let of_gate = wrap(gelu_backward::<B>(unwrap(x), through, form));
+        return unwrap(Tensor::cat(vec![of_gate, grad * active], 1));
+    }
+    let sigmoid = activation::sigmoid(x.clone());
+    let silu = x * sigmoid.clone();
     // silu'(g) = s + g s (1 - s) = s + silu (1 - s)
     let slope = sigmoid.clone() + silu.clone() * (sigmoid.neg().add_scalar(1.0));
     unwrap(Tensor::cat(vec![grad.clone() * up * slope, grad * silu], 1))
