@@ -1,8 +1,8 @@
 //! Files that appear whole or not at all: written under a temporary name in the same folder, synced, then renamed.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -29,10 +29,21 @@ pub fn write_atomic_with(
     path: impl AsRef<Path>,
     fill: impl FnOnce(&mut dyn Write) -> Result<()>,
 ) -> Result<()> {
-    let path = path.as_ref();
+    write_file(path.as_ref(), None, fill)
+}
+
+fn write_file(
+    path: &Path,
+    permissions: Option<fs::Permissions>,
+    fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
     let temporary = Temporary(Some(temporary_name(path)?));
     let written = temporary.path();
     let file = File::create(written).map_err(Error::io("create", path))?;
+    if let Some(permissions) = permissions {
+        file.set_permissions(permissions)
+            .map_err(Error::io("set the permissions of", path))?;
+    }
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out)?;
     let file = out
@@ -43,6 +54,78 @@ pub fn write_atomic_with(
     fs::rename(written, path).map_err(Error::io("rename a temporary file to", path))?;
     temporary.keep();
     sync_parent(path)
+}
+
+/// Symbolic links that are followed at most, as in Linux.
+const MOST_LINKS: usize = 40;
+
+/// Writes `bytes` to a path that the user named, whatever stands there.
+///
+/// A regular file, or a name that is free, is written by [`write_atomic`] with the permissions of the file that it replaces.
+/// Symbolic links are followed and stay. A device or a FIFO is opened and written to: a rename would remove it. So is what
+/// an open file descriptor names (`/dev/stdout`, `/dev/fd/3`).
+///
+/// # Errors
+/// `Error::Io`; a regular file is then what it was.
+pub fn write_output(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    let path = path.as_ref();
+    let Destination { path: end, replace } =
+        destination(path).map_err(Error::io("follow the link", path))?;
+    if replace {
+        return replace_file(&end, bytes);
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    match file.write_all(bytes).and_then(|()| file.flush()) {
+        // A reader that has seen enough closes its end.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.map_err(Error::io("write", path)),
+    }
+}
+
+/// Where the links of a path end.
+struct Destination {
+    path: PathBuf,
+    /// Whether a rename may put a file there.
+    replace: bool,
+}
+
+/// Follows symbolic links, also to a name that is free.
+fn destination(path: &Path) -> io::Result<Destination> {
+    let mut end = path.to_path_buf();
+    for _ in 0..MOST_LINKS {
+        // Entries of these folders look like links, and stand for files that are open already.
+        let descriptor = end.starts_with("/proc") || end.starts_with("/dev/fd");
+        let kind = match fs::symlink_metadata(&end) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Destination {
+                    path: end,
+                    replace: true,
+                });
+            }
+            metadata => metadata?.file_type(),
+        };
+        if descriptor || !kind.is_symlink() {
+            return Ok(Destination {
+                replace: !descriptor && kind.is_file(),
+                path: end,
+            });
+        }
+        let target = fs::read_link(&end)?;
+        // An absolute target replaces the whole path.
+        end = end.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Err(io::Error::other("too many symbolic links"))
+}
+
+/// [`write_atomic`] with the permissions of the file that is there.
+fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let permissions = fs::metadata(path).map(|metadata| metadata.permissions());
+    write_file(path, permissions.ok(), |out| {
+        out.write_all(bytes).map_err(Error::io("write", path))
+    })
 }
 
 /// A name beside `path` that no other writer uses: it holds the process and a counter.
@@ -114,7 +197,6 @@ impl Drop for Temporary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
 
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(folder)
@@ -164,5 +246,101 @@ mod tests {
         assert_eq!(names(folder.path()), ["state.json"]);
         let absent = folder.path().join("absent").join("state.json");
         assert!(matches!(write_atomic(absent, b"x"), Err(Error::Io { .. })));
+    }
+
+    #[cfg(unix)]
+    mod outputs {
+        use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+        use std::process::Command;
+
+        use super::*;
+
+        #[test]
+        fn links_are_followed_and_stay() {
+            let folder = tempfile::tempdir().unwrap();
+            let at = |name: &str| folder.path().join(name);
+            fs::create_dir(at("inner")).unwrap();
+            fs::write(at("inner/old"), "old").unwrap();
+            // Relative to the link's own folder; a link to a link; a name that is still free.
+            symlink("inner/old", at("relative")).unwrap();
+            symlink("relative", at("twice")).unwrap();
+            symlink(at("inner/new"), at("dangling")).unwrap();
+            for (link, file) in [
+                ("relative", "inner/old"),
+                ("twice", "inner/old"),
+                ("dangling", "inner/new"),
+            ] {
+                write_output(at(link), link.as_bytes()).unwrap();
+                assert!(at(link).is_symlink(), "{link}");
+                assert_eq!(fs::read_to_string(at(file)).unwrap(), link);
+            }
+            assert_eq!(names(&at("inner")), ["new", "old"]);
+            symlink("circle", at("circle")).unwrap();
+            let message = write_output(at("circle"), b"x").unwrap_err().to_string();
+            assert!(message.contains("too many symbolic links"), "{message}");
+        }
+
+        #[test]
+        fn a_file_keeps_its_permissions() {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("secret");
+            fs::write(&path, "old").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            write_output(&path, b"new").unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"new");
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+
+        #[test]
+        fn a_fifo_is_written_to() {
+            let folder = tempfile::tempdir().unwrap();
+            let fifo = folder.path().join("fifo");
+            assert!(
+                Command::new("mkfifo")
+                    .arg(&fifo)
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            symlink("fifo", folder.path().join("link")).unwrap();
+            for name in ["fifo", "link"] {
+                let from = fifo.clone();
+                let reader = std::thread::spawn(move || fs::read_to_string(from).unwrap());
+                write_output(folder.path().join(name), name.as_bytes()).unwrap();
+                assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+                assert_eq!(reader.join().unwrap(), name);
+            }
+            assert_eq!(names(folder.path()), ["fifo", "link"]);
+        }
+
+        #[cfg(target_os = "linux")]
+        #[test]
+        fn a_device_is_written_to() {
+            // Behind a link: a test that fails must not cost the machine a device.
+            let folder = tempfile::tempdir().unwrap();
+            let link = folder.path().join("link");
+            symlink("/dev/full", &link).unwrap();
+            let Err(Error::Io { source, .. }) = write_output(&link, b"x") else {
+                panic!("expected Error::Io");
+            };
+            assert_eq!(source.kind(), ErrorKind::StorageFull);
+            assert!(link.is_symlink());
+            assert_eq!(names(folder.path()), ["link"]);
+        }
+
+        #[cfg(target_os = "linux")]
+        #[test]
+        fn what_an_open_descriptor_names_is_written_to() {
+            use std::os::fd::AsRawFd;
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("open");
+            let file = File::create(&path).unwrap();
+            let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+            write_output(name, b"x").unwrap();
+            // The file that is open, not another one in its place.
+            assert_eq!(file.metadata().unwrap().len(), 1);
+            assert_eq!(fs::read(&path).unwrap(), b"x");
+        }
     }
 }

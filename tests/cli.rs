@@ -380,6 +380,66 @@ fn usage_errors_exit_with_two() {
     );
 }
 
+/// `--output` goes where a link points and into a FIFO, and neither is replaced.
+#[cfg(unix)]
+#[test]
+fn outputs_go_into_what_stands_there() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    reference_rows(folder, "llama_tied");
+    let arguments = "logprobs --model REF/llama_tied --data rows.jsonl --output";
+    let expected = succeed(folder, &format!("{arguments} -"));
+    symlink("answers.jsonl", folder.join("link")).unwrap();
+    succeed(folder, &format!("{arguments} link"));
+    assert!(folder.join("link").is_symlink());
+    let written = fs::read_to_string(folder.join("answers.jsonl")).unwrap();
+    assert_eq!(written, expected);
+    let fifo = folder.join("fifo");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let from = fifo.clone();
+    let reader = std::thread::spawn(move || fs::read_to_string(from).unwrap());
+    succeed(folder, &format!("{arguments} fifo"));
+    assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+    assert_eq!(reader.join().unwrap(), expected);
+    assert_eq!(
+        succeed(folder, &format!("{arguments} /dev/stdout")),
+        expected
+    );
+}
+
+/// `export --to` a link to a folder fills that folder; what is no folder is refused before anything is read.
+#[cfg(unix)]
+#[test]
+fn exports_go_where_a_link_points() {
+    use std::os::unix::fs::symlink;
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    run_with_adapter(folder, &reference_dir("gpt2_lora"));
+    fs::create_dir(folder.join("real")).unwrap();
+    for (to, link) in [
+        ("real", "link"),
+        ("nowhere", "dangling"),
+        ("/dev/null", "device"),
+    ] {
+        symlink(to, folder.join(link)).unwrap();
+    }
+    let arguments = "export --run run --stage sft --to";
+    succeed(folder, &format!("{arguments} link"));
+    assert!(folder.join("link").is_symlink());
+    assert!(folder.join("real/adapter_config.json").is_file());
+    for link in ["dangling", "device"] {
+        fail(folder, &format!("{arguments} {link}"), 2, &[link, "folder"]);
+        assert!(folder.join(link).is_symlink());
+    }
+}
+
 #[cfg(not(feature = "wgpu"))]
 #[test]
 fn a_backend_that_is_not_compiled_in_is_one_line_with_the_feature() {

@@ -34,14 +34,29 @@ const PROBE: &str = "A merged model must say what the model with its adapter say
 /// `Error::Usage` if there is no result or the folder is in use; those of loading and writing.
 pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
     let from = result_of(&args.run, &args.stage)?;
-    if fs::read_dir(&args.to).is_ok_and(|mut entries| entries.next().is_some()) || args.to.is_file()
-    {
+    if fs::read_dir(&args.to).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::Usage(format!(
             "--to {}: already exists and is not empty",
             args.to.display()
         )));
     }
-    let to = absolute(&args.to)?;
+    // A link to a folder is followed, and stays.
+    let to = match args.to.canonicalize() {
+        Ok(to) if to.is_dir() => to,
+        Ok(_) => {
+            return Err(Error::Usage(format!(
+                "--to {}: is no folder",
+                args.to.display()
+            )));
+        }
+        Err(_) if args.to.is_symlink() => {
+            return Err(Error::Usage(format!(
+                "--to {}: a link to a folder that does not exist",
+                args.to.display()
+            )));
+        }
+        Err(_) => absolute(&args.to)?,
+    };
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
@@ -78,8 +93,8 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         convert(&written, dtype)?;
     }
     // An empty folder of that name is replaced; where the system does not do that, it goes first.
-    if args.to.is_dir() {
-        fs::remove_dir(&args.to).map_err(Error::io("replace", &args.to))?;
+    if to.is_dir() {
+        fs::remove_dir(&to).map_err(Error::io("replace", &args.to))?;
     }
     fs::rename(&written, &to).map_err(Error::io("rename a temporary folder to", &args.to))?;
     folder.keep();

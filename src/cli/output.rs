@@ -1,16 +1,17 @@
-//! Where results go: stdout, or a file that appears whole or not at all.
+//! Where results go: stdout, a file that appears whole or not at all, or a device or FIFO.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use serde::Serialize;
 
-use crate::atomic::write_atomic;
+use crate::atomic::write_output;
 use crate::error::{Error, Result};
 
-/// Whether `path` means stdout.
+/// Whether `path` means stdout. By its name in `/dev` it would be opened anew, and what stands in a file before be
+/// overwritten.
 pub(super) fn is_stdout(path: &Path) -> bool {
-    path == Path::new("-")
+    path == Path::new("-") || path == Path::new("/dev/stdout")
 }
 
 /// Refuses an output file whose folder is not there, before anything is computed.
@@ -44,7 +45,7 @@ pub(super) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Writes one JSON object a line to a file, or to stdout if the path is `-`.
+/// Writes one JSON object a line to a file, or to stdout if the path is `-` or `/dev/stdout`.
 ///
 /// # Errors
 /// `Error::Io`; a file at `path` is then what it was.
@@ -75,6 +76,6 @@ fn write_text(path: &Path, text: &str) -> Result<()> {
     if is_stdout(path) {
         print(text)
     } else {
-        write_atomic(path, text.as_bytes())
+        write_output(path, text.as_bytes())
     }
 }
