@@ -1,6 +1,7 @@
 //! What a run leaves on disk: its folder, its lineage, and checkpoints that a crash cannot half-write.
 
 pub mod atomic;
+mod git;
 pub mod run_dir;
 pub mod step;
 pub mod tensor_map;

@@ -2,17 +2,17 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::atomic::write_atomic;
+use super::git;
 use crate::error::{Error, Result};
 use crate::model::manifest::sha256_file;
 
 /// `run.json`: what is needed to tell where the results come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunInfo {
     /// Version of this program.
@@ -25,7 +25,7 @@ pub struct RunInfo {
     pub threads: usize,
     /// The recipe's seed.
     pub seed: u64,
-    /// Commit of the folder the program was started in, if that is a git work tree; `-dirty` if it has changes.
+    /// Commit that is checked out in the folder the program was started in, if that is a git work tree.
     pub git_commit: Option<String>,
     /// Start of the run, UTC, as `2026-01-31T12:00:00Z`.
     pub started: String,
@@ -59,17 +59,14 @@ pub struct FileHash {
     pub rows: Option<usize>,
 }
 
-impl Default for RunInfo {
-    fn default() -> Self {
+impl RunInfo {
+    /// What can be said of a run that begins now: version, commit and time.
+    pub fn begin() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
-            backend: String::new(),
-            device: String::new(),
-            threads: 0,
-            seed: 0,
-            git_commit: git_commit(),
+            git_commit: git::commit(Path::new(".")),
             started: utc(SystemTime::now()),
-            lineage: Vec::new(),
+            ..Self::default()
         }
     }
 }
@@ -89,6 +86,9 @@ impl FileHash {
     }
 }
 
+/// The file that an open run folder locks.
+const LOCK: &str = ".lock";
+
 /// An open run folder; no other process can open it until this is dropped.
 #[derive(Debug)]
 pub struct RunDir {
@@ -106,7 +106,7 @@ impl RunDir {
         let path = path.as_ref();
         fs::create_dir_all(path).map_err(Error::io("create", path))?;
         let run = Self::lock(path)?;
-        if run.path.join("run.json").exists() {
+        if run.has_info() {
             return Err(Error::Usage(format!(
                 "{} already holds a run; continue it with --resume or choose another --output",
                 path.display()
@@ -115,19 +115,24 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Continues the run in a folder.
+    /// Continues the run in a folder, which may have ended before it wrote more than its lock.
     ///
     /// # Errors
     /// `Error::Usage` if there is no run or another process uses it; `Error::Io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if !path.join("run.json").exists() {
+        if !path.join("run.json").exists() && !path.join(LOCK).exists() {
             return Err(Error::Usage(format!(
-                "{} holds no run (no run.json)",
+                "{} holds no run (no run.json); to begin one, leave out --resume",
                 path.display()
             )));
         }
         Self::lock(path)
+    }
+
+    /// Whether the run has its `run.json`.
+    pub fn has_info(&self) -> bool {
+        self.path.join("run.json").exists()
     }
 
     /// The folder.
@@ -204,7 +209,7 @@ impl RunDir {
     }
 
     fn lock(path: &Path) -> Result<Self> {
-        let file = path.join(".lock");
+        let file = path.join(LOCK);
         let lock = File::options()
             .create(true)
             .truncate(false)
@@ -233,21 +238,6 @@ pub fn read_info(run: impl AsRef<Path>) -> Result<RunInfo> {
     let file = run.as_ref().join("run.json");
     let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
     serde_json::from_str(&text).map_err(|e| Error::format(&file, format!("not a run.json: {e}")))
-}
-
-fn git_commit() -> Option<String> {
-    let git = |arguments: &[&str]| {
-        let output = Command::new("git").args(arguments).output().ok()?;
-        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-        output.status.success().then_some(text)
-    };
-    let commit = git(&["rev-parse", "HEAD"])?;
-    let changes = git(&["status", "--porcelain", "--untracked-files=no"])?;
-    Some(if changes.is_empty() {
-        commit
-    } else {
-        format!("{commit}-dirty")
-    })
 }
 
 /// `2026-01-31T12:00:00Z`.
@@ -291,7 +281,7 @@ mod tests {
         let info = RunInfo {
             seed: 3,
             backend: "flex".into(),
-            ..RunInfo::default()
+            ..RunInfo::begin()
         };
         run.write_info(&info).unwrap();
         run.write_recipe("(name: \"tldr\")").unwrap();
@@ -311,6 +301,10 @@ mod tests {
         let read = run.read_info().unwrap();
         assert_eq!((read.seed, &*read.backend), (3, "flex"));
         assert_eq!(read.lineage, [entry("base")]);
+        assert_eq!(read.version, env!("CARGO_PKG_VERSION"));
+        // What a file does not say is not made up from where and when it is read.
+        fs::write(path.join("run.json"), "{}").unwrap();
+        assert_eq!(run.read_info().unwrap(), RunInfo::default());
         assert_eq!(run.read_recipe().unwrap(), "(name: \"tldr\")");
         assert!(run.stage_dir("sft").unwrap().is_dir());
         assert!(run.stage_dir("../sft").is_err());

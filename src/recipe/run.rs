@@ -119,7 +119,7 @@ pub fn run<B: ModelBackend>(
             device: format!("{device:?}"),
             threads: rayon::current_num_threads(),
             seed: recipe.seed,
-            ..RunInfo::default()
+            ..RunInfo::begin()
         })?;
     }
     let mut session = Session::<B>::new(device, &run, reporter);
