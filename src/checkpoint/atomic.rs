@@ -1,28 +1,51 @@
 //! Folders that appear whole or not at all.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
 
 use crate::atomic::{Temporary, sync_parent, temporary_name};
 use crate::error::{Error, Result};
+use crate::model::manifest::sha256_file;
 
 pub use crate::atomic::{write_atomic, write_atomic_with};
 
 /// The file whose presence says that a folder was written to its end.
 pub const COMPLETE: &str = "COMPLETE";
 
-/// Replaces the folder at `path` by one that `fill` writes: built under a temporary name, synced, marked complete, renamed.
+/// Replaces the folder at `path` by one that `fill` writes; its marker is empty.
+///
+/// # Errors
+/// As [`write_dir_with_checksums`].
+pub fn write_dir_atomic(
+    path: impl AsRef<Path>,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    write_dir(path.as_ref(), fill, |_| Ok(String::new()))
+}
+
+/// Replaces the folder at `path` by one that `fill` writes: built under a temporary name, synced, marked complete, renamed. The
+/// marker holds the SHA-256 of every file, in the layout of `sha256sum`, for [`verify`].
 ///
 /// An older folder of that name is moved aside first and removed last; a crash between the two renames leaves both
 /// under temporary names, which [`prune`](super::prune) removes. Checkpoints have new names and are never in that case.
 ///
 /// # Errors
 /// `Error::Io`, or the error of `fill`; the folder at `path` is then what it was, and nothing else is left behind.
-pub fn write_dir_atomic(
+pub fn write_dir_with_checksums(
     path: impl AsRef<Path>,
     fill: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
-    let path = path.as_ref();
+    write_dir(path.as_ref(), fill, checksums)
+}
+
+fn write_dir(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<()>,
+    marker: impl FnOnce(&Path) -> Result<String>,
+) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
@@ -32,7 +55,7 @@ pub fn write_dir_atomic(
     fill(building)?;
     sync_tree(building)?;
     // The marker comes after everything else is on disk.
-    write_atomic(building.join(COMPLETE), b"")?;
+    write_atomic(building.join(COMPLETE), marker(building)?.as_bytes())?;
     let old = Temporary(if path.exists() {
         let aside = temporary_name(path)?;
         fs::rename(path, &aside).map_err(Error::io("rename", path))?;
@@ -55,6 +78,59 @@ pub fn write_dir_atomic(
 /// Whether the folder was written to its end.
 pub fn is_complete(folder: impl AsRef<Path>) -> bool {
     folder.as_ref().join(COMPLETE).is_file()
+}
+
+/// One line for each file of a folder: its SHA-256, two spaces, its name.
+fn checksums(folder: &Path) -> Result<String> {
+    let mut files: Vec<PathBuf> = (fs::read_dir(folder).map_err(Error::io("read", folder))?)
+        .map(|entry| Ok(entry.map_err(Error::io("read", folder))?.path()))
+        .collect::<Result<_>>()?;
+    files.sort();
+    let lines: Vec<String> = (files.par_iter())
+        .map(|file| {
+            let name = file.file_name().unwrap_or_default().display();
+            Ok(format!("{}  {name}\n", sha256_file(file)?))
+        })
+        .collect::<Result<_>>()?;
+    Ok(lines.concat())
+}
+
+/// Compares the files `names` of a folder with the checksums in its marker.
+///
+/// # Errors
+/// `Error::Format` if there is no marker, it lacks one of the files, or a file is gone or holds something else; `Error::Io`.
+pub fn verify(folder: &Path, names: &[&str]) -> Result<()> {
+    let marker = folder.join(COMPLETE);
+    if !marker.is_file() {
+        return Err(Error::format(
+            folder,
+            "incomplete: it has no marker COMPLETE",
+        ));
+    }
+    let bytes = fs::read(&marker).map_err(Error::io("read", &marker))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let expected: BTreeMap<&str, &str> = (text.lines())
+        .filter_map(|line| line.split_once("  "))
+        .map(|(sha256, name)| (name, sha256))
+        .collect();
+    names.par_iter().try_for_each(|name| {
+        let file = folder.join(name);
+        let Some(expected) = expected.get(name) else {
+            let message = format!("damaged: it holds no checksum of {name}");
+            return Err(Error::format(&marker, message));
+        };
+        if !file.is_file() {
+            return Err(Error::format(&file, "missing"));
+        }
+        let found = sha256_file(&file)?;
+        if found == *expected {
+            return Ok(());
+        }
+        Err(Error::format(
+            &file,
+            format!("damaged: expected SHA-256 {expected}, found {found}"),
+        ))
+    })
 }
 
 fn sync_tree(folder: &Path) -> Result<()> {
@@ -103,6 +179,34 @@ mod tests {
         assert!(matches!(outcome, Err(Error::Io { .. })));
         assert_eq!(fs::read(path.join("a")).unwrap(), b"old");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn checksums_are_those_of_sha256sum() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("step-000001");
+        write_dir_with_checksums(&path, |dir| {
+            write_atomic(dir.join("b"), b"")?;
+            write_atomic(dir.join("a"), b"abc")
+        })
+        .unwrap();
+        // FIPS 180-2, appendix B.1, and the digest of nothing.
+        assert_eq!(
+            fs::read_to_string(path.join(COMPLETE)).unwrap(),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a\n\
+             e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  b\n"
+        );
+        verify(&path, &["a", "b"]).unwrap();
+        let problem = |names: &[&str]| verify(&path, names).unwrap_err().to_string();
+        assert!(problem(&["c"]).ends_with("COMPLETE: damaged: it holds no checksum of c"));
+        fs::write(path.join("a"), "abd").unwrap();
+        assert!(problem(&["a", "b"]).contains("a: damaged: expected SHA-256 ba7816bf"));
+        fs::remove_file(path.join("a")).unwrap();
+        assert!(problem(&["a", "b"]).ends_with("a: missing"));
+        fs::write(path.join(COMPLETE), "").unwrap();
+        assert!(problem(&["b"]).ends_with("it holds no checksum of b"));
+        fs::remove_file(path.join(COMPLETE)).unwrap();
+        assert!(problem(&["b"]).ends_with("incomplete: it has no marker COMPLETE"));
     }
 
     #[cfg(target_os = "linux")]

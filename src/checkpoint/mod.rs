@@ -8,5 +8,5 @@ pub mod tensor_map;
 
 pub use atomic::{write_atomic, write_dir_atomic};
 pub use run_dir::{FileHash, RunDir, RunInfo, StageLineage};
-pub use step::{CHECKPOINTS, StepCheckpoint, latest, prune, save};
+pub use step::{CHECKPOINTS, StepCheckpoint, all, clear, latest, prune, save, set_aside};
 pub use tensor_map::{TensorMap, read_tensor_map};

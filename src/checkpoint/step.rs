@@ -5,16 +5,24 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-use super::atomic::{is_complete, write_atomic, write_dir_atomic};
+use super::atomic::{COMPLETE, is_complete, verify, write_atomic, write_dir_with_checksums};
 use super::tensor_map::{TensorMap, read_tensor_map};
-use crate::atomic::TEMPORARY_PREFIX;
+use crate::atomic::{TEMPORARY_PREFIX, temporary_name};
 use crate::error::{Error, Result};
 use crate::model::weights::write_snapshot;
 use crate::snapshot::Snapshot;
 
 /// The folder of a stage that holds its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
+
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIM: &str = "optim.safetensors";
+const STATE: &str = "state.json";
+
+/// Names of checkpoints that were found damaged begin so.
+const DAMAGED_PREFIX: &str = "damaged-";
 
 /// One checkpoint, in memory. `state` is whatever the stage needs to continue: step, position, controllers.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,28 +36,36 @@ pub struct StepCheckpoint<S> {
 }
 
 impl<S: DeserializeOwned> StepCheckpoint<S> {
-    /// Reads a checkpoint's folder.
+    /// Reads a checkpoint's folder, after it was compared with its checksums.
     ///
     /// # Errors
-    /// `Error::Format` for an incomplete folder, a corrupt file, or a state of another shape; `Error::Io`.
+    /// `Error::Format` for an incomplete folder, a damaged file, or a state of another shape or of another step than the
+    /// folder's name; `Error::Io`.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        if !is_complete(folder) {
-            return Err(Error::format(folder, "not a complete checkpoint"));
+        verify(folder, &[WEIGHTS, OPTIM, STATE])?;
+        let file = folder.join(STATE);
+        let bytes = fs::read(&file).map_err(Error::io("read", &file))?;
+        let foreign = |e: serde_json::Error| {
+            Error::format(&file, format!("not the state this version writes: {e}"))
+        };
+        let state: Value = serde_json::from_slice(&bytes).map_err(foreign)?;
+        let (found, named) = (&state["step"], step_of(folder));
+        if found.as_u64() != named.map(|step| step as u64) {
+            return Err(Error::format(
+                &file,
+                format!("is of step {found}, expected that of the folder's name"),
+            ));
         }
-        let file = folder.join("state.json");
-        let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
-        let state = serde_json::from_str(&text)
-            .map_err(|e| Error::format(&file, format!("not the state this version writes: {e}")))?;
         Ok(Self {
-            weights: read_tensor_map(folder.join("weights.safetensors"))?,
-            optim: read_tensor_map(folder.join("optim.safetensors"))?,
-            state,
+            weights: read_tensor_map(folder.join(WEIGHTS))?,
+            optim: read_tensor_map(folder.join(OPTIM))?,
+            state: serde_json::from_value(state).map_err(foreign)?,
         })
     }
 }
 
-/// Writes the checkpoint of `step` under `stage_dir`, whole or not at all, and returns its folder.
+/// Writes the checkpoint of `step` under `stage_dir`, whole or not at all, and returns its folder. `state` has a key `step`.
 ///
 /// # Errors
 /// `Error::Io`; nothing is then left behind.
@@ -65,11 +81,11 @@ pub fn save<S: Serialize>(
         .join(CHECKPOINTS)
         .join(format!("step-{step:06}"));
     let state = serde_json::to_vec_pretty(state)
-        .map_err(|e| Error::format(folder.join("state.json"), e.to_string()))?;
-    write_dir_atomic(&folder, |dir| {
-        write_snapshot(dir.join("weights.safetensors"), weights)?;
-        write_snapshot(dir.join("optim.safetensors"), optim)?;
-        write_atomic(dir.join("state.json"), &state)
+        .map_err(|e| Error::format(folder.join(STATE), e.to_string()))?;
+    write_dir_with_checksums(&folder, |dir| {
+        write_snapshot(dir.join(WEIGHTS), weights)?;
+        write_snapshot(dir.join(OPTIM), optim)?;
+        write_atomic(dir.join(STATE), &state)
     })?;
     Ok(folder)
 }
@@ -77,6 +93,47 @@ pub fn save<S: Serialize>(
 /// The newest complete checkpoint of a stage.
 pub fn latest(stage_dir: impl AsRef<Path>) -> Option<PathBuf> {
     complete_checkpoints(stage_dir.as_ref()).pop()
+}
+
+/// All checkpoints of a stage, oldest first, also those that lack their marker.
+pub fn all(stage_dir: impl AsRef<Path>) -> Vec<PathBuf> {
+    let mut found: Vec<(usize, PathBuf)> = fs::read_dir(stage_dir.as_ref().join(CHECKPOINTS))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            Some((step_of(&path)?, path))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Gives a checkpoint that cannot be used another name, so that it is neither resumed from nor counted as the newest.
+///
+/// # Errors
+/// `Error::Io`.
+pub fn set_aside(folder: &Path) -> Result<()> {
+    let name = folder.file_name().unwrap_or_default().display();
+    let aside = folder.with_file_name(format!("{DAMAGED_PREFIX}{name}"));
+    if aside.exists() {
+        fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
+    }
+    fs::rename(folder, &aside).map_err(Error::io("rename", folder))
+}
+
+/// Removes all checkpoints of a stage that begins anew. They vanish at once: a crash leaves all or none.
+///
+/// # Errors
+/// `Error::Io`.
+pub fn clear(stage_dir: impl AsRef<Path>) -> Result<()> {
+    let folder = stage_dir.as_ref().join(CHECKPOINTS);
+    if !folder.exists() {
+        return Ok(());
+    }
+    let aside = temporary_name(&folder)?;
+    fs::rename(&folder, &aside).map_err(Error::io("rename", &folder))?;
+    fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
 }
 
 /// Removes all but the `keep` newest complete checkpoints (never the newest), and what crashed writers left.
@@ -104,6 +161,8 @@ pub fn prune(stage_dir: impl AsRef<Path>, keep: usize) -> Result<()> {
     }
     for path in remove {
         let removed = if path.is_dir() {
+            // The marker first: what a crash leaves of the rest is no checkpoint.
+            let _ = fs::remove_file(path.join(COMPLETE));
             fs::remove_dir_all(&path)
         } else {
             fs::remove_file(&path)
@@ -121,17 +180,9 @@ pub fn step_of(folder: &Path) -> Option<usize> {
 
 /// Complete checkpoints, oldest first.
 fn complete_checkpoints(stage_dir: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<(usize, PathBuf)> = fs::read_dir(stage_dir.join(CHECKPOINTS))
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            Some((step_of(&path)?, path))
-        })
-        .filter(|(_, path)| is_complete(path))
-        .collect();
-    found.sort();
-    found.into_iter().map(|(_, path)| path).collect()
+    let mut found = all(stage_dir);
+    found.retain(|path| is_complete(path));
+    found
 }
 
 #[cfg(test)]
@@ -188,6 +239,53 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("state.json"), "{message}");
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_refused() {
+        let stage = tempfile::tempdir().unwrap();
+        let folder = save_at(stage.path(), 7);
+        let refused = |part: &str| {
+            let error = StepCheckpoint::<State>::load(&folder).unwrap_err();
+            assert!(error.to_string().contains(part), "{part}: {error}");
+        };
+        for name in [WEIGHTS, OPTIM, STATE, COMPLETE] {
+            let whole = fs::read(folder.join(name)).unwrap();
+            let mut flipped = whole.clone();
+            let last = flipped.len() - 1;
+            flipped[last] ^= 64;
+            let truncated = whole[..whole.len() / 2].to_vec();
+            for damage in [flipped, truncated, Vec::new()] {
+                fs::write(folder.join(name), damage).unwrap();
+                refused("damaged");
+            }
+            fs::remove_file(folder.join(name)).unwrap();
+            refused("m"); // "missing", or "incomplete" without the marker
+            fs::write(folder.join(name), &whole).unwrap();
+        }
+        assert!(StepCheckpoint::<State>::load(&folder).is_ok());
+        // Whole, but of another step than its name says.
+        let copy = folder.with_file_name("step-000009");
+        fs::rename(&folder, &copy).unwrap();
+        let message = StepCheckpoint::<State>::load(&copy)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("is of step 7"), "{message}");
+    }
+
+    #[test]
+    fn checkpoints_set_aside_are_not_resumed_from() {
+        let stage = tempfile::tempdir().unwrap();
+        let steps = [1, 2].map(|step| save_at(stage.path(), step));
+        set_aside(&steps[1]).unwrap();
+        assert_eq!(all(stage.path()), steps[..1]);
+        save_at(stage.path(), 2);
+        set_aside(&steps[1]).unwrap();
+        prune(stage.path(), 1).unwrap();
+        assert_eq!(all(stage.path()), steps[..1]);
+        clear(stage.path()).unwrap();
+        assert_eq!(fs::read_dir(stage.path()).unwrap().count(), 0);
+        clear(stage.path()).unwrap();
     }
 
     #[test]

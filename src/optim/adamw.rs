@@ -1,12 +1,14 @@
 //! Gradients summed over micro-batches, their global norm, and the AdamW optimiser. State is keyed by parameter name.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, TensorData, TensorMetadata};
 
 use super::OptimConfig;
+use crate::error::{Error, Result};
 use crate::host;
 use crate::ops::{AdamWParam, AdamWStep, ModelBackend};
 use crate::params::{ParamKind, Parameters};
@@ -176,23 +178,52 @@ impl<B: ModelBackend> AdamW<B> {
         state
     }
 
-    /// Continues from [`AdamW::state`] after `num_updates` updates.
-    pub fn restore(&mut self, mut state: StateMap, num_updates: usize, device: &B::Device) {
-        self.step = num_updates;
-        self.moments.clear();
-        let names: Vec<String> = state
-            .keys()
-            .filter_map(|key| key.strip_suffix(".m").map(str::to_owned))
-            .collect();
-        for name in names {
+    /// Continues from [`AdamW::state`] after `num_updates` updates of `model`.
+    ///
+    /// # Errors
+    /// `Error::Format` at `folder` unless the moments are pairs of parameters that are trained, in their shapes, and there are
+    /// some after an update.
+    pub fn restore<A: AutodiffBackend<InnerBackend = B>>(
+        &mut self,
+        mut state: StateMap,
+        num_updates: usize,
+        model: &mut dyn Parameters<A>,
+        device: &B::Device,
+        folder: &Path,
+    ) -> Result<()> {
+        let mut moments = BTreeMap::new();
+        model.for_each_parameter(&mut |meta, slot| {
+            if !slot.is_trained() {
+                return;
+            }
+            let shape = slot.shape();
             let mut take = |suffix: &str| {
-                let (shape, values) = state.remove(&format!("{name}.{suffix}"))?;
-                Some(B::float_from_data(TensorData::new(values, shape), device))
+                let name = format!("{}.{suffix}", meta.key());
+                let (found, values) = state.remove(&name)?;
+                if found == shape {
+                    return Some(B::float_from_data(TensorData::new(values, found), device));
+                }
+                state.insert(name, (found, values));
+                None
             };
             if let (Some(m), Some(v)) = (take("m"), take("v")) {
-                self.moments.insert(name, [m, v]);
+                moments.insert(meta.key().to_owned(), [m, v]);
             }
+        });
+        if let Some((name, (shape, _))) = state.first_key_value() {
+            let message = format!(
+                "the optimiser state is of another model: no trained parameter has moments `{name}` of shape {shape:?}"
+            );
+            return Err(Error::format(folder, message));
         }
+        if num_updates > 0 && moments.is_empty() {
+            let message = format!(
+                "the optimiser state holds no moments, expected those of {num_updates} updates"
+            );
+            return Err(Error::format(folder, message));
+        }
+        (self.step, self.moments) = (num_updates, moments);
+        Ok(())
     }
 }
 

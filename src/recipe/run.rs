@@ -6,7 +6,7 @@ use super::resume::changes;
 use super::survey::{Survey, survey};
 use super::{Loaded, Recipe, Stage, StagePlan, check_fits, to_ron};
 use crate::atomic::write_atomic;
-use crate::checkpoint::{RunDir, RunInfo};
+use crate::checkpoint::{self, RunDir, RunInfo};
 use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
@@ -113,7 +113,7 @@ pub fn run<B: ModelBackend>(
         RunDir::create(&checked.output)?
     };
     run.write_recipe(&to_ron(recipe))?;
-    if !continues {
+    if !run.has_info() {
         run.write_info(&RunInfo {
             backend: backend.to_owned(),
             device: format!("{device:?}"),
@@ -143,7 +143,10 @@ pub fn run<B: ModelBackend>(
         if options.resume && done.exists() {
             continue;
         }
-        // A stage that is run again is not done until it is done again.
+        // A stage that is run again is not done until it is done again, and does not resume from what it was.
+        if !options.resume {
+            checkpoint::clear(session.stage_dir(stage.name())?)?;
+        }
         if done.exists() {
             std::fs::remove_file(&done).map_err(Error::io("remove", &done))?;
         }

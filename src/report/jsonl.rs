@@ -1,37 +1,119 @@
 //! Files of one JSON object a line that a resumed run can continue exactly.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
+use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+
+/// How far a log goes and what it holds until there, as a checkpoint remembers it: a log that has lost or changed lines
+/// since is not continued.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMark {
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of these bytes, in hexadecimal.
+    pub sha256: String,
+}
+
+impl LogMark {
+    /// Whether the log at `path` still begins with what it held.
+    ///
+    /// # Errors
+    /// `Error::Format` if it does not; `Error::Io`.
+    pub fn check(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.hash_of(path.as_ref()).map(drop)
+    }
+
+    /// The hash over the marked part of the log at `path`, which is what it was.
+    fn hash_of(&self, path: &Path) -> Result<Sha256> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let lost = |what| {
+            Error::format(
+                path,
+                format!("{what} that the checkpoint was written after"),
+            )
+        };
+        let marked = usize::try_from(self.bytes).ok();
+        let marked = marked
+            .and_then(|len| bytes.get(..len))
+            .ok_or_else(|| lost("lacks lines"))?;
+        let mut hash = Sha256::new();
+        hash.update(marked);
+        if hex(&hash) != self.sha256 {
+            return Err(lost("has not the lines"));
+        }
+        Ok(hash)
+    }
+}
+
+fn hex(hash: &Sha256) -> String {
+    format!("{:x}", hash.clone().finalize())
+}
 
 /// An append-only file of JSON objects, each with a `step`.
 #[derive(Debug)]
 pub(crate) struct JsonlLog {
     path: PathBuf,
     file: File,
+    bytes: u64,
+    hash: Sha256,
 }
 
 impl JsonlLog {
-    /// Opens `path`: empty, or with the lines up to and including `resume_step`.
-    pub(crate) fn open(path: &Path, resume_step: Option<usize>) -> Result<Self> {
-        match resume_step {
-            Some(step) if path.exists() => cut_after(path, step)?,
-            _ => drop(File::create(path).map_err(Error::io("create", path))?),
+    /// An empty log; an old one is replaced.
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        File::create(path).map_err(Error::io("create", path))?;
+        Self::append(path, 0, Sha256::new())
+    }
+
+    /// The log as it was at `mark`; what was written after it is cut off.
+    pub(crate) fn resume(path: &Path, mark: &LogMark) -> Result<Self> {
+        let hash = mark.hash_of(path)?;
+        let log = Self::append(path, mark.bytes, hash)?;
+        (log.file.set_len(mark.bytes)).map_err(Error::io("cut", path))?;
+        Ok(log)
+    }
+
+    /// The lines up to and including `step`; no log is an empty one.
+    pub(crate) fn resume_at(path: &Path, step: usize) -> Result<Self> {
+        if !path.exists() {
+            return Self::create(path);
         }
+        cut_after(path, step)?;
+        Self::append(path, 0, Sha256::new())
+    }
+
+    fn append(path: &Path, bytes: u64, hash: Sha256) -> Result<Self> {
         let file = OpenOptions::new()
             .append(true)
+            .create(true)
             .open(path)
             .map_err(Error::io("write", path))?;
         Ok(Self {
             path: path.to_path_buf(),
             file,
+            bytes,
+            hash,
         })
+    }
+
+    /// How far it goes, if it was opened by [`JsonlLog::create`] or [`JsonlLog::resume`].
+    pub(crate) fn mark(&self) -> LogMark {
+        LogMark {
+            bytes: self.bytes,
+            sha256: hex(&self.hash),
+        }
     }
 
     /// Appends one line with a single write, so that a reader never sees half of it.
@@ -41,7 +123,10 @@ impl JsonlLog {
         line.push(b'\n');
         self.file
             .write_all(&line)
-            .map_err(Error::io("write", &self.path))
+            .map_err(Error::io("write", &self.path))?;
+        self.bytes += line.len() as u64;
+        self.hash.update(&line);
+        Ok(())
     }
 
     /// Returns once every line is on the disk.
@@ -57,8 +142,8 @@ pub(crate) fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    complete_lines(&text)
+    complete_lines(path)?
+        .lines()
         .enumerate()
         .map(|(i, line)| serde_json::from_str(line).map_err(|e| bad_line(path, i, &e)))
         .collect()
@@ -66,9 +151,9 @@ pub(crate) fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
 
 /// Removes the lines of later steps and a half-written last line, by writing a new file and renaming it.
 fn cut_after(path: &Path, step: usize) -> Result<()> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = complete_lines(path)?;
     let mut kept = String::with_capacity(text.len());
-    for (i, line) in complete_lines(&text).enumerate() {
+    for (i, line) in text.lines().enumerate() {
         let row: Value = serde_json::from_str(line).map_err(|e| bad_line(path, i, &e))?;
         let Some(line_step) = row.get("step").and_then(Value::as_u64) else {
             return Err(Error::Data {
@@ -82,20 +167,23 @@ fn cut_after(path: &Path, step: usize) -> Result<()> {
             kept.push('\n');
         }
     }
-    if kept == text {
-        return Ok(());
-    }
-    let temporary = path.with_extension("jsonl.tmp");
-    let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
-    file.write_all(kept.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(Error::io("write", &temporary))?;
-    fs::rename(&temporary, path).map_err(Error::io("replace", path))
+    write_atomic(path, kept.as_bytes())
 }
 
-fn complete_lines(text: &str) -> impl Iterator<Item = &str> {
-    let end = text.rfind('\n').map_or(0, |i| i + 1);
-    text[..end].lines()
+/// The text of a file up to its last line break: a crash may cut the last line short, also within a character.
+pub(crate) fn complete_lines(path: &Path) -> Result<String> {
+    let mut bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let end = bytes.iter().rposition(|&byte| byte == b'\n');
+    bytes.truncate(end.map_or(0, |end| end + 1));
+    String::from_utf8(bytes).map_err(|e| {
+        let valid = e.utf8_error().valid_up_to();
+        let before = &e.as_bytes()[..valid];
+        Error::Data {
+            path: path.to_path_buf(),
+            line: before.iter().filter(|&&byte| byte == b'\n').count() + 1,
+            message: "not a line of this log: it is not UTF-8".into(),
+        }
+    })
 }
 
 fn bad_line(path: &Path, index: usize, error: &serde_json::Error) -> Error {
@@ -111,18 +199,74 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn text(path: &Path) -> String {
+        fs::read_to_string(path).unwrap()
+    }
+
     #[test]
     fn resuming_cuts_later_steps_and_a_torn_line() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
         fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
-        let mut log = JsonlLog::open(&path, Some(2)).unwrap();
+        let mut log = JsonlLog::resume_at(&path, 2).unwrap();
         log.write(&json!({"step": 3, "again": true})).unwrap();
         assert_eq!(
-            fs::read_to_string(&path).unwrap(),
+            text(&path),
             "{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"again\":true}\n"
         );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        fs::remove_file(&path).unwrap();
+        JsonlLog::resume_at(&path, 2).unwrap();
+        assert_eq!(text(&path), "");
+    }
+
+    #[test]
+    fn a_log_goes_on_from_its_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        let mut log = JsonlLog::create(&path).unwrap();
+        log.write(&json!({"step": 1})).unwrap();
+        let mark = log.mark();
+        log.write(&json!({"step": 2, "text": "\u{e9}"})).unwrap();
+        // A line that a crash cut short within a character.
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() - 4]).unwrap();
+        let mut log = JsonlLog::resume(&path, &mark).unwrap();
+        assert_eq!(log.mark(), mark);
+        log.write(&json!({"step": 2})).unwrap();
+        assert_eq!(text(&path), "{\"step\":1}\n{\"step\":2}\n");
+        JsonlLog::resume(&path, &log.mark()).unwrap();
+        // An uninterrupted log has the same mark.
+        let other = dir.path().join("y.jsonl");
+        let mut whole = JsonlLog::create(&other).unwrap();
+        whole.write(&json!({"step": 1})).unwrap();
+        whole.write(&json!({"step": 2})).unwrap();
+        assert_eq!(whole.mark(), log.mark());
+    }
+
+    #[test]
+    fn a_log_that_lost_or_changed_lines_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.jsonl");
+        let mut log = JsonlLog::create(&path).unwrap();
+        log.write(&json!({"step": 1})).unwrap();
+        log.write(&json!({"step": 2})).unwrap();
+        let mark = log.mark();
+        for (damage, part) in [
+            ("{\"step\":1}\n", "lacks lines"),
+            ("", "lacks lines"),
+            (
+                "{\"step\":2}\n{\"step\":2}\n{\"step\":3}\n",
+                "has not the lines",
+            ),
+        ] {
+            fs::write(&path, damage).unwrap();
+            let message = JsonlLog::resume(&path, &mark).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+            assert_eq!(text(&path), damage, "what is refused is left as it is");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(mark.check(&path).is_err());
     }
 
     #[test]
@@ -130,22 +274,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
         fs::write(&path, "{\"step\":1}\n").unwrap();
-        JsonlLog::open(&path, None).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        JsonlLog::create(&path).unwrap();
+        assert_eq!(text(&path), "");
     }
 
     #[test]
     fn a_foreign_line_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
-        fs::write(&path, "{\"step\":1}\nhello\n").unwrap();
-        let error = JsonlLog::open(&path, Some(1)).unwrap_err().to_string();
-        assert!(error.contains("x.jsonl:2:"), "{error}");
-        fs::write(&path, "{\"loss\":1}\n").unwrap();
-        let error = JsonlLog::open(&path, Some(1)).unwrap_err().to_string();
+        let error = |text: &[u8]| {
+            fs::write(&path, text).unwrap();
+            JsonlLog::resume_at(&path, 1).unwrap_err().to_string()
+        };
+        let found = error(b"{\"step\":1}\nhello\n");
+        assert!(found.contains("x.jsonl:2:"), "{found}");
+        let found = error(b"{\"step\":1}\n\xff\n");
+        assert!(found.contains("x.jsonl:2:"), "{found}");
+        let found = error(b"{\"loss\":1}\n");
         assert!(
-            error.ends_with("x.jsonl:1: expected a whole number `step`, found none"),
-            "{error}"
+            found.ends_with("x.jsonl:1: expected a whole number `step`, found none"),
+            "{found}"
         );
     }
 }

@@ -1,11 +1,11 @@
 //! `metrics.jsonl`: the numbers of a stage, one object a line, the same bytes for the same recipe, seed and backend.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::jsonl::{JsonlLog, read_rows};
+use super::jsonl::{JsonlLog, LogMark, read_rows};
 use crate::error::Result;
 
 /// Writes a stage's `metrics.jsonl` and, beside it, `timing.jsonl`.
@@ -25,20 +25,31 @@ impl MetricsLog {
     /// # Errors
     /// When a file cannot be created.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        Self::append_from(path, None)
-    }
-
-    /// Continues the logs of a run that resumes after `resume_step`: later lines are cut off, so that the file ends up
-    /// as an uninterrupted run would have written it. `None` starts empty.
-    ///
-    /// # Errors
-    /// When a file cannot be read or replaced, or holds a line that is not one of a log.
-    pub fn append_from(path: impl AsRef<Path>, resume_step: Option<usize>) -> Result<Self> {
         let path = path.as_ref();
         Ok(Self {
-            metrics: JsonlLog::open(path, resume_step)?,
-            timing: JsonlLog::open(&path.with_file_name("timing.jsonl"), resume_step)?,
+            metrics: JsonlLog::create(path)?,
+            timing: JsonlLog::create(&timing_of(path))?,
         })
+    }
+
+    /// Continues the logs of a run that resumes from a checkpoint of `step` with this [`MetricsLog::mark`]: later lines are cut
+    /// off, so that `metrics.jsonl` ends up as an uninterrupted run would have written it. `timing.jsonl`, which no result
+    /// depends on, may lack lines.
+    ///
+    /// # Errors
+    /// When `metrics.jsonl` is not what it was at the mark, a file cannot be read or replaced, or a line of `timing.jsonl` is
+    /// not one of a log.
+    pub fn resume(path: impl AsRef<Path>, step: usize, mark: &LogMark) -> Result<Self> {
+        let path = path.as_ref();
+        Ok(Self {
+            metrics: JsonlLog::resume(path, mark)?,
+            timing: JsonlLog::resume_at(&timing_of(path), step)?,
+        })
+    }
+
+    /// How far `metrics.jsonl` goes.
+    pub fn mark(&self) -> LogMark {
+        self.metrics.mark()
     }
 
     /// Appends `{"step": .., name: value, ..}` in the order given.
@@ -102,6 +113,10 @@ pub fn series(rows: &[MetricsRow], name: &str) -> Vec<(usize, f64)> {
         .filter_map(|row| Some((row.step, row.get(name)?)))
         .filter(|(_, value)| value.is_finite())
         .collect()
+}
+
+fn timing_of(metrics: &Path) -> PathBuf {
+    metrics.with_file_name("timing.jsonl")
 }
 
 fn row(step: usize, values: &[(&str, f64)]) -> Map<String, Value> {
@@ -195,14 +210,13 @@ mod tests {
             &mut MetricsLog::create(whole.join("metrics.jsonl")).unwrap(),
             1..=6,
         );
-        write(
-            &mut MetricsLog::create(parts.join("metrics.jsonl")).unwrap(),
-            1..=5,
-        );
-        write(
-            &mut MetricsLog::append_from(parts.join("metrics.jsonl"), Some(3)).unwrap(),
-            4..=6,
-        );
+        let path = parts.join("metrics.jsonl");
+        let mut log = MetricsLog::create(&path).unwrap();
+        write(&mut log, 1..=3);
+        let mark = log.mark();
+        write(&mut log, 4..=5);
+        let mut log = MetricsLog::resume(&path, 3, &mark).unwrap();
+        write(&mut log, 4..=6);
         for file in ["metrics.jsonl", "timing.jsonl"] {
             assert_eq!(
                 fs::read(whole.join(file)).unwrap(),

@@ -20,6 +20,8 @@ mod tui;
 pub use findings::{Finding, Severity, findings};
 pub use html::{StageReport, write_stage_report};
 pub use interrupt::Interrupt;
+pub use jsonl::LogMark;
+pub(crate) use jsonl::complete_lines;
 pub use memory::{Timer, peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
 pub use plain::PlainReporter;

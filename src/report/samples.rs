@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::jsonl::{JsonlLog, read_rows};
+use super::jsonl::{JsonlLog, LogMark, read_rows};
 use crate::error::Result;
 
 /// One generated response.
@@ -45,15 +45,20 @@ impl SamplesLog {
     /// # Errors
     /// When the file cannot be created.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        Self::append_from(path, None)
+        JsonlLog::create(path.as_ref()).map(Self)
     }
 
-    /// Continues the log of a run that resumes after `resume_step`; later lines are cut off. `None` starts empty.
+    /// Continues the log of a run that resumes from a checkpoint with this [`SamplesLog::mark`]; later lines are cut off.
     ///
     /// # Errors
-    /// When the file cannot be read or replaced, or holds a line that is not one of a log.
-    pub fn append_from(path: impl AsRef<Path>, resume_step: Option<usize>) -> Result<Self> {
-        JsonlLog::open(path.as_ref(), resume_step).map(Self)
+    /// When the log is not what it was at the mark, or the file cannot be read or cut.
+    pub fn resume(path: impl AsRef<Path>, mark: &LogMark) -> Result<Self> {
+        JsonlLog::resume(path.as_ref(), mark).map(Self)
+    }
+
+    /// How far it goes.
+    pub fn mark(&self) -> LogMark {
+        self.0.mark()
     }
 
     /// Appends one sample.
@@ -114,6 +119,7 @@ mod tests {
         };
         let mut log = SamplesLog::create(&path).unwrap();
         log.log(&bare).unwrap();
+        let mark = log.mark();
         log.log(&full).unwrap();
         log.sync().unwrap();
         assert_eq!(
@@ -129,7 +135,7 @@ mod tests {
             read_samples(&path).unwrap(),
             vec![bare.clone(), full.clone()]
         );
-        SamplesLog::append_from(&path, Some(1)).unwrap();
+        SamplesLog::resume(&path, &mark).unwrap();
         assert_eq!(read_samples(&path).unwrap(), vec![bare]);
     }
 

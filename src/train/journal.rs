@@ -15,6 +15,9 @@ use crate::report::{
 };
 use crate::snapshot::Snapshot;
 
+const METRICS: &str = "metrics.jsonl";
+const SAMPLES: &str = "samples.jsonl";
+
 /// The journal of one stage.
 pub(super) struct Journal {
     stage: String,
@@ -42,27 +45,39 @@ impl Journal {
         cadence: &Cadence,
     ) -> Result<(Self, Option<Restored>)> {
         let dir = session.stage_dir(stage)?;
-        let newest = if session.resume {
-            checkpoint::latest(&dir)
+        let restored = if session.resume {
+            restore(session, stage, &dir)?
         } else {
+            // Those of an earlier run would be resumed from after a crash of this one.
+            checkpoint::clear(&dir)?;
             None
         };
-        let restored = match newest {
-            Some(folder) => {
-                let checkpoint = StepCheckpoint::<Position>::load(&folder)?;
-                Some((folder, checkpoint))
+        let (metrics, samples) = (dir.join(METRICS), dir.join(SAMPLES));
+        let (position, metrics, samples) = match &restored {
+            Some((folder, checkpoint)) => {
+                let position = checkpoint.state.clone();
+                if position.step > total_steps {
+                    let message = format!(
+                        "is of step {}, and the stage has {total_steps}: its data have changed",
+                        position.step
+                    );
+                    return Err(Error::format(folder, message));
+                }
+                let [of_metrics, of_samples] = &position.logs;
+                let metrics = MetricsLog::resume(metrics, position.step, of_metrics)?;
+                let samples = SamplesLog::resume(samples, of_samples)?;
+                (position, metrics, samples)
             }
-            None => None,
+            None => (
+                Position::default(),
+                MetricsLog::create(metrics)?,
+                SamplesLog::create(samples)?,
+            ),
         };
-        let position = restored
-            .as_ref()
-            .map(|(_, c)| c.state.clone())
-            .unwrap_or_default();
-        let resume_step = restored.as_ref().map(|_| position.step);
         let journal = Self {
             stage: stage.to_owned(),
-            metrics: MetricsLog::append_from(dir.join("metrics.jsonl"), resume_step)?,
-            samples: SamplesLog::append_from(dir.join("samples.jsonl"), resume_step)?,
+            metrics,
+            samples,
             timer: Timer::start(position.tokens),
             cadence: cadence.clone(),
             total_steps,
@@ -70,14 +85,35 @@ impl Journal {
             position,
             dir,
         };
-        session.reporter.stage_start(&StageInfo {
-            stage,
-            summary,
-            first_step: journal.position.step,
-            total_steps,
-            first_tokens: journal.position.tokens,
-        });
+        journal.start(session, summary);
         Ok((journal, restored))
+    }
+
+    fn start<B: ModelBackend>(&self, session: &mut Session<'_, B>, summary: &str) {
+        session.reporter.stage_start(&StageInfo {
+            stage: &self.stage,
+            summary,
+            first_step: self.position.step,
+            total_steps: self.total_steps,
+            first_tokens: self.position.tokens,
+        });
+    }
+
+    /// Gives up what a checkpoint has brought, because of `why`, and begins at the first step.
+    pub(super) fn begin_again<B: ModelBackend>(
+        &mut self,
+        session: &mut Session<'_, B>,
+        summary: &str,
+        why: &str,
+    ) -> Result<()> {
+        (session.reporter).message(&format!("{}: {why}; the stage begins again", self.stage));
+        checkpoint::clear(&self.dir)?;
+        self.position = Position::default();
+        self.metrics = MetricsLog::create(self.dir.join(METRICS))?;
+        self.samples = SamplesLog::create(self.dir.join(SAMPLES))?;
+        self.timer = Timer::start(0);
+        self.start(session, summary);
+        Ok(())
     }
 
     /// The stage's folder.
@@ -177,6 +213,7 @@ impl Journal {
         // The logs first: a complete checkpoint never knows of a step that they lack.
         self.metrics.sync()?;
         self.samples.sync()?;
+        self.position.logs = [self.metrics.mark(), self.samples.mark()];
         checkpoint::save(
             &self.dir,
             self.position.step,
@@ -252,4 +289,52 @@ impl Journal {
         session.reporter.stage_end(summary);
         Ok(())
     }
+}
+
+/// The newest checkpoint of a stage that is whole and whose logs are; newer ones are set aside, which is said.
+///
+/// # Errors
+/// `Error::Stage` if there are checkpoints and none is whole; `Error::Io`.
+fn restore<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    stage: &str,
+    dir: &Path,
+) -> Result<Option<Restored>> {
+    let mut refused: Vec<(PathBuf, String)> = Vec::new();
+    for folder in checkpoint::all(dir).into_iter().rev() {
+        match whole(&folder, dir) {
+            Ok(checkpoint) => {
+                for (damaged, why) in &refused {
+                    let name = folder.file_name().unwrap_or_default().display();
+                    (session.reporter)
+                        .message(&format!("{stage}: {why}; the stage goes on from {name}"));
+                    checkpoint::set_aside(damaged)?;
+                }
+                return Ok(Some((folder, checkpoint)));
+            }
+            Err(error @ Error::Io { .. }) => return Err(error),
+            Err(error) => refused.push((folder, error.to_string())),
+        }
+    }
+    if refused.is_empty() {
+        return Ok(None);
+    }
+    let reasons: Vec<String> = refused.into_iter().map(|(_, why)| why).collect();
+    Err(Error::Stage {
+        stage: stage.to_owned(),
+        message: format!(
+            "no checkpoint can be resumed from: {}. Put back what is damaged, or begin the stage again: the same command \
+             with `--stage {stage}` in place of `--resume`",
+            reasons.join("; ")
+        ),
+    })
+}
+
+/// A checkpoint that is what was written, together with the logs of its stage.
+fn whole(folder: &Path, dir: &Path) -> Result<StepCheckpoint<Position>> {
+    let checkpoint = StepCheckpoint::<Position>::load(folder)?;
+    for (name, mark) in [METRICS, SAMPLES].iter().zip(&checkpoint.state.logs) {
+        mark.check(dir.join(name))?;
+    }
+    Ok(checkpoint)
 }

@@ -9,6 +9,7 @@ use crate::checkpoint::TensorMap;
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
+use crate::report::LogMark;
 use crate::snapshot::Snapshot;
 
 /// Where a stage stands after `step` steps. Randomness is a function of the step, so it needs no state of its own.
@@ -22,6 +23,25 @@ pub(super) struct Position {
     pub(super) updates: Vec<usize>,
     /// KL controller of PPO.
     pub(super) kl: Option<crate::rl::KlController>,
+    /// How far `metrics.jsonl` and `samples.jsonl` go.
+    pub(super) logs: [LogMark; 2],
+}
+
+impl Position {
+    /// Updates done of the network at `index`.
+    ///
+    /// # Errors
+    /// `Error::Format` if the checkpoint `folder` does not say.
+    pub(super) fn updates_of(&self, index: usize, folder: &Path) -> Result<usize> {
+        self.updates.get(index).copied().ok_or_else(|| {
+            let message = format!(
+                "the checkpoint counts the updates of {} networks, expected at least {}",
+                self.updates.len(),
+                index + 1
+            );
+            Error::format(folder, message)
+        })
+    }
 }
 
 /// The trained weights of a model.

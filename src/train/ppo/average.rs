@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::backend::Autodiff;
 
 use crate::checkpoint::TensorMap;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::snapshot::{Pending, Snapshot};
@@ -74,8 +74,23 @@ impl Average {
         weights
     }
 
-    /// Takes the weights of a checkpoint, without their prefix.
-    pub(super) fn restore(&mut self, weights: TensorMap) {
+    /// Takes the weights of the checkpoint `folder`, without their prefix.
+    ///
+    /// # Errors
+    /// `Error::Format` if they are of another model.
+    pub(super) fn restore(&mut self, weights: TensorMap, folder: &Path) -> Result<()> {
+        let shapes = |map: &TensorMap| -> Vec<(String, Vec<usize>)> {
+            (map.iter())
+                .map(|(name, (shape, _))| (name.clone(), shape.clone()))
+                .collect()
+        };
+        if shapes(&weights) != shapes(&self.weights) {
+            return Err(Error::format(
+                folder,
+                "the averaged weights are of another model",
+            ));
+        }
         self.weights = weights;
+        Ok(())
     }
 }

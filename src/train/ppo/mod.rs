@@ -50,6 +50,7 @@ pub use rollout::{Episodes, Rollout};
 pub use update::{
     MinibatchReport, Networks, UpdateReport, UpdateSettings, minibatch_orders, update,
 };
+use value::WithHead;
 pub use value::{FrozenValue, ValueFunction, ValueHead, value_function, value_network};
 
 /// Name under which the training reward is reported at evaluations.
@@ -139,16 +140,27 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
         restore_weights(weights, "policy.", &mut networks.policy, &device, &folder)?;
         let value = networks.value.parameters();
         restore_weights(weights, "value.", value, &device, &folder)?;
-        let done = &journal.position.updates;
-        networks
-            .policy_optim
-            .restore(under(&checkpoint.optim, "policy."), done[0], &device);
-        if let ValueFunction::Network { optim, .. } = &mut networks.value {
-            optim.restore(under(&checkpoint.optim, "value."), done[1], &device);
+        let done = journal.position.updates_of(0, &folder)?;
+        let moments = under(&checkpoint.optim, "policy.");
+        let (policy, optim) = (&mut networks.policy, &mut networks.policy_optim);
+        match &mut networks.value {
+            ValueFunction::Head(head) => {
+                let mut both = WithHead { policy, head };
+                optim.restore(moments, done, &mut both, &device, &folder)?;
+            }
+            ValueFunction::Network {
+                model,
+                optim: value_optim,
+            } => {
+                optim.restore(moments, done, policy, &device, &folder)?;
+                let done = journal.position.updates_of(1, &folder)?;
+                let moments = under(&checkpoint.optim, "value.");
+                value_optim.restore(moments, done, model, &device, &folder)?;
+            }
         }
         kl = journal.position.kl.unwrap_or(kl);
         if let Some(average) = &mut average {
-            average.restore(under(weights, AVERAGE));
+            average.restore(under(weights, AVERAGE), &folder)?;
         }
     }
     let evaluator = Evaluator {

@@ -40,7 +40,8 @@ impl<B: ModelBackend> Training<B> {
         if let Some((folder, checkpoint)) = restored {
             let device = &session.device;
             restore_weights(&checkpoint.weights, "", model, device, &folder)?;
-            optim.restore(checkpoint.optim, journal.position.updates[0], device);
+            let done = journal.position.updates_of(0, &folder)?;
+            optim.restore(checkpoint.optim, done, model, device, &folder)?;
         }
         Ok(Self {
             journal,
