@@ -1,7 +1,7 @@
 //! Comparisons without people: K responses per prompt, ranked by a reward source.
 
-use std::io::Write;
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -16,7 +16,8 @@ use crate::data::{Prompt, encode_prompts};
 use crate::error::{Error, Result};
 use crate::generate::generate;
 use crate::ops::ModelBackend;
-use crate::report::RolloutReport;
+use crate::report::{RolloutReport, complete_lines};
+use crate::rng::Seed;
 use crate::snapshot::Snapshot;
 
 /// Prompts answered between two writes: what a crash can lose.
@@ -67,11 +68,20 @@ pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) 
         ..Default::default()
     };
     let (mut journal, _) = Journal::open(session, &config.name, &summary, steps, &cadence)?;
-    let partial = journal.dir().join("partial.jsonl");
-    let mut written = truncate_lines(
-        &partial,
-        (journal.position.step * PROMPTS_PER_STEP).min(prompts.len()),
-    )?;
+    let files = Files::of(journal.dir());
+    let held_out = held_out(prompts.len(), config.valid_fraction, seed.fork("split"));
+    let mut written = (journal.position.step * PROMPTS_PER_STEP).min(prompts.len());
+    match files.earlier_lines(written, &held_out)? {
+        Some(lines) => write_atomic(&files.partial, lines.as_bytes())?,
+        None => {
+            let why = format!("{} lacks lines of earlier work", files.partial.display());
+            journal.begin_again(session, &summary, &why)?;
+            written = 0;
+        }
+    }
+    if written == 0 {
+        files.begin()?;
+    }
     while journal.position.step < steps {
         let step = journal.position.step;
         let chunk =
@@ -121,7 +131,7 @@ pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) 
             text.push_str(&row.to_string());
             text.push('\n');
         }
-        append(&partial, &text)?;
+        append(&files.partial, &text)?;
         written += chunk.len();
         let tokens: u64 = responses.iter().map(|r| r.ids.len() as u64).sum();
         let ended = responses.iter().filter(|r| r.stopped).count() as f64 / responses.len() as f64;
@@ -136,31 +146,103 @@ pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) 
             journal.save(session, &nothing, &nothing)?;
         }
     }
-    let (train, valid) = split(&partial, journal.dir(), config, seed.fork("split"))?;
+    files.split(&held_out)?;
+    let valid = held_out.iter().filter(|&&held_out| held_out).count();
+    let train = held_out.len() - valid;
     let summary = format!("{written} prompts ranked: {train} for training, {valid} held out");
     journal.finish(session, &summary, "")?;
+    remove(&files.partial)?;
     Ok(Outcome {
         summary,
         table: String::new(),
     })
 }
 
-/// Keeps the first `lines` lines of a file that may be torn at its end; returns their number.
-fn truncate_lines(path: &Path, lines: usize) -> Result<usize> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(e) => return Err(Error::io("read", path)(e)),
-    };
-    let kept: String = text.split_inclusive('\n').take(lines).collect();
-    if kept.lines().count() < lines {
-        return Err(Error::format(
-            path,
-            format!("expected {lines} lines of earlier work, found fewer; run without --resume"),
-        ));
+/// The files of a Rank stage with a line for each prompt.
+struct Files {
+    /// All prompts answered so far, in order; gone when the stage is done.
+    partial: PathBuf,
+    train: PathBuf,
+    valid: PathBuf,
+}
+
+impl Files {
+    fn of(dir: &Path) -> Self {
+        Self {
+            partial: dir.join("partial.jsonl"),
+            train: dir.join("train.jsonl"),
+            valid: dir.join("valid.jsonl"),
+        }
     }
-    write_atomic(path, kept.as_bytes())?;
-    Ok(lines)
+
+    /// Files of a stage that begins.
+    fn begin(&self) -> Result<()> {
+        // What an earlier run left would be taken for this one's.
+        remove(&self.train)?;
+        remove(&self.valid)?;
+        write_atomic(&self.partial, b"")
+    }
+
+    /// The lines of the first `count` prompts: of the partial file, or, if it is gone since both parts were written, of these.
+    /// None where lines are missing.
+    fn earlier_lines(&self, count: usize, held_out: &[bool]) -> Result<Option<String>> {
+        let first = |lines: &mut dyn Iterator<Item = &str>| {
+            let kept: Vec<&str> = lines.take(count).collect();
+            (kept.len() == count).then(|| kept.iter().flat_map(|line| [*line, "\n"]).collect())
+        };
+        let partial = lines_of(&self.partial)?;
+        if let Some(lines) = first(&mut partial.lines()) {
+            return Ok(Some(lines));
+        }
+        let (train, valid) = (lines_of(&self.train)?, lines_of(&self.valid)?);
+        if train.lines().count() + valid.lines().count() != held_out.len() {
+            return Ok(None);
+        }
+        let (mut train, mut valid) = (train.lines(), valid.lines());
+        let mut joined = held_out.iter().map_while(|&held_out| match held_out {
+            true => valid.next(),
+            false => train.next(),
+        });
+        Ok(first(&mut joined))
+    }
+
+    /// Divides the lines of the partial file, which stays.
+    fn split(&self, held_out: &[bool]) -> Result<()> {
+        let text = lines_of(&self.partial)?;
+        let part = |wanted: bool| -> String {
+            (text.lines().zip(held_out))
+                .filter(|(_, held_out)| **held_out == wanted)
+                .flat_map(|(line, _)| [line, "\n"])
+                .collect()
+        };
+        write_atomic(&self.train, part(false).as_bytes())?;
+        write_atomic(&self.valid, part(true).as_bytes())
+    }
+}
+
+/// Which of `count` prompts are held out: a fraction of them, in a random order.
+fn held_out(count: usize, fraction: f64, seed: Seed) -> Vec<bool> {
+    let number = (count as f64 * fraction).round() as usize;
+    let mut held_out = vec![false; count];
+    for &i in &seed.permutation(count)[..number] {
+        held_out[i] = true;
+    }
+    held_out
+}
+
+/// The complete lines of a file, of which there are none if it is not there.
+fn lines_of(path: &Path) -> Result<String> {
+    match path.exists() {
+        true => complete_lines(path),
+        false => Ok(String::new()),
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        outcome => outcome.map_err(Error::io("remove", path)),
+    }
 }
 
 fn append(path: &Path, text: &str) -> Result<()> {
@@ -173,29 +255,29 @@ fn append(path: &Path, text: &str) -> Result<()> {
     file.sync_data().map_err(Error::io("write", path))
 }
 
-/// Divides the prompts, by a random order, into training and held-out files; returns their sizes.
-fn split(
-    partial: &Path,
-    dir: &Path,
-    config: &RankConfig,
-    seed: crate::rng::Seed,
-) -> Result<(usize, usize)> {
-    let text = std::fs::read_to_string(partial).map_err(Error::io("read", partial))?;
-    let lines: Vec<&str> = text.lines().collect();
-    let held_out = (lines.len() as f64 * config.valid_fraction).round() as usize;
-    let order = seed.permutation(lines.len());
-    let mut is_valid = vec![false; lines.len()];
-    order[..held_out].iter().for_each(|&i| is_valid[i] = true);
-    let part = |valid: bool| -> String {
-        lines
-            .iter()
-            .zip(&is_valid)
-            .filter(|(_, v)| **v == valid)
-            .flat_map(|(line, _)| [*line, "\n"])
-            .collect()
-    };
-    write_atomic(dir.join("train.jsonl"), part(false).as_bytes())?;
-    write_atomic(dir.join("valid.jsonl"), part(true).as_bytes())?;
-    std::fs::remove_file(partial).map_err(Error::io("remove", partial))?;
-    Ok((lines.len() - held_out, held_out))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_division_can_be_joined_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::of(dir.path());
+        let held_out = held_out(10, 0.3, Seed::new(1));
+        assert_eq!(held_out.iter().filter(|&&held| held).count(), 3);
+        let lines: String = (0..10).map(|i| format!("{i}\n")).collect();
+        write_atomic(&files.partial, lines.as_bytes()).unwrap();
+        files.split(&held_out).unwrap();
+        let earlier = |count| files.earlier_lines(count, &held_out).unwrap();
+        assert_eq!(earlier(10).as_deref(), Some(&*lines));
+        remove(&files.partial).unwrap();
+        assert_eq!(earlier(10).as_deref(), Some(&*lines));
+        assert_eq!(earlier(4).as_deref(), Some("0\n1\n2\n3\n"));
+        // Cut short within a line, also within a character.
+        std::fs::write(&files.partial, b"0\n1\n2\n\xc3").unwrap();
+        assert_eq!(earlier(3).as_deref(), Some("0\n1\n2\n"));
+        remove(&files.valid).unwrap();
+        assert_eq!(earlier(4), None);
+        assert_eq!(earlier(0).as_deref(), Some(""));
+    }
 }
