@@ -46,5 +46,6 @@ pub mod rl;
 pub mod rng;
 pub mod snapshot;
 pub mod start;
+mod suggest;
 pub mod tokens;
 pub mod train;

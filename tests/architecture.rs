@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// `backend` stands beside `recipe`: it names concrete backends, so that only the command line may reach it.
 const LEVELS: &[&[&str]] = &[
     &[
-        "error", "rng", "tokens", "start", "host", "device", "snapshot",
+        "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot",
     ],
     &["ops", "atomic", "guard"],
     &["params", "rl"],

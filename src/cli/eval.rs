@@ -1,5 +1,7 @@
 //! `temper eval`.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -8,8 +10,7 @@ use super::generate::{options, respond, response_text};
 use super::logprobs::measure;
 use super::model::FoundModel;
 use super::output;
-use super::rows::{self, IdsRow, TextRows};
-use super::score::LearnedReward;
+use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
 use crate::backend::{Task, dispatch};
 use crate::data::{Prompt, Row, Tokenizer};
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use crate::generate::GenerateOptions;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::report::{format_value, table};
-use crate::reward::{self, Completion, RewardSource};
+use crate::reward::{self, Completion, Learned, Reading, RewardSource};
 
 /// Temperature of the answers unless another is asked for: the same answers for everyone who measures the same model.
 const TEMPERATURE: f64 = 0.0;
@@ -171,15 +172,21 @@ impl Eval<'_> {
         &self,
         device: &B::Device,
     ) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
+        let policy = self.tokenizer.cloned().map(Arc::new);
         let mut learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
             let model = FoundModel::find(&ModelArgs::of(folder.to_owned()))?;
-            Ok(Box::new(LearnedReward::<B> {
-                name: folder.to_owned(),
-                vocab_size: model.config.vocab_size(),
-                max_positions: model.config.max_positions(),
-                model: model.reward_model(device)?,
-                device: device.clone(),
-            }))
+            // Rows of ids alone need no tokenizer.
+            let own = match &policy {
+                Some(_) => Some(Arc::new(model.tokenizer()?)),
+                None => None,
+            };
+            let reading = Reading::new(folder, &model.config, own, policy.clone());
+            if let Some(note) = reading.note() {
+                eprintln!("{note}");
+            }
+            let learned =
+                Learned::<B>::new(model.reward_model(device)?, BATCH_TOKENS, device.clone());
+            Ok(Box::new(learned.with_reading(reading)))
         };
         let rewards = self.args.reward.iter();
         rewards
@@ -213,6 +220,7 @@ impl Eval<'_> {
                 response: response_text(self.tokenizer, response)?,
                 prompt_ids: prompt.ids.clone(),
                 response_ids: response.ids.clone(),
+                conversation: prompt.conversation.clone(),
                 row: prompt.row.clone(),
             });
         }

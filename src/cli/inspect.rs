@@ -1,10 +1,9 @@
 //! `temper inspect`.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::args::{InspectArgs, ModelArgs};
-use super::model::FoundModel;
+use super::args::InspectArgs;
 use super::output;
 use crate::data::inspect::render;
 use crate::data::{
@@ -12,8 +11,7 @@ use crate::data::{
     encode_completions, encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Result};
-use crate::model::manifest;
-use crate::peft::files::ADAPTER_CONFIG;
+use crate::model::ModelSource;
 use crate::recipe::{self, Recipe, Stage};
 use crate::train::config::Init;
 
@@ -87,19 +85,15 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
     while let Init::Stage(name) = init {
         init = self::init(find(recipe, name)?);
     }
+    let model = recipe.model.as_deref();
     match init {
-        Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => {
-            FoundModel::find(&ModelArgs::of(manifest::adapter_base(path)?))?.tokenizer()
-        }
-        Init::Folder(path) | Init::Random(path) if path.is_dir() => Tokenizer::load(path),
-        Init::Folder(path) | Init::Random(path) => {
-            Tokenizer::load(path.parent().unwrap_or(Path::new(".")))
-        }
-        _ => {
-            let model = recipe.model.clone().ok_or_else(|| {
+        Init::Folder(path) => ModelSource::at(path, model)?.tokenizer(),
+        Init::Random(path) => Ok(ModelSource::blank(path)?.1),
+        Init::Base | Init::Stage(_) => {
+            let model = model.ok_or_else(|| {
                 Error::Usage(format!("stage {}: the recipe names no model", stage.name()))
             })?;
-            FoundModel::find(&ModelArgs::of(model))?.tokenizer()
+            ModelSource::find(model)?.tokenizer()
         }
     }
 }

@@ -3,10 +3,9 @@
 use std::fmt::{self, Display};
 
 use crate::backend::Task;
-use crate::data::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, SamplingConfig, generate};
-use crate::model::{LanguageModel, ModelConfig, manifest, weights};
+use crate::model::{LanguageModel, ModelSource};
 use crate::ops::{ModelBackend, Numerics};
 use crate::rng::Seed;
 use crate::train::row_logprobs;
@@ -82,12 +81,13 @@ impl Task for PrecisionCost<'_> {
     type Output = Cost;
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Cost> {
-        let files = manifest::find(self.model)?;
-        let config = ModelConfig::load(&files.weights)?;
-        let source = weights::open(&files.weights)?;
-        let tokenizer = Tokenizer::load(&files.dir)?;
-        let load =
-            |numerics| LanguageModel::<B>::load_as(&config, source.as_ref(), numerics, &device);
+        let source = ModelSource::find(self.model)?;
+        let tokenizer = source.tokenizer()?;
+        let load = |numerics| {
+            let mut model: LanguageModel<B> = source.load_base(numerics, &device)?;
+            source.attach_outermost(&mut model, &device)?;
+            Ok::<_, Error>(model)
+        };
         let full = load(Numerics::default())?;
         let start = [tokenizer.bos_id().unwrap_or(tokenizer.eos_id())];
         let prompts = vec![start.as_slice(); TEXTS];

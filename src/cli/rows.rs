@@ -117,6 +117,7 @@ pub(super) fn prompts(
                     Prompt {
                         ids,
                         text,
+                        conversation: None,
                         row: row.columns.clone(),
                     }
                 }

@@ -1,4 +1,4 @@
-//! `temper score`, and a learned reward model as a reward source.
+//! `temper score`.
 
 use serde::Serialize;
 
@@ -9,10 +9,9 @@ use super::progress::Progress;
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
 use crate::backend::{Task, dispatch};
 use crate::data::Row;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
-use crate::reward::{Completion, RewardSource};
 
 /// One answer.
 #[derive(Serialize)]
@@ -76,37 +75,4 @@ pub(super) fn last_scores<B: ModelBackend>(
     model.row_scores(rows, BATCH_TOKENS, device, &mut |done, tokens| {
         progress.update(done, tokens);
     })
-}
-
-/// A reward model that scores responses; it must share the policy's tokenizer.
-pub(super) struct LearnedReward<B: ModelBackend> {
-    pub(super) name: String,
-    pub(super) model: ScalarModel<B>,
-    pub(super) vocab_size: usize,
-    pub(super) max_positions: usize,
-    pub(super) device: B::Device,
-}
-
-impl<B: ModelBackend> RewardSource for LearnedReward<B> {
-    fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        let rows: Vec<Vec<u32>> = completions
-            .iter()
-            .map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat())
-            .collect();
-        let fits = |row: &Vec<u32>| {
-            row.len() <= self.max_positions && row.iter().all(|&id| (id as usize) < self.vocab_size)
-        };
-        if !rows.iter().all(fits) {
-            return Err(Error::Reward {
-                name: self.name.clone(),
-                message: format!(
-                    "a response does not fit the reward model, which has {} token ids and takes {} tokens; it must share the \
-                     policy's tokenizer",
-                    self.vocab_size, self.max_positions
-                ),
-            });
-        }
-        let ids: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        Ok(last_scores(&self.model, &ids, &self.device))
-    }
 }

@@ -95,6 +95,12 @@ impl ChatTemplate {
         Self::compile(source, specials, path, None)
     }
 
+    /// Whether both are compiled from the same text.
+    pub fn same_source(&self, other: &Self) -> bool {
+        let tools = |template: &Self| template.for_tools.as_ref().map(|t| t.source.clone());
+        self.source == other.source && tools(self) == tools(other)
+    }
+
     /// The same template at a fixed time: `strftime_now` tells `now`, in seconds since 1970 (UTC).
     ///
     /// # Errors

@@ -20,8 +20,8 @@ mod tokenizer;
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
 pub use check::{RowKind, check_source, is_plain_text};
 pub use encode::{
-    Comparisons, EncodeReport, Encoded, Example, Prompt, encode_comparisons, encode_completions,
-    encode_prompts, encode_text,
+    Comparisons, Conversation, EncodeReport, Encoded, Example, Prompt, encode_comparisons,
+    encode_completions, encode_judged, encode_prompts, encode_text,
 };
 pub use loader::{Batches, micro_batches};
 pub use rows::{DataContext, Row, read_rows};

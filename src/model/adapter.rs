@@ -70,6 +70,17 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
     })
 }
 
+/// Checks the files of an adapter against a model's configuration; reads no tensor.
+///
+/// # Errors
+/// As [`load_adapter`].
+pub(super) fn check_adapter(config: &ModelConfig, folder: &Path) -> Result<()> {
+    let (adapter, _) = AdapterConfig::load(folder)?;
+    let source = weights::open(folder.join(ADAPTER_WEIGHTS))?;
+    StoredAdapter::check(&adapter, source.as_ref(), config)?;
+    Ok(())
+}
+
 /// The tensors of an adapter file, checked against a model.
 struct StoredAdapter {
     modules: Vec<String>,

@@ -4,12 +4,15 @@ use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
+use super::adapter::{LoadedAdapter, load_adapter};
 use super::config::ModelConfig;
+use super::source::ModelSource;
 use super::weights::{self, WeightSource};
 use super::{LanguageModel, ScalarModel};
 use crate::error::Result;
-use crate::ops::Numerics;
+use crate::ops::{ModelBackend, Numerics};
 use crate::params::{HostTensor, ParamKind, Parameters};
+use crate::peft::Adaptable;
 use crate::rng::Seed;
 use crate::snapshot::Snapshot;
 
@@ -138,6 +141,83 @@ impl<B: Backend> ScalarModel<B> {
         let shape = [values.len()];
         let tensor = Tensor::from_data(TensorData::new(values, shape), device);
         self.score = Param::initialized(ParamId::new(), tensor);
+    }
+}
+
+impl ModelSource {
+    /// The base with an output head, and with all adapters but the outermost merged into it.
+    ///
+    /// # Errors
+    /// Those of loading.
+    pub fn load_base<B: ModelBackend>(
+        &self,
+        numerics: Numerics,
+        device: &B::Device,
+    ) -> Result<LanguageModel<B>> {
+        let source = self.open_weights()?;
+        let model = LanguageModel::load_as(&self.config, source.as_ref(), numerics, device)?;
+        self.merge_inner(model, device)
+    }
+
+    /// As [`ModelSource::load_base`] without an output head, which a classification checkpoint may lack.
+    ///
+    /// # Errors
+    /// Those of loading.
+    pub fn load_backbone<B: ModelBackend>(
+        &self,
+        numerics: Numerics,
+        device: &B::Device,
+    ) -> Result<LanguageModel<B>> {
+        let source = self.open_weights()?;
+        let model = LanguageModel::load_backbone(&self.config, source.as_ref(), numerics, device)?;
+        self.merge_inner(model, device)
+    }
+
+    fn merge_inner<B: ModelBackend>(
+        &self,
+        mut model: LanguageModel<B>,
+        device: &B::Device,
+    ) -> Result<LanguageModel<B>> {
+        if let [inner @ .., _] = self.adapters.as_slice() {
+            for folder in inner {
+                load_adapter(&mut model, &self.config, folder, device)?;
+                model.merge_adapters();
+            }
+        }
+        Ok(model)
+    }
+
+    /// Puts the outermost adapter on what [`ModelSource::load_base`] gives.
+    ///
+    /// # Errors
+    /// Those of [`load_adapter`].
+    pub fn attach_outermost<B: ModelBackend, M: Adaptable<B>>(
+        &self,
+        model: &mut M,
+        device: &B::Device,
+    ) -> Result<Option<LoadedAdapter>> {
+        let Some(folder) = self.adapters.last() else {
+            return Ok(None);
+        };
+        load_adapter(model, &self.config, folder, device).map(Some)
+    }
+
+    /// The reward model over a backbone that [`ModelSource::load_base`] or [`ModelSource::load_backbone`] gave.
+    ///
+    /// # Errors
+    /// As [`ModelSource::check_reward`], and those of loading.
+    pub fn reward_model<B: ModelBackend>(
+        &self,
+        backbone: LanguageModel<B>,
+        device: &B::Device,
+    ) -> Result<(ScalarModel<B>, Option<LoadedAdapter>)> {
+        let head = self.check_reward()?;
+        let hidden = self.config.output_size();
+        let mut model = ScalarModel::with_zero_head(backbone, hidden, device);
+        let adapter = self.attach_outermost(&mut model, device)?;
+        model.set_score(self.read_score(&head)?, device);
+        model.offset = self.score_offset(&head)?;
+        Ok((model, adapter))
     }
 }
 

@@ -5,15 +5,14 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Repo, RepoType};
+use hf_hub::{Cache, Repo, RepoType};
 use ron::extensions::Extensions;
 use serde::Deserialize;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
-use crate::peft::files::ADAPTER_CONFIG;
+use crate::suggest::{did_you_mean, quoted};
 
 /// Description of a model that is known by name: data only.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -122,10 +121,24 @@ pub fn list() -> Vec<Manifest> {
         .collect()
 }
 
-/// Finds a model's files: a path that exists or holds a separator as it is, otherwise a name of [`list`].
+/// The model that is known by this name, or whose repository of the Hugging Face hub this is (`Qwen/Qwen2.5-0.5B`).
+pub fn known(name: &str) -> Option<Manifest> {
+    let is_repo = |source: &Source| match source {
+        Source::Hub { repo, .. } => repo.eq_ignore_ascii_case(name),
+        Source::Embedded | Source::Local => false,
+    };
+    let mut manifests = list();
+    let index = manifests
+        .iter()
+        .position(|model| model.name == name || is_repo(&model.source))?;
+    Some(manifests.swap_remove(index))
+}
+
+/// Finds a model's files: a path that exists as it is, otherwise one of the [`known`] models.
 ///
-/// A name is looked for in `./models/<name>`, then in `<home>/models/<name>` (see [`home`]); then an embedded model is
-/// unpacked there, and a hub model is downloaded into the Hugging Face cache and checked against the known hashes.
+/// A known model is looked for in `./models/<name>`, then in `<home>/models/<name>` (see [`home`]), then in the Hugging
+/// Face cache; then an embedded model is unpacked, and a hub model is downloaded into that cache and checked against the
+/// known hashes.
 ///
 /// # Errors
 /// `Error::Usage` for an unknown name or a path that is not there; `Error::Format` for a model that is known and not
@@ -135,52 +148,54 @@ pub fn find(name_or_path: &str) -> Result<ModelFiles> {
     if path.exists() {
         return Ok(at_path(name_or_path, path));
     }
+    if let Some(manifest) = known(name_or_path) {
+        return find_in(&manifest, &roots());
+    }
     if name_or_path.contains(['/', '\\']) {
         return Err(Error::Usage(format!(
             "model {name_or_path}: no such file or folder"
         )));
     }
     let manifests = list();
-    let names: Vec<String> = manifests.iter().map(|m| m.name.clone()).collect();
-    let manifest = manifests
-        .into_iter()
-        .find(|m| m.name == name_or_path)
-        .ok_or_else(|| {
-            Error::Usage(format!(
-                "model {name_or_path}: neither a file or folder nor one of {}",
-                names.join(", ")
-            ))
-        })?;
-    let home = home();
-    find_in(&manifest, &[PathBuf::from("models"), home.join("models")])
+    let names = || manifests.iter().map(|model| model.name.as_str());
+    let help = match did_you_mean(name_or_path, names()) {
+        Some(help) => help,
+        None => format!("expected one of {}", quoted(names())),
+    };
+    Err(Error::Usage(format!(
+        "model {name_or_path}: neither a file or folder nor a known model; {help}"
+    )))
 }
 
-/// What the adapter in `folder` names as its base: a known model or a path, taken as written or else beside the folder.
+/// The files of a known model that need no download, if all of them are on this machine.
 ///
 /// # Errors
-/// `Error::Io`; `Error::Format` for an adapter that names no base.
-pub fn adapter_base(folder: &Path) -> Result<String> {
-    let file = folder.join(ADAPTER_CONFIG);
-    let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
-    let config: Value =
-        serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
-    let base = config
-        .get("base_model_name_or_path")
-        .and_then(Value::as_str)
-        .filter(|base| !base.is_empty())
-        .ok_or_else(|| {
-            Error::format(
-                &file,
-                "no \"base_model_name_or_path\"; give the base as --model and this folder as --adapter",
-            )
-        })?;
-    let beside = folder.parent().unwrap_or(Path::new(".")).join(base);
-    let known = Path::new(base).exists() || list().iter().any(|model| model.name == base);
-    Ok(if !known && beside.exists() {
-        beside.display().to_string()
-    } else {
-        base.to_owned()
-    })
+/// `Error::Io` if an embedded model cannot be unpacked.
+pub fn find_local(manifest: &Manifest) -> Result<Option<ModelFiles>> {
+    match &manifest.source {
+        Source::Embedded => find_in(manifest, &roots()).map(Some),
+        Source::Local | Source::Hub { .. } => Ok(unpacked(manifest, &roots())),
+    }
+}
+
+/// The file or folder at a path that exists.
+pub(crate) fn at_path(name: &str, path: &Path) -> ModelFiles {
+    let dir = match path.parent() {
+        _ if path.is_dir() => path,
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    ModelFiles {
+        name: name.to_owned(),
+        dir: dir.to_path_buf(),
+        weights: path.to_path_buf(),
+        manifest: None,
+    }
+}
+
+/// The folders that hold known models, each below its name.
+fn roots() -> [PathBuf; 2] {
+    [PathBuf::from("models"), home().join("models")]
 }
 
 /// `$TEMPERING_HOME`, else `tempering` in the user's cache folder (`~/.cache/tempering`).
@@ -216,18 +231,23 @@ pub fn sha256_file(path: impl AsRef<Path>) -> Result<String> {
     }
 }
 
-fn at_path(name: &str, path: &Path) -> ModelFiles {
-    let dir = match path.parent() {
-        _ if path.is_dir() => path,
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+/// The folder `<root>/<name>` of the first root that has all files, or the one in the Hugging Face cache.
+fn unpacked(manifest: &Manifest, roots: &[PathBuf]) -> Option<ModelFiles> {
+    let folders = roots.iter().map(|root| root.join(&manifest.name));
+    let folder = folders
+        .chain(cached(manifest))
+        .find(|folder| missing(manifest, folder).is_empty())?;
+    Some(found(manifest, folder))
+}
+
+/// The folder of a hub model in the Hugging Face cache.
+fn cached(manifest: &Manifest) -> Option<PathBuf> {
+    let Source::Hub { repo, revision } = &manifest.source else {
+        return None;
     };
-    ModelFiles {
-        name: name.to_owned(),
-        dir: dir.to_path_buf(),
-        weights: path.to_path_buf(),
-        manifest: None,
-    }
+    let repo = Repo::with_revision(repo.clone(), RepoType::Model, revision.clone());
+    let file = Cache::from_env().repo(repo).get("config.json")?;
+    file.parent().map(Path::to_path_buf)
 }
 
 /// Looks into `<root>/<name>` of each root; what has to be unpacked goes into the last one.
@@ -378,9 +398,23 @@ mod tests {
         );
         let message = find("gpt3").unwrap_err().to_string();
         assert!(
-            message.contains("nor one of tiny, smollm2-135m"),
+            message.contains("nor a known model; expected one of `tiny`, `smollm2-135m`"),
             "{message}"
         );
+        let message = find("smolm2-135m").unwrap_err().to_string();
+        assert!(
+            message.ends_with("did you mean `smollm2-135m`?"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_known_model_goes_by_its_repository_too() {
+        let name = |repo: &str| known(repo).map(|manifest| manifest.name);
+        assert_eq!(name("Qwen/Qwen2.5-0.5B").as_deref(), Some("qwen2.5-0.5b"));
+        assert_eq!(name("qwen2.5-0.5b").as_deref(), Some("qwen2.5-0.5b"));
+        // The instruction-tuned one is another model.
+        assert_eq!(name("Qwen/Qwen2.5-0.5B-Instruct"), None);
     }
 
     #[test]

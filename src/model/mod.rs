@@ -14,6 +14,7 @@ mod offset;
 mod opt;
 mod recompute;
 mod scalar;
+pub mod source;
 mod table;
 mod together;
 pub mod weights;
@@ -39,6 +40,7 @@ pub use opt::Opt;
 pub use recompute::{Tape, Trained};
 pub use scalar::ScalarModel;
 pub(crate) use scalar::scalar_head;
+pub use source::{ModelSource, ScoreHead};
 pub use table::Table;
 pub use together::Together;
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use crate::data::Tokenizer;
-use crate::error::{Error, Result};
-use crate::model::{ModelConfig, manifest, weights};
-use crate::peft::AdapterConfig;
-use crate::peft::files::ADAPTER_CONFIG;
+use crate::error::Result;
+use crate::model::{ModelConfig, ModelSource};
+use crate::reward::RewardConfig;
+use crate::train::reward_folder;
 
 /// A model as far as plans need it.
 #[derive(Clone)]
@@ -15,31 +15,57 @@ pub(super) struct Known {
     pub(super) tokenizer: Tokenizer,
 }
 
-/// Opens a model's files without reading a tensor: configuration, tokenizer, and every tensor's name and shape.
-pub(super) fn open_model(name: &str) -> Result<Known> {
-    let files = manifest::find(name)?;
-    let config = ModelConfig::load(&files.weights)?;
-    let source = weights::open(&files.weights)?;
-    weights::check(source.as_ref(), &config.tensors())?;
-    let tokenizer = Tokenizer::load(&files.dir)?;
-    if tokenizer.vocab_size() > config.vocab_size() {
-        let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
-        return Err(Error::format(
-            &files.dir,
-            format!("the tokenizer has {tokens} tokens and the model {rows} embeddings"),
-        ));
+impl Known {
+    /// Opens a model's files without reading a tensor: configuration, tokenizer, and every tensor's name and shape.
+    fn policy(source: ModelSource) -> Result<Self> {
+        source.check()?;
+        Ok(Self {
+            tokenizer: source.tokenizer()?,
+            config: source.config,
+        })
     }
+}
+
+/// The recipe's `model`.
+pub(super) fn open_model(name: &str) -> Result<Known> {
+    Known::policy(ModelSource::find(name)?)
+}
+
+/// The model of a folder or file; `model` is the recipe's, which stands in for a base that an adapter misses.
+pub(super) fn open_folder(folder: &Path, model: Option<&str>) -> Result<Known> {
+    Known::policy(ModelSource::at(folder, model)?)
+}
+
+/// The reward model of a folder.
+pub(super) fn open_reward(folder: &Path, model: Option<&str>) -> Result<Known> {
+    let source = ModelSource::at(folder, model)?;
+    source.check_reward()?;
+    Ok(Known {
+        tokenizer: source.tokenizer()?,
+        config: source.config,
+    })
+}
+
+/// The configuration and tokenizer of a model with random weights.
+pub(super) fn open_blank(path: &Path) -> Result<Known> {
+    let (config, tokenizer) = ModelSource::blank(path)?;
     Ok(Known { config, tokenizer })
 }
 
-/// As [`open_model`]; an adapter's folder stands for the base that it names, and its configuration is read.
-pub(super) fn open_folder(folder: &Path) -> Result<Known> {
-    if !folder.join(ADAPTER_CONFIG).exists() {
-        // Not a known model's name: a folder is meant.
-        std::fs::metadata(folder).map_err(Error::io("open", folder))?;
-        return open_model(&folder.to_string_lossy());
+/// Opens the folders of reward models that a source at `key` names; each comes with the key that names it.
+pub(super) fn reward_folders(
+    key: &str,
+    reward: &RewardConfig,
+    model: Option<&str>,
+) -> Vec<(String, Result<Known>)> {
+    match reward {
+        RewardConfig::Learned { stage } => reward_folder(stage)
+            .map(|folder| (format!("{key}.stage"), open_reward(folder, model)))
+            .into_iter()
+            .collect(),
+        RewardConfig::Sum(terms) => (terms.iter().enumerate())
+            .flat_map(|(index, (_, term))| reward_folders(&format!("{key}.{index}.1"), term, model))
+            .collect(),
+        _ => Vec::new(),
     }
-    let known = open_model(&manifest::adapter_base(folder)?)?;
-    AdapterConfig::load(folder)?;
-    Ok(known)
 }

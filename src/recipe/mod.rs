@@ -14,7 +14,6 @@ mod run;
 mod scan;
 mod set;
 mod stage;
-mod suggest;
 mod survey;
 mod uses;
 mod validate;

@@ -12,9 +12,9 @@ use serde::de::DeserializeOwned;
 use crate::error::Problem;
 use crate::recipe::places::{Places, stage_paths};
 use crate::recipe::scan::{Field, Kind, Node, index_of, line_column, scan};
-use crate::recipe::suggest::{did_you_mean, nearest, quoted};
 use crate::recipe::write::dialect;
 use crate::recipe::{Recipe, Stage};
+use crate::suggest::{did_you_mean, nearest, quoted};
 
 /// Errors followed up within the header or one stage.
 const MAX_REPAIRS: usize = 40;

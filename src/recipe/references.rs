@@ -1,13 +1,12 @@
 //! Stages that name other stages: they must exist, come earlier and be of the right kind.
 
-use std::path::MAIN_SEPARATOR;
-
 use crate::data::DataSource;
 use crate::recipe::checks::Checks;
-use crate::recipe::suggest::{did_you_mean, quoted};
 use crate::recipe::{Recipe, Stage};
 use crate::reward::RewardConfig;
+use crate::suggest::{did_you_mean, quoted};
 use crate::train::config::{DataConfig, Init};
+use crate::train::reward_folder;
 
 /// Stage names that mean something else.
 const RESERVED: [&str; 1] = ["base"];
@@ -288,8 +287,8 @@ fn references(stage: &Stage) -> Vec<Reference> {
 
 fn collect_learned(key: &str, reward: &RewardConfig, found: &mut Vec<Reference>) {
     match reward {
-        // A folder is no stage; whether it holds a reward model shows when it is opened.
-        RewardConfig::Learned { stage } if !stage.contains(['/', MAIN_SEPARATOR]) => {
+        // A folder is no stage; the survey opens it.
+        RewardConfig::Learned { stage } if reward_folder(stage).is_none() => {
             found.push(Reference {
                 key: format!("{key}.stage"),
                 target: stage.clone(),

@@ -5,8 +5,8 @@ use crate::recipe::Recipe;
 use crate::recipe::places::Places;
 use crate::recipe::read::first_error;
 use crate::recipe::scan::{Kind, Node, scan};
-use crate::recipe::suggest::{did_you_mean, quoted};
 use crate::recipe::write::to_ron;
+use crate::suggest::{did_you_mean, quoted};
 
 /// Applies `path=value` arguments in order; a later one wins.
 ///

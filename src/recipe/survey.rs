@@ -1,10 +1,12 @@
 //! What a recipe's files hold: models, data and reward sources are looked at, and each stage is planned, before any
 //! weight is loaded.
 
+mod models;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::known::{Known, open_folder, open_model};
+use super::known::{Known, open_model};
 use super::lengths::{Lengths, RowLength};
 use super::memory::{FLOAT, ModelShape, Work, estimate};
 use super::uses::{sft_rows, uses};
@@ -37,6 +39,7 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey 
             run_dir: output.to_path_buf(),
             cache_dir: None,
         },
+        model: recipe.model.as_deref(),
         base: None,
         by_stage: BTreeMap::new(),
         problems: Vec::new(),
@@ -63,6 +66,8 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey 
 struct Surveyor<'a> {
     places: &'a Places,
     context: DataContext,
+    /// The recipe's `model`.
+    model: Option<&'a str>,
     base: Option<Known>,
     by_stage: BTreeMap<String, Known>,
     problems: Vec<Problem>,
@@ -81,11 +86,15 @@ impl Surveyor<'_> {
 
     fn stage(&mut self, stage: &Stage, path: &str, recipe: &Recipe) -> Option<StagePlan> {
         let known = self.model_of(stage, path);
-        let trains_policy = matches!(
+        let trains = matches!(
             stage,
-            Stage::Pretrain(_) | Stage::Sft(_) | Stage::Dpo(_) | Stage::Ppo(_)
+            Stage::Pretrain(_)
+                | Stage::Sft(_)
+                | Stage::Dpo(_)
+                | Stage::Ppo(_)
+                | Stage::RewardModel(_)
         );
-        if let (true, Some(known)) = (trains_policy, &known) {
+        if let (true, Some(known)) = (trains, &known) {
             self.by_stage.insert(stage.name().to_owned(), known.clone());
         }
         let uses = uses(stage);
@@ -102,6 +111,7 @@ impl Surveyor<'_> {
                 });
             }
         }
+        self.reward_models(stage, path, known.as_ref());
         let known = known?;
         self.positions(&known.config, stage, path);
         self.truncate(&known.tokenizer, stage, path);
@@ -112,41 +122,6 @@ impl Surveyor<'_> {
         }
         let plan = self.plan(stage, path, &known, shape, recipe);
         Some(plan)
-    }
-
-    fn model_of(&mut self, stage: &Stage, path: &str) -> Option<Known> {
-        let base = || Init::Base;
-        let init = match stage {
-            Stage::Pretrain(c) => c.init.clone(),
-            Stage::Sft(c) => c.init.clone(),
-            Stage::Rank(c) => c.init.clone(),
-            Stage::RewardModel(c) => c.init.clone(),
-            Stage::Dpo(c) => c.init.clone(),
-            Stage::Ppo(c) => c.init.clone(),
-            Stage::Compare(c) => c.policies.first().cloned().unwrap_or_else(base),
-        };
-        match init {
-            Init::Base => self.base.clone(),
-            Init::Stage(name) => self.by_stage.get(&name).cloned(),
-            Init::Folder(folder) => {
-                let found = open_folder(&folder);
-                self.keep(&format!("{path}.init"), found)
-            }
-            Init::Random(file) => {
-                let folder = if file.is_dir() {
-                    file.as_path()
-                } else {
-                    file.parent().unwrap_or(Path::new("."))
-                };
-                let tokenizer = Tokenizer::load(folder);
-                let tokenizer = self.keep(&format!("{path}.init"), tokenizer);
-                let config = self.keep(&format!("{path}.init"), ModelConfig::load(&file));
-                Some(Known {
-                    config: config?,
-                    tokenizer: tokenizer?,
-                })
-            }
-        }
     }
 
     /// Notes a stage whose rows may outgrow a table of learned positions.

@@ -1,18 +1,19 @@
 //! The score of a trained reward model.
 
-use super::{Completion, RewardSource};
+use super::{Completion, Reading, RewardSource};
 use crate::error::Result;
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
 
 /// Scores prompt and response by their tokens, at the last one (the EOS, if there is one).
 ///
-/// The tokens are those that the policy saw and drew, so the policy's tokenizer must be the reward model's.
+/// The tokens are those that the policy saw and drew, unless a [`Reading`] says otherwise.
 #[derive(Debug)]
 pub struct Learned<B: ModelBackend> {
     model: ScalarModel<B>,
     micro_batch_tokens: usize,
     device: B::Device,
+    reading: Option<Reading>,
 }
 
 impl<B: ModelBackend> Learned<B> {
@@ -22,16 +23,25 @@ impl<B: ModelBackend> Learned<B> {
             model,
             micro_batch_tokens,
             device,
+            reading: None,
         }
+    }
+
+    /// The same with another way to read completions than by the policy's ids.
+    #[must_use]
+    pub fn with_reading(mut self, reading: Reading) -> Self {
+        self.reading = Some(reading);
+        self
     }
 }
 
 impl<B: ModelBackend> RewardSource for Learned<B> {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        let rows: Vec<Vec<u32>> = completions
-            .iter()
-            .map(|c| [c.prompt_ids.as_slice(), &c.response_ids].concat())
-            .collect();
+        let ids = |c: &Completion| [c.prompt_ids.as_slice(), &c.response_ids].concat();
+        let rows: Vec<Vec<u32>> = match &self.reading {
+            Some(reading) => reading.rows(completions)?,
+            None => completions.iter().map(ids).collect(),
+        };
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         Ok(self
             .model

@@ -6,18 +6,22 @@ mod gold;
 mod learned;
 mod length;
 mod pattern;
+mod reading;
 pub mod rouge;
 mod stem;
 mod sum;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 pub use config::{RewardConfig, RougeVariant};
 pub use learned::Learned;
+pub use reading::Reading;
 
+use crate::data::Conversation;
 use crate::error::{Error, Problem, Result};
 
 /// One response to be scored.
@@ -31,6 +35,8 @@ pub struct Completion {
     pub prompt_ids: Vec<u32>,
     /// Response token ids, the EOS included if there is one.
     pub response_ids: Vec<u32>,
+    /// The conversation that the prompt was rendered from, if it is one.
+    pub conversation: Option<Arc<Conversation>>,
     /// The data row's columns (reference texts and the like).
     pub row: serde_json::Map<String, serde_json::Value>,
 }

@@ -43,7 +43,7 @@ pub fn compare<B: ModelBackend>(
     for (title, reward) in &config.rewards {
         sources.insert(
             title.clone(),
-            session.reward_source(reward, reference.config.vocab_size())?,
+            session.reward_source(reward, &reference.tokenizer)?,
         );
     }
     let summary = format!(

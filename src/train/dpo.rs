@@ -187,6 +187,7 @@ fn prompts(items: &[Comparisons], tokenizer: &Tokenizer, count: usize) -> Result
             Ok(Prompt {
                 ids: prompt.to_vec(),
                 text: tokenizer.decode(prompt, true)?,
+                conversation: None,
                 row: Map::from_iter([("completion".to_owned(), response.into())]),
             })
         })

@@ -74,6 +74,7 @@ pub(super) fn completions(
                 response: tokenizer.decode(&response.ids, true)?,
                 prompt_ids: prompt.ids.clone(),
                 response_ids: response.ids.clone(),
+                conversation: prompt.conversation.clone(),
                 row: prompt.row.clone(),
             })
         })

@@ -29,3 +29,4 @@ pub use rank::rank;
 pub use reward_model::reward_model;
 pub use session::{Outcome, Session};
 pub use sft::sft;
+pub use sources::reward_folder;

@@ -8,23 +8,20 @@ use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{Init, Peft};
+use super::sources::reward_folder;
 use crate::atomic::write_atomic;
 use crate::checkpoint::{FileHash, StageLineage, write_dir_atomic};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::weights::{self, RandomSource, write_snapshot};
+use crate::model::weights::{RandomSource, StoreAs, write_snapshot};
 use crate::model::{
-    LanguageModel, ModelConfig, SCORE_OFFSET, SIDECAR, ScalarModel, attach_lora, load_adapter,
-    manifest, read_score_offset, save_adapter, stored_tensors,
+    LanguageModel, ModelConfig, ModelSource, SCORE_OFFSET, SIDECAR, ScalarModel, attach_lora,
+    save_adapter, stored_tensors,
 };
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
-use crate::peft::files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::peft::{Adaptable, LoraConfig};
 use crate::rng::Seed;
-
-/// Name of a reward model's head in files.
-const SCORE: &str = "score.weight";
 
 /// A language model with what is needed to use and save it.
 #[derive(Debug, Clone)]
@@ -37,7 +34,7 @@ pub struct Policy<B: ModelBackend> {
     pub tokenizer: Arc<Tokenizer>,
     /// Configuration of its adapters, if it has any.
     pub lora: Option<LoraConfig>,
-    /// Folder or name of the base, as PEFT's `base_model_name_or_path`.
+    /// The base as PEFT's `base_model_name_or_path` names it: a hub repository or an absolute path.
     pub base: String,
     /// Files that the weights came from.
     pub files: Vec<PathBuf>,
@@ -53,8 +50,10 @@ pub struct RewardModel<B: ModelBackend> {
     pub model: ScalarModel<B>,
     /// Configuration of its adapters, if it has any.
     pub lora: Option<LoraConfig>,
-    /// Rows of its embedding.
-    pub vocab_size: usize,
+    /// Its configuration.
+    pub config: ModelConfig,
+    /// Its tokenizer, which need not be the policy's.
+    pub tokenizer: Arc<Tokenizer>,
 }
 
 impl<B: ModelBackend> Session<'_, B> {
@@ -63,109 +62,89 @@ impl<B: ModelBackend> Session<'_, B> {
     /// # Errors
     /// When files are missing, do not fit, or the stage has not run.
     pub fn policy(&mut self, init: &Init) -> Result<Policy<B>> {
-        match init {
+        let source = match init {
             Init::Base => {
-                let name = self.model.clone().ok_or_else(|| {
+                let name = self.model.as_deref().ok_or_else(|| {
                     Error::Usage(
                         "the recipe has no `model`, and a stage starts from the base".into(),
                     )
                 })?;
-                self.base_policy(&name)
+                ModelSource::find(name)?
             }
-            Init::Stage(stage) => {
-                let dir = self.stage_dir(stage)?;
-                let adapter = dir.join("adapter");
-                if adapter.exists() {
-                    return self.adapted_policy(&adapter);
-                }
-                self.base_policy(&existing(dir.join("model"), stage)?.to_string_lossy())
-            }
-            Init::Folder(path) if path.join(ADAPTER_CONFIG).exists() => self.adapted_policy(path),
-            Init::Folder(path) => match path.exists() {
-                true => self.base_policy(&path.to_string_lossy()),
-                false => Err(Error::Usage(format!(
-                    "init: no such file or folder: {}",
-                    path.display()
-                ))),
-            },
+            Init::Stage(stage) => self.stage_result(stage)?,
+            Init::Folder(path) => ModelSource::at(path, self.model.as_deref())?,
             Init::Random(path) => {
-                let config = ModelConfig::load(path)?;
-                let folder = if path.is_dir() {
-                    path.as_path()
-                } else {
-                    path.parent().unwrap_or(Path::new("."))
-                };
+                let (config, tokenizer) = ModelSource::blank(path)?;
                 let source = RandomSource::new(&config, self.seed.fork("weights"));
-                Ok(Policy {
+                return Ok(Policy {
                     model: LanguageModel::load(&config, &source, &self.device)?,
-                    tokenizer: Arc::new(Tokenizer::load(folder)?),
+                    tokenizer: Arc::new(tokenizer),
                     lora: None,
-                    base: folder.to_string_lossy().into_owned(),
+                    base: path.to_string_lossy().into_owned(),
                     files: Vec::new(),
                     score: None,
                     config,
-                })
-            }
-        }
-    }
-
-    /// The adapter of a folder on the base that it names.
-    fn adapted_policy(&mut self, adapter: &Path) -> Result<Policy<B>> {
-        let base = manifest::adapter_base(adapter)?;
-        let mut policy = self.base_policy(&base)?;
-        let loaded = load_adapter(&mut policy.model, &policy.config, adapter, &self.device)?;
-        self.warn(&loaded.warnings);
-        policy.lora = Some(loaded.config.lora());
-        policy.score = loaded.score.or(policy.score);
-        policy.files.push(adapter.join(ADAPTER_WEIGHTS));
-        Ok(policy)
-    }
-
-    /// Tells what an adapter's files hold that has no effect.
-    fn warn(&mut self, warnings: &[String]) {
-        for warning in warnings {
-            self.reporter.message(&format!("warning: {warning}"));
-        }
-    }
-
-    fn base_policy(&mut self, name: &str) -> Result<Policy<B>> {
-        let files = manifest::find(name)?;
-        let config = ModelConfig::load(&files.weights)?;
-        let source = weights::open(&files.weights)?;
-        let model = match self.bases.get(&files.weights) {
-            Some(model) => model.clone(),
-            None => {
-                let numerics = self.numerics;
-                let model =
-                    LanguageModel::load_as(&config, source.as_ref(), numerics, &self.device)?;
-                self.bases.insert(files.weights.clone(), model.clone());
-                model
+                });
             }
         };
-        let tokenizer = Arc::new(Tokenizer::load(&files.dir)?);
-        if tokenizer.vocab_size() > config.vocab_size() {
-            return Err(Error::format(
-                &files.dir,
-                format!(
-                    "the tokenizer has {} tokens and the model {} embeddings",
-                    tokenizer.vocab_size(),
-                    config.vocab_size()
-                ),
-            ));
+        let tokenizer = Arc::new(source.tokenizer()?);
+        self.warn(&source.notes);
+        let mut model = self.shared_base(&source)?;
+        let adapter = source.attach_outermost(&mut model, &self.device)?;
+        if let Some(adapter) = &adapter {
+            self.warn(&adapter.warnings);
         }
-        let is_scalar = source.shape(SCORE).is_some_and(|shape| shape[0] == 1);
+        let score = match source.score_head()? {
+            Some(head) if head.labels == 1 => Some(source.read_score(&head)?),
+            _ => None,
+        };
         Ok(Policy {
             model,
-            config,
             tokenizer,
-            lora: None,
-            base: name.to_owned(),
-            score: match is_scalar {
-                true => Some(source.read(SCORE)?),
-                false => None,
-            },
-            files: source.files(),
+            lora: adapter.map(|adapter| adapter.config.lora()),
+            base: source.peft_base()?,
+            files: source.files()?,
+            score,
+            config: source.config,
         })
+    }
+
+    /// The result of an earlier stage.
+    fn stage_result(&self, stage: &str) -> Result<ModelSource> {
+        let dir = self.stage_dir(stage)?;
+        ModelSource::of_stage(&dir, self.model.as_deref())?.ok_or_else(|| Error::Stage {
+            stage: stage.to_owned(),
+            message: format!(
+                "it has no result yet ({} is missing); run the recipe without --stage",
+                dir.join("model").display()
+            ),
+        })
+    }
+
+    /// The model under the outermost adapter, which all that stand on it share.
+    fn shared_base(&mut self, source: &ModelSource) -> Result<LanguageModel<B>> {
+        let inner = source.adapters.len().saturating_sub(1);
+        // Adapters name their base by an absolute path, recipes often by a relative one.
+        let same = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let key: Vec<PathBuf> = std::iter::once(&source.weights)
+            .chain(&source.adapters[..inner])
+            .map(same)
+            .collect();
+        if let Some(model) = self.bases.get(&key) {
+            return Ok(model.clone());
+        }
+        let model = source.load_base(self.numerics, &self.device)?;
+        self.bases.insert(key, model.clone());
+        Ok(model)
+    }
+
+    /// Reports what a model's files hold that the user should know of, once.
+    fn warn(&mut self, warnings: &[String]) {
+        for warning in warnings {
+            if self.warned.insert(warning.clone()) {
+                self.reporter.message(&format!("warning: {warning}"));
+            }
+        }
     }
 
     /// The reward model of a stage, or of a folder.
@@ -173,48 +152,27 @@ impl<B: ModelBackend> Session<'_, B> {
     /// # Errors
     /// As [`Session::policy`].
     pub fn reward_model(&mut self, stage: &str) -> Result<RewardModel<B>> {
-        let dir = if stage.contains(['/', '\\']) {
-            PathBuf::from(stage)
-        } else {
-            self.stage_dir(stage)?
+        let source = match reward_folder(stage) {
+            Some(folder) => ModelSource::at(folder, self.model.as_deref())?,
+            None => self.stage_result(stage)?,
         };
-        let adapter = dir.join("adapter");
-        if adapter.exists() {
-            let base = self.base_policy(&manifest::adapter_base(&adapter)?)?;
-            let mut backbone = base.model.into_backbone();
-            let loaded = load_adapter(&mut backbone, &base.config, &adapter, &self.device)?;
-            self.warn(&loaded.warnings);
-            let score = loaded.score.ok_or_else(|| {
-                Error::format(
-                    &adapter,
-                    "a reward model's adapter holds base_model.model.score.weight; it is missing",
-                )
-            })?;
-            let mut model =
-                ScalarModel::with_zero_head(backbone, base.config.output_size(), &self.device);
-            model.set_score(score, &self.device);
-            model.offset = read_score_offset(&adapter.join(SIDECAR))?;
-            let vocab_size = base.config.vocab_size();
-            return Ok(RewardModel {
-                model,
-                lora: Some(loaded.config.lora()),
-                vocab_size,
-            });
+        source.check_reward()?;
+        let tokenizer = Arc::new(source.tokenizer()?);
+        self.warn(&source.notes);
+        // A whole classification checkpoint is nobody's base.
+        let backbone = match !source.adapters.is_empty() && source.has_output_head()? {
+            true => self.shared_base(&source)?,
+            false => source.load_backbone(self.numerics, &self.device)?,
+        };
+        let (model, adapter) = source.reward_model(backbone, &self.device)?;
+        if let Some(adapter) = &adapter {
+            self.warn(&adapter.warnings);
         }
-        let folder = if dir.join("config.json").exists() {
-            dir
-        } else {
-            existing(dir.join("model"), stage)?
-        };
-        let config = ModelConfig::load(&folder)?;
-        let source = weights::open(&folder)?;
-        let numerics = self.numerics;
-        let mut model = ScalarModel::load_as(&config, source.as_ref(), numerics, &self.device)?;
-        model.offset = read_score_offset(&folder.join("config.json"))?;
         Ok(RewardModel {
             model,
-            lora: None,
-            vocab_size: config.vocab_size(),
+            tokenizer,
+            lora: adapter.map(|adapter| adapter.config.lora()),
+            config: source.config,
         })
     }
 
@@ -354,7 +312,10 @@ pub(super) fn save_policy<B: ModelBackend>(
                     let mut plain = model.clone();
                     plain.detach_adapters();
                     write_model(&own, &mut plain, config, tokenizer, false, None)?;
-                    own.to_string_lossy().into_owned()
+                    std::path::absolute(&own)
+                        .map_err(Error::io("find", &own))?
+                        .to_string_lossy()
+                        .into_owned()
                 }
                 false => base.to_owned(),
             };
@@ -415,7 +376,7 @@ fn write_model<B: ModelBackend>(
     offset: Option<f64>,
 ) -> Result<()> {
     write_dir_atomic(folder, |folder| {
-        let mut json = config.to_json(classification);
+        let mut json = config.to_json_as(classification, StoreAs::F32);
         if let (Some(offset), Some(object)) = (offset, json.as_object_mut()) {
             object.insert(SCORE_OFFSET.into(), offset.into());
         }
@@ -424,18 +385,5 @@ fn write_model<B: ModelBackend>(
         write_atomic(folder.join("config.json"), text.as_bytes())?;
         write_snapshot(folder.join("model.safetensors"), &stored_tensors(model))?;
         tokenizer.save(folder)
-    })
-}
-
-fn existing(folder: PathBuf, stage: &str) -> Result<PathBuf> {
-    if folder.exists() {
-        return Ok(folder);
-    }
-    Err(Error::Stage {
-        stage: stage.to_owned(),
-        message: format!(
-            "it has no result yet ({} is missing); run the recipe without --stage",
-            folder.display()
-        ),
     })
 }

@@ -46,7 +46,7 @@ pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) 
         &policy.files,
         &[data],
     )?;
-    let mut source = session.reward_source(&config.reward, policy.config.vocab_size())?;
+    let mut source = session.reward_source(&config.reward, &policy.tokenizer)?;
     let seed = session.stage_seed(&config.name);
     let options = Drawing {
         response_length: config.response_length,

@@ -1,6 +1,6 @@
 //! What the stages of one run share: device, folders, seed, frozen bases, and who is told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::RunDir;
@@ -42,8 +42,11 @@ pub struct Session<'a, B: ModelBackend> {
     pub interrupt: Interrupt,
     /// Who is told.
     pub reporter: &'a mut dyn Reporter,
-    /// Frozen weights by file: policies, references, rewards and values that share a base hold it once.
-    pub(super) bases: HashMap<PathBuf, LanguageModel<B>>,
+    /// Frozen weights by their files, a model's and those of adapters merged into it: policies, references, rewards and
+    /// values that share a base hold it once.
+    pub(super) bases: HashMap<Vec<PathBuf>, LanguageModel<B>>,
+    /// Warnings that were reported.
+    pub(super) warned: BTreeSet<String>,
 }
 
 impl<'a, B: ModelBackend> Session<'a, B> {
@@ -61,6 +64,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             interrupt: Interrupt::default(),
             reporter,
             bases: HashMap::new(),
+            warned: BTreeSet::new(),
         }
     }
 

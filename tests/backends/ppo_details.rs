@@ -763,7 +763,8 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
         let reward = RewardModel {
             model: reward.clone(),
             lora: None,
-            vocab_size: 32,
+            config: model_config(),
+            tokenizer: Arc::new(tokenizer()),
         };
         let mut config = ppo_config(json!({}));
         (config.value_init, config.peft) = (Some(value_init), peft);

@@ -7,12 +7,16 @@
 
 mod comparisons;
 mod fit;
+mod judged;
 mod report;
 mod sequence;
+
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 pub use comparisons::{Comparisons, encode_comparisons};
+pub use judged::{Conversation, encode_judged};
 pub use report::{EncodeReport, Encoded};
 
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options, prompt_text};
@@ -42,6 +46,8 @@ pub struct Prompt {
     pub ids: Vec<u32>,
     /// The text that they stand for.
     pub text: String,
+    /// The conversation that the text was rendered from, if it is one.
+    pub conversation: Option<Arc<Conversation>>,
     /// The row's columns.
     pub row: Map<String, Value>,
 }
@@ -180,6 +186,13 @@ pub fn encode_prompts(
             Content::Text(_) => tokenizer.encode_document(&text)?,
             Content::Messages(_) => encode_chat(tokenizer, &text)?,
         };
+        let conversation = match prompt {
+            Content::Text(_) => None,
+            Content::Messages(messages) => Some(Arc::new(Conversation {
+                messages,
+                options: chat_options(row, format)?,
+            })),
+        };
         if ids.len() > max_prompt_length {
             return Ok(Outcome::TooLong);
         }
@@ -191,6 +204,7 @@ pub fn encode_prompts(
         let item = Prompt {
             ids,
             text,
+            conversation,
             row: row.columns.clone(),
         };
         Ok(Outcome::Kept {

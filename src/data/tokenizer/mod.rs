@@ -3,6 +3,7 @@
 //! There is no pad token: batches are packed (see [`crate::tokens`]), and truncation or padding asked for by a
 //! `tokenizer.json` is switched off, as transformers does before it applies its own.
 
+mod compare;
 mod files;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -35,6 +36,19 @@ const FILES: [&str; 11] = [
     "config.json",
 ];
 
+/// Files of which any makes a folder one with a vocabulary.
+const VOCABULARIES: [&str; 3] = ["tokenizer.json", "vocab.json", "encoder.json"];
+
+/// Files that say which text has which id, and so belong together.
+const VOCABULARY_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+];
+
 /// A tokenizer with its chat template and its special tokens. A clone shares vocabulary and files: those of 49,152 tokens take
 /// tens of megabytes, and every stage of a plan has one.
 #[derive(Debug, Clone)]
@@ -44,6 +58,7 @@ pub struct Tokenizer {
     origin: PathBuf,
     special_ids: HashSet<u32>,
     bos: Option<(u32, String)>,
+    pad: Option<u32>,
     eos_text: String,
     stop_ids: Vec<u32>,
     chat: Option<ChatTemplate>,
@@ -57,15 +72,30 @@ impl Tokenizer {
     /// # Errors
     /// If there is no tokenizer, a file does not parse, or no file says which token ends a text.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_layered(&[dir])
+    }
+
+    /// The same of several folders, such as an adapter's and its base's: a file of an earlier one wins, and vocabularies
+    /// are not mixed.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn load_layered(dirs: &[&Path]) -> Result<Self> {
+        let has_vocabulary = |dir: &&Path| VOCABULARIES.iter().any(|name| dir.join(name).is_file());
+        let own = dirs.iter().copied().find(has_vocabulary);
         let mut files = BTreeMap::new();
-        for name in FILES {
-            let path = dir.join(name);
-            if path.is_file() {
-                let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-                files.insert(name.to_owned(), bytes);
+        for dir in dirs {
+            for name in FILES {
+                let of_another = VOCABULARY_FILES.contains(&name) && own != Some(*dir);
+                let path = dir.join(name);
+                if !of_another && !files.contains_key(name) && path.is_file() {
+                    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+                    files.insert(name.to_owned(), bytes);
+                }
             }
         }
-        Self::from_files(files, dir)
+        let origin = own.or(dirs.first().copied()).unwrap_or(Path::new("."));
+        Self::from_files(files, origin)
     }
 
     /// The same from files in memory, by their names; `origin` is what errors name.
@@ -123,6 +153,9 @@ impl Tokenizer {
             None => None,
         };
 
+        let pad = specials
+            .get("pad_token")
+            .and_then(|text| inner.token_to_id(text));
         let mut stop_ids = vec![eos_id];
         for id in id_list(&generation, "eos_token_id") {
             if !stop_ids.contains(&id) {
@@ -150,6 +183,7 @@ impl Tokenizer {
             origin: origin.to_path_buf(),
             special_ids,
             bos,
+            pad,
             eos_text,
             stop_ids,
             chat,
@@ -268,6 +302,17 @@ impl Tokenizer {
     /// Whether `id` is an added special token (`<|im_end|>`), as opposed to a piece of text.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
+    }
+
+    /// The padding token that the files name, which may be the EOS.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad
+    }
+
+    /// One more than the highest id.
+    pub fn id_limit(&self) -> u32 {
+        let highest = self.inner.get_vocab(true).into_values().max();
+        highest.map_or(0, |id| id + 1)
     }
 
     /// The vocabulary's entry for `id`, in the vocabulary's own spelling (`Ġthe`).

@@ -17,7 +17,7 @@ pub use gpt2::Gpt2Config;
 pub use opt::{OptConfig, POSITION_OFFSET};
 pub use rope::RopeScaling;
 
-use super::weights::gguf;
+use super::weights::{StoreAs, gguf};
 use crate::error::{Error, Result};
 use crate::ops::HeadLayout;
 pub use crate::peft::LinearSpec;
@@ -233,6 +233,24 @@ impl ModelConfig {
         Value::Object(raw)
     }
 
+    /// [`ModelConfig::to_json`] for weights that are stored as `dtype`, which `dtype` and, if the file that was read has
+    /// it, `torch_dtype` then name: transformers 5 loads a model in the number format that this key says.
+    pub fn to_json_as(&self, classification: bool, dtype: StoreAs) -> Value {
+        let mut json = self.to_json(classification);
+        set_dtype(&mut json, dtype);
+        json
+    }
+
+    /// The same model with an output head that is stored apart from the embedding.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_value`].
+    pub fn untied(&self) -> Result<Self> {
+        let mut raw = self.raw().clone();
+        raw.insert("tie_word_embeddings".into(), json!(false));
+        Self::from_value(Value::Object(raw))
+    }
+
     /// Whether the file describes a sequence classifier (a reward model).
     pub fn is_classifier(&self) -> bool {
         self.raw()
@@ -242,6 +260,11 @@ impl ModelConfig {
             .flatten()
             .filter_map(Value::as_str)
             .any(|a| a.ends_with("ForSequenceClassification"))
+    }
+
+    /// The name of the token embedding.
+    pub fn embedding_name(&self) -> &'static str {
+        self.names().embedding
     }
 
     /// The value of `model_type`.
@@ -354,6 +377,19 @@ impl ModelConfig {
     /// Every linear layer but the output head, in the order of the model: what PEFT's "all-linear" adapts.
     pub fn linear_modules(&self) -> Vec<LinearSpec> {
         self.decoder().linear_modules()
+    }
+}
+
+/// Says in a `config.json` how its weights are stored.
+pub fn set_dtype(config: &mut Value, dtype: StoreAs) {
+    let Some(config) = config.as_object_mut() else {
+        return;
+    };
+    let old_name = config.contains_key("torch_dtype");
+    for key in ["torch_dtype", "dtype"] {
+        if config.contains_key(key) || (key == "dtype" && !old_name) {
+            config.insert(key.into(), json!(dtype.torch_name()));
+        }
     }
 }
 

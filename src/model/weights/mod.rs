@@ -4,6 +4,7 @@
 //! cut short under a mapping kills the process instead of giving an error. Peak memory is the tensor being read.
 
 pub mod gguf;
+pub mod heads;
 pub mod random;
 pub mod safetensors;
 pub mod storage;
@@ -38,6 +39,13 @@ pub trait WeightSource: Send + Sync {
     fn path(&self) -> &Path;
     /// The files that hold the tensors; none for weights that are not read.
     fn files(&self) -> Vec<PathBuf>;
+    /// Whether two stored tensors hold the same values.
+    ///
+    /// # Errors
+    /// As [`WeightSource::read`].
+    fn same_values(&self, left: &str, right: &str) -> Result<bool> {
+        Ok(self.read(left)? == self.read(right)?)
+    }
 }
 
 /// Opens the weights of a model: a `.safetensors` or `.gguf` file, or a folder with `model.safetensors`,

@@ -233,6 +233,22 @@ impl WeightSource for SafetensorsFiles {
         self.blobs[entry.blob].read_tensor(&entry.dtype, entry.offset, entry.len)
     }
 
+    fn same_values(&self, left: &str, right: &str) -> Result<bool> {
+        match (self.tensors.get(left), self.tensors.get(right)) {
+            (Some(a), Some(b)) if a.dtype == b.dtype && a.len == b.len => {
+                let Some(bytes) = a.dtype.num_bytes(a.len) else {
+                    return Ok(false);
+                };
+                let (left, right) = (&self.blobs[a.blob], &self.blobs[b.blob]);
+                left.same_bytes(a.offset, right, b.offset, bytes)
+            }
+            _ => {
+                let (left, right) = (self.read(left)?, self.read(right)?);
+                Ok(left == right)
+            }
+        }
+    }
+
     fn path(&self) -> &Path {
         &self.path
     }

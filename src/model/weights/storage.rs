@@ -165,6 +165,34 @@ impl Blob {
         read_exact_at(&self.file, offset, out).map_err(Error::io("read", &self.path))
     }
 
+    /// Whether `len` bytes from `offset` on are those of `other` from `other_offset` on.
+    pub(crate) fn same_bytes(
+        &self,
+        offset: u64,
+        other: &Self,
+        other_offset: u64,
+        len: u64,
+    ) -> Result<bool> {
+        const PIECE: u64 = 1 << 20;
+        let mut buffers = [Vec::new(), Vec::new()];
+        let mut done = 0;
+        while done < len {
+            let piece = PIECE.min(len - done);
+            for (buffer, (blob, from)) in buffers
+                .iter_mut()
+                .zip([(self, offset), (other, other_offset)])
+            {
+                buffer.resize(piece as usize, 0);
+                blob.read_at(from + done, buffer)?;
+            }
+            if buffers[0] != buffers[1] {
+                return Ok(false);
+            }
+            done += piece;
+        }
+        Ok(true)
+    }
+
     /// Reads `len` values of a tensor, in parallel pieces that are converted as they arrive.
     ///
     /// The caller has checked the type and that the bytes lie inside the file.

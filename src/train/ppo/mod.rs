@@ -51,7 +51,9 @@ pub use update::{
     MinibatchReport, Networks, UpdateReport, UpdateSettings, minibatch_orders, update,
 };
 use value::WithHead;
-pub use value::{FrozenValue, ValueFunction, ValueHead, value_function, value_network};
+pub use value::{
+    FrozenValue, OTHER_TOKENS, ValueFunction, ValueHead, value_function, value_network,
+};
 
 /// Name under which the training reward is reported at evaluations.
 const SCORE: &str = "score";
@@ -88,12 +90,12 @@ pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) ->
     let mut sources = BTreeMap::new();
     sources.insert(
         SCORE.to_owned(),
-        session.reward_source(&config.reward, policy.config.vocab_size())?,
+        session.reward_source(&config.reward, &policy.tokenizer)?,
     );
     if let Some(gold) = &config.gold {
         sources.insert(
             GOLD.to_owned(),
-            session.reward_source(gold, policy.config.vocab_size())?,
+            session.reward_source(gold, &policy.tokenizer)?,
         );
     }
     let value_init = config.value_init.unwrap_or_default();

@@ -5,7 +5,7 @@ use burn::module::{AutodiffModule, Module, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{LanguageModel, ScalarModel, Trained, scalar_head};
 use crate::ops::ModelBackend;
 use crate::optim::AdamW;
@@ -13,6 +13,10 @@ use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::rng::Seed;
 use crate::train::config::{PpoConfig, ValueInit, ValueTrunk};
 use crate::train::policy::{Policy, RewardModel, prepare};
+
+/// Why a value network cannot start from a reward model with another tokenizer, and what to do.
+pub const OTHER_TOKENS: &str = "the value network starts from the reward model, which has another tokenizer than the policy and cannot read \
+     its tokens; set `value_init: Policy`";
 
 /// What estimates the return at each position.
 #[derive(Debug)]
@@ -137,7 +141,7 @@ pub fn value_function<B: ModelBackend>(
 /// and the head are trained.
 ///
 /// # Errors
-/// `Error::Usage` for an adapter target that matches no layer.
+/// `Error::Usage` for an adapter target that matches no layer; `Error::Stage` for a reward model with another tokenizer.
 ///
 /// # Source
 /// arXiv:2403.17031, detail 28 of `docs/ppo-details.md`; the zero head is lm-human-preferences'.
@@ -148,21 +152,28 @@ pub fn value_network<B: ModelBackend>(
     seed: Seed,
     device: &B::Device,
 ) -> Result<ScalarModel<Autodiff<B>>> {
-    let (mut model, present) = match reward {
+    let (mut model, present, model_config) = match reward {
         Some(reward) if config.value_init.unwrap_or_default() == ValueInit::Reward => {
-            (reward.model, reward.lora)
+            if !reward.tokenizer.reads_ids_of(&policy.tokenizer) {
+                return Err(Error::Stage {
+                    stage: config.name.clone(),
+                    message: OTHER_TOKENS.into(),
+                });
+            }
+            (reward.model, reward.lora, reward.config)
         }
         _ => {
             let hidden = policy.config.output_size();
             (
                 ScalarModel::with_zero_head(policy.model.clone(), hidden, device),
                 policy.lora.clone(),
+                policy.config.clone(),
             )
         }
     };
     let (lora, _) = prepare(
         &mut model,
-        &policy.config,
+        &model_config,
         present.as_ref(),
         &config.peft,
         seed.fork("value"),
