@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+#[path = "cli/sources.rs"]
+mod sources;
+
 use serde_json::{Value, json};
 use tempering::model::ModelConfig;
 use tempering::model::weights::{self, RandomSource, WeightSource, write_safetensors};

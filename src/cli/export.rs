@@ -11,21 +11,25 @@ use super::args::{ComputeArgs, ExportArgs, ModelArgs};
 use super::logprobs::measure;
 use super::model::FoundModel;
 use super::output;
+use super::padding::Padding;
 use super::rows::IdsRow;
 use super::score::last_scores;
 use crate::atomic::{Temporary, sync_parent, temporary_name, write_atomic};
 use crate::backend::{Task, dispatch};
 use crate::data::{Row, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::weights::{self, StoreAs, write_safetensors_with, write_snapshot};
-use crate::model::{LanguageModel, ModelConfig, SCORE_OFFSET, ScalarModel, stored_tensors};
-use crate::ops::ModelBackend;
+use crate::model::config::set_dtype;
+use crate::model::source::portable_base;
+use crate::model::weights::{self, Dtype, StoreAs, write_safetensors_with, write_snapshot};
+use crate::model::{ModelConfig, SCORE_OFFSET, stored_tensors};
+use crate::ops::{ModelBackend, Numerics};
 use crate::params::Parameters;
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
+use crate::recipe;
 use crate::rng::Seed;
 
-/// Read by a merged model and by the model with its adapter, to compare the two.
+/// Read by the model that was trained and by the files that were written, to compare the two.
 const PROBE: &str = "A merged model must say what the model with its adapter says: the same words, with the same odds.";
 
 /// Copies a stage's result, or merges its adapter into the base.
@@ -63,35 +67,17 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
     let folder = Temporary(Some(temporary_name(&to)?));
     let written = folder.path().to_path_buf();
     fs::create_dir(&written).map_err(Error::io("create", &args.to))?;
-    let is_adapter = from.join(ADAPTER_CONFIG).is_file();
-    let summary = if args.merge && is_adapter {
-        let model = FoundModel::find(&ModelArgs::of(from.display().to_string()))?;
-        let merge = Merge {
-            tokenizer: model.tokenizer().ok(),
-            model: &model,
-            to: &written,
-        };
-        let difference = dispatch(compute.backend, compute.device, merge)?;
-        let what = if model.is_reward_model()? {
-            "score"
-        } else {
-            "log-probability"
-        };
-        format!(
-            "merged; largest {what} difference from the model with its adapter: {difference:.1e}"
-        )
-    } else {
-        copy(&from, &written)?;
-        (if is_adapter {
-            "adapter copied"
-        } else {
-            "model copied"
-        })
-        .to_owned()
+    let export = Export {
+        from: &from,
+        to: &written,
+        trained: numerics_of(&args.run),
+        compute,
     };
-    if let Some(dtype) = args.dtype {
-        convert(&written, dtype)?;
-    }
+    let summary = match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
+        (true, true) => export.merged(args.dtype)?,
+        (true, false) => export.adapter(args.dtype)?,
+        (false, _) => export.model(args.dtype)?,
+    };
     // An empty folder of that name is replaced; where the system does not do that, it goes first.
     if to.is_dir() {
         fs::remove_dir(&to).map_err(Error::io("replace", &args.to))?;
@@ -127,6 +113,142 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(Error::io("find", path))
 }
 
+/// How the run kept and multiplied its frozen weights; in f32 if it does not say.
+fn numerics_of(run: &Path) -> Numerics {
+    let recipe = recipe::load(&run.join("recipe.ron"), &[]);
+    recipe.map_or_else(|_| Numerics::default(), |recipe| recipe.numerics())
+}
+
+/// A result that is written to another folder.
+struct Export<'a> {
+    from: &'a Path,
+    to: &'a Path,
+    trained: Numerics,
+    compute: &'a ComputeArgs,
+}
+
+impl Export<'_> {
+    /// The adapter as it is, with a base that PEFT finds.
+    fn adapter(&self, dtype: Option<StoreAs>) -> Result<String> {
+        if dtype.is_some() {
+            return Err(Error::Usage(
+                "--dtype: an adapter is stored in f32; add --merge to write a whole model".into(),
+            ));
+        }
+        copy(self.from, self.to)?;
+        let Some(base) = portable_base(self.from)? else {
+            return Ok("adapter copied".into());
+        };
+        if Path::new(&base).join(ADAPTER_CONFIG).is_file() {
+            return Err(Error::Usage(format!(
+                "{}: the adapter stands on the adapter {base}, which PEFT would leave out; add --merge",
+                self.from.display()
+            )));
+        }
+        let file = self.to.join(ADAPTER_CONFIG);
+        let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+        let mut config: Value =
+            serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
+        config["base_model_name_or_path"] = json!(base);
+        write_atomic(&file, format!("{config:#}\n").as_bytes())?;
+        Ok(format!("adapter copied; its base is {base}"))
+    }
+
+    /// Whole weights as they are, or in another number format.
+    fn model(&self, dtype: Option<StoreAs>) -> Result<String> {
+        copy(self.from, self.to)?;
+        let trained = self.found(self.from, Numerics::default())?;
+        let padding = self.finish(&trained, dtype)?;
+        Ok(match dtype {
+            None => format!("model copied{padding}"),
+            Some(_) => format!("model copied; {}{padding}", self.difference(&trained)?),
+        })
+    }
+
+    /// The base with the adapter added to its weights.
+    fn merged(&self, dtype: Option<StoreAs>) -> Result<String> {
+        let trained = self.found(self.from, self.trained)?;
+        let exact = self.found(self.from, Numerics::default())?;
+        let merge = Merge {
+            model: &exact,
+            to: self.to,
+        };
+        dispatch(self.compute.backend, self.compute.device, merge)?;
+        if let Ok(tokenizer) = exact.tokenizer() {
+            tokenizer.save(self.to)?;
+        }
+        let padding = self.finish(&trained, dtype)?;
+        Ok(format!("merged; {}{padding}", self.difference(&trained)?))
+    }
+
+    fn found(&self, folder: &Path, numerics: Numerics) -> Result<FoundModel> {
+        FoundModel::find(&ModelArgs {
+            base_precision: numerics.storage,
+            matmul_precision: numerics.matmul,
+            ..ModelArgs::of(folder.display().to_string())
+        })
+    }
+
+    /// Brings the written folder into its last form: number format, padding token, and a configuration that says both.
+    fn finish(&self, trained: &FoundModel, dtype: Option<StoreAs>) -> Result<String> {
+        let mut config: Value = ModelConfig::load(self.to)?.raw().clone().into();
+        let (mut said, mut rows) = (String::new(), 0);
+        if trained.is_reward_model()? {
+            match Tokenizer::load(self.to) {
+                Ok(tokenizer) => {
+                    let padding = Padding::choose(&tokenizer, &trained.config);
+                    padding.write_tokenizer(self.to)?;
+                    config["pad_token_id"] = json!(padding.id);
+                    let vocab = trained.config.vocab_size();
+                    rows = (padding.id as usize + 1).saturating_sub(vocab);
+                    config["vocab_size"] = json!(vocab + rows);
+                    said = format!("; rows are padded with {:?} ({})", padding.text, padding.id);
+                }
+                Err(_) => without_end_as_padding(&mut config, &trained.config),
+            }
+        }
+        let file = self.to.join("model.safetensors");
+        if file.is_file() && (dtype.is_some() || rows > 0) {
+            rewrite(&file, dtype, trained.config.embedding_name(), rows)?;
+        }
+        if let Some(stored) = stored_dtype(self.to, trained.config.embedding_name())? {
+            set_dtype(&mut config, stored);
+        }
+        write_config(self.to, &config)?;
+        Ok(said)
+    }
+
+    /// How far the written files are from the model that was trained.
+    fn difference(&self, trained: &FoundModel) -> Result<String> {
+        let written = self.found(self.to, Numerics::default())?;
+        let probe = probe(trained)?;
+        let answers = |model: &FoundModel| {
+            let measure = Answers {
+                model,
+                probe: &probe,
+            };
+            dispatch(self.compute.backend, self.compute.device, measure)
+        };
+        let (expected, found) = (answers(trained)?, answers(&written)?);
+        let largest = expected
+            .iter()
+            .zip(&found)
+            .map(|(a, b)| f64::from((a - b).abs()))
+            .fold(0.0, f64::max);
+        let what = match trained.is_reward_model()? {
+            true => "score",
+            false => "log-probability",
+        };
+        let base = match trained.numerics == Numerics::default() {
+            true => String::new(),
+            false => format!(" (base in {})", trained.numerics.name()),
+        };
+        Ok(format!(
+            "largest {what} difference of the files written from the model as trained{base}: {largest:.1e}"
+        ))
+    }
+}
+
 fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).map_err(Error::io("read", from))? {
         let file = entry.map_err(Error::io("read", from))?.path();
@@ -134,58 +256,41 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
             fs::copy(&file, to.join(name)).map_err(Error::io("copy", &file))?;
         }
     }
-    if to.join("config.json").is_file() {
-        let config = ModelConfig::load(to)?;
-        if config.is_classifier() {
-            let stops = Tokenizer::load(to)
-                .map(|tokenizer| tokenizer.stop_ids().to_vec())
-                .unwrap_or_default();
-            write_config(
-                to,
-                classifier_config(config.raw().clone().into(), &config, &stops),
-            )?;
-        }
-    }
     Ok(())
 }
 
-/// The `config.json` of a sequence classifier, without a padding token that a response can end with.
+/// Takes the padding token away if a response can end with it: without a tokenizer no other one can be chosen.
 ///
-/// transformers reads the score at the last token that is not `pad_token_id`. Where padding and EOS are one token, that
-/// is the token before the EOS, which the model was not trained to judge at: the scores would be others, silently.
-/// Without a padding token transformers reads the last token, and refuses to batch rows instead of misreading them.
-fn classifier_config(mut raw: Value, config: &ModelConfig, stop_ids: &[u32]) -> Value {
-    let pad = raw
-        .get("pad_token_id")
-        .and_then(Value::as_u64)
-        .and_then(|id| u32::try_from(id).ok());
-    if pad.is_some_and(|pad| stop_ids.contains(&pad) || config.eos_ids().contains(&pad)) {
+/// transformers then reads the score at the last token, and refuses to batch rows instead of misreading them.
+fn without_end_as_padding(raw: &mut Value, config: &ModelConfig) {
+    let pad = raw.get("pad_token_id").and_then(Value::as_u64);
+    if pad.is_some_and(|pad| config.eos_ids().iter().any(|&end| u64::from(end) == pad)) {
         raw["pad_token_id"] = Value::Null;
     }
-    raw
 }
 
-/// Rewrites a folder's weights in another number format.
-fn convert(folder: &Path, dtype: StoreAs) -> Result<()> {
-    let file = folder.join("model.safetensors");
-    if !file.is_file() {
-        return Err(Error::Usage(
-            "--dtype: an adapter is stored in f32; add --merge to write a whole model".into(),
-        ));
-    }
-    let source = weights::open(&file)?;
+/// Rewrites a file's weights in another number format, if one is given, and with `rows` more rows of zeros at the end of
+/// the embedding.
+fn rewrite(file: &Path, dtype: Option<StoreAs>, embedding: &str, rows: usize) -> Result<()> {
+    let source = weights::open(file)?;
+    let embedding = weights::resolve(source.as_ref(), embedding);
     let shapes: Vec<(String, Vec<usize>)> = (source.names().into_iter())
         .map(|name| {
-            let shape = source.shape(&name).unwrap_or_default();
+            let mut shape = source.shape(&name).unwrap_or_default();
+            if let (true, Some(first)) = (embedding.as_ref() == Some(&name), shape.first_mut()) {
+                *first += rows;
+            }
             (name, shape)
         })
         .collect();
     let specs: Vec<(&str, &[usize])> = (shapes.iter())
         .map(|(name, shape)| (name.as_str(), shape.as_slice()))
         .collect();
-    write_safetensors_with(&file, dtype, &specs, |i| {
-        let name = &shapes[i].0;
-        let values = source.read(name)?;
+    let dtype = dtype.unwrap_or_default();
+    write_safetensors_with(file, dtype, &specs, |i| {
+        let (name, shape) = &shapes[i];
+        let mut values = source.read(name)?;
+        values.resize(shape.iter().product(), 0.0);
         let too_large = |x: &&f32| dtype == StoreAs::F16 && x.abs() > f16::MAX.to_f32();
         match values.iter().find(too_large) {
             Some(x) => Err(Error::Usage(format!(
@@ -194,52 +299,42 @@ fn convert(folder: &Path, dtype: StoreAs) -> Result<()> {
             ))),
             None => Ok(Cow::Owned(values)),
         }
-    })?;
-    let mut config: Value = ModelConfig::load(folder)?.raw().clone().into();
-    for key in ["dtype", "torch_dtype"] {
-        if config.get(key).is_some() {
-            config[key] = json!(dtype.torch_name());
-        }
-    }
-    write_config(folder, config)
+    })
 }
 
-fn write_config(folder: &Path, config: Value) -> Result<()> {
+/// The number format that a folder's weights are stored in, that of the embedding; `None` for one of GGUF's.
+fn stored_dtype(folder: &Path, embedding: &str) -> Result<Option<StoreAs>> {
+    let source = weights::open(folder)?;
+    let name = weights::resolve(source.as_ref(), embedding);
+    Ok(match name.and_then(|name| source.dtype(&name)) {
+        Some(Dtype::F32) => Some(StoreAs::F32),
+        Some(Dtype::F16) => Some(StoreAs::F16),
+        Some(Dtype::Bf16) => Some(StoreAs::Bf16),
+        _ => None,
+    })
+}
+
+fn write_config(folder: &Path, config: &Value) -> Result<()> {
     write_atomic(
         folder.join("config.json"),
         format!("{config:#}\n").as_bytes(),
     )
 }
 
-/// Merges a model's adapter and writes the result; gives the largest difference that this makes.
+/// Merges a model's adapter and writes weights and configuration.
 struct Merge<'a> {
     model: &'a FoundModel,
-    tokenizer: Option<Tokenizer>,
     to: &'a Path,
 }
 
 impl Task for Merge<'_> {
-    type Output = f64;
+    type Output = ();
 
-    fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<f64> {
-        let config = &self.model.config;
-        let probe = self.probe()?;
+    fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<()> {
         let is_reward = self.model.is_reward_model()?;
-        let mut json = config.to_json(is_reward);
-        // The file is written in f32, whatever the base was stored in.
-        for key in ["dtype", "torch_dtype"] {
-            if json.get(key).is_some() {
-                json[key] = json!("float32");
-            }
-        }
-        let expected = if is_reward {
+        let mut json = self.model.config.to_json_as(is_reward, StoreAs::F32);
+        if is_reward {
             let mut model = self.model.reward_model::<B>(&device)?;
-            let expected = last_scores(&model, &[probe.ids.as_slice()], &device);
-            let stops = self
-                .tokenizer
-                .as_ref()
-                .map_or_else(Vec::new, |t| t.stop_ids().to_vec());
-            json = classifier_config(json, config, &stops);
             match json.as_object_mut() {
                 Some(json) if model.offset != 0.0 => {
                     drop(json.insert(SCORE_OFFSET.into(), json!(model.offset)))
@@ -249,67 +344,55 @@ impl Task for Merge<'_> {
             }
             model.merge_adapters();
             self.write(&mut model)?;
-            expected
         } else {
             let mut model = self.model.language_model::<B>(&device)?;
-            let expected = self.logprobs(&model, &probe, &device)?;
             model.merge_adapters();
             self.write(&mut model)?;
-            expected
-        };
-        write_config(self.to, json)?;
-        if let Some(tokenizer) = &self.tokenizer {
-            tokenizer.save(self.to)?;
         }
-        // What was written, not what was meant to be.
-        let merged = FoundModel::find(&ModelArgs::of(self.to.display().to_string()))?;
-        let found = if is_reward {
-            let model: ScalarModel<B> = merged.reward_model(&device)?;
-            last_scores(&model, &[probe.ids.as_slice()], &device)
-        } else {
-            self.logprobs(&merged.language_model::<B>(&device)?, &probe, &device)?
-        };
-        let differences = expected
-            .iter()
-            .zip(&found)
-            .map(|(a, b)| f64::from((a - b).abs()));
-        Ok(differences.fold(0.0, f64::max))
+        write_config(self.to, &json)
     }
 }
 
 impl Merge<'_> {
-    /// A short text; without a tokenizer, ids drawn from the vocabulary.
-    fn probe(&self) -> Result<IdsRow> {
-        let (vocab, most) = (
-            self.model.config.vocab_size(),
-            self.model.config.max_positions(),
-        );
-        let mut ids = match &self.tokenizer {
-            Some(tokenizer) => tokenizer.encode_document(PROBE)?,
-            None => (0..24)
-                .map(|i| Seed::new(0).below(i, vocab) as u32)
-                .collect(),
-        };
-        ids.truncate(most);
-        let measured = (0..ids.len()).map(|i| i > 0).collect();
-        Ok(IdsRow { ids, measured })
-    }
-
-    fn logprobs<B: ModelBackend>(
-        &self,
-        model: &LanguageModel<B>,
-        probe: &IdsRow,
-        device: &B::Device,
-    ) -> Result<Vec<f32>> {
-        let row = Row {
-            columns: serde_json::Map::new(),
-            path: self.to.to_path_buf(),
-            line: 0,
-        };
-        Ok(measure(model, &[row], std::slice::from_ref(probe), device)?.concat())
-    }
-
     fn write<B: ModelBackend>(&self, model: &mut dyn Parameters<B>) -> Result<()> {
         write_snapshot(self.to.join("model.safetensors"), &stored_tensors(model))
     }
+}
+
+/// What a model says of a text: its score, or the log-probability of each token.
+struct Answers<'a> {
+    model: &'a FoundModel,
+    probe: &'a IdsRow,
+}
+
+impl Task for Answers<'_> {
+    type Output = Vec<f32>;
+
+    fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Vec<f32>> {
+        if self.model.is_reward_model()? {
+            let model = self.model.reward_model::<B>(&device)?;
+            return Ok(last_scores(&model, &[self.probe.ids.as_slice()], &device));
+        }
+        let row = Row {
+            columns: serde_json::Map::new(),
+            path: self.model.source.dir.clone(),
+            line: 0,
+        };
+        let model = self.model.language_model::<B>(&device)?;
+        Ok(measure(&model, &[row], std::slice::from_ref(self.probe), &device)?.concat())
+    }
+}
+
+/// A short text; without a tokenizer, ids drawn from the vocabulary.
+fn probe(model: &FoundModel) -> Result<IdsRow> {
+    let (vocab, most) = (model.config.vocab_size(), model.config.max_positions());
+    let mut ids = match model.tokenizer() {
+        Ok(tokenizer) => tokenizer.encode_document(PROBE)?,
+        Err(_) => (0..24)
+            .map(|i| Seed::new(0).below(i, vocab) as u32)
+            .collect(),
+    };
+    ids.truncate(most);
+    let measured = (0..ids.len()).map(|i| i > 0).collect();
+    Ok(IdsRow { ids, measured })
 }

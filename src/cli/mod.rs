@@ -10,6 +10,7 @@ mod logprobs;
 mod model;
 mod models;
 mod output;
+mod padding;
 mod parity;
 mod precision;
 mod progress;

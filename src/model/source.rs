@@ -64,8 +64,8 @@ impl ModelSource {
     /// As [`ModelSource::find`]; `given_base` stands in for the base of an adapter if that is not on this machine.
     ///
     /// # Errors
-    /// `Error::Usage` for an unknown name or a path that is not there; `Error::Format` for an adapter whose base is not
-    /// found, and for a configuration that is not supported; `Error::Io`.
+    /// `Error::Usage` for an unknown name, a path that is not there, and an adapter whose base is not found; `Error::Format`
+    /// for a configuration that is not supported; `Error::Io`.
     pub fn find_on(name: &str, given_base: Option<&str>) -> Result<Self> {
         let mut notes = Vec::new();
         let mut adapters = Vec::new();
@@ -430,13 +430,11 @@ fn base_of(folder: &Path, given: Option<&str>, notes: &mut Vec<String>) -> Resul
         },
         None => "it is neither a file or folder nor a known model".into(),
     };
-    Err(Error::format(
-        file,
-        format!(
-            "the adapter {says}: {why}. Name another base: --model BASE --adapter {} on the command line, `model: \"BASE\"` in a recipe",
-            folder.display()
-        ),
-    ))
+    Err(Error::Usage(format!(
+        "{}: the adapter {says}: {why}. Name another base: --model BASE --adapter {} on the command line, `model: \"BASE\"` in a recipe",
+        file.display(),
+        folder.display()
+    )))
 }
 
 /// What the adapter in `folder` should name as its base so that PEFT finds it from anywhere: a hub repository or an absolute

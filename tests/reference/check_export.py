@@ -1,7 +1,7 @@
 """Compares `temper logprobs` or `temper score` with transformers and PEFT.
 
 usage: check_export.py MODEL_DIR [--adapter DIR] ROWS.jsonl                        log-probabilities
-       check_export.py MODEL_DIR [--adapter DIR] ROWS.jsonl --scores SCORES.jsonl  scores
+       check_export.py MODEL_DIR [--adapter DIR] ROWS.jsonl --scores SCORES.jsonl [--padded]  scores
 
 ROWS.jsonl: {"input_ids": [..], "logprobs": [..]} a line, the log-probabilities being those of the last tokens of input_ids.
 SCORES.jsonl: {"score": x} a line, the score of the row of the same number; ROWS.jsonl then needs input_ids only.
@@ -30,7 +30,8 @@ def load(args):
     shift = 0.0
     if args.scores:
         model = AutoModelForSequenceClassification.from_pretrained(args.model_dir, num_labels=1, dtype=torch.float32)
-        model.config.pad_token_id = None  # one row at a time: the score is that of the last token
+        if not args.padded:
+            model.config.pad_token_id = None  # one row at a time: the score is that of the last token
         shift = getattr(model.config, "score_offset", None) or 0.0
     else:
         model = AutoModelForCausalLM.from_pretrained(args.model_dir, dtype=torch.float32)
@@ -56,6 +57,15 @@ def differences(args, model, shift):
     scores = lines(args.scores) if args.scores else [None] * len(rows)
     if len(scores) != len(rows):
         sys.exit(f"{args.scores}: {len(scores)} scores for {len(rows)} rows")
+    if args.padded:
+        longest = max(len(row["input_ids"]) for row in rows)
+        surplus = [longest - len(row["input_ids"]) for row in rows]
+        ids = [row["input_ids"] + [model.config.pad_token_id] * more for row, more in zip(rows, surplus)]
+        mask = [[1] * len(row["input_ids"]) + [0] * more for row, more in zip(rows, surplus)]
+        logits = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits
+        for ours, theirs in zip(scores, logits[:, 0].tolist()):
+            yield abs(theirs - shift - ours["score"]), 1
+        return
     for line_number, (row, score) in enumerate(zip(rows, scores), 1):
         logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
         if score is not None:
@@ -76,6 +86,7 @@ def main():
     parser.add_argument("model_dir")
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter to put on the model")
     parser.add_argument("--scores", metavar="SCORES.jsonl", help="what `temper score` wrote for the rows")
+    parser.add_argument("--padded", action="store_true", help="all rows of --scores in one batch, padded as config.json says")
     parser.add_argument("--tolerance", type=float, default=1e-3)
     parser.add_argument("rows")
     args = parser.parse_args()
