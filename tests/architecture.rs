@@ -286,6 +286,25 @@ fn backend_problems(source: &Source) -> Vec<String> {
         .collect()
 }
 
+/// A stage named by its kind outside `train`: what others ask of a stage, it says itself.
+fn stage_problems(source: &Source) -> Vec<String> {
+    if source.path.starts_with("train/") || source.is_test_file() {
+        return Vec::new();
+    }
+    let code: String = code(&without_tests(&source.text), false)
+        .split_whitespace()
+        .collect();
+    (tempering::train::Stage::KINDS.iter())
+        .filter(|(kind, _)| code.contains(&format!("Stage::{kind}(")))
+        .map(|(kind, _)| {
+            format!(
+                "src/{}: names the stage `{kind}`; ask `Stage` or add to `StageSpec`",
+                source.path
+            )
+        })
+        .collect()
+}
+
 fn length_problems(source: &Source) -> Vec<String> {
     let lines = without_tests(&source.text).lines().count();
     if source.is_test_file() || lines <= MAX_LINES {
@@ -312,6 +331,11 @@ fn imports_point_downwards() {
 #[test]
 fn files_are_short() {
     assert_none(length_problems);
+}
+
+#[test]
+fn stages_are_told_apart_in_train_alone() {
+    assert_none(stage_problems);
 }
 
 #[test]
@@ -386,7 +410,7 @@ fn the_scanner_lets_pass_what_is_allowed() {
 }
 
 #[test]
-fn the_scanner_finds_backend_features_and_long_files() {
+fn the_scanner_finds_backend_features_stages_and_long_files() {
     let cfg = "#[cfg( feature = \"cuda\" )]\nfn f() {}\n";
     assert_eq!(backend_problems(&source("train/sft.rs", cfg)).len(), 1);
     assert_eq!(backend_problems(&source("ops/cube.rs", cfg)).len(), 0);
@@ -395,6 +419,12 @@ fn the_scanner_finds_backend_features_and_long_files() {
     assert_eq!(backend_problems(&source("cli/run.rs", inline)).len(), 1);
     let comment = "// cfg(feature = \"cuda\") is for backend.rs\n";
     assert_eq!(backend_problems(&source("cli/run.rs", comment)).len(), 0);
+
+    let matched = "fn f(s: &Stage) { if let Stage::Ppo(c) = s {} }\n";
+    assert_eq!(stage_problems(&source("cli/run.rs", matched)).len(), 1);
+    assert_eq!(stage_problems(&source("train/x.rs", matched)).len(), 0);
+    let init = "fn f(i: &Init) { if let Init::Stage(c) = i {} }\n";
+    assert_eq!(stage_problems(&source("cli/run.rs", init)).len(), 0);
 
     let body = "fn f() {}\n".repeat(500);
     assert_eq!(length_problems(&source("rl/kl.rs", &body)).len(), 0);

@@ -130,7 +130,13 @@ pub fn check_source(config: &DataConfig, context: &DataContext, expects: RowKind
 }
 
 impl RowKind {
-    fn columns(self) -> &'static str {
+    /// Whether rows of the kind `given` can be used where this kind is needed.
+    pub fn takes(self, given: Self) -> bool {
+        self == given
+    }
+
+    /// The columns it asks for, in words.
+    pub fn columns(self) -> &'static str {
         match self {
             Self::Text => "`text` or `messages`",
             Self::Completion => "`prompt` and `completion`, or `messages`",

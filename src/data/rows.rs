@@ -105,11 +105,7 @@ fn non_empty(rows: Vec<Row>, config: &DataConfig, path: &Path) -> Result<Vec<Row
 pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Option<PathBuf> {
     match source {
         DataSource::Jsonl(path) => Some(path.clone()),
-        DataSource::Ranked { stage, valid } => {
-            let file = if *valid { "valid.jsonl" } else { "train.jsonl" };
-            Some(context.run_dir.join(stage).join(file))
-        }
-        DataSource::Hub { .. } | DataSource::Posts { .. } => None,
+        source => (source.stage()).map(|rows| context.run_dir.join(rows.stage).join(rows.file())),
     }
 }
 

@@ -41,6 +41,46 @@ pub enum DataSource {
     },
 }
 
+/// The rows that an earlier stage leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageRows<'a> {
+    /// The stage's name.
+    pub stage: &'a str,
+    /// The held-out part instead of the training part.
+    pub valid: bool,
+}
+
+impl StageRows<'_> {
+    /// The file of the stage's folder that holds them.
+    pub fn file(&self) -> &'static str {
+        match self.valid {
+            true => "valid.jsonl",
+            false => "train.jsonl",
+        }
+    }
+}
+
+impl DataSource {
+    /// The rows of an earlier stage, if that is what it names.
+    pub fn stage(&self) -> Option<StageRows<'_>> {
+        match self {
+            Self::Ranked { stage, valid } => Some(StageRows {
+                stage,
+                valid: *valid,
+            }),
+            Self::Jsonl(_) | Self::Hub { .. } | Self::Posts { .. } => None,
+        }
+    }
+
+    /// Whether its rows can be read before anything has run or been fetched.
+    pub fn is_here(&self) -> bool {
+        match self {
+            Self::Jsonl(_) | Self::Posts { .. } => true,
+            Self::Hub { .. } | Self::Ranked { .. } => false,
+        }
+    }
+}
+
 fn main_branch() -> String {
     "main".into()
 }

@@ -1,40 +1,8 @@
 //! The resolved plan that `--dry-run` prints, and the check that it fits into memory.
 
-use super::ModelShape;
 use crate::device::DeviceMemory;
 use crate::error::Problem;
-
-/// What one stage will do and need.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StagePlan {
-    /// The stage's name.
-    pub name: String,
-    /// The stage's kind, as the recipe writes it.
-    pub kind: String,
-    /// Parameters that are trained, over all trained networks.
-    pub trainable_params: u64,
-    /// Parameters held in all.
-    pub total_params: u64,
-    /// Rows of data in use.
-    pub rows: u64,
-    /// Tokens that pass through the model in the whole stage.
-    pub tokens: u64,
-    /// Optimiser steps, PPO updates, or batches of a stage that does not train.
-    pub steps: u64,
-    /// Estimated bytes by component at the peak.
-    pub memory: Vec<(String, u64)>,
-    /// Sizes of its model.
-    pub shape: ModelShape,
-    /// Rank of the adapters that it trains.
-    pub rank: Option<usize>,
-}
-
-impl StagePlan {
-    /// Estimated peak in bytes.
-    pub fn peak(&self) -> u64 {
-        self.memory.iter().map(|(_, bytes)| bytes).sum()
-    }
-}
+use crate::train::plan::{ModelShape, StagePlan};
 
 /// The plan as aligned text: a line per stage, then each stage's memory by component.
 pub fn table(plans: &[StagePlan]) -> String {
@@ -266,6 +234,7 @@ mod tests {
                 ],
                 shape: SHAPE,
                 rank: Some(16),
+                leaves: None,
             },
             StagePlan {
                 name: "compare".into(),
@@ -278,6 +247,7 @@ mod tests {
                 memory: vec![("weights".into(), 538_060_032)],
                 shape: SHAPE,
                 rank: None,
+                leaves: None,
             },
         ]
     }

@@ -10,11 +10,12 @@ use ron::Error as Ron;
 use serde::de::DeserializeOwned;
 
 use crate::error::Problem;
+use crate::recipe::Recipe;
 use crate::recipe::places::{Places, stage_paths};
 use crate::recipe::scan::{Field, Kind, Node, index_of, line_column, scan};
 use crate::recipe::write::dialect;
-use crate::recipe::{Recipe, Stage};
 use crate::suggest::{did_you_mean, nearest, quoted};
+use crate::train::Stage;
 
 /// Errors followed up within the header or one stage.
 const MAX_REPAIRS: usize = 40;

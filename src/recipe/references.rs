@@ -1,44 +1,56 @@
 //! Stages that name other stages: they must exist, come earlier and be of the right kind.
 
-use crate::data::DataSource;
-use crate::recipe::checks::Checks;
-use crate::recipe::{Recipe, Stage};
+use crate::data::RowKind;
+use crate::recipe::Recipe;
+use crate::recipe::places::Places;
 use crate::reward::RewardConfig;
 use crate::suggest::{did_you_mean, quoted};
-use crate::train::config::{DataConfig, Init};
-use crate::train::reward_folder;
+use crate::train::checks::Checks;
+use crate::train::config::Init;
+use crate::train::{Gives, Stage, reward_folder};
 
 /// Stage names that mean something else.
 const RESERVED: [&str; 1] = ["base"];
 
 /// What a reference expects of the stage it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum Expected {
     Policy,
     RewardModel,
-    Rank,
+    /// Rows that can be used as rows of this kind.
+    Rows(RowKind),
 }
 
-impl Wanted {
-    fn accepts(self, stage: &Stage) -> bool {
-        match self {
-            Self::Policy => {
-                matches!(
-                    stage,
-                    Stage::Pretrain(_) | Stage::Sft(_) | Stage::Dpo(_) | Stage::Ppo(_)
-                )
-            }
-            Self::RewardModel => matches!(stage, Stage::RewardModel(_)),
-            Self::Rank => matches!(stage, Stage::Rank(_)),
+impl Expected {
+    fn accepts(self, gives: Gives) -> bool {
+        match (self, gives) {
+            (Self::Policy, Gives::Policy) | (Self::RewardModel, Gives::RewardModel) => true,
+            (Self::Rows(needed), Gives::Rows(given)) => needed.takes(given),
+            _ => false,
         }
     }
 
-    fn words(self) -> &'static str {
+    /// In words, with the kinds of stages that fit: "a policy (`Pretrain`, `Sft`, `Dpo` or `Ppo`)".
+    fn words(self) -> String {
+        let kinds: Vec<&str> = Stage::KINDS
+            .iter()
+            .filter(|(_, gives)| self.accepts(*gives))
+            .map(|(kind, _)| *kind)
+            .collect();
         match self {
-            Self::Policy => "a policy (`Pretrain`, `Sft`, `Dpo` or `Ppo`)",
-            Self::RewardModel => "a `RewardModel`",
-            Self::Rank => "a `Rank` stage",
+            Self::Policy => format!("a policy ({})", listed(&kinds)),
+            Self::RewardModel => format!("a reward model ({})", listed(&kinds)),
+            Self::Rows(_) => format!("a {} stage", listed(&kinds)),
         }
+    }
+}
+
+/// "`a`, `b` or `c`".
+fn listed(names: &[&str]) -> String {
+    match names {
+        [] => "none".into(),
+        [name] => format!("`{name}`"),
+        [first @ .., last] => format!("{} or `{last}`", quoted(first.iter().copied())),
     }
 }
 
@@ -47,14 +59,14 @@ struct Reference {
     /// Key path below the stage.
     key: String,
     target: String,
-    wanted: Wanted,
+    expected: Expected,
 }
 
 /// Checks names, references and models of all stages.
-pub(super) fn check(checks: &mut Checks, recipe: &Recipe) {
+pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
     let stages = &recipe.stages;
     for (index, stage) in stages.iter().enumerate() {
-        let path = checks.places.stage_path(index, stage.name());
+        let path = places.stage_path(index, stage.name());
         let name = stage.name();
         if RESERVED.contains(&name) {
             checks.say(
@@ -76,25 +88,19 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe) {
             );
             checks.help("stage names must be unique: later stages and `--set` refer to them");
         }
-        for (key, init) in inits(stage) {
-            if init == Init::Base && recipe.model.is_none() {
+        for (key, init) in stage.reads().models {
+            if *init == Init::Base && recipe.model.is_none() {
                 checks.say(
                     format!("{path}.{key}"),
                     "starts from `Base`, but the recipe names no `model`",
                 );
                 checks.help("add `model: \"..\"` to the recipe, or an `init` to the stage");
             }
-            if matches!((stage, &init), (Stage::Compare(_), Init::Random(_))) {
-                checks.say(
-                    format!("{path}.{key}"),
-                    "random weights cannot be compared; use `Base` or `Stage(..)`",
-                );
-            }
         }
         for reference in references(stage) {
             check_reference(checks, stages, index, &path, &reference);
         }
-        check_comparisons(checks, &path, stage);
+        check_rows(checks, &path, stage);
     }
 }
 
@@ -112,16 +118,16 @@ fn check_reference(
         return checks.say(key, format!("stage `{own}` names itself"));
     }
     if let Some(stage) = stages[..index].iter().find(|stage| stage.name() == target) {
-        if !reference.wanted.accepts(stage) {
+        if !reference.expected.accepts(stage.gives()) {
             checks.say(
                 key,
                 format!(
                     "`{target}` is a `{}`; {} was expected",
                     stage.kind(),
-                    reference.wanted.words()
+                    reference.expected.words()
                 ),
             );
-            let fitting = fitting(&stages[..index], reference.wanted);
+            let fitting = fitting(&stages[..index], reference.expected);
             if !fitting.is_empty() {
                 checks.help(format!("earlier stages that fit: {}", quoted(fitting)));
             }
@@ -153,15 +159,22 @@ fn check_reference(
     }
 }
 
-/// Comparisons feed reward models and direct preference optimisation, and nothing else.
-fn check_comparisons(checks: &mut Checks, path: &str, stage: &Stage) {
-    let allowed = matches!(stage, Stage::RewardModel(_) | Stage::Dpo(_));
-    for (key, data) in data_sets(stage) {
-        let comparisons = matches!(data.source, DataSource::Ranked { .. });
-        if comparisons && !(allowed && key != "center_on") {
+/// Whether some kind of stage leaves rows that can be used as rows of this kind.
+fn some_stage_leaves(rows: RowKind) -> bool {
+    let expected = Expected::Rows(rows);
+    (Stage::KINDS.iter()).any(|(_, gives)| expected.accepts(*gives))
+}
+
+/// Rows that no stage leaves cannot be taken from one.
+fn check_rows(checks: &mut Checks, path: &str, stage: &Stage) {
+    for data in stage.reads().data {
+        if data.config.source.stage().is_some() && !some_stage_leaves(data.rows) {
             checks.say(
-                format!("{path}.{key}.source"),
-                "`Ranked(..)` holds comparisons, which only `data` and `eval_data` of a `RewardModel` or `Dpo` stage can use",
+                format!("{path}.{}.source", data.key),
+                format!(
+                    "the rows that stages leave are comparisons, expected {}",
+                    data.rows.columns()
+                ),
             );
         }
     }
@@ -187,99 +200,39 @@ fn path_between(stages: &[Stage], from: &str, to: &str) -> Option<Vec<String>> {
     walk(stages, from, to, &mut seen).then_some(seen)
 }
 
-fn fitting(stages: &[Stage], wanted: Wanted) -> Vec<&str> {
+fn fitting(stages: &[Stage], expected: Expected) -> Vec<&str> {
     stages
         .iter()
-        .filter(|stage| wanted.accepts(stage))
+        .filter(|stage| expected.accepts(stage.gives()))
         .map(Stage::name)
         .collect()
-}
-
-/// Every model a stage starts from or looks at, with its key.
-fn inits(stage: &Stage) -> Vec<(String, Init)> {
-    let one = |init: &Init| vec![("init".to_string(), init.clone())];
-    match stage {
-        Stage::Pretrain(c) => one(&c.init),
-        Stage::Sft(c) => one(&c.init),
-        Stage::Rank(c) => one(&c.init),
-        Stage::RewardModel(c) => one(&c.init),
-        Stage::Dpo(c) => one(&c.init),
-        Stage::Ppo(c) => one(&c.init),
-        Stage::Compare(c) => {
-            let policies = c.policies.iter().enumerate();
-            policies
-                .map(|(index, init)| (format!("policies.{index}"), init.clone()))
-                .chain(
-                    c.reference
-                        .iter()
-                        .map(|init| ("reference".to_string(), init.clone())),
-                )
-                .collect()
-        }
-    }
-}
-
-/// Every data set of a stage, with its key.
-fn data_sets(stage: &Stage) -> Vec<(&'static str, &DataConfig)> {
-    let (data, eval_data, other) = match stage {
-        Stage::Pretrain(c) => (&c.data, c.eval_data.as_ref(), None),
-        Stage::Sft(c) => (&c.data, c.eval_data.as_ref(), None),
-        Stage::Rank(c) => (&c.data, None, None),
-        Stage::RewardModel(c) => {
-            let center_on = c.center_on.as_ref().map(|data| ("center_on", data));
-            (&c.data, c.eval_data.as_ref(), center_on)
-        }
-        Stage::Dpo(c) => (&c.data, c.eval_data.as_ref(), None),
-        Stage::Ppo(c) => {
-            let ptx = c.ptx.as_ref().map(|ptx| ("ptx.data", &ptx.data));
-            (&c.data, c.eval_data.as_ref(), ptx)
-        }
-        Stage::Compare(c) => (&c.data, None, None),
-    };
-    std::iter::once(("data", data))
-        .chain(eval_data.map(|data| ("eval_data", data)))
-        .chain(other)
-        .collect()
-}
-
-/// Every reward source of a stage, with its key.
-fn rewards(stage: &Stage) -> Vec<(String, &RewardConfig)> {
-    match stage {
-        Stage::Pretrain(_) | Stage::Sft(_) | Stage::RewardModel(_) | Stage::Dpo(_) => Vec::new(),
-        Stage::Rank(c) => vec![("reward".into(), &c.reward)],
-        Stage::Ppo(c) => std::iter::once(("reward".to_string(), &c.reward))
-            .chain(c.gold.iter().map(|gold| ("gold".to_string(), gold)))
-            .collect(),
-        Stage::Compare(c) => c
-            .rewards
-            .iter()
-            .map(|(title, reward)| (format!("rewards.{title}"), reward))
-            .collect(),
-    }
 }
 
 /// Every mention of another stage.
 fn references(stage: &Stage) -> Vec<Reference> {
     let mut found = Vec::new();
-    for (key, init) in inits(stage) {
+    let reads = stage.reads();
+    for (key, init) in reads.models {
         if let Init::Stage(target) = init {
             found.push(Reference {
                 key,
-                target,
-                wanted: Wanted::Policy,
-            });
-        }
-    }
-    for (key, data) in data_sets(stage) {
-        if let DataSource::Ranked { stage: target, .. } = &data.source {
-            found.push(Reference {
-                key: format!("{key}.source.stage"),
                 target: target.clone(),
-                wanted: Wanted::Rank,
+                expected: Expected::Policy,
             });
         }
     }
-    for (key, reward) in rewards(stage) {
+    for data in reads.data {
+        if let Some(rows) = data.config.source.stage()
+            && some_stage_leaves(data.rows)
+        {
+            found.push(Reference {
+                key: format!("{}.source.stage", data.key),
+                target: rows.stage.to_owned(),
+                expected: Expected::Rows(data.rows),
+            });
+        }
+    }
+    for (key, reward) in reads.rewards {
         collect_learned(&key, reward, &mut found);
     }
     found
@@ -292,7 +245,7 @@ fn collect_learned(key: &str, reward: &RewardConfig, found: &mut Vec<Reference>)
             found.push(Reference {
                 key: format!("{key}.stage"),
                 target: stage.clone(),
-                wanted: Wanted::RewardModel,
+                expected: Expected::RewardModel,
             });
         }
         RewardConfig::Sum(terms) => {

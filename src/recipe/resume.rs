@@ -8,9 +8,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::write::dialect;
-use super::{Places, Recipe, Stage};
+use super::{Places, Recipe};
 use crate::checkpoint::latest;
 use crate::error::Problem;
+use crate::train::Stage;
 
 /// Keys that change how a stage is computed and watched, but not its result.
 const FREE: [&str; 4] = [

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::resume::changes;
 use super::survey::{Survey, survey};
-use super::{Loaded, Recipe, Stage, StagePlan, check_fits, to_ron};
+use super::{Loaded, Recipe, check_fits, to_ron};
 use crate::atomic::write_atomic;
 use crate::checkpoint::{self, RunDir, RunInfo};
 use crate::device::DeviceMemory;
@@ -13,7 +13,8 @@ use crate::guard;
 use crate::ops::ModelBackend;
 use crate::report::{Interrupt, Reporter, peak_rss_bytes};
 use crate::rng::Seed;
-use crate::train::{self, Outcome, Session};
+use crate::train::plan::StagePlan;
+use crate::train::{Outcome, Session, Stage};
 
 /// File that marks a stage as done; its content is the stage's summary.
 const DONE: &str = "DONE";
@@ -150,7 +151,7 @@ pub fn run<B: ModelBackend>(
         if done.exists() {
             std::fs::remove_file(&done).map_err(Error::io("remove", &done))?;
         }
-        let outcome = run_stage(&mut session, stage)?;
+        let outcome = stage.run(&mut session)?;
         write_atomic(&done, outcome.summary.as_bytes())?;
         outcomes.push((stage.name().to_owned(), outcome));
     }
@@ -162,16 +163,4 @@ pub fn run<B: ModelBackend>(
         ));
     }
     Ok(outcomes)
-}
-
-fn run_stage<B: ModelBackend>(session: &mut Session<'_, B>, stage: &Stage) -> Result<Outcome> {
-    match stage {
-        Stage::Pretrain(config) => train::pretrain(session, config),
-        Stage::Sft(config) => train::sft(session, config),
-        Stage::Rank(config) => train::rank(session, config),
-        Stage::RewardModel(config) => train::reward_model(session, config),
-        Stage::Dpo(config) => train::dpo(session, config),
-        Stage::Ppo(config) => train::ppo(session, config),
-        Stage::Compare(config) => train::compare(session, config),
-    }
 }

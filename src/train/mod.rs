@@ -1,5 +1,6 @@
 //! Training stages: one readable loop per stage, over shared pieces that exist once.
 
+pub mod checks;
 mod compare;
 pub mod config;
 mod dpo;
@@ -7,26 +8,43 @@ mod drawing;
 mod evaluate;
 mod forward;
 mod journal;
+pub mod plan;
 mod policy;
 pub mod ppo;
 mod pretrain;
+mod preview;
 mod rank;
 mod reward_model;
 mod session;
 mod sft;
 mod shared;
 mod sources;
+mod stage;
 mod state;
 mod supervised;
 
-pub use compare::compare;
-pub use dpo::dpo;
 pub use forward::{example_loss, row_logprobs};
 pub use policy::{Policy, RewardModel};
-pub use ppo::ppo;
-pub use pretrain::pretrain;
-pub use rank::rank;
-pub use reward_model::reward_model;
+pub use ppo::OTHER_TOKENS;
+pub use preview::{Preview, PreviewRow, Sequence};
 pub use session::{Outcome, Session};
-pub use sft::sft;
 pub use sources::reward_folder;
+pub use stage::{DataUse, GenerationSettings, Gives, Reads, StageSpec, TrainingSettings};
+
+// The list of stages. One more is a line here and a folder with its configuration, its `StageSpec` and its loop.
+stage::stages! {
+    /// Plain language modelling.
+    Pretrain(config::PretrainConfig),
+    /// Supervised fine-tuning.
+    Sft(config::SftConfig),
+    /// Comparisons from a reward source.
+    Rank(config::RankConfig),
+    /// Reward model.
+    RewardModel(config::RewardModelConfig),
+    /// Direct preference optimisation.
+    Dpo(config::DpoConfig),
+    /// Proximal policy optimisation.
+    Ppo(config::PpoConfig),
+    /// Stages side by side.
+    Compare(config::CompareConfig),
+}

@@ -112,12 +112,6 @@ impl<'a, B: ModelBackend> Session<'a, B> {
 pub(super) fn data_file(data: &DataConfig, run: &Path) -> Option<PathBuf> {
     match &data.source {
         DataSource::Jsonl(path) => Some(path.clone()),
-        DataSource::Ranked { stage, valid } => {
-            Some(
-                run.join(stage)
-                    .join(if *valid { "valid.jsonl" } else { "train.jsonl" }),
-            )
-        }
-        DataSource::Hub { .. } | DataSource::Posts { .. } => None,
+        source => (source.stage()).map(|rows| run.join(rows.stage).join(rows.file())),
     }
 }

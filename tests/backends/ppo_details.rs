@@ -26,7 +26,7 @@ use tempering::ops::{AdamWParam, AdamWStep, ModelBackend};
 use tempering::optim::{AdamW, OptimConfig, Schedule, lr_at};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
-use tempering::recipe::{self, Stage};
+use tempering::recipe;
 use tempering::rl::{
     self, KlControl, KlController, KlEstimator, MissingEos, ResponseLayout, Variance,
 };
@@ -37,7 +37,7 @@ use tempering::train::ppo::{
     Episodes, FrozenValue, MinibatchReport, Models, Networks, Ptx, Rollout, UpdateReport,
     UpdateSettings, ValueFunction, logprob_temperature, minibatch_orders, update, value_network,
 };
-use tempering::train::{Policy, RewardModel, example_loss, row_logprobs};
+use tempering::train::{Policy, RewardModel, Stage, example_loss, row_logprobs};
 
 #[cfg(feature = "flex")]
 type B = burn::backend::Flex;

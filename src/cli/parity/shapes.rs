@@ -1,7 +1,7 @@
 //! Which sizes are compared: a fixed set that has met trouble before, and those of a recipe.
 
 use crate::ops::{HeadLayout, Precision};
-use crate::recipe::StagePlan;
+use crate::train::plan::StagePlan;
 
 /// Rows of an attention case: lengths, and the row that each continues.
 type Rows = Vec<(usize, Option<usize>)>;

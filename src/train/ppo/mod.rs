@@ -10,10 +10,12 @@
 //! can be checked against another implementation, number by number.
 
 mod average;
+mod config;
 mod draw;
 mod passes;
 mod ptx;
 mod rollout;
+mod spec;
 mod update;
 mod value;
 
@@ -23,7 +25,6 @@ use std::ops::Range;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::config::{PpoConfig, ValueInit, ValueTrunk};
 use super::drawing::Drawing;
 use super::evaluate::Evaluator;
 use super::journal::Journal;
@@ -43,6 +44,7 @@ use crate::snapshot::Snapshot;
 
 pub use super::shared::NonFinite;
 use average::Average;
+pub use config::{PpoConfig, PtxConfig, ValueInit, ValueTrunk};
 use draw::draw;
 pub use passes::Models;
 pub use ptx::Ptx;
@@ -78,7 +80,10 @@ pub fn logprob_temperature(config: &PpoConfig) -> f64 {
 ///
 /// # Errors
 /// Those of data, models and reward sources; `Error::NonFinite`; `Error::Interrupted`.
-pub fn ppo<B: ModelBackend>(session: &mut Session<'_, B>, config: &PpoConfig) -> Result<Outcome> {
+pub(super) fn ppo<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &PpoConfig,
+) -> Result<Outcome> {
     let device = session.device.clone();
     let seed = session.stage_seed(&config.name);
     let policy = session.policy(&config.init)?;
@@ -316,7 +321,7 @@ fn prompts<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &PpoConfig,
     policy: &Policy<B>,
-    data: &super::config::DataConfig,
+    data: &crate::train::config::DataConfig,
     what: &str,
 ) -> Result<Vec<Prompt>> {
     let encoded = encode_prompts(

@@ -1,13 +1,16 @@
 //! A reward model from comparisons: all responses to a prompt in one batch element.
 
+mod config;
 mod held_out;
 mod micro;
+mod spec;
+
+pub use config::RewardModelConfig;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::config::{DataConfig, RewardModelConfig};
 use super::policy::{Policy, prepare, save_reward_model};
 use super::session::{Outcome, data_file};
 use super::shared::{Accumulator, Training, finite};
@@ -19,6 +22,7 @@ use crate::loss::RewardLoss;
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
+use crate::train::config::DataConfig;
 use held_out::{HeldOut, evaluate};
 use micro::Micro;
 
@@ -26,7 +30,7 @@ use micro::Micro;
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
-pub fn reward_model<B: ModelBackend>(
+pub(super) fn reward_model<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &RewardModelConfig,
 ) -> Result<Outcome> {

@@ -1,16 +1,15 @@
 //! Comparisons without people: K responses per prompt, ranked by a reward source.
 
+mod config;
+mod spec;
+
+pub use config::RankConfig;
+
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::Session;
-use super::config::RankConfig;
-use super::drawing::Drawing;
-use super::evaluate::{completions, sample};
-use super::journal::Journal;
-use super::session::{Outcome, data_file};
 use crate::atomic::write_atomic;
 use crate::data::{Prompt, encode_prompts};
 use crate::error::{Error, Result};
@@ -19,6 +18,11 @@ use crate::ops::ModelBackend;
 use crate::report::{RolloutReport, complete_lines};
 use crate::rng::Seed;
 use crate::snapshot::Snapshot;
+use crate::train::Session;
+use crate::train::drawing::Drawing;
+use crate::train::evaluate::{completions, sample};
+use crate::train::journal::Journal;
+use crate::train::session::{Outcome, data_file};
 
 /// Prompts answered between two writes: what a crash can lose.
 const PROMPTS_PER_STEP: usize = 32;
@@ -27,7 +31,10 @@ const PROMPTS_PER_STEP: usize = 32;
 ///
 /// # Errors
 /// Those of data, models and the reward source; `Error::Interrupted`.
-pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) -> Result<Outcome> {
+pub(super) fn rank<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &RankConfig,
+) -> Result<Outcome> {
     let device = session.device.clone();
     let policy = session.policy(&config.init)?;
     let rows = session.rows(&config.data)?;
@@ -62,7 +69,7 @@ pub fn rank<B: ModelBackend>(session: &mut Session<'_, B>, config: &RankConfig) 
         prompts.len()
     );
     // A step is a handful of prompts; each is kept in `partial.jsonl`, so every step is a checkpoint.
-    let cadence = super::config::Cadence {
+    let cadence = crate::train::config::Cadence {
         save_steps: Some(1),
         save_total_limit: 1,
         ..Default::default()

@@ -1,18 +1,22 @@
 //! Plain language modelling on text.
 
-use super::Session;
-use super::config::PretrainConfig;
-use super::session::{Outcome, data_file};
-use super::supervised::{Supervised, run};
+mod config;
+mod spec;
+
+pub use config::PretrainConfig;
+
 use crate::data::encode_text;
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::train::Session;
+use crate::train::session::{Outcome, data_file};
+use crate::train::supervised::{Supervised, run};
 
 /// Trains on every token of the text.
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
-pub fn pretrain<B: ModelBackend>(
+pub(super) fn pretrain<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &PretrainConfig,
 ) -> Result<Outcome> {

@@ -4,7 +4,7 @@ use crate::model::ModelConfig;
 use crate::ops::{Precision, logit_chunk_rows};
 
 /// Bytes of an f32, the precision of weights, gradients and activations.
-pub(super) const FLOAT: u64 = 4;
+pub(in crate::train) const FLOAT: u64 = 4;
 
 /// Bytes that every run takes beside its model: the program, tokenizer and rows, pages of the weight file, packed panels of weights.
 const PROGRAM: u64 = 128 << 20;
@@ -73,7 +73,7 @@ impl ModelShape {
     }
 
     /// Floats per token while gradients are computed.
-    pub(super) fn backward_floats(&self) -> u64 {
+    pub fn backward_floats(&self) -> u64 {
         match self.gradient_checkpointing {
             // The states between layers, one layer's activations and their gradients.
             true => (self.layers + 1) * self.hidden + 2 * self.activation_floats(),

@@ -3,6 +3,11 @@
 //! # Source
 //! Rafailov et al. 2023, arXiv:2305.18290; keys, metrics and details of TRL 1.16's `DPOTrainer`, on packed rows.
 
+mod config;
+mod spec;
+
+pub use config::DpoConfig;
+
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
@@ -10,12 +15,6 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor};
 use serde_json::Map;
 
-use super::Session;
-use super::config::{DataConfig, DpoConfig, Peft};
-use super::evaluate::{SampleRequest, greedy_samples};
-use super::policy::save_policy;
-use super::session::{Outcome, data_file};
-use super::shared::{Accumulator, NonFinite, Training, finite};
 use crate::data::{Batches, Comparisons, Prompt, Tokenizer, encode_comparisons, micro_batches};
 use crate::error::Result;
 use crate::host::{floats, indices, read};
@@ -24,6 +23,12 @@ use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
 use crate::report::RolloutReport;
 use crate::tokens::TokenBatch;
+use crate::train::Session;
+use crate::train::config::{DataConfig, Peft};
+use crate::train::evaluate::{SampleRequest, greedy_samples};
+use crate::train::policy::save_policy;
+use crate::train::session::{Outcome, data_file};
+use crate::train::shared::{Accumulator, NonFinite, Training, finite};
 
 /// What a step and an evaluation report, in the order of [`Measured::means`].
 const NAMES: [&str; 7] = [
@@ -53,7 +58,10 @@ const EVAL_NAMES: [&str; 7] = [
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
-pub fn dpo<B: ModelBackend>(session: &mut Session<'_, B>, config: &DpoConfig) -> Result<Outcome> {
+pub(super) fn dpo<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &DpoConfig,
+) -> Result<Outcome> {
     let device = session.device.clone();
     let seed = session.stage_seed(&config.name);
     let policy = session.policy(&config.init)?;

@@ -2,18 +2,18 @@
 
 /// Tokens of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RowLength {
+pub(in crate::train) struct RowLength {
     /// In all.
-    pub(super) tokens: usize,
+    pub(in crate::train) tokens: usize,
     /// Those that pass through a model: responses to one prompt pass with the prompt once.
-    pub(super) passed: usize,
+    pub(in crate::train) passed: usize,
     /// Those whose log-probability is asked for.
-    pub(super) targets: usize,
+    pub(in crate::train) targets: usize,
 }
 
 impl RowLength {
     /// Of a row that passes by itself.
-    pub(super) fn alone(tokens: usize, targets: usize) -> Self {
+    pub(in crate::train) fn alone(tokens: usize, targets: usize) -> Self {
         Self {
             tokens,
             passed: tokens,
@@ -23,12 +23,12 @@ impl RowLength {
 }
 
 /// A data set's rows, and what is known of their lengths from a sample.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Lengths {
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Lengths {
     /// Rows in all.
-    pub(super) rows: u64,
+    pub rows: u64,
     /// Mean length in tokens; zero for data that are not there yet.
-    pub(super) mean: f64,
+    pub mean: f64,
     /// Tokens of each row in the sample that pass through a model.
     passed: Vec<usize>,
     /// Targets in the sample.
@@ -37,7 +37,7 @@ pub(super) struct Lengths {
 
 impl Lengths {
     /// Of `rows` rows, some of which are so long and so long in a pass.
-    pub(super) fn new(rows: u64, sample: &[RowLength]) -> Self {
+    pub(in crate::train) fn new(rows: u64, sample: &[RowLength]) -> Self {
         let tokens: Vec<usize> = sample.iter().map(|row| row.tokens).collect();
         Self {
             rows,
@@ -48,7 +48,7 @@ impl Lengths {
     }
 
     /// Of rows that are not there yet.
-    pub(super) fn unseen(rows: u64, mean: f64) -> Self {
+    pub(in crate::train) fn unseen(rows: u64, mean: f64) -> Self {
         Self {
             rows,
             mean,
@@ -57,7 +57,7 @@ impl Lengths {
     }
 
     /// How many of `passed` tokens are targets; all of them, if no row was seen.
-    pub(super) fn targets_of(&self, passed: u64) -> u64 {
+    pub(in crate::train) fn targets_of(&self, passed: u64) -> u64 {
         match self.passed.iter().sum::<usize>() {
             0 => passed,
             seen => (passed as f64 * self.targets as f64 / seen as f64).ceil() as u64,
@@ -67,7 +67,7 @@ impl Lengths {
     /// The tokens that the largest of `draws` batches of `size` rows is expected to have, `None` if no row was seen: the mean
     /// and as many standard deviations as the largest of so many normal numbers lies above it, but not more than the longest
     /// rows together, where all were seen. Rows are drawn without putting them back: batches of half of a data set differ less.
-    pub(super) fn largest(&self, size: usize, draws: u64) -> Option<usize> {
+    pub(in crate::train) fn largest(&self, size: usize, draws: u64) -> Option<usize> {
         if self.passed.is_empty() {
             return None;
         }

@@ -1,28 +1,65 @@
 //! Checks of the settings that several stages share: optimiser, adapter, lengths, data and rewards.
 
-use crate::data::{DataSource, RowFormat};
-use crate::recipe::checks::Checks;
+use crate::data::{DataSource, RowFormat, RowKind};
 use crate::reward::RewardConfig;
+use crate::train::checks::Checks;
 use crate::train::config::{
     Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Schedule, Truncate,
 };
+use crate::train::{DataUse, GenerationSettings, Reads, TrainingSettings};
 
-pub(super) fn check_training(
+/// Checks what all stages that train have in common.
+pub(in crate::train) fn check_training(
     checks: &mut Checks,
     path: &str,
-    init: &Init,
-    peft: &Peft,
-    optim: &OptimConfig,
-    epochs: usize,
-    batch_size: usize,
+    training: &TrainingSettings<'_>,
 ) {
-    check_peft(checks, path, init, peft);
-    check_optim(checks, &format!("{path}.optim"), optim);
-    checks.positive(path, "epochs", epochs);
-    checks.positive(path, "batch_size", batch_size);
+    check_peft(checks, path, training.init, training.peft);
+    check_optim(checks, &format!("{path}.optim"), training.optim);
+    if let Some(epochs) = training.epochs {
+        checks.positive(path, "epochs", epochs);
+    }
+    checks.positive(path, "batch_size", training.batch_size);
+    if let Some(max_length) = training.max_length {
+        check_row_length(checks, path, max_length);
+        if training.micro_batch_tokens < max_length {
+            let found = training.micro_batch_tokens;
+            checks.say(
+                format!("{path}.micro_batch_tokens"),
+                format!("must be at least max_length {max_length}, found {found}"),
+            );
+            checks.rests_on(format!("{path}.max_length"));
+            checks.help("a row is never split over two forward passes");
+        }
+    }
+    check_cadence(checks, path, training.cadence);
 }
 
-pub(super) fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
+/// Checks what all stages that generate responses have in common.
+pub(in crate::train) fn check_generation(
+    checks: &mut Checks,
+    path: &str,
+    generation: &GenerationSettings<'_>,
+) {
+    checks.positive(path, "response_length", generation.response_length);
+    checks.positive(path, "max_prompt_length", generation.max_prompt_length);
+    checks.positive(
+        path,
+        "generation_batch_size",
+        generation.generation_batch_size,
+    );
+    if let Some(sampling) = generation.sampling {
+        check_top_p(checks, path, sampling);
+    }
+    check_truncate(
+        checks,
+        path,
+        generation.truncate,
+        generation.response_length,
+    );
+}
+
+fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
     let Peft::Lora(lora) = peft else { return };
     let path = format!("{path}.peft");
     checks.positive(&path, "rank", lora.rank);
@@ -47,7 +84,8 @@ pub(super) fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Pe
     }
 }
 
-pub(super) fn check_optim(checks: &mut Checks, path: &str, optim: &OptimConfig) {
+/// Checks an optimiser.
+pub(in crate::train) fn check_optim(checks: &mut Checks, path: &str, optim: &OptimConfig) {
     checks.above_zero(path, "lr", optim.lr);
     checks.below_one(path, "beta1", optim.beta1);
     checks.below_one(path, "beta2", optim.beta2);
@@ -76,24 +114,8 @@ pub(super) fn check_optim(checks: &mut Checks, path: &str, optim: &OptimConfig) 
     checks.fraction(path, "schedule.floor", floor);
 }
 
-pub(super) fn check_lengths(
-    checks: &mut Checks,
-    path: &str,
-    micro_batch_tokens: usize,
-    max_length: usize,
-) {
-    check_row_length(checks, path, max_length);
-    if micro_batch_tokens < max_length {
-        checks.say(
-            format!("{path}.micro_batch_tokens"),
-            format!("must be at least max_length {max_length}, found {micro_batch_tokens}"),
-        );
-        checks.rests_on(format!("{path}.max_length"));
-        checks.help("a row is never split over two forward passes");
-    }
-}
-
-pub(super) fn check_row_length(checks: &mut Checks, path: &str, max_length: usize) {
+/// Checks the longest row of a stage.
+pub(in crate::train) fn check_row_length(checks: &mut Checks, path: &str, max_length: usize) {
     checks.must(
         format!("{path}.max_length"),
         max_length >= 2,
@@ -102,7 +124,7 @@ pub(super) fn check_row_length(checks: &mut Checks, path: &str, max_length: usiz
     );
 }
 
-pub(super) fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) {
+fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) {
     for (key, steps) in [
         ("eval_steps", cadence.eval_steps),
         ("save_steps", cadence.save_steps),
@@ -117,7 +139,7 @@ pub(super) fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) 
     checks.positive(path, "cadence.save_total_limit", cadence.save_total_limit);
 }
 
-pub(super) fn check_top_p(checks: &mut Checks, path: &str, sampling: &SamplingConfig) {
+fn check_top_p(checks: &mut Checks, path: &str, sampling: &SamplingConfig) {
     checks.must(
         format!("{path}.sampling.top_p"),
         sampling.top_p > 0.0 && sampling.top_p <= 1.0,
@@ -126,7 +148,7 @@ pub(super) fn check_top_p(checks: &mut Checks, path: &str, sampling: &SamplingCo
     );
 }
 
-pub(super) fn check_truncate(
+fn check_truncate(
     checks: &mut Checks,
     path: &str,
     truncate: Option<&Truncate>,
@@ -151,19 +173,8 @@ pub(super) fn check_truncate(
     }
 }
 
-pub(super) fn check_all_data<const N: usize>(
-    checks: &mut Checks,
-    path: &str,
-    sets: [(&str, Option<&DataConfig>); N],
-) {
-    for (key, data) in sets {
-        if let Some(data) = data {
-            check_data(checks, &format!("{path}.{key}"), data);
-        }
-    }
-}
-
-fn check_data(checks: &mut Checks, path: &str, data: &DataConfig) {
+/// Checks what a stage says of a data set.
+pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataConfig) {
     let source = format!("{path}.source");
     match &data.source {
         DataSource::Jsonl(file) => {
@@ -233,8 +244,27 @@ fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {
     }
 }
 
+/// Comparisons for `who`: the embedded posts have none.
+pub(in crate::train) fn check_comparisons(
+    checks: &mut Checks,
+    path: &str,
+    who: &str,
+    reads: Reads<'_>,
+) {
+    let comparisons = |data: &DataUse<'_>| data.rows == RowKind::Preference;
+    for data in reads.data.into_iter().filter(comparisons) {
+        if matches!(data.config.source, DataSource::Posts { .. }) {
+            checks.say(
+                format!("{path}.{}.source", data.key),
+                format!("the embedded posts are prompts with completions; {who} needs comparisons"),
+            );
+            checks.help("add a `Rank` stage and use `Ranked(stage: \"<its name>\")`");
+        }
+    }
+}
+
 /// Checks a reward source; `data` is what it will score.
-pub(super) fn check_reward(
+pub(in crate::train) fn check_reward(
     checks: &mut Checks,
     path: &str,
     reward: &RewardConfig,

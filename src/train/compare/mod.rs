@@ -1,17 +1,22 @@
 //! The closing table: policies side by side on the same held-out prompts.
 
+mod config;
+mod spec;
+
+pub use config::CompareConfig;
+
 use std::collections::BTreeMap;
 
-use super::Session;
-use super::config::{Cadence, CompareConfig, Init};
-use super::drawing::Drawing;
-use super::evaluate::Evaluator;
-use super::journal::Journal;
-use super::session::{Outcome, data_file};
 use crate::data::encode_prompts;
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::report::{RolloutReport, table};
+use crate::train::Session;
+use crate::train::config::{Cadence, Init};
+use crate::train::drawing::Drawing;
+use crate::train::evaluate::Evaluator;
+use crate::train::journal::Journal;
+use crate::train::session::{Outcome, data_file};
 
 /// Tokens scored at once.
 const MICRO_BATCH_TOKENS: usize = 4096;
@@ -20,7 +25,7 @@ const MICRO_BATCH_TOKENS: usize = 4096;
 ///
 /// # Errors
 /// Those of data, models and reward sources.
-pub fn compare<B: ModelBackend>(
+pub(super) fn compare<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &CompareConfig,
 ) -> Result<Outcome> {

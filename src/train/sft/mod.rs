@@ -1,32 +1,27 @@
 //! Supervised fine-tuning on prompts and completions.
 
-use super::Session;
-use super::config::SftConfig;
-use super::session::{Outcome, data_file};
-use super::supervised::{Supervised, run};
-use crate::data::{Row, RowFormat, encode_completions, encode_prompts, encode_text, is_plain_text};
+mod config;
+mod spec;
+
+pub use config::SftConfig;
+
+use crate::data::{Row, RowFormat, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::train::Session;
+use crate::train::session::{Outcome, data_file};
+use crate::train::supervised::{Supervised, run};
 
 /// Trains on the completions (or on prompts too), token-weighted over the batch.
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
-pub fn sft<B: ModelBackend>(session: &mut Session<'_, B>, config: &SftConfig) -> Result<Outcome> {
+pub(super) fn sft<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &SftConfig,
+) -> Result<Outcome> {
     let policy = session.policy(&config.init)?;
-    let encode = |rows: &[Row], format: &RowFormat| {
-        let is_text = rows.first().is_some_and(is_plain_text);
-        if is_text && !config.completion_only_loss {
-            return encode_text(rows, &policy.tokenizer, format, config.max_length);
-        }
-        encode_completions(
-            rows,
-            &policy.tokenizer,
-            format,
-            config.max_length,
-            config.completion_only_loss,
-        )
-    };
+    let encode = |rows: &[Row], format: &RowFormat| config.encode(rows, &policy.tokenizer, format);
     let rows = session.rows(&config.data)?;
     let train = encode(&rows, &config.data.format)?;
     session.tell("training data", &train.report);

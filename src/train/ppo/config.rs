@@ -3,7 +3,7 @@
 use crate::reward::RewardConfig;
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::train::config::{
     Cadence, DataConfig, Init, KlControl, KlEstimator, KlIn, MissingEos, OptimConfig, Peft,
     Truncate, default_max_length, default_micro_tokens, default_rollout_batch, four, one, tenth,
     yes,

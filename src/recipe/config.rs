@@ -1,0 +1,48 @@
+//! A recipe: a model, and stages whose configurations live beside the code they configure.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ops::{MatmulPrecision, Numerics, Precision};
+use crate::train::Stage;
+
+/// A whole pipeline in one file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Names the run folder.
+    pub name: String,
+    /// The base model: a name of `temper models`, or a folder / GGUF file. May be absent when every stage has an `init` of its own.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// How the weights of the base model and of whole models from earlier stages are kept; anything but f32 keeps them frozen, so
+    /// that stages train adapters only.
+    #[serde(default)]
+    pub base_precision: Precision,
+    /// How products with weights are computed, those of the base and those that stages train.
+    #[serde(default)]
+    pub matmul_precision: MatmulPrecision,
+    /// Root of all randomness.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// Run folder; `runs/<name>` if absent.
+    #[serde(default)]
+    pub output: Option<PathBuf>,
+    /// The stages, in order.
+    pub stages: Vec<Stage>,
+}
+
+impl Recipe {
+    /// How weights are kept and multiplied.
+    pub fn numerics(&self) -> Numerics {
+        Numerics {
+            storage: self.base_precision,
+            matmul: self.matmul_precision,
+        }
+    }
+}
+
+fn one() -> u64 {
+    1
+}

@@ -1,0 +1,81 @@
+//! Everything that can be wrong with a recipe by itself, found in one go.
+//!
+//! Files are not looked at here: a recipe that passes may still name data or weights that do not exist.
+
+use crate::error::Problem;
+use crate::ops::Precision;
+use crate::recipe::Recipe;
+use crate::recipe::places::Places;
+use crate::recipe::references;
+use crate::train::Stage;
+use crate::train::checks::Checks;
+use crate::train::config::Peft;
+
+/// Every problem of a recipe that shows without opening another file, in the order of the stages.
+pub fn validate(recipe: &Recipe, places: &Places) -> Vec<Problem> {
+    validate_except(recipe, places, &[])
+}
+
+/// [`validate`], silent on what follows from the key paths `broken`, which hold placeholders.
+pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String]) -> Vec<Problem> {
+    let mut checks = Checks::default();
+    checks.name("name", &recipe.name);
+    if let Some(model) = &recipe.model {
+        checks.must("model", !model.is_empty(), "a name or a folder", model);
+    }
+    if recipe.stages.is_empty() {
+        checks.say("stages", "a recipe needs at least one stage");
+    }
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        let path = places.stage_path(index, stage.name());
+        checks.name(&format!("{path}.name"), stage.name());
+        stage.check(&mut checks, &path);
+        check_precision(&mut checks, &path, stage, recipe.base_precision);
+    }
+    let stage_name_broken =
+        |key: &String| key == "stages" || (key.starts_with("stages.") && key.ends_with(".name"));
+    if !broken.iter().any(stage_name_broken) {
+        references::check(&mut checks, recipe, places);
+    }
+    problems(checks, places, broken)
+}
+
+/// Weights in fewer bits stay frozen.
+fn check_precision(checks: &mut Checks, path: &str, stage: &Stage, precision: Precision) {
+    let full = (stage.training()).is_some_and(|training| *training.peft == Peft::Full);
+    if precision != Precision::F32 && full {
+        checks.say(
+            format!("{path}.peft"),
+            format!(
+                "full fine-tuning trains weights in f32, and base_precision is {}",
+                precision.name()
+            ),
+        );
+        checks.help("`peft: Lora(rank: 16)`, or leave base_precision out");
+        checks.rests_on("base_precision");
+    }
+}
+
+/// What was found, with its places; nothing that rests on a `broken` key.
+fn problems(checks: Checks, places: &Places, broken: &[String]) -> Vec<Problem> {
+    let is_broken = |key: &String| {
+        broken.iter().any(|b| {
+            key == b || key.starts_with(&format!("{b}.")) || b.starts_with(&format!("{key}."))
+        })
+    };
+    let mut problems: Vec<Problem> = Vec::new();
+    for finding in checks.into_findings() {
+        if finding.keys.iter().any(is_broken) {
+            continue;
+        }
+        let problem = places.problem(&finding.keys[0], finding.message);
+        let problem = match finding.help {
+            Some(help) => problem.with_help(help),
+            None => problem,
+        };
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    }
+    problems
+}

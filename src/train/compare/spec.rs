@@ -1,0 +1,88 @@
+//! What a Compare stage says of itself.
+
+use super::CompareConfig;
+use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+use crate::train::checks::Checks;
+use crate::train::config::{DataConfig, Init};
+use crate::train::plan::{Planner, StagePlan};
+use crate::train::{GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec};
+
+impl StageSpec for CompareConfig {
+    const GIVES: Gives = Gives::Table;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn reads(&self) -> Reads<'_> {
+        // The reference's tokens are those of the prompts.
+        let reference = self.reference.iter();
+        let policies = self.policies.iter().enumerate();
+        let policies = policies.map(|(index, init)| (format!("policies.{index}"), init));
+        let rewards = self.rewards.iter();
+        let reads = Reads {
+            models: reference
+                .map(|init| ("reference".to_owned(), init))
+                .chain(policies)
+                .collect(),
+            rewards: rewards
+                .map(|(title, reward)| (format!("rewards.{title}"), reward))
+                .collect(),
+            ..Reads::default()
+        };
+        reads.data("data", &self.data, RowKind::Prompt)
+    }
+
+    fn data_mut(&mut self) -> Vec<&mut DataConfig> {
+        vec![&mut self.data]
+    }
+
+    fn generation(&self) -> Option<GenerationSettings<'_>> {
+        Some(GenerationSettings {
+            response_length: self.response_length,
+            max_prompt_length: self.max_prompt_length,
+            generation_batch_size: self.generation_batch_size,
+            sampling: Some(&self.sampling),
+            truncate: self.truncate.as_ref(),
+        })
+    }
+
+    fn check(&self, checks: &mut Checks, path: &str) {
+        checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
+        if self.policies.is_empty() {
+            checks.say(format!("{path}.policies"), "at least one policy is needed");
+            checks.help("e.g. `policies: [Base, Stage(\"sft\")]`");
+        }
+        for (key, init) in self.reads().models {
+            if matches!(init, Init::Random(_)) {
+                checks.say(
+                    format!("{path}.{key}"),
+                    "random weights cannot be compared; use `Base` or `Stage(..)`",
+                );
+            }
+        }
+    }
+
+    fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let longest = self.max_prompt_length;
+        let data = planner.lengths("data", &self.data, RowKind::Prompt, longest);
+        let policies = self.policies.len();
+        plan.rows = data.rows;
+        plan.steps = policies as u64;
+        plan.tokens =
+            (data.rows as f64 * policies as f64 * (data.mean + self.response_length as f64)) as u64;
+        planner.generate(plan, self.generation(), &data);
+    }
+
+    fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
+        let (format, longest) = (&self.data.format, self.max_prompt_length);
+        let encoded = encode_prompts(rows, tokenizer, format, longest)?;
+        Ok(Preview::prompts(encoded))
+    }
+
+    fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
+        super::compare(session, self)
+    }
+}

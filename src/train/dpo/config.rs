@@ -1,0 +1,61 @@
+//! The configuration of a Dpo stage.
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::config::{
+    Cadence, DataConfig, DpoLoss, Init, OptimConfig, Peft, default_max_length,
+    default_micro_tokens, one, tenth, yes,
+};
+
+/// Direct preference optimisation: the policy learns from comparisons, without a reward model and without sampling.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DpoConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// The initial policy, which is also the reference.
+    pub init: Init,
+    /// Comparisons: preference rows, or `Ranked(stage: "..")` for all pairs of a `Rank` stage.
+    pub data: DataConfig,
+    /// Held-out comparisons.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// Which weights are trained.
+    #[serde(default)]
+    pub peft: Peft,
+    /// Optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Passes over the data.
+    #[serde(default = "one")]
+    pub epochs: usize,
+    /// Prompts (with all their comparisons) per optimiser step.
+    pub batch_size: usize,
+    /// A new order of the rows in each epoch; without it always the order of the data.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+    /// Tokens per forward pass at most; a prompt's responses are never split.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
+    /// Rows with more tokens are counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// How strongly the policy is held to the reference (IPO: its tau).
+    #[serde(default = "tenth")]
+    pub beta: f64,
+    /// What is minimised.
+    #[serde(default)]
+    pub loss_type: DpoLoss,
+    /// Assumed fraction of comparisons whose label is wrong; `sigmoid` becomes conservative DPO by it.
+    #[serde(default)]
+    pub label_smoothing: f64,
+    /// Take the reference's log-probabilities of all comparisons before training, and free the reference.
+    #[serde(default)]
+    pub precompute_ref_log_probs: bool,
+    /// Evaluation and checkpoints.
+    #[serde(default)]
+    pub cadence: Cadence,
+}

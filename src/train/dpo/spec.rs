@@ -1,0 +1,112 @@
+//! What a Dpo stage says of itself.
+
+use super::DpoConfig;
+use crate::data::{Row, RowKind, Tokenizer, encode_comparisons};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+use crate::train::checks::Checks;
+use crate::train::checks::settings::check_comparisons;
+use crate::train::config::{DataConfig, DpoLoss, Init, Peft};
+use crate::train::plan::{FLOAT, Planner, StagePlan};
+use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
+
+impl StageSpec for DpoConfig {
+    const GIVES: Gives = Gives::Policy;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn reads(&self) -> Reads<'_> {
+        Reads::of("init", &self.init)
+            .data("data", &self.data, RowKind::Preference)
+            .data("eval_data", self.eval_data.as_ref(), RowKind::Preference)
+    }
+
+    fn data_mut(&mut self) -> Vec<&mut DataConfig> {
+        std::iter::once(&mut self.data)
+            .chain(&mut self.eval_data)
+            .collect()
+    }
+
+    fn training(&self) -> Option<TrainingSettings<'_>> {
+        Some(TrainingSettings {
+            init: &self.init,
+            peft: &self.peft,
+            optim: &self.optim,
+            epochs: Some(self.epochs),
+            batch_size: self.batch_size,
+            micro_batch_tokens: self.micro_batch_tokens,
+            max_length: Some(self.max_length),
+            gradient_checkpointing: self.gradient_checkpointing,
+            cadence: &self.cadence,
+        })
+    }
+
+    fn check(&self, checks: &mut Checks, path: &str) {
+        check_comparisons(checks, path, "DPO", self.reads());
+        if matches!(self.init, Init::Random(_)) {
+            checks.say(
+                format!("{path}.init"),
+                "a random policy has nothing to prefer one response with, and is its own reference",
+            );
+            checks.help("start from an `Sft` stage, e.g. `init: Stage(\"sft\")`");
+        }
+        if let Peft::Lora(lora) = &self.peft
+            && lora.dropout > 0.0
+        {
+            checks.must(
+                format!("{path}.peft.dropout"),
+                false,
+                "0: policy and reference would differ before the first step",
+                lora.dropout,
+            );
+        }
+        checks.above_zero(path, "beta", self.beta);
+        let label_smoothing = format!("{path}.label_smoothing");
+        checks.must(
+            &label_smoothing,
+            (0.0..0.5).contains(&self.label_smoothing),
+            "at least 0 and below 0.5: with half of the labels wrong there is nothing to learn",
+            self.label_smoothing,
+        );
+        if self.label_smoothing > 0.0 && matches!(self.loss_type, DpoLoss::Hinge | DpoLoss::Ipo) {
+            checks.say(
+                &label_smoothing,
+                "only the losses `sigmoid` and `robust` know wrong labels",
+            );
+            checks.rests_on(format!("{path}.loss_type"));
+        }
+    }
+
+    fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let data = planner.lengths("data", &self.data, RowKind::Preference, self.max_length);
+        if let Some(training) = self.training() {
+            planner.train(plan, &training, &data, usize::MAX, true);
+        }
+        let shape = plan.shape;
+        let reference = match (&self.peft, self.precompute_ref_log_probs) {
+            // One number per token of the data.
+            (_, true) => (data.rows as f64 * data.mean) as u64,
+            (Peft::Full, false) => shape.total_params,
+            // The base is shared; what `init` has of adapters is not.
+            (Peft::Lora(_), false) if self.init == Init::Base => 0,
+            (Peft::Lora(_), false) => shape.trainable_params,
+        };
+        if reference > 0 {
+            plan.memory.push(("reference".into(), FLOAT * reference));
+        }
+    }
+
+    fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
+        let encoded = encode_comparisons(rows, tokenizer, &self.data.format, self.max_length)?;
+        // Log-probabilities are taken of all tokens after the prompt.
+        Ok(Preview::comparisons(encoded, |i, prompt_len, _| {
+            i >= prompt_len
+        }))
+    }
+
+    fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
+        super::dpo(session, self)
+    }
+}

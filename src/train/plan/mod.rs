@@ -1,0 +1,272 @@
+//! What a stage will do and need, before any weight is loaded.
+
+mod lengths;
+mod memory;
+
+use std::collections::BTreeMap;
+
+pub use lengths::Lengths;
+pub(super) use lengths::RowLength;
+pub(super) use memory::FLOAT;
+pub use memory::{ModelShape, Work, estimate};
+
+use super::config::Peft;
+use super::{GenerationSettings, Stage, TrainingSettings};
+use crate::data::{
+    Comparisons, DataConfig, DataContext, Example, Prompt, Row, RowKind, Tokenizer,
+    encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text, read_rows,
+};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::ops::Precision;
+
+/// Rows that are tokenised to estimate a data set's tokens.
+const SAMPLE_ROWS: usize = 128;
+
+/// What one stage will do and need.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StagePlan {
+    /// The stage's name.
+    pub name: String,
+    /// The stage's kind, as the recipe writes it.
+    pub kind: String,
+    /// Parameters that are trained, over all trained networks.
+    pub trainable_params: u64,
+    /// Parameters held in all.
+    pub total_params: u64,
+    /// Rows of data in use.
+    pub rows: u64,
+    /// Tokens that pass through the model in the whole stage.
+    pub tokens: u64,
+    /// Optimiser steps, PPO updates, or batches of a stage that does not train.
+    pub steps: u64,
+    /// Estimated bytes by component at the peak.
+    pub memory: Vec<(String, u64)>,
+    /// Sizes of its model.
+    pub shape: ModelShape,
+    /// Rank of the adapters that it trains.
+    pub rank: Option<usize>,
+    /// Of a stage that leaves rows: their expected number and length.
+    pub leaves: Option<Lengths>,
+}
+
+impl StagePlan {
+    /// Estimated peak in bytes.
+    pub fn peak(&self) -> u64 {
+        self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// A model as far as plans need it.
+#[derive(Debug, Clone, Copy)]
+pub struct PlannedModel<'a> {
+    /// Its configuration.
+    pub config: &'a ModelConfig,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// How frozen weights are stored.
+    pub precision: Precision,
+}
+
+/// What the plan of a stage is made from, and what is found wrong on the way.
+pub struct Planner<'a> {
+    model: PlannedModel<'a>,
+    context: &'a DataContext,
+    /// Rows that earlier stages will leave, by stage.
+    rows_of_stages: &'a BTreeMap<String, Lengths>,
+    problems: Vec<(String, Error)>,
+}
+
+impl Stage {
+    /// Its plan, and problems by key below the stage; `rows_of_stages` says what rows earlier stages will leave.
+    ///
+    /// # Errors
+    /// `Error::Usage` if `peft` names layers that the model does not have.
+    pub fn plan(
+        &self,
+        model: PlannedModel<'_>,
+        context: &DataContext,
+        rows_of_stages: &BTreeMap<String, Lengths>,
+    ) -> Result<(StagePlan, Vec<(String, Error)>)> {
+        let shape = self.plan_shape(model)?;
+        let mut plan = StagePlan {
+            name: self.name().to_owned(),
+            kind: self.kind().to_owned(),
+            trainable_params: shape.trainable_params,
+            total_params: shape.total_params,
+            rows: 0,
+            tokens: 0,
+            steps: 0,
+            memory: Vec::new(),
+            shape,
+            rank: self.training().and_then(|training| match training.peft {
+                Peft::Lora(lora) => Some(lora.rank),
+                Peft::Full => None,
+            }),
+            leaves: None,
+        };
+        let mut planner = Planner {
+            model,
+            context,
+            rows_of_stages,
+            problems: Vec::new(),
+        };
+        self.plan_own(&mut planner, &mut plan);
+        Ok((plan, planner.problems))
+    }
+
+    /// The sizes of its model, what it adds to it included.
+    ///
+    /// # Errors
+    /// As [`Stage::plan`].
+    pub fn plan_shape(&self, model: PlannedModel<'_>) -> Result<ModelShape> {
+        let mut shape = ModelShape::of(model.config, model.precision);
+        if let Some(training) = self.training() {
+            shape.gradient_checkpointing = training.gradient_checkpointing;
+            let (trained, added) = trained_params(model.config, training.peft)?;
+            shape.trainable_params = trained;
+            shape.total_params += added;
+        }
+        Ok(shape)
+    }
+}
+
+/// Parameters that `peft` trains, and those of them that the model does not have by itself.
+fn trained_params(config: &ModelConfig, peft: &Peft) -> Result<(u64, u64)> {
+    let Peft::Lora(lora) = peft else {
+        return Ok((config.num_params() as u64, 0));
+    };
+    let linear = config.linear_modules();
+    let adapters: usize = lora
+        .targets(&linear)?
+        .iter()
+        .map(|&i| {
+            let layer = &linear[i];
+            lora.rank_of(&layer.name) * (layer.in_features + layer.out_features)
+        })
+        .sum();
+    Ok((adapters as u64, adapters as u64))
+}
+
+impl Planner<'_> {
+    /// Rows of a data set and their lengths, from a sample; `key` is where the stage holds it. A data set of which nothing is
+    /// left to use is a problem.
+    pub(super) fn lengths(
+        &mut self,
+        key: &str,
+        data: &DataConfig,
+        kind: RowKind,
+        max_length: usize,
+    ) -> Lengths {
+        let source = &data.source;
+        if let Some(rows) = source
+            .stage()
+            .and_then(|of| self.rows_of_stages.get(of.stage))
+        {
+            return rows.clone();
+        }
+        let rows = match source.is_here() {
+            true => read_rows(data, self.context).ok(),
+            false => None,
+        };
+        let Some(rows) = rows else {
+            return Lengths::unseen(data.limit.unwrap_or(0) as u64, 0.0);
+        };
+        let lens = |rows: &[Row]| -> Result<Vec<RowLength>> {
+            let (tokenizer, format) = (self.model.tokenizer, &data.format);
+            let text = || encode_text(rows, tokenizer, format, max_length);
+            let examples = match kind {
+                RowKind::Text => text()?,
+                RowKind::TextOrCompletion if rows.first().is_some_and(is_plain_text) => text()?,
+                RowKind::Completion | RowKind::TextOrCompletion => {
+                    encode_completions(rows, tokenizer, format, max_length, true)?
+                }
+                RowKind::Preference => {
+                    let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
+                    return Ok(encoded.items.iter().map(of_comparisons).collect());
+                }
+                RowKind::Prompt => {
+                    let encoded = encode_prompts(rows, tokenizer, format, max_length)?;
+                    return Ok(encoded.items.iter().map(of_prompt).collect());
+                }
+            };
+            Ok(examples.items.iter().map(of_example).collect())
+        };
+        // A sample that is wholly left out says nothing of the rest.
+        let sample = lens(&rows[..rows.len().min(SAMPLE_ROWS)]).or_else(|_| lens(&rows));
+        let sample = sample.unwrap_or_else(|error| {
+            self.problems.push((key.to_owned(), error));
+            Vec::new()
+        });
+        Lengths::new(rows.len() as u64, &sample)
+    }
+
+    /// Plans training by passes over `data`; `longest` is the most tokens of a row. With `targets`, log-probabilities are taken;
+    /// a reward model has a score where a language model has logits.
+    pub(super) fn train(
+        &self,
+        plan: &mut StagePlan,
+        training: &TrainingSettings<'_>,
+        data: &Lengths,
+        longest: usize,
+        targets: bool,
+    ) {
+        let (epochs, batch_size) = (training.epochs.unwrap_or(1) as u64, training.batch_size);
+        plan.rows = data.rows;
+        plan.tokens = (data.rows as f64 * data.mean) as u64 * epochs;
+        plan.steps = data.rows.div_ceil(batch_size as u64) * epochs;
+        // A step may have fewer tokens than fit into a pass.
+        let most = batch_size.saturating_mul(longest);
+        let step = data.largest(batch_size, plan.steps);
+        let step = step.map_or(most, |step| step.min(most));
+        let micro_tokens = training.micro_batch_tokens.min(step) as u64;
+        let targets = match targets {
+            true => data.targets_of(micro_tokens),
+            false => 0,
+        };
+        let work = Work::Train {
+            micro_tokens,
+            targets,
+        };
+        plan.memory = estimate(work, &plan.shape);
+    }
+
+    /// Estimates the memory of generating responses to `data`.
+    pub(super) fn generate(
+        &self,
+        plan: &mut StagePlan,
+        generation: Option<GenerationSettings<'_>>,
+        data: &Lengths,
+    ) {
+        let Some(generation) = generation else { return };
+        let work = Work::Generate {
+            batch: generation.generation_batch_size as u64,
+            prompt: longest(data, generation.max_prompt_length),
+            response: generation.response_length as u64,
+        };
+        plan.memory = estimate(work, &plan.shape);
+    }
+}
+
+/// The longest of a data set's rows that is expected, in tokens; at most `most`.
+pub(super) fn longest(data: &Lengths, most: usize) -> u64 {
+    (data.largest(1, data.rows)).map_or(most, |len| len.min(most)) as u64
+}
+
+fn of_example(item: &Example) -> RowLength {
+    let targets = item.trained.iter().filter(|&&trained| trained).count();
+    RowLength::alone(item.ids.len(), targets)
+}
+
+fn of_prompt(item: &Prompt) -> RowLength {
+    RowLength::alone(item.ids.len(), 0)
+}
+
+fn of_comparisons(item: &Comparisons) -> RowLength {
+    let tokens: usize = item.responses.iter().map(Vec::len).sum();
+    RowLength {
+        tokens,
+        passed: item.packed_len(),
+        targets: tokens - item.responses.len() * item.prompt_len,
+    }
+}

@@ -1,0 +1,247 @@
+//! What a Ppo stage says of itself.
+
+use super::{PpoConfig, ValueInit, ValueTrunk};
+use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+use crate::reward::RewardConfig;
+use crate::train::checks::Checks;
+use crate::train::checks::settings::{check_optim, check_row_length};
+use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos, Peft};
+use crate::train::plan::{Planner, StagePlan, Work, estimate, longest};
+use crate::train::{
+    GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings,
+};
+
+impl PpoConfig {
+    /// The reward model, a stage or a folder, that a value network of its own starts from.
+    pub(super) fn value_start(&self) -> Option<&str> {
+        let starts_there = self.value_trunk == ValueTrunk::Own
+            && self.value_init.unwrap_or_default() == ValueInit::Reward;
+        match &self.reward {
+            RewardConfig::Learned { stage } if starts_there => Some(stage),
+            _ => None,
+        }
+    }
+}
+
+impl StageSpec for PpoConfig {
+    const GIVES: Gives = Gives::Policy;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn reads(&self) -> Reads<'_> {
+        let ptx = self.ptx.as_ref().map(|ptx| &ptx.data);
+        let mut reads = Reads::of("init", &self.init)
+            .data("data", &self.data, RowKind::Prompt)
+            .data("eval_data", self.eval_data.as_ref(), RowKind::Prompt)
+            .data("ptx.data", ptx, RowKind::Text)
+            .reward("reward", &self.reward)
+            .reward("gold", self.gold.as_ref());
+        reads.value_start = self.value_start().map(|stage| ("reward", stage));
+        reads
+    }
+
+    fn data_mut(&mut self) -> Vec<&mut DataConfig> {
+        let ptx = self.ptx.iter_mut().map(|ptx| &mut ptx.data);
+        std::iter::once(&mut self.data)
+            .chain(&mut self.eval_data)
+            .chain(ptx)
+            .collect()
+    }
+
+    fn training(&self) -> Option<TrainingSettings<'_>> {
+        Some(TrainingSettings {
+            init: &self.init,
+            peft: &self.peft,
+            optim: &self.optim,
+            epochs: None,
+            batch_size: self.batch_size,
+            micro_batch_tokens: self.micro_batch_tokens,
+            max_length: None,
+            gradient_checkpointing: self.gradient_checkpointing,
+            cadence: &self.cadence,
+        })
+    }
+
+    fn generation(&self) -> Option<GenerationSettings<'_>> {
+        Some(GenerationSettings {
+            response_length: self.response_length,
+            max_prompt_length: self.max_prompt_length,
+            generation_batch_size: self.generation_batch_size,
+            sampling: None,
+            truncate: self.truncate.as_ref(),
+        })
+    }
+
+    fn longest_rows(&self) -> Vec<(&'static str, usize)> {
+        let longest = self.max_prompt_length.saturating_add(self.response_length);
+        let ptx = self.ptx.as_ref();
+        std::iter::once(("response_length", longest))
+            .chain(ptx.map(|ptx| ("ptx.max_length", ptx.max_length)))
+            .collect()
+    }
+
+    fn check(&self, checks: &mut Checks, path: &str) {
+        if let Some(optim) = &self.value_optim {
+            check_optim(checks, &format!("{path}.value_optim"), optim);
+        }
+        if self.value_trunk == ValueTrunk::Policy {
+            for (key, given) in [
+                ("value_optim", self.value_optim.is_some()),
+                ("value_init", self.value_init.is_some()),
+            ] {
+                if given {
+                    checks.say(
+                        format!("{path}.{key}"),
+                        "is of a value network, and with `value_trunk: Policy` there is none: its head starts at zero and is trained by `optim`",
+                    );
+                    checks.help(format!("leave out `{key}`, or `value_trunk`"));
+                }
+            }
+        }
+        for (key, value) in [
+            ("total_episodes", self.total_episodes),
+            ("num_mini_batches", self.num_mini_batches),
+            ("num_ppo_epochs", self.num_ppo_epochs),
+        ] {
+            checks.positive(path, key, value);
+        }
+        let batch_size = format!("{path}.batch_size");
+        if self.num_mini_batches >= 1 && !self.batch_size.is_multiple_of(self.num_mini_batches) {
+            checks.say(
+                format!("{path}.num_mini_batches"),
+                format!(
+                    "must divide batch_size {}, found {}",
+                    self.batch_size, self.num_mini_batches
+                ),
+            );
+            checks.rests_on(&batch_size);
+        }
+        if self.batch_size >= 1 && self.total_episodes >= 1 {
+            let total = self.total_episodes;
+            if total < self.batch_size || !total.is_multiple_of(self.batch_size) {
+                checks.say(
+                    format!("{path}.total_episodes"),
+                    format!(
+                        "must be a multiple of batch_size {}, found {total}",
+                        self.batch_size
+                    ),
+                );
+                let nearest = total.div_ceil(self.batch_size) * self.batch_size;
+                checks.help(format!(
+                    "e.g. {nearest}, which is {} updates",
+                    nearest / self.batch_size
+                ));
+                checks.rests_on(&batch_size);
+            }
+        }
+        let longest = self.max_prompt_length.saturating_add(self.response_length);
+        if self.micro_batch_tokens < longest {
+            checks.say(
+                format!("{path}.micro_batch_tokens"),
+                format!(
+                    "must be at least max_prompt_length + response_length = {longest}, found {}",
+                    self.micro_batch_tokens
+                ),
+            );
+            checks.rests_on(format!("{path}.max_prompt_length"));
+            checks.rests_on(format!("{path}.response_length"));
+        }
+
+        checks.above_zero(path, "temperature", self.temperature);
+        checks.not_negative(path, "kl_coef", self.kl_coef);
+        if let KlControl::Adaptive { target, horizon } = self.kl_control {
+            checks.above_zero(path, "kl_control.target", target);
+            checks.above_zero(path, "kl_control.horizon", horizon);
+        }
+        if (self.kl_in, self.kl_estimator) == (KlIn::Loss, KlEstimator::K1) {
+            checks.say(
+                format!("{path}.kl_estimator"),
+                "k1 cannot be in the loss: its gradient is zero on average, so it would hold nothing back",
+            );
+            checks.help("k2 (the gradient of the KL) or k3, or `kl_in: Reward`");
+            checks.rests_on(format!("{path}.kl_in"));
+        }
+        checks.above_zero(path, "cliprange", self.cliprange);
+        checks.above_zero(path, "cliprange_value", self.cliprange_value);
+        checks.not_negative(path, "vf_coef", self.vf_coef);
+        checks.fraction(path, "gamma", self.gamma);
+        checks.fraction(path, "lam", self.lam);
+        match self.missing_eos {
+            MissingEos::Keep => {}
+            MissingEos::Replace(score) => {
+                checks.must(
+                    format!("{path}.missing_eos"),
+                    score.is_finite(),
+                    "finite",
+                    score,
+                );
+            }
+            MissingEos::Subtract(penalty) => checks.not_negative(path, "missing_eos", penalty),
+        }
+        if let Some(decay) = self.ema_decay {
+            checks.below_one(path, "ema_decay", decay);
+        }
+        if let Some(ptx) = &self.ptx {
+            let ptx_path = format!("{path}.ptx");
+            checks.not_negative(&ptx_path, "coef", ptx.coef);
+            checks.positive(&ptx_path, "batch_size", ptx.batch_size);
+            check_row_length(checks, &ptx_path, ptx.max_length);
+            if self.micro_batch_tokens < ptx.max_length {
+                checks.say(
+                    format!("{path}.micro_batch_tokens"),
+                    format!(
+                        "must be at least ptx.max_length {}, found {}",
+                        ptx.max_length, self.micro_batch_tokens
+                    ),
+                );
+                checks.rests_on(format!("{ptx_path}.max_length"));
+            }
+        }
+    }
+
+    fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let prompt = self.max_prompt_length;
+        let data = planner.lengths("data", &self.data, RowKind::Prompt, prompt);
+        plan.rows = data.rows;
+        plan.steps = (self.total_episodes / self.batch_size) as u64;
+        plan.tokens =
+            (self.total_episodes as f64 * (data.mean + self.response_length as f64)) as u64;
+        let trained = match self.value_trunk {
+            ValueTrunk::Own => 2,
+            ValueTrunk::Policy => 1,
+        };
+        plan.trainable_params *= trained;
+        let learned = matches!(self.reward, RewardConfig::Learned { .. });
+        let full = matches!(self.peft, Peft::Full);
+        let networks = trained + u64::from(learned) + u64::from(full);
+        let minibatch = self.batch_size / self.num_mini_batches.max(1);
+        let samples = plan.steps * (self.num_ppo_epochs * self.num_mini_batches) as u64;
+        let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);
+        let responses = minibatch.saturating_mul(self.response_length);
+        let step = prompts.min(minibatch.saturating_mul(prompt)) + responses;
+        let work = Work::Ppo {
+            micro_tokens: self.micro_batch_tokens.min(step) as u64,
+            targets: responses as u64,
+            batch: self.generation_batch_size as u64,
+            prompt: longest(&data, prompt),
+            response: self.response_length as u64,
+            networks,
+            trained,
+        };
+        plan.memory = estimate(work, &plan.shape);
+    }
+
+    fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
+        let (format, longest) = (&self.data.format, self.max_prompt_length);
+        let encoded = encode_prompts(rows, tokenizer, format, longest)?;
+        Ok(Preview::prompts(encoded))
+    }
+
+    fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
+        super::ppo(session, self)
+    }
+}

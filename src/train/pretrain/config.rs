@@ -1,0 +1,50 @@
+//! The configuration of a Pretrain stage.
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::config::{
+    Cadence, DataConfig, Init, OptimConfig, Peft, default_max_length, default_micro_tokens, one,
+    yes,
+};
+
+/// Plain language modelling on text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// Where the model comes from.
+    #[serde(default)]
+    pub init: Init,
+    /// Training text.
+    pub data: DataConfig,
+    /// Held-out text.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// Which weights are trained.
+    #[serde(default)]
+    pub peft: Peft,
+    /// Optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Passes over the data.
+    #[serde(default = "one")]
+    pub epochs: usize,
+    /// Rows per optimiser step.
+    pub batch_size: usize,
+    /// A new order of the rows in each epoch; without it always the order of the data.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+    /// Tokens per forward pass at most; a step is split into as many passes as needed.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
+    /// Longer rows are cut.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Evaluation and checkpoints.
+    #[serde(default)]
+    pub cadence: Cadence,
+}

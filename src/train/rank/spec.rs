@@ -1,0 +1,73 @@
+//! What a Rank stage says of itself.
+
+use super::RankConfig;
+use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+use crate::train::checks::Checks;
+use crate::train::config::DataConfig;
+use crate::train::plan::{Lengths, Planner, StagePlan};
+use crate::train::{GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec};
+
+impl StageSpec for RankConfig {
+    const GIVES: Gives = Gives::Rows(RowKind::Preference);
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn reads(&self) -> Reads<'_> {
+        Reads::of("init", &self.init)
+            .data("data", &self.data, RowKind::Prompt)
+            .reward("reward", &self.reward)
+    }
+
+    fn data_mut(&mut self) -> Vec<&mut DataConfig> {
+        vec![&mut self.data]
+    }
+
+    fn generation(&self) -> Option<GenerationSettings<'_>> {
+        Some(GenerationSettings {
+            response_length: self.response_length,
+            max_prompt_length: self.max_prompt_length,
+            generation_batch_size: self.generation_batch_size,
+            sampling: Some(&self.sampling),
+            truncate: self.truncate.as_ref(),
+        })
+    }
+
+    fn check(&self, checks: &mut Checks, path: &str) {
+        checks.must(
+            format!("{path}.num_responses"),
+            self.num_responses >= 2,
+            "at least 2: comparisons need two responses",
+            self.num_responses,
+        );
+        checks.not_negative(path, "tie_margin", self.tie_margin);
+        checks.below_one(path, "valid_fraction", self.valid_fraction);
+        // At temperature 0 all responses to a prompt are the same one.
+        checks.above_zero(path, "sampling.temperature", self.sampling.temperature);
+    }
+
+    fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let longest = self.max_prompt_length;
+        let data = planner.lengths("data", &self.data, RowKind::Prompt, longest);
+        let responses = self.num_responses as f64 * (data.mean + self.response_length as f64);
+        plan.rows = data.rows;
+        plan.steps = data.rows;
+        plan.tokens = (data.rows as f64 * responses) as u64;
+        planner.generate(plan, self.generation(), &data);
+        let rows = (data.rows as f64 * (1.0 - self.valid_fraction)) as u64;
+        plan.leaves = Some(Lengths::unseen(rows, responses));
+    }
+
+    fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
+        let (format, longest) = (&self.data.format, self.max_prompt_length);
+        let encoded = encode_prompts(rows, tokenizer, format, longest)?;
+        Ok(Preview::prompts(encoded))
+    }
+
+    fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
+        super::rank(session, self)
+    }
+}

@@ -1,0 +1,87 @@
+//! What a RewardModel stage says of itself.
+
+use super::RewardModelConfig;
+use crate::data::{Row, RowKind, Tokenizer, encode_comparisons};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+use crate::train::checks::Checks;
+use crate::train::checks::settings::check_comparisons;
+use crate::train::config::{DataConfig, RewardLoss};
+use crate::train::plan::{Planner, StagePlan};
+use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
+
+impl StageSpec for RewardModelConfig {
+    const GIVES: Gives = Gives::RewardModel;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn reads(&self) -> Reads<'_> {
+        Reads::of("init", &self.init)
+            .data("data", &self.data, RowKind::Preference)
+            .data("eval_data", self.eval_data.as_ref(), RowKind::Preference)
+            .data("center_on", self.center_on.as_ref(), RowKind::Completion)
+    }
+
+    fn data_mut(&mut self) -> Vec<&mut DataConfig> {
+        std::iter::once(&mut self.data)
+            .chain(&mut self.eval_data)
+            .chain(&mut self.center_on)
+            .collect()
+    }
+
+    fn training(&self) -> Option<TrainingSettings<'_>> {
+        Some(TrainingSettings {
+            init: &self.init,
+            peft: &self.peft,
+            optim: &self.optim,
+            epochs: Some(self.epochs),
+            batch_size: self.batch_size,
+            micro_batch_tokens: self.micro_batch_tokens,
+            max_length: Some(self.max_length),
+            gradient_checkpointing: self.gradient_checkpointing,
+            cadence: &self.cadence,
+        })
+    }
+
+    fn check(&self, checks: &mut Checks, path: &str) {
+        check_comparisons(checks, path, "a reward model", self.reads());
+        if self.use_margin && self.loss_type == RewardLoss::BestOfK {
+            checks.say(
+                format!("{path}.use_margin"),
+                "only the loss `bradley_terry` knows margins",
+            );
+            checks.rests_on(format!("{path}.loss_type"));
+        }
+        if self.standardize && self.center_on.is_none() {
+            checks.say(
+                format!("{path}.standardize"),
+                "needs `center_on`: the responses whose scores are to have variance 1",
+            );
+        }
+        if !self.accuracy_by.is_empty() && self.eval_data.is_none() {
+            checks.say(
+                format!("{path}.accuracy_by"),
+                "needs `eval_data`: accuracy is told apart on held-out comparisons",
+            );
+        }
+    }
+
+    fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let data = planner.lengths("data", &self.data, RowKind::Preference, self.max_length);
+        if let Some(training) = self.training() {
+            planner.train(plan, &training, &data, usize::MAX, false);
+        }
+    }
+
+    fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
+        let encoded = encode_comparisons(rows, tokenizer, &self.data.format, self.max_length)?;
+        // The score is read at the last token.
+        Ok(Preview::comparisons(encoded, |i, _, len| i + 1 == len))
+    }
+
+    fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
+        super::reward_model(session, self)
+    }
+}

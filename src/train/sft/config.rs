@@ -1,0 +1,53 @@
+//! The configuration of an Sft stage.
+
+use serde::{Deserialize, Serialize};
+
+use crate::train::config::{
+    Cadence, DataConfig, Init, OptimConfig, Peft, default_max_length, default_micro_tokens, one,
+    yes,
+};
+
+/// Supervised fine-tuning on prompt and completion.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SftConfig {
+    /// The stage's name, unique in the recipe.
+    pub name: String,
+    /// Where the model comes from.
+    #[serde(default)]
+    pub init: Init,
+    /// Prompts with completions.
+    pub data: DataConfig,
+    /// Held-out prompts with completions.
+    #[serde(default)]
+    pub eval_data: Option<DataConfig>,
+    /// Which weights are trained.
+    #[serde(default)]
+    pub peft: Peft,
+    /// Optimiser.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Passes over the data.
+    #[serde(default = "one")]
+    pub epochs: usize,
+    /// Rows per optimiser step.
+    pub batch_size: usize,
+    /// A new order of the rows in each epoch; without it always the order of the data.
+    #[serde(default = "yes")]
+    pub shuffle: bool,
+    /// Tokens per forward pass at most; a step is split into as many passes as needed.
+    #[serde(default = "default_micro_tokens")]
+    pub micro_batch_tokens: usize,
+    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
+    /// Longer rows are cut; a row whose completion is cut away is counted and dropped.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+    /// Train on completions only (the default) or on prompts too.
+    #[serde(default = "yes")]
+    pub completion_only_loss: bool,
+    /// Evaluation and checkpoints.
+    #[serde(default)]
+    pub cadence: Cadence,
+}

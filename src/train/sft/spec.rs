@@ -1,0 +1,90 @@
+//! What an Sft stage says of itself.
+
+use super::SftConfig;
+use crate::data::{
+    Encoded, Example, Row, RowFormat, RowKind, Tokenizer, encode_completions, encode_text,
+    is_plain_text,
+};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+use crate::train::checks::Checks;
+use crate::train::config::DataConfig;
+use crate::train::plan::{Planner, StagePlan};
+use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
+
+impl SftConfig {
+    /// What it needs of a row.
+    fn row_kind(&self) -> RowKind {
+        match self.completion_only_loss {
+            true => RowKind::Completion,
+            false => RowKind::TextOrCompletion,
+        }
+    }
+
+    /// Rows as they are trained on.
+    pub(super) fn encode(
+        &self,
+        rows: &[Row],
+        tokenizer: &Tokenizer,
+        format: &RowFormat,
+    ) -> Result<Encoded<Example>> {
+        let is_text = rows.first().is_some_and(is_plain_text);
+        if is_text && !self.completion_only_loss {
+            return encode_text(rows, tokenizer, format, self.max_length);
+        }
+        let completion_only = self.completion_only_loss;
+        encode_completions(rows, tokenizer, format, self.max_length, completion_only)
+    }
+}
+
+impl StageSpec for SftConfig {
+    const GIVES: Gives = Gives::Policy;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn reads(&self) -> Reads<'_> {
+        Reads::of("init", &self.init)
+            .data("data", &self.data, self.row_kind())
+            .data("eval_data", self.eval_data.as_ref(), self.row_kind())
+    }
+
+    fn data_mut(&mut self) -> Vec<&mut DataConfig> {
+        std::iter::once(&mut self.data)
+            .chain(&mut self.eval_data)
+            .collect()
+    }
+
+    fn training(&self) -> Option<TrainingSettings<'_>> {
+        Some(TrainingSettings {
+            init: &self.init,
+            peft: &self.peft,
+            optim: &self.optim,
+            epochs: Some(self.epochs),
+            batch_size: self.batch_size,
+            micro_batch_tokens: self.micro_batch_tokens,
+            max_length: Some(self.max_length),
+            gradient_checkpointing: self.gradient_checkpointing,
+            cadence: &self.cadence,
+        })
+    }
+
+    fn check(&self, _: &mut Checks, _: &str) {}
+
+    fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let data = planner.lengths("data", &self.data, self.row_kind(), self.max_length);
+        if let Some(training) = self.training() {
+            planner.train(plan, &training, &data, self.max_length, true);
+        }
+    }
+
+    fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
+        let encoded = self.encode(rows, tokenizer, &self.data.format)?;
+        Ok(Preview::examples(encoded))
+    }
+
+    fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
+        super::sft(session, self)
+    }
+}
