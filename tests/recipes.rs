@@ -296,6 +296,50 @@ fn a_stage_of_the_wrong_kind() {
     );
 }
 
+/// A named set, read twice with other parts of its rows, and by best of K.
+const NAMED: &str = r#"(
+    name: "x", model: "tiny",
+    data: {"posts": (source: Posts(rows: 40, seed: 1), format: (append_eos: false), skip: 2, limit: 30)},
+    stages: [
+        Rank(name: "rank", init: Base, data: (source: Data("posts"), limit: 8), response_length: 8, reward: Gold),
+        Sft(name: "best", data: (source: Stage("rank")), eval_data: (source: HeldOut("rank"), format: (take: All)), batch_size: 4),
+        Sft(name: "sft", data: (source: Data("posts"), skip: 10), batch_size: 4),
+    ],
+)"#;
+
+#[test]
+fn a_named_set_has_its_source_and_format_in_every_stage() {
+    let recipe = load_text(NAMED, &["data.posts.source.rows=50"]).unwrap();
+    let sets: Vec<_> = (recipe.stages.iter())
+        .map(|stage| stage.reads().data[0].config.clone())
+        .collect();
+    let part = |i: usize| (sets[i].skip, sets[i].limit, sets[i].format.append_eos);
+    assert_eq!(part(0), (2, Some(8), false));
+    assert_eq!(part(2), (10, Some(30), false));
+    let of_set = &recipe.data["posts"].source;
+    assert_eq!((&sets[0].source, &sets[2].source), (of_set, of_set));
+    assert!(to_ron(&recipe).contains("rows: 50"));
+}
+
+#[test]
+fn names_of_sets_and_what_is_taken_of_rows_are_checked() {
+    let text = NAMED
+        .replace("Data(\"posts\"), skip", "Data(\"psots\"), skip")
+        .replace("(take: All)", "(take: BestAndWorst)")
+        .replace("limit: 8)", "limit: 8, format: (take: Best))")
+        .replace("data: {", "data: {\"b\": (source: Data(\"posts\")), ");
+    assert_eq!(
+        problems(&text, &[]),
+        [
+            "3:12: data.b: no stage reads this set\n    help: use it as `source: Data(\"b\")`, or leave it out",
+            "3:18: data.b.source: names the set `posts`; a set of the recipe has a source of its own",
+            "5:71: stages.rank.data.format: the format of a named set stands with it, at data.posts.format",
+            "6:104: stages.best.eval_data.format.take: must be `Best`, `Above(..)` or `All`: responses are learned, found BestAndWorst",
+            "7:34: stages.sft.data.source: the recipe's `data` has no set `psots`\n    help: did you mean `posts`?",
+        ]
+    );
+}
+
 #[test]
 fn names() {
     one(
@@ -568,7 +612,7 @@ fn everything_wrong_with_dpo_is_reported_at_once() {
         "8:58: stages.c.peft.dropout: must be 0: policy and reference would differ before the first step, found 0.1",
         "9:24: stages.d.init: a random policy has nothing to prefer one response with, and is its own reference\n    help: start from an `Sft` stage, e.g. `init: Stage(\"sft\")`",
         "10:13: stages.d.label_smoothing: must be at least 0 and below 0.5: with half of the labels wrong there is nothing to learn, found -0.1",
-        "11:51: stages.ppo.data.source: the rows that stages leave are comparisons, expected `prompt` or `messages`",
+        "11:51: stages.ppo.data.source: the rows that stages leave are scored responses, expected `prompt` or `messages`",
     ];
     assert_eq!(heads, expected, "{found:#?}");
 }
@@ -599,7 +643,7 @@ fn everything_wrong_with_the_rarer_keys_is_reported_at_once() {
         "8:72: stages.rm.accuracy_by: needs `eval_data`: accuracy is told apart on held-out comparisons",
         "9:9: stages.ppo.micro_batch_tokens: must be at least ptx.max_length 4096, found 2048",
         "10:67: stages.ppo.ema_decay: must be at least 0 and below 1, found 1.0",
-        "11:26: stages.ppo.ptx.data.source: the rows that stages leave are comparisons, expected `text` or `messages`",
+        "11:26: stages.ppo.ptx.data.source: the rows that stages leave are scored responses, expected `text` or `messages`",
         "11:58: stages.ppo.ptx.coef: must be at least 0 and finite, found -1.0",
         "11:70: stages.ppo.ptx.batch_size: must be at least 1, found 0",
     ];

@@ -23,6 +23,8 @@ pub enum RowKind {
     Preference,
     /// `prompt` or `messages`.
     Prompt,
+    /// Several responses to a prompt with a score each, as stages leave them.
+    Scored,
 }
 
 /// Everything wrong with a data source, with places such as `rows.jsonl:57`.
@@ -60,7 +62,9 @@ pub fn check_source(config: &DataConfig, context: &DataContext, expects: RowKind
             problems.extend(check_hub_name(file));
             return problems;
         }
-        DataSource::Ranked { stage, .. } => {
+        DataSource::Stage(stage)
+        | DataSource::HeldOut(stage)
+        | DataSource::Ranked { stage, .. } => {
             let path = rows::local_path(&config.source, context);
             match path.filter(|path| path.exists()) {
                 Some(path) => path,
@@ -69,7 +73,7 @@ pub fn check_source(config: &DataConfig, context: &DataContext, expects: RowKind
                     problems.push(Problem::new(
                         "data.source",
                         format!(
-                            "the rows of stage `{stage}` are comparisons, expected {}",
+                            "the rows of stage `{stage}` are scored responses, expected {}",
                             expects.columns()
                         ),
                     ));
@@ -77,6 +81,8 @@ pub fn check_source(config: &DataConfig, context: &DataContext, expects: RowKind
                 }
             }
         }
+        // Replaced by what it stands for when the recipe is read.
+        DataSource::Data(_) => return problems,
         DataSource::Jsonl(path) => path.clone(),
     };
     let place = path.display().to_string();
@@ -132,7 +138,11 @@ pub fn check_source(config: &DataConfig, context: &DataContext, expects: RowKind
 impl RowKind {
     /// Whether rows of the kind `given` can be used where this kind is needed.
     pub fn takes(self, given: Self) -> bool {
-        self == given
+        let of_scored = matches!(
+            self,
+            Self::Preference | Self::Completion | Self::TextOrCompletion
+        );
+        self == given || (given == Self::Scored && of_scored)
     }
 
     /// The columns it asks for, in words.
@@ -143,6 +153,7 @@ impl RowKind {
             Self::TextOrCompletion => "`text`, `prompt` and `completion`, or `messages`",
             Self::Preference => "`chosen` and `rejected`",
             Self::Prompt => "`prompt` or `messages`",
+            Self::Scored => "`prompt_ids`, `response_ids` and `scores`",
         }
     }
 }
@@ -152,6 +163,7 @@ fn check_row(parser: &RowParser<'_>, row: &Row, expects: RowKind) -> Result<(), 
         RowKind::Text => parser.text(row).map(drop),
         RowKind::TextOrCompletion if is_plain_text(row) => parser.text(row).map(drop),
         RowKind::Completion | RowKind::TextOrCompletion => parser.completion(row).map(drop),
+        RowKind::Scored => Ok(()),
         RowKind::Preference if row.columns.contains_key("response_ids") => Ok(()),
         RowKind::Preference => parser.preference(row).map(drop),
         RowKind::Prompt => parser.prompt(row).map(drop),
@@ -332,7 +344,7 @@ mod tests {
         let wrong = check_source(&config(source), &context, RowKind::Text);
         assert_eq!(
             wrong[0].message,
-            "the rows of stage `rank` are comparisons, expected `text` or `messages`"
+            "the rows of stage `rank` are scored responses, expected `text` or `messages`"
         );
     }
 }

@@ -25,5 +25,5 @@ pub use encode::{
 };
 pub use loader::{Batches, micro_batches};
 pub use rows::{DataContext, Row, read_rows};
-pub use source::{DataConfig, DataSource, RowFormat, StageRows, TruncationMode};
+pub use source::{DataConfig, DataSource, RowFormat, StageRows, Take, TruncationMode};
 pub use tokenizer::Tokenizer;

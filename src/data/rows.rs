@@ -40,7 +40,7 @@ impl Row {
 /// Folders that data sources are resolved against.
 #[derive(Debug, Clone, Default)]
 pub struct DataContext {
-    /// The run's folder: `Ranked` rows are read from `<run_dir>/<stage>/train.jsonl` or `valid.jsonl`.
+    /// The run's folder: rows of a stage are read from `<run_dir>/<stage>/train.jsonl` or `valid.jsonl`.
     pub run_dir: PathBuf,
     /// Where files of the hub are kept; the hub's usual cache (`HF_HOME`) if absent.
     pub cache_dir: Option<PathBuf>,
@@ -103,10 +103,9 @@ fn non_empty(rows: Vec<Row>, config: &DataConfig, path: &Path) -> Result<Vec<Row
 
 /// The file of a source on this machine; none for the hub and for posts.
 pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Option<PathBuf> {
-    match source {
-        DataSource::Jsonl(path) => Some(path.clone()),
-        source => (source.stage()).map(|rows| context.run_dir.join(rows.stage).join(rows.file())),
-    }
+    let stage = source.stage();
+    let of_stage = stage.map(|rows| context.run_dir.join(rows.stage).join(rows.file()));
+    source.file().map(Path::to_path_buf).or(of_stage)
 }
 
 /// Where the hub is; `HF_ENDPOINT` names a mirror.

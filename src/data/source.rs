@@ -1,7 +1,7 @@
 //! Where rows come from and how a row becomes text, as a recipe says it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,7 +31,13 @@ pub enum DataSource {
         /// Rows of different seeds are independent.
         seed: u64,
     },
-    /// The comparisons of an earlier `Rank` stage.
+    /// The rows that an earlier stage leaves, those for training.
+    Stage(String),
+    /// The rows that an earlier stage holds out.
+    HeldOut(String),
+    /// A set of the recipe's `data`, by its name.
+    Data(String),
+    /// `Stage` or `HeldOut` of a `Rank` stage, as older recipes write them.
     Ranked {
         /// The `Rank` stage.
         stage: String,
@@ -63,21 +69,26 @@ impl StageRows<'_> {
 impl DataSource {
     /// The rows of an earlier stage, if that is what it names.
     pub fn stage(&self) -> Option<StageRows<'_>> {
+        let (stage, valid) = match self {
+            Self::Stage(stage) => (stage, false),
+            Self::HeldOut(stage) => (stage, true),
+            Self::Ranked { stage, valid } => (stage, *valid),
+            _ => return None,
+        };
+        Some(StageRows { stage, valid })
+    }
+
+    /// The file on this machine, if it names one.
+    pub fn file(&self) -> Option<&Path> {
         match self {
-            Self::Ranked { stage, valid } => Some(StageRows {
-                stage,
-                valid: *valid,
-            }),
-            Self::Jsonl(_) | Self::Hub { .. } | Self::Posts { .. } => None,
+            Self::Jsonl(path) => Some(path),
+            _ => None,
         }
     }
 
     /// Whether its rows can be read before anything has run or been fetched.
     pub fn is_here(&self) -> bool {
-        match self {
-            Self::Jsonl(_) | Self::Posts { .. } => true,
-            Self::Hub { .. } | Self::Ranked { .. } => false,
-        }
+        self.file().is_some() || matches!(self, Self::Posts { .. })
     }
 }
 
@@ -130,6 +141,8 @@ pub struct RowFormat {
     pub assistant_turns: AssistantTurns,
     /// What is kept of a row that is longer than the stage's `max_length`.
     pub truncation_mode: TruncationMode,
+    /// What is taken of the rows of a stage that scored several responses to each prompt.
+    pub take: Option<Take>,
     /// Text column that is cut at its last line break, again and again, until a row that is too long fits; where no break
     /// is left, between characters. As the query of openai/summarize-from-feedback, whose column is `post`.
     pub shorten: Option<String>,
@@ -161,6 +174,37 @@ impl Default for RowFormat {
             assistant_turns: AssistantTurns::All,
             truncation_mode: TruncationMode::KeepStart,
             shorten: None,
+            take: None,
+        }
+    }
+}
+
+/// What is taken of a prompt's scored responses.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Take {
+    /// All of them: to learn each, or as comparisons every pair whose scores differ (the default of comparisons).
+    All,
+    /// The response with the highest score, to be learned (the default where responses are learned): best of K, as rejection
+    /// sampling (Touvron et al. 2023, arXiv:2307.09288, section 3.2.3).
+    Best,
+    /// The responses with a score above this one, to be learned: ReST's improve step (Gulcehre et al. 2023, arXiv:2308.08998,
+    /// section 3). A prompt may have none.
+    Above(f64),
+    /// The response with the highest score against the one with the lowest.
+    BestAndWorst,
+}
+
+impl DataConfig {
+    /// The set that this use of `named` stands for: its source and format, and its part of the rows unless the use says another.
+    pub fn of_named(&self, named: &Self) -> Self {
+        Self {
+            source: named.source.clone(),
+            format: named.format.clone(),
+            skip: match self.skip {
+                0 => named.skip,
+                skip => skip,
+            },
+            limit: self.limit.or(named.limit),
         }
     }
 }

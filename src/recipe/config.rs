@@ -1,9 +1,11 @@
 //! A recipe: a model, and stages whose configurations live beside the code they configure.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::DataConfig;
 use crate::ops::{MatmulPrecision, Numerics, Precision};
 use crate::train::Stage;
 
@@ -29,6 +31,9 @@ pub struct Recipe {
     /// Run folder; `runs/<name>` if absent.
     #[serde(default)]
     pub output: Option<PathBuf>,
+    /// Data sets by name, for stages to read as `source: Data("name")`.
+    #[serde(default)]
+    pub data: BTreeMap<String, DataConfig>,
     /// The stages, in order.
     pub stages: Vec<Stage>,
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Problem, Result};
 use crate::recipe::places::Places;
 use crate::recipe::validate::validate_except;
-use crate::recipe::{Recipe, read, set};
+use crate::recipe::{Recipe, named, read, set};
 
 /// A recipe with the places of its keys, so that later checks (data files, weights) can point at them.
 #[derive(Debug, Clone)]
@@ -52,6 +52,7 @@ pub fn load_with_places(path: &Path, sets: &[String]) -> Result<Loaded> {
     } = read::read(path, &text);
     if let Some(mut recipe) = recipe {
         let mut wrong_sets = set::apply(&mut recipe, &mut places, sets);
+        problems.extend(named::resolve(&mut recipe, &places));
         problems.extend(validate_except(&recipe, &places, &broken));
         problems.sort_by_key(|problem| places.order(problem));
         problems.append(&mut wrong_sets);

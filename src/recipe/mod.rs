@@ -3,6 +3,7 @@
 mod config;
 mod known;
 mod load;
+mod named;
 mod places;
 mod plan;
 mod read;

@@ -172,7 +172,7 @@ fn check_rows(checks: &mut Checks, path: &str, stage: &Stage) {
             checks.say(
                 format!("{path}.{}.source", data.key),
                 format!(
-                    "the rows that stages leave are comparisons, expected {}",
+                    "the rows that stages leave are scored responses, expected {}",
                     data.rows.columns()
                 ),
             );

@@ -13,7 +13,7 @@ use crate::error::{Problem, Result};
 use crate::model::ModelConfig;
 use crate::ops::Precision;
 use crate::reward;
-use crate::train::plan::{Lengths, PlannedModel, StagePlan};
+use crate::train::plan::{PlannedModel, ScoredRows, StagePlan};
 use crate::train::{DataUse, Stage};
 
 /// Plans and problems of a recipe.
@@ -66,7 +66,7 @@ struct Surveyor<'a> {
     /// Models that stages train, by stage.
     by_stage: BTreeMap<String, Known>,
     /// Rows that stages will leave, by stage.
-    rows: BTreeMap<String, Lengths>,
+    rows: BTreeMap<String, ScoredRows>,
     problems: Vec<Problem>,
 }
 
@@ -124,7 +124,7 @@ impl Surveyor<'_> {
         for (key, error) in problems {
             self.keep::<()>(&format!("{path}.{key}"), Err(error));
         }
-        let leaves = plan.leaves.clone();
+        let leaves = plan.leaves;
         (self.rows).extend(leaves.map(|rows| (stage.name().to_owned(), rows)));
         Some(plan)
     }

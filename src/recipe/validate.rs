@@ -23,6 +23,9 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
     if let Some(model) = &recipe.model {
         checks.must("model", !model.is_empty(), "a name or a folder", model);
     }
+    for name in recipe.data.keys() {
+        checks.name(&format!("data.{name}"), name);
+    }
     if recipe.stages.is_empty() {
         checks.say("stages", "a recipe needs at least one stage");
     }

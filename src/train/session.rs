@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::RunDir;
-use crate::data::{DataConfig, DataContext, DataSource, Row, read_rows};
+use crate::data::{DataConfig, DataContext, Row, read_rows};
 use crate::error::Result;
 use crate::model::LanguageModel;
 use crate::ops::{ModelBackend, Numerics};
@@ -110,8 +110,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
 
 /// The file that a data set reads, if it is one.
 pub(super) fn data_file(data: &DataConfig, run: &Path) -> Option<PathBuf> {
-    match &data.source {
-        DataSource::Jsonl(path) => Some(path.clone()),
-        source => (source.stage()).map(|rows| run.join(rows.stage).join(rows.file())),
-    }
+    let stage = data.source.stage();
+    let of_stage = stage.map(|rows| run.join(rows.stage).join(rows.file()));
+    data.source.file().map(Path::to_path_buf).or(of_stage)
 }

@@ -285,7 +285,7 @@ impl super::Stage {
         }
         let reads = self.reads();
         for data in &reads.data {
-            check_data(checks, &format!("{path}.{}", data.key), data.config);
+            check_data(checks, &format!("{path}.{}", data.key), data);
         }
         if let Some(scored) = reads.data.first() {
             for (key, reward) in &reads.rewards {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::report::{Encoded, Notes, Outcome, encode_rows};
+use super::scored::ScoredRow;
 use super::sequence::Joint;
 use crate::data::records::{Content, RowParser, chat_options};
 use crate::data::rows::Row;
@@ -64,8 +65,8 @@ impl Comparisons {
     }
 }
 
-/// Preference rows, each a pair, and the rows of a `Rank` stage, with every pair whose scores differ by more than the
-/// row's `tie_margin`.
+/// Preference rows, each a pair, and rows of scored responses, with every pair whose scores differ by more than the row's
+/// `tie_margin`, or what `take` says.
 ///
 /// A reward model judges whole responses, so nothing is truncated: a preference row with a response longer than
 /// `max_length` is left out, as TRL does, and so is such a response of a ranked row. `margin` is the column of that
@@ -81,8 +82,8 @@ pub fn encode_comparisons(
 ) -> Result<Encoded<Comparisons>> {
     let parser = RowParser::new(format)?;
     encode_rows(rows, format, max_length, |row| {
-        if row.columns.contains_key("response_ids") {
-            return ranked_row(row, max_length);
+        if let Some(scored) = ScoredRow::of(row)? {
+            return scored.comparisons(format.take, max_length);
         }
         let parts = parser.preference(row)?;
         let margin = match row.columns.get("margin") {
@@ -123,62 +124,6 @@ pub fn encode_comparisons(
             labels: labels(&row.columns),
         };
         Ok(Outcome::Kept { item, notes })
-    })
-}
-
-/// A row that a `Rank` stage wrote.
-#[derive(serde::Deserialize)]
-struct Ranked {
-    prompt_ids: Vec<u32>,
-    response_ids: Vec<Vec<u32>>,
-    scores: Vec<f64>,
-    #[serde(default)]
-    tie_margin: f64,
-}
-
-fn ranked_row(row: &Row, max_length: usize) -> Result<Outcome<Comparisons>> {
-    let ranked: Ranked = serde_json::from_value(Value::Object(row.columns.clone()))
-        .map_err(|e| row.error(format!("not a row of a Rank stage: {e}")))?;
-    if ranked.scores.len() != ranked.response_ids.len() {
-        return Err(row.error(format!(
-            "not a row of a Rank stage: {} responses and {} scores",
-            ranked.response_ids.len(),
-            ranked.scores.len()
-        )));
-    }
-    let prompt_len = ranked.prompt_ids.len();
-    let mut scores = Vec::new();
-    let mut responses = Vec::new();
-    for (response, score) in ranked.response_ids.iter().zip(&ranked.scores) {
-        if prompt_len + response.len() <= max_length && !response.is_empty() {
-            responses.push([ranked.prompt_ids.as_slice(), response].concat());
-            scores.push(*score);
-        }
-    }
-    if responses.len() < 2 {
-        return Ok(Outcome::TooLong);
-    }
-    let mut pairs = Vec::new();
-    for i in 0..responses.len() {
-        for j in 0..responses.len() {
-            let margin = scores[i] - scores[j];
-            // Above zero too: with a tie margin of 0, equal scores are no comparison.
-            if margin > ranked.tie_margin.max(0.0) {
-                pairs.push((i, j, margin as f32));
-            }
-        }
-    }
-    if pairs.is_empty() {
-        return Ok(Outcome::Untrained);
-    }
-    Ok(Outcome::Kept {
-        item: Comparisons {
-            responses,
-            prompt_len,
-            pairs,
-            labels: Map::new(),
-        },
-        notes: Notes::default(),
     })
 }
 

@@ -9,6 +9,7 @@ mod comparisons;
 mod fit;
 mod judged;
 mod report;
+mod scored;
 mod sequence;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer, TruncationMode};
 use crate::error::Result;
 use report::{Notes, Outcome, encode_rows};
+use scored::{LearnedRow, learned_rows};
 use sequence::{Joint, encode_chat, encode_spans, end_with_eos, ends_with_stop};
 
 /// One row to learn from.
@@ -110,7 +112,23 @@ pub fn encode_completions(
     completion_only: bool,
 ) -> Result<Encoded<Example>> {
     let parser = RowParser::new(format)?;
+    let taken = learned_rows(rows, format.take)?;
+    let rows = taken.as_deref().unwrap_or(rows);
     encode_rows(rows, format, max_length, |row| {
+        if let Some(learned) = LearnedRow::of(row)? {
+            let prompt_len = learned.prompt_ids.len();
+            let from = if completion_only { prompt_len } else { 0 };
+            let ids = [learned.prompt_ids, learned.completion_ids].concat();
+            let draft = Draft {
+                trained: (0..ids.len()).map(|i| i >= from).collect(),
+                ids,
+                prompt_len,
+                // A response that ran into its limit has no end.
+                should_end: false,
+                merged_boundary: false,
+            };
+            return Ok(draft.finish(row, tokenizer, format, max_length));
+        }
         let joint = match parser.completion(row)? {
             CompletionRow::Text { prompt, completion } => {
                 // An empty completion is a hole in the data, not a lesson to say nothing.

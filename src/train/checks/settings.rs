@@ -1,6 +1,6 @@
 //! Checks of the settings that several stages share: optimiser, adapter, lengths, data and rewards.
 
-use crate::data::{DataSource, RowFormat, RowKind};
+use crate::data::{DataSource, RowFormat, RowKind, Take};
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::config::{
@@ -174,7 +174,9 @@ fn check_truncate(
 }
 
 /// Checks what a stage says of a data set.
-pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataConfig) {
+pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
+    check_take(checks, path, data);
+    let data = data.config;
     let source = format!("{path}.source");
     match &data.source {
         DataSource::Jsonl(file) => {
@@ -202,7 +204,10 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataC
                 checks.rests_on(format!("{source}.rows"));
             }
         }
-        DataSource::Ranked { .. } => {}
+        DataSource::Stage(_)
+        | DataSource::HeldOut(_)
+        | DataSource::Ranked { .. }
+        | DataSource::Data(_) => {}
     }
     checks.must(
         format!("{path}.limit"),
@@ -211,6 +216,33 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataC
         0,
     );
     check_format(checks, &format!("{path}.format"), &data.format);
+}
+
+/// What is taken of scored responses must be what the stage reads.
+fn check_take(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
+    let Some(take) = data.config.format.take else {
+        return;
+    };
+    let key = format!("{path}.format.take");
+    if data.config.source.stage().is_none() {
+        checks.say(
+            key,
+            "is of rows that a stage leaves, and the source is no stage",
+        );
+        checks.help("use `source: Stage(\"..\")`, or leave `take` out");
+        return;
+    }
+    let compares = data.rows == RowKind::Preference;
+    let fits = match take {
+        Take::All => true,
+        Take::Best | Take::Above(_) => !compares,
+        Take::BestAndWorst => compares,
+    };
+    let expected = match compares {
+        true => "`All` or `BestAndWorst`: comparisons are read",
+        false => "`Best`, `Above(..)` or `All`: responses are learned",
+    };
+    checks.must(key, fits, expected, take);
 }
 
 fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {
@@ -258,7 +290,7 @@ pub(in crate::train) fn check_comparisons(
                 format!("{path}.{}.source", data.key),
                 format!("the embedded posts are prompts with completions; {who} needs comparisons"),
             );
-            checks.help("add a `Rank` stage and use `Ranked(stage: \"<its name>\")`");
+            checks.help("add a `Rank` stage and use `source: Stage(\"<its name>\")`");
         }
     }
 }

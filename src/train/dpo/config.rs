@@ -15,7 +15,7 @@ pub struct DpoConfig {
     pub name: String,
     /// The initial policy, which is also the reference.
     pub init: Init,
-    /// Comparisons: preference rows, or `Ranked(stage: "..")` for all pairs of a `Rank` stage.
+    /// Comparisons: preference rows, or `Stage("..")` for all pairs of a `Rank` stage.
     pub data: DataConfig,
     /// Held-out comparisons.
     #[serde(default)]

@@ -46,14 +46,36 @@ pub struct StagePlan {
     pub shape: ModelShape,
     /// Rank of the adapters that it trains.
     pub rank: Option<usize>,
-    /// Of a stage that leaves rows: their expected number and length.
-    pub leaves: Option<Lengths>,
+    /// The rows that the stage is expected to leave.
+    pub leaves: Option<ScoredRows>,
 }
 
 impl StagePlan {
     /// Estimated peak in bytes.
     pub fn peak(&self) -> u64 {
         self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// Scored responses that a stage is expected to leave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoredRows {
+    /// Rows.
+    pub prompts: u64,
+    /// Responses of each.
+    pub responses: usize,
+    /// Mean length of prompt and response, in tokens.
+    pub len: f64,
+}
+
+impl ScoredRows {
+    /// As rows of this kind: all responses of a prompt together where they are compared, else one of them.
+    fn lengths(&self, kind: RowKind) -> Lengths {
+        let responses = match kind {
+            RowKind::Preference => self.responses,
+            _ => 1,
+        };
+        Lengths::unseen(self.prompts, responses as f64 * self.len)
     }
 }
 
@@ -73,7 +95,7 @@ pub struct Planner<'a> {
     model: PlannedModel<'a>,
     context: &'a DataContext,
     /// Rows that earlier stages will leave, by stage.
-    rows_of_stages: &'a BTreeMap<String, Lengths>,
+    rows_of_stages: &'a BTreeMap<String, ScoredRows>,
     problems: Vec<(String, Error)>,
 }
 
@@ -86,7 +108,7 @@ impl Stage {
         &self,
         model: PlannedModel<'_>,
         context: &DataContext,
-        rows_of_stages: &BTreeMap<String, Lengths>,
+        rows_of_stages: &BTreeMap<String, ScoredRows>,
     ) -> Result<(StagePlan, Vec<(String, Error)>)> {
         let shape = self.plan_shape(model)?;
         let mut plan = StagePlan {
@@ -163,7 +185,7 @@ impl Planner<'_> {
             .stage()
             .and_then(|of| self.rows_of_stages.get(of.stage))
         {
-            return rows.clone();
+            return rows.lengths(kind);
         }
         let rows = match source.is_here() {
             true => read_rows(data, self.context).ok(),
@@ -181,6 +203,8 @@ impl Planner<'_> {
                 RowKind::Completion | RowKind::TextOrCompletion => {
                     encode_completions(rows, tokenizer, format, max_length, true)?
                 }
+                // No file that is here holds them.
+                RowKind::Scored => return Ok(Vec::new()),
                 RowKind::Preference => {
                     let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
                     return Ok(encoded.items.iter().map(of_comparisons).collect());

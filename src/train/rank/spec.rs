@@ -6,11 +6,11 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
-use crate::train::plan::{Lengths, Planner, StagePlan};
+use crate::train::plan::{Planner, ScoredRows, StagePlan};
 use crate::train::{GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec};
 
 impl StageSpec for RankConfig {
-    const GIVES: Gives = Gives::Rows(RowKind::Preference);
+    const GIVES: Gives = Gives::Rows(RowKind::Scored);
 
     fn name(&self) -> &str {
         &self.name
@@ -57,8 +57,11 @@ impl StageSpec for RankConfig {
         plan.steps = data.rows;
         plan.tokens = (data.rows as f64 * responses) as u64;
         planner.generate(plan, self.generation(), &data);
-        let rows = (data.rows as f64 * (1.0 - self.valid_fraction)) as u64;
-        plan.leaves = Some(Lengths::unseen(rows, responses));
+        plan.leaves = Some(ScoredRows {
+            prompts: (data.rows as f64 * (1.0 - self.valid_fraction)) as u64,
+            responses: self.num_responses,
+            len: data.mean + self.response_length as f64,
+        });
     }
 
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {

@@ -15,7 +15,7 @@ pub struct RewardModelConfig {
     pub name: String,
     /// Where the backbone comes from.
     pub init: Init,
-    /// Comparisons: preference rows, or `Ranked(stage: "..")` for all pairs of a `Rank` stage.
+    /// Comparisons: preference rows, or `Stage("..")` for all pairs of a `Rank` stage.
     pub data: DataConfig,
     /// Held-out comparisons.
     #[serde(default)]

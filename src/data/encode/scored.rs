@@ -1,0 +1,233 @@
+//! Rows of scored responses, which stages leave: several responses to one prompt with a score each. What is taken of them
+//! is the reader's choice.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::Comparisons;
+use super::report::{Notes, Outcome};
+use crate::data::Take;
+use crate::data::rows::Row;
+use crate::error::Result;
+
+/// A prompt, responses as they were generated, and their scores.
+#[derive(Debug, Deserialize)]
+pub(super) struct ScoredRow {
+    prompt_ids: Vec<u32>,
+    response_ids: Vec<Vec<u32>>,
+    scores: Vec<f64>,
+    #[serde(default)]
+    tie_margin: f64,
+}
+
+impl ScoredRow {
+    /// The row read as such; `None` if it has no column `response_ids`.
+    ///
+    /// # Errors
+    /// `Error::Data` if its columns are not those of scored responses.
+    pub(super) fn of(row: &Row) -> Result<Option<Self>> {
+        if !row.columns.contains_key("response_ids") {
+            return Ok(None);
+        }
+        let scored: Self = serde_json::from_value(Value::Object(row.columns.clone()))
+            .map_err(|e| row.error(format!("not a row of scored responses: {e}")))?;
+        let (responses, scores) = (scored.response_ids.len(), scored.scores.len());
+        if responses != scores {
+            return Err(row.error(format!(
+                "not a row of scored responses: {responses} responses and {scores} scores"
+            )));
+        }
+        Ok(Some(scored))
+    }
+
+    /// Pairs of responses of which one is better: all whose scores differ by more than the tie margin, or the best against the
+    /// worst. Responses that are longer than `max_length` with their prompt are left out.
+    pub(super) fn comparisons(
+        &self,
+        take: Option<Take>,
+        max_length: usize,
+    ) -> Result<Outcome<Comparisons>> {
+        let prompt_len = self.prompt_ids.len();
+        let (mut scores, mut responses) = (Vec::new(), Vec::new());
+        for (response, score) in self.response_ids.iter().zip(&self.scores) {
+            if prompt_len + response.len() <= max_length && !response.is_empty() {
+                responses.push([self.prompt_ids.as_slice(), response].concat());
+                scores.push(*score);
+            }
+        }
+        if responses.len() < 2 {
+            return Ok(Outcome::TooLong);
+        }
+        if take == Some(Take::BestAndWorst) {
+            let (best, worst) = (best(&scores), best(&negated(&scores)));
+            responses = vec![responses.swap_remove(best), responses[worst].clone()];
+            scores = vec![scores[best], scores[worst]];
+        }
+        let mut pairs = Vec::new();
+        for i in 0..responses.len() {
+            for j in 0..responses.len() {
+                let margin = scores[i] - scores[j];
+                // Above zero too: with a tie margin of 0, equal scores are no comparison.
+                if margin > self.tie_margin.max(0.0) {
+                    pairs.push((i, j, margin as f32));
+                }
+            }
+        }
+        if pairs.is_empty() {
+            return Ok(Outcome::Untrained);
+        }
+        Ok(Outcome::Kept {
+            item: Comparisons {
+                responses,
+                prompt_len,
+                pairs,
+                labels: Map::new(),
+            },
+            notes: Notes::default(),
+        })
+    }
+
+    /// The responses to be learned, by index.
+    fn learned(&self, take: Option<Take>) -> Vec<usize> {
+        let all = 0..self.scores.len();
+        match take.unwrap_or(Take::Best) {
+            Take::All => all.collect(),
+            Take::Above(least) => all.filter(|&i| self.scores[i] > least).collect(),
+            Take::Best | Take::BestAndWorst => match self.scores.is_empty() {
+                true => Vec::new(),
+                false => vec![best(&self.scores)],
+            },
+        }
+    }
+}
+
+/// The first of the highest scores.
+fn best(scores: &[f64]) -> usize {
+    (0..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best })
+}
+
+fn negated(scores: &[f64]) -> Vec<f64> {
+    scores.iter().map(|score| -score).collect()
+}
+
+/// Rows in which those of scored responses are replaced by one for each response that is taken to be learned, with columns
+/// `prompt_ids` and `completion_ids`; `None` if there are none.
+pub(super) fn learned_rows(rows: &[Row], take: Option<Take>) -> Result<Option<Vec<Row>>> {
+    if !rows
+        .iter()
+        .any(|row| row.columns.contains_key("response_ids"))
+    {
+        return Ok(None);
+    }
+    let mut taken = Vec::new();
+    for row in rows {
+        let Some(scored) = ScoredRow::of(row)? else {
+            taken.push(row.clone());
+            continue;
+        };
+        for i in scored.learned(take) {
+            let mut columns = Map::new();
+            for name in ["prompt", "prompt_ids"] {
+                let value = row.columns.get(name).cloned();
+                columns.extend(value.map(|value| (name.to_owned(), value)));
+            }
+            let texts = row.columns.get("responses");
+            let text = texts.and_then(|texts| texts.get(i)).cloned();
+            columns.extend(text.map(|text| ("completion".to_owned(), text)));
+            columns.insert("completion_ids".into(), json!(scored.response_ids[i]));
+            columns.insert("score".into(), json!(scored.scores[i]));
+            taken.push(Row {
+                columns,
+                ..row.clone()
+            });
+        }
+    }
+    Ok(Some(taken))
+}
+
+/// Prompt and response of a row that [`learned_rows`] made.
+#[derive(Debug, Deserialize)]
+pub(super) struct LearnedRow {
+    pub(super) prompt_ids: Vec<u32>,
+    pub(super) completion_ids: Vec<u32>,
+}
+
+impl LearnedRow {
+    /// The row read as such; `None` if it has no column `completion_ids`.
+    pub(super) fn of(row: &Row) -> Result<Option<Self>> {
+        if !row.columns.contains_key("completion_ids") {
+            return Ok(None);
+        }
+        serde_json::from_value(Value::Object(row.columns.clone()))
+            .map(Some)
+            .map_err(|e| row.error(format!("columns `prompt_ids` and `completion_ids`: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{plain, rows};
+    use super::super::{Example, encode_comparisons, encode_completions};
+    use super::*;
+    use crate::data::RowFormat;
+    use crate::data::tokenizer::testing;
+
+    fn data() -> Vec<Row> {
+        rows(&[
+            json!({"prompt": "p", "prompt_ids": [1, 2], "responses": ["a", "b", "c"],
+                "response_ids": [[3], [4, 5], [6]], "scores": [0.5, 2.0, 1.0], "tie_margin": 0.0}),
+            json!({"prompt": "q", "prompt_ids": [7], "responses": ["d", "e"],
+                "response_ids": [[8], [9]], "scores": [0.25, 0.25], "tie_margin": 0.0}),
+        ])
+    }
+
+    fn taking(take: Option<Take>) -> RowFormat {
+        RowFormat { take, ..plain() }
+    }
+
+    fn learned(take: Option<Take>) -> Vec<Vec<u32>> {
+        let tok = testing::tokenizer(false, None);
+        let encoded = encode_completions(&data(), &tok, &taking(take), 16, true).unwrap();
+        encoded.items.into_iter().map(|item| item.ids).collect()
+    }
+
+    #[test]
+    fn the_best_response_is_learned_or_those_above_a_score() {
+        assert_eq!(learned(None), [vec![1, 2, 4, 5], vec![7, 8]]);
+        assert_eq!(learned(Some(Take::Best)), learned(None));
+        assert_eq!(
+            learned(Some(Take::Above(0.5))),
+            [vec![1, 2, 4, 5], vec![1, 2, 6]]
+        );
+        assert_eq!(learned(Some(Take::All)).len(), 5);
+        let tok = testing::tokenizer(false, None);
+        let encoded = encode_completions(&data(), &tok, &plain(), 16, true).unwrap();
+        let Example {
+            trained,
+            prompt_len,
+            row,
+            ..
+        } = &encoded.items[0];
+        assert_eq!(
+            (trained.as_slice(), *prompt_len),
+            (&[false, false, true, true][..], 2)
+        );
+        assert_eq!(
+            (&row["completion"], &row["score"]),
+            (&json!("b"), &json!(2.0))
+        );
+    }
+
+    #[test]
+    fn comparisons_are_all_pairs_or_the_best_against_the_worst() {
+        let tok = testing::tokenizer(false, None);
+        let of = |take| {
+            let encoded = encode_comparisons(&data(), &tok, &taking(take), 16).unwrap();
+            encoded.items[0].clone()
+        };
+        assert_eq!(of(None).pairs, [(1, 0, 1.5), (1, 2, 1.0), (2, 0, 0.5)]);
+        let ends = of(Some(Take::BestAndWorst));
+        assert_eq!(ends.responses, [vec![1, 2, 4, 5], vec![1, 2, 3]]);
+        assert_eq!(ends.pairs, [(0, 1, 1.5)]);
+    }
+}

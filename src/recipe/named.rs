@@ -1,0 +1,61 @@
+//! Data sets that a recipe names once: stages that read one by its name get its source and format.
+
+use std::collections::BTreeSet;
+
+use super::{Places, Recipe};
+use crate::data::{DataSource, RowFormat};
+use crate::error::Problem;
+use crate::suggest::{did_you_mean, quoted};
+
+/// Puts in place of each `Data("name")` what the recipe's `data` holds under that name; returns what is wrong with the names.
+pub(super) fn resolve(recipe: &mut Recipe, places: &Places) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut used = BTreeSet::new();
+    for (name, data) in &recipe.data {
+        if let DataSource::Data(other) = &data.source {
+            let key = format!("data.{name}.source");
+            let message =
+                format!("names the set `{other}`; a set of the recipe has a source of its own");
+            problems.push(places.problem(&key, message));
+        }
+    }
+    let sets = &recipe.data;
+    for (index, stage) in recipe.stages.iter_mut().enumerate() {
+        let path = places.stage_path(index, stage.name());
+        let keys: Vec<&str> = stage.reads().data.iter().map(|data| data.key).collect();
+        for (key, data) in keys.into_iter().zip(stage.data_mut()) {
+            let DataSource::Data(name) = &data.source else {
+                continue;
+            };
+            let Some(named) = sets.get(name) else {
+                let key = format!("{path}.{key}.source");
+                let problem =
+                    places.problem(&key, format!("the recipe's `data` has no set `{name}`"));
+                let names = || sets.keys().map(String::as_str);
+                problems.push(match did_you_mean(name, names()) {
+                    Some(help) => problem.with_help(help),
+                    None if sets.is_empty() => problem.with_help(
+                        "add `data: {\"name\": (source: ..)}` to the recipe, beside `stages`",
+                    ),
+                    None => problem.with_help(format!("it has {}", quoted(names()))),
+                });
+                continue;
+            };
+            used.insert(name.clone());
+            if data.format != RowFormat::default() {
+                let key = format!("{path}.{key}.format");
+                let message =
+                    format!("the format of a named set stands with it, at data.{name}.format");
+                problems.push(places.problem(&key, message));
+            }
+            *data = data.of_named(named);
+        }
+    }
+    for name in sets.keys().filter(|name| !used.contains(*name)) {
+        let problem = places.problem(&format!("data.{name}"), "no stage reads this set");
+        problems.push(problem.with_help(format!(
+            "use it as `source: Data(\"{name}\")`, or leave it out"
+        )));
+    }
+    problems
+}
