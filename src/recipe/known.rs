@@ -6,7 +6,6 @@ use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::model::{ModelConfig, ModelSource};
 use crate::reward::RewardConfig;
-use crate::train::reward_folder;
 
 /// A model as far as plans need it.
 #[derive(Clone)]
@@ -52,19 +51,12 @@ pub(super) fn open_blank(path: &Path) -> Result<Known> {
     Ok(Known { config, tokenizer })
 }
 
-/// Opens the folders of reward models that a source at `key` names; each comes with the key that names it.
-pub(super) fn reward_folders(
-    key: &str,
-    reward: &RewardConfig,
-    model: Option<&str>,
-) -> Vec<(String, Result<Known>)> {
+/// The reward models that a source at `key` names, folders or stages; each comes with the key that names it.
+pub(super) fn learned(key: &str, reward: &RewardConfig) -> Vec<(String, String)> {
     match reward {
-        RewardConfig::Learned { stage } => reward_folder(stage)
-            .map(|folder| (format!("{key}.stage"), open_reward(folder, model)))
-            .into_iter()
-            .collect(),
+        RewardConfig::Learned { stage } => vec![(format!("{key}.stage"), stage.clone())],
         RewardConfig::Sum(terms) => (terms.iter().enumerate())
-            .flat_map(|(index, (_, term))| reward_folders(&format!("{key}.{index}.1"), term, model))
+            .flat_map(|(index, (_, term))| learned(&format!("{key}.{index}.1"), term))
             .collect(),
         _ => Vec::new(),
     }

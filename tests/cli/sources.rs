@@ -368,6 +368,46 @@ fn a_reward_model_reads_text_in_its_own_tokens() {
 }
 
 #[test]
+fn a_reward_model_without_a_template_for_conversations_is_refused_first() {
+    let temp = tempfile::tempdir().unwrap();
+    let policy = tiny(temp.path(), "policy", |_| {}, as_it_is, &[]);
+    fs::write(
+        policy.join("chat_template.jinja"),
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    )
+    .unwrap();
+    let reward = tiny(temp.path(), "reward", |_| {}, as_it_is, &[score(1)]);
+    let recipe = "(name: \"r\", model: \"policy\", stages: [\n\
+         Rank(name: \"rank\", init: Base, data: (source: Jsonl(\"rows.jsonl\")), num_responses: 2, response_length: 4,\n\
+             max_prompt_length: 224, reward: Sum([(1.0, Learned(stage: \"./reward\"))]))])";
+    fs::write(temp.path().join("r.ron"), recipe).unwrap();
+    let conversation = json!([{"role": "user", "content": "Title: a day"}]);
+    write_rows(
+        temp.path().join("rows.jsonl"),
+        &[json!({"prompt": conversation})],
+    );
+    // The policy's tokens are its own: the conversation is read as the policy saw it.
+    succeed(temp.path(), "recipe r.ron --dry-run");
+    let mut tokenizer = json_file(&reward.join("tokenizer.json"));
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    for id in vocab.values_mut().filter(|id| id.as_u64() != Some(0)) {
+        *id = json!(id.as_u64().unwrap() % 767 + 1);
+    }
+    fs::write(reward.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    fail(
+        temp.path(),
+        "recipe r.ron --dry-run",
+        2,
+        &["r.ron:3", "no chat template", "chat_template.jinja"],
+    );
+    write_rows(
+        temp.path().join("rows.jsonl"),
+        &[json!({"prompt": "Title: a day"})],
+    );
+    succeed(temp.path(), "recipe r.ron --dry-run");
+}
+
+#[test]
 fn reward_folders_and_compared_policies_are_looked_at_first() {
     let temp = tempfile::tempdir().unwrap();
     tiny(temp.path(), "two", |_| {}, as_it_is, &[score(2)]);

@@ -1,7 +1,8 @@
 //! The models that stages name: policies and reward models, without their weights.
 
 use super::Surveyor;
-use crate::recipe::known::{Known, open_blank, open_folder, open_reward, reward_folders};
+use crate::data::{DataSource, RowKind, encode_prompts, read_rows};
+use crate::recipe::known::{Known, learned, open_blank, open_folder, open_reward};
 use crate::train::config::Init;
 use crate::train::{OTHER_TOKENS, Reads, reward_folder};
 
@@ -41,12 +42,28 @@ impl Surveyor<'_> {
         }
     }
 
-    /// Opens the reward models that a stage names by their folders, and compares the tokens of the one that a value
-    /// network starts from.
+    /// Opens the reward models that a stage names, and compares the tokens of the one that a value network starts from.
     pub(super) fn reward_models(&mut self, reads: &Reads<'_>, path: &str, policy: Option<&Known>) {
         for (key, reward) in &reads.rewards {
-            for (key, found) in reward_folders(&format!("{path}.{key}"), reward, self.model) {
-                self.keep(&key, found);
+            for (key, name) in learned(&format!("{path}.{key}"), reward) {
+                let reward = match reward_folder(&name) {
+                    Some(folder) => {
+                        let found = open_reward(folder, self.model);
+                        self.keep(&key, found)
+                    }
+                    None => self.by_stage.get(&name).cloned(),
+                };
+                if let (Some(reward), Some(policy)) = (reward, policy)
+                    && !self.reads_prompts(&reward, policy, reads)
+                {
+                    let problem = self.places.problem(
+                        &key,
+                        "the reward model has another tokenizer than the policy and no chat template, and prompts are conversations",
+                    );
+                    self.problems.push(problem.with_help(
+                        "give it a chat_template.jinja, or take a reward model with the policy's tokenizer",
+                    ));
+                }
             }
         }
         let Some((key, name)) = reads.value_start else {
@@ -62,5 +79,22 @@ impl Surveyor<'_> {
             let problem = (self.places).problem(&format!("{path}.{key}"), OTHER_TOKENS);
             self.problems.push(problem);
         }
+    }
+    /// Whether a reward model can read the prompts of a stage: by the policy's ids, as text, or by a chat template of its own.
+    fn reads_prompts(&self, reward: &Known, policy: &Known, reads: &Reads<'_>) -> bool {
+        if reward.tokenizer.has_chat() || reward.tokenizer.reads_ids_of(&policy.tokenizer) {
+            return true;
+        }
+        let prompts = reads.data.iter().filter(|data| {
+            data.rows == RowKind::Prompt && !matches!(data.config.source, DataSource::Hub { .. })
+        });
+        !prompts.into_iter().any(|data| {
+            // Rows that cannot be read are reported as data.
+            let rows = read_rows(data.config, &self.context).unwrap_or_default();
+            let first = &rows[..rows.len().min(1)];
+            let encoded = encode_prompts(first, &policy.tokenizer, &data.config.format, usize::MAX);
+            encoded
+                .is_ok_and(|encoded| encoded.items.iter().any(|item| item.conversation.is_some()))
+        })
     }
 }
