@@ -14,7 +14,7 @@ use tempering::generate::{GenerateOptions, SamplingConfig, generate};
 use tempering::host::indices;
 use tempering::loss::{Comparisons, bradley_terry, cross_entropy};
 use tempering::model::weights::RandomSource;
-use tempering::model::{CausalLm, LanguageModel, ModelConfig, ScalarModel, Tape, attach_lora};
+use tempering::model::{CausalLm, LanguageModel, ModelConfig, ScalarModel, Tape, attach_adapters};
 use tempering::ops::{MatmulPrecision, ModelBackend, Numerics, Precision};
 use tempering::optim::{AdamW, GradientSum, OptimConfig};
 use tempering::params::{ParamKind, Parameters};
@@ -56,7 +56,7 @@ fn model<B: ModelBackend>(numerics: Numerics, lora: bool) -> LanguageModel<B> {
             target_modules: vec!["all-linear".into()],
             ..LoraConfig::default()
         };
-        attach_lora(&mut model, &config, &adapters, Seed::new(2)).expect("linear layers");
+        attach_adapters(&mut model, &config, &adapters, Seed::new(2)).expect("linear layers");
     }
     model
 }

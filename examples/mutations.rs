@@ -90,13 +90,13 @@ const MUTATIONS: &[Mutation] = mutations! {
         "blend * frequency / factor + (1.0 - blend) * frequency", FAMILIES;
     "GPT-NeoX's queries are not reordered as its keys are": "src/model/gpt_neox.rs",
         "[&turned, &turned, &plain]" => "[&plain, &turned, &plain]", FAMILIES;
-    "an adapter on GPT-NeoX's queries, keys and values keeps the file's order": "src/peft/projection.rs",
-        "&meta(LoraMatrix::B, layer.width).ordered(self.order.clone())" => "&meta(LoraMatrix::B, layer.width)", FAMILIES;
+    "an adapter on GPT-NeoX's queries, keys and values keeps the file's order": "src/peft/lora.rs",
+        "&meta(B_NAME, layer.width).ordered(order.clone())" => "&meta(B_NAME, layer.width)", FAMILIES;
     "OPT's positions begin in row 0": "src/model/opt.rs",
         "&pass.positions, POSITION_OFFSET)" => "&pass.positions, POSITION_OFFSET * 0)", FAMILIES;
     "a chunk of a prompt sees its first token alone": "src/ops/attend.rs",
         "self.mask.seen(position, len)" => "self.mask.seen(held, len)", FAMILIES;
-    "rsLoRA divides by the rank": "src/peft/config.rs",
+    "rsLoRA divides by the rank": "src/peft/lora.rs",
         "if self.use_rslora { rank.sqrt() }" => "if self.use_rslora { rank }", LIB;
     "a pattern of ranks matches inside a name": "src/peft/patterns.rs",
         "^(?:.*\\.)?(?:{pattern})$" => "^.*(?:{pattern})$", LIB;

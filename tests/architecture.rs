@@ -316,6 +316,30 @@ fn length_problems(source: &Source) -> Vec<String> {
     )]
 }
 
+/// Ways of branching on a kind of adapter: what is matched names the method.
+fn method_problems(source: &Source) -> Vec<String> {
+    if source.path.starts_with("peft/") || source.path.starts_with("ops/") || source.is_test_file()
+    {
+        return Vec::new();
+    }
+    let code = code(&without_tests(&source.text), false);
+    let methods = ["Peft::", "AdapterSpec::", "Adapter::"].map(|of| code.match_indices(of));
+    let mut problems = Vec::new();
+    for (at, of) in methods.into_iter().flatten() {
+        let rest = &code[at + of.len()..];
+        let name = first_name(rest);
+        let variant = name.chars().next().is_some_and(char::is_uppercase);
+        // `Full` is no method.
+        if variant && name != "Full" && !code[..at].ends_with(|c: char| c.is_alphanumeric()) {
+            problems.push(format!(
+                "src/{}: `{of}{name}` outside src/peft and the fused operation; ask `Peft` or `AdapterSpec` instead",
+                source.path
+            ));
+        }
+    }
+    problems
+}
+
 fn assert_none(rule: fn(&Source) -> Vec<String>) {
     let sources = sources();
     assert!(!sources.is_empty(), "no sources found");
@@ -326,6 +350,11 @@ fn assert_none(rule: fn(&Source) -> Vec<String>) {
 #[test]
 fn imports_point_downwards() {
     assert_none(import_problems);
+}
+
+#[test]
+fn adapter_methods_are_told_apart_in_one_place() {
+    assert_none(method_problems);
 }
 
 #[test]
@@ -407,6 +436,28 @@ fn the_scanner_lets_pass_what_is_allowed() {
     // What follows a test module counts again.
     let text = "#[cfg(test)]\nmod tests {\n}\nuse crate::train::X;\n";
     assert_eq!(found("rl/kl.rs", text).len(), 1);
+}
+
+#[test]
+fn the_scanner_finds_branches_on_adapter_methods() {
+    let found = |path, text| method_problems(&source(path, text)).len();
+    for text in [
+        "fn f() { if let Peft::Lora(lora) = peft {} }\n",
+        "fn f() { match spec { AdapterSpec::Lora(_) => 1, _ => 2 } }\n",
+        "fn f() { matches!(adapter, Some(Adapter::Lora(_))) }\n",
+        "fn f() { matches!(peft, crate::peft::Peft::Ia3(_)) }\n",
+    ] {
+        assert_eq!(found("train/policy.rs", text), 1, "{text}");
+        assert_eq!(found("peft/projection.rs", text), 0, "{text}");
+    }
+    for text in [
+        "fn f() { peft == Peft::Full }\n",
+        "// Peft::Lora\nconst S: &str = \"Peft::Lora\";\n",
+        "fn f() { let x = AdapterSpec::from(&lora); Adapter::fresh() }\n",
+        "fn f() -> LoadedAdapter { LoadedAdapter::New }\n",
+    ] {
+        assert_eq!(found("train/policy.rs", text), 0, "{text}");
+    }
 }
 
 #[test]

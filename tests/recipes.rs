@@ -461,7 +461,7 @@ fn values_out_of_range() {
         (
             "rank: 4",
             "target_modules: [\"q(\"]",
-            "stages.sft.peft.target_modules.0: \"q(\" is not a regular expression: unclosed group",
+            "stages.sft.peft.target_modules.0: \"q(\" is not a regular expression: Opening parenthesis without closing parenthesis",
         ),
         (
             "kl_coef: 0.05",

@@ -342,11 +342,11 @@ impl Task for Merge<'_> {
                 Some(json) => drop(json.shift_remove(SCORE_OFFSET)),
                 None => {}
             }
-            model.merge_adapters();
+            model.merge_adapters()?;
             self.write(&mut model)?;
         } else {
             let mut model = self.model.language_model::<B>(&device)?;
-            model.merge_adapters();
+            model.merge_adapters()?;
             self.write(&mut model)?;
         }
         write_config(self.to, &json)

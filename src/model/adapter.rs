@@ -1,4 +1,4 @@
-//! LoRA adapters in PEFT's folder layout.
+//! Adapters on a model: attached, continued or merged as a stage asks, read from and written to PEFT's folders.
 
 use std::path::Path;
 
@@ -8,15 +8,19 @@ use super::config::ModelConfig;
 use super::host_tensors;
 use super::weights::{self, WeightSource, write_safetensors};
 use crate::error::{Error, Problem, Result};
+use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
-use crate::peft::files::ADAPTER_WEIGHTS;
+use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
+use crate::peft::keys::{StoredKey, parse_key};
 use crate::peft::{
-    Adaptable, AdapterConfig, AdapterKey, LinearSpec, LoraConfig, LoraMatrix, TargetModules,
-    TaskType, lora_key, parse_key, saved_key,
+    Adaptable, AdapterConfig, AdapterSpec, LinearSpec, Peft, TaskType, saved_key, tensor_key,
 };
 use crate::rng::Seed;
 
-/// What an adapter folder holds beside the low-rank matrices.
+/// Name of a classifier's head in files.
+const SCORE_WEIGHT: &str = "score.weight";
+
+/// What an adapter folder holds beside the adapters themselves.
 #[derive(Debug, Clone)]
 pub struct LoadedAdapter {
     /// Its configuration.
@@ -30,8 +34,8 @@ pub struct LoadedAdapter {
 /// Attaches the adapter of `folder` to a model without adapters.
 ///
 /// # Errors
-/// `Error::Format` for a configuration that cannot be honoured; `Error::Weights` listing every tensor that is missing,
-/// surplus or mis-shaped; `Error::Io`.
+/// `Error::Format` for a configuration that cannot be honoured, and for weights that are missing or pickled; `Error::Weights`
+/// listing every tensor that is missing, surplus or mis-shaped; `Error::Io`.
 pub fn load_adapter<B: Backend, M: Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
@@ -39,19 +43,14 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
     device: &B::Device,
 ) -> Result<LoadedAdapter> {
     let (adapter, mut warnings) = AdapterConfig::load(folder)?;
-    let source = weights::open(folder.join(ADAPTER_WEIGHTS))?;
+    let source = weights::open(weights_file(folder)?)?;
     let stored = StoredAdapter::check(&adapter, source.as_ref(), config)?;
     warnings.extend(stored.unused.iter().cloned());
-    let lora = adapter.lora();
+    model.attach(&adapter.spec, Seed::new(0), &|path| {
+        stored.modules.iter().any(|module| module == path)
+    });
     let mut outcome = Ok(());
     model.for_each_projection(&mut |projection| {
-        for index in 0..projection.layers().len() {
-            let layer = projection.layers()[index].clone();
-            if !stored.modules.contains(&layer.path) {
-                continue;
-            }
-            projection.attach(index, &lora, Seed::new(0));
-        }
         projection.for_each_parameter(&mut |meta, mut slot| {
             if outcome.is_ok() && meta.kind == ParamKind::Adapter {
                 outcome = slot.load(meta, device, |key| source.read(stored.name(key)));
@@ -76,14 +75,17 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
 /// As [`load_adapter`].
 pub(super) fn check_adapter(config: &ModelConfig, folder: &Path) -> Result<()> {
     let (adapter, _) = AdapterConfig::load(folder)?;
-    let source = weights::open(folder.join(ADAPTER_WEIGHTS))?;
+    let source = weights::open(weights_file(folder)?)?;
     StoredAdapter::check(&adapter, source.as_ref(), config)?;
     Ok(())
 }
 
 /// The tensors of an adapter file, checked against a model.
+#[derive(Default)]
 struct StoredAdapter {
+    /// Paths of the layers that have an adapter.
     modules: Vec<String>,
+    /// Key and the file's own spelling of it.
     names: Vec<(String, String)>,
     score: Option<String>,
     /// Warnings about patterns that name no layer.
@@ -96,85 +98,111 @@ impl StoredAdapter {
         source: &dyn WeightSource,
         config: &ModelConfig,
     ) -> Result<Self> {
-        let mut stored = Self {
-            modules: Vec::new(),
-            names: Vec::new(),
-            score: None,
-            unused: Vec::new(),
-        };
+        let mut stored = Self::default();
         let linear = config.linear_modules();
         let selection = adapter.selection();
         let targeted: Vec<&LinearSpec> = (linear.iter())
             .filter(|layer| selection.selects(&layer.name))
             .collect();
         stored.unused = adapter.unused(&targeted);
-        let mut problems = Vec::new();
+        let mut tensors = Vec::new();
+        for layer in &linear {
+            for (name, shape) in adapter.spec.tensors(layer) {
+                tensors.push((layer, name, shape));
+            }
+        }
+        let mut names: Vec<&'static str> = tensors.iter().map(|(_, name, _)| *name).collect();
+        names.sort_unstable();
+        names.dedup();
+        let (mut problems, mut whole, mut own_names) = (Vec::new(), Vec::new(), Vec::new());
         for name in source.names() {
-            match parse_key(&name) {
-                Some(AdapterKey::Lora(path, _))
-                    if linear.iter().any(|layer| layer.name == path)
-                        && !targeted.iter().any(|layer| layer.name == path) =>
-                {
-                    problems.push(Problem::new(
-                        &name,
-                        "surplus; the configuration puts no adapter on this layer",
-                    ));
-                }
-                Some(AdapterKey::Lora(path, matrix))
-                    if targeted.iter().any(|layer| layer.name == path) =>
-                {
-                    stored.names.push((lora_key(&path, matrix), name));
-                    if !stored.modules.contains(&path) {
-                        stored.modules.push(path);
+            match parse_key(&name, &names) {
+                StoredKey::Layer {
+                    path,
+                    name: tensor,
+                    adapter: own,
+                } => {
+                    if !own_names.contains(&own) {
+                        own_names.push(own);
+                    }
+                    match layer_at(&linear, &path) {
+                        Some(layer) if targeted.contains(&layer) => {
+                            stored.names.push((tensor_key(&layer.name, tensor), name));
+                            if !stored.modules.contains(&layer.name) {
+                                stored.modules.push(layer.name.clone());
+                            }
+                        }
+                        Some(_) => problems.push(Problem::new(
+                            &name,
+                            "surplus; the configuration puts no adapter on this layer",
+                        )),
+                        None => problems.push(Problem::new(
+                            &name,
+                            "surplus; the model has no such layer inside its blocks",
+                        )),
                     }
                 }
-                Some(AdapterKey::Saved(parameter)) if parameter == "score.weight" => {
+                StoredKey::Whole(parameter) if parameter == SCORE_WEIGHT => {
                     let expected = [1, config.output_size()];
                     match source.shape(&name) {
                         Some(shape) if shape == expected => stored.score = Some(name),
                         shape => problems.push(Problem::new(
                             &name,
-                            format!("expected shape {expected:?}, found {:?}", shape.unwrap_or_default()),
+                            format!(
+                                "expected shape {expected:?}, found {:?}",
+                                shape.unwrap_or_default()
+                            ),
                         )),
                     }
                 }
-                _ => problems.push(Problem::new(
-                    &name,
-                    "surplus; low-rank matrices of linear layers inside the blocks and score.weight are supported",
-                )),
+                StoredKey::Whole(parameter) => whole.push((name, parameter)),
+                StoredKey::Original => {}
             }
         }
-        if adapter.task_type == TaskType::SeqCls && stored.score.is_none() && problems.is_empty() {
-            problems.push(Problem::new(saved_key("score.weight"), "missing"));
+        problems.extend(stored_whole(&whole, config));
+        if own_names.len() > 1 {
+            let named: Vec<&str> = (own_names.iter())
+                .map(|name| name.as_deref().unwrap_or("(without a name)"))
+                .collect();
+            problems.push(Problem::new(
+                ADAPTER_WEIGHTS,
+                format!(
+                    "holds tensors of {} adapters: {}; keep those of one",
+                    named.len(),
+                    named.join(", ")
+                ),
+            ));
         }
-        let lora = adapter.lora();
-        for layer in &targeted {
-            let rank = lora.rank_of(&layer.name);
-            for (matrix, expected) in [
-                (LoraMatrix::A, [rank, layer.in_features]),
-                (LoraMatrix::B, [layer.out_features, rank]),
-            ] {
-                let key = lora_key(&layer.name, matrix);
-                let name = stored.name(&key);
-                match source.shape(name) {
-                    None => problems.push(Problem::new(
+        if adapter.task_type == TaskType::SeqCls && stored.score.is_none() && problems.is_empty() {
+            problems.push(Problem::new(saved_key(SCORE_WEIGHT), "missing"));
+        }
+        for (layer, tensor, expected) in &tensors {
+            if !targeted.contains(layer) {
+                continue;
+            }
+            let key = tensor_key(&layer.name, tensor);
+            let name = stored.name(&key);
+            match source.shape(name) {
+                None => problems.push(Problem::new(
+                    name,
+                    format!("missing; expected shape {expected:?}"),
+                )),
+                Some(shape) if shape != expected => {
+                    problems.push(Problem::new(
                         name,
-                        format!("missing; expected shape {expected:?}"),
-                    )),
-                    Some(shape) if shape != expected => {
-                        problems.push(Problem::new(
-                            name,
-                            format!("expected shape {expected:?}, found {shape:?}"),
-                        ));
-                    }
-                    Some(_) => {}
+                        format!("expected shape {expected:?}, found {shape:?}"),
+                    ));
                 }
+                Some(_) => {}
             }
         }
         if stored.modules.is_empty() && problems.is_empty() {
             problems.push(Problem::new(
-                "lora_A",
-                "the file holds no low-rank matrices",
+                names.join(", "),
+                format!(
+                    "the file holds no tensor of a {} adapter",
+                    adapter.spec.peft_type()
+                ),
             ));
         }
         if problems.is_empty() {
@@ -186,75 +214,183 @@ impl StoredAdapter {
         })
     }
 
-    /// The file's own spelling of a matrix's key.
+    /// The file's own spelling of a tensor's key.
     fn name<'a>(&'a self, key: &'a str) -> &'a str {
         let found = self.names.iter().find(|(known, _)| known == key);
         found.map_or(key, |(_, stored)| stored)
     }
 }
 
-/// Gives fresh adapters to the layers that the configuration targets; returns their paths.
+/// The layer at a path, or the only one whose path ends with it: savers of a model without its head leave out how it begins.
+fn layer_at<'a>(linear: &'a [LinearSpec], path: &str) -> Option<&'a LinearSpec> {
+    let whole = linear.iter().find(|layer| layer.name == path);
+    whole.or_else(|| {
+        let end = format!(".{path}");
+        let mut ending = linear.iter().filter(|layer| layer.name.ends_with(&end));
+        ending.next().filter(|_| ending.next().is_none())
+    })
+}
+
+/// Problems of tensors that are no part of an adapter: names in the file, and the parameters that they hold.
+fn stored_whole(tensors: &[(String, String)], config: &ModelConfig) -> Vec<Problem> {
+    let specs = config.tensors();
+    let of_model = |parameter: &str| {
+        let end = format!(".{parameter}");
+        specs
+            .iter()
+            .any(|spec| spec.name == parameter || spec.name.ends_with(&end))
+    };
+    let (whole, unknown): (Vec<_>, Vec<_>) = tensors
+        .iter()
+        .partition(|(_, parameter)| of_model(parameter));
+    let some = |tensors: &[&(String, String)]| match tensors {
+        [only] => only.0.clone(),
+        [first, second] => format!("{}, {}", first.0, second.0),
+        [first, ..] => format!("{} and {} more", first.0, tensors.len() - 1),
+        [] => String::new(),
+    };
+    let mut problems = Vec::new();
+    if !whole.is_empty() {
+        problems.push(
+            Problem::new(
+                some(&whole),
+                "stored whole (PEFT's modules_to_save, or save_embedding_layers); beside adapters only a classifier's \"score\" can be",
+            )
+            .with_help(
+                "if they were not trained, save the adapter again with save_pretrained(.., save_embedding_layers=False); \
+                 else merge it into its base with PEFT (merge_and_unload) and take the merged model",
+            ),
+        );
+    }
+    if !unknown.is_empty() {
+        problems.push(Problem::new(
+            some(&unknown),
+            "surplus; expected base_model.model.<layer>.<tensor of the adapter> for linear layers inside the blocks, and score.weight",
+        ));
+    }
+    problems
+}
+
+/// Gives fresh adapters to the layers that the settings target; returns their paths.
 ///
 /// # Errors
-/// As [`LoraConfig::targets`].
-pub fn attach_lora<B: Backend, M: Adaptable<B>>(
+/// As [`AdapterSpec::targets`].
+pub fn attach_adapters<B: Backend, M: Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
-    lora: &LoraConfig,
+    spec: impl Into<AdapterSpec>,
     seed: Seed,
 ) -> Result<Vec<String>> {
-    let linear = config.linear_modules();
-    let chosen = lora.targets(&linear)?;
-    let paths: Vec<String> = chosen
-        .into_iter()
-        .map(|index| linear[index].name.clone())
-        .collect();
-    model.attach_lora(lora, seed, &|path| {
+    let spec = spec.into();
+    let paths = target_paths(&spec, config)?;
+    model.attach(&spec, seed, &|path| {
         paths.iter().any(|chosen| chosen == path)
     });
     Ok(paths)
+}
+
+fn target_paths(spec: &AdapterSpec, config: &ModelConfig) -> Result<Vec<String>> {
+    let linear = config.linear_modules();
+    let targets = spec.targets(&linear)?.into_iter();
+    Ok(targets.map(|index| linear[index].name.clone()).collect())
+}
+
+/// The adapters of a model that is about to be trained.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// Settings of the adapters that are trained; `None` where weights of the model itself are.
+    pub adapter: Option<AdapterSpec>,
+    /// Whether other adapters were merged into the base first: it is then no longer the base that they stood on.
+    pub merged: bool,
+}
+
+/// Puts a model's adapters into the state that `peft` asks for: continued where they are of the same shape, so that policy,
+/// reference, reward and value keep one base; else merged into the weights, with fresh ones in their place.
+///
+/// # Errors
+/// `Error::Usage` for a target that matches no layer, and for adapters that cannot be merged.
+pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    present: Option<&AdapterSpec>,
+    peft: &Peft,
+    seed: Seed,
+) -> Result<Prepared> {
+    let Some(wanted) = peft.adapter() else {
+        model.merge_adapters()?;
+        return Ok(Prepared {
+            adapter: None,
+            merged: false,
+        });
+    };
+    if let Some(present) = present
+        && continues(model, config, present, &wanted)?
+    {
+        model.for_each_projection(&mut |projection| {
+            let adapters = projection.adapters.iter_mut().flatten();
+            adapters.for_each(|adapter| adapter.continue_as(&wanted));
+        });
+        return Ok(Prepared {
+            adapter: Some(wanted),
+            merged: false,
+        });
+    }
+    model.merge_adapters()?;
+    attach_adapters(model, config, &wanted, seed.fork("adapters"))?;
+    Ok(Prepared {
+        adapter: Some(wanted),
+        merged: present.is_some(),
+    })
+}
+
+/// Whether a model's adapters can be trained on as `wanted` says: on the same layers, in the same shape.
+fn continues<B: ModelBackend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    present: &AdapterSpec,
+    wanted: &AdapterSpec,
+) -> Result<bool> {
+    let mut targets = target_paths(wanted, config)?;
+    let (mut adapted, mut same_shape) = (Vec::new(), true);
+    model.for_each_projection(&mut |projection| {
+        for (layer, adapter) in projection.layers().iter().zip(&projection.adapters) {
+            if let Some(adapter) = adapter {
+                same_shape &= wanted.continues(present, adapter, &layer.path);
+                adapted.push(layer.path.clone());
+            }
+        }
+    });
+    adapted.sort();
+    targets.sort();
+    Ok(same_shape && adapted == targets)
 }
 
 /// Writes a model's adapters, and its score head if it has one, as PEFT does.
 ///
 /// # Errors
 /// `Error::Io`.
-pub fn save_adapter<B: Backend>(
-    model: &mut dyn Parameters<B>,
+pub fn save_adapter<B: Backend, M: Parameters<B> + Adaptable<B>>(
+    model: &mut M,
     config: &ModelConfig,
-    lora: &LoraConfig,
+    spec: &AdapterSpec,
     base: &str,
     folder: &Path,
 ) -> Result<()> {
-    let tensors = host_tensors(model, &|kind| {
-        matches!(kind, ParamKind::Adapter | ParamKind::Score)
-    });
-    let mut paths = Vec::new();
+    let mut tensors = host_tensors(model, &|kind| kind == ParamKind::Adapter);
     let mut task = TaskType::CausalLm;
-    let tensors: Vec<_> = tensors
-        .into_iter()
-        .map(|(name, shape, values)| {
-            let name = match parse_key(&name) {
-                Some(AdapterKey::Lora(path, LoraMatrix::A)) => {
-                    paths.push(path);
-                    name
-                }
-                Some(_) => name,
-                None => {
-                    task = TaskType::SeqCls;
-                    saved_key(&name)
-                }
-            };
-            (name, shape, values)
-        })
-        .collect();
+    for (name, shape, values) in host_tensors(model, &|kind| kind == ParamKind::Score) {
+        task = TaskType::SeqCls;
+        tensors.push((saved_key(&name), shape, values));
+    }
     // The layers themselves, not the recipe's patterns: PEFT knows no regular expressions inside lists.
-    let mut adapter = AdapterConfig::new(task, lora.rank, lora.alpha, TargetModules::List(paths));
+    let mut paths = Vec::new();
+    model.for_each_projection(&mut |projection| {
+        let layers = projection.layers().iter().zip(&projection.adapters);
+        let adapted = layers.filter(|(_, adapter)| adapter.is_some());
+        paths.extend(adapted.map(|(layer, _)| layer.path.clone()));
+    });
+    let mut adapter = AdapterConfig::new(task, spec.clone(), paths);
     adapter.base_model_name_or_path = Some(base.to_owned());
-    adapter.lora_dropout = lora.dropout;
-    adapter.use_rslora = lora.use_rslora;
-    adapter.rank_pattern = lora.rank_pattern.clone();
-    adapter.alpha_pattern = lora.alpha_pattern.clone();
     adapter.fan_in_fan_out = config.family() == "gpt2";
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     adapter.save(folder)?;

@@ -181,7 +181,7 @@ impl ModelSource {
         if let [inner @ .., _] = self.adapters.as_slice() {
             for folder in inner {
                 load_adapter(&mut model, &self.config, folder, device)?;
-                model.merge_adapters();
+                model.merge_adapters()?;
             }
         }
         Ok(model)

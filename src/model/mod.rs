@@ -26,7 +26,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 pub use activation::Activation;
-pub use adapter::{LoadedAdapter, attach_lora, load_adapter, save_adapter};
+pub use adapter::{
+    LoadedAdapter, Prepared, attach_adapters, load_adapter, prepare_adapters, save_adapter,
+};
 pub use block::{GatedMlp, LayerNorm, Mlp, RmsNorm};
 pub use cache::KvCache;
 pub use config::{ModelConfig, TensorSpec};

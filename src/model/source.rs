@@ -16,8 +16,8 @@ use super::weights::heads::{HeadAsEmbedding, SCORE, StoredHead, stored_head, tie
 use super::weights::{self, WeightSource};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::peft::files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use crate::peft::{AdapterKey, parse_key};
+use crate::peft::files::{ADAPTER_CONFIG, weights_file};
+use crate::peft::keys::{StoredKey, parse_key};
 
 /// Adapters that may be stacked.
 const MAX_ADAPTERS: usize = 8;
@@ -221,9 +221,9 @@ impl ModelSource {
     /// When a weight file cannot be read.
     pub fn score_head(&self) -> Result<Option<ScoreHead>> {
         for folder in self.adapters.iter().rev() {
-            let source = weights::open(folder.join(ADAPTER_WEIGHTS))?;
-            let saved = |name: &String| match parse_key(name) {
-                Some(AdapterKey::Saved(parameter)) => parameter == SCORE,
+            let source = weights::open(weights_file(folder)?)?;
+            let saved = |name: &String| match parse_key(name, &[]) {
+                StoredKey::Whole(parameter) => parameter == SCORE,
                 _ => false,
             };
             if let Some(tensor) = source.names().into_iter().find(saved) {
@@ -305,7 +305,7 @@ impl ModelSource {
     /// As [`WeightSource::read`].
     pub fn read_score(&self, head: &ScoreHead) -> Result<Vec<f32>> {
         let source = match self.adapters.contains(&head.place) {
-            true => weights::open(head.place.join(ADAPTER_WEIGHTS))?,
+            true => weights::open(weights_file(&head.place)?)?,
             false => weights::open(&self.weights)?,
         };
         source.read(&head.tensor)
@@ -350,7 +350,7 @@ impl ModelSource {
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         let mut files = weights::open(&self.weights)?.files();
         for folder in &self.adapters {
-            files.extend(weights::open(folder.join(ADAPTER_WEIGHTS))?.files());
+            files.extend(weights::open(weights_file(folder)?)?.files());
         }
         Ok(files)
     }

@@ -18,7 +18,7 @@ pub struct Together<B: ModelBackend> {
 }
 
 impl<B: ModelBackend> Together<B> {
-    /// `None` if the linear layers of two of `models` are not the same.
+    /// `None` if the linear layers of two of `models` are not the same, or carry other adapters than LoRA's.
     ///
     /// # Panics
     /// If there are no models.
@@ -30,10 +30,11 @@ impl<B: ModelBackend> Together<B> {
             let (mut base, mut of_model) = (Vec::<Base>::new(), Vec::new());
             model.for_each_projection(&mut |projection| {
                 base.push(projection.identity());
-                of_model.push(projection.adapters.clone());
+                of_model.push(projection.low_rank_adapters());
             });
             bases.push(base);
-            adapters.push(of_model.into_iter());
+            let of_model: Option<Vec<_>> = of_model.into_iter().collect();
+            adapters.push(of_model?.into_iter());
         }
         if bases.iter().any(|base| *base != bases[0]) {
             return None;

@@ -1,43 +1,290 @@
-//! Parameter-efficient fine-tuning: the linear layer that carries adapters, and the adapters.
+//! Parameter-efficient fine-tuning: which weights are trained, the linear layer that carries adapters, and the adapters.
 
-mod config;
 pub mod files;
-mod keys;
+pub(crate) mod keys;
 mod lora;
+mod low_rank;
+mod method;
 mod patterns;
 mod projection;
 pub mod targets;
 
-use crate::ops::ModelBackend;
-pub use config::LoraConfig;
-pub use files::{AdapterConfig, TaskType};
-pub use keys::{AdapterKey, LoraMatrix, lora_key, parse_key, saved_key};
-pub use lora::Lora;
-pub use patterns::Patterns;
-pub use projection::{Base, LayerSpec, Projection};
-pub use targets::{LinearSpec, Selection, TargetModules, resolve_targets};
+use std::sync::Arc;
 
+use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+pub use files::{AdapterConfig, TaskType};
+pub use keys::{saved_key, tensor_key};
+pub use lora::{Lora, LoraConfig};
+pub use method::{AdapterMethod, LayerAdapter, Merged, Settings};
+pub use patterns::Patterns;
+pub use projection::{Base, ColumnOrder, LayerSpec, Projection};
+pub use targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets};
+
+use crate::error::{Error, Problem, Result};
+use crate::ops::ModelBackend;
+use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::rng::Seed;
+use files::Keys;
+
+/// The one list of adapter methods: name in recipes, settings, and what sits on a layer.
+macro_rules! adapter_methods {
+    ($($(#[$doc:meta])* $method:ident($config:ident, $layer:ident);)+) => {
+        /// Which weights are trained.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+        #[serde(deny_unknown_fields)]
+        pub enum Peft {
+            /// Every parameter of the model.
+            #[default]
+            Full,
+            $($(#[$doc])* $method($config),)+
+        }
+
+        /// The settings of adapters, whatever their method.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum AdapterSpec {
+            $($(#[$doc])* $method($config),)+
+        }
+
+        /// What sits on one linear layer, whatever the method.
+        #[derive(Module, Debug)]
+        pub enum Adapter<B: Backend> {
+            $($(#[$doc])* $method($layer<B>),)+
+        }
+
+        $(
+            impl From<&$config> for AdapterSpec {
+                fn from(config: &$config) -> Self {
+                    Self::$method(config.clone())
+                }
+            }
+        )+
+
+        impl From<&AdapterSpec> for AdapterSpec {
+            fn from(spec: &AdapterSpec) -> Self {
+                spec.clone()
+            }
+        }
+
+        impl Peft {
+            /// The adapters that are trained; `None` where weights of the model itself are.
+            pub fn adapter(&self) -> Option<AdapterSpec> {
+                match self {
+                    Self::Full => None,
+                    $(Self::$method(config) => Some(config.into()),)+
+                }
+            }
+        }
+
+        impl AdapterSpec {
+            /// The layer's adapter as training begins.
+            pub fn fresh<B: Backend>(
+                &self,
+                layer: &LinearSpec,
+                seed: Seed,
+                device: &B::Device,
+            ) -> Adapter<B> {
+                match self {
+                    $(Self::$method(config) => Adapter::$method(config.fresh(layer, seed, device)),)+
+                }
+            }
+
+            /// Whether `layer`, trained as `present` says, can be trained on as this says.
+            pub fn continues<B: Backend>(&self, present: &Self, layer: &Adapter<B>, path: &str) -> bool {
+                match (self, present, layer) {
+                    $((Self::$method(wanted), Self::$method(present), Adapter::$method(layer)) => {
+                        wanted.continues(present, layer, path)
+                    })+
+                    #[allow(unreachable_patterns, reason = "until there is a second method")]
+                    _ => false,
+                }
+            }
+
+            /// From the keys of `adapter_config.json`.
+            ///
+            /// # Errors
+            /// For a method that is not known, and as [`AdapterMethod::read`].
+            fn read(peft_type: &str, keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
+                match peft_type {
+                    $($config::PEFT_TYPE => $config::read(keys, targets).map(Self::$method),)+
+                    _ => Err(unknown_method(peft_type)),
+                }
+            }
+
+            /// As [`AdapterMethod::accepts`].
+            fn accepts(peft_type: &str, key: &str, value: &Value) -> Option<bool> {
+                match peft_type {
+                    $($config::PEFT_TYPE => $config::accepts(key, value),)+
+                    _ => None,
+                }
+            }
+
+            /// The values of `peft_type` that are known.
+            const PEFT_TYPES: &'static [&'static str] = &[$($config::PEFT_TYPE),+];
+        }
+
+        impl<B: Backend> Adapter<B> {
+            /// Takes over those settings of a later stage that a trained adapter may change.
+            pub fn continue_as(&mut self, wanted: &AdapterSpec) {
+                match (self, wanted) {
+                    $((Self::$method(layer), AdapterSpec::$method(wanted)) => layer.continue_as(wanted),)+
+                    #[allow(unreachable_patterns, reason = "until there is a second method")]
+                    _ => {}
+                }
+            }
+        }
+
+        /// The settings, or the layer's part, of whichever method it is.
+        macro_rules! by_method {
+            ($value:expr, $of:ident, $inner:ident => $body:expr) => {
+                match $value {
+                    $($of::$method($inner) => $body,)+
+                }
+            };
+        }
+    };
+}
+
+adapter_methods! {
+    /// Low-rank adapters on a frozen base.
+    Lora(LoraConfig, Lora);
+}
+
+fn unknown_method(peft_type: &str) -> String {
+    let known: Vec<String> = (AdapterSpec::PEFT_TYPES.iter())
+        .map(|name| format!("\"{name}\""))
+        .collect();
+    format!(
+        "peft_type \"{peft_type}\" is not supported; supported: {}",
+        known.join(", ")
+    )
+}
+
+impl Peft {
+    /// Whether weights of the model itself are trained: a result is then a whole model.
+    pub fn trains_base(&self) -> bool {
+        self.adapter().is_none()
+    }
+
+    /// Settings that cannot be, as far as they show without a model; `place` is the key.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.adapter().map_or_else(Vec::new, |spec| spec.problems())
+    }
+
+    /// Probability with which training drops inputs of adapters.
+    pub fn dropout(&self) -> f64 {
+        self.adapter().map_or(0.0, |spec| spec.dropout())
+    }
+
+    /// Trains what this says, and a score head in any case; freezes the rest.
+    pub fn mark_trained<B: Backend, M: Parameters<B>>(&self, model: &mut M) {
+        let whole = self.trains_base();
+        model.train_only(&|kind| whole || matches!(kind, ParamKind::Adapter | ParamKind::Score));
+    }
+}
+
+impl AdapterSpec {
+    /// PEFT's `peft_type`.
+    pub fn peft_type(&self) -> &'static str {
+        fn of<M: AdapterMethod>(_: &M) -> &'static str {
+            M::PEFT_TYPE
+        }
+        by_method!(self, Self, config => of(config))
+    }
+
+    /// As [`AdapterMethod::problems`]; `place` is the key.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut settings = Settings::default();
+        by_method!(self, Self, config => config.problems(&mut settings));
+        settings.into_problems()
+    }
+
+    /// As [`AdapterMethod::targets`].
+    ///
+    /// # Errors
+    /// `Error::Usage` for what matches no layer.
+    pub fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
+        by_method!(self, Self, config => config.targets(linear))
+    }
+
+    /// Names and shapes in files of the tensors of one layer's adapter.
+    pub fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, [usize; 2])> {
+        by_method!(self, Self, config => config.tensors(layer))
+    }
+
+    /// Parameters of one layer's adapter.
+    pub fn num_params(&self, layer: &LinearSpec) -> usize {
+        let tensors = self.tensors(layer);
+        tensors
+            .iter()
+            .map(|(_, [rows, columns])| rows * columns)
+            .sum()
+    }
+
+    /// As [`AdapterMethod::dropout`].
+    pub fn dropout(&self) -> f64 {
+        by_method!(self, Self, config => config.dropout())
+    }
+
+    /// As [`AdapterMethod::rank`].
+    pub fn rank(&self) -> Option<usize> {
+        by_method!(self, Self, config => config.rank())
+    }
+
+    fn unused(&self, paths: &[&str]) -> Vec<String> {
+        by_method!(self, Self, config => config.unused(paths))
+    }
+
+    fn write(&self, config: &AdapterConfig) -> Value {
+        by_method!(self, Self, method => method.write(config))
+    }
+}
+
+impl<B: Backend> Adapter<B> {
+    fn input(&self, x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        by_method!(self, Self, layer => layer.input(x))
+    }
+
+    fn output(&self, x: &Tensor<B, 2>, y: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2>
+    where
+        B: ModelBackend,
+    {
+        by_method!(self, Self, layer => layer.output(x, y, dropout))
+    }
+
+    fn merge(&self, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Option<Merged<B>>
+    where
+        B: ModelBackend,
+    {
+        by_method!(self, Self, layer => layer.merge(weight, bias))
+    }
+
+    fn walk(
+        &mut self,
+        layer: &LayerSpec,
+        order: &Option<Arc<Vec<usize>>>,
+        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
+    ) {
+        by_method!(self, Self, adapter => adapter.walk(layer, order, visit));
+    }
+}
 
 /// A model whose linear layers can carry adapters.
 pub trait Adaptable<B: Backend> {
     /// Calls `visit` for every projection of the backbone, in order; the output head is not one.
     fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>));
 
-    /// Gives a fresh LoRA adapter to every layer whose path `targeted` accepts; returns how many.
-    fn attach_lora(
-        &mut self,
-        config: &LoraConfig,
-        seed: Seed,
-        targeted: &dyn Fn(&str) -> bool,
-    ) -> usize {
+    /// Gives a fresh adapter to every layer whose path `targeted` accepts; returns how many.
+    fn attach(&mut self, spec: &AdapterSpec, seed: Seed, targeted: &dyn Fn(&str) -> bool) -> usize {
         let mut count = 0;
         self.for_each_projection(&mut |projection| {
             for index in 0..projection.layers().len() {
                 if targeted(&projection.layers()[index].path) {
-                    projection.attach(index, config, seed);
+                    projection.attach(index, spec, seed);
                     count += 1;
                 }
             }
@@ -51,10 +298,24 @@ pub trait Adaptable<B: Backend> {
     }
 
     /// Adds all adapters to their weights and removes them.
-    fn merge_adapters(&mut self)
+    ///
+    /// # Errors
+    /// `Error::Usage` for a method that no weight can stand for; the model is as it was.
+    fn merge_adapters(&mut self) -> Result<()>
     where
         B: ModelBackend,
     {
-        self.for_each_projection(&mut |projection| projection.merge());
+        let mut refused = None;
+        self.for_each_projection(&mut |projection| {
+            if refused.is_none() && projection.merge().is_none() {
+                refused = Some(projection.layers()[0].path.clone());
+            }
+        });
+        refused.map_or(Ok(()), |path| {
+            Err(Error::Usage(format!(
+                "{path}: its adapter computes what no weight can, so it cannot be merged into the model; \
+                 use the model with the adapter beside it"
+            )))
+        })
     }
 }

@@ -6,13 +6,16 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use super::{Lora, LoraConfig, LoraMatrix, lora_key};
+use super::low_rank::{LowRank, low_rank_adapters};
+use super::{Adapter, AdapterSpec, LinearSpec, Lora};
 use crate::ops::{
-    self, FrozenWeight, LinearInput, LowRankPart, MatmulPrecision, ModelBackend, Numerics, Owners,
-    ReducedMatrix, f32_matmul,
+    self, FrozenWeight, LinearInput, MatmulPrecision, ModelBackend, Numerics, Owners, ReducedMatrix,
 };
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, placeholder};
 use crate::rng::Seed;
+
+/// Column of the file that each column of a parameter holds; `None` if they stand in the same order.
+pub type ColumnOrder = Option<Arc<Vec<usize>>>;
 
 /// One or more linear layers with the same input, as one matrix product.
 #[derive(Module, Debug)]
@@ -22,8 +25,8 @@ pub struct Projection<B: Backend> {
     /// `[sum of out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// One slot per layer.
-    pub adapters: Vec<Option<Lora<B>>>,
-    /// The same of several models, each for an equal share of the rows; see [`Projection::share`].
+    pub adapters: Vec<Option<Adapter<B>>>,
+    /// LoRA's of several models, each for an equal share of the rows; see [`Projection::share`].
     shares: Vec<Vec<Option<Lora<B>>>>,
     #[module(skip)]
     reduced: Option<Reduced>,
@@ -34,7 +37,7 @@ pub struct Projection<B: Backend> {
     #[module(skip)]
     transposed: bool,
     #[module(skip)]
-    order: Option<Arc<Vec<usize>>>,
+    order: ColumnOrder,
 }
 
 /// A weight, wherever a model has it. Models that were cloned from one another have the same, until one's is merged.
@@ -129,17 +132,15 @@ impl<B: Backend> Projection<B> {
     }
 
     /// Gives layer `index` a fresh adapter.
-    pub fn attach(&mut self, index: usize, config: &LoraConfig, seed: Seed) {
-        let (device, inputs) = (self.weight.val().device(), self.inputs());
+    pub fn attach(&mut self, index: usize, spec: &AdapterSpec, seed: Seed) {
         let layer = &self.layers[index];
-        self.adapters[index] = Some(Lora::new(
-            config,
-            &layer.path,
-            inputs,
-            layer.width,
-            seed.fork(&layer.path),
-            &device,
-        ));
+        let layer = LinearSpec {
+            name: layer.path.clone(),
+            in_features: self.inputs(),
+            out_features: layer.width,
+        };
+        let seed = seed.fork(&layer.name);
+        self.adapters[index] = Some(spec.fresh(&layer, seed, &self.weight.val().device()));
     }
 
     /// What tells this projection's weight from others.
@@ -150,7 +151,13 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// Has the rows, as many equal shares as there are `shares`, each go through adapters of their own instead of
+    /// LoRA's adapters, one slot per layer; `None` if there are adapters of another method.
+    pub fn low_rank_adapters(&self) -> Option<Vec<Option<Lora<B>>>> {
+        let adapters = low_rank_adapters(&self.adapters)?.into_iter();
+        Some(adapters.map(|adapter| adapter.cloned()).collect())
+    }
+
+    /// Passes the rows, as many equal shares as there are `shares`, each through adapters of its own instead of
     /// [`Projection::adapters`]. For passes without gradients; what is walked, saved and merged stays as it is.
     pub fn share(&mut self, shares: Vec<Vec<Option<Lora<B>>>>) {
         self.shares = shares;
@@ -161,29 +168,40 @@ impl<B: Backend> Projection<B> {
         self.adapters.iter_mut().for_each(|adapter| *adapter = None);
     }
 
-    /// Adds the adapters to the weight and removes them. A weight in fewer bits is one in f32 from then on: rounded again, it would
-    /// lose part of the adapters.
-    pub fn merge(&mut self)
+    /// Adds the adapters to weight and bias and removes them; `None` where one cannot be, and nothing is changed. A weight in
+    /// fewer bits is one in f32 from then on: rounded again, it would lose part of the adapters.
+    pub fn merge(&mut self) -> Option<()>
     where
         B: ModelBackend,
     {
         if self.adapters.iter().all(Option::is_none) {
-            return;
+            return Some(());
         }
         let inputs = self.inputs();
         let mut weight = self.full_weight().detach();
-        self.reduced = None;
-        let mut column = 0;
-        for (adapter, layer) in self.adapters.iter_mut().zip(&self.layers) {
-            if let Some(lora) = adapter.take() {
-                let columns = [0..inputs, column..column + layer.width];
-                let sum = weight.clone().slice(columns.clone()) + lora.delta().detach();
-                weight = weight.slice_assign(columns, sum);
-            }
+        let mut bias = self.bias.as_ref().map(|bias| bias.val().detach());
+        let (mut column, mut new_bias) = (0, false);
+        for (adapter, layer) in self.adapters.iter().zip(&self.layers) {
+            let range = column..column + layer.width;
             column += layer.width;
+            let Some(adapter) = adapter else { continue };
+            let columns = [0..inputs, range.clone()];
+            let own_bias = bias.clone().map(|bias| bias.slice([range.clone()]));
+            let merged = adapter.merge(weight.clone().slice(columns.clone()), own_bias)?;
+            weight = weight.slice_assign(columns, merged.weight);
+            if let (Some(all), Some(own)) = (&mut bias, merged.bias) {
+                *all = all.clone().slice_assign([range], own);
+                new_bias = true;
+            }
         }
+        self.detach();
+        self.reduced = None;
         // Another weight than that of models which share the old one.
         self.weight = Param::initialized(ParamId::new(), weight);
+        if new_bias {
+            self.bias = bias.map(|bias| Param::initialized(ParamId::new(), bias));
+        }
+        Some(())
     }
 
     /// Walks weight, bias and adapters.
@@ -211,21 +229,8 @@ impl<B: Backend> Projection<B> {
             visit(&bias, ParamSlot::Vector(param));
         }
         for (adapter, layer) in self.adapters.iter_mut().zip(&self.layers) {
-            if let Some(lora) = adapter {
-                let rank = lora.rank();
-                let meta = |part, columns| {
-                    ParamMeta::single(
-                        ParamKind::Adapter,
-                        lora_key(&layer.path, part),
-                        columns,
-                        true,
-                    )
-                };
-                visit(&meta(LoraMatrix::A, rank), ParamSlot::Matrix(&mut lora.a));
-                visit(
-                    &meta(LoraMatrix::B, layer.width).ordered(self.order.clone()),
-                    ParamSlot::Matrix(&mut lora.b),
-                );
+            if let Some(adapter) = adapter {
+                adapter.walk(layer, &self.order, visit);
             }
         }
     }
@@ -248,21 +253,53 @@ impl<B: ModelBackend> Projection<B> {
         if !self.shares.is_empty() {
             return self.forward_shared(ops::linear_input(source, &input));
         }
-        let mut adapters = self.adapters.iter().flatten().peekable();
-        if adapters.peek().is_none() {
+        if self.adapters.iter().all(Option::is_none) {
             let x = ops::linear_input(source, &input);
             return self.biased(self.base(x));
         }
-        let drops = adapters.any(|lora| lora.dropout > 0.0);
+        let Some(low_rank) = low_rank_adapters(&self.adapters) else {
+            return self.forward_adapted(ops::linear_input(source, &input), dropout);
+        };
+        let drops = low_rank.iter().flatten().any(|lora| lora.dropout > 0.0);
         let y = match dropout.filter(|_| drops) {
-            Some(seed) => self.forward_with_dropout(ops::linear_input(source, &input), seed),
+            Some(seed) => {
+                self.forward_with_dropout(ops::linear_input(source, &input), &low_rank, seed)
+            }
             None => {
-                let LowRank { a, b, parts, .. } =
-                    self.low_rank(std::slice::from_ref(&self.adapters));
+                let LowRank { a, b, parts, .. } = LowRank::new(&self.layers, &[low_rank]);
                 ops::lora_linear_of(source, input, &self.frozen(), a, b, &parts)
             }
         };
         self.biased(y)
+    }
+
+    /// The layers that read the same are one product; each adapter makes of its layer's columns what it makes of them.
+    fn forward_adapted(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
+        let of_adapter = |adapter: &Option<Adapter<B>>| adapter.as_ref()?.input(&x);
+        let inputs: Vec<_> = self.adapters.iter().map(of_adapter).collect();
+        let own = inputs.iter().any(Option::is_none);
+        let joint = own.then(|| self.biased(self.base(x.clone())));
+        let (tokens, mut column) = (x.dims()[0], 0);
+        let mut outputs = Vec::new();
+        for ((layer, adapter), input) in self.layers.iter().zip(&self.adapters).zip(inputs) {
+            let mut y = match input {
+                Some(input) => self.biased(self.base(input)),
+                None => (joint.clone()).expect("formed if a layer has no input of its own"),
+            };
+            if self.layers.len() > 1 {
+                y = y.slice([0..tokens, column..column + layer.width]);
+            }
+            column += layer.width;
+            let seed = dropout.map(|seed| seed.fork(&layer.path));
+            outputs.push(match adapter {
+                Some(adapter) => adapter.output(&x, y, seed),
+                None => y,
+            });
+        }
+        match outputs.len() {
+            1 => outputs.remove(0),
+            _ => Tensor::cat(outputs, 1),
+        }
     }
 
     /// See [`Projection::share`].
@@ -270,12 +307,15 @@ impl<B: ModelBackend> Projection<B> {
         if self.shares.iter().flatten().all(Option::is_none) {
             return self.biased(self.base(x));
         }
+        let models: Vec<Vec<Option<&Lora<B>>>> = (self.shares.iter())
+            .map(|adapters| adapters.iter().map(Option::as_ref).collect())
+            .collect();
         let LowRank {
             a,
             b,
             parts,
             owners,
-        } = self.low_rank(&self.shares);
+        } = LowRank::new(&self.layers, &models);
         let owners = Owners {
             shares: self.shares.len(),
             of_parts: &owners,
@@ -313,87 +353,20 @@ impl<B: ModelBackend> Projection<B> {
         }
     }
 
-    /// All adapters as the fused operation takes them, from left to right, in each column those of one model after the other.
-    fn low_rank(&self, models: &[Vec<Option<Lora<B>>>]) -> LowRank<B> {
-        let (mut a, mut b, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut column, mut owners) = (0, Vec::new());
-        for (index, layer) in self.layers.iter().enumerate() {
-            for (owner, adapters) in models.iter().enumerate() {
-                let Some(lora) = &adapters[index] else {
-                    continue;
-                };
-                owners.push(owner);
-                let rank = lora.rank();
-                parts.push(LowRankPart {
-                    rank,
-                    scale: lora.scale as f32,
-                    column,
-                    width: layer.width,
-                });
-                a.push(lora.a.val());
-                b.push(lora.b.val().reshape([rank * layer.width]));
-            }
-            column += layer.width;
-        }
-        let join = |mut tensors: Vec<Tensor<B, 2>>| {
-            if tensors.len() == 1 {
-                tensors.remove(0)
-            } else {
-                Tensor::cat(tensors, 1)
-            }
-        };
-        let b = if b.len() == 1 {
-            b.remove(0)
-        } else {
-            Tensor::cat(b, 0)
-        };
-        LowRank {
-            a: join(a),
-            b,
-            parts,
-            owners,
-        }
-    }
-
-    /// Each adapter sees its own mask (as in PEFT), so the low-rank products cannot share one input.
-    fn forward_with_dropout(&self, x: Tensor<B, 2>, seed: Seed) -> Tensor<B, 2> {
-        let [tokens, inputs] = x.dims();
-        let device = x.device();
+    /// LoRA's low-rank products cannot share one input where each adapter sees its own mask.
+    fn forward_with_dropout(
+        &self,
+        x: Tensor<B, 2>,
+        adapters: &[Option<&Lora<B>>],
+        seed: Seed,
+    ) -> Tensor<B, 2> {
         let mut deltas = Vec::new();
-        for (adapter, layer) in self.adapters.iter().zip(&self.layers) {
+        for (adapter, layer) in adapters.iter().zip(&self.layers) {
             deltas.push(match adapter {
-                Some(lora) => {
-                    let mask = dropout_mask(tokens * inputs, lora.dropout, seed.fork(&layer.path));
-                    let mask = Tensor::from_data(TensorData::new(mask, [tokens, inputs]), &device);
-                    let ranks = f32_matmul(x.clone() * mask, lora.a.val());
-                    f32_matmul(ranks, lora.b.val()).mul_scalar(lora.scale)
-                }
-                None => Tensor::zeros([tokens, layer.width], &device),
+                Some(lora) => lora.product(&x, Some(seed.fork(&layer.path))),
+                None => Tensor::zeros([x.dims()[0], layer.width], &x.device()),
             });
         }
         self.base(x) + Tensor::cat(deltas, 1)
     }
-}
-
-/// See [`ops::lora_linear`].
-struct LowRank<B: Backend> {
-    a: Tensor<B, 2>,
-    b: Tensor<B, 1>,
-    parts: Vec<LowRankPart>,
-    /// Whose each part is.
-    owners: Vec<usize>,
-}
-
-/// Zero with probability `p`, else `1 / (1 - p)`.
-fn dropout_mask(len: usize, p: f64, seed: Seed) -> Vec<f32> {
-    let keep = (1.0 / (1.0 - p)) as f32;
-    (0..len)
-        .map(|i| {
-            if seed.uniform(i as u64) < p {
-                0.0
-            } else {
-                keep
-            }
-        })
-        .collect()
 }

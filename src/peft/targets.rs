@@ -1,6 +1,6 @@
 //! Which linear layers an adapter is put on, by PEFT's rules.
 
-use regex::Regex;
+use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -38,6 +38,41 @@ impl TargetModules {
     /// Whether it names nothing.
     pub fn is_empty(&self) -> bool {
         self.entries().iter().all(String::is_empty)
+    }
+}
+
+/// Which layers an adapter's file is for, by PEFT's keys of these names; see [`Selection`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Targets {
+    /// Which layers.
+    pub target_modules: TargetModules,
+    /// Which of them not.
+    pub exclude_modules: Option<TargetModules>,
+    /// Of the layers that an entry of a list selects by its end, those with these numbers only.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Before the number stands one of these; any name if empty.
+    pub layers_pattern: Vec<String>,
+}
+
+impl Targets {
+    /// These layers, without exceptions.
+    pub fn of(target_modules: TargetModules) -> Self {
+        Self {
+            target_modules,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+        }
+    }
+
+    /// The same, borrowed.
+    pub fn selection(&self) -> Selection<'_> {
+        Selection {
+            target_modules: &self.target_modules,
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: &self.layers_pattern,
+        }
     }
 }
 
@@ -133,12 +168,43 @@ fn matches_alone(entry: &str, path: &str) -> bool {
     entry == ALL_LINEAR || whole(entry).is_ok_and(|pattern| pattern.is_match(path))
 }
 
-fn whole(entry: &str) -> std::result::Result<Regex, regex::Error> {
-    Regex::new(&format!("^(?:{entry})$"))
+/// A regular expression of Python's kind, look-around and back-references included.
+#[derive(Debug, Clone)]
+pub(super) struct Expression(Regex);
+
+impl Expression {
+    /// # Errors
+    /// With the cause, in one line.
+    pub(super) fn new(pattern: &str) -> std::result::Result<Self, String> {
+        Regex::new(pattern).map(Self).map_err(|error| {
+            // The message may span lines and ends with the cause; positions in it count what was put around the pattern.
+            let cause = error.to_string();
+            let cause = cause.lines().last().unwrap_or_default();
+            let cause = match cause.strip_prefix("Parsing error at position ") {
+                Some(rest) => rest.split_once(": ").map_or(rest, |(_, cause)| cause),
+                None => cause,
+            };
+            cause.trim_start_matches("error: ").to_owned()
+        })
+    }
+
+    /// Whether it matches; an expression that gives up on a text does not.
+    pub(super) fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text).unwrap_or(false)
+    }
 }
 
-fn numbered(pattern: &str) -> std::result::Result<Regex, regex::Error> {
-    Regex::new(&format!(r"^(?:.*?\.)?(?:{pattern})\.(\d+)\."))
+/// An entry as an expression that has to match a whole path.
+///
+/// # Errors
+/// With the cause, in one line.
+pub(super) fn whole(entry: &str) -> std::result::Result<Expression, String> {
+    Expression::new(&format!("^(?:{entry})$"))
+}
+
+/// `pattern`, then a number between dots.
+fn numbered(pattern: &str) -> std::result::Result<Expression, String> {
+    Expression::new(&format!(r"^(?:.*?\.)?(?:{pattern})\.(\d+)\."))
 }
 
 /// The number of the block that a layer is in: the first component that is one, with at least two before it, or the first
@@ -150,7 +216,7 @@ fn block_number(path: &str, names: &[String]) -> Option<usize> {
         return inner.iter().find_map(|part| part.parse().ok());
     }
     names.iter().find_map(|name| {
-        let found = numbered(name).ok()?.captures(path)?;
+        let found = numbered(name).ok()?.0.captures(path).ok()??;
         found.iter().skip(1).flatten().last()?.as_str().parse().ok()
     })
 }
@@ -257,13 +323,23 @@ fn select(linear: &[LinearSpec], test: impl Fn(&str) -> bool) -> Vec<usize> {
 
 /// The kind closest to `entry`, if it is at most half of it away.
 fn nearest<'a>(entry: &str, linear: &'a [LinearSpec]) -> Option<&'a str> {
-    let entry = last_component(entry);
-    kinds(linear)
+    close_names(last_component(entry), &kinds(linear))
+        .first()
+        .copied()
+}
+
+/// Those of `known` that are closest to `entry`, if they are at most half of their length away, in order.
+pub(super) fn close_names<'a>(entry: &str, known: &[&'a str]) -> Vec<&'a str> {
+    let distances = known.iter().map(|name| (edit_distance(entry, name), *name));
+    let mut close: Vec<(usize, &str)> = distances
+        .filter(|(distance, name)| 2 * distance <= name.len())
+        .collect();
+    close.sort_unstable();
+    let least = close.first().map_or(0, |(distance, _)| *distance);
+    let closest = close
         .into_iter()
-        .map(|kind| (edit_distance(entry, kind), kind))
-        .min()
-        .filter(|(distance, kind)| 2 * distance <= kind.len())
-        .map(|(_, kind)| kind)
+        .take_while(|(distance, _)| *distance == least);
+    closest.map(|(_, name)| name).collect()
 }
 
 /// Levenshtein distance in characters.

@@ -9,7 +9,6 @@ use crate::recipe::places::Places;
 use crate::recipe::references;
 use crate::train::Stage;
 use crate::train::checks::Checks;
-use crate::train::config::Peft;
 
 /// Every problem of a recipe that shows without opening another file, in the order of the stages.
 pub fn validate(recipe: &Recipe, places: &Places) -> Vec<Problem> {
@@ -45,12 +44,12 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
 
 /// Weights in fewer bits stay frozen.
 fn check_precision(checks: &mut Checks, path: &str, stage: &Stage, precision: Precision) {
-    let full = (stage.training()).is_some_and(|training| *training.peft == Peft::Full);
-    if precision != Precision::F32 && full {
+    let whole = (stage.training()).is_some_and(|training| training.peft.trains_base());
+    if precision != Precision::F32 && whole {
         checks.say(
             format!("{path}.peft"),
             format!(
-                "full fine-tuning trains weights in f32, and base_precision is {}",
+                "this trains weights of the model, in f32, and base_precision is {}",
                 precision.name()
             ),
         );

@@ -15,12 +15,12 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::weights::{RandomSource, StoreAs, write_snapshot};
 use crate::model::{
-    LanguageModel, ModelConfig, ModelSource, SCORE_OFFSET, SIDECAR, ScalarModel, attach_lora,
+    LanguageModel, ModelConfig, ModelSource, SCORE_OFFSET, SIDECAR, ScalarModel, prepare_adapters,
     save_adapter, stored_tensors,
 };
 use crate::ops::ModelBackend;
-use crate::params::{ParamKind, Parameters};
-use crate::peft::{Adaptable, LoraConfig};
+use crate::params::Parameters;
+use crate::peft::{Adaptable, AdapterSpec};
 use crate::rng::Seed;
 
 /// A language model with what is needed to use and save it.
@@ -32,8 +32,8 @@ pub struct Policy<B: ModelBackend> {
     pub config: ModelConfig,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// Configuration of its adapters, if it has any.
-    pub lora: Option<LoraConfig>,
+    /// Settings of its adapters, if it has any.
+    pub adapter: Option<AdapterSpec>,
     /// The base as PEFT's `base_model_name_or_path` names it: a hub repository or an absolute path.
     pub base: String,
     /// Files that the weights came from.
@@ -48,8 +48,8 @@ pub struct Policy<B: ModelBackend> {
 pub struct RewardModel<B: ModelBackend> {
     /// The weights, frozen.
     pub model: ScalarModel<B>,
-    /// Configuration of its adapters, if it has any.
-    pub lora: Option<LoraConfig>,
+    /// Settings of its adapters, if it has any.
+    pub adapter: Option<AdapterSpec>,
     /// Its configuration.
     pub config: ModelConfig,
     /// Its tokenizer, which need not be the policy's.
@@ -79,7 +79,7 @@ impl<B: ModelBackend> Session<'_, B> {
                 return Ok(Policy {
                     model: LanguageModel::load(&config, &source, &self.device)?,
                     tokenizer: Arc::new(tokenizer),
-                    lora: None,
+                    adapter: None,
                     base: path.to_string_lossy().into_owned(),
                     files: Vec::new(),
                     score: None,
@@ -101,7 +101,7 @@ impl<B: ModelBackend> Session<'_, B> {
         Ok(Policy {
             model,
             tokenizer,
-            lora: adapter.map(|adapter| adapter.config.lora()),
+            adapter: adapter.map(|adapter| adapter.config.spec),
             base: source.peft_base()?,
             files: source.files()?,
             score,
@@ -171,7 +171,7 @@ impl<B: ModelBackend> Session<'_, B> {
         Ok(RewardModel {
             model,
             tokenizer,
-            lora: adapter.map(|adapter| adapter.config.lora()),
+            adapter: adapter.map(|adapter| adapter.config.spec),
             config: source.config,
         })
     }
@@ -210,17 +210,17 @@ impl<B: ModelBackend> Policy<B> {
     /// base; others are first added to the weights, and `merged` is true: the stage then has a base of its own.
     ///
     /// # Errors
-    /// `Error::Usage` for a target that matches no layer.
+    /// As [`prepare_adapters`].
     pub fn into_trainable(self, peft: &Peft, seed: Seed) -> Result<Trainable<B>> {
         let mut model = self.model;
-        let (lora, merged) = prepare(&mut model, &self.config, self.lora.as_ref(), peft, seed)?;
+        let present = self.adapter.as_ref();
+        let prepared = prepare_adapters(&mut model, &self.config, present, peft, seed)?;
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
-        let full = lora.is_none();
-        model.train_only(&|kind| full || kind == ParamKind::Adapter);
+        peft.mark_trained(&mut model);
         Ok(Trainable {
             model,
-            lora,
-            merged,
+            adapter: prepared.adapter,
+            merged: prepared.merged,
         })
     }
 }
@@ -229,67 +229,10 @@ impl<B: ModelBackend> Policy<B> {
 pub struct Trainable<B: ModelBackend> {
     /// On the autodiff backend.
     pub model: LanguageModel<Autodiff<B>>,
-    /// Configuration of its adapters, if those are trained.
-    pub lora: Option<LoraConfig>,
+    /// Settings of its adapters, if those are trained; else weights of the model itself are.
+    pub adapter: Option<AdapterSpec>,
     /// Whether other adapters were added to the base first.
     pub merged: bool,
-}
-
-/// Adapters as `peft` asks: continued, fresh, or merged away. Returns their configuration and whether the base changed.
-pub(super) fn prepare<B: ModelBackend, M: Adaptable<B>>(
-    model: &mut M,
-    config: &ModelConfig,
-    present: Option<&LoraConfig>,
-    peft: &Peft,
-    seed: Seed,
-) -> Result<(Option<LoraConfig>, bool)> {
-    let Peft::Lora(wanted) = peft else {
-        model.merge_adapters();
-        return Ok((None, false));
-    };
-    if let Some(present) = present
-        && same_adapters(model, config, present, wanted)?
-    {
-        model.for_each_projection(&mut |projection| {
-            projection
-                .adapters
-                .iter_mut()
-                .flatten()
-                .for_each(|lora| lora.dropout = wanted.dropout);
-        });
-        return Ok((Some(wanted.clone()), false));
-    }
-    model.merge_adapters();
-    attach_lora(model, config, wanted, seed.fork("adapters"))?;
-    Ok((Some(wanted.clone()), present.is_some()))
-}
-
-fn same_adapters<B: ModelBackend, M: Adaptable<B>>(
-    model: &mut M,
-    config: &ModelConfig,
-    present: &LoraConfig,
-    wanted: &LoraConfig,
-) -> Result<bool> {
-    let linear = config.linear_modules();
-    let mut targets: Vec<String> = wanted
-        .targets(&linear)?
-        .into_iter()
-        .map(|index| linear[index].name.clone())
-        .collect();
-    let mut adapted = Vec::new();
-    let mut same_shape = true;
-    model.for_each_projection(&mut |projection| {
-        for (layer, adapter) in projection.layers().iter().zip(&projection.adapters) {
-            if let Some(lora) = adapter {
-                adapted.push(layer.path.clone());
-                same_shape &= lora.rank() == wanted.rank_of(&layer.path)
-                    && (lora.scale - wanted.scale_of(&layer.path)).abs() < 1e-9;
-            }
-        }
-    });
-    adapted.sort();
-    targets.sort();
-    Ok(same_shape && present.use_rslora == wanted.use_rslora && adapted == targets)
 }
 
 /// Writes a trained policy under `dir`: `adapter/` in PEFT's layout or `model/` in Hugging Face's.
@@ -304,8 +247,8 @@ pub(super) fn save_policy<B: ModelBackend>(
     base: &str,
 ) -> Result<()> {
     let mut model = trained.model.valid();
-    match &trained.lora {
-        Some(lora) => {
+    match &trained.adapter {
+        Some(adapter) => {
             let base = match trained.merged {
                 true => {
                     let own = dir.join("base");
@@ -320,7 +263,7 @@ pub(super) fn save_policy<B: ModelBackend>(
                 false => base.to_owned(),
             };
             write_dir_atomic(dir.join("adapter"), |folder| {
-                save_adapter(&mut model, config, lora, &base, folder)?;
+                save_adapter(&mut model, config, adapter, &base, folder)?;
                 tokenizer.save(folder)
             })
         }
@@ -342,15 +285,15 @@ pub(super) fn save_policy<B: ModelBackend>(
 pub(super) fn save_reward_model<B: ModelBackend>(
     dir: &Path,
     model: &mut ScalarModel<B>,
-    lora: Option<&LoraConfig>,
+    adapter: Option<&AdapterSpec>,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     base: &str,
 ) -> Result<()> {
     let offset = model.offset;
-    match lora {
-        Some(lora) => write_dir_atomic(dir.join("adapter"), |folder| {
-            save_adapter(model, config, lora, base, folder)?;
+    match adapter {
+        Some(adapter) => write_dir_atomic(dir.join("adapter"), |folder| {
+            save_adapter(model, config, adapter, base, folder)?;
             let sidecar = serde_json::json!({ SCORE_OFFSET: offset });
             write_atomic(folder.join(SIDECAR), sidecar.to_string().as_bytes())?;
             tokenizer.save(folder)

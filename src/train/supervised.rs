@@ -51,7 +51,7 @@ pub(super) fn run<B: ModelBackend>(
     let (config, tokenizer) = (policy.config.clone(), policy.tokenizer.clone());
     let base = policy.base.clone();
     let mut trained = policy.into_trainable(work.peft, seed)?;
-    if trained.lora.is_none() {
+    if work.peft.trains_base() {
         session.forget_bases();
     }
     let batches = Batches::new(

@@ -15,7 +15,9 @@ use tempering::generate::{
     GenerateOptions, Response, SamplingConfig, draw, generate, generate_with,
 };
 use tempering::loss::cross_entropy;
-use tempering::model::{CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_lora, weights};
+use tempering::model::{
+    CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_adapters, weights,
+};
 use tempering::ops::ModelBackend;
 use tempering::optim::{AdamW, GradientSum, OptimConfig};
 use tempering::params::Parameters;
@@ -364,7 +366,7 @@ fn adapter_starts_as_base<B: ModelBackend>(
     let device = B::Device::default();
     let base = language_model::<B>(name, &device);
     let mut adapted = base.clone();
-    attach_lora(&mut adapted, &config(name), lora, Seed::new(seed)).unwrap();
+    attach_adapters(&mut adapted, &config(name), lora, Seed::new(seed)).unwrap();
     let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let logprobs = |model: &LanguageModel<B>| {
         row_logprobs(model, &slices, &vec![1; rows.len()], 0.7, 4096, &device).concat()

@@ -20,7 +20,7 @@ use tempering::data::{
 use tempering::generate::{GenerateOptions, Response, SamplingConfig, TruncateAt, generate};
 use tempering::loss::{self, best_of_k, bradley_terry, policy_loss, value_loss};
 use tempering::model::{
-    CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_lora, host_tensors, weights,
+    CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_adapters, host_tensors, weights,
 };
 use tempering::ops::{AdamWParam, AdamWStep, ModelBackend};
 use tempering::optim::{AdamW, OptimConfig, Schedule, lr_at};
@@ -336,7 +336,7 @@ fn detail_07_no_dropout_in_rollout_and_update() {
         dropout: 0.5,
         ..LoraConfig::default()
     };
-    attach_lora(&mut policy, &model_config(), &lora, Seed::new(1)).unwrap();
+    attach_adapters(&mut policy, &model_config(), &lora, Seed::new(1)).unwrap();
     // With B = 0 nothing could show.
     policy.for_each_parameter(&mut |meta, mut slot| {
         if meta.key().contains("lora_B") {
@@ -752,7 +752,7 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
         model: language_model("policy"),
         config: model_config(),
         tokenizer: Arc::new(tokenizer()),
-        lora: None,
+        adapter: None,
         base: "ref".into(),
         files: Vec::new(),
         score: None,
@@ -762,7 +762,7 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
     let start = |value_init, peft: Peft| {
         let reward = RewardModel {
             model: reward.clone(),
-            lora: None,
+            adapter: None,
             config: model_config(),
             tokenizer: Arc::new(tokenizer()),
         };
@@ -1063,7 +1063,7 @@ fn detail_36_pretraining_text_enters_with_its_weight() {
 fn detail_37_the_reference_of_an_adapter_is_its_base_to_the_last_bit() {
     let base = language_model("ref");
     let mut policy = base.clone();
-    attach_lora(
+    attach_adapters(
         &mut policy,
         &model_config(),
         &LoraConfig::default(),
@@ -1179,7 +1179,7 @@ fn vector_first_epoch_has_ratio_one_and_no_kl() {
     // A policy that draws for itself: with an adapter at its start it is its own reference. Nothing moves at a rate of 0, so
     // every minibatch of every epoch is a first one.
     let mut policy = language_model("ref");
-    attach_lora(
+    attach_adapters(
         &mut policy,
         &model_config(),
         &LoraConfig::default(),

@@ -12,13 +12,13 @@ use serde_json::Value;
 use tempering::generate::{GenerateOptions, Response, SamplingConfig, generate};
 use tempering::model::weights::{self, write_safetensors};
 use tempering::model::{
-    CausalLm, KvCache, LanguageModel, ModelConfig, ScalarModel, Tape, attach_lora, host_tensors,
-    load_adapter, save_adapter,
+    CausalLm, KvCache, LanguageModel, ModelConfig, ScalarModel, Tape, attach_adapters,
+    host_tensors, load_adapter, save_adapter,
 };
 use tempering::ops::{MatmulPrecision, ModelBackend, Numerics};
 use tempering::optim::GradientSum;
 use tempering::params::{HostTensor, ParamKind, Parameters};
-use tempering::peft::{Adaptable, LoraConfig, TargetModules};
+use tempering::peft::{Adaptable, AdapterSpec, LoraConfig, TargetModules};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
@@ -272,7 +272,7 @@ pub(crate) fn recomputed<B: ModelBackend>(device: B::Device) {
             dropout: 0.2,
             ..LoraConfig::default()
         };
-        attach_lora(&mut base, &config, &lora, Seed::new(4)).unwrap();
+        attach_adapters(&mut base, &config, &lora, Seed::new(4)).unwrap();
         let adapted = LanguageModel::<Autodiff<B>>::from_inner(base);
         for (mut model, adapters) in [(whole, false), (adapted, true)] {
             model.train_only(&|kind| !adapters || kind == ParamKind::Adapter);
@@ -615,14 +615,15 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
             target_modules: vec!["all-linear".into()],
             ..LoraConfig::default()
         };
-        let mut selected: Vec<&str> = all
+        let mut selected: Vec<&str> = AdapterSpec::from(&all)
             .targets(&linear)
             .unwrap()
             .into_iter()
             .map(|i| linear[i].name.as_str())
             .collect();
         selected.sort_unstable();
-        let TargetModules::List(mut expected) = adapter.config.target_modules.clone() else {
+        let TargetModules::List(mut expected) = adapter.config.targets.target_modules.clone()
+        else {
             panic!("{name}: PEFT writes a list");
         };
         expected.sort_unstable();
@@ -630,12 +631,7 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
 
         // Saved again, the file is the same.
         let temp = tempfile::tempdir().unwrap();
-        let lora = LoraConfig {
-            rank: adapter.config.r,
-            alpha: adapter.config.lora_alpha,
-            ..LoraConfig::default()
-        };
-        save_adapter(&mut plain, &config, &lora, base, temp.path()).unwrap();
+        save_adapter(&mut plain, &config, &adapter.config.spec, base, temp.path()).unwrap();
         let file = |folder: &Path| {
             let source = weights::open(folder.join("adapter_model.safetensors")).unwrap();
             let names = source.names();
@@ -645,7 +641,7 @@ pub(crate) fn lora<B: ModelBackend>(device: B::Device) {
         assert!(file(temp.path()) == file(&folder(name)), "{name}");
 
         // A merged adapter gives the same numbers, and PEFT's weights in the files' layout.
-        plain.merge_adapters();
+        plain.merge_adapters().unwrap();
         let difference = logprob_difference(&plain, &reference, &device);
         compare::<B>(name, "log-probabilities, merged", difference, false);
         let merged = reference["merged"].as_object().unwrap();

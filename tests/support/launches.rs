@@ -13,7 +13,7 @@ use cubecl::Runtime;
 use tempering::generate::{GenerateOptions, SamplingConfig, generate};
 use tempering::host::{Later, indices, num_reads};
 use tempering::loss::cross_entropy;
-use tempering::model::{CausalLm, LanguageModel, ModelConfig, attach_lora};
+use tempering::model::{CausalLm, LanguageModel, ModelConfig, attach_adapters};
 use tempering::ops::ModelBackend;
 use tempering::optim::{AdamW, GradientSum, OptimConfig};
 use tempering::params::{ParamKind, Parameters};
@@ -103,7 +103,7 @@ pub(crate) fn training_step<B: ModelBackend, R: Runtime<Device = B::Device>>(
         target_modules: vec!["all-linear".into()],
         ..LoraConfig::default()
     };
-    attach_lora(&mut model, &config, &lora, Seed::new(3)).unwrap();
+    attach_adapters(&mut model, &config, &lora, Seed::new(3)).unwrap();
     let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
     model.train_only(&|kind| kind == ParamKind::Adapter);
     let mut optim = AdamW::<B>::new(OptimConfig::default());

@@ -7,10 +7,11 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use tempering::model::{
-    CausalLm, LanguageModel, ModelConfig, ScalarModel, load_adapter, save_adapter, weights,
+    CausalLm, LanguageModel, ModelConfig, ScalarModel, load_adapter, save_adapter,
+    weights::{self, write_safetensors},
 };
 use tempering::ops::ModelBackend;
-use tempering::peft::{Adaptable, AdapterConfig};
+use tempering::peft::{Adaptable, AdapterConfig, AdapterSpec};
 use tempering::tokens::TokenBatch;
 
 use crate::parity::{Comparison, backend_name};
@@ -174,7 +175,7 @@ pub(crate) fn adapters<B: ModelBackend>(device: B::Device) {
         // The adapters are large enough to show.
         let change: Vec<f64> = plain.iter().map(|&x| f64::from(x)).collect();
         assert!(distance(&with, &change) > 1e-2, "{name} changes nothing");
-        model.merge_adapters();
+        model.merge_adapters().unwrap();
         compare::<B>(
             &name,
             "log-probabilities",
@@ -215,7 +216,7 @@ pub(crate) fn classifiers<B: ModelBackend>(device: B::Device) {
         let (_, mut model) = load_classifier::<B>(&reference, &adapter, &device);
         let rows = rows(&reference);
         let with = scores(&model, &rows, &device);
-        model.merge_adapters();
+        model.merge_adapters().unwrap();
         compare::<B>(
             &name,
             "scores",
@@ -248,12 +249,12 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
         let base = reference["base"].as_str().unwrap();
         let config = if reference["task"] == "scores" {
             let (config, mut model) = load_classifier::<B>(&reference, &theirs, &device);
-            save_adapter(&mut model, &config, &peft.lora(), base, ours.path()).unwrap();
+            save_adapter(&mut model, &config, &peft.spec, base, ours.path()).unwrap();
             config
         } else {
             let (config, mut model) = load::<B>(&self::base(&reference), &device);
             load_adapter(&mut model, &config, &theirs, &device).unwrap();
-            save_adapter(&mut model, &config, &peft.lora(), base, ours.path()).unwrap();
+            save_adapter(&mut model, &config, &peft.spec, base, ours.path()).unwrap();
             config
         };
         assert!(
@@ -266,7 +267,7 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
             let path = layer.name.as_str();
             let selected = written.selection().selects(path);
             assert_eq!(selected, peft.selection().selects(path), "{name}: {path}");
-            let (ours, theirs) = (written.lora(), peft.lora());
+            let (AdapterSpec::Lora(ours), AdapterSpec::Lora(theirs)) = (&written.spec, &peft.spec);
             assert_eq!(ours.rank_of(path), theirs.rank_of(path), "{name}: {path}");
             assert_eq!(ours.scale_of(path), theirs.scale_of(path), "{name}: {path}");
         }
@@ -279,6 +280,119 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
         };
         assert_eq!(keys(ours.path()), keys(&theirs), "{name}");
     }
+}
+
+/// A copy of an adapter, its tensors renamed and its configuration changed.
+fn rewritten(
+    theirs: &Path,
+    rename: impl Fn(&str) -> String,
+    change: impl Fn(&mut Value),
+    more: &[&str],
+) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = read(&theirs.join("adapter_config.json"));
+    change(&mut config);
+    std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let mut stored = tensors(theirs);
+    for (name, ..) in &mut stored {
+        *name = rename(name);
+    }
+    stored.extend((more.iter()).map(|name| ((*name).to_owned(), vec![1, 2], vec![1.0, 2.0])));
+    write_safetensors(dir.path().join("adapter_model.safetensors"), &stored).unwrap();
+    dir
+}
+
+/// Adapters in the spellings of other savers compute what PEFT's own compute.
+pub(crate) fn spellings<B: ModelBackend>(device: B::Device) {
+    let theirs = folder("peft/regex");
+    let reference = read(&theirs.join("ref.json"));
+    let rows = rows(&reference);
+    let compiled = |name: &str| name.replace("base_model.model.", "base_model.model._orig_mod.");
+    let named = |name: &str| name.replace(".weight", ".sft.weight");
+    let bare = |name: &str| name.replace("base_model.model.", "");
+    let headless = |name: &str| name.replace("base_model.model.model.", "base_model.model.");
+    let look_ahead = |config: &mut Value| {
+        config["target_modules"] = json!(r".*layers\.(?!1\.)\d\.(self_attn\.[qv]|mlp\.up)_proj");
+    };
+    let as_it_is: &dyn Fn(&mut Value) = &|_| {};
+    for (what, rename, change) in [
+        ("compiled", &compiled as &dyn Fn(&str) -> String, as_it_is),
+        ("with its own name", &named, as_it_is),
+        ("without a prefix", &bare, as_it_is),
+        ("of a model without its head", &headless, as_it_is),
+        ("with look-ahead", &str::to_owned, &look_ahead),
+    ] {
+        let dir = rewritten(&theirs, rename, change, &[]);
+        let (config, mut model) = load::<B>(&base(&reference), &device);
+        load_adapter(&mut model, &config, dir.path(), &device)
+            .unwrap_or_else(|e| panic!("{what}: {e}"));
+        let with = logprobs(&model, &rows, &device);
+        let off = distance(&with, &flat(&reference["with_adapter"]));
+        assert!(off < TOLERANCE, "{what}: {off}");
+    }
+}
+
+/// What is no adapter that can be read is named in one line, with the way out.
+pub(crate) fn other_files<B: ModelBackend>(device: B::Device) {
+    let theirs = folder("peft/regex");
+    let message = |dir: &Path| {
+        let (config, mut model) = load::<B>(&folder("peft_base/llama"), &device);
+        load_adapter(&mut model, &config, dir, &device)
+            .unwrap_err()
+            .to_string()
+    };
+    let whole = [
+        "base_model.model.lm_head.weight",
+        "base_model.model.model.embed_tokens.weight",
+    ];
+    let dir = rewritten(&theirs, str::to_owned, |_| {}, &whole);
+    let found = message(dir.path());
+    for part in [
+        ": 1 problem:",
+        "embed_tokens.weight",
+        "modules_to_save",
+        "save_embedding_layers=False",
+        "merge_and_unload",
+    ] {
+        assert!(found.contains(part), "{part}: {found}");
+    }
+    let dir = rewritten(
+        &theirs,
+        |name| name.replace("layers", "blocks"),
+        |_| {},
+        &[],
+    );
+    let found = message(dir.path());
+    assert!(
+        found.contains("the model has no such layer inside its blocks"),
+        "{found}"
+    );
+    let two = |name: &str| match name.contains("layers.0") {
+        true => name.replace(".weight", ".a.weight"),
+        false => name.replace(".weight", ".b.weight"),
+    };
+    let found = message(rewritten(&theirs, two, |_| {}, &[]).path());
+    assert!(
+        found.contains("holds tensors of 2 adapters: a, b; keep those of one"),
+        "{found}"
+    );
+
+    let dir = rewritten(&theirs, str::to_owned, |_| {}, &[]);
+    let file = dir.path().join("adapter_model.safetensors");
+    std::fs::rename(&file, dir.path().join("adapter_model.bin")).unwrap();
+    let found = message(dir.path());
+    for part in [
+        "adapter_model.bin: pickled PyTorch weights can run code and are not read",
+        "save_pretrained(folder)",
+    ] {
+        assert!(found.contains(part), "{part}: {found}");
+    }
+    std::fs::remove_file(dir.path().join("adapter_model.bin")).unwrap();
+    let found = message(dir.path());
+    assert!(
+        found.contains("no weights: expected adapter_model.safetensors"),
+        "{found}"
+    );
 }
 
 /// A copy of an adapter with another configuration is refused, and every tensor that does not fit is named.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use tempering::generate::Response;
 use tempering::host::read;
-use tempering::model::{LanguageModel, ModelConfig, ScalarModel, attach_lora, weights};
+use tempering::model::{LanguageModel, ModelConfig, ScalarModel, attach_adapters, weights};
 use tempering::ops::ModelBackend;
 use tempering::optim::{AdamW, OptimConfig};
 use tempering::params::{ParamKind, Parameters};
@@ -128,7 +128,7 @@ fn add_lora<B: ModelBackend, M: Adaptable<B> + Parameters<B>>(
         alpha: reference.lora_alpha,
         ..LoraConfig::default()
     };
-    attach_lora(model, &config(), &lora, Seed::new(1)).unwrap();
+    attach_adapters(model, &config(), &lora, Seed::new(1)).unwrap();
     let source = weights::open(folder().join(format!("{variant}.safetensors"))).unwrap();
     model.for_each_parameter(&mut |meta, mut slot| {
         if meta.kind == ParamKind::Adapter && meta.key().contains("lora_A") {

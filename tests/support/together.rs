@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use tempering::model::{CausalLm, LanguageModel, ModelConfig, Together, attach_lora, weights};
+use tempering::model::{CausalLm, LanguageModel, ModelConfig, Together, attach_adapters, weights};
 use tempering::ops::{MatmulPrecision, ModelBackend, Numerics, Precision};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
@@ -45,7 +45,7 @@ fn adapted<B: ModelBackend>(
         ..LoraConfig::default()
     };
     let seed = Seed::new(rank as u64);
-    attach_lora(&mut model, config, &lora, seed).unwrap();
+    attach_adapters(&mut model, config, &lora, seed).unwrap();
     model.for_each_parameter(&mut |meta, mut slot| {
         if meta.kind == ParamKind::Adapter {
             let seed = seed.fork(meta.key());
@@ -114,7 +114,7 @@ pub(crate) fn models_in_one_pass<B: ModelBackend>(device: B::Device) {
         }
         // Weights of its own.
         let mut merged = first.clone();
-        merged.merge_adapters();
+        merged.merge_adapters().unwrap();
         assert!(Together::new(&[&base, &merged]).is_none(), "{family}");
         let (other, _) = load::<B>(family, numerics, &device);
         assert!(Together::new(&[&base, &other]).is_none(), "{family}");

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::generate::{GenerateOptions, SamplingConfig, generate};
 use crate::host::read;
 use crate::model::weights::RandomSource;
-use crate::model::{CausalLm, LanguageModel, ModelConfig, attach_lora};
+use crate::model::{CausalLm, LanguageModel, ModelConfig, attach_adapters};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
 use crate::params::{ParamKind, Parameters};
@@ -41,7 +41,7 @@ pub(super) fn model<B: ModelBackend>(
             alpha: rank as f64,
             ..LoraConfig::default()
         };
-        attach_lora(&mut plain, &config, &lora, Seed::new(5))?;
+        attach_adapters(&mut plain, &config, &lora, Seed::new(5))?;
         plain.for_each_parameter(&mut |meta, mut slot| {
             if meta.kind == ParamKind::Adapter {
                 // Zero at the start, B would hide what A does.

@@ -6,7 +6,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::model::weights::{RandomSource, write_safetensors};
-use crate::peft::{LoraMatrix, lora_key, saved_key};
+use crate::peft::files::ADAPTER_WEIGHTS;
+use crate::peft::{saved_key, tensor_key};
 use crate::rng::Seed;
 
 const VOCAB: usize = 768;
@@ -56,12 +57,12 @@ fn adapter(root: &TempDir, name: &str, base: &Value, labels: usize) -> PathBuf {
     let layer = "model.layers.0.self_attn.q_proj";
     let mut tensors = vec![
         (
-            lora_key(layer, LoraMatrix::A),
+            tensor_key(layer, "lora_A.weight"),
             vec![1, HIDDEN],
             vec![0.0; HIDDEN],
         ),
         (
-            lora_key(layer, LoraMatrix::B),
+            tensor_key(layer, "lora_B.weight"),
             vec![HIDDEN, 1],
             vec![0.0; HIDDEN],
         ),

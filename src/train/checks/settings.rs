@@ -60,22 +60,14 @@ pub(in crate::train) fn check_generation(
 }
 
 fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
-    let Peft::Lora(lora) = peft else { return };
     let path = format!("{path}.peft");
-    checks.positive(&path, "rank", lora.rank);
-    checks.above_zero(&path, "alpha", lora.alpha);
-    checks.below_one(&path, "dropout", lora.dropout);
-    if lora.target_modules.is_empty() {
-        checks.say(
-            format!("{path}.target_modules"),
-            "names no layer, so nothing would be trained",
-        );
-        checks.help("e.g. `[\"all-linear\"]` or `[\"q_proj\", \"v_proj\"]`");
+    for problem in peft.problems() {
+        checks.say(format!("{path}.{}", problem.place), problem.message);
+        if let Some(help) = problem.help {
+            checks.help(help);
+        }
     }
-    for (index, module) in lora.target_modules.iter().enumerate() {
-        check_regex(checks, &format!("{path}.target_modules.{index}"), module);
-    }
-    if matches!(init, Init::Random(_)) {
+    if matches!(init, Init::Random(_)) && !peft.trains_base() {
         checks.say(
             &path,
             "adapters on a frozen random base cannot learn a language",

@@ -18,7 +18,7 @@ pub use crate::data::DataConfig;
 pub use crate::generate::{SamplingConfig, Truncate};
 pub use crate::loss::{DpoLoss, RewardLoss};
 pub use crate::optim::{OptimConfig, Schedule};
-pub use crate::peft::LoraConfig;
+pub use crate::peft::{LoraConfig, Peft};
 pub use crate::rl::{KlControl, KlEstimator, KlIn, MissingEos};
 
 /// Where a stage's model comes from.
@@ -34,17 +34,6 @@ pub enum Init {
     Folder(PathBuf),
     /// Fresh random weights from a `config.json`, with the tokenizer files beside it.
     Random(PathBuf),
-}
-
-/// Which weights are trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub enum Peft {
-    /// Every parameter of the model.
-    #[default]
-    Full,
-    /// Low-rank adapters on a frozen base.
-    Lora(LoraConfig),
 }
 
 /// What happens every so many optimiser steps.

@@ -24,7 +24,7 @@ use crate::ops::ModelBackend;
 use crate::report::RolloutReport;
 use crate::tokens::TokenBatch;
 use crate::train::Session;
-use crate::train::config::{DataConfig, Peft};
+use crate::train::config::DataConfig;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
 use crate::train::policy::save_policy;
 use crate::train::session::{Outcome, data_file};
@@ -365,7 +365,7 @@ impl<B: ModelBackend> Reference<B> {
             return Self::Model(Box::new(model));
         }
         let logprobs = all_logprobs(session, &model, train, config);
-        if config.peft == Peft::Full {
+        if config.peft.trains_base() {
             session.forget_bases();
         }
         Self::Precomputed(logprobs)

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
-use crate::train::config::{DataConfig, DpoLoss, Init, Peft};
+use crate::train::config::{DataConfig, DpoLoss, Init};
 use crate::train::plan::{FLOAT, Planner, StagePlan};
 use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
 
@@ -52,16 +52,12 @@ impl StageSpec for DpoConfig {
             );
             checks.help("start from an `Sft` stage, e.g. `init: Stage(\"sft\")`");
         }
-        if let Peft::Lora(lora) = &self.peft
-            && lora.dropout > 0.0
-        {
-            checks.must(
-                format!("{path}.peft.dropout"),
-                false,
-                "0: policy and reference would differ before the first step",
-                lora.dropout,
-            );
-        }
+        checks.must(
+            format!("{path}.peft.dropout"),
+            self.peft.dropout() == 0.0,
+            "0: policy and reference would differ before the first step",
+            self.peft.dropout(),
+        );
         checks.above_zero(path, "beta", self.beta);
         let label_smoothing = format!("{path}.label_smoothing");
         checks.must(
@@ -85,13 +81,12 @@ impl StageSpec for DpoConfig {
             planner.train(plan, &training, &data, usize::MAX, true);
         }
         let shape = plan.shape;
-        let reference = match (&self.peft, self.precompute_ref_log_probs) {
+        let reference = match (self.peft.trains_base(), self.precompute_ref_log_probs) {
             // One number per token of the data.
             (_, true) => (data.rows as f64 * data.mean) as u64,
-            (Peft::Full, false) => shape.total_params,
             // The base is shared; what `init` has of adapters is not.
-            (Peft::Lora(_), false) if self.init == Init::Base => 0,
-            (Peft::Lora(_), false) => shape.trainable_params,
+            (false, false) if self.init == Init::Base => 0,
+            (_, false) => shape.trainable_params,
         };
         if reference > 0 {
             plan.memory.push(("reference".into(), FLOAT * reference));

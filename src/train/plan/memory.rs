@@ -55,6 +55,11 @@ impl ModelShape {
         }
     }
 
+    /// Whether weights of the model itself are trained.
+    pub fn trains_base(&self) -> bool {
+        self.trainable_params == self.total_params
+    }
+
     /// Floats kept per token and layer for the backward pass.
     ///
     /// `2 hidden + (q + 2 kv) + q + heads + 2 intermediate` with `q = heads head_dim`, `kv = kv_heads head_dim`: twice the
@@ -65,7 +70,7 @@ impl ModelShape {
     pub fn activation_floats(&self) -> u64 {
         let q = self.heads * self.head_dim;
         let kv = self.kv_heads * self.head_dim;
-        let inputs = match self.trainable_params == self.total_params {
+        let inputs = match self.trains_base() {
             true => 2 * self.hidden + self.intermediate,
             false => 0,
         };

@@ -44,7 +44,7 @@ pub struct StagePlan {
     pub memory: Vec<(String, u64)>,
     /// Sizes of its model.
     pub shape: ModelShape,
-    /// Rank of the adapters that it trains.
+    /// Rank of the low-rank products that it trains.
     pub rank: Option<usize>,
     /// The rows that the stage is expected to leave.
     pub leaves: Option<ScoredRows>,
@@ -121,10 +121,7 @@ impl Stage {
             steps: 0,
             memory: Vec::new(),
             shape,
-            rank: self.training().and_then(|training| match training.peft {
-                Peft::Lora(lora) => Some(lora.rank),
-                Peft::Full => None,
-            }),
+            rank: (self.training()).and_then(|training| training.peft.adapter()?.rank()),
             leaves: None,
         };
         let mut planner = Planner {
@@ -155,19 +152,14 @@ impl Stage {
 
 /// Parameters that `peft` trains, and those of them that the model does not have by itself.
 fn trained_params(config: &ModelConfig, peft: &Peft) -> Result<(u64, u64)> {
-    let Peft::Lora(lora) = peft else {
+    let Some(adapter) = peft.adapter() else {
         return Ok((config.num_params() as u64, 0));
     };
     let linear = config.linear_modules();
-    let adapters: usize = lora
-        .targets(&linear)?
-        .iter()
-        .map(|&i| {
-            let layer = &linear[i];
-            lora.rank_of(&layer.name) * (layer.in_features + layer.out_features)
-        })
-        .sum();
-    Ok((adapters as u64, adapters as u64))
+    let targets = adapter.targets(&linear)?.into_iter();
+    let params = targets.map(|i| adapter.num_params(&linear[i]));
+    let params = params.sum::<usize>() as u64;
+    Ok((params, params))
 }
 
 impl Planner<'_> {

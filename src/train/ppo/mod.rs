@@ -209,7 +209,7 @@ pub(super) fn ppo<B: ModelBackend>(
                 policy: &networks.policy.valid(),
                 value: &value,
                 retake,
-                frozen_base: trained.lora.is_some(),
+                frozen_base: !config.peft.trains_base(),
             },
             config,
             kl.coef(),
@@ -290,7 +290,7 @@ pub(super) fn ppo<B: ModelBackend>(
             Some(average) => average.applied(&networks.policy, &device)?,
             None => networks.policy,
         },
-        lora: trained.lora,
+        adapter: trained.adapter,
         merged: trained.merged,
     };
     save_policy(

@@ -7,7 +7,7 @@ use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::{check_optim, check_row_length};
-use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos, Peft};
+use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos};
 use crate::train::plan::{Planner, StagePlan, Work, estimate, longest};
 use crate::train::{
     GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings,
@@ -216,8 +216,8 @@ impl StageSpec for PpoConfig {
         };
         plan.trainable_params *= trained;
         let learned = matches!(self.reward, RewardConfig::Learned { .. });
-        let full = matches!(self.peft, Peft::Full);
-        let networks = trained + u64::from(learned) + u64::from(full);
+        let whole = self.peft.trains_base();
+        let networks = trained + u64::from(learned) + u64::from(whole);
         let minibatch = self.batch_size / self.num_mini_batches.max(1);
         let samples = plan.steps * (self.num_ppo_epochs * self.num_mini_batches) as u64;
         let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);

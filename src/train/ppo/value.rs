@@ -6,13 +6,13 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::error::{Error, Result};
-use crate::model::{LanguageModel, ScalarModel, Trained, scalar_head};
+use crate::model::{LanguageModel, ScalarModel, Trained, prepare_adapters, scalar_head};
 use crate::ops::ModelBackend;
 use crate::optim::AdamW;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::rng::Seed;
 use crate::train::config::{PpoConfig, ValueInit, ValueTrunk};
-use crate::train::policy::{Policy, RewardModel, prepare};
+use crate::train::policy::{Policy, RewardModel};
 
 /// Why a value network cannot start from a reward model with another tokenizer, and what to do.
 pub const OTHER_TOKENS: &str = "the value network starts from the reward model, which has another tokenizer than the policy and cannot read \
@@ -160,18 +160,18 @@ pub fn value_network<B: ModelBackend>(
                     message: OTHER_TOKENS.into(),
                 });
             }
-            (reward.model, reward.lora, reward.config)
+            (reward.model, reward.adapter, reward.config)
         }
         _ => {
             let hidden = policy.config.output_size();
             (
                 ScalarModel::with_zero_head(policy.model.clone(), hidden, device),
-                policy.lora.clone(),
+                policy.adapter.clone(),
                 policy.config.clone(),
             )
         }
     };
-    let (lora, _) = prepare(
+    prepare_adapters(
         &mut model,
         &model_config,
         present.as_ref(),
@@ -179,7 +179,6 @@ pub fn value_network<B: ModelBackend>(
         seed.fork("value"),
     )?;
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
-    let full = lora.is_none();
-    model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
+    config.peft.mark_trained(&mut model);
     Ok(model)
 }

@@ -11,7 +11,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::policy::{Policy, prepare, save_reward_model};
+use super::policy::{Policy, save_reward_model};
 use super::session::{Outcome, data_file};
 use super::shared::{Accumulator, Training, finite};
 use crate::data::{
@@ -19,9 +19,8 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::loss::RewardLoss;
-use crate::model::ScalarModel;
+use crate::model::{Prepared, ScalarModel, prepare_adapters};
 use crate::ops::ModelBackend;
-use crate::params::{ParamKind, Parameters};
 use crate::train::config::DataConfig;
 use held_out::{HeldOut, evaluate};
 use micro::Micro;
@@ -40,7 +39,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         model,
         config: model_config,
         tokenizer,
-        lora: present,
+        adapter: present,
         base,
         files,
         score,
@@ -54,14 +53,14 @@ pub(super) fn reward_model<B: ModelBackend>(
     session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
 
     let mut backbone = model.into_backbone();
-    let (lora, merged) = prepare(
+    let Prepared { adapter, merged } = prepare_adapters(
         &mut backbone,
         &model_config,
         present.as_ref(),
         &config.peft,
         seed,
     )?;
-    if lora.is_none() {
+    if config.peft.trains_base() {
         session.forget_bases();
     }
     if merged {
@@ -87,8 +86,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         model.scale(1.0 / spread(config, &reference_scores(&model))?, &device);
     }
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
-    let full = lora.is_none();
-    model.train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
+    config.peft.mark_trained(&mut model);
 
     let batches = Batches::new(
         train.len(),
@@ -183,7 +181,7 @@ pub(super) fn reward_model<B: ModelBackend>(
     save_reward_model(
         journal.dir(),
         &mut model,
-        lora.as_ref(),
+        adapter.as_ref(),
         &model_config,
         &tokenizer,
         &base,

@@ -1,0 +1,210 @@
+//! What a method of adapting linear layers says of itself: its settings, what sits on a layer, and its files.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+use serde_json::Value;
+
+use super::files::{AdapterConfig, Keys};
+use super::projection::{ColumnOrder, LayerSpec};
+use super::targets::{LinearSpec, Targets};
+use crate::error::{Problem, Result};
+use crate::ops::ModelBackend;
+use crate::params::{ParamMeta, ParamSlot};
+use crate::rng::Seed;
+
+/// The settings of a method that puts a small trained part on linear layers, whose own weights stay frozen.
+///
+/// A method is one file with one type that implements this and one that implements [`LayerAdapter`], and one line in the list
+/// of [`crate::peft`].
+pub trait AdapterMethod: Clone + PartialEq {
+    /// What sits on one layer.
+    type Layer<B: Backend>: LayerAdapter<B, Config = Self>;
+
+    /// PEFT's `peft_type`.
+    const PEFT_TYPE: &'static str;
+
+    /// Notes settings that cannot be, as far as they show without a model.
+    fn problems(&self, settings: &mut Settings);
+
+    /// The indices into `linear` of the layers that get an adapter, ascending.
+    ///
+    /// # Errors
+    /// `Error::Usage` for what matches no layer.
+    fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>>;
+
+    /// The tensors of one layer's adapter: name below the layer's path, and shape in files.
+    fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, [usize; 2])>;
+
+    /// The adapter of one layer as training begins; the layer computes what it computed without.
+    fn fresh<B: Backend>(
+        &self,
+        layer: &LinearSpec,
+        seed: Seed,
+        device: &B::Device,
+    ) -> Self::Layer<B>;
+
+    /// Probability with which training drops inputs of an adapter.
+    fn dropout(&self) -> f64 {
+        0.0
+    }
+
+    /// Inner dimension of low-rank products, which have a fused operation.
+    fn rank(&self) -> Option<usize> {
+        None
+    }
+
+    /// Whether an adapter on the layer at `path` that was trained as `present` says can be trained on as this says.
+    fn continues<B: Backend>(&self, present: &Self, layer: &Self::Layer<B>, path: &str) -> bool;
+
+    /// From `adapter_config.json`; `targets` are the keys that all methods have.
+    ///
+    /// # Errors
+    /// With the key and the value that cannot be used.
+    fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String>;
+
+    /// Whether a key of `adapter_config.json` may hold this value: `None` if it is no key of this method, `false` if the value
+    /// changes what the adapter computes and is not implemented.
+    fn accepts(key: &str, value: &Value) -> Option<bool>;
+
+    /// Patterns of the settings that match none of the layers with an adapter, each as a sentence.
+    fn unused(&self, paths: &[&str]) -> Vec<String> {
+        let _ = paths;
+        Vec::new()
+    }
+
+    /// The object with the keys of `adapter_config.json` that are this method's own.
+    fn write(&self, config: &AdapterConfig) -> Value;
+}
+
+/// What a method puts on one linear layer.
+pub trait LayerAdapter<B: Backend> {
+    /// The method's settings.
+    type Config;
+
+    /// Takes over those settings of a later stage that a trained adapter may change.
+    fn continue_as(&mut self, wanted: &Self::Config) {
+        let _ = wanted;
+    }
+
+    /// What the layer reads in place of `x`; `None` for `x` itself.
+    fn input(&self, x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        let _ = x;
+        None
+    }
+
+    /// What the layer's output `y`, bias included, becomes; `x` is what stood before the layer. `dropout` gives the mask of
+    /// training; `None` drops nothing.
+    fn output(&self, x: &Tensor<B, 2>, y: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2>
+    where
+        B: ModelBackend;
+
+    /// The layer without the adapter that computes the same. `weight`: `[in, out]`, `bias`: `[out]`. `None` where no weight
+    /// does: such an adapter cannot be merged.
+    fn merge(&self, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Option<Merged<B>>
+    where
+        B: ModelBackend;
+
+    /// Walks the trained parameters; `order` is that of the layer's output columns.
+    fn walk(
+        &mut self,
+        layer: &LayerSpec,
+        order: &ColumnOrder,
+        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
+    );
+}
+
+/// A linear layer that an adapter was merged into.
+#[derive(Debug)]
+pub struct Merged<B: Backend> {
+    /// `[in, out]`.
+    pub weight: Tensor<B, 2>,
+    /// `[out]`; `None` if the bias is as it was.
+    pub bias: Option<Tensor<B, 1>>,
+}
+
+/// Collects what is wrong with settings, by key.
+#[derive(Debug, Default)]
+pub struct Settings {
+    problems: Vec<Problem>,
+}
+
+impl Settings {
+    /// What was found; `place` is the key.
+    pub fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    /// Notes a problem.
+    pub fn note(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    fn must(&mut self, key: &str, holds: bool, wanted: &str, found: impl std::fmt::Debug) {
+        if !holds {
+            self.note(Problem::new(
+                key,
+                format!("must be {wanted}, found {found:?}"),
+            ));
+        }
+    }
+
+    /// At least 1.
+    pub fn positive(&mut self, key: &str, value: usize) {
+        self.must(key, value >= 1, "at least 1", value);
+    }
+
+    /// Above 0 and finite.
+    pub fn above_zero(&mut self, key: &str, value: f64) {
+        let holds = value > 0.0 && value.is_finite();
+        self.must(key, holds, "above 0 and finite", value);
+    }
+
+    /// In `[0, 1)`.
+    pub fn below_one(&mut self, key: &str, value: f64) {
+        let holds = (0.0..1.0).contains(&value);
+        self.must(key, holds, "at least 0 and below 1", value);
+    }
+
+    /// `target_modules` that can name something.
+    pub fn targets(&mut self, target_modules: &[String]) {
+        if target_modules.is_empty() {
+            self.note(
+                Problem::new(
+                    "target_modules",
+                    "names no layer, so nothing would be trained",
+                )
+                .with_help("e.g. `[\"all-linear\"]` or `[\"q_proj\", \"v_proj\"]`"),
+            );
+        }
+        self.expressions("target_modules", target_modules);
+    }
+
+    /// Names or regular expressions.
+    pub fn expressions(&mut self, key: &str, entries: &[String]) {
+        for (index, entry) in entries.iter().enumerate() {
+            let key = format!("{key}.{index}");
+            if entry.is_empty() {
+                self.note(Problem::new(key, "is empty"));
+            } else if let Err(cause) = super::targets::whole(entry) {
+                let message = format!("{entry:?} is not a regular expression: {cause}");
+                self.note(Problem::new(key, message));
+            }
+        }
+    }
+}
+
+/// Zero with probability `p`, else `1 / (1 - p)`, in the shape of `x`.
+pub(super) fn dropout_mask<B: Backend>(x: &Tensor<B, 2>, p: f64, seed: Seed) -> Tensor<B, 2> {
+    let keep = (1.0 / (1.0 - p)) as f32;
+    let [tokens, inputs] = x.dims();
+    let mask: Vec<f32> = (0..tokens * inputs)
+        .map(|i| {
+            if seed.uniform(i as u64) < p {
+                0.0
+            } else {
+                keep
+            }
+        })
+        .collect();
+    Tensor::from_data(TensorData::new(mask, [tokens, inputs]), &x.device())
+}
