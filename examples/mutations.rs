@@ -131,7 +131,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "GELU's slope leaves out the density": "src/ops/kernels/gelu.rs",
         "*dx = g * (phi + x * density);" => "*dx = g * phi;", &["--test", "backends", "operations"];
     "recomputed layers leave out the first": "src/model/recompute.rs",
-        "for index in (0..kept.before.len() + 1).rev()" => "for index in (1..kept.before.len() + 1).rev()", FAMILIES;
+        "for index in (kept.lowest..last).rev()" => "for index in (kept.lowest + 1..last).rev()", FAMILIES;
     "a layer computed again drops nothing": "src/model/recompute.rs",
         "Pass::new(decoder, &kept.batch, None, None, kept.dropout)" =>
         "Pass::new(decoder, &kept.batch, None, None, None)", FAMILIES;

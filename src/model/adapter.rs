@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::backend::Backend;
 
-use super::config::ModelConfig;
+use super::config::{ModelConfig, TensorSpec};
 use super::host_tensors;
 use super::weights::{self, WeightSource, write_safetensors};
 use crate::error::{Error, Problem, Result};
@@ -12,6 +12,7 @@ use crate::ops::ModelBackend;
 use crate::params::{ParamKind, Parameters};
 use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
+use crate::peft::only::TensorName;
 use crate::peft::{
     Adaptable, AdapterConfig, AdapterSpec, LinearSpec, Peft, TaskType, saved_key, tensor_key,
 };
@@ -363,6 +364,22 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
     adapted.sort();
     targets.sort();
     Ok(same_shape && adapted == targets)
+}
+
+/// Of a model's tensors those that `peft` trains in place; none where it trains adapters.
+///
+/// # Errors
+/// `Error::Usage` for an entry that names no tensor, or a head that is tied to the embedding.
+pub fn trained_tensors<'a>(peft: &Peft, tensors: &'a [TensorSpec]) -> Result<Vec<&'a TensorSpec>> {
+    let name = |tensor: &'a TensorSpec| TensorName {
+        name: &tensor.name,
+        tied_to: tensor.tied_to.as_deref(),
+    };
+    let names: Vec<TensorName<'_>> = tensors.iter().map(name).collect();
+    let trained = peft.trained(&names)?;
+    Ok((tensors.iter())
+        .filter(|tensor| tensor.tied_to.is_none() && trained.contains(&tensor.name))
+        .collect())
 }
 
 /// Writes a model's adapters, and its score head if it has one, as PEFT does.

@@ -28,6 +28,7 @@ use burn::tensor::{Int, Tensor};
 pub use activation::Activation;
 pub use adapter::{
     LoadedAdapter, Prepared, attach_adapters, load_adapter, prepare_adapters, save_adapter,
+    trained_tensors,
 };
 pub use block::{GatedMlp, LayerNorm, Mlp, RmsNorm};
 pub use cache::KvCache;

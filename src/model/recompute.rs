@@ -12,7 +12,7 @@ use super::block::{Layers, Pass};
 use super::{CausalLm, LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
-use crate::params::Parameters;
+use crate::params::{Parameters, lowest_trained_layer};
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
@@ -34,6 +34,19 @@ impl<B: ModelBackend> Trained<B> for ScalarModel<Autodiff<B>> {
     }
 }
 
+/// The lowest layer that a backward pass has to reach.
+fn lowest_trained<B: ModelBackend>(decoder: &LanguageModel<Autodiff<B>>) -> usize {
+    let mut parameters = Vec::new();
+    // Walks take models mutably; tensors are shared with the copy.
+    decoder.clone().for_each_parameter(&mut |meta, slot| {
+        parameters.push((meta.key().to_owned(), slot.is_trained()));
+    });
+    let trained = parameters
+        .iter()
+        .map(|(name, trained)| (name.as_str(), *trained));
+    lowest_trained_layer(trained, Layers::num_layers(decoder))
+}
+
 /// The way back through a forward pass.
 #[derive(Debug)]
 pub struct Tape<B: ModelBackend> {
@@ -46,7 +59,9 @@ pub struct Tape<B: ModelBackend> {
 struct Kept<B: ModelBackend> {
     batch: TokenBatch<Autodiff<B>>,
     dropout: Option<Seed>,
-    /// The states before each layer but the first, whose are the embeddings, and the last.
+    /// The lowest layer that is trained, or 0 if the embeddings are; at most the last one. The backward pass ends there.
+    lowest: usize,
+    /// The states before each layer from the lowest on but the first, whose are the embeddings, and the last.
     before: Vec<Tensor<B, 2>>,
     /// Those before the last one, where the graph begins.
     begin: Tensor<Autodiff<B>, 2>,
@@ -69,6 +84,7 @@ impl<B: ModelBackend> Tape<B> {
             return (states, Self { kept: None });
         }
         let mut before = Vec::with_capacity(last);
+        let lowest = lowest_trained(decoder).min(last);
         let begin = {
             let decoder = decoder.valid();
             let batch = TokenBatch::<B> {
@@ -78,12 +94,12 @@ impl<B: ModelBackend> Tape<B> {
             let mut pass = Pass::new(&decoder, &batch, None, None, dropout);
             let mut x = decoder.embed(&batch.input_ids, &pass);
             for index in 0..last {
-                if index > 0 {
+                if index > 0 && index >= lowest {
                     before.push(x.clone());
                 }
                 x = decoder.layer(index, x, &mut pass);
             }
-            Tensor::from_inner(x).require_grad()
+            Tensor::from_inner(x).set_require_grad(lowest < last)
         };
         let mut pass = Pass::new(decoder, &batch, positions, None, dropout);
         let states = decoder.layer(last, begin.clone(), &mut pass);
@@ -91,6 +107,7 @@ impl<B: ModelBackend> Tape<B> {
         let kept = Kept {
             batch,
             dropout,
+            lowest,
             before,
             begin,
         };
@@ -110,13 +127,14 @@ impl<B: ModelBackend> Tape<B> {
         };
         let mut grad = kept.begin.grad(&gradients);
         sum.add::<Autodiff<B>>(model, &mut gradients);
-        for index in (0..kept.before.len() + 1).rev() {
+        let last = Layers::num_layers(model.decoder()) - 1;
+        for index in (kept.lowest..last).rev() {
             let Some(after) = grad.take() else { return };
             let (x, y) = {
                 let decoder = model.decoder();
                 let mut pass = Pass::new(decoder, &kept.batch, None, None, kept.dropout);
                 let x = match kept.before.pop() {
-                    Some(x) => Tensor::from_inner(x).require_grad(),
+                    Some(x) => Tensor::from_inner(x).set_require_grad(index > kept.lowest),
                     // Embeddings may be trained.
                     None => decoder.embed(&kept.batch.input_ids, &pass),
                 };

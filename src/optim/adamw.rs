@@ -11,7 +11,7 @@ use super::OptimConfig;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::ops::{AdamWParam, AdamWStep, ModelBackend};
-use crate::params::{ParamKind, Parameters};
+use crate::params::{ParamKind, Parameters, columns_of, with_columns};
 use crate::snapshot::Snapshot;
 
 /// Named numbers of a checkpoint: shape and values.
@@ -40,6 +40,10 @@ impl<B: ModelBackend> GradientSum<B> {
     ) {
         model.for_each_parameter(&mut |meta, slot| {
             if let Some(gradient) = slot.take_gradient(grads) {
+                let gradient = match &meta.trained_columns {
+                    Some(columns) => columns_of::<B>(gradient, columns),
+                    None => gradient,
+                };
                 let sum = match self.gradients.remove(meta.key()) {
                     Some(sum) => B::float_add(sum, gradient),
                     None => gradient,
@@ -134,13 +138,20 @@ impl<B: ModelBackend> AdamW<B> {
         };
         // All parameters at once: taken out in one walk, put back in the next.
         let (mut names, mut params) = (Vec::new(), Vec::new());
+        // Parameters of which some columns are trained: neither steps nor decay touch the others.
+        let mut wholes = BTreeMap::new();
         model.for_each_parameter(&mut |meta, mut slot| {
             let Some(grad) = sum.gradients.remove(meta.key()) else {
                 return;
             };
-            let Some(value) = slot.take_value() else {
+            let Some(mut value) = slot.take_value() else {
                 return;
             };
+            if let Some(columns) = &meta.trained_columns {
+                let whole = value;
+                value = columns_of::<B>(whole.clone(), columns);
+                wholes.insert(meta.key().to_owned(), whole);
+            }
             let moments = self.moments.remove(meta.key()).unwrap_or_else(|| {
                 let device = B::float_device(&grad);
                 [(); 2].map(|()| B::float_zeros(grad.shape(), &device, DType::F32.into()))
@@ -157,6 +168,10 @@ impl<B: ModelBackend> AdamW<B> {
         model.for_each_parameter(&mut |meta, mut slot| {
             if let Some((name, (value, moments))) = updated.next_if(|(name, _)| name == meta.key())
             {
+                let value = match (&meta.trained_columns, wholes.remove(&name)) {
+                    (Some(columns), Some(whole)) => with_columns::<B>(whole, value, columns),
+                    _ => value,
+                };
                 self.moments.insert(name, moments);
                 slot.put_value(value);
             }

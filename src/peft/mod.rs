@@ -5,10 +5,12 @@ pub(crate) mod keys;
 mod lora;
 mod low_rank;
 mod method;
+pub mod only;
 mod patterns;
 mod projection;
 pub mod targets;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -30,6 +32,7 @@ use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 use crate::rng::Seed;
 use files::Keys;
+use only::TensorName;
 
 /// The one list of adapter methods: name in recipes, settings, and what sits on a layer.
 macro_rules! adapter_methods {
@@ -41,6 +44,8 @@ macro_rules! adapter_methods {
             /// Every parameter of the model.
             #[default]
             Full,
+            /// The parameters of the model with these names; see [`only`].
+            Only(Vec<String>),
             $($(#[$doc])* $method($config),)+
         }
 
@@ -74,7 +79,7 @@ macro_rules! adapter_methods {
             /// The adapters that are trained; `None` where weights of the model itself are.
             pub fn adapter(&self) -> Option<AdapterSpec> {
                 match self {
-                    Self::Full => None,
+                    Self::Full | Self::Only(_) => None,
                     $(Self::$method(config) => Some(config.into()),)+
                 }
             }
@@ -172,7 +177,14 @@ impl Peft {
 
     /// Settings that cannot be, as far as they show without a model; `place` is the key.
     pub fn problems(&self) -> Vec<Problem> {
-        self.adapter().map_or_else(Vec::new, |spec| spec.problems())
+        match (self, self.adapter()) {
+            (Self::Only(entries), _) if entries.iter().all(String::is_empty) => {
+                let problem = Problem::new("", "names no parameter, so nothing would be trained");
+                vec![problem.with_help("e.g. `Only([\"layers.-1\", \"norm\", \"lm_head\"])`")]
+            }
+            (_, Some(adapter)) => adapter.problems(),
+            (_, None) => Vec::new(),
+        }
     }
 
     /// Probability with which training drops inputs of adapters.
@@ -180,10 +192,39 @@ impl Peft {
         self.adapter().map_or(0.0, |spec| spec.dropout())
     }
 
+    /// Names of the model's own tensors that are trained; none where adapters are.
+    ///
+    /// # Errors
+    /// As [`only::resolve`].
+    pub fn trained(&self, tensors: &[TensorName<'_>]) -> Result<BTreeSet<String>> {
+        let own = tensors.iter().filter(|tensor| tensor.tied_to.is_none());
+        match self {
+            Self::Only(entries) => only::resolve(entries, tensors),
+            _ if self.trains_base() => Ok(own.map(|tensor| tensor.name.to_owned()).collect()),
+            _ => Ok(BTreeSet::new()),
+        }
+    }
+
     /// Trains what this says, and a score head in any case; freezes the rest.
-    pub fn mark_trained<B: Backend, M: Parameters<B>>(&self, model: &mut M) {
-        let whole = self.trains_base();
-        model.train_only(&|kind| whole || matches!(kind, ParamKind::Adapter | ParamKind::Score));
+    pub fn mark_trained<B: Backend, M: Parameters<B> + Adaptable<B>>(&self, model: &mut M) {
+        let Self::Only(entries) = self else {
+            let whole = self.trains_base();
+            let part = |kind| matches!(kind, ParamKind::Adapter | ParamKind::Score);
+            model.for_each_projection(&mut |projection| projection.train_only_columns(&|_| true));
+            return model.train_only(&|kind| whole || part(kind));
+        };
+        let mut names = Vec::new();
+        model.for_each_parameter(&mut |meta, _| {
+            names.extend(meta.pieces.iter().map(|(name, _)| name.clone()));
+        });
+        let chosen = only::chosen(entries, names.iter().map(String::as_str));
+        model.for_each_parameter(&mut |meta, mut slot| {
+            let named = meta.pieces.iter().any(|(name, _)| chosen.contains(name));
+            slot.set_trained(named || meta.kind == ParamKind::Score);
+        });
+        model.for_each_projection(&mut |projection| {
+            projection.train_only_columns(&|name| chosen.contains(name));
+        });
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Adapter, AdapterSpec, LinearSpec, Lora};
 use crate::ops::{
     self, FrozenWeight, LinearInput, MatmulPrecision, ModelBackend, Numerics, Owners, ReducedMatrix,
 };
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, placeholder};
+use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, TrainedColumns, placeholder};
 use crate::rng::Seed;
 
 /// Column of the file that each column of a parameter holds; `None` if they stand in the same order.
@@ -38,6 +38,9 @@ pub struct Projection<B: Backend> {
     transposed: bool,
     #[module(skip)]
     order: ColumnOrder,
+    /// Of weight and bias.
+    #[module(skip)]
+    trained_columns: [TrainedColumns; 2],
 }
 
 /// A weight, wherever a model has it. Models that were cloned from one another have the same, until one's is merged.
@@ -82,6 +85,7 @@ impl<B: Backend> Projection<B> {
             matmul: MatmulPrecision::default(),
             transposed,
             order: None,
+            trained_columns: [None, None],
         }
     }
 
@@ -163,6 +167,22 @@ impl<B: Backend> Projection<B> {
         self.shares = shares;
     }
 
+    /// Of the layers' weights and biases, where they are trained, trains those whose names `chosen` accepts: the others are
+    /// columns of the same parameters.
+    pub fn train_only_columns(&mut self, chosen: &dyn Fn(&str) -> bool) {
+        self.trained_columns = ["weight", "bias"].map(|suffix| {
+            let (mut columns, mut column) = (Vec::new(), 0);
+            for layer in &self.layers {
+                if chosen(&format!("{}.{suffix}", layer.path)) {
+                    columns.push(column..column + layer.width);
+                }
+                column += layer.width;
+            }
+            let some = !columns.is_empty() && columns.len() < self.layers.len();
+            some.then(|| Arc::new(columns))
+        });
+    }
+
     /// Removes all adapters.
     pub fn detach(&mut self) {
         self.adapters.iter_mut().for_each(|adapter| *adapter = None);
@@ -212,17 +232,20 @@ impl<B: Backend> Projection<B> {
                 .map(|layer| (format!("{}.{suffix}", layer.path), layer.width))
                 .collect()
         };
+        let [of_weight, of_bias] = self.trained_columns.clone();
         let weight = ParamMeta {
             kind: ParamKind::Matrix,
             pieces: pieces("weight"),
             transposed: self.transposed,
             order: self.order.clone(),
+            trained_columns: of_weight,
         };
         let bias = ParamMeta {
             kind: ParamKind::Vector,
             pieces: pieces("bias"),
             transposed: false,
             order: self.order.clone(),
+            trained_columns: of_bias,
         };
         visit(&weight, ParamSlot::of(&mut self.weight, &mut self.reduced));
         if let Some(param) = &mut self.bias {

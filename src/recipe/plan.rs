@@ -73,9 +73,9 @@ fn recomputation(plan: &StagePlan) -> String {
         ..plan.shape
     };
     let share = plain.backward_floats() as f64 / plan.shape.backward_floats() as f64;
-    let cost = match plan.rank {
-        Some(_) => 50,
-        None => 33,
+    let cost = match plan.shape.trains_base {
+        true => 33,
+        false => 50,
     };
     format!(
         "gradient_checkpointing: 1/{share:.1} of a backward pass's activations, for about {cost} % more computing"
@@ -216,6 +216,8 @@ mod tests {
         trainable_params: 0,
         precision: crate::ops::Precision::F32,
         gradient_checkpointing: false,
+        trains_base: false,
+        first_trained_layer: 0,
     };
 
     fn plans() -> Vec<StagePlan> {

@@ -113,14 +113,20 @@ impl Surveyor<'_> {
             tokenizer: &known.tokenizer,
             precision: self.precision,
         };
+        // What names parameters or layers that the model does not have.
+        let trains_base = (stage.training()).is_some_and(|training| training.peft.trains_base());
+        let names = match trains_base {
+            true => format!("{path}.peft"),
+            false => format!("{path}.peft.target_modules"),
+        };
         // Rows that are wrong in themselves were named above; they cannot be counted.
         if self.problems.len() > before {
-            let targets = stage.plan_shape(model);
-            self.keep(&format!("{path}.peft.target_modules"), targets);
+            let shape = stage.plan_shape(model);
+            self.keep(&names, shape);
             return None;
         }
         let planned = stage.plan(model, &self.context, &self.rows);
-        let (plan, problems) = self.keep(&format!("{path}.peft.target_modules"), planned)?;
+        let (plan, problems) = self.keep(&names, planned)?;
         for (key, error) in problems {
             self.keep::<()>(&format!("{path}.{key}"), Err(error));
         }

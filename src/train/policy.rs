@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::weights::{RandomSource, StoreAs, write_snapshot};
 use crate::model::{
     LanguageModel, ModelConfig, ModelSource, SCORE_OFFSET, SIDECAR, ScalarModel, prepare_adapters,
-    save_adapter, stored_tensors,
+    save_adapter, stored_tensors, trained_tensors,
 };
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
@@ -212,6 +212,7 @@ impl<B: ModelBackend> Policy<B> {
     /// # Errors
     /// As [`prepare_adapters`].
     pub fn into_trainable(self, peft: &Peft, seed: Seed) -> Result<Trainable<B>> {
+        trained_tensors(peft, &self.config.tensors())?;
         let mut model = self.model;
         let present = self.adapter.as_ref();
         let prepared = prepare_adapters(&mut model, &self.config, present, peft, seed)?;

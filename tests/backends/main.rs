@@ -4,6 +4,7 @@
 mod dpo;
 mod failures;
 mod invariants;
+mod only;
 mod options;
 mod ppo_details;
 mod resume;
@@ -60,7 +61,7 @@ on_backends!(
     operations: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, extreme_logits, lora_linear,
         lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
     losses: gradients;
-    families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
+    families: forward, gradients, mixed, recomputed, frozen, scores, generation, cached, lora;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     peft: adapters, classifiers, written, misfits, spellings, other_files;
     shared_prefix: states, gradients, scores, responses;

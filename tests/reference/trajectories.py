@@ -46,6 +46,10 @@ SFT = {
     "full_prompts_too": dict(lr=5e-3, max_grad_norm=2.0, completion_only_loss=False),
     "lora": dict(lr=1e-2, max_grad_norm=1.5, schedule="cosine"),
     "lora_accumulated": dict(lr=1e-2, accumulation=4, rows=1),
+    # The last block, the final norm and the head, which is tied to the embedding; and parts of what is one matrix in the
+    # program under test.
+    "only_end": dict(lr=5e-3, max_grad_norm=2.0, train=["layers.1", "norm", "embed_tokens"]),
+    "only_parts": dict(lr=2e-2, train=["layers.0.self_attn.k_proj", "layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj", "up_proj"]),
 }
 REWARD = {
     "full": dict(lr=3e-3, max_grad_norm=3.0),
@@ -53,6 +57,7 @@ REWARD = {
     "full_margin": dict(lr=3e-3, max_grad_norm=4.0, margin=True),
     "lora": dict(lr=1e-2, max_grad_norm=2.5, schedule="cosine"),
     "lora_accumulated": dict(lr=1e-2, accumulation=2),
+    "only_end": dict(lr=3e-3, max_grad_norm=2.0, train=["layers.1", "norm", "score"]),
 }
 # `adapter` starts from the adapter as it is saved, and its copy is the reference; `lora` from its A with B zero, and the
 # reference is the model with the adapter off. TRL's "aot" sorts log-ratios within a micro-batch: over one pair it is
@@ -72,6 +77,7 @@ DPO = {
     "conservative_lora": dict(lr=1e-2, max_grad_norm=0.4, loss="aot", label_smoothing=0.1, rows=1, accumulation=4),
     "robust_full": dict(lr=2e-3, max_grad_norm=2.5, loss="robust", label_smoothing=0.1),
     "robust_lora": dict(lr=1e-2, loss="robust", label_smoothing=0.1),
+    "sigmoid_only": dict(lr=5e-3, max_grad_norm=1.5, train=["layers.1.mlp", "norm", "layers.0.self_attn.v_proj"]),
 }
 
 
@@ -156,6 +162,12 @@ def classifier(out, head):
     return model
 
 
+def train_only(model, entries):
+    """Freezes every parameter of whose name no entry is a run of components."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(f".{entry}." in f".{name}." for entry in entries)
+
+
 def adapted(model, out, task, fresh):
     """The model with the saved adapter's A, and its B unless the adapter is to be fresh."""
     model = get_peft_model(model, LoraConfig(**LORA, task_type=task))
@@ -179,6 +191,8 @@ def train_sft(out, name, variant):
     model = causal(out)
     if name.startswith("lora"):
         model = adapted(model, out, "CAUSAL_LM", fresh=False)
+    if "train" in variant:
+        train_only(model, variant["train"])
     args = arguments(
         SFTConfig, variant, completion_only_loss=variant.get("completion_only_loss", True), shuffle_dataset=False
     )
@@ -190,6 +204,8 @@ def train_reward(out, name, variant, head):
     if name.startswith("lora"):
         model = adapted(model, out, "SEQ_CLS", fresh=False)
         assert any("score.modules_to_save" in name for name, p in model.named_parameters() if p.requires_grad)
+    if "train" in variant:
+        train_only(model, variant["train"])
     data = rows(out, "preferences")
     if not variant.get("margin"):
         data = data.remove_columns("margin")
@@ -204,6 +220,8 @@ def train_dpo(out, name, variant):
         model = PeftModel.from_pretrained(model, f"{out}/adapter", is_trainable=True)
     elif kind == "lora":
         peft = LoraConfig(**LORA, task_type="CAUSAL_LM")
+    if "train" in variant:
+        train_only(model, variant["train"])
     args = arguments(
         DPOConfig, variant, beta=variant["beta"], loss_type=variant.get("loss", "sigmoid"),
         label_smoothing=variant.get("label_smoothing", 0.0), precompute_ref_log_probs=variant.get("precompute", False),

@@ -18,7 +18,7 @@ use tempering::model::{
 use tempering::ops::{MatmulPrecision, ModelBackend, Numerics};
 use tempering::optim::GradientSum;
 use tempering::params::{HostTensor, ParamKind, Parameters};
-use tempering::peft::{Adaptable, AdapterSpec, LoraConfig, TargetModules};
+use tempering::peft::{Adaptable, AdapterSpec, LoraConfig, Peft, TargetModules};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
@@ -259,7 +259,22 @@ pub(crate) fn mixed<B: ModelBackend>(device: B::Device) {
     }
 }
 
-/// Gradients with every layer computed again, of whole models and of adapters with dropout, against one graph.
+/// Frozen layers keep no graph: what they give is tracked only if something below is trained.
+pub(crate) fn frozen<B: ModelBackend>(device: B::Device) {
+    for name in FAMILIES {
+        let rows = rows(&reference(name));
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(load::<B>(&folder(name), &device));
+        for (entry, expected) in [("-1", true), ("no such parameter", false), ("0", true)] {
+            Peft::Only(vec![entry.into()]).mark_trained(&mut model);
+            let batch = TokenBatch::from_rows(&rows, &device);
+            let states = model.states_at(&batch, None, None, None);
+            let tracked = !states.into_primitive().tensor().node.requirement.is_none();
+            assert_eq!(tracked, expected, "{name}, {entry} trained");
+        }
+    }
+}
+
+/// Gradients with every layer computed again, of whole models, of parts of them, and of adapters with dropout, against one graph.
 pub(crate) fn recomputed<B: ModelBackend>(device: B::Device) {
     let _turn = tempering::guard::gradients();
     for name in FAMILIES {
@@ -274,8 +289,16 @@ pub(crate) fn recomputed<B: ModelBackend>(device: B::Device) {
         };
         attach_adapters(&mut base, &config, &lora, Seed::new(4)).unwrap();
         let adapted = LanguageModel::<Autodiff<B>>::from_inner(base);
-        for (mut model, adapters) in [(whole, false), (adapted, true)] {
-            model.train_only(&|kind| !adapters || kind == ParamKind::Adapter);
+        // The last block of the tiny models' two or three, and the norms of the first.
+        let last = Peft::Only(vec!["-1".into()]);
+        let norms = Peft::Only(vec!["0.*norm".into(), "0.ln_1".into(), "-1.*norm".into()]);
+        for (mut model, adapters, peft) in [
+            (whole.clone(), false, Peft::Full),
+            (whole.clone(), false, last),
+            (whole, false, norms),
+            (adapted, true, Peft::Lora(lora.clone())),
+        ] {
+            peft.mark_trained(&mut model);
             let mut gradients = |checkpointing| {
                 let batch = TokenBatch::from_rows(&rows, &device);
                 let (mut positions, mut targets) = (Vec::new(), Vec::new());
@@ -294,6 +317,7 @@ pub(crate) fn recomputed<B: ModelBackend>(device: B::Device) {
                 names.into_iter().map(values).collect::<Vec<_>>()
             };
             let (plain, again) = (gradients(false), gradients(true));
+            assert!(!plain.is_empty(), "{name}");
             assert_eq!(plain.len(), again.len(), "{name}, adapters {adapters}");
             for ((plain, path), (again, same)) in plain.iter().zip(&again) {
                 assert_eq!(path, same);

@@ -125,9 +125,10 @@ impl Start {
                 Some(adapter) => format!("Folder({:?})", self.path(adapter)),
                 None => "Base".into(),
             },
-            peft = match stage.adapter {
-                Some(_) => "Lora(rank: 4, alpha: 8.0)",
-                None => "Full",
+            peft = match (stage.adapter, settings["train"].as_array()) {
+                (Some(_), _) => "Lora(rank: 4, alpha: 8.0)".to_owned(),
+                (None, Some(_)) => format!("Only({})", settings["train"]),
+                (None, None) => "Full".to_owned(),
             },
             data = reference(stage.data),
             // With accumulation on one side, on the other too: most passes then take one row.
@@ -259,9 +260,10 @@ fn method<B: ModelBackend>(
 
 /// How a trajectory's weights are called.
 fn weights_of(name: &str) -> &'static str {
-    match name.contains("full") {
-        true => "full",
-        false => "LoRA",
+    match () {
+        () if name.contains("full") => "full",
+        () if name.contains("only") => "selected weights",
+        () => "LoRA",
     }
 }
 

@@ -62,7 +62,11 @@ pub(in crate::train) fn check_generation(
 fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
     let path = format!("{path}.peft");
     for problem in peft.problems() {
-        checks.say(format!("{path}.{}", problem.place), problem.message);
+        let key = match problem.place.as_str() {
+            "" => path.clone(),
+            place => format!("{path}.{place}"),
+        };
+        checks.say(key, problem.message);
         if let Some(help) = problem.help {
             checks.help(help);
         }

@@ -34,6 +34,11 @@ pub struct ModelShape {
     pub precision: Precision,
     /// Whether the backward pass computes layers again.
     pub gradient_checkpointing: bool,
+    /// Whether weights of the model itself are trained.
+    pub trains_base: bool,
+    /// The lowest layer with a trained parameter in or below it: layers under it keep nothing for the backward pass. The number
+    /// of layers if only what follows them is trained.
+    pub first_trained_layer: u64,
 }
 
 impl ModelShape {
@@ -52,12 +57,9 @@ impl ModelShape {
             trainable_params: 0,
             precision,
             gradient_checkpointing: false,
+            trains_base: false,
+            first_trained_layer: 0,
         }
-    }
-
-    /// Whether weights of the model itself are trained.
-    pub fn trains_base(&self) -> bool {
-        self.trainable_params == self.total_params
     }
 
     /// Floats kept per token and layer for the backward pass.
@@ -70,7 +72,7 @@ impl ModelShape {
     pub fn activation_floats(&self) -> u64 {
         let q = self.heads * self.head_dim;
         let kv = self.kv_heads * self.head_dim;
-        let inputs = match self.trains_base() {
+        let inputs = match self.trains_base {
             true => 2 * self.hidden + self.intermediate,
             false => 0,
         };
@@ -79,13 +81,14 @@ impl ModelShape {
 
     /// Floats per token while gradients are computed.
     pub fn backward_floats(&self) -> u64 {
+        let layers = self.layers.saturating_sub(self.first_trained_layer);
         match self.gradient_checkpointing {
             // The states between layers, one layer's activations and their gradients.
-            true => (self.layers + 1) * self.hidden + 2 * self.activation_floats(),
+            true => (layers + 1) * self.hidden + 2 * self.activation_floats(),
             // And the results of one operation that the next overwrites: gate and up, and the activated product.
             false => {
                 let handed_on = 3 * self.intermediate;
-                self.hidden + (self.layers + 1) * self.activation_floats() + handed_on
+                self.hidden + (layers + 1) * self.activation_floats() + handed_on
             }
         }
     }
@@ -250,6 +253,7 @@ fn activations(shape: &ModelShape, tokens: u64, backward: bool) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::params::lowest_trained_layer;
 
     /// SmolLM2-135M with rank-16 adapters on every linear layer.
     const SMOLLM2: ModelShape = ModelShape {
@@ -264,6 +268,8 @@ mod tests {
         trainable_params: 4_884_480,
         precision: crate::ops::Precision::F32,
         gradient_checkpointing: false,
+        trains_base: false,
+        first_trained_layer: 0,
     };
 
     fn bytes(parts: &[(String, u64)], name: &str) -> u64 {
@@ -276,6 +282,7 @@ mod tests {
         assert_eq!(SMOLLM2.activation_floats(), 5769);
         let full = ModelShape {
             trainable_params: SMOLLM2.total_params,
+            trains_base: true,
             ..SMOLLM2
         };
         assert_eq!(full.activation_floats(), 5769 + 2688);
@@ -304,6 +311,33 @@ mod tests {
             total.abs_diff(1_692_000_000) * 20 < 3 * 1_692_000_000,
             "{total}"
         );
+    }
+
+    #[test]
+    fn layers_below_the_lowest_trained_one_keep_nothing() {
+        let names = [
+            "wte.weight",
+            "h.0.mlp.weight",
+            "h.29.mlp.weight",
+            "ln_f.weight",
+            "lm_head.weight",
+        ];
+        let lowest = |trained: &[usize]| {
+            let parameters = names.iter().enumerate();
+            lowest_trained_layer(
+                parameters.map(|(i, name)| (*name, trained.contains(&i))),
+                30,
+            )
+        };
+        assert_eq!((lowest(&[0, 4]), lowest(&[1])), (0, 0));
+        assert_eq!((lowest(&[4, 2, 3]), lowest(&[3])), (29, 30));
+        // hidden + (layers + 1) * 5769 + 3 * intermediate, of 30 layers and of one.
+        assert_eq!(SMOLLM2.backward_floats(), 576 + 31 * 5769 + 4608);
+        let shape = ModelShape {
+            first_trained_layer: 29,
+            ..SMOLLM2
+        };
+        assert_eq!(shape.backward_floats(), 576 + 2 * 5769 + 4608);
     }
 
     #[test]

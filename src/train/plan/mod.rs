@@ -11,14 +11,15 @@ pub(super) use memory::FLOAT;
 pub use memory::{ModelShape, Work, estimate};
 
 use super::config::Peft;
-use super::{GenerationSettings, Stage, TrainingSettings};
+use super::{GenerationSettings, Gives, Stage, TrainingSettings};
 use crate::data::{
     Comparisons, DataConfig, DataContext, Example, Prompt, Row, RowKind, Tokenizer,
     encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text, read_rows,
 };
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, trained_tensors};
 use crate::ops::Precision;
+use crate::params::lowest_trained_layer;
 
 /// Rows that are tokenised to estimate a data set's tokens.
 const SAMPLE_ROWS: usize = 128;
@@ -142,24 +143,44 @@ impl Stage {
         let mut shape = ModelShape::of(model.config, model.precision);
         if let Some(training) = self.training() {
             shape.gradient_checkpointing = training.gradient_checkpointing;
-            let (trained, added) = trained_params(model.config, training.peft)?;
-            shape.trainable_params = trained;
-            shape.total_params += added;
+            let scores = self.gives() == Gives::RewardModel;
+            plan_trained(&mut shape, model.config, training.peft, scores)?;
         }
         Ok(shape)
     }
 }
 
-/// Parameters that `peft` trains, and those of them that the model does not have by itself.
-fn trained_params(config: &ModelConfig, peft: &Peft) -> Result<(u64, u64)> {
+/// Notes in `shape` the parameters that `peft` trains, and how far down gradients reach; `scores`: the head is a score head.
+fn plan_trained(
+    shape: &mut ModelShape,
+    config: &ModelConfig,
+    peft: &Peft,
+    scores: bool,
+) -> Result<()> {
+    let lowest = |parameters: &mut dyn Iterator<Item = (&str, bool)>| {
+        lowest_trained_layer(parameters, config.num_layers()) as u64
+    };
+    shape.trains_base = peft.trains_base();
     let Some(adapter) = peft.adapter() else {
-        return Ok((config.num_params() as u64, 0));
+        let tensors = match scores {
+            true => config.classifier_tensors(),
+            false => config.tensors(),
+        };
+        let trained = trained_tensors(peft, &tensors)?;
+        let params = trained.iter().map(|t| t.shape.iter().product::<usize>());
+        shape.trainable_params = (params.sum::<usize>() as u64).min(shape.total_params);
+        let mut all = (tensors.iter()).map(|t| (t.name.as_str(), trained.contains(&t)));
+        shape.first_trained_layer = lowest(&mut all);
+        return Ok(());
     };
     let linear = config.linear_modules();
-    let targets = adapter.targets(&linear)?.into_iter();
-    let params = targets.map(|i| adapter.num_params(&linear[i]));
-    let params = params.sum::<usize>() as u64;
-    Ok((params, params))
+    let targets = adapter.targets(&linear)?;
+    let params = targets.iter().map(|&i| adapter.num_params(&linear[i]));
+    shape.trainable_params = params.sum::<usize>() as u64;
+    shape.total_params += shape.trainable_params;
+    let mut adapted = targets.iter().map(|&i| (linear[i].name.as_str(), true));
+    shape.first_trained_layer = lowest(&mut adapted);
+    Ok(())
 }
 
 impl Planner<'_> {

@@ -19,7 +19,7 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::loss::RewardLoss;
-use crate::model::{Prepared, ScalarModel, prepare_adapters};
+use crate::model::{Prepared, ScalarModel, prepare_adapters, trained_tensors};
 use crate::ops::ModelBackend;
 use crate::train::config::DataConfig;
 use held_out::{HeldOut, evaluate};
@@ -53,6 +53,7 @@ pub(super) fn reward_model<B: ModelBackend>(
     session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
 
     let mut backbone = model.into_backbone();
+    trained_tensors(&config.peft, &model_config.classifier_tensors())?;
     let Prepared { adapter, merged } = prepare_adapters(
         &mut backbone,
         &model_config,

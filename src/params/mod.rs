@@ -1,6 +1,9 @@
 //! Every parameter of a model, with the Hugging Face tensors it holds: one walk serves loading, saving, initialising,
 //! freezing, optimising and counting.
 
+mod columns;
+mod reduced;
+
 use std::sync::Arc;
 
 use burn::module::{Param, ParamId};
@@ -9,8 +12,11 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::host;
-use crate::ops::{Numerics, Precision, ReducedMatrix, unwrap, wrap};
+use crate::ops::{unwrap, wrap};
 use crate::snapshot::Snapshot;
+pub use columns::TrainedColumns;
+pub(crate) use columns::{columns_of, with_columns};
+pub use reduced::Reduced;
 
 /// What a parameter is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub struct ParamMeta {
     /// Column of the file (entry, for a vector; over all pieces) that each column of the parameter holds; `None` if they
     /// stand in the same order.
     pub order: Option<Arc<Vec<usize>>>,
+    /// The parameter's columns that are trained; `None` if all are, or none is.
+    pub trained_columns: TrainedColumns,
 }
 
 impl ParamMeta {
@@ -54,6 +62,7 @@ impl ParamMeta {
             pieces: vec![(name.into(), columns)],
             transposed,
             order: None,
+            trained_columns: None,
         }
     }
 
@@ -92,6 +101,16 @@ impl ParamMeta {
         }
     }
 
+    /// Trained entries of a parameter of `entries`, which is trained.
+    fn num_trained(&self, entries: usize) -> usize {
+        let Some(columns) = &self.trained_columns else {
+            return entries;
+        };
+        let total: usize = self.pieces.iter().map(|(_, columns)| columns).sum();
+        let trained: usize = columns.iter().map(ExactSizeIterator::len).sum();
+        entries / total * trained
+    }
+
     /// The parameter's key in optimiser state and gradients: its first tensor's name.
     pub fn key(&self) -> &str {
         &self.pieces[0].0
@@ -107,68 +126,6 @@ pub enum ParamSlot<'a, B: Backend> {
     Matrix(&'a mut Param<Tensor<B, 2>>),
     /// A matrix in fewer bits, which is frozen.
     Reduced(&'a mut Reduced),
-}
-
-/// A frozen matrix that is kept in fewer bits.
-#[derive(Debug, Clone)]
-pub struct Reduced {
-    numerics: Numerics,
-    /// Whether the parameter is the transpose of what is kept: a table, whose rows are a head's columns.
-    by_column: bool,
-    matrix: Option<ReducedMatrix>,
-}
-
-impl Reduced {
-    /// To be filled with a parameter `[in, out]`; `None` for f32.
-    pub fn by_row(numerics: Numerics) -> Option<Self> {
-        Self::new(numerics, false)
-    }
-
-    /// To be filled with a parameter `[out, in]`; `None` for f32.
-    pub fn by_column(numerics: Numerics) -> Option<Self> {
-        Self::new(numerics, true)
-    }
-
-    fn new(numerics: Numerics, by_column: bool) -> Option<Self> {
-        (numerics.storage != Precision::F32).then_some(Self {
-            numerics,
-            by_column,
-            matrix: None,
-        })
-    }
-
-    /// `[in, out]`, once it is filled.
-    pub fn matrix(&self) -> Option<&ReducedMatrix> {
-        self.matrix.as_ref()
-    }
-
-    fn shape(&self) -> [usize; 2] {
-        let shape = self.matrix.as_ref().map(|m| [m.inputs(), m.outputs()]);
-        let [inputs, outputs] = shape.unwrap_or([0, 0]);
-        match self.by_column {
-            true => [outputs, inputs],
-            false => [inputs, outputs],
-        }
-    }
-
-    fn fill(&mut self, values: &[f32], shape: &[usize]) {
-        let Numerics { storage, matmul } = self.numerics;
-        let matrix = match self.by_column {
-            true => ReducedMatrix::of_transpose(values, shape[1], shape[0], storage),
-            false => ReducedMatrix::new(values, shape[0], shape[1], storage),
-        };
-        self.matrix = matrix.map(|matrix| matrix.with_matmul(matmul));
-    }
-
-    fn values(&self) -> Vec<f32> {
-        let Some(matrix) = &self.matrix else {
-            return Vec::new();
-        };
-        match self.by_column {
-            true => matrix.columns(&(0..matrix.outputs() as u32).collect::<Vec<_>>()),
-            false => matrix.values(),
-        }
-    }
 }
 
 /// A tensor as files hold it: name, shape, numbers.
@@ -465,16 +422,33 @@ pub trait Parameters<B: Backend> {
     /// Number of trained entries and of all entries.
     fn count_parameters(&mut self) -> (usize, usize) {
         let (mut trained, mut total) = (0, 0);
-        self.for_each_parameter(&mut |_, slot| {
-            total += slot.num_entries();
-            trained += if slot.is_trained() {
-                slot.num_entries()
-            } else {
-                0
-            };
+        self.for_each_parameter(&mut |meta, slot| {
+            let entries = slot.num_entries();
+            total += entries;
+            if slot.is_trained() {
+                trained += meta.num_trained(entries);
+            }
         });
         (trained, total)
     }
+}
+
+/// The lowest decoder layer that gradients reach, given the names of parameters in the model's order and whether each is trained:
+/// 0 where one before the layers is, `num_layers` where only those after them are.
+pub fn lowest_trained_layer<'a>(
+    parameters: impl Iterator<Item = (&'a str, bool)>,
+    num_layers: usize,
+) -> usize {
+    let (mut before, mut lowest) = (true, num_layers);
+    for (name, trained) in parameters {
+        let layer = name.split('.').find_map(|part| part.parse().ok());
+        before &= layer.is_none();
+        if trained {
+            let reached = layer.unwrap_or(if before { 0 } else { num_layers });
+            lowest = lowest.min(reached);
+        }
+    }
+    lowest
 }
 
 /// A parameter that is to be filled by a loader.
@@ -496,6 +470,7 @@ mod tests {
             pieces: vec![("q".into(), 2), ("k".into(), 1)],
             transposed: true,
             order: None,
+            trained_columns: None,
         };
         // q: [2, 3], k: [1, 3] as files hold them.
         let mut slot = ParamSlot::Matrix(&mut param);

@@ -1,0 +1,236 @@
+//! Selective unfreezing: some of a model's own weights, chosen by name, are trained and the rest stays frozen.
+//!
+//! An entry is a tensor's name, a module's path, or a part of one: whole components between dots, wherever they stand.
+//! `model.layers.29`, `layers.29`, `mlp.up_proj`, `lm_head` and `bias` are entries. `*` in a component stands for any
+//! characters but a dot, and a number below zero counts from the end: `layers.-1` is the last block. An entry may also be a
+//! regular expression on whole tensor names.
+
+use std::collections::BTreeSet;
+
+use super::targets::{close_names, whole};
+use crate::error::{Error, Result};
+
+/// A tensor that a model's file may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorName<'a> {
+    /// Its name, e.g. `model.layers.0.mlp.up_proj.weight`.
+    pub name: &'a str,
+    /// The tensor that it shares its values with.
+    pub tied_to: Option<&'a str>,
+}
+
+/// The names that `entries` choose. An entry that chooses none is no error here; see [`resolve`].
+pub fn chosen<'a>(
+    entries: &[String],
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> BTreeSet<String> {
+    let last_block = last_block(names.clone());
+    let entries: Vec<Entry> = (entries.iter())
+        .map(|entry| Entry::new(entry, last_block))
+        .collect();
+    names
+        .filter(|name| entries.iter().any(|entry| entry.chooses(name)))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The names that `entries` choose, each of which has to choose something.
+///
+/// # Errors
+/// `Error::Usage` that names every entry which chooses nothing, or only a tensor that is tied to another.
+pub fn resolve(entries: &[String], tensors: &[TensorName<'_>]) -> Result<BTreeSet<String>> {
+    let own: Vec<&str> = (tensors.iter())
+        .filter(|tensor| tensor.tied_to.is_none())
+        .map(|tensor| tensor.name)
+        .collect();
+    let last_block = last_block(own.iter().copied());
+    let mut problems = Vec::new();
+    for text in entries {
+        let entry = Entry::new(text, last_block);
+        if own.iter().any(|name| entry.chooses(name)) {
+            continue;
+        }
+        let tied =
+            (tensors.iter()).find(|tensor| tensor.tied_to.is_some() && entry.chooses(tensor.name));
+        problems.push(match tied {
+            Some(TensorName { name, tied_to }) => {
+                let other = module(tied_to.unwrap_or_default());
+                format!(
+                    "\"{text}\": {} is tied to {other} in this model, the two are one parameter; name \"{other}\" to train it as both",
+                    module(name)
+                )
+            }
+            None => format!("\"{text}\" matches no parameter{}", hint(text, &own)),
+        });
+    }
+    if problems.is_empty() {
+        return Ok(chosen(entries, own.into_iter()));
+    }
+    Err(Error::Usage(format!(
+        "{}; this model has {}",
+        problems.join("; "),
+        outline(&own).join(", ")
+    )))
+}
+
+/// One entry, ready to be matched.
+struct Entry {
+    /// Components, negative numbers resolved.
+    parts: Vec<String>,
+    expression: Option<super::targets::Expression>,
+}
+
+impl Entry {
+    fn new(text: &str, last_block: Option<usize>) -> Self {
+        let part = |part: &str| match (part.parse::<i64>(), last_block) {
+            (Ok(number), Some(last)) if number < 0 => (last as i64 + 1 + number).to_string(),
+            _ => part.to_owned(),
+        };
+        Self {
+            parts: text.split('.').map(part).collect(),
+            expression: whole(text).ok(),
+        }
+    }
+
+    fn chooses(&self, name: &str) -> bool {
+        let components: Vec<&str> = name.split('.').collect();
+        let mut runs = components.windows(self.parts.len());
+        runs.any(|run| {
+            (run.iter().zip(&self.parts)).all(|(component, part)| matches_part(part, component))
+        }) || (self.expression.as_ref()).is_some_and(|expression| expression.is_match(name))
+    }
+}
+
+/// Whether a component is the part, where `*` stands for any characters.
+fn matches_part(part: &str, component: &str) -> bool {
+    let Some((head, tail)) = part.split_once('*') else {
+        return part == component;
+    };
+    let Some(rest) = component.strip_prefix(head) else {
+        return false;
+    };
+    (0..=rest.len())
+        .filter(|&at| rest.is_char_boundary(at))
+        .any(|at| matches_part(tail, &rest[at..]))
+}
+
+/// The highest number among the components.
+fn last_block<'a>(names: impl Iterator<Item = &'a str>) -> Option<usize> {
+    let numbers = names.flat_map(|name| name.split('.').filter_map(|part| part.parse().ok()));
+    numbers.max()
+}
+
+/// The path of the module that holds a tensor.
+fn module(tensor: &str) -> &str {
+    let is_leaf = |leaf: &&str| matches!(*leaf, "weight" | "bias");
+    match tensor.rsplit_once('.') {
+        Some((path, leaf)) if is_leaf(&leaf) => path,
+        _ => tensor,
+    }
+}
+
+/// What the writer may have meant.
+fn hint(entry: &str, names: &[&str]) -> String {
+    let parts = names.iter().flat_map(|name| name.split('.'));
+    let mut known: Vec<&str> = parts
+        .filter(|part| part.parse::<usize>().is_err())
+        .collect();
+    known.sort_unstable();
+    known.dedup();
+    let mut close: Vec<&str> = (entry.split('.'))
+        .filter(|part| !known.contains(part))
+        .flat_map(|part| close_names(part, &known))
+        .collect();
+    close.dedup();
+    match close.is_empty() {
+        true => String::new(),
+        false => format!("; did you mean \"{}\"?", close.join("\" or \"")),
+    }
+}
+
+/// The modules of a model, blocks as one.
+fn outline(names: &[&str]) -> Vec<String> {
+    let mut modules: Vec<String> = Vec::new();
+    for name in names {
+        let parts = module(name).split('.');
+        let path: Vec<&str> = parts
+            .map(|part| part.parse::<usize>().map_or(part, |_| "N"))
+            .collect();
+        let path = path.join(".");
+        if !modules.contains(&path) {
+            modules.push(path);
+        }
+    }
+    modules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 9] = [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.11.self_attn.q_proj.weight",
+        "model.layers.11.self_attn.q_proj.bias",
+        "model.norm.weight",
+        "lm_head.weight",
+    ];
+
+    fn indices(entries: &[&str]) -> Vec<usize> {
+        let entries: Vec<String> = entries.iter().map(ToString::to_string).collect();
+        let chosen = chosen(&entries, NAMES.iter().copied());
+        (0..NAMES.len())
+            .filter(|&i| chosen.contains(NAMES[i]))
+            .collect()
+    }
+
+    fn refused(entries: &[&str], tied: bool) -> String {
+        let entries: Vec<String> = entries.iter().map(ToString::to_string).collect();
+        let tensors = NAMES.map(|name| TensorName {
+            name,
+            tied_to: (tied && name == "lm_head.weight").then_some(NAMES[0]),
+        });
+        resolve(&entries, &tensors).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn entries_choose_by_whole_components() {
+        assert_eq!(indices(&["model.layers.1"]), [3, 4]);
+        assert_eq!(indices(&["layers.11", "norm"]), [5, 6, 7]);
+        assert_eq!(indices(&["bias"]), [2, 4, 6]);
+        assert_eq!(indices(&["lm_head"]), [8]);
+        assert_eq!(indices(&["model.norm.weight"]), [7]);
+        assert_eq!(indices(&["head"]), [0; 0]);
+        assert_eq!(indices(&["layers.*.self_attn.*.bias"]), [2, 4, 6]);
+        assert_eq!(indices(&["layers.1*"]), [3, 4, 5, 6]);
+        assert_eq!(indices(&["*_head"]), [8]);
+        assert_eq!(indices(&["layers.-1"]), [5, 6]);
+        assert_eq!(indices(&[r"model\.layers\.(0|11)\..*weight"]), [1, 5]);
+        assert_eq!(indices(&[r"model\.(?!layers).*"]), [0, 7]);
+    }
+
+    #[test]
+    fn what_chooses_nothing_is_named_with_what_comes_close() {
+        assert_eq!(
+            refused(&["lm_hed", "layers.12", "norm"], false),
+            "\"lm_hed\" matches no parameter; did you mean \"lm_head\"?; \"layers.12\" matches no parameter; \
+             this model has model.embed_tokens, model.layers.N.self_attn.q_proj, model.norm, lm_head"
+        );
+    }
+
+    #[test]
+    fn a_tied_head_is_no_parameter_of_its_own() {
+        let message = refused(&["lm_head"], true);
+        assert!(
+            message.starts_with(
+                "\"lm_head\": lm_head is tied to model.embed_tokens in this model, the two are one parameter; \
+                 name \"model.embed_tokens\" to train it as both"
+            ),
+            "{message}"
+        );
+    }
+}
