@@ -21,7 +21,6 @@ pub(super) fn low_rank_adapters<B: Backend>(
 ) -> Option<Vec<Option<&Lora<B>>>> {
     let adapters = adapters.iter().map(|adapter| match adapter {
         Some(Adapter::Lora(lora)) => Some(Some(lora)),
-        #[allow(unreachable_patterns, reason = "until there is a second method")]
         Some(_) => None,
         None => Some(None),
     });

@@ -1,6 +1,7 @@
 //! Parameter-efficient fine-tuning: which weights are trained, the linear layer that carries adapters, and the adapters.
 
 pub mod files;
+mod ia3;
 pub(crate) mod keys;
 mod lora;
 mod low_rank;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use files::{AdapterConfig, TaskType};
+pub use ia3::{Ia3, Ia3Config};
 pub use keys::{saved_key, tensor_key};
 pub use lora::{Lora, LoraConfig};
 pub use method::{AdapterMethod, LayerAdapter, Merged, Settings};
@@ -104,7 +106,6 @@ macro_rules! adapter_methods {
                     $((Self::$method(wanted), Self::$method(present), Adapter::$method(layer)) => {
                         wanted.continues(present, layer, path)
                     })+
-                    #[allow(unreachable_patterns, reason = "until there is a second method")]
                     _ => false,
                 }
             }
@@ -137,7 +138,6 @@ macro_rules! adapter_methods {
             pub fn continue_as(&mut self, wanted: &AdapterSpec) {
                 match (self, wanted) {
                     $((Self::$method(layer), AdapterSpec::$method(wanted)) => layer.continue_as(wanted),)+
-                    #[allow(unreachable_patterns, reason = "until there is a second method")]
                     _ => {}
                 }
             }
@@ -157,6 +157,8 @@ macro_rules! adapter_methods {
 adapter_methods! {
     /// Low-rank adapters on a frozen base.
     Lora(LoraConfig, Lora);
+    /// A factor for each feature of linear layers on a frozen base.
+    Ia3(Ia3Config, Ia3);
 }
 
 fn unknown_method(peft_type: &str) -> String {

@@ -11,7 +11,7 @@ import warnings
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
 
 STD = 0.2
@@ -63,6 +63,22 @@ CASES = {
         rank_pattern={"c_attn": 3}, alpha_pattern={r"h\.1\..*": 1},
     )),
     "gpt2_classifier": ("gpt2", dict(r=2, target_modules="all-linear", task_type="SEQ_CLS", fan_in_fan_out=True)),
+}
+
+IA3 = {
+    "ia3": ("llama", dict(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")),
+    # Inputs and outputs of layers that are one product elsewhere; a regular expression; an exception.
+    "ia3_mixed": ("llama", dict(
+        target_modules=["q_proj", "v_proj", "gate_proj", "up_proj", "o_proj"], feedforward_modules=["up_proj", "q_proj"],
+        exclude_modules=["model.layers.1.self_attn.v_proj"], task_type="CAUSAL_LM",
+    )),
+    "ia3_regex": ("llama", dict(
+        target_modules=r".*layers\.[12]\..*(k_proj|down_proj)", feedforward_modules=r".*\.2\..*down_proj", task_type="CAUSAL_LM",
+    )),
+    "ia3_gpt2": ("gpt2", dict(
+        target_modules=["c_attn", "mlp.c_proj"], feedforward_modules=["mlp.c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+    "ia3_classifier": ("llama", dict(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="SEQ_CLS")),
 }
 
 # Configurations whose adapters compute something else than low-rank products on linear layers, by the key that says so.
@@ -132,13 +148,14 @@ def load_base(root, name, classifier):
 
 
 def make_adapter(root, name, seed):
-    base, settings = CASES[name]
+    base, settings = CASES.get(name) or IA3[name]
     out = f"{root}/peft/{name}"
     classifier = settings.get("task_type") == "SEQ_CLS"
     measure = scores if classifier else logprobs
     torch.manual_seed(seed)
-    model = get_peft_model(load_base(root, base, classifier), LoraConfig(**settings)).eval()
-    trained = [(key, p) for key, p in model.named_parameters() if "lora_" in key or "modules_to_save" in key]
+    method = IA3Config if name in IA3 else LoraConfig
+    model = get_peft_model(load_base(root, base, classifier), method(**settings)).eval()
+    trained = [(key, p) for key, p in model.named_parameters() if "lora_" in key or "ia3_" in key or "modules_to_save" in key]
     randomise(trained, seed)
     # No folder of that name: PEFT would look into it and, finding another vocabulary, save the embeddings too.
     model.peft_config["default"].base_model_name_or_path = f"random-{base}"
@@ -147,8 +164,8 @@ def make_adapter(root, name, seed):
         os.remove(f"{out}/README.md")  # a model card, of no use here
     with open(f"{out}/adapter_config.json") as file:
         saved = json.load(file)
-    for key in ["target_modules", "exclude_modules"]:
-        if isinstance(saved[key], list):
+    for key in ["target_modules", "exclude_modules", "feedforward_modules"]:
+        if isinstance(saved.get(key), list):
             saved[key].sort()  # PEFT writes a set, in any order
     if name == "patterns":
         # Another order, as a program that does not sort may write it: v_proj of layer 1 gets another alpha.
@@ -181,7 +198,7 @@ def main():
     torch.set_num_threads(1)
     for seed, name in enumerate(BASES):
         make_base(root, name, 300 + seed)
-    for seed, name in enumerate(CASES):
+    for seed, name in enumerate([*CASES, *IA3]):
         make_adapter(root, name, 310 + seed)
     make_refused(root)
 

@@ -15,7 +15,7 @@ os.environ.update(
 )
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -30,6 +30,7 @@ CONFIG = LlamaConfig(
     eos_token_id=0,
 )
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+IA3 = dict(target_modules=["k_proj", "v_proj", "up_proj", "down_proj"], feedforward_modules=["down_proj"])
 LORA = dict(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS)
 WORDS = (
     "the cat sat on a warm mat and said that it would not move my friend lost her keys again so we had to walk home in "
@@ -50,6 +51,8 @@ SFT = {
     # program under test.
     "only_end": dict(lr=5e-3, max_grad_norm=2.0, train=["layers.1", "norm", "embed_tokens"]),
     "only_parts": dict(lr=2e-2, train=["layers.0.self_attn.k_proj", "layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj", "up_proj"]),
+    "ia3": dict(lr=5e-2, max_grad_norm=0.5, schedule="cosine"),
+    "ia3_accumulated": dict(lr=5e-2, accumulation=2),
 }
 REWARD = {
     "full": dict(lr=3e-3, max_grad_norm=3.0),
@@ -78,6 +81,7 @@ DPO = {
     "robust_full": dict(lr=2e-3, max_grad_norm=2.5, loss="robust", label_smoothing=0.1),
     "robust_lora": dict(lr=1e-2, loss="robust", label_smoothing=0.1),
     "sigmoid_only": dict(lr=5e-3, max_grad_norm=1.5, train=["layers.1.mlp", "norm", "layers.0.self_attn.v_proj"]),
+    "sigmoid_ia3": dict(lr=5e-2, accumulation=2),
 }
 
 
@@ -191,6 +195,8 @@ def train_sft(out, name, variant):
     model = causal(out)
     if name.startswith("lora"):
         model = adapted(model, out, "CAUSAL_LM", fresh=False)
+    if name.startswith("ia3"):
+        model = get_peft_model(model, IA3Config(**IA3, task_type="CAUSAL_LM"))
     if "train" in variant:
         train_only(model, variant["train"])
     args = arguments(
@@ -220,6 +226,8 @@ def train_dpo(out, name, variant):
         model = PeftModel.from_pretrained(model, f"{out}/adapter", is_trainable=True)
     elif kind == "lora":
         peft = LoraConfig(**LORA, task_type="CAUSAL_LM")
+    elif kind == "ia3":
+        peft = IA3Config(**IA3, task_type="CAUSAL_LM")
     if "train" in variant:
         train_only(model, variant["train"])
     args = arguments(
@@ -228,7 +236,7 @@ def train_dpo(out, name, variant):
     )
     data = rows(out, "preferences").remove_columns("margin")
     trainer = Dpo(model=model, args=args, train_dataset=data, processing_class=tokenizer(), peft_config=peft)
-    if peft:
+    if kind == "lora":
         set_adapter(trainer.model, out, fresh=True)
     return run(trainer)
 

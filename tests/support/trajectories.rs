@@ -19,6 +19,9 @@ const ROWS: usize = 40;
 /// Largest difference relative to the reference, of a step's loss and gradient norm.
 const TOLERANCE: f64 = 1e-3;
 
+/// The adapters of trajectories with that name.
+const IA3: &str = r#"Ia3(target_modules: ["k_proj", "v_proj", "up_proj", "down_proj"], feedforward_modules: ["down_proj"])"#;
+
 type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
 /// Where the runs start from, assembled from the reference's files, and what TRL made of it.
@@ -128,6 +131,7 @@ impl Start {
             peft = match (stage.adapter, settings["train"].as_array()) {
                 (Some(_), _) => "Lora(rank: 4, alpha: 8.0)".to_owned(),
                 (None, Some(_)) => format!("Only({})", settings["train"]),
+                (None, None) if name.contains("ia3") => IA3.to_owned(),
                 (None, None) => "Full".to_owned(),
             },
             data = reference(stage.data),
@@ -263,6 +267,7 @@ fn weights_of(name: &str) -> &'static str {
     match () {
         () if name.contains("full") => "full",
         () if name.contains("only") => "selected weights",
+        () if name.contains("ia3") => "IA3",
         () => "LoRA",
     }
 }
