@@ -396,7 +396,7 @@ mod tests {
                 .to_string()
                 .contains("no such file")
         );
-        let message = find("gpt3").unwrap_err().to_string();
+        let message = find("unheard-of").unwrap_err().to_string();
         assert!(
             message.contains("nor a known model; expected one of `tiny`, `smollm2-135m`"),
             "{message}"

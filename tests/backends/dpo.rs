@@ -6,6 +6,8 @@ use std::path::Path;
 use burn::backend::Flex;
 use serde_json::{Value, json};
 use tempering::error::{Error, Result};
+use tempering::model::ModelConfig;
+use tempering::model::weights::write_safetensors;
 use tempering::recipe::{self, Checked, RunOptions};
 use tempering::report::SilentReporter;
 
@@ -193,13 +195,31 @@ fn a_folder_to_start_from_is_looked_for_before_anything_is_loaded() {
         fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
     };
     write(config("tiny"));
+    // Its weights are looked at, too: a half-copied folder is no start.
+    let missing = check(&adapter).unwrap_err().to_string();
+    assert!(missing.contains("adapter_model.safetensors"), "{missing}");
+    let layers = ModelConfig::load("models/tiny").unwrap().linear_modules();
+    let tensors: Vec<_> = (layers.iter())
+        .filter(|layer| layer.name.ends_with("q_proj"))
+        .flat_map(|layer| {
+            let tensor = |matrix: &str, shape: [usize; 2]| {
+                let name = format!("base_model.model.{}.{matrix}.weight", layer.name);
+                (name, shape.to_vec(), vec![0.0; shape[0] * shape[1]])
+            };
+            [
+                tensor("lora_A", [8, layer.in_features]),
+                tensor("lora_B", [layer.out_features, 8]),
+            ]
+        })
+        .collect();
+    write_safetensors(adapter.join("adapter_model.safetensors"), &tensors).unwrap();
     check(&adapter).unwrap();
     write(config("nowhere/model"));
     for (init, part) in [
         (folder.path().join("nope"), "stages.dpo.init: cannot open"),
         (
             adapter,
-            "stages.dpo.init: model nowhere/model: no such file",
+            "the adapter names the base model \"nowhere/model\"",
         ),
     ] {
         let error = check(&init).unwrap_err().to_string();
