@@ -1,4 +1,4 @@
-//! Tokenizers and chat templates against transformers.
+//! Tokenizers, chat templates against transformers.
 
 #[path = "support/parity.rs"]
 mod parity;
@@ -8,6 +8,11 @@ mod text;
 #[test]
 fn tokenizers() {
     text::tokenizers();
+}
+
+#[test]
+fn tokenizer_files() {
+    text::tokenizer_files();
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::rows::IdsRow;
 use super::score::last_scores;
 use crate::atomic::{Temporary, sync_parent, temporary_name, write_atomic};
 use crate::backend::{Task, dispatch};
-use crate::data::{Row, Tokenizer};
+use crate::data::{CHAT_TEMPLATES, Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::set_dtype;
 use crate::model::source::portable_base;
@@ -176,6 +176,9 @@ impl Export<'_> {
         dispatch(self.compute.backend, self.compute.device, merge)?;
         if let Ok(tokenizer) = exact.tokenizer() {
             tokenizer.save(self.to)?;
+            let mut config = ModelConfig::load(self.to)?.raw().clone();
+            tokenizer.name_eos(&mut config);
+            write_config(self.to, &config.into())?;
         }
         let padding = self.finish(&trained, dtype)?;
         Ok(format!("merged; {}{padding}", self.difference(&trained)?))
@@ -252,8 +255,15 @@ impl Export<'_> {
 fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).map_err(Error::io("read", from))? {
         let file = entry.map_err(Error::io("read", from))?.path();
-        if let (true, Some(name)) = (file.is_file(), file.file_name()) {
+        let Some(name) = file.file_name() else {
+            continue;
+        };
+        if file.is_file() {
             fs::copy(&file, to.join(name)).map_err(Error::io("copy", &file))?;
+        } else if name == CHAT_TEMPLATES {
+            let folder = to.join(name);
+            fs::create_dir(&folder).map_err(Error::io("create", &folder))?;
+            copy(&file, &folder)?;
         }
     }
     Ok(())

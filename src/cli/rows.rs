@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::model::FoundModel;
 use crate::data::{
-    DataConfig, DataContext, DataSource, Prompt, Row, RowFormat, Tokenizer, encode_completions,
-    encode_prompts, encode_text, read_rows,
+    self, DataConfig, DataContext, DataSource, Prompt, Row, RowFormat, Tokenizer,
+    encode_completions, encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -192,12 +192,7 @@ fn check_ids(row: &Row, ids: &[u32], config: &ModelConfig, room: usize) -> Resul
     if ids.is_empty() {
         return Err(row.error("input_ids is empty; expected at least one token"));
     }
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
-        return Err(row.error(format!(
-            "token id {id}: the model has ids 0 to {}",
-            vocab - 1
-        )));
-    }
+    data::check_ids(ids, vocab).map_err(|message| row.error(message))?;
     let (len, most) = (ids.len(), config.max_positions());
     if len + room > most {
         let and_room = if room > 0 {

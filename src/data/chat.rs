@@ -114,12 +114,13 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The same template, but conversations with tools are rendered by `source` (a tokenizer's `tool_use` template).
+    /// The same template, but conversations with tools are rendered by `source` (a tokenizer's `tool_use` template);
+    /// `path` is what errors in it name.
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
-    pub fn with_tool_template(mut self, source: &str) -> Result<Self> {
-        let for_tools = Self::new(source, self.specials.clone(), &self.path)?;
+    pub fn with_tool_template(mut self, source: &str, path: &Path) -> Result<Self> {
+        let for_tools = Self::new(source, self.specials.clone(), path)?;
         self.for_tools = Some(Box::new(for_tools));
         Ok(self)
     }

@@ -26,4 +26,4 @@ pub use encode::{
 pub use loader::{Batches, micro_batches};
 pub use rows::{DataContext, Row, read_rows};
 pub use source::{DataConfig, DataSource, RowFormat, StageRows, Take, TruncationMode};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{CHAT_TEMPLATES, Tokenizer, check_ids};

@@ -132,7 +132,7 @@ impl ModelSource {
         let config = ModelConfig::load(path)?;
         let dir = manifest::at_path("", path).dir;
         let tokenizer = Tokenizer::load(&dir)?;
-        check_vocabulary(&tokenizer, &config, &dir)?;
+        tokenizer.check_embedding(config.vocab_size())?;
         Ok((config, tokenizer))
     }
 
@@ -200,8 +200,8 @@ impl ModelSource {
     /// The tokenizer: files of the outermost adapter first, then those of what it stands on, the base's last.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::load_layered`]; `Error::Format` for a tokenizer with more tokens than the model has
-    /// embeddings.
+    /// Those of [`Tokenizer::load_layered`]; `Error::Format` for a tokenizer with an id that the model has no
+    /// embedding for.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let folders: Vec<&Path> = self
             .adapters
@@ -211,7 +211,7 @@ impl ModelSource {
             .map(PathBuf::as_path)
             .collect();
         let tokenizer = Tokenizer::load_layered(&folders)?;
-        check_vocabulary(&tokenizer, &self.config, &self.dir)?;
+        tokenizer.check_embedding(self.config.vocab_size())?;
         Ok(tokenizer)
     }
 
@@ -365,17 +365,6 @@ fn labels(source: &dyn WeightSource, tensor: &str) -> Option<usize> {
 fn absolute(path: &Path) -> Result<String> {
     let path = std::path::absolute(path).map_err(Error::io("find", path))?;
     Ok(path.to_string_lossy().into_owned())
-}
-
-fn check_vocabulary(tokenizer: &Tokenizer, config: &ModelConfig, dir: &Path) -> Result<()> {
-    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size());
-    if tokens > rows {
-        return Err(Error::format(
-            dir,
-            format!("the tokenizer has {tokens} tokens and the model {rows} embeddings"),
-        ));
-    }
-    Ok(())
 }
 
 /// Of a stage's folder, the `adapter` or `model` inside; anything else as it is.

@@ -17,13 +17,13 @@ const TRANSFORMERS: &str = "transformers 5.23";
 /// How the files of real models are called, which are not here.
 const REAL: &str = "real";
 
-fn reference(name: &str) -> PathBuf {
+pub(crate) fn reference(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/reference")
         .join(name)
 }
 
-fn read(path: &Path) -> Value {
+pub(crate) fn read(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     serde_json::from_str(&text).unwrap()
 }
@@ -43,6 +43,17 @@ pub(crate) fn given(variable: &str) -> Option<PathBuf> {
 
 /// Notes how many of the cases differ, after printing them. What was compared with files that are not here is not noted.
 fn check(subject: &str, what: &str, cases: usize, differing: &[String]) {
+    check_against(TRANSFORMERS, subject, what, cases, differing);
+}
+
+/// The same against another reference.
+pub(crate) fn check_against(
+    reference: &str,
+    subject: &str,
+    what: &str,
+    cases: usize,
+    differing: &[String],
+) {
     for difference in differing.iter().take(100) {
         eprintln!("{difference}");
     }
@@ -53,7 +64,7 @@ fn check(subject: &str, what: &str, cases: usize, differing: &[String]) {
         return;
     }
     Comparison {
-        reference: TRANSFORMERS,
+        reference,
         subject,
         what,
         backend: "host",
@@ -64,7 +75,7 @@ fn check(subject: &str, what: &str, cases: usize, differing: &[String]) {
     .check();
 }
 
-fn ids(value: &Value) -> Vec<u32> {
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
@@ -140,6 +151,84 @@ pub(crate) fn check_tokenizers(folder: &Path) {
         let expected = read(&folder.join("expected.json"));
         check_tokenizer(&format!("{REAL} {name}"), &folder, &expected);
     }
+}
+
+/// A tokenizer of the files of a case of `tokenizer_files.py`.
+pub(crate) fn of_files(reference: &Value, files: &Value) -> Result<Tokenizer, String> {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in files.as_object().unwrap() {
+        let shared = content == "shared";
+        let content = if shared {
+            &reference["shared"][name]
+        } else {
+            content
+        };
+        let text = content
+            .as_str()
+            .map_or_else(|| content.to_string(), str::to_owned);
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let loaded = Tokenizer::load(folder.path()).map_err(|e| e.to_string())?;
+    // What is saved with a result is the same tokenizer.
+    let saved = tempfile::tempdir().unwrap();
+    loaded.save(saved.path()).unwrap();
+    if let Ok(config) = std::fs::read(folder.path().join("config.json")) {
+        std::fs::write(saved.path().join("config.json"), config).unwrap();
+    }
+    Tokenizer::load(saved.path()).map_err(|e| e.to_string())
+}
+
+/// Tokens, classes and templates wherever files can name them.
+pub(crate) fn tokenizer_files() {
+    let reference = read(&reference("tokenizer_files/ref.json"));
+    let (mut cases, mut differing) = (0, Vec::new());
+    for (name, case) in reference["cases"].as_object().unwrap() {
+        let expected = &case["expected"];
+        let tokenizer = match of_files(&reference, &case["files"]) {
+            Ok(tokenizer) => tokenizer,
+            Err(error) => {
+                differing.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        let mut compare = |what: &str, got: Value, expected: &Value| {
+            cases += 1;
+            if got != *expected {
+                differing.push(format!("{name}, {what}:\n  {got}\n  {expected}"));
+            }
+        };
+        for row in expected["rows"].as_array().unwrap() {
+            let text = row[0].as_str().unwrap();
+            let got = tokenizer.encode_document(text).unwrap();
+            let expected_ids = ids(&row[1]);
+            compare(text, json!(got), &row[1]);
+            let decoded = tokenizer.decode(&expected_ids, true).unwrap();
+            compare("decoded", json!(decoded), &row[2]);
+        }
+        compare("EOS", json!(tokenizer.eos_id()), &expected["eos_id"]);
+        compare("BOS", json!(tokenizer.bos_id()), &expected["bos_id"]);
+        compare("largest id", json!(tokenizer.max_id()), &expected["max_id"]);
+        if let Some(chat) = expected.get("chat") {
+            let messages = reference["messages"].as_array().unwrap();
+            let mut options = ChatOptions::default();
+            let render = |options: &ChatOptions| {
+                let chat = tokenizer.chat().unwrap();
+                json!(chat.render(messages, options).ok())
+            };
+            compare("conversation", render(&options), chat);
+            options.tools = Some(reference["tools"].clone());
+            let got = render(&options);
+            compare("conversation with tools", got, &expected["chat_with_tools"]);
+        }
+    }
+    check(
+        "tokenizer files",
+        "ids and texts that differ",
+        cases,
+        &differing,
+    );
 }
 
 /// What a case of `templates.py` renders with.

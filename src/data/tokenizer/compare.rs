@@ -11,8 +11,8 @@ impl Tokenizer {
             let theirs = other.inner.get_vocab(true);
             theirs.iter().all(|(text, id)| known.get(text) == Some(id))
         };
-        let file = |tokenizer: &Self| tokenizer.files.get("tokenizer.json").cloned();
-        let same_file = file(self).is_some() && file(self) == file(other);
+        let file = self.files.get("tokenizer.json");
+        let same_file = file.is_some() && file == other.files.get("tokenizer.json");
         same_ids() && (same_file || self.splits_as(other))
     }
 

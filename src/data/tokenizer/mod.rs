@@ -4,98 +4,68 @@
 //! `tokenizer.json` is switched off, as transformers does before it applies its own.
 
 mod compare;
+mod ending;
 mod files;
+mod frame;
+mod special;
+mod templates;
 #[cfg(test)]
 pub(crate) mod testing;
+mod vocabulary;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
-use self::files::{add_tokens, find_chat_template, find_eos_id, id_list, load_inner, named_tokens};
+use self::files::Files;
+use self::frame::Frame;
+use self::special::Declared;
+pub use self::templates::FOLDER as CHAT_TEMPLATES;
+use self::vocabulary::Vocabulary;
 use crate::data::chat::ChatTemplate;
 use crate::error::{Error, Result};
-
-/// Files that belong to a tokenizer, in Hugging Face's layout. `config.json` is read for its EOS id but never saved:
-/// it belongs to the model.
-const FILES: [&str; 11] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "encoder.json",
-    "vocab.bpe",
-    "config.json",
-];
-
-/// Files of which any makes a folder one with a vocabulary.
-const VOCABULARIES: [&str; 3] = ["tokenizer.json", "vocab.json", "encoder.json"];
-
-/// Files that say which text has which id, and so belong together.
-const VOCABULARY_FILES: [&str; 6] = [
-    "tokenizer.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "encoder.json",
-    "vocab.bpe",
-];
 
 /// A tokenizer with its chat template and its special tokens. A clone shares vocabulary and files: those of 49,152 tokens take
 /// tens of megabytes, and every stage of a plan has one.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
-    files: Arc<BTreeMap<String, Vec<u8>>>,
-    origin: PathBuf,
+    files: Arc<Files>,
     special_ids: HashSet<u32>,
+    max_id: u32,
+    embeddings: Option<usize>,
     bos: Option<(u32, String)>,
     pad: Option<u32>,
     eos_text: String,
     stop_ids: Vec<u32>,
+    frame: Frame,
     chat: Option<ChatTemplate>,
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer files of a model folder: `tokenizer.json`, or else GPT-2's pair `vocab.json` + `merges.txt`
-    /// (`encoder.json` + `vocab.bpe`), with what stands beside it of `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json`, `chat_template.jinja` and `config.json`.
+    /// Loads the tokenizer files of a model folder: `tokenizer.json`, or else `vocab.json` with `merges.txt`
+    /// (`encoder.json` with `vocab.bpe`) as the class reads them that the folder names; what stands beside it of
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and
+    /// `config.json`; and its chat templates, wherever transformers looks for them.
     ///
     /// # Errors
-    /// If there is no tokenizer, a file does not parse, or no file says which token ends a text.
-    pub fn load(dir: &Path) -> Result<Self> {
-        Self::load_layered(&[dir])
+    /// If there is no tokenizer, a file does not parse, a token cannot have the id that a file gives it, or no file says
+    /// which token ends a text.
+    pub fn load(folder: &Path) -> Result<Self> {
+        Self::load_layered(&[folder])
     }
 
-    /// The same of several folders, such as an adapter's and its base's: a file of an earlier one wins, and vocabularies
-    /// are not mixed.
+    /// Loads a tokenizer from folders that lie over one another, as an adapter's over its base's.
+    ///
+    /// The vocabulary is that of the first folder that has one, with what this folder and those before it say about its
+    /// tokens. The chat templates are those of the first folder that has any. `generation_config.json` and `config.json`
+    /// are each the first there is: their stop tokens count wherever they stand.
     ///
     /// # Errors
     /// As [`Tokenizer::load`].
-    pub fn load_layered(dirs: &[&Path]) -> Result<Self> {
-        let has_vocabulary = |dir: &&Path| VOCABULARIES.iter().any(|name| dir.join(name).is_file());
-        let own = dirs.iter().copied().find(has_vocabulary);
-        let mut files = BTreeMap::new();
-        for dir in dirs {
-            for name in FILES {
-                let of_another = VOCABULARY_FILES.contains(&name) && own != Some(*dir);
-                let path = dir.join(name);
-                if !of_another && !files.contains_key(name) && path.is_file() {
-                    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-                    files.insert(name.to_owned(), bytes);
-                }
-            }
-        }
-        let origin = own.or(dirs.first().copied()).unwrap_or(Path::new("."));
-        Self::from_files(files, origin)
+    pub fn load_layered(folders: &[&Path]) -> Result<Self> {
+        Self::of(Files::layered(folders)?)
     }
 
     /// The same from files in memory, by their names; `origin` is what errors name.
@@ -103,64 +73,45 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load`].
     pub fn from_files(files: BTreeMap<String, Vec<u8>>, origin: &Path) -> Result<Self> {
-        let object = |name: &str| -> Result<Map<String, Value>> {
-            match files.get(name) {
-                None => Ok(Map::new()),
-                Some(bytes) => serde_json::from_slice(bytes)
-                    .map_err(|e| Error::format(origin.join(name), e.to_string())),
-            }
-        };
-        let config = object("tokenizer_config.json")?;
-        let special_map = object("special_tokens_map.json")?;
-        let generation = object("generation_config.json")?;
-        let model_config = object("config.json")?;
+        Self::of(Files::new(files, origin))
+    }
 
-        let mut specials = named_tokens(&config, &special_map);
-        let mut inner = load_inner(&files, &config, origin)?;
+    fn of(files: Files) -> Result<Self> {
+        let Vocabulary { mut inner, class } = vocabulary::load(&files)?;
         inner.with_padding(None);
         inner
             .with_truncation(None)
-            .map_err(|e| Error::format(origin, e.to_string()))?;
-        add_tokens(&mut inner, &config, &specials, origin)?;
-        let id_of = |key: &str, text: &str| {
-            inner.token_to_id(text).ok_or_else(|| {
+            .map_err(|e| Error::format(files.origin(), e.to_string()))?;
+        let declared = Declared::read(&files, class.map_or(&[], |class| class.named))?;
+        declared.add_to(&mut inner, &files)?;
+        let token = |key: &str| -> Result<Option<(u32, String)>> {
+            let Some(text) = declared.named(key) else {
+                return Ok(None);
+            };
+            let id = inner.token_to_id(text).ok_or_else(|| {
                 Error::format(
-                    origin,
+                    files.origin(),
                     format!("{key} is {text:?}, which is not in the vocabulary"),
                 )
-            })
+            })?;
+            Ok(Some((id, text.to_owned())))
         };
-
-        let eos_id = match specials.get("eos_token") {
-            Some(text) => id_of("eos_token", text)?,
-            None => find_eos_id(&inner, &files, &model_config, &generation).ok_or_else(|| {
-                Error::format(
-                    origin,
-                    "no EOS token: expected `eos_token` in tokenizer_config.json or `eos_token_id` in config.json. \
-                     Without one a model cannot learn where to stop",
-                )
-            })?,
+        let (bos, eos) = (token("bos_token")?, token("eos_token")?);
+        let pad = declared.named("pad_token");
+        let pad = pad.and_then(|text| inner.token_to_id(text));
+        let (eos_id, eos_text) = match eos {
+            Some(eos) => eos,
+            None => ending::eos_of_the_model(&inner, &files)?,
         };
-        let eos_text = inner.id_to_token(eos_id).ok_or_else(|| {
-            Error::format(
-                origin,
-                format!("eos_token_id is {eos_id}, which is not in the vocabulary"),
-            )
-        })?;
-        specials.insert("eos_token".into(), eos_text.clone());
-        let bos = match specials.get("bos_token") {
-            Some(text) => Some((id_of("bos_token", text)?, text.clone())),
-            None => None,
-        };
-
-        let pad = specials
-            .get("pad_token")
-            .and_then(|text| inner.token_to_id(text));
-        let mut stop_ids = vec![eos_id];
-        for id in id_list(&generation, "eos_token_id") {
-            if !stop_ids.contains(&id) {
-                stop_ids.push(id);
-            }
+        if class.is_some() {
+            let named = |key: &str| match key {
+                "bos_token" => bos.clone(),
+                _ => Some((eos_id, eos_text.clone())),
+            };
+            let config = files.object(files::TOKENIZER_CONFIG)?;
+            let post_processor = vocabulary::post_processor(&config, named)
+                .map_err(|e| Error::format(files.path(files::TOKENIZER_CONFIG), e))?;
+            inner.with_post_processor(post_processor);
         }
         let special_ids = inner
             .get_added_tokens_decoder()
@@ -168,25 +119,21 @@ impl Tokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, _)| id)
             .collect();
-        let chat = find_chat_template(&files, &config, origin)?
-            .map(|found| {
-                let chat = ChatTemplate::new(&found.source, specials, &found.path)?;
-                match &found.tool_use {
-                    Some(source) => chat.with_tool_template(source),
-                    None => Ok(chat),
-                }
-            })
-            .transpose()?;
+        let mut specials: BTreeMap<String, String> = declared.names().collect();
+        specials.insert("eos_token".into(), eos_text.clone());
         Ok(Self {
+            chat: templates::compile(&files, specials)?,
+            frame: Frame::of(&inner).map_err(|e| Error::format(files.origin(), e))?,
+            stop_ids: ending::stop_ids(eos_id, &files)?,
+            // A vocabulary may have gaps: the number of its tokens says nothing about their ids.
+            max_id: inner.get_vocab(true).into_values().max().unwrap_or(0),
+            embeddings: files.embedding_rows()?,
             inner: Arc::new(inner),
             files: Arc::new(files),
-            origin: origin.to_path_buf(),
             special_ids,
             bos,
             pad,
             eos_text,
-            stop_ids,
-            chat,
         })
     }
 
@@ -202,17 +149,30 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a whole text that a model is to read: special tokens are added unless the text already starts
-    /// with the BOS token.
+    /// Token ids of a whole text: what the tokenizer's post-processor puts before and after a text is there once, also
+    /// where the text brings it itself.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`], and if the ids start with two BOS tokens: a model has never seen that.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>> {
-        let written = self
-            .bos
-            .as_ref()
-            .is_some_and(|(_, bos)| text.starts_with(bos.as_str()));
-        let ids = self.encode(text, !written)?;
+        let ids = self.encode(text, false)?;
+        let after = self.frame.after(&ids);
+        let mut ids = self.started(ids)?;
+        ids.extend(after);
+        Ok(ids)
+    }
+
+    /// Token ids of a text that goes on, as a prompt does: what the post-processor puts before a text is there, what it
+    /// puts after one is not.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_document`].
+    pub fn encode_start(&self, text: &str) -> Result<Vec<u32>> {
+        self.started(self.encode(text, false)?)
+    }
+
+    fn started(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        let ids = self.frame.start(ids);
         self.check_bos(&ids)?;
         Ok(ids)
     }
@@ -225,7 +185,7 @@ impl Tokenizer {
         match (&self.bos, ids) {
             (Some((bos, text)), [first, second, ..]) if first == bos && second == bos => {
                 Err(Error::format(
-                    &self.origin,
+                    self.files.origin(),
                     format!(
                         "a text starts with two BOS tokens ({text:?}): both the text or chat template and the tokenizer add one; \
                          remove it from the text"
@@ -289,7 +249,8 @@ impl Tokenizer {
         &self.eos_text
     }
 
-    /// Every token at which generation stops: [`Tokenizer::eos_id`] first, then `generation_config.json`'s others.
+    /// Every token at which generation stops: [`Tokenizer::eos_id`] first, then those that `generation_config.json` names,
+    /// then those of `config.json`.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
@@ -299,20 +260,14 @@ impl Tokenizer {
         self.bos.as_ref().map(|(id, _)| *id)
     }
 
-    /// Whether `id` is an added special token (`<|im_end|>`), as opposed to a piece of text.
-    pub fn is_special(&self, id: u32) -> bool {
-        self.special_ids.contains(&id)
-    }
-
-    /// The padding token that the files name, which may be the EOS.
+    /// The padding token that the files name, which may be the EOS. Nothing here is padded.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad
     }
 
-    /// One more than the highest id.
-    pub fn id_limit(&self) -> u32 {
-        let highest = self.inner.get_vocab(true).into_values().max();
-        highest.map_or(0, |id| id + 1)
+    /// Whether `id` is an added special token (`<|im_end|>`), as opposed to a piece of text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.contains(&id)
     }
 
     /// The vocabulary's entry for `id`, in the vocabulary's own spelling (`Ġthe`).
@@ -320,9 +275,44 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Number of tokens, added ones included. A model's embedding may have more rows.
+    /// Number of tokens, added ones included. A model's embedding may have more rows, and the vocabulary may have gaps:
+    /// for what fits, see [`Tokenizer::max_id`].
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// The largest id that a text can give.
+    pub fn max_id(&self) -> u32 {
+        self.max_id
+    }
+
+    /// One more than the largest id.
+    pub fn id_limit(&self) -> u32 {
+        self.max_id + 1
+    }
+
+    /// Rows of the model's embedding, where `config.json` stood beside the tokenizer or under it.
+    pub(crate) fn embeddings(&self) -> Option<usize> {
+        self.embeddings
+    }
+
+    /// Refuses an embedding that lacks a row for one of the ids.
+    ///
+    /// # Errors
+    /// `Error::Format` that names the largest id and its token.
+    pub fn check_embedding(&self, rows: usize) -> Result<()> {
+        check_ids(&[self.max_id], rows).map_err(|message| {
+            let text = self.decode(&[self.max_id], false).unwrap_or_default();
+            let token = message.split_once(':').map_or("", |(token, _)| token);
+            Error::format(
+                self.files.origin(),
+                format!(
+                    "{token} (`{}`){}. The tokenizer and the model do not belong together",
+                    text.trim(),
+                    &message[token.len()..]
+                ),
+            )
+        })
     }
 
     /// The chat template.
@@ -332,7 +322,7 @@ impl Tokenizer {
     pub fn chat(&self) -> Result<&ChatTemplate> {
         self.chat.as_ref().ok_or_else(|| {
             Error::format(
-                &self.origin,
+                self.files.origin(),
                 "rows are conversations, but the tokenizer has no chat template: expected chat_template.jinja \
                  or `chat_template` in tokenizer_config.json. Use a model tuned for chat, or text columns with `chat: false`",
             )
@@ -353,29 +343,38 @@ impl Tokenizer {
         self.chat.is_some()
     }
 
-    /// Writes the files that it was loaded from into `dir`, byte for byte (`config.json` excepted: it is the model's).
+    /// Writes the files that it was loaded from into `folder`, byte for byte (`config.json` excepted: it is the model's).
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        for (name, bytes) in self.files.iter() {
-            if name != "config.json" {
-                let path = dir.join(name);
-                fs::write(&path, bytes).map_err(Error::io("write", &path))?;
-            }
-        }
-        Ok(())
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        self.files.save(folder)
     }
 
     fn failure(&self, error: &tokenizers::Error) -> Error {
-        Error::format(&self.origin, error.to_string())
+        Error::format(self.files.origin(), error.to_string())
+    }
+}
+
+/// Whether an embedding of `rows` rows has one for each of the ids.
+///
+/// # Errors
+/// What is wrong, in words: the first id that it lacks.
+pub fn check_ids(ids: &[u32], rows: usize) -> std::result::Result<(), String> {
+    match ids.iter().find(|&&id| id as usize >= rows) {
+        Some(id) => Err(format!(
+            "token id {id}: the model has ids 0 to {}",
+            rows.saturating_sub(1)
+        )),
+        None => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use std::fs;
+
+    use serde_json::{Value, json};
 
     use super::testing::*;
     use super::*;
@@ -444,6 +443,16 @@ mod tests {
         files.insert(
             "tokenizer_config.json".into(),
             br#"{"eos_token": "<none>"}"#.to_vec(),
+        );
+        // transformers makes a token of it; the model has no embedding for one more.
+        let tok = Tokenizer::from_files(files.clone(), Path::new("toy")).unwrap();
+        assert_eq!(
+            (tok.eos_id(), tok.stop_ids()),
+            (262, &[262, IM_END, EOS][..])
+        );
+        files.insert(
+            "config.json".into(),
+            br#"{"eos_token_id": [261, 259], "vocab_size": 262}"#.to_vec(),
         );
         let error = Tokenizer::from_files(files, Path::new("toy")).unwrap_err();
         assert_eq!(
@@ -599,11 +608,259 @@ mod tests {
         let tok =
             load(json!({"bos_token": end, "eos_token": end, "add_bos_token": false})).unwrap();
         assert_eq!(tok.encode("hi", true).unwrap(), [0, 1]);
-        let error = load(json!({"bos_token": "<s>", "eos_token": end, "add_bos_token": true}));
-        let error = error.unwrap_err().to_string();
+        let tok = load(json!({"bos_token": "<s>", "eos_token": end, "add_bos_token": true}));
+        assert_eq!(tok.unwrap().encode("hi", true).unwrap(), [3, 0, 1]);
+    }
+
+    /// A folder with the given files; those of the toy where a name stands alone.
+    fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, value) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let text = match value {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            fs::write(path, text).unwrap();
+        }
+        dir
+    }
+
+    fn toy_json() -> Value {
+        serde_json::from_slice(&tokenizer_json(false)).unwrap()
+    }
+
+    fn rendered(tok: &Tokenizer) -> String {
+        let chat = tok.chat().unwrap();
+        chat.render(&[], &ChatOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn an_adapter_lies_over_its_base() {
+        let base = folder(&[
+            ("tokenizer.json", toy_json()),
+            (
+                "tokenizer_config.json",
+                json!({"eos_token": "</s>", "pad_token": "<pad>"}),
+            ),
+            (
+                "generation_config.json",
+                json!({"eos_token_id": [259, 261]}),
+            ),
+            (
+                "config.json",
+                json!({"eos_token_id": 258, "vocab_size": 300}),
+            ),
+            ("chat_template.jinja", json!("base")),
+        ]);
+        // Without files of its own it is the base's, and stops where any file of either says.
+        let bare = folder(&[]);
+        let tok = Tokenizer::load_layered(&[bare.path(), base.path()]).unwrap();
+        assert_eq!(tok.stop_ids(), [EOS, IM_END, BOS]);
+        assert_eq!((rendered(&tok).as_str(), tok.max_id()), ("base", 262));
+        // Its own tokenizer, template and EOS win; what it does not say comes from the base.
+        let own = folder(&[
+            ("tokenizer.json", toy_json()),
+            (
+                "tokenizer_config.json",
+                json!({"eos_token": "<|im_end|>", "chat_template": "own"}),
+            ),
+        ]);
+        let tok = Tokenizer::load_layered(&[own.path(), base.path()]).unwrap();
+        assert_eq!(tok.stop_ids(), [IM_END, EOS, BOS]);
+        assert_eq!((rendered(&tok).as_str(), tok.max_id()), ("own", IM_END));
+        let to = folder(&[]);
+        tok.save(to.path()).unwrap();
+        let again = Tokenizer::load(to.path()).unwrap();
+        assert_eq!(
+            (rendered(&again).as_str(), again.stop_ids()),
+            ("own", &[IM_END, EOS][..])
+        );
+        // A configuration over the base's vocabulary, and a template over the base's configuration.
+        let words = folder(&[(
+            "tokenizer_config.json",
+            json!({"eos_token": "<|im_start|>"}),
+        )]);
+        let tok = Tokenizer::load_layered(&[words.path(), base.path()]).unwrap();
+        assert_eq!((tok.eos_id(), rendered(&tok).as_str()), (IM_START, "base"));
+        let error = Tokenizer::load_layered(&[bare.path(), bare.path()]).unwrap_err();
+        assert!(error.to_string().contains("no tokenizer"), "{error}");
+    }
+
+    #[test]
+    fn a_template_of_the_base_is_saved_beside_the_configuration_over_it() {
+        let base = folder(&[
+            ("tokenizer.json", toy_json()),
+            (
+                "tokenizer_config.json",
+                json!({"eos_token": "</s>", "chat_template": [
+                {"name": "default", "template": "base"}, {"name": "tool_use", "template": "tools"}]}),
+            ),
+        ]);
+        let own = folder(&[("tokenizer_config.json", json!({"eos_token": "</s>"}))]);
+        let to = folder(&[]);
+        let tok = Tokenizer::load_layered(&[own.path(), base.path()]).unwrap();
+        tok.save(to.path()).unwrap();
+        let read = |name: &str| fs::read_to_string(to.path().join(name)).unwrap();
+        assert_eq!(read("chat_template.jinja"), "base");
+        assert_eq!(read("additional_chat_templates/tool_use.jinja"), "tools");
+        assert_eq!(rendered(&Tokenizer::load(to.path()).unwrap()), "base");
+    }
+
+    #[test]
+    fn another_eos_is_in_rows_templates_and_files() {
+        let dir = folder(&[
+            ("tokenizer.json", toy_json()),
+            ("tokenizer_config.json", json!({"eos_token": "</s>"})),
+            ("special_tokens_map.json", json!({"eos_token": "</s>"})),
+            (
+                "generation_config.json",
+                json!({"_from_model_config": true, "eos_token_id": 259, "top_k": 5}),
+            ),
+            ("config.json", json!({"eos_token_id": 258})),
+            ("chat_template.jinja", json!("{{ eos_token }}")),
+        ]);
+        let tok = Tokenizer::load(dir.path()).unwrap();
+        let changed = tok.with_eos_token("<|im_end|>").unwrap();
+        assert_eq!(
+            (changed.eos_id(), changed.eos_text()),
+            (IM_END, "<|im_end|>")
+        );
+        assert_eq!(changed.stop_ids(), [IM_END, EOS, BOS]);
+        assert_eq!(rendered(&changed), "<|im_end|>");
+        let to = folder(&[]);
+        changed.save(to.path()).unwrap();
+        let read = |name: &str| -> Value {
+            serde_json::from_slice(&fs::read(to.path().join(name)).unwrap()).unwrap()
+        };
+        assert_eq!(read("tokenizer_config.json")["eos_token"], "<|im_end|>");
+        assert_eq!(read("special_tokens_map.json")["eos_token"], "<|im_end|>");
+        assert_eq!(
+            read("generation_config.json"),
+            json!({"eos_token_id": [261, 259, 258], "top_k": 5})
+        );
+        let error = tok.with_eos_token("<none>").unwrap_err().to_string();
         assert!(
-            error.contains("add_bos_token: bos_token is \"<s>\""),
+            error.contains("eos_token: \"<none>\" is no token"),
             "{error}"
         );
+        // One more token to stop at changes nothing but that.
+        let more = tok.stopping_at(IM_END).unwrap();
+        assert_eq!(
+            (more.eos_id(), more.stop_ids()),
+            (EOS, &[EOS, BOS, IM_END][..])
+        );
+        more.save(to.path()).unwrap();
+        assert_eq!(
+            read("generation_config.json")["eos_token_id"],
+            json!([259, 258, 261])
+        );
+    }
+
+    #[test]
+    fn a_gap_in_the_vocabulary_counts() {
+        let mut json = toy_json();
+        json["model"]["vocab"]["hi"] = json!(800);
+        let dir = folder(&[
+            ("tokenizer.json", json.clone()),
+            ("tokenizer_config.json", json!({"eos_token": "</s>"})),
+        ]);
+        let tok = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!((tok.vocab_size(), tok.max_id()), (262, 800));
+        tok.check_embedding(801).unwrap();
+        let error = tok.check_embedding(768).unwrap_err().to_string();
+        assert!(
+            error.contains(": token id 800 (`hi`): the model has ids 0 to 767."),
+            "{error}"
+        );
+        assert_eq!(check_ids(&[0, 767], 768), Ok(()));
+    }
+
+    #[test]
+    fn a_padding_token_without_an_embedding_is_none() {
+        let files = |rows: usize| {
+            folder(&[
+                ("tokenizer.json", toy_json()),
+                (
+                    "tokenizer_config.json",
+                    json!({"eos_token": "</s>", "pad_token": "<pad>"}),
+                ),
+                ("config.json", json!({"vocab_size": rows})),
+            ])
+        };
+        assert_eq!(Tokenizer::load(files(262).path()).unwrap().max_id(), 261);
+        let tok = Tokenizer::load(files(263).path()).unwrap();
+        assert_eq!(tok.encode("<pad>", false).unwrap(), [262]);
+        assert!(tok.is_special(262));
+    }
+
+    #[test]
+    fn a_token_is_special_if_any_file_says_so() {
+        let mut json = toy_json();
+        json["added_tokens"][3]["special"] = json!(false);
+        let config = |value: Value| {
+            let dir = folder(&[
+                ("tokenizer.json", json.clone()),
+                ("tokenizer_config.json", value),
+            ]);
+            Tokenizer::load(dir.path()).unwrap().is_special(IM_END)
+        };
+        assert!(!config(json!({"eos_token": "</s>"})));
+        assert!(config(
+            json!({"eos_token": "</s>", "additional_special_tokens": ["<|im_end|>"]})
+        ));
+        assert!(config(
+            json!({"eos_token": "</s>", "extra_special_tokens": {"x": "<|im_end|>"}})
+        ));
+        assert!(config(json!({"eos_token": "<|im_end|>"})));
+        let token = json!({"content": "<|im_end|>", "special": true});
+        assert!(config(
+            json!({"eos_token": "</s>", "added_tokens_decoder": {"261": token}})
+        ));
+    }
+
+    #[test]
+    fn an_unknown_class_is_refused_by_name() {
+        let dir = folder(&[
+            ("vocab.json", json!({"h": 0, "<|endoftext|>": 1})),
+            ("merges.txt", json!("#version: 0.2\n")),
+            (
+                "tokenizer_config.json",
+                json!({"tokenizer_class": "WhisperTokenizerFast"}),
+            ),
+        ]);
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("the tokenizer is a WhisperTokenizerFast; vocab.json with merges.txt can be read as GPT2Tokenizer,"), "{error}");
+        fs::remove_file(dir.path().join("tokenizer_config.json")).unwrap();
+        fs::write(dir.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("no tokenizer_class is named, and a llama model goes with none"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_stands_around_a_text_is_there_once() {
+        let mut json = toy_json();
+        let special = |text: &str| json!({"SpecialToken": {"id": text, "type_id": 0}});
+        let name = |text: &str, id: u32| json!({"id": text, "ids": [id], "tokens": [text]});
+        json["post_processor"] = json!({"type": "TemplateProcessing",
+            "single": [special("<s>"), {"Sequence": {"id": "A", "type_id": 0}}, special("</s>")], "pair": [],
+            "special_tokens": {"<s>": name("<s>", BOS), "</s>": name("</s>", EOS)}});
+        let dir = folder(&[
+            ("tokenizer.json", json),
+            (
+                "tokenizer_config.json",
+                json!({"bos_token": "<s>", "eos_token": "</s>"}),
+            ),
+        ]);
+        let tok = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!(tok.encode_document("a").unwrap(), [BOS, 97, EOS]);
+        assert_eq!(tok.encode_document("<s>a</s>").unwrap(), [BOS, 97, EOS]);
+        assert_eq!(tok.encode_document("<s>a").unwrap(), [BOS, 97, EOS]);
+        assert_eq!(tok.encode_start("a").unwrap(), [BOS, 97]);
+        assert_eq!(tok.encode_start("").unwrap(), [BOS]);
     }
 }

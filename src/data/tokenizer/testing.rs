@@ -1,6 +1,6 @@
 //! A byte-level BPE whose ids are the bytes themselves, plus two merges and four special tokens.
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::*;
 
