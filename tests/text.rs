@@ -1,9 +1,11 @@
-//! Tokenizers, chat templates against transformers.
+//! Tokenizers, chat templates and rows against transformers and TRL.
 
 #[path = "support/parity.rs"]
 mod parity;
 #[path = "support/text.rs"]
 mod text;
+#[path = "support/trl_rows.rs"]
+mod trl_rows;
 
 #[test]
 fn tokenizers() {
@@ -13,6 +15,16 @@ fn tokenizers() {
 #[test]
 fn tokenizer_files() {
     text::tokenizer_files();
+}
+
+#[test]
+fn trl_rows() {
+    trl_rows::trl_rows();
+}
+
+#[test]
+fn prompts_begin_as_rows_do() {
+    trl_rows::prompts_begin_as_rows_do();
 }
 
 #[test]

@@ -71,6 +71,9 @@ pub struct AssistantSpans {
     /// Whether the template marks them itself (`{% generation %}`). Otherwise each reaches to the end of what the
     /// template writes for the turn, white space after the end-of-turn token included.
     pub marked: bool,
+    /// The conversation up to a span, opened for a response, where the text does not begin like that: by the index of the
+    /// span, which then starts where the two part.
+    pub prompts: BTreeMap<usize, String>,
 }
 
 /// A compiled chat template.
@@ -186,7 +189,7 @@ impl ChatTemplate {
     /// Text of a conversation and what in it the assistant wrote.
     ///
     /// A template that marks it with `{% generation %}` is taken at its word. Any other is rendered on growing
-    /// prefixes of the conversation: a turn starts where the text with the generation prompt ends.
+    /// prefixes of the conversation: a turn starts where the text with the generation prompt ends, or parts from it.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`], and if rendering a prefix of the conversation does not give a prefix of the text:
@@ -229,30 +232,53 @@ impl ChatTemplate {
                 text,
                 spans,
                 marked: true,
+                prompts: BTreeMap::new(),
             });
         }
         let opened = options.with_generation_prompt(true);
-        let mut spans = Vec::new();
-        for i in speaking {
+        let refuse = |i: usize, what: &str, help: &str| {
+            let message = format!(
+                "cannot tell what the assistant wrote in message {}: {what}. {help} mark the assistant's turns in the \
+                 template with {{% generation %}}, or give prompt and completion columns",
+                i + 1
+            );
+            Err(Error::format(&self.path, message))
+        };
+        let (mut spans, mut prompts) = (Vec::new(), BTreeMap::new());
+        for (index, &i) in speaking.iter().enumerate() {
             let before = self.render_in(&self.env, prepared[..i].to_vec(), &opened)?;
             let after = self.render_in(&self.env, prepared[..=i].to_vec(), &closed)?;
-            if !after.starts_with(&before) || !text.starts_with(&after) {
-                return Err(Error::format(
-                    &self.path,
-                    format!(
-                        "cannot tell what the assistant wrote in message {}: the template renders the conversation up to there \
-                         differently from the whole one. Train on the last turn only (`assistant_turns: Last`), mark the \
-                         assistant's turns in the template with {{% generation %}}, or give prompt and completion columns",
-                        i + 1
-                    ),
-                ));
+            if !text.starts_with(&after) {
+                let help = match turns {
+                    AssistantTurns::All if index + 1 < speaking.len() => {
+                        "Train on the last turn only (`assistant_turns: Last`),"
+                    }
+                    _ => "Leave out the messages after it,",
+                };
+                let what = "the template renders it differently once other messages follow";
+                return refuse(i, what, help);
             }
-            spans.push(before.len()..after.len());
+            if after.starts_with(&before) {
+                spans.push(before.len()..after.len());
+                continue;
+            }
+            // What opens a turn for a response (`<think>`) may be missing from a finished one. What comes before it may not.
+            let history = self.render_in(&self.env, prepared[..i].to_vec(), &closed)?;
+            if !after.starts_with(&history) {
+                let what = "the template renders the messages before it differently without it";
+                return refuse(i, what, "To train on it,");
+            }
+            let pairs = before.chars().zip(after.chars());
+            let shared = pairs.take_while(|(a, b)| a == b);
+            let start = shared.map(|(c, _)| c.len_utf8()).sum();
+            spans.push(start..after.len());
+            prompts.insert(index, before);
         }
         Ok(AssistantSpans {
             text,
             spans,
             marked: false,
+            prompts,
         })
     }
 
@@ -539,6 +565,57 @@ mod tests {
             .unwrap_err();
         assert!(error.to_string().contains("message 2"), "{error}");
         assert!(error.to_string().contains("{% generation %}"), "{error}");
+    }
+
+    #[test]
+    fn a_finished_turn_may_lack_what_opens_it_for_a_response() {
+        let source = "{% for m in messages %}[{{ m.role }}]{{ m.content }};{% endfor %}{% if add_generation_prompt %}[assistant]<think>{% endif %}";
+        let messages = talk(&[
+            ("user", "a"),
+            ("assistant", "b"),
+            ("user", "c"),
+            ("assistant", "d"),
+        ]);
+        for (turns, expected) in [
+            (AssistantTurns::All, vec!["b;", "d;"]),
+            (AssistantTurns::Last, vec!["d;"]),
+        ] {
+            let found = template(source)
+                .assistant_spans(&messages, &ChatOptions::default(), turns)
+                .unwrap();
+            let parts: Vec<&str> = found
+                .spans
+                .iter()
+                .map(|span| &found.text[span.clone()])
+                .collect();
+            assert_eq!(parts, expected);
+            let last = &found.prompts[&(expected.len() - 1)];
+            assert_eq!(last, "[user]a;[assistant]b;[user]c;[assistant]<think>");
+        }
+    }
+
+    #[test]
+    fn the_advice_leads_somewhere() {
+        let source = "{% for m in messages %}[{% if loop.last %}{{ m.content }}{% else %}..{% endif %}]{% endfor %}";
+        let refused = |turns: &[(&str, &str)], which| {
+            let error =
+                template(source).assistant_spans(&talk(turns), &ChatOptions::default(), which);
+            error.unwrap_err().to_string()
+        };
+        let two = [
+            ("user", "a"),
+            ("assistant", "b"),
+            ("user", "c"),
+            ("assistant", "d"),
+        ];
+        assert!(refused(&two, AssistantTurns::All).contains("`assistant_turns: Last`"));
+        let last = refused(&two, AssistantTurns::Last);
+        assert!(
+            !last.contains("assistant_turns") && last.contains("prompt and completion columns"),
+            "{last}"
+        );
+        let more = refused(&two[..3], AssistantTurns::Last);
+        assert!(more.contains("Leave out the messages after it"), "{more}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ mod tokenizer;
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
 pub use check::{RowKind, check_source, is_plain_text};
 pub use encode::{
-    Comparisons, Conversation, EncodeReport, Encoded, Example, Prompt, encode_comparisons,
+    Comparisons, Conversation, EncodeReport, Encoded, Example, Prompt, TurnEnd, encode_comparisons,
     encode_completions, encode_judged, encode_prompts, encode_text,
 };
 pub use loader::{Batches, micro_batches};

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::report::{Encoded, Notes, Outcome, encode_rows};
 use super::scored::ScoredRow;
-use super::sequence::Joint;
+use super::sequence::{Joint, check_row_ids, no_stop};
 use crate::data::records::{Content, RowParser, chat_options};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer};
@@ -81,8 +81,11 @@ pub fn encode_comparisons(
     max_length: usize,
 ) -> Result<Encoded<Comparisons>> {
     let parser = RowParser::new(format)?;
-    encode_rows(rows, format, max_length, |row| {
+    encode_rows(rows, tokenizer, format, max_length, |row| {
         if let Some(scored) = ScoredRow::of(row)? {
+            for ids in scored.ids() {
+                check_row_ids(row, tokenizer, ids)?;
+            }
             return scored.comparisons(format.take, max_length);
         }
         let parts = parser.preference(row)?;
@@ -101,7 +104,7 @@ pub fn encode_comparisons(
             }
             (Content::Messages(prompt), Content::Messages(response)) => {
                 let options = chat_options(row, format)?;
-                Joint::of_messages(row, tokenizer, &options, prompt, response)
+                Joint::of_messages(tokenizer, &options, prompt, response)
             }
             _ => Err(row.error("prompt and responses are not of one kind")),
         };
@@ -112,10 +115,14 @@ pub fn encode_comparisons(
         if chosen.ids.is_empty() || rejected.ids.is_empty() {
             return Ok(Outcome::Untrained);
         }
+        let is_chat = matches!(parts.chosen, Content::Messages(_));
+        let end = chosen.ids.last().filter(|_| is_chat);
         let notes = Notes {
             truncated: false,
             without_eos: chosen.lacks_eos(tokenizer) || rejected.lacks_eos(tokenizer),
             merged_boundary: chosen.merged || rejected.merged,
+            turn_end: no_stop(tokenizer, end),
+            opening: chosen.opening.or(rejected.opening),
         };
         let item = Comparisons {
             prompt_len: chosen.prompt_len.min(rejected.prompt_len),

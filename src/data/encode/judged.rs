@@ -5,7 +5,6 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::sequence::{Joint, encode_chat};
-use crate::data::rows::Row;
 use crate::data::{ChatOptions, Tokenizer};
 use crate::error::Result;
 
@@ -22,8 +21,7 @@ pub struct Conversation {
 /// template where the prompt is a conversation. The end is marked only where the response has `ended`.
 ///
 /// # Errors
-/// For a conversation where `tokenizer` has no chat template, or one that does not show where the response begins; as
-/// [`Tokenizer::encode`].
+/// For a conversation where `tokenizer` has no chat template; as [`Tokenizer::encode`].
 pub fn encode_judged(
     tokenizer: &Tokenizer,
     prompt: &str,
@@ -32,7 +30,10 @@ pub fn encode_judged(
     ended: bool,
 ) -> Result<Vec<u32>> {
     let Some(conversation) = conversation else {
-        return Ok(Joint::of_text(tokenizer, prompt, response, ended)?.ids);
+        if !ended {
+            return tokenizer.encode_start(&format!("{prompt}{response}"));
+        }
+        return Ok(Joint::of_text(tokenizer, prompt, response, true)?.ids);
     };
     let Conversation { messages, options } = conversation.as_ref();
     if !ended {
@@ -40,13 +41,8 @@ pub fn encode_judged(
         let prompt = tokenizer.chat()?.render(messages, &opened)?;
         return encode_chat(tokenizer, &format!("{prompt}{response}"));
     }
-    let row = Row {
-        columns: serde_json::Map::new(),
-        path: "the reward model's prompt".into(),
-        line: 0,
-    };
     let answer = [json!({"role": "assistant", "content": response})];
-    let joint = Joint::of_messages(&row, tokenizer, options, messages, &answer)?;
+    let joint = Joint::of_messages(tokenizer, options, messages, &answer)?;
     Ok(joint.ids)
 }
 

@@ -18,7 +18,7 @@ use serde_json::{Map, Value};
 
 pub use comparisons::{Comparisons, encode_comparisons};
 pub use judged::{Conversation, encode_judged};
-pub use report::{EncodeReport, Encoded};
+pub use report::{EncodeReport, Encoded, TurnEnd};
 
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options, prompt_text};
 use crate::data::rows::Row;
@@ -26,7 +26,9 @@ use crate::data::{RowFormat, Tokenizer, TruncationMode};
 use crate::error::Result;
 use report::{Notes, Outcome, encode_rows};
 use scored::{LearnedRow, learned_rows};
-use sequence::{Joint, encode_chat, encode_spans, end_with_eos, ends_with_stop};
+use sequence::{
+    Joint, Spoken, check_row_ids, encode_chat, encode_spans, end_with_eos, ends_with_stop, no_stop,
+};
 
 /// One row to learn from.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +70,8 @@ pub fn encode_text(
     max_length: usize,
 ) -> Result<Encoded<Example>> {
     let parser = RowParser::new(format)?;
-    encode_rows(rows, format, max_length, |row| {
+    encode_rows(rows, tokenizer, format, max_length, |row| {
+        let mut turn_end = None;
         let (ids, should_end) = match parser.text(row)? {
             Content::Text(text) => {
                 let mut ids = tokenizer.encode_document(&text)?;
@@ -78,7 +81,9 @@ pub fn encode_text(
             Content::Messages(messages) => {
                 let options = chat_options(row, format)?;
                 let text = tokenizer.chat()?.render(&messages, &options)?;
-                (encode_chat(tokenizer, &text)?, false)
+                let ids = encode_chat(tokenizer, &text)?;
+                turn_end = no_stop(tokenizer, sequence::turn_end(tokenizer, &ids)?);
+                (ids, false)
             }
         };
         let draft = Draft {
@@ -87,6 +92,8 @@ pub fn encode_text(
             prompt_len: 0,
             should_end,
             merged_boundary: false,
+            opening: None,
+            turn_end,
         };
         Ok(draft.finish(row, tokenizer, format, max_length))
     })
@@ -114,8 +121,10 @@ pub fn encode_completions(
     let parser = RowParser::new(format)?;
     let taken = learned_rows(rows, format.take)?;
     let rows = taken.as_deref().unwrap_or(rows);
-    encode_rows(rows, format, max_length, |row| {
+    encode_rows(rows, tokenizer, format, max_length, |row| {
         if let Some(learned) = LearnedRow::of(row)? {
+            check_row_ids(row, tokenizer, &learned.prompt_ids)?;
+            check_row_ids(row, tokenizer, &learned.completion_ids)?;
             let prompt_len = learned.prompt_ids.len();
             let from = if completion_only { prompt_len } else { 0 };
             let ids = [learned.prompt_ids, learned.completion_ids].concat();
@@ -126,18 +135,22 @@ pub fn encode_completions(
                 // A response that ran into its limit has no end.
                 should_end: false,
                 merged_boundary: false,
+                opening: None,
+                turn_end: None,
             };
             return Ok(draft.finish(row, tokenizer, format, max_length));
         }
-        let joint = match parser.completion(row)? {
+        let (joint, is_chat) = match parser.completion(row)? {
             CompletionRow::Text { prompt, completion } => {
                 // An empty completion is a hole in the data, not a lesson to say nothing.
                 let append_eos = format.append_eos && !completion.is_empty();
-                Joint::of_text(tokenizer, &prompt, &completion, append_eos)?
+                let joint = Joint::of_text(tokenizer, &prompt, &completion, append_eos)?;
+                (joint, false)
             }
             CompletionRow::Messages { prompt, completion } => {
                 let options = chat_options(row, format)?;
-                Joint::of_messages(row, tokenizer, &options, &prompt, &completion)?
+                let joint = Joint::of_messages(tokenizer, &options, &prompt, &completion)?;
+                (joint, true)
             }
             CompletionRow::Conversation(messages) => {
                 let options = chat_options(row, format)?;
@@ -145,7 +158,11 @@ pub fn encode_completions(
                 let spoken = tokenizer
                     .chat()?
                     .assistant_spans(&messages, &options, turns)?;
-                let (ids, trained) = encode_spans(tokenizer, &spoken)?;
+                let Spoken {
+                    ids,
+                    trained,
+                    opening,
+                } = encode_spans(tokenizer, &spoken)?;
                 let Some(prompt_len) = trained.iter().position(|&t| t) else {
                     return Err(row.error(format!(
                         "no token of the conversation is trained on: {}",
@@ -157,7 +174,10 @@ pub fn encode_completions(
                         }
                     )));
                 };
+                let last = trained.iter().rposition(|&t| t).map(|last| &ids[last]);
                 let draft = Draft {
+                    turn_end: no_stop(tokenizer, last),
+                    opening,
                     trained: if completion_only {
                         trained
                     } else {
@@ -173,6 +193,8 @@ pub fn encode_completions(
         };
         let from = if completion_only { joint.prompt_len } else { 0 };
         let draft = Draft {
+            turn_end: no_stop(tokenizer, joint.ids.last().filter(|_| is_chat)),
+            opening: joint.opening,
             trained: (0..joint.ids.len()).map(|i| i >= from).collect(),
             ids: joint.ids,
             prompt_len: joint.prompt_len,
@@ -197,11 +219,11 @@ pub fn encode_prompts(
     max_prompt_length: usize,
 ) -> Result<Encoded<Prompt>> {
     let parser = RowParser::new(format)?;
-    encode_rows(rows, format, max_prompt_length, |row| {
+    encode_rows(rows, tokenizer, format, max_prompt_length, |row| {
         let prompt = parser.prompt(row)?;
         let text = prompt_text(row, &prompt, tokenizer, format)?;
         let ids = match prompt {
-            Content::Text(_) => tokenizer.encode_document(&text)?,
+            Content::Text(_) => tokenizer.encode_start(&text)?,
             Content::Messages(_) => encode_chat(tokenizer, &text)?,
         };
         let conversation = match prompt {
@@ -239,6 +261,8 @@ struct Draft {
     prompt_len: usize,
     should_end: bool,
     merged_boundary: bool,
+    opening: Option<String>,
+    turn_end: Option<u32>,
 }
 
 impl Draft {
@@ -281,6 +305,8 @@ impl Draft {
             truncated,
             without_eos: self.should_end && !ends_with_stop(tokenizer, &self.ids[..=last]),
             merged_boundary: self.merged_boundary,
+            opening: self.opening,
+            turn_end: self.turn_end,
         };
         let item = Example {
             ids: self.ids,
@@ -610,6 +636,42 @@ mod tests {
             error.contains("of 1, 1 are longer than the limit of 3 tokens"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_end_of_turns_is_named_where_generation_goes_past_it() {
+        let mut files = testing::files(false, Some(CHATML));
+        let stops = Tokenizer::from_files(files.clone(), std::path::Path::new("toy")).unwrap();
+        files.remove("generation_config.json");
+        let tok = Tokenizer::from_files(files, std::path::Path::new("toy")).unwrap();
+        let talk = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+        let data = rows(&[json!({"messages": talk})]);
+        let encoded = encode_completions(&data, &tok, &plain(), 100, true).unwrap();
+        let end = encoded.report.turn_end.clone().unwrap();
+        assert_eq!(
+            (end.id, end.text.as_str(), end.eos.as_str()),
+            (IM_END, "<|im_end|>", "</s>")
+        );
+        assert_eq!(encoded.report.without_eos, 1);
+        let warning = &encoded.report.warnings()[0];
+        assert!(
+            warning.contains("set `eos_token: \"<|im_end|>\"`"),
+            "{warning}"
+        );
+        let text = encode_text(&data, &tok, &plain(), 100).unwrap();
+        assert_eq!(text.report.turn_end, Some(end));
+        // Where a file names it, or it is the EOS, there is nothing to say.
+        let changed = tok.with_eos_token("<|im_end|>").unwrap();
+        for tok in [stops, changed] {
+            let encoded = encode_completions(&data, &tok, &plain(), 100, true).unwrap();
+            assert_eq!(
+                (
+                    encoded.report.to_string().as_str(),
+                    encoded.report.warnings().len()
+                ),
+                ("", 0)
+            );
+        }
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::fmt;
 use rayon::prelude::*;
 
 use super::fit::fitted;
-use crate::data::RowFormat;
 use crate::data::rows::Row;
+use crate::data::{RowFormat, Tokenizer};
 use crate::error::{Error, Result};
 
 /// Encoded rows and what became of the others.
@@ -18,8 +18,19 @@ pub struct Encoded<T> {
     pub report: EncodeReport,
 }
 
+/// A token that ends the assistant's turns in a template, and at which generation does not stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnEnd {
+    /// Its id.
+    pub id: u32,
+    /// Its text.
+    pub text: String,
+    /// The tokenizer's EOS, as text.
+    pub eos: String,
+}
+
 /// What became of the rows. Displays as nothing when all went in whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EncodeReport {
     /// Rows read.
     pub rows: usize,
@@ -37,6 +48,36 @@ pub struct EncodeReport {
     pub without_eos: usize,
     /// Rows kept whose prompt the tokenizer merges with the start of the completion; the merged token is trained on.
     pub merged_boundary: usize,
+    /// Rows kept whose prompt the chat template renders otherwise when it asks for a response; they are trained on from
+    /// where the two renderings part.
+    pub diverging: usize,
+    /// How the prompt of the first of these ends when a response is asked for.
+    pub opening: Option<String>,
+    /// What conversations end with, if it is no stop token.
+    pub turn_end: Option<TurnEnd>,
+}
+
+impl EncodeReport {
+    /// What the user should know beside the counts, and what to do about it.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(TurnEnd { text, eos, .. }) = &self.turn_end {
+            warnings.push(format!(
+                "the chat template ends turns with {text:?}, the tokenizer's EOS is {eos:?}, and no file names {text:?} as a \
+                 token to stop at. A policy that is trained on them stops at both. To make {text:?} the EOS, of rows without a template \
+                 and in all files that are written too, set `eos_token: {text:?}` beside `model` in the recipe"
+            ));
+        }
+        if let Some(opening) = &self.opening {
+            warnings.push(format!(
+                "asked for a response, the chat template ends the prompt with {opening:?}, which a finished conversation lacks \
+                 ({} of {} rows): they are trained on from where the two part, so that the model learns in another context \
+                 than it answers in. A template that renders the prompt alike in both avoids it",
+                self.diverging, self.kept
+            ));
+        }
+        warnings
+    }
 }
 
 impl fmt::Display for EncodeReport {
@@ -100,11 +141,15 @@ pub(super) struct Notes {
     pub(super) truncated: bool,
     pub(super) without_eos: bool,
     pub(super) merged_boundary: bool,
+    pub(super) opening: Option<String>,
+    /// The special token that a conversation ends with, if it is no stop token.
+    pub(super) turn_end: Option<u32>,
 }
 
 /// Encodes all rows, in parallel and in order, and counts.
 pub(super) fn encode_rows<T: Send>(
     rows: &[Row],
+    tokenizer: &Tokenizer,
     format: &RowFormat,
     max_length: usize,
     encode: impl Fn(&Row) -> Result<Outcome<T>> + Sync,
@@ -128,6 +173,15 @@ pub(super) fn encode_rows<T: Send>(
                 report.truncated += usize::from(notes.truncated);
                 report.without_eos += usize::from(notes.without_eos);
                 report.merged_boundary += usize::from(notes.merged_boundary);
+                report.diverging += usize::from(notes.opening.is_some());
+                report.opening = report.opening.or(notes.opening);
+                if let (Some(id), None) = (notes.turn_end, &report.turn_end) {
+                    report.turn_end = Some(TurnEnd {
+                        id,
+                        text: tokenizer.token_str(id).unwrap_or_default(),
+                        eos: tokenizer.eos_text().to_owned(),
+                    });
+                }
             }
             Outcome::TooLong => report.dropped_too_long += 1,
             Outcome::Untrained | Outcome::CutAway => report.dropped_untrained += 1,

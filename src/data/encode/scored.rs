@@ -40,6 +40,12 @@ impl ScoredRow {
         Ok(Some(scored))
     }
 
+    /// The ids of the prompt and of each response.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &[u32]> {
+        let all = [&self.prompt_ids].into_iter().chain(&self.response_ids);
+        all.map(Vec::as_slice)
+    }
+
     /// Pairs of responses of which one is better: all whose scores differ by more than the tie margin, or the best against the
     /// worst. Responses that are longer than `max_length` with their prompt are left out.
     pub(super) fn comparisons(

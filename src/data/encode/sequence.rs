@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde_json::Value;
 
 use crate::data::rows::Row;
-use crate::data::{AssistantSpans, ChatOptions, Tokenizer};
+use crate::data::{AssistantSpans, ChatOptions, Tokenizer, check_ids};
 use crate::error::Result;
 
 /// Prompt and completion as one sequence.
@@ -14,31 +14,40 @@ pub(super) struct Joint {
     pub(super) prompt_len: usize,
     /// A token spans the end of the prompt.
     pub(super) merged: bool,
+    /// What the prompt ends with when a response is asked for, where the template leaves it out before the completion.
+    pub(super) opening: Option<String>,
     /// An EOS is due at the end.
     pub(super) should_end: bool,
 }
 
 impl Joint {
+    /// Both as one text, with what the tokenizer puts around a text. An empty completion is a prompt that goes on.
     pub(super) fn of_text(
         tokenizer: &Tokenizer,
         prompt: &str,
         completion: &str,
         append_eos: bool,
     ) -> Result<Self> {
-        let prompt_ids = tokenizer.encode_document(prompt)?;
-        let mut ids = tokenizer.encode_document(&format!("{prompt}{completion}"))?;
-        let (prompt_len, merged) = boundary(&prompt_ids, &ids);
+        let prompt_ids = tokenizer.encode_start(prompt)?;
+        let text = format!("{prompt}{completion}");
+        let mut ids = match completion.is_empty() {
+            true => tokenizer.encode_start(&text)?,
+            false => tokenizer.encode_document(&text)?,
+        };
+        let prompt_len = shared_len(&prompt_ids, &ids);
         end_with_eos(&mut ids, tokenizer, append_eos);
         Ok(Self {
             ids,
             prompt_len,
-            merged,
+            merged: prompt_len < prompt_ids.len(),
+            opening: None,
             should_end: append_eos,
         })
     }
 
+    /// Both as one conversation. The completion starts where the tokens of the prompt, rendered for a response, and those
+    /// of the whole conversation part, as in TRL: some templates end a prompt with what a finished turn lacks (`<think>`).
     pub(super) fn of_messages(
-        row: &Row,
         tokenizer: &Tokenizer,
         options: &ChatOptions,
         prompt: &[Value],
@@ -48,21 +57,20 @@ impl Joint {
         let prompt_text = chat.render(prompt, &options.with_generation_prompt(true))?;
         let messages = [prompt, completion].concat();
         let text = chat.render(&messages, options)?;
-        if !text.starts_with(&prompt_text) {
-            return Err(row.error(
-                "the chat template does not start the conversation with its own rendering of the prompt: \
-                 what the assistant wrote cannot be told apart. Give `messages` and a template with {% generation %}",
-            ));
-        }
         let prompt_ids = encode_chat(tokenizer, &prompt_text)?;
         let mut ids = encode_chat(tokenizer, &text)?;
-        let (prompt_len, merged) = boundary(&prompt_ids, &ids);
+        let prompt_len = shared_len(&prompt_ids, &ids);
         let end = end_of_turn(tokenizer, &ids, prompt_len..ids.len())?;
         ids.truncate(end);
+        let starts = text.starts_with(&prompt_text);
         Ok(Self {
             ids,
             prompt_len,
-            merged,
+            merged: starts && prompt_len < prompt_ids.len(),
+            opening: match starts {
+                true => None,
+                false => Some(tokenizer.decode(&prompt_ids[prompt_len..], false)?),
+            },
             should_end: true,
         })
     }
@@ -72,14 +80,10 @@ impl Joint {
     }
 }
 
-/// Tokens of the prompt at the start of the joint ids, and whether the tokenizer merged across its end.
-fn boundary(prompt_ids: &[u32], ids: &[u32]) -> (usize, bool) {
-    let shared = prompt_ids
-        .iter()
-        .zip(ids)
-        .take_while(|(a, b)| a == b)
-        .count();
-    (shared, shared < prompt_ids.len())
+/// Tokens at the start that both have.
+fn shared_len(prompt_ids: &[u32], ids: &[u32]) -> usize {
+    let pairs = prompt_ids.iter().zip(ids);
+    pairs.take_while(|(a, b)| a == b).count()
 }
 
 /// Tokens of a rendered conversation: the template has written the special tokens itself.
@@ -89,30 +93,48 @@ pub(super) fn encode_chat(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>>
     Ok(ids)
 }
 
+/// A conversation as tokens.
+pub(super) struct Spoken {
+    pub(super) ids: Vec<u32>,
+    /// Which tokens hold something that the assistant wrote.
+    pub(super) trained: Vec<bool>,
+    /// As of [`Joint`]: of the first turn that has it.
+    pub(super) opening: Option<String>,
+}
+
 /// Tokens of a conversation, and which of them hold something that the assistant wrote.
 ///
 /// Where the template marks its turns the marks are followed to the letter, as transformers' `assistant_masks` does.
 /// (It leaves out a span's last bytes where its last character has several tokens; here they are in.) Otherwise a turn
 /// ends with its end-of-turn token, without the white space that the template writes after it.
-pub(super) fn encode_spans(
-    tokenizer: &Tokenizer,
-    spoken: &AssistantSpans,
-) -> Result<(Vec<u32>, Vec<bool>)> {
+pub(super) fn encode_spans(tokenizer: &Tokenizer, spoken: &AssistantSpans) -> Result<Spoken> {
     let tokens = tokenizer.encode_with_offsets(&spoken.text)?;
     let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
     tokenizer.check_bos(&ids)?;
     let mut trained = vec![false; ids.len()];
-    for span in &spoken.spans {
+    let mut opening = None;
+    for (index, span) in spoken.spans.iter().enumerate() {
         // Offsets rise, so the tokens that lie in the span, in whole or in part, are neighbours.
-        let from = tokens.partition_point(|(_, bytes)| bytes.end <= span.start);
+        let mut from = tokens.partition_point(|(_, bytes)| bytes.end <= span.start);
         let to = tokens.partition_point(|(_, bytes)| bytes.start < span.end);
+        if let Some(prompt) = spoken.prompts.get(&index) {
+            let prompt_ids = encode_chat(tokenizer, prompt)?;
+            from = shared_len(&prompt_ids, &ids);
+            if opening.is_none() {
+                opening = Some(tokenizer.decode(&prompt_ids[from..], false)?);
+            }
+        }
         let end = match spoken.marked {
             true => to,
             false => end_of_turn(tokenizer, &ids, from..to)?,
         };
         trained[from..end.max(from)].fill(true);
     }
-    Ok((ids, trained))
+    Ok(Spoken {
+        ids,
+        trained,
+        opening,
+    })
 }
 
 /// End of a turn's tokens without the white space that the template writes after its last special token: generation
@@ -131,6 +153,27 @@ fn end_of_turn(tokenizer: &Tokenizer, ids: &[u32], turn: Range<usize>) -> Result
     } else {
         turn.end
     })
+}
+
+/// Refuses ids of a row that the model has no embedding for. (One with a padded vocabulary may have answered with ids that no
+/// token has.)
+pub(super) fn check_row_ids(row: &Row, tokenizer: &Tokenizer, ids: &[u32]) -> Result<()> {
+    match tokenizer.embeddings() {
+        Some(rows) => check_ids(ids, rows).map_err(|message| row.error(message)),
+        None => Ok(()),
+    }
+}
+
+/// The last token of a conversation, if it is a special one at which generation does not stop.
+pub(super) fn no_stop(tokenizer: &Tokenizer, last: Option<&u32>) -> Option<u32> {
+    last.copied()
+        .filter(|&id| tokenizer.is_special(id) && !tokenizer.stop_ids().contains(&id))
+}
+
+/// A conversation without the white space that the template writes after its last special token.
+pub(super) fn turn_end<'a>(tokenizer: &Tokenizer, ids: &'a [u32]) -> Result<Option<&'a u32>> {
+    let end = end_of_turn(tokenizer, ids, 0..ids.len())?;
+    Ok(ids[..end].last())
 }
 
 pub(super) fn ends_with_stop(tokenizer: &Tokenizer, ids: &[u32]) -> bool {
