@@ -4,6 +4,8 @@
 mod parity;
 #[path = "support/text.rs"]
 mod text;
+#[path = "support/tokens.rs"]
+mod tokens;
 #[path = "support/trl_rows.rs"]
 mod trl_rows;
 
@@ -25,6 +27,31 @@ fn trl_rows() {
 #[test]
 fn prompts_begin_as_rows_do() {
     trl_rows::prompts_begin_as_rows_do();
+}
+
+#[test]
+fn the_template_folder_is_shown_by_inspect() {
+    tokens::the_template_folder_is_shown_by_inspect();
+}
+
+#[test]
+fn a_prompt_that_opens_thinking_is_trained_on_from_where_it_parts() {
+    tokens::a_prompt_that_opens_thinking_is_trained_on_from_where_it_parts();
+}
+
+#[test]
+fn the_end_of_turns_is_named_and_written() {
+    tokens::the_end_of_turns_is_named_and_written();
+}
+
+#[test]
+fn ids_without_an_embedding_are_refused_before_training() {
+    tokens::ids_without_an_embedding_are_refused_before_training();
+}
+
+#[test]
+fn generation_stops_at_ids_of_the_model_configuration() {
+    tokens::generation_stops_at_ids_of_the_model_configuration();
 }
 
 #[test]

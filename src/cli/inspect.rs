@@ -28,7 +28,10 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             ))
         })?,
     };
-    let tokenizer = tokenizer(&recipe, stage)?;
+    let mut tokenizer = tokenizer(&recipe, stage)?;
+    if let Some(text) = &recipe.eos_token {
+        tokenizer = tokenizer.with_eos_token(text)?;
+    }
     let run_dir = recipe
         .output
         .clone()
@@ -109,6 +112,9 @@ fn show(preview: &Preview, rows: usize, tokenizer: &Tokenizer, color: bool) -> S
         true => "all rows kept",
         false => &report,
     });
+    for warning in preview.report.warnings() {
+        text.push_str(&format!("\nwarning: {warning}"));
+    }
     text.push('\n');
     text
 }

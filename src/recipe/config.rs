@@ -18,6 +18,10 @@ pub struct Recipe {
     /// The base model: a name of `temper models`, or a folder / GGUF file. May be absent when every stage has an `init` of its own.
     #[serde(default)]
     pub model: Option<String>,
+    /// The token that ends a text or a turn, instead of the one that the models' tokenizers name: TRL's key. Rows, sampling and
+    /// all files that are written follow it.
+    #[serde(default)]
+    pub eos_token: Option<String>,
     /// How the weights of the base model and of whole models from earlier stages are kept; anything but f32 keeps them frozen, so
     /// that stages train adapters only.
     #[serde(default)]

@@ -47,11 +47,19 @@ pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &st
             [
                 json(&recipe.seed),
                 json(&recipe.model),
+                json(&recipe.eos_token),
                 json(&recipe.base_precision),
                 json(&recipe.matmul_precision),
             ]
         };
-        let names = ["seed", "model", "base_precision", "matmul_precision"].map(str::to_owned);
+        let names = [
+            "seed",
+            "model",
+            "eos_token",
+            "base_precision",
+            "matmul_precision",
+        ]
+        .map(str::to_owned);
         let both = whole(&saved).into_iter().zip(whole(recipe));
         pairs.extend(
             names

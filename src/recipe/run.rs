@@ -127,6 +127,7 @@ pub fn run<B: ModelBackend>(
     session.recipe = recipe.name.clone();
     session.seed = Seed::new(recipe.seed);
     session.model = recipe.model.clone();
+    session.eos_token = recipe.eos_token.clone();
     session.numerics = recipe.numerics();
     session.resume = options.resume;
     session.resume_command = options.resume_command.clone();

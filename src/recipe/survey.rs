@@ -32,6 +32,7 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey 
             cache_dir: None,
         },
         model: recipe.model.as_deref(),
+        eos_token: recipe.eos_token.as_deref(),
         base: None,
         by_stage: BTreeMap::new(),
         rows: BTreeMap::new(),
@@ -62,6 +63,8 @@ struct Surveyor<'a> {
     context: DataContext,
     /// The recipe's `model`.
     model: Option<&'a str>,
+    /// The recipe's `eos_token`.
+    eos_token: Option<&'a str>,
     base: Option<Known>,
     /// Models that stages train, by stage.
     by_stage: BTreeMap<String, Known>,
@@ -84,6 +87,7 @@ impl Surveyor<'_> {
     fn stage(&mut self, stage: &Stage, path: &str) -> Option<StagePlan> {
         let reads = stage.reads();
         let known = self.models(&reads, path);
+        let known = known.and_then(|known| self.with_eos(known));
         let trains = stage.training().is_some();
         if let (true, Some(known)) = (trains, &known) {
             self.by_stage.insert(stage.name().to_owned(), known.clone());
@@ -133,6 +137,23 @@ impl Surveyor<'_> {
         let leaves = plan.leaves;
         (self.rows).extend(leaves.map(|rows| (stage.name().to_owned(), rows)));
         Some(plan)
+    }
+
+    /// The model with the recipe's EOS; `None` if its tokenizer has no such token, which is noted once.
+    fn with_eos(&mut self, known: Known) -> Option<Known> {
+        let Some(text) = self.eos_token else {
+            return Some(known);
+        };
+        match known.tokenizer.with_eos_token(text) {
+            Ok(tokenizer) => Some(Known { tokenizer, ..known }),
+            Err(error) => {
+                let problem = self.places.problem("eos_token", error.to_string());
+                if !self.problems.contains(&problem) {
+                    self.problems.push(problem);
+                }
+                None
+            }
+        }
     }
 
     /// Notes a stage whose rows may outgrow a table of learned positions.

@@ -78,7 +78,7 @@ impl<B: ModelBackend> Session<'_, B> {
                 let source = RandomSource::new(&config, self.seed.fork("weights"));
                 return Ok(Policy {
                     model: LanguageModel::load(&config, &source, &self.device)?,
-                    tokenizer: Arc::new(tokenizer),
+                    tokenizer: self.with_eos(tokenizer)?,
                     adapter: None,
                     base: path.to_string_lossy().into_owned(),
                     files: Vec::new(),
@@ -87,7 +87,7 @@ impl<B: ModelBackend> Session<'_, B> {
                 });
             }
         };
-        let tokenizer = Arc::new(source.tokenizer()?);
+        let tokenizer = self.with_eos(source.tokenizer()?)?;
         self.warn(&source.notes);
         let mut model = self.shared_base(&source)?;
         let adapter = source.attach_outermost(&mut model, &self.device)?;
@@ -321,8 +321,11 @@ fn write_model<B: ModelBackend>(
 ) -> Result<()> {
     write_dir_atomic(folder, |folder| {
         let mut json = config.to_json_as(classification, StoreAs::F32);
-        if let (Some(offset), Some(object)) = (offset, json.as_object_mut()) {
-            object.insert(SCORE_OFFSET.into(), offset.into());
+        if let Some(object) = json.as_object_mut() {
+            tokenizer.name_eos(object);
+            if let Some(offset) = offset {
+                object.insert(SCORE_OFFSET.into(), offset.into());
+            }
         }
         let text = serde_json::to_string_pretty(&json)
             .map_err(|e| Error::format(folder, e.to_string()))?;

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::RunDir;
-use crate::data::{DataConfig, DataContext, Row, read_rows};
+use crate::data::{DataConfig, DataContext, EncodeReport, Row, Tokenizer, read_rows};
 use crate::error::Result;
 use crate::model::LanguageModel;
 use crate::ops::{ModelBackend, Numerics};
@@ -32,6 +33,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub seed: Seed,
     /// The recipe's `model`.
     pub model: Option<String>,
+    /// The recipe's `eos_token`.
+    pub eos_token: Option<String>,
     /// The recipe's `base_precision` and `matmul_precision`.
     pub numerics: Numerics,
     /// Whether unfinished stages continue from their last checkpoint.
@@ -58,6 +61,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             recipe: String::new(),
             seed: Seed::new(1),
             model: None,
+            eos_token: None,
             numerics: Numerics::default(),
             resume: false,
             resume_command: String::new(),
@@ -93,11 +97,26 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         self.seed.fork("stage").fork(stage)
     }
 
+    /// A policy's tokenizer with the recipe's EOS.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::with_eos_token`].
+    pub(super) fn with_eos(&self, tokenizer: Tokenizer) -> Result<Arc<Tokenizer>> {
+        Ok(Arc::new(match &self.eos_token {
+            Some(text) => tokenizer.with_eos_token(text)?,
+            None => tokenizer,
+        }))
+    }
+
     /// Tells the user what a data set lost, if anything.
-    pub(super) fn tell(&mut self, what: &str, report: &crate::data::EncodeReport) {
+    pub(super) fn tell(&mut self, what: &str, report: &EncodeReport) {
         let text = report.to_string();
         if !text.is_empty() {
             self.reporter.message(&format!("{what}: {text}"));
+        }
+        for warning in report.warnings() {
+            self.reporter
+                .message(&format!("warning: {what}: {warning}"));
         }
     }
 
@@ -105,6 +124,17 @@ impl<'a, B: ModelBackend> Session<'a, B> {
     /// second model which nobody reads.
     pub fn forget_bases(&mut self) {
         self.bases.clear();
+    }
+}
+
+/// The tokenizer of what is trained on these rows: generation stops where their turns end.
+///
+/// # Errors
+/// As [`Tokenizer::stopping_at`].
+pub(super) fn stopping(tokenizer: &Arc<Tokenizer>, rows: &EncodeReport) -> Result<Arc<Tokenizer>> {
+    match &rows.turn_end {
+        Some(end) => Ok(Arc::new(tokenizer.stopping_at(end.id)?)),
+        None => Ok(tokenizer.clone()),
     }
 }
 

@@ -15,7 +15,9 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor};
 use serde_json::Map;
 
-use crate::data::{Batches, Comparisons, Prompt, Tokenizer, encode_comparisons, micro_batches};
+use crate::data::{
+    Batches, Comparisons, Encoded, Prompt, Tokenizer, encode_comparisons, micro_batches,
+};
 use crate::error::Result;
 use crate::host::{floats, indices, read};
 use crate::loss::{self, DpoObjective, response_sums};
@@ -27,7 +29,7 @@ use crate::train::Session;
 use crate::train::config::DataConfig;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
 use crate::train::policy::save_policy;
-use crate::train::session::{Outcome, data_file};
+use crate::train::session::{Outcome, data_file, stopping};
 use crate::train::shared::{Accumulator, NonFinite, Training, finite};
 
 /// What a step and an evaluation report, in the order of [`Measured::means`].
@@ -69,9 +71,15 @@ pub(super) fn dpo<B: ModelBackend>(
     let base = policy.base.clone();
     let (train, rows) = comparisons(session, config, &tokenizer, &config.data, "comparisons")?;
     let valid = match &config.eval_data {
-        Some(data) => comparisons(session, config, &tokenizer, data, "held-out comparisons")?.0,
+        Some(data) => {
+            let what = "held-out comparisons";
+            let (valid, _) = comparisons(session, config, &tokenizer, data, what)?;
+            valid.items
+        }
         None => Vec::new(),
     };
+    let tokenizer = stopping(&tokenizer, &train.report)?;
+    let train = train.items;
     let data = (data_file(&config.data, session.run.path()), rows);
     session.record(
         &config.name,
@@ -175,11 +183,11 @@ fn comparisons<B: ModelBackend>(
     tokenizer: &Tokenizer,
     data: &DataConfig,
     what: &str,
-) -> Result<(Vec<Comparisons>, usize)> {
+) -> Result<(Encoded<Comparisons>, usize)> {
     let rows = session.rows(data)?;
     let encoded = encode_comparisons(&rows, tokenizer, &data.format, config.max_length)?;
     session.tell(what, &encoded.report);
-    Ok((encoded.items, rows.len()))
+    Ok((encoded, rows.len()))
 }
 
 /// The first held-out prompts, to be answered for people to read; the best response stands beside the answer.

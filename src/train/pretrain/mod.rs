@@ -9,7 +9,7 @@ use crate::data::encode_text;
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
-use crate::train::session::{Outcome, data_file};
+use crate::train::session::{Outcome, data_file, stopping};
 use crate::train::supervised::{Supervised, run};
 
 /// Trains on every token of the text.
@@ -20,7 +20,7 @@ pub(super) fn pretrain<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &PretrainConfig,
 ) -> Result<Outcome> {
-    let policy = session.policy(&config.init)?;
+    let mut policy = session.policy(&config.init)?;
     let rows = session.rows(&config.data)?;
     let train = encode_text(
         &rows,
@@ -36,6 +36,7 @@ pub(super) fn pretrain<B: ModelBackend>(
         }
         None => Vec::new(),
     };
+    policy.tokenizer = stopping(&policy.tokenizer, &train.report)?;
     let data = (data_file(&config.data, session.run.path()), rows.len());
     session.record(
         &config.name,

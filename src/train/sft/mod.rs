@@ -9,7 +9,7 @@ use crate::data::{Row, RowFormat, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
-use crate::train::session::{Outcome, data_file};
+use crate::train::session::{Outcome, data_file, stopping};
 use crate::train::supervised::{Supervised, run};
 
 /// Trains on the completions (or on prompts too), token-weighted over the batch.
@@ -20,11 +20,13 @@ pub(super) fn sft<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &SftConfig,
 ) -> Result<Outcome> {
-    let policy = session.policy(&config.init)?;
-    let encode = |rows: &[Row], format: &RowFormat| config.encode(rows, &policy.tokenizer, format);
+    let mut policy = session.policy(&config.init)?;
+    let tokenizer = policy.tokenizer.clone();
+    let encode = |rows: &[Row], format: &RowFormat| config.encode(rows, &tokenizer, format);
     let rows = session.rows(&config.data)?;
     let train = encode(&rows, &config.data.format)?;
     session.tell("training data", &train.report);
+    policy.tokenizer = stopping(&tokenizer, &train.report)?;
     let (mut valid, mut prompts) = (Vec::new(), Vec::new());
     if let Some(data) = &config.eval_data {
         let rows = session.rows(data)?;
@@ -33,7 +35,7 @@ pub(super) fn sft<B: ModelBackend>(
         valid = encoded.items;
         // Conversations have no single prompt to answer: then there are no samples.
         let head = &rows[..rows.len().min(config.cadence.num_samples)];
-        prompts = encode_prompts(head, &policy.tokenizer, &data.format, config.max_length)
+        prompts = encode_prompts(head, &tokenizer, &data.format, config.max_length)
             .map_or(Vec::new(), |p| p.items);
     }
     let data = (data_file(&config.data, session.run.path()), rows.len());
