@@ -211,7 +211,7 @@ impl<B: ModelBackend> AdamW<B> {
             if !slot.is_trained() {
                 return;
             }
-            let shape = slot.shape();
+            let shape = meta.trained_shape(slot.shape());
             let mut take = |suffix: &str| {
                 let name = format!("{}.{suffix}", meta.key());
                 let (found, values) = state.remove(&name)?;

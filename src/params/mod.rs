@@ -101,14 +101,12 @@ impl ParamMeta {
         }
     }
 
-    /// Trained entries of a parameter of `entries`, which is trained.
-    fn num_trained(&self, entries: usize) -> usize {
-        let Some(columns) = &self.trained_columns else {
-            return entries;
-        };
-        let total: usize = self.pieces.iter().map(|(_, columns)| columns).sum();
-        let trained: usize = columns.iter().map(ExactSizeIterator::len).sum();
-        entries / total * trained
+    /// Shape of what is trained of a parameter of `shape`, and of its gradient and moments.
+    pub fn trained_shape(&self, mut shape: Vec<usize>) -> Vec<usize> {
+        if let (Some(ranges), Some(columns)) = (&self.trained_columns, shape.last_mut()) {
+            *columns = ranges.iter().map(ExactSizeIterator::len).sum();
+        }
+        shape
     }
 
     /// The parameter's key in optimiser state and gradients: its first tensor's name.
@@ -426,7 +424,7 @@ pub trait Parameters<B: Backend> {
             let entries = slot.num_entries();
             total += entries;
             if slot.is_trained() {
-                trained += meta.num_trained(entries);
+                trained += meta.trained_shape(slot.shape()).iter().product::<usize>();
             }
         });
         (trained, total)
