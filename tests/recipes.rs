@@ -84,7 +84,7 @@ fn unknown_key_in_the_header() {
         "name: \"sound\",",
         "name: \"sound\", sed: 3,",
         &[
-            "2:20: sed: unknown key `sed`; known keys: `name`, `model`, `base_precision`",
+            "2:20: sed: unknown key `sed`; known keys: `name`, `model`, `eos_token`",
             "did you mean `seed`?",
         ],
     );
