@@ -241,7 +241,7 @@ mod tests {
             .to_string();
         assert_eq!(
             error,
-            "rows.jsonl:1: not a row of a Rank stage: 1 responses and 0 scores"
+            "rows.jsonl:1: not a row of scored responses: 1 responses and 0 scores"
         );
     }
 }
