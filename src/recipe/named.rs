@@ -8,10 +8,13 @@ use crate::error::Problem;
 use crate::suggest::{did_you_mean, quoted};
 
 /// Puts in place of each `Data("name")` what the recipe's `data` holds under that name; returns what is wrong with the names.
+///
+/// The resolved recipe has no sets of its own: it says all of a stage at the stage.
 pub(super) fn resolve(recipe: &mut Recipe, places: &Places) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
-    for (name, data) in &recipe.data {
+    let sets = std::mem::take(&mut recipe.data);
+    for (name, data) in &sets {
         if let DataSource::Data(other) = &data.source {
             let key = format!("data.{name}.source");
             let message =
@@ -19,7 +22,6 @@ pub(super) fn resolve(recipe: &mut Recipe, places: &Places) -> Vec<Problem> {
             problems.push(places.problem(&key, message));
         }
     }
-    let sets = &recipe.data;
     for (index, stage) in recipe.stages.iter_mut().enumerate() {
         let path = places.stage_path(index, stage.name());
         let keys: Vec<&str> = stage.reads().data.iter().map(|data| data.key).collect();
