@@ -69,7 +69,9 @@ const MUTATIONS: &[Mutation] = mutations! {
         "let advantage = delta + gamma * lam * next_advantage;" =>
         "let advantage = delta + gamma * next_advantage;", LIB;
     "whitening divides by n instead of n - 1": "src/rl/whiten.rs",
-        "biased * n / (n - 1.0).max(1.0)" => "biased", LIB;
+        "moments(values).1 * n / (n - 1.0).max(1.0)" => "moments(values).1", LIB;
+    "a response is in its own leave-one-out baseline": "src/rl/rollout/group.rs",
+        "(total - f64::from(reward)) / (size - 1) as f64" => "total / size as f64", LIB;
     "k3 with the sign of the ratio turned": "src/rl/kl.rs",
         "(-logr).exp_m1() + logr" => "logr.exp_m1() - logr", LIB;
     "the KL controller is not bounded": "src/rl/kl.rs",
@@ -81,8 +83,8 @@ const MUTATIONS: &[Mutation] = mutations! {
     "the missing-EOS penalty is added": "src/rl/rewards.rs",
         "(f64::from(*score) - penalty) as f32" => "(f64::from(*score) + penalty) as f32", LIB;
     "PPO takes the better of clipped and unclipped": "src/loss/ppo.rs",
-        "(loss.clone() * ratio).max_pair(loss * clipped).sum()" =>
-        "(loss.clone() * ratio).min_pair(loss * clipped).sum()", LIB;
+        "(loss.clone() * ratio).max_pair(loss * clipped)" =>
+        "(loss.clone() * ratio).min_pair(loss * clipped)", LIB;
     "the value loss is not clipped": "src/loss/ppo.rs",
         "square.max_pair(clipped_square).sum() * 0.5" => "(square + clipped_square * 0.0).sum() * 0.5", LIB;
     "llama 3's rope scaling blends the wrong way": "src/model/block.rs",
@@ -110,7 +112,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "below[to + column] = part.scale * low.b[from + column];" => "below[to + column] = low.b[from + column];", LIB;
     "a response may not end at its first index that counts": "src/generate/batch.rs",
         "id == at.id && index >= at.after" => "id == at.id && index > at.after", &["--test", "backends", "ppo_details"];
-    "pre-training text weighs by its own tokens alone": "src/train/ppo/ptx.rs",
+    "pre-training text weighs by its own tokens alone": "src/train/rollout/ptx.rs",
         "loss.mul_scalar(self.coef * divisor / targets)" => "loss.mul_scalar(divisor / targets)", &["--test", "backends", "ppo_details"];
     "the best of K is any response": "src/loss/best_of_k.rs",
         ".narrow(1, 0, 1)" => ".narrow(1, 1, 1)", LIB;
@@ -124,8 +126,8 @@ const MUTATIONS: &[Mutation] = mutations! {
         "shifts[group][vector][lane] = -128 * sum;" => "shifts[group][vector][lane] = -127 * sum;", LIB;
     "a reduced head's targets come from the wrong column": "src/ops/reduced/mod.rs",
         "(0..self.inputs).map(|k| self.at(k, column))" => "(0..self.inputs).map(|k| self.at(k, column.max(1) - 1))", LIB;
-    "a KL in the loss has no weight": "src/train/ppo/update.rs",
-        "loss = loss + kl * rollout.kl_coef;" => "loss = loss + kl;", &["--test", "backends", "ppo"];
+    "a KL in the loss has no weight": "src/train/rollout/micro_batch.rs",
+        "loss = loss + kl * coef;" => "loss = loss + kl;", &["--test", "backends", "ppo"];
     "LayerNorm's gradient keeps the mean": "src/ops/kernels/layer_norm.rs",
         "dx[i] - mean - normed[i] * along" => "dx[i] - normed[i] * along", &["--test", "backends", "operations"];
     "GELU's slope leaves out the density": "src/ops/kernels/gelu.rs",
@@ -151,7 +153,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "false => 1.0," => "false => 1.0 - self.lr * self.weight_decay,", OPS;
     "models in one pass have each other's adapters": "src/ops/mod.rs",
         "filter(|&share| share != owner)" => "filter(|&share| share == owner)", &["--test", "backends", "together"];
-    "the loss of a value head has no weight": "src/train/ppo/update.rs",
+    "the loss of a value head has no weight": "src/train/rollout/micro_batch.rs",
         "policy_loss + value_loss * weight" => "policy_loss + value_loss", &["--test", "backends", "ppo"];
     "a sum in place forgets the part before": "src/ops/kernels/gemm/mod.rs",
         "false => Sums::Continued," => "false => Sums::Written,", LIB;

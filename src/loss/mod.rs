@@ -1,6 +1,7 @@
 //! Losses: tensors in, tensors out, summed.
 //!
-//! Each loss returns a *sum* as `[1]`, over tokens or over prompts as its doc says. The caller divides by the count of the whole
+//! Each loss returns a *sum* as `[1]`, over tokens or over prompts as its doc says; those of a policy return their tokens, because
+//! methods weigh tokens differently before they sum. The caller divides by the count of the whole
 //! minibatch before it calls `backward`, so splitting a minibatch into micro-batches does not change the gradient.
 
 mod best_of_k;

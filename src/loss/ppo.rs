@@ -2,54 +2,64 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
+use crate::rl::rollout::Objective;
 use crate::rl::{self, KlEstimator};
 
 /// Largest `|logprob - old_logprob|` that enters the ratio. Beyond it `exp` would overflow, and the infinity would reach the
 /// gradient as NaN even through the branch that is not taken.
 const MAX_LOG_RATIO: f64 = 20.0;
 
-/// Clipped policy objective, negated and summed over response tokens.
+/// The policy's [`Objective`], negated, at each response token.
 ///
-/// `sum of max(-A rho, -A clip(rho, 1 - cliprange, 1 + cliprange))` with `rho = exp(logprob - old_logprob)`.
-/// At `rho = 1` it is `-sum(A)`. A change of log-probability beyond ±20 is cut there and has no gradient.
+/// With `rho = exp(logprob - old_logprob)` the clip is `max(-A rho, -A clip(rho, 1 - low, 1 + high))`; at `rho = 1` it is
+/// `-A`. A change of log-probability beyond ±20 is cut there and has no gradient.
 ///
 /// The N+ code averages each micro-batch over its own tokens and then averages the averages, so its result depends on how
-/// rows fall into micro-batches. Divided by the token count of the minibatch, this one does not.
+/// rows fall into micro-batches. Summed, and divided by a count of the minibatch ([`crate::rl::rollout::LossMean`]), this
+/// one's does not.
 ///
 /// # Shapes
 /// - `logprobs` (with gradient), `old_logprobs`, `advantages`: `[response tokens]`
-/// - returns: `[1]`
+/// - returns: `[response tokens]`
 ///
 /// # Panics
 /// If the lengths differ.
 ///
 /// # Source
-/// Schulman et al. 2017, arXiv:1707.06347, eq. 7; arXiv:2403.17031.
+/// Schulman et al. 2017, arXiv:1707.06347, eq. 7; arXiv:2403.17031; those of [`Objective`].
 pub fn policy_loss<B: Backend>(
     logprobs: Tensor<B, 1>,
     old_logprobs: Tensor<B, 1>,
     advantages: Tensor<B, 1>,
-    cliprange: f64,
+    objective: Objective,
 ) -> Tensor<B, 1> {
     assert_eq!(logprobs.dims(), old_logprobs.dims(), "response tokens");
     assert_eq!(logprobs.dims(), advantages.dims(), "response tokens");
-    let ratio = (logprobs - old_logprobs)
+    let ratio = (logprobs.clone() - old_logprobs)
         .clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         .exp();
-    let clipped = ratio.clone().clamp(1.0 - cliprange, 1.0 + cliprange);
     let loss = advantages.neg();
-    (loss.clone() * ratio).max_pair(loss * clipped).sum()
+    match objective {
+        Objective::Clip { low, high } => {
+            let clipped = ratio.clone().clamp(1.0 - low, 1.0 + high);
+            (loss.clone() * ratio).max_pair(loss * clipped)
+        }
+        Objective::Cispo { max_ratio } => {
+            let weight = ratio.clamp_max(max_ratio).detach();
+            loss * weight * logprobs
+        }
+    }
 }
 
-/// KL of the policy from the reference as a term of the loss, summed over response tokens: `estimator` with its gradient.
+/// KL of the policy from the reference as a term of the loss, at each response token: `estimator` with its gradient.
 ///
-/// On tokens that the policy itself drew, the expected gradient of `K2` is that of `KL(policy || reference)` and `K3`'s that
+/// On tokens that the policy itself generated, the expected gradient of `K2` is that of `KL(policy || reference)` and `K3`'s that
 /// of `KL(reference || policy)`; `K1`'s is zero, so that recipes may not ask for it. `logr` is cut to ±20 in `K3` and has no
 /// gradient beyond.
 ///
 /// # Shapes
 /// - `logprobs` (with gradient), `ref_logprobs`: `[response tokens]`
-/// - returns: `[1]`, nats
+/// - returns: `[response tokens]`, nats
 ///
 /// # Panics
 /// If the lengths differ.
@@ -63,15 +73,14 @@ pub fn kl_loss<B: Backend>(
 ) -> Tensor<B, 1> {
     assert_eq!(logprobs.dims(), ref_logprobs.dims(), "response tokens");
     let logr = logprobs - ref_logprobs;
-    let kl = match estimator {
+    match estimator {
         KlEstimator::K1 => logr,
         KlEstimator::K2 => logr.clone() * logr * 0.5,
         KlEstimator::K3 => {
             let logr = logr.clamp(-rl::MAX_LOG_RATIO, rl::MAX_LOG_RATIO);
             logr.clone().neg().exp() - 1.0 + logr
         }
-    };
-    kl.sum()
+    }
 }
 
 /// Clipped value loss, summed over value positions.
@@ -114,12 +123,15 @@ mod tests {
 
     fn policy<B: Backend>(logprobs: &[f32], old: &[f32], advantages: &[f32]) -> f32 {
         let advantages = tensor(advantages);
-        value(policy_loss::<B>(
-            tensor(logprobs),
-            tensor(old),
-            advantages,
-            0.2,
-        ))
+        value(
+            policy_loss::<B>(
+                tensor(logprobs),
+                tensor(old),
+                advantages,
+                Objective::clip(0.2),
+            )
+            .sum(),
+        )
     }
 
     fn critic<B: Backend>(values: &[f32], old: &[f32], returns: &[f32]) -> f32 {
@@ -133,7 +145,13 @@ mod tests {
 
     fn policy_gradient<B: Backend>(logprobs: &[f32], old: &[f32], advantages: &[f32]) -> Vec<f32> {
         gradient::<B>(logprobs, |logprobs| {
-            policy_loss(logprobs, tensor(old), tensor(advantages), 0.2)
+            policy_loss(
+                logprobs,
+                tensor(old),
+                tensor(advantages),
+                Objective::clip(0.2),
+            )
+            .sum()
         })
     }
 
@@ -159,6 +177,34 @@ mod tests {
         // A clipped token has no gradient: d/dlogp of -A rho is -A rho where it is not.
         let got = policy_gradient::<B>(&[up, down, up, down], &[0.0; 4], &[2.0, 2.0, -2.0, -2.0]);
         for (got, want) in got.into_iter().zip([0.0, -1.0, 3.0, 0.0]) {
+            assert_close(got, want);
+        }
+    }
+
+    fn clip_higher_leaves_more_room_upwards<B: Backend>() {
+        let objective = Objective::Clip {
+            low: 0.2,
+            high: 0.28,
+        };
+        let (up, down) = (1.5f32.ln(), 0.5f32.ln());
+        // A = 2 at ratio 1.5: 1.28 * 2; A = -2 at ratio 0.5: 0.8 * 2.
+        let loss = |logprob: f32, advantage: f32| {
+            let (old, advantage) = (tensor(&[0.0]), tensor(&[advantage]));
+            value(policy_loss::<B>(tensor(&[logprob]), old, advantage, objective).sum())
+        };
+        assert_close(loss(up, 2.0), -2.56);
+        assert_close(loss(down, -2.0), 1.6);
+    }
+
+    fn cispo_weighs_every_token_by_its_clipped_ratio<B: Backend>() {
+        let objective = Objective::Cispo { max_ratio: 1.2 };
+        let (up, down) = (1.5f32.ln(), 0.5f32.ln());
+        // -A min(rho, 1.2): the gradient is a constant times A, and never zero.
+        let got = gradient::<B>(&[up, down, up], |logprobs| {
+            let advantages = tensor(&[2.0, 2.0, -2.0]);
+            policy_loss(logprobs, tensor(&[0.0; 3]), advantages, objective).sum()
+        });
+        for (got, want) in got.into_iter().zip([-2.4, -1.0, 2.4]) {
             assert_close(got, want);
         }
     }
@@ -198,19 +244,16 @@ mod tests {
         let (new, reference) = ([-1.0, -2.0, -0.5, -30.0], [-1.5, -1.9, -0.6, -2.0]);
         for estimator in [KlEstimator::K1, KlEstimator::K2, KlEstimator::K3] {
             let want = rl::kl_per_token(estimator, &new[..3], &reference[..3]);
-            let got = value(kl_loss::<B>(
-                tensor(&new[..3]),
-                tensor(&reference[..3]),
-                estimator,
-            ));
+            let got =
+                value(kl_loss::<B>(tensor(&new[..3]), tensor(&reference[..3]), estimator).sum());
             assert_close(got, want.iter().sum());
             check_gradient::<B>(&new[..3], |new| {
-                kl_loss(new, tensor(&reference[..3]), estimator)
+                kl_loss(new, tensor(&reference[..3]), estimator).sum()
             });
         }
         // Beyond the cut there is no gradient, and no infinity.
         let got = gradient::<B>(&new, |new| {
-            kl_loss(new, tensor(&reference), KlEstimator::K3)
+            kl_loss(new, tensor(&reference), KlEstimator::K3).sum()
         });
         assert_eq!(got[3], 0.0);
     }
@@ -220,7 +263,7 @@ mod tests {
         let (new, old) = ([-1.0, -2.0, -0.5, -3.0], [-1.5, -1.9, -0.6, -2.0]);
         let targets = [1.0, -1.0, 0.5, -2.0];
         check_gradient::<B>(&new, |new| {
-            policy_loss(new, tensor(&old), tensor(&targets), 0.2)
+            policy_loss(new, tensor(&old), tensor(&targets), Objective::clip(0.2)).sum()
         });
         check_gradient::<B>(&new, |new| {
             value_loss(new, tensor(&old), tensor(&targets), 0.2)
@@ -230,6 +273,8 @@ mod tests {
     on_each_backend!(
         at_ratio_one_the_loss_is_minus_the_advantages,
         the_policy_ratio_is_clipped_on_the_pessimistic_side,
+        clip_higher_leaves_more_room_upwards,
+        cispo_weighs_every_token_by_its_clipped_ratio,
         huge_changes_of_logprob_stay_finite,
         the_value_loss_is_the_larger_square,
         sums_do_not_depend_on_the_micro_batch_split,

@@ -48,6 +48,16 @@ pub enum RewardConfig {
     Sum(Vec<(f64, RewardConfig)>),
 }
 
+impl RewardConfig {
+    /// The stage or folder of the reward model, if the source is one.
+    pub fn learned(&self) -> Option<&str> {
+        match self {
+            Self::Learned { stage } => Some(stage),
+            _ => None,
+        }
+    }
+}
+
 /// Which ROUGE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{KlControl, KlEstimator};
+use super::{KlControl, KlEstimator, KlIn};
 
 /// Largest `|logr|` that [`KlEstimator::K3`] exponentiates; keeps one outlier from turning the whole batch infinite.
 pub(crate) const MAX_LOG_RATIO: f64 = 20.0;
@@ -43,6 +43,35 @@ pub fn kl_per_token(estimator: KlEstimator, logprobs: &[f32], ref_logprobs: &[f3
             kl as f32
         })
         .collect()
+}
+
+/// The KL term of a rollout: its weight, its estimator, and where it enters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KlTerm {
+    /// Its weight in this rollout.
+    pub coef: f64,
+    /// What is estimated at each token.
+    pub estimator: KlEstimator,
+    /// Reward or loss.
+    pub place: KlIn,
+}
+
+impl KlTerm {
+    /// Its weight in the rewards: 0 if it is in the loss.
+    pub fn reward_coef(&self) -> f64 {
+        match self.place {
+            KlIn::Reward => self.coef,
+            KlIn::Loss => 0.0,
+        }
+    }
+
+    /// Its weight in the loss; `None` if it is in the rewards.
+    pub fn loss_coef(&self) -> Option<f64> {
+        match self.place {
+            KlIn::Reward => None,
+            KlIn::Loss => Some(self.coef),
+        }
+    }
 }
 
 /// The weight of the KL term over a run. Plain data: a checkpoint stores it whole.

@@ -38,9 +38,8 @@ pub struct ResponseLayout {
 }
 
 impl ResponseLayout {
-    /// The score is paid on the last token itself (the EOS, if there is one); value positions are policy positions.
-    ///
-    /// The simple convention, which TRL's PPO had before it followed the N+ code.
+    /// The score is paid on the last token itself (the EOS, if there is one); value positions are policy positions: the layout
+    /// of methods without a value function.
     ///
     /// # Panics
     /// If a response is empty.
@@ -88,15 +87,33 @@ impl ResponseLayout {
         self.values.last_tokens()
     }
 
+    /// The layout of some rows, in this order.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        let lens = |all: &Segments| Segments::from_lens(rows.iter().map(|&row| all.row_len(row)));
+        Self {
+            responses: lens(&self.responses),
+            values: lens(&self.values),
+        }
+    }
+
+    /// Index of each policy position among the value positions.
+    pub fn responses_among_values(&self) -> Vec<usize> {
+        (self.responses.iter().zip(self.values.iter()))
+            .flat_map(|(response, value)| value.start..value.start + response.len())
+            .collect()
+    }
+
     /// Numbers on value positions, kept where there is a policy position: `[values] -> [responses]`.
     ///
     /// # Panics
     /// If `per_value` does not have one entry per value position.
     pub fn at_responses(&self, per_value: &[f32]) -> Vec<f32> {
         assert_eq!(per_value.len(), self.values.num_tokens(), "value positions");
-        (self.responses.iter().zip(self.values.iter()))
-            .flat_map(|(response, value)| &per_value[value.start..value.start + response.len()])
-            .copied()
+        (self.responses_among_values().into_iter())
+            .map(|position| per_value[position])
             .collect()
     }
 
@@ -135,16 +152,16 @@ impl ResponseLayout {
         self.hidden_positions(rows, &self.values)
     }
 
-    fn hidden_positions(&self, rows: &Segments, wanted: &Segments) -> Vec<usize> {
+    fn hidden_positions(&self, rows: &Segments, positions: &Segments) -> Vec<usize> {
         assert_eq!(rows.num_rows(), self.responses.num_rows(), "rows");
-        (rows.iter().zip(self.responses.iter()).zip(wanted.iter()))
-            .flat_map(|((row, response), wanted)| {
+        (rows.iter().zip(self.responses.iter()).zip(positions.iter()))
+            .flat_map(|((row, response), positions)| {
                 assert!(
                     row.len() > response.len(),
                     "a row needs a query before its response"
                 );
                 let first = row.end - response.len() - 1;
-                first..first + wanted.len()
+                first..first + positions.len()
             })
             .collect()
     }
@@ -179,6 +196,15 @@ mod tests {
         assert_eq!(layout.logprob_positions(&rows), [2, 3, 5, 6, 7]);
         // The first row's extra value is read at its last token, 4.
         assert_eq!(layout.value_positions(&rows), [2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn some_rows_have_a_layout_of_their_own() {
+        let layout = ResponseLayout::after_eos(Segments::from_lens([1, 3, 2]), 3);
+        let some = layout.select(&[2, 0]);
+        assert_eq!(some.responses(), &Segments::from_lens([2, 1]));
+        assert_eq!(some.values(), &Segments::from_lens([3, 2]));
+        assert_eq!(some.responses_among_values(), [0, 1, 3]);
     }
 
     #[test]

@@ -31,13 +31,14 @@ mod gae;
 mod kl;
 mod layout;
 mod rewards;
+pub mod rollout;
 mod stats;
 mod whiten;
 
 pub use config::{KlControl, KlEstimator, KlIn, MissingEos};
 pub use gae::{Gae, gae};
 pub(crate) use kl::MAX_LOG_RATIO;
-pub use kl::{AdaptiveKl, KlController, kl_per_token};
+pub use kl::{AdaptiveKl, KlController, KlTerm, kl_per_token};
 pub use layout::ResponseLayout;
 pub use rewards::{apply_missing_eos, token_rewards};
 pub use stats::{

@@ -3,6 +3,8 @@
 //! All means are over real tokens or rows: a packed batch has no pads to count. The N+ code averages over padding too (and
 //! counts the placeholder log-probability 1.0 there as negative entropy), so its numbers for short responses differ.
 
+use super::KlTerm;
+use super::rollout::{Objective, Samples};
 use crate::tokens::Segments;
 
 /// Mean over all values; 0 for none.
@@ -80,34 +82,19 @@ impl ObjectiveStats {
     }
 }
 
-/// The objective of a rollout. `kl` is the plain estimator `logr`, which is reported whatever enters the rewards; `reward_kl` is
-/// what does.
-///
-/// # Shapes
-/// - `kl`, `reward_kl`: `[response tokens]`; `scores` (after the missing-EOS rule), `has_eos`: `[rows]`
-///
-/// # Panics
-/// If the lengths do not fit `responses`.
-pub fn objective_stats(
-    kl: &[f32],
-    reward_kl: &[f32],
-    scores: &[f32],
-    kl_coef: f64,
-    responses: &Segments,
-    has_eos: &[bool],
-) -> ObjectiveStats {
-    assert_eq!(scores.len(), responses.num_rows(), "rows");
-    assert_eq!(has_eos.len(), responses.num_rows(), "rows");
-    let kl = mean(&row_sums(kl, responses));
-    let scores = mean(scores);
-    let non_score_reward = -kl_coef * mean(&row_sums(reward_kl, responses));
+/// The objective of a rollout. Its `kl` is the plain estimator `logr`, which is reported whatever enters the rewards.
+pub fn objective_stats(samples: &Samples, kl: &KlTerm) -> ObjectiveStats {
+    let responses = samples.layout.responses();
+    let scores = mean(&samples.scores);
+    let paid = mean(&row_sums(&samples.kl(kl.estimator), responses));
+    let non_score_reward = -kl.reward_coef() * paid;
     ObjectiveStats {
-        kl,
+        kl: samples.mean_kl(),
         scores,
         non_score_reward,
         rlhf_reward: scores + non_score_reward,
         response_length: responses.num_tokens() as f64 / responses.num_rows().max(1) as f64,
-        num_eos_tokens: has_eos.iter().filter(|&&has| has).count(),
+        num_eos_tokens: samples.has_eos.iter().filter(|&&has| has).count(),
     }
 }
 
@@ -155,18 +142,17 @@ impl UpdateStats {
         logprobs: &[f32],
         old_logprobs: &[f32],
         advantages: &[f32],
-        cliprange: f64,
+        objective: Objective,
     ) {
         assert_eq!(logprobs.len(), old_logprobs.len(), "response tokens");
         assert_eq!(logprobs.len(), advantages.len(), "response tokens");
         for ((&new, &old), &advantage) in logprobs.iter().zip(old_logprobs).zip(advantages) {
             let change = f64::from(new) - f64::from(old);
             let ratio = change.exp();
-            // The clipped term is the larger loss: only then does it hold the policy back.
-            let held = (advantage > 0.0 && ratio > 1.0 + cliprange)
-                || (advantage < 0.0 && ratio < 1.0 - cliprange);
             self.num_tokens += 1;
             self.squared_changes += change * change;
+            // The clipped term is the larger loss: only then does it hold the policy back.
+            let held = objective.holds_back(ratio, f64::from(advantage));
             self.clipped += usize::from(held);
             // Sums are taken of ratio - 1, which keeps the variance exact near ratio 1.
             self.ratio_sum += ratio - 1.0;
@@ -244,24 +230,33 @@ impl UpdateStats {
         self.values_clipped as f64 / self.num_values.max(1) as f64
     }
 
-    /// Names and values, as `metrics.jsonl` has them.
-    pub fn metrics(&self) -> [(&'static str, f64); 7] {
+    /// Names and values, as `metrics.jsonl` has them; `val/clipfrac_avg` only if there is a value function.
+    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
         let (ratio_min, ratio_max) = self.ratio_range().unwrap_or((1.0, 1.0));
-        [
+        let mut metrics = vec![
             ("policy/approxkl_avg", self.approxkl()),
             ("policy/clipfrac_avg", self.clipfrac()),
             ("val/ratio", self.ratio_mean()),
             ("val/ratio_var", self.ratio_var()),
             ("val/ratio_min", ratio_min),
             ("val/ratio_max", ratio_max),
-            ("val/clipfrac_avg", self.value_clipfrac()),
-        ]
+        ];
+        if self.num_values > 0 {
+            metrics.push(("val/clipfrac_avg", self.value_clipfrac()));
+        }
+        metrics
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rl::{KlEstimator, KlIn, ResponseLayout};
+
+    const CLIP: Objective = Objective::Clip {
+        low: 0.2,
+        high: 0.2,
+    };
 
     fn assert_close(got: f64, want: f64) {
         assert!((got - want).abs() < 1e-6, "{got}, expected {want}");
@@ -287,12 +282,31 @@ mod tests {
         assert_eq!(explained_variance(&[1.0, 2.0], &[4.0, 4.0]), 0.0);
     }
 
+    /// Two responses of 2 and 1 tokens, `logr` 0.5, -0.2 and 1.5.
+    fn samples() -> Samples {
+        Samples {
+            rows: vec![vec![3, 4, 5], vec![3, 4]],
+            query_lens: vec![1, 1],
+            layout: ResponseLayout::on_last_token(Segments::from_lens([2, 1])),
+            has_eos: vec![true, false],
+            scores: vec![2.0, -1.0],
+            logprobs: vec![0.5, -0.2, 1.5],
+            ref_logprobs: Some(vec![0.0; 3]),
+        }
+    }
+
+    fn kl_term(coef: f64, estimator: KlEstimator) -> KlTerm {
+        KlTerm {
+            coef,
+            estimator,
+            place: KlIn::Reward,
+        }
+    }
+
     #[test]
     fn objective_sums_kl_over_each_response() {
         // Row KLs 0.3 and 1.5: mean 0.9; -0.05 * 0.9 = -0.045; scores mean 0.5.
-        let responses = Segments::from_lens([2, 1]);
-        let kl = [0.5, -0.2, 1.5];
-        let got = objective_stats(&kl, &kl, &[2.0, -1.0], 0.05, &responses, &[true, false]);
+        let got = objective_stats(&samples(), &kl_term(0.05, KlEstimator::K1));
         assert_close(got.kl, 0.9);
         assert_close(got.scores, 0.5);
         assert_close(got.non_score_reward, -0.045);
@@ -303,9 +317,7 @@ mod tests {
     #[test]
     fn the_kl_term_is_that_of_the_estimator_in_the_rewards() {
         // k2 of the same tokens: 0.125 + 0.02 and 1.125, mean 0.635.
-        let responses = Segments::from_lens([2, 1]);
-        let (kl, k2) = ([0.5, -0.2, 1.5], [0.125, 0.02, 1.125]);
-        let got = objective_stats(&kl, &k2, &[2.0, -1.0], 0.1, &responses, &[true; 2]);
+        let got = objective_stats(&samples(), &kl_term(0.1, KlEstimator::K2));
         assert_close(got.kl, 0.9);
         assert_close(got.non_score_reward, -0.0635);
         assert_close(got.rlhf_reward, 0.4365);
@@ -318,7 +330,7 @@ mod tests {
         let of = |range: std::ops::Range<usize>| {
             let mut stats = UpdateStats::default();
             let part = |x: &[f32; 4]| x[range.clone()].to_vec();
-            stats.add_policy(&part(&new), &part(&old), &part(&advantages), 0.2);
+            stats.add_policy(&part(&new), &part(&old), &part(&advantages), CLIP);
             stats.add_value(&part(&new), &part(&old), &part(&advantages), 0.2);
             stats
         };
@@ -333,7 +345,7 @@ mod tests {
     #[test]
     fn a_token_without_advantage_is_not_held_back() {
         let mut stats = UpdateStats::default();
-        stats.add_policy(&[-0.1, -3.0], &[-3.0, -0.1], &[0.0, 0.0], 0.2);
+        stats.add_policy(&[-0.1, -3.0], &[-3.0, -0.1], &[0.0, 0.0], CLIP);
         assert_eq!(stats.clipfrac(), 0.0);
     }
 
@@ -341,7 +353,7 @@ mod tests {
     fn before_the_first_update_ratio_is_one_and_approxkl_zero() {
         let logprobs = [-0.1, -3.0, -7.25];
         let mut stats = UpdateStats::default();
-        stats.add_policy(&logprobs, &logprobs, &[1.0, -1.0, 2.0], 0.2);
+        stats.add_policy(&logprobs, &logprobs, &[1.0, -1.0, 2.0], CLIP);
         assert_eq!((stats.approxkl(), stats.clipfrac()), (0.0, 0.0));
         assert_eq!((stats.ratio_mean(), stats.ratio_var()), (1.0, 0.0));
         assert_eq!(stats.ratio_range(), Some((1.0, 1.0)));
@@ -356,7 +368,7 @@ mod tests {
             &[up, down, up, down],
             &[0.0; 4],
             &[1.0, 1.0, 1.0, -1.0],
-            0.2,
+            CLIP,
         );
         assert_eq!(stats.clipfrac(), 0.75);
         assert_close(stats.ratio_mean(), 1.0);
@@ -387,7 +399,7 @@ mod tests {
         let (new, old) = ([-1.0, -2.0, -0.5], [-1.5, -1.75, -0.5]);
         let (advantages, values) = ([1.0, -1.0, 0.5], [1.0, 0.5, -2.0]);
         let mut whole = UpdateStats::default();
-        whole.add_policy(&new, &old, &advantages, 0.2);
+        whole.add_policy(&new, &old, &advantages, CLIP);
         whole.add_value(&values, &old, &advantages, 0.2);
         let mut split = UpdateStats::default();
         for part in [0..2, 2..3] {
@@ -395,7 +407,7 @@ mod tests {
                 &new[part.clone()],
                 &old[part.clone()],
                 &advantages[part.clone()],
-                0.2,
+                CLIP,
             );
             split.add_value(
                 &values[part.clone()],

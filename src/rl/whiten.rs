@@ -7,8 +7,19 @@ use super::stats::moments;
 pub enum Variance {
     /// Divided by `n` (lm-human-preferences, N+).
     Biased,
-    /// Divided by `n - 1` (TRL). One value alone has variance 0 here, where PyTorch gives NaN.
+    /// Divided by `n - 1` (TRL, and the groups of GRPO). One value alone has variance 0 here, where PyTorch gives NaN.
     Unbiased,
+}
+
+impl Variance {
+    /// The variance of `values`; 0 for none and for one alone.
+    pub fn of(self, values: &[f32]) -> f64 {
+        let n = values.len() as f64;
+        match self {
+            Self::Biased => moments(values).1,
+            Self::Unbiased => moments(values).1 * n / (n - 1.0).max(1.0),
+        }
+    }
 }
 
 /// Scales to variance 1, and with `shift_mean` shifts to mean 0: `(x - mean) rsqrt(var + 1e-8) (+ mean)`.
@@ -19,13 +30,8 @@ pub enum Variance {
 /// # Source
 /// arXiv:2403.17031, its code's `whiten`.
 pub fn whiten(values: &[f32], shift_mean: bool, variance: Variance) -> Vec<f32> {
-    let (mean, biased) = moments(values);
-    let n = values.len() as f64;
-    let var = match variance {
-        Variance::Biased => biased,
-        Variance::Unbiased => biased * n / (n - 1.0).max(1.0),
-    };
-    let scale = 1.0 / (var + 1e-8).sqrt();
+    let (mean, _) = moments(values);
+    let scale = 1.0 / (variance.of(values) + 1e-8).sqrt();
     let shift = if shift_mean { 0.0 } else { mean };
     (values.iter())
         .map(|&x| ((f64::from(x) - mean) * scale + shift) as f32)

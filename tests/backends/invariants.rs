@@ -26,8 +26,9 @@ use tempering::rl::{self, KlEstimator, Variance};
 use tempering::rng::Seed;
 use tempering::tokens::{Segments, TokenBatch};
 use tempering::train::config::PpoConfig;
-use tempering::train::ppo::{
-    Episodes, FrozenValue, Models, Networks, Rollout, UpdateSettings, ValueFunction, update,
+use tempering::train::ppo;
+use tempering::train::rollout::{
+    Episodes, FrozenValue, Models, Networks, Rollout, ValueFunction, minibatch_orders, update,
 };
 use tempering::train::row_logprobs;
 
@@ -155,14 +156,15 @@ fn evaluate<B: ModelBackend>(
     device: &B::Device,
 ) -> Rollout {
     let reference = language_model::<B>("ppo/ref", device);
+    let value = FrozenValue::Network(value_model::<B>(device));
     let models = Models {
-        reference: &reference,
         policy: &reference,
-        value: &FrozenValue::Network(value_model::<B>(device)),
-        retake: false,
+        reference: Some(&reference),
+        value: Some(&value),
+        recompute_logprobs: false,
         frozen_base: false,
     };
-    Rollout::evaluate(episodes, models, config, 0.1, device)
+    ppo::rollout(episodes, models, config, 0.1, device)
 }
 
 // ---- a row does not depend on its company ----
@@ -186,6 +188,34 @@ fn logprobs_alone<B: ModelBackend>(name: &str, rows: &[Vec<u32>]) -> TestCaseRes
     Ok(())
 }
 
+/// Arrays of a rollout at one row, before whitening.
+type OfRow = fn(&Rollout, usize) -> Vec<f32>;
+
+fn arrays() -> [(&'static str, OfRow); 6] {
+    fn tokens(rollout: &Rollout, row: usize, values: &[f32]) -> Vec<f32> {
+        values[rollout.samples.layout.responses().range(row)].to_vec()
+    }
+    fn places(rollout: &Rollout, row: usize, values: &[f32]) -> Vec<f32> {
+        values[rollout.samples.layout.values().range(row)].to_vec()
+    }
+    [
+        ("ref_logprobs", |r, row| {
+            tokens(r, row, r.samples.ref_logprobs.as_ref().unwrap())
+        }),
+        ("kl", |r, row| tokens(r, row, &r.samples.kl(r.kl.estimator))),
+        ("advantages", |r, row| tokens(r, row, &r.raw_advantages)),
+        ("values", |r, row| {
+            places(r, row, &r.targets.as_ref().unwrap().values)
+        }),
+        ("rewards", |r, row| {
+            places(r, row, &r.targets.as_ref().unwrap().rewards)
+        }),
+        ("returns", |r, row| {
+            places(r, row, &r.targets.as_ref().unwrap().returns)
+        }),
+    ]
+}
+
 /// Everything that a rollout computes for a row, in a batch, in the reverse order, and alone. Only whitening looks at the others.
 fn rollout_alone<B: ModelBackend>(episodes: &Episodes) -> TestCaseResult {
     let device = B::Device::default();
@@ -204,23 +234,8 @@ fn rollout_alone<B: ModelBackend>(episodes: &Episodes) -> TestCaseResult {
     for i in 0..count {
         let alone = evaluate::<B>(&pick(vec![i]), &config, &device);
         for (other, at) in [(&reversed, count - 1 - i), (&alone, 0)] {
-            let tokens =
-                |r: &Rollout, row: usize, x: &[f32]| x[r.layout.responses().range(row)].to_vec();
-            let places =
-                |r: &Rollout, row: usize, x: &[f32]| x[r.layout.values().range(row)].to_vec();
-            for (what, a, b) in [
-                ("ref_logprobs", &all.ref_logprobs, &other.ref_logprobs),
-                ("kl", &all.kl, &other.kl),
-            ] {
-                close(what, &tokens(other, at, b), &tokens(&all, i, a), 1e-4)?;
-            }
-            for (what, a, b) in [
-                ("values", &all.values, &other.values),
-                ("rewards", &all.raw_rewards, &other.raw_rewards),
-                ("advantages", &all.raw_advantages, &other.raw_advantages),
-                ("returns", &all.returns, &other.returns),
-            ] {
-                close(what, &places(other, at, b), &places(&all, i, a), 1e-4)?;
+            for (what, of) in arrays() {
+                close(what, &of(other, at), &of(&all, i), 1e-4)?;
             }
         }
     }
@@ -297,21 +312,16 @@ fn ppo_split<B: ModelBackend>(
         };
         let mut networks = Networks {
             policy,
-            value: ValueFunction::Network {
+            policy_optim: AdamW::<B>::new(optim.clone()),
+            value: Some(ValueFunction::Network {
                 model: value,
-                optim: AdamW::<B>::new(optim.clone()),
-            },
-            policy_optim: AdamW::<B>::new(optim),
+                optim: AdamW::<B>::new(optim),
+            }),
         };
         let rollout = evaluate::<B>(episodes, &config, &device);
-        let orders =
-            tempering::train::ppo::minibatch_orders(Seed::new(seed), rollout.rows.len(), 2);
-        let settings = UpdateSettings {
-            ppo: &config,
-            policy_lr: 1e-4,
-            value_lr: 1e-4,
-            ptx: None,
-        };
+        let orders = minibatch_orders(Seed::new(seed), rollout.samples.rows.len(), 2);
+        // At the default rate of both networks, 1e-4.
+        let settings = config.update_settings(0, 1, None);
         let report = update(&mut networks, &rollout, &orders, &settings, &device).unwrap();
         let norms: Vec<f32> = (report.minibatches.iter())
             .flat_map(|m| {
@@ -327,7 +337,7 @@ fn ppo_split<B: ModelBackend>(
         (
             norms,
             values(&mut networks.policy),
-            values(networks.value.parameters()),
+            values(networks.value.as_mut().unwrap().parameters()),
         )
     };
     let (numbers, policy, value) = run(4096);

@@ -8,6 +8,7 @@ mod only;
 mod options;
 mod ppo_details;
 mod resume;
+mod rollout;
 
 #[path = "../support/families.rs"]
 mod families;

@@ -27,15 +27,17 @@ use tempering::optim::{AdamW, OptimConfig, Schedule, lr_at};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
 use tempering::recipe;
+use tempering::rl::rollout::Objective;
 use tempering::rl::{
     self, KlControl, KlController, KlEstimator, MissingEos, ResponseLayout, Variance,
 };
 use tempering::rng::Seed;
 use tempering::tokens::{Segments, TokenBatch};
 use tempering::train::config::{Peft, PpoConfig, ValueInit};
-use tempering::train::ppo::{
+use tempering::train::ppo::{self, value_network};
+use tempering::train::rollout::{
     Episodes, FrozenValue, MinibatchReport, Models, Networks, Ptx, Rollout, UpdateReport,
-    UpdateSettings, ValueFunction, logprob_temperature, minibatch_orders, update, value_network,
+    UpdateSettings, ValueFunction, ValueTargets, minibatch_orders, update,
 };
 use tempering::train::{Policy, RewardModel, Stage, example_loss, row_logprobs};
 
@@ -133,13 +135,42 @@ fn evaluate(episodes: &Episodes, config: &PpoConfig) -> Rollout {
     let reference = language_model("ref");
     let value = FrozenValue::Network(reward_model());
     let models = Models {
-        reference: &reference,
         policy: &reference,
-        value: &value,
-        retake: false,
+        reference: Some(&reference),
+        value: Some(&value),
+        recompute_logprobs: false,
         frozen_base: false,
     };
-    Rollout::evaluate(episodes, models, config, config.kl_coef, &device)
+    ppo::rollout(episodes, models, config, config.kl_coef, &device)
+}
+
+fn ref_logprobs(rollout: &Rollout) -> &[f32] {
+    rollout.samples.ref_logprobs.as_deref().unwrap()
+}
+
+fn targets(rollout: &Rollout) -> &ValueTargets {
+    rollout.targets.as_ref().unwrap()
+}
+
+/// `[value positions]`: not whitened.
+fn raw_rewards(rollout: &Rollout) -> Vec<f32> {
+    rollout.samples.token_rewards(&rollout.kl)
+}
+
+/// `[value positions]`: not whitened.
+fn raw_advantages(rollout: &Rollout, config: &PpoConfig) -> Vec<f32> {
+    let ValueTargets {
+        values, rewards, ..
+    } = targets(rollout);
+    let positions = rollout.samples.layout.values();
+    rl::gae(rewards, values, positions, config.gamma, config.lam).advantages
+}
+
+fn update_settings(config: &PpoConfig, policy_lr: f64, value_lr: f64) -> UpdateSettings<'_> {
+    let mut settings = config.update_settings(0, 1, None);
+    settings.policy.lr = policy_lr;
+    settings.value.as_mut().unwrap().lr = value_lr;
+    settings
 }
 
 fn networks(policy: LanguageModel<B>, optim: OptimConfig) -> Networks<B> {
@@ -149,11 +180,11 @@ fn networks(policy: LanguageModel<B>, optim: OptimConfig) -> Networks<B> {
     value.train_only(&|_| true);
     Networks {
         policy,
-        value: ValueFunction::Network {
+        policy_optim: AdamW::new(optim.clone()),
+        value: Some(ValueFunction::Network {
             model: value,
-            optim: AdamW::new(optim.clone()),
-        },
-        policy_optim: AdamW::new(optim),
+            optim: AdamW::new(optim),
+        }),
     }
 }
 
@@ -163,22 +194,21 @@ fn run_update(
     config: &PpoConfig,
     lr: f64,
 ) -> UpdateReport {
-    let orders = minibatch_orders(Seed::new(1), rollout.rows.len(), config.num_ppo_epochs);
-    let settings = UpdateSettings {
-        ppo: config,
-        policy_lr: lr,
-        value_lr: lr,
-        ptx: None,
-    };
+    let orders = minibatch_orders(
+        Seed::new(1),
+        rollout.samples.rows.len(),
+        config.num_ppo_epochs,
+    );
+    let settings = update_settings(config, lr, lr);
     update(networks, rollout, &orders, &settings, &Default::default()).unwrap()
 }
 
-/// What a policy answers to some prompts at PPO's temperature, drawn as the stage draws.
-fn drawn(policy: &LanguageModel<B>, stop_ids: Vec<u32>, temperature: f64) -> Episodes {
-    drawn_until(policy, stop_ids, None, temperature)
+/// What a policy answers to some prompts at PPO's temperature, generated as the stage does.
+fn generated(policy: &LanguageModel<B>, stop_ids: Vec<u32>, temperature: f64) -> Episodes {
+    generated_until(policy, stop_ids, None, temperature)
 }
 
-fn drawn_until(
+fn generated_until(
     policy: &LanguageModel<B>,
     stop_ids: Vec<u32>,
     truncate: Option<TruncateAt>,
@@ -346,7 +376,7 @@ fn detail_07_no_dropout_in_rollout_and_update() {
         }
     });
     let config = ppo_config(json!({"num_ppo_epochs": 1}));
-    let episodes = drawn(&policy, stops(), logprob_temperature(&config));
+    let episodes = generated(&policy, stops(), config.logprob_temperature());
     let rollout = evaluate(&episodes, &config);
     let report = run_update(
         &mut networks(policy, OptimConfig::default()),
@@ -369,8 +399,8 @@ fn detail_08_randomness_is_a_function_of_seed_and_step() {
         episodes.responses.into_iter().map(|r| r.ids).collect()
     };
     assert_eq!(
-        ids(drawn(&policy, stops(), 0.7)),
-        ids(drawn(&policy, stops(), 0.7))
+        ids(generated(&policy, stops(), 0.7)),
+        ids(generated(&policy, stops(), 0.7))
     );
 }
 
@@ -563,8 +593,8 @@ fn detail_16_the_best_of_four_is_a_choice() {
 #[test]
 fn detail_17_stopping_early_changes_nothing_but_the_length() {
     let policy = language_model("ref");
-    let stopped = drawn(&policy, stops(), 0.7);
-    let full = drawn(&policy, Vec::new(), 0.7);
+    let stopped = generated(&policy, stops(), 0.7);
+    let full = generated(&policy, Vec::new(), 0.7);
     let mut early = 0;
     for (stopped, full) in stopped.responses.iter().zip(&full.responses) {
         assert_eq!(full.ids.len(), T);
@@ -581,19 +611,19 @@ fn detail_17_stopping_early_changes_nothing_but_the_length() {
 #[test]
 fn detail_18_every_logprob_is_taken_at_the_temperature() {
     let config = ppo_config(json!({"temperature": 0.7}));
-    assert_eq!(logprob_temperature(&config), 0.7 + 1e-7);
+    assert_eq!(config.logprob_temperature(), 0.7 + 1e-7);
     // Sampling and reference: where the policy is the reference, their log-probabilities are the same.
     let policy = language_model("ref");
-    let episodes = drawn(&policy, stops(), logprob_temperature(&config));
+    let episodes = generated(&policy, stops(), config.logprob_temperature());
     let rollout = evaluate(&episodes, &config);
-    assert_close(&rollout.ref_logprobs, &rollout.logprobs, 1e-5);
+    assert_close(ref_logprobs(&rollout), &rollout.samples.logprobs, 1e-5);
     // The update: ratios are one.
     let mut networks = networks(policy, OptimConfig::default());
     let report = run_update(&mut networks, &rollout, &config, 0.0);
     assert!(report.logprob_max_diff < 1e-5);
     // And it matters: at temperature 1 they would be far apart.
     let at_one = evaluate(&episodes, &ppo_config(json!({"temperature": 1.0})));
-    let gap = (at_one.ref_logprobs.iter().zip(&rollout.logprobs))
+    let gap = (ref_logprobs(&at_one).iter().zip(&rollout.samples.logprobs))
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max);
     assert!(gap > 0.1, "{gap}");
@@ -615,7 +645,7 @@ fn detail_19_tokens_after_the_response_do_not_reach_it() {
     assert_close(&values(short)[1..4], &values(long)[1..4], 1e-5);
     let rollout = evaluate(&episodes(), &ppo_config(json!({})));
     assert_close(
-        &rollout.values[rollout.layout.values().range(1)],
+        &targets(&rollout).values[rollout.samples.layout.values().range(1)],
         &values(short)[1..4],
         1e-5,
     );
@@ -624,7 +654,7 @@ fn detail_19_tokens_after_the_response_do_not_reach_it() {
 #[test]
 fn detail_20_a_response_ends_with_its_first_eos() {
     let policy = language_model("ref");
-    for response in drawn(&policy, stops(), 0.7).responses {
+    for response in generated(&policy, stops(), 0.7).responses {
         let first = response.ids.iter().position(|id| stops().contains(id));
         match first {
             Some(first) => assert_eq!(first + 1, response.ids.len(), "kept, and the last one"),
@@ -636,13 +666,13 @@ fn detail_20_a_response_ends_with_its_first_eos() {
 #[test]
 fn detail_20_a_response_may_end_at_a_token_from_an_index_on() {
     let policy = language_model("ref");
-    let full = drawn(&policy, Vec::new(), 0.7).responses;
+    let full = generated(&policy, Vec::new(), 0.7).responses;
     // A token that a response holds twice or more, so that the first time comes before the index.
     for response in &full {
         for (first, &id) in response.ids.iter().enumerate() {
             for after in 0..=T {
                 let at = TruncateAt { id, after };
-                let ended = drawn_until(&policy, Vec::new(), Some(at), 0.7).responses;
+                let ended = generated_until(&policy, Vec::new(), Some(at), 0.7).responses;
                 for (ended, full) in ended.iter().zip(&full) {
                     let end = (after..T).find(|&i| full.ids[i] == id);
                     assert_eq!(ended.ids, full.ids[..end.map_or(T, |end| end + 1)]);
@@ -655,8 +685,11 @@ fn detail_20_a_response_may_end_at_a_token_from_an_index_on() {
 
 #[test]
 fn detail_21_missing_eos_replaces_or_subtracts() {
-    let kept =
-        |rule: Value| evaluate(&episodes(), &ppo_config(json!({"missing_eos": rule}))).kept_scores;
+    let kept = |rule: Value| {
+        evaluate(&episodes(), &ppo_config(json!({"missing_eos": rule})))
+            .samples
+            .scores
+    };
     assert_eq!(kept(json!({"Replace": -1.0})), [-1.0, 2.0]);
     assert_eq!(kept(json!({"Subtract": 1.0})), [-0.5, 2.0]);
     assert_eq!(kept(json!("Keep")), [0.5, 2.0]);
@@ -679,15 +712,18 @@ fn detail_23_nothing_is_stored_beyond_the_response() {
     let rollout = evaluate(&episodes(), &ppo_config(json!({})));
     let tokens = 6 + 2;
     for (what, len) in [
-        ("logprobs", rollout.logprobs.len()),
-        ("ref_logprobs", rollout.ref_logprobs.len()),
-        ("kl", rollout.kl.len()),
+        ("logprobs", rollout.samples.logprobs.len()),
+        ("ref_logprobs", ref_logprobs(&rollout).len()),
+        ("kl", rollout.samples.kl(rollout.kl.estimator).len()),
         ("advantages", rollout.advantages.len()),
     ] {
         assert_eq!(len, tokens, "{what}");
     }
     assert_eq!(
-        (rollout.values.len(), rollout.returns.len()),
+        (
+            targets(&rollout).values.len(),
+            targets(&rollout).returns.len()
+        ),
         (6 + 3, 6 + 3)
     );
 }
@@ -696,40 +732,44 @@ fn detail_23_nothing_is_stored_beyond_the_response() {
 fn detail_24_the_kl_term_is_paid_per_token_and_the_score_after_eos() {
     let config = ppo_config(json!({"kl_coef": 0.05, "missing_eos": "Keep"}));
     let rollout = evaluate(&episodes(), &config);
-    let kl: Vec<f32> = (rollout.logprobs.iter().zip(&rollout.ref_logprobs))
+    let kl: Vec<f32> = (rollout.samples.logprobs.iter().zip(ref_logprobs(&rollout)))
         .map(|(a, b)| a - b)
         .collect();
     let mut want: Vec<f32> = kl[..6].iter().map(|kl| -0.05 * kl).collect();
     want[5] += 0.5; // L + 1 = T: on the last token
     want.extend([-0.05 * kl[6], -0.05 * kl[7], 2.0]); // L + 1 < T: after it
-    assert_close(&rollout.raw_rewards, &want, 1e-6);
+    assert_close(&raw_rewards(&rollout), &want, 1e-6);
 }
 
 #[test]
 fn detail_25_reward_whitening_keeps_the_mean_and_is_off_by_default() {
     let off = evaluate(&episodes(), &ppo_config(json!({})));
-    assert_eq!(off.rewards, off.raw_rewards);
+    assert_eq!(targets(&off).rewards, raw_rewards(&off));
     let on = evaluate(&episodes(), &ppo_config(json!({"whiten_rewards": true})));
-    assert_eq!(on.raw_rewards, off.raw_rewards);
-    assert!((rl::mean(&on.rewards) - rl::mean(&on.raw_rewards)).abs() < 1e-6);
-    assert!((rl::variance(&on.rewards) - 1.0).abs() < 1e-5, "biased");
+    assert_eq!(raw_rewards(&on), raw_rewards(&off));
+    assert!((rl::mean(&targets(&on).rewards) - rl::mean(&raw_rewards(&on))).abs() < 1e-6);
+    assert!(
+        (rl::variance(&targets(&on).rewards) - 1.0).abs() < 1e-5,
+        "biased"
+    );
 }
 
 #[test]
 fn detail_26_returns_are_taken_before_whitening() {
-    let rollout = evaluate(&episodes(), &ppo_config(json!({})));
-    let sums: Vec<f32> = (rollout.raw_advantages.iter().zip(&rollout.values))
+    let config = ppo_config(json!({}));
+    let rollout = evaluate(&episodes(), &config);
+    let (raw, targets) = (raw_advantages(&rollout, &config), targets(&rollout));
+    let sums: Vec<f32> = (raw.iter().zip(&targets.values))
         .map(|(a, v)| a + v)
         .collect();
-    assert_close(&rollout.returns, &sums, 1e-6);
+    assert_close(&targets.returns, &sums, 1e-6);
     // The last position has no successor: its advantage is what is paid there less its value, gamma 1 and lambda .95.
-    let last = rollout.values.len() - 1;
+    let last = targets.values.len() - 1;
     assert_close(
-        &[rollout.raw_advantages[last]],
-        &[rollout.rewards[last] - rollout.values[last]],
+        &[raw[last]],
+        &[targets.rewards[last] - targets.values[last]],
         1e-6,
     );
-    let config = ppo_config(json!({}));
     assert_eq!((config.gamma, config.lam), (1.0, 0.95));
 }
 
@@ -741,7 +781,9 @@ fn detail_27_advantages_are_whitened_over_the_whole_rollout() {
     // Not row by row or minibatch by minibatch.
     assert!(rl::mean(&rollout.advantages[..6]).abs() > 1e-2);
     // Only policy positions take part: the value after EOS does not.
-    let raw = rollout.layout.at_responses(&rollout.raw_advantages);
+    let config = ppo_config(json!({"num_mini_batches": 2}));
+    let raw = (rollout.samples.layout).at_responses(&raw_advantages(&rollout, &config));
+    assert_eq!(rollout.raw_advantages, raw);
     assert_eq!(rollout.advantages, rl::whiten(&raw, true, Variance::Biased));
 }
 
@@ -766,9 +808,13 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
             config: model_config(),
             tokenizer: Arc::new(tokenizer()),
         };
-        let mut config = ppo_config(json!({}));
+        let mut config = ppo_config(json!({"reward": {"Learned": {"stage": "rm"}}}));
         (config.value_init, config.peft) = (Some(value_init), peft);
-        value_network(&policy, Some(reward), &config, Seed::new(1), &device).unwrap()
+        let reward = config.value_start().map(|stage| {
+            assert_eq!(stage, "rm");
+            reward
+        });
+        value_network(&policy, reward, &config, Seed::new(1), &device).unwrap()
     };
     let rows: [&[u32]; 1] = [&[5, 17, 19, EOS]];
     let scores = |model: &ScalarModel<B>| {
@@ -786,6 +832,10 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
     // lm-human-preferences' way: the policy's weights under a zero head.
     let zero = start(ValueInit::Policy, Peft::Full);
     assert_eq!(scores(&zero.valid()), [0.0; 4]);
+    // So do other reward sources; and a head on the policy needs no reward model.
+    assert_eq!(ppo_config(json!({})).value_start(), None);
+    let head = json!({"reward": {"Learned": {"stage": "rm"}}, "value_trunk": "Policy"});
+    assert_eq!(ppo_config(head).value_start(), None);
 }
 
 // ---- update ----
@@ -824,12 +874,15 @@ fn detail_30_the_policy_loss_is_the_worse_of_ratio_and_clipped_ratio() {
     // Ratios 1.5 and .5 with advantages 2 and -2: 1.2 and 1.5 are held, .5 is not, .8 is.
     let (up, down) = (1.5f32.ln(), 0.5f32.ln());
     let loss = |new: &[f32], advantages: &[f32]| {
-        host(policy_loss(
-            tensor(new),
-            tensor(&vec![0.0; new.len()]),
-            tensor(advantages),
-            0.2,
-        ))[0]
+        host(
+            policy_loss(
+                tensor(new),
+                tensor(&vec![0.0; new.len()]),
+                tensor(advantages),
+                Objective::clip(0.2),
+            )
+            .sum(),
+        )[0]
     };
     assert_close(
         &[loss(&[up], &[2.0]), loss(&[up], &[-2.0])],
@@ -931,13 +984,15 @@ fn detail_34_the_estimator_of_the_reward_is_named_and_the_reported_one_is_k1() {
     let rollout =
         |estimator: &str| evaluate(&episodes(), &ppo_config(json!({"kl_estimator": estimator})));
     let (k1, k2, k3) = (rollout("k1"), rollout("k2"), rollout("k3"));
-    for i in 0..k1.kl.len() {
-        let logr = f64::from(k1.logprobs[i]) - f64::from(k1.ref_logprobs[i]);
-        assert_close(&[k1.kl[i]], &[logr as f32], 1e-6);
-        assert_close(&[k2.kl[i]], &[(logr * logr / 2.0) as f32], 1e-5);
-        assert_close(&[k3.kl[i]], &[((-logr).exp() - 1.0 + logr) as f32], 1e-4);
+    let kl = |rollout: &Rollout| rollout.samples.kl(rollout.kl.estimator);
+    let (kl1, kl2, kl3) = (kl(&k1), kl(&k2), kl(&k3));
+    for i in 0..kl1.len() {
+        let logr = f64::from(k1.samples.logprobs[i]) - f64::from(ref_logprobs(&k1)[i]);
+        assert_close(&[kl1[i]], &[logr as f32], 1e-6);
+        assert_close(&[kl2[i]], &[(logr * logr / 2.0) as f32], 1e-5);
+        assert_close(&[kl3[i]], &[((-logr).exp() - 1.0 + logr) as f32], 1e-4);
     }
-    assert_eq!(k1.mean_kl(), k3.mean_kl());
+    assert_eq!(k1.samples.mean_kl(), k3.samples.mean_kl());
 }
 
 #[test]
@@ -945,12 +1000,12 @@ fn detail_34_a_kl_in_the_loss_leaves_the_rewards_alone() {
     let config = |place: &str| ppo_config(json!({"kl_estimator": "k3", "kl_in": place}));
     let (reward, loss) = (config("Reward"), config("Loss"));
     let (a, b) = (evaluate(&episodes(), &reward), evaluate(&episodes(), &loss));
-    assert_eq!(a.kl, b.kl);
-    let paid: Vec<f32> = (b.raw_rewards.iter().copied())
+    assert_eq!(a.samples.kl(KlEstimator::K3), b.samples.kl(KlEstimator::K3));
+    let paid: Vec<f32> = (raw_rewards(&b).into_iter())
         .filter(|&reward| reward != 0.0)
         .collect();
-    assert_eq!(paid, b.kept_scores);
-    assert_ne!(a.raw_rewards, b.raw_rewards);
+    assert_eq!(paid, b.samples.scores);
+    assert_ne!(raw_rewards(&a), raw_rewards(&b));
     let metric = |rollout: &Rollout, config: &PpoConfig| {
         let mut networks = networks(language_model("policy"), OptimConfig::default());
         let metrics = run_update(&mut networks, rollout, config, 1e-4).metrics();
@@ -999,7 +1054,7 @@ fn detail_35_every_metric_is_written_and_documented() {
         (4.0, 1.0)
     );
     // Summed per response, then averaged.
-    let logr: f64 = (rollout.logprobs.iter().zip(&rollout.ref_logprobs))
+    let logr: f64 = (rollout.samples.logprobs.iter().zip(ref_logprobs(&rollout)))
         .map(|(a, b)| f64::from(a - b))
         .sum();
     assert!((of("objective/kl") - logr / 2.0).abs() < 1e-5);
@@ -1025,13 +1080,9 @@ fn detail_36_pretraining_text_enters_with_its_weight() {
             ..OptimConfig::default()
         };
         let mut networks = networks(language_model("ref"), optim);
-        let orders = minibatch_orders(Seed::new(1), rollout.rows.len(), 3);
-        let settings = UpdateSettings {
-            ppo: &config,
-            policy_lr: 1e-2,
-            value_lr: 0.0,
-            ptx: Some(Ptx { coef, batches }),
-        };
+        let orders = minibatch_orders(Seed::new(1), rollout.samples.rows.len(), 3);
+        let mut settings = update_settings(&config, 1e-2, 0.0);
+        settings.ptx = Some(Ptx { coef, batches });
         update(
             &mut networks,
             &rollout,
@@ -1176,7 +1227,7 @@ fn vector_adaptive_kl() {
 
 #[test]
 fn vector_first_epoch_has_ratio_one_and_no_kl() {
-    // A policy that draws for itself: with an adapter at its start it is its own reference. Nothing moves at a rate of 0, so
+    // A policy that answers for itself: with an adapter at its start it is its own reference. Nothing moves at a rate of 0, so
     // every minibatch of every epoch is a first one.
     let mut policy = language_model("ref");
     attach_adapters(
@@ -1188,10 +1239,14 @@ fn vector_first_epoch_has_ratio_one_and_no_kl() {
     .unwrap();
     let config = ppo_config(json!({"num_mini_batches": 2, "num_ppo_epochs": 2}));
     let rollout = evaluate(
-        &drawn(&policy, stops(), logprob_temperature(&config)),
+        &generated(&policy, stops(), config.logprob_temperature()),
         &config,
     );
-    assert!(rollout.mean_kl().abs() < 1e-5, "{}", rollout.mean_kl());
+    assert!(
+        rollout.samples.mean_kl().abs() < 1e-5,
+        "{}",
+        rollout.samples.mean_kl()
+    );
     let report = run_update(
         &mut networks(policy, OptimConfig::default()),
         &rollout,

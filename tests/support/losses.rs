@@ -12,6 +12,7 @@ use tempering::loss::{
     policy_loss, response_sums, value_loss,
 };
 use tempering::ops::ModelBackend;
+use tempering::rl::rollout::Objective;
 
 /// A loss of one vector; what else it takes is fixed.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +106,9 @@ impl Loss {
                 x,
                 fixed(&[-1.05, -0.9, -1.5, -0.6, -2.5, -80.05]),
                 fixed(&[1.0, 0.5, -2.0, -0.5, 1.5, -1.0]),
-                0.2,
-            ),
+                Objective::clip(0.2),
+            )
+            .sum(),
             Self::Value => value_loss(
                 x,
                 fixed(&[0.15, 0.5, -0.75, 1.5, -79.9]),

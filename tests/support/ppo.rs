@@ -19,9 +19,10 @@ use tempering::reward::{Completion, Learned, RewardSource};
 use tempering::rl::{self, KlEstimator, KlIn, MissingEos, Variance};
 use tempering::rng::Seed;
 use tempering::train::config::PpoConfig;
-use tempering::train::ppo::{
-    Episodes, FrozenValue, Models, Networks, Rollout, UpdateReport, UpdateSettings, ValueFunction,
-    ValueHead, logprob_temperature, update,
+use tempering::train::ppo;
+use tempering::train::rollout::{
+    Episodes, FrozenValue, Models, Networks, Rollout, UpdateReport, ValueFunction, ValueHead,
+    update,
 };
 use tempering::train::row_logprobs;
 
@@ -284,7 +285,7 @@ impl<B: ModelBackend> Start<B> {
             &self.policy,
             &slices,
             &lens,
-            logprob_temperature(config),
+            config.logprob_temperature(),
             config.micro_batch_tokens,
             device,
         );
@@ -330,47 +331,55 @@ impl<B: ModelBackend> Start<B> {
             .train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
         Networks {
             policy,
-            value,
             policy_optim: AdamW::new(optim_config(settings)),
+            value: Some(value),
         }
     }
 }
 
 /// Every array of the rollout.
-fn compare_rollout(seen: &mut Differences, rollout: &Rollout, variant: &Variant) {
-    seen.rows("log-probabilities", &rollout.logprobs, &variant.logprobs);
+fn compare_rollout(
+    seen: &mut Differences,
+    episodes: &Episodes,
+    rollout: &Rollout,
+    variant: &Variant,
+) {
+    let samples = &rollout.samples;
+    let ref_logprobs = samples.ref_logprobs.as_ref().unwrap();
+    let targets = rollout.targets.as_ref().unwrap();
+    seen.rows("log-probabilities", &samples.logprobs, &variant.logprobs);
     seen.rows(
         "log-probabilities of the reference",
-        &rollout.ref_logprobs,
+        ref_logprobs,
         &variant.ref_logprobs,
     );
-    seen.rows("values", &rollout.values, &variant.values);
+    seen.rows("values", &targets.values, &variant.values);
     for (name, estimator) in [
         ("k1", KlEstimator::K1),
         ("k2", KlEstimator::K2),
         ("k3", KlEstimator::K3),
     ] {
-        let kl = rl::kl_per_token(estimator, &rollout.logprobs, &rollout.ref_logprobs);
+        let kl = samples.kl(estimator);
         seen.rows("KL per token (k1, k2, k3)", &kl, &variant.kl[name]);
     }
-    seen.absolute("scores", 1e-4, &rollout.scores, &variant.scores);
+    seen.absolute("scores", 1e-4, &episodes.scores, &variant.scores);
     let kept = "scores after the missing-EOS rule";
-    seen.absolute(kept, 1e-4, &rollout.kept_scores, &variant.kept_scores);
+    seen.absolute(kept, 1e-4, &samples.scores, &variant.kept_scores);
     for (rule, expected) in [
         (MissingEos::Replace(-1.0), &variant.scores_replaced),
         (MissingEos::Subtract(1.0), &variant.scores_subtracted),
     ] {
-        let mut scores = rollout.scores.clone();
-        rl::apply_missing_eos(&mut scores, &rollout.has_eos, rule);
+        let mut scores = episodes.scores.clone();
+        rl::apply_missing_eos(&mut scores, &samples.has_eos, rule);
         seen.absolute(kept, 1e-4, &scores, expected);
     }
-    seen.rows("rewards", &rollout.raw_rewards, &variant.rewards);
+    let raw_rewards = samples.token_rewards(&rollout.kl);
+    seen.rows("rewards", &raw_rewards, &variant.rewards);
     let used = match variant.settings.whiten_rewards {
         true => &variant.rewards_whitened_biased,
         false => &variant.rewards,
     };
-    seen.rows("rewards as the stage uses them", &rollout.rewards, used);
-    let raw_advantages = rollout.layout.at_responses(&rollout.raw_advantages);
+    seen.rows("rewards as the stage uses them", &targets.rewards, used);
     for (variance, rewards, advantages) in [
         (
             Variance::Biased,
@@ -383,19 +392,23 @@ fn compare_rollout(seen: &mut Differences, rollout: &Rollout, variant: &Variant)
             &variant.advantages_whitened_unbiased,
         ),
     ] {
-        let got = rl::whiten(&rollout.raw_rewards, false, variance);
+        let got = rl::whiten(&raw_rewards, false, variance);
         seen.rows("whitened rewards (biased, unbiased)", &got, rewards);
-        let got = rl::whiten(&raw_advantages, true, variance);
+        let got = rl::whiten(&rollout.raw_advantages, true, variance);
         seen.rows("whitened advantages (biased, unbiased)", &got, advantages);
     }
-    seen.rows("advantages", &rollout.raw_advantages, &variant.advantages);
+    let (gamma, lam) = (variant.settings.gamma, variant.settings.lam);
+    let positions = samples.layout.values();
+    let raw = rl::gae(&targets.rewards, &targets.values, positions, gamma, lam).advantages;
+    seen.rows("advantages", &raw, &variant.advantages);
+    assert_eq!(rollout.raw_advantages, samples.layout.at_responses(&raw));
     let whitened = "advantages as the stage uses them";
     seen.rows(
         whitened,
         &rollout.advantages,
         &variant.advantages_whitened_biased,
     );
-    seen.rows("returns", &rollout.returns, &variant.returns);
+    seen.rows("returns", &targets.returns, &variant.returns);
 
     let metrics: BTreeMap<_, _> = rollout.metrics().into_iter().collect();
     for (name, expected) in [
@@ -408,7 +421,7 @@ fn compare_rollout(seen: &mut Differences, rollout: &Rollout, variant: &Variant)
         let difference = (metrics[name] - variant.objective[expected]).abs();
         seen.note("objective/* metrics", false, 1e-4, difference);
     }
-    assert_eq!(rollout.mean_kl(), metrics["objective/kl"]);
+    assert_eq!(samples.mean_kl(), metrics["objective/kl"]);
 }
 
 /// Every minibatch of the update.
@@ -521,21 +534,18 @@ pub(crate) fn rollout_and_update<B: ModelBackend>(device: B::Device) {
             let episodes = start.episodes(&reference, &config, &device);
             let value = start.frozen_value();
             let models = Models {
-                reference: &start.reference,
                 policy: &start.policy,
-                value: &value,
-                retake: false,
+                reference: Some(&start.reference),
+                value: Some(&value),
+                recompute_logprobs: false,
                 frozen_base: variant.settings.lora,
             };
-            let rollout = Rollout::evaluate(&episodes, models, &config, config.kl_coef, &device);
-            compare_rollout(&mut seen, &rollout, variant);
+            let rollout = ppo::rollout(&episodes, models, &config, config.kl_coef, &device);
+            compare_rollout(&mut seen, &episodes, &rollout, variant);
             let mut networks = start.networks(&variant.settings);
-            let settings = UpdateSettings {
-                ppo: &config,
-                policy_lr: variant.settings.policy_lr,
-                value_lr: variant.settings.value_lr,
-                ptx: None,
-            };
+            let mut settings = config.update_settings(0, 1, None);
+            settings.policy.lr = variant.settings.policy_lr;
+            settings.value.as_mut().unwrap().lr = variant.settings.value_lr;
             let report = update(&mut networks, &rollout, &variant.orders, &settings, &device)
                 .expect("finite");
             compare_minibatches(&mut seen, &report, variant);
@@ -547,7 +557,8 @@ pub(crate) fn rollout_and_update<B: ModelBackend>(device: B::Device) {
             let what = "policy weights after the update";
             compare_weights::<B>(&mut seen, what, &mut networks.policy, name, "policy");
             let what = "value network's weights after the update";
-            compare_weights::<B>(&mut seen, what, networks.value.parameters(), name, "value");
+            let value = networks.value.as_mut().unwrap();
+            compare_weights::<B>(&mut seen, what, value.parameters(), name, "value");
         }
         seen.check();
     }

@@ -13,8 +13,8 @@ use crate::ops::ModelBackend;
 use crate::report::{RolloutReport, table};
 use crate::train::Session;
 use crate::train::config::{Cadence, Init};
-use crate::train::drawing::Drawing;
 use crate::train::evaluate::Evaluator;
+use crate::train::generation::Generation;
 use crate::train::journal::Journal;
 use crate::train::session::{Outcome, data_file};
 
@@ -73,7 +73,7 @@ pub(super) fn compare<B: ModelBackend>(
         vec![String::new(); config.num_samples.min(prompts.len())],
     );
     let mut files = Vec::new();
-    let mut scored: Vec<Scored> = Vec::new();
+    let mut results: Vec<PolicyScores> = Vec::new();
     for init in &config.policies {
         let policy = session.policy(init)?;
         let name = title(init);
@@ -81,7 +81,7 @@ pub(super) fn compare<B: ModelBackend>(
         let evaluator = Evaluator {
             prompts: &prompts,
             tokenizer: &policy.tokenizer,
-            options: Drawing {
+            options: Generation {
                 response_length: config.response_length,
                 sampling: config.sampling.clone(),
                 truncate: config.truncate.as_ref(),
@@ -90,7 +90,7 @@ pub(super) fn compare<B: ModelBackend>(
             .options(&policy.tokenizer)?,
             reference: Some(&reference.model),
             micro_batch_tokens: MICRO_BATCH_TOKENS,
-            // The same draws for every policy: differences are the policies', not the dice's.
+            // The same random numbers for every policy: differences are the policies' alone.
             seed: session.stage_seed(&config.name),
         };
         let total = prompts.len();
@@ -109,7 +109,7 @@ pub(super) fn compare<B: ModelBackend>(
         line.push(format!("{:.1}", result.response_length));
         line.push(format!("{:.0} %", 100.0 * result.eos_rate));
         lines.push(line);
-        scored.push(Scored {
+        results.push(PolicyScores {
             policy: name.clone(),
             scores: result.samples.iter().map(|s| s.scores.clone()).collect(),
         });
@@ -149,7 +149,7 @@ pub(super) fn compare<B: ModelBackend>(
     session.record(&config.name, &policies.join(", "), &files, &[data])?;
     let mut scores = table(&header, &lines);
     let reference = title(config.reference.as_ref().unwrap_or(first));
-    scores.push_str(&gains(&scored, &reference));
+    scores.push_str(&gains(&results, &reference));
     let text = format!("{scores}\n{}\n", shown.join("\n\n"));
     journal.finish(session, &summary, &scores)?;
     Ok(Outcome {
@@ -159,19 +159,19 @@ pub(super) fn compare<B: ModelBackend>(
 }
 
 /// What every prompt's response was worth.
-struct Scored {
+struct PolicyScores {
     policy: String,
     scores: Vec<BTreeMap<String, f64>>,
 }
 
 /// Mean differences to the reference policy on the same prompts, each with its standard error: a gain of less than two of
 /// them may be chance. Nothing if the reference is not among the policies.
-fn gains(scored: &[Scored], reference: &str) -> String {
-    let Some(base) = scored.iter().find(|s| s.policy == reference) else {
+fn gains(policies: &[PolicyScores], reference: &str) -> String {
+    let Some(base) = policies.iter().find(|s| s.policy == reference) else {
         return String::new();
     };
     let mut text = String::new();
-    for other in scored.iter().filter(|s| s.policy != reference) {
+    for other in policies.iter().filter(|s| s.policy != reference) {
         let names = other.scores.first().map(BTreeMap::keys);
         let parts: Vec<String> = names
             .into_iter()
@@ -225,9 +225,9 @@ fn title(init: &Init) -> String {
 mod tests {
     use super::*;
 
-    fn scored(policy: &str, gold: &[f64]) -> Scored {
+    fn scores_of(policy: &str, gold: &[f64]) -> PolicyScores {
         let one = |&score| BTreeMap::from([("gold".to_owned(), score)]);
-        Scored {
+        PolicyScores {
             policy: policy.into(),
             scores: gold.iter().map(one).collect(),
         }
@@ -236,8 +236,8 @@ mod tests {
     #[test]
     fn gains_are_paired_by_prompt() {
         let all = [
-            scored("sft", &[0.0, 1.0, 0.5, 0.25]),
-            scored("ppo", &[0.5, 1.0, 1.5, 0.75]),
+            scores_of("sft", &[0.0, 1.0, 0.5, 0.25]),
+            scores_of("ppo", &[0.5, 1.0, 1.5, 0.75]),
         ];
         // Differences 0.5, 0, 1, 0.5: mean 0.5, variance 0.5 / 3, error sqrt(0.5 / 3 / 4) = 0.204.
         assert_eq!(

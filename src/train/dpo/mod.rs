@@ -32,7 +32,7 @@ use crate::train::policy::save_policy;
 use crate::train::session::{Outcome, data_file, stopping};
 use crate::train::shared::{Accumulator, NonFinite, Training, finite};
 
-/// What a step and an evaluation report, in the order of [`Measured::means`].
+/// What a step and an evaluation report, in the order of [`PairSums::means`].
 const NAMES: [&str; 7] = [
     "loss",
     "rewards/chosen",
@@ -129,19 +129,18 @@ pub(super) fn dpo<B: ModelBackend>(
             .into_iter()
             .map(|part| part.into_iter().map(|i| batch[i]).collect());
         let parts: Vec<Vec<usize>> = parts.collect();
-        let micros: Vec<Micro<'_>> = (parts.iter())
-            .map(|part| Micro::new(part.iter().map(|&i| &train[i])))
+        let micros: Vec<MicroBatch<'_>> = (parts.iter())
+            .map(|part| MicroBatch::new(part.iter().map(|&i| &train[i])))
             .collect();
         let mut sum = Accumulator::default();
         for (micro, part) in micros.iter().zip(&parts) {
             let ref_logprobs = reference.logprobs(micro, part, &device);
             micro.backward(&mut trained.model, ref_logprobs, config, &mut sum, &device);
         }
-        let mut measured = Measured::default();
+        let mut sums = PairSums::default();
         let mut numbers = sum.numbers.read();
         for micro in &micros {
-            measured
-                .add_reported(micro, &mut numbers)
+            sums.add_reported(micro, &mut numbers)
                 .map_err(|problem| training.non_finite(problem, &micro.groups.concat()))?;
         }
         let rows: Vec<&[u32]> = micros
@@ -150,9 +149,9 @@ pub(super) fn dpo<B: ModelBackend>(
             .collect();
         let prompts = batch.len() as f64;
         let taken = training.optimise(&mut trained.model, sum.gradients, prompts, &rows)?;
-        let mut metrics = measured.means(NAMES, config.beta);
+        let mut metrics = sums.means(NAMES, config.beta);
         metrics.extend(taken);
-        let tokens = micros.iter().map(Micro::num_tokens).sum();
+        let tokens = micros.iter().map(MicroBatch::num_tokens).sum();
         training.journal.step(session, tokens, &metrics)?;
         if training.journal.evaluates() {
             let model = trained.model.valid();
@@ -219,7 +218,7 @@ fn objective(config: &DpoConfig) -> DpoObjective {
 }
 
 /// Responses to some prompts, and the pairs among them, counted over all responses.
-struct Micro<'a> {
+struct MicroBatch<'a> {
     /// Prompt with response, by prompt.
     groups: Vec<Vec<&'a [u32]>>,
     /// Tokens of each prompt; at least 1, because nothing predicts a row's first token.
@@ -229,7 +228,7 @@ struct Micro<'a> {
     pairs: loss::Comparisons,
 }
 
-impl<'a> Micro<'a> {
+impl<'a> MicroBatch<'a> {
     fn new(items: impl Iterator<Item = &'a Comparisons>) -> Self {
         let mut micro = Self {
             groups: Vec::new(),
@@ -273,7 +272,7 @@ impl<'a> Micro<'a> {
         model.logprobs(hidden, &targets, 1.0).0
     }
 
-    /// Adds the gradient of the loss, summed over prompts, to `sum`, with the numbers that [`Measured::add_reported`] reads.
+    /// Adds the gradient of the loss, summed over prompts, to `sum`, with the numbers that [`PairSums::add_reported`] reads.
     fn backward<B: ModelBackend>(
         &self,
         policy: &mut LanguageModel<Autodiff<B>>,
@@ -335,7 +334,7 @@ fn all_logprobs<B: ModelBackend>(
     let lens: Vec<usize> = items.iter().map(Comparisons::packed_len).collect();
     let (mut done, mut tokens) = (0, 0);
     for part in micro_batches(&lens, config.micro_batch_tokens) {
-        let micro = Micro::new(part.iter().map(|&i| &items[i]));
+        let micro = MicroBatch::new(part.iter().map(|&i| &items[i]));
         let mut values = read(micro.logprobs(model, &device)).into_iter();
         let mut lens = micro.lens.iter();
         for &i in &part {
@@ -380,7 +379,7 @@ impl<B: ModelBackend> Reference<B> {
     }
 
     /// Its log-probabilities of the tokens of `micro`, which are the items `part`.
-    fn logprobs(&self, micro: &Micro<'_>, part: &[usize], device: &B::Device) -> Tensor<B, 1> {
+    fn logprobs(&self, micro: &MicroBatch<'_>, part: &[usize], device: &B::Device) -> Tensor<B, 1> {
         match self {
             Self::Model(model) => micro.logprobs(model, device),
             Self::Precomputed(all) => {
@@ -393,7 +392,7 @@ impl<B: ModelBackend> Reference<B> {
 
 /// Sums over the pairs of a step or an evaluation.
 #[derive(Default)]
-struct Measured {
+struct PairSums {
     loss: f64,
     prompts: usize,
     pairs: usize,
@@ -403,9 +402,9 @@ struct Measured {
     logps: [f64; 2],
 }
 
-impl Measured {
+impl PairSums {
     /// Adds a micro-batch by the log-probabilities of its responses' tokens and its summed loss.
-    fn add(&mut self, micro: &Micro<'_>, logprobs: &[f32], ref_logprobs: &[f32], loss: f64) {
+    fn add(&mut self, micro: &MicroBatch<'_>, logprobs: &[f32], ref_logprobs: &[f32], loss: f64) {
         let logps = micro.sums(logprobs.iter().copied());
         let log_ratios = micro.log_ratios(logprobs, ref_logprobs);
         for (chosen, rejected) in micro.pairs.pairs() {
@@ -420,13 +419,13 @@ impl Measured {
         self.loss += loss;
     }
 
-    /// Adds a micro-batch by what [`Micro::backward`] reported.
+    /// Adds a micro-batch by what [`MicroBatch::backward`] reported.
     ///
     /// # Errors
     /// [`NonFinite`] if its loss is not finite.
     fn add_reported(
         &mut self,
-        micro: &Micro<'_>,
+        micro: &MicroBatch<'_>,
         numbers: &mut impl Iterator<Item = Vec<f32>>,
     ) -> std::result::Result<(), NonFinite> {
         let mut next = || numbers.next().expect("three for each micro-batch");
@@ -475,7 +474,7 @@ fn evaluate<B: ModelBackend>(
     }
     let (device, journal) = (session.device.clone(), &mut training.journal);
     let logprobs = all_logprobs(session, model, &held_out.items, config).concat();
-    let micro = Micro::new(held_out.items.iter());
+    let micro = MicroBatch::new(held_out.items.iter());
     let log_ratios = micro.log_ratios(&logprobs, &held_out.ref_logprobs);
     let log_ratios: Vec<f32> = log_ratios.into_iter().map(|x| x as f32).collect();
     let loss = loss::dpo(
@@ -485,9 +484,9 @@ fn evaluate<B: ModelBackend>(
         objective(config),
     );
     let loss = f64::from(read(loss)[0]);
-    let mut measured = Measured::default();
-    measured.add(&micro, &logprobs, &held_out.ref_logprobs, loss);
-    let metrics = measured.means(EVAL_NAMES, config.beta);
+    let mut sums = PairSums::default();
+    sums.add(&micro, &logprobs, &held_out.ref_logprobs, loss);
+    let metrics = sums.means(EVAL_NAMES, config.beta);
     journal.eval(session, &metrics)?;
     let request = SampleRequest {
         prompts: &held_out.prompts,

@@ -1,10 +1,9 @@
 //! What a Ppo stage says of itself.
 
-use super::{PpoConfig, ValueInit, ValueTrunk};
+use super::{PpoConfig, ValueTrunk};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
-use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::{check_optim, check_row_length};
 use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos};
@@ -12,18 +11,6 @@ use crate::train::plan::{Planner, StagePlan, Work, estimate, longest};
 use crate::train::{
     GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings,
 };
-
-impl PpoConfig {
-    /// The reward model, a stage or a folder, that a value network of its own starts from.
-    pub(super) fn value_start(&self) -> Option<&str> {
-        let starts_there = self.value_trunk == ValueTrunk::Own
-            && self.value_init.unwrap_or_default() == ValueInit::Reward;
-        match &self.reward {
-            RewardConfig::Learned { stage } if starts_there => Some(stage),
-            _ => None,
-        }
-    }
-}
 
 impl StageSpec for PpoConfig {
     const GIVES: Gives = Gives::Policy;
@@ -215,7 +202,7 @@ impl StageSpec for PpoConfig {
             ValueTrunk::Policy => 1,
         };
         plan.trainable_params *= trained;
-        let learned = matches!(self.reward, RewardConfig::Learned { .. });
+        let learned = self.reward.learned().is_some();
         let whole = self.peft.trains_base();
         let networks = trained + u64::from(learned) + u64::from(whole);
         let minibatch = self.batch_size / self.num_mini_batches.max(1);

@@ -26,7 +26,7 @@ pub struct RankConfig {
     /// Longest prompt in tokens; longer rows are counted and dropped.
     #[serde(default = "default_max_length")]
     pub max_prompt_length: usize,
-    /// How responses are drawn.
+    /// How responses are generated.
     #[serde(default)]
     pub sampling: SamplingConfig,
     /// A token that ends a response beside EOS.

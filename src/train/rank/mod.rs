@@ -19,8 +19,8 @@ use crate::report::{RolloutReport, complete_lines};
 use crate::rng::Seed;
 use crate::snapshot::Snapshot;
 use crate::train::Session;
-use crate::train::drawing::Drawing;
 use crate::train::evaluate::{completions, sample};
+use crate::train::generation::Generation;
 use crate::train::journal::Journal;
 use crate::train::session::{Outcome, data_file};
 
@@ -55,7 +55,7 @@ pub(super) fn rank<B: ModelBackend>(
     )?;
     let mut source = session.reward_source(&config.reward, &policy.tokenizer)?;
     let seed = session.stage_seed(&config.name);
-    let options = Drawing {
+    let options = Generation {
         response_length: config.response_length,
         sampling: config.sampling.clone(),
         truncate: config.truncate.as_ref(),

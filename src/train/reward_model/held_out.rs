@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::micro::Micro;
+use super::micro_batch::MicroBatch;
 use crate::data::Comparisons;
 use crate::error::Result;
 use crate::host::{floats, read};
@@ -47,7 +47,7 @@ pub(super) fn evaluate<B: ModelBackend>(
         return Ok(None);
     }
     let device = session.device.clone();
-    let micro = Micro::new(valid.iter(), config);
+    let micro = MicroBatch::new(valid.iter(), config);
     let tokens = config.micro_batch_tokens;
     let groups = model.group_scores(&micro.groups, tokens, &device, &mut |_, _| {});
     let by_label = by_label(valid, &groups, &config.accuracy_by);

@@ -2,7 +2,7 @@
 
 mod config;
 mod held_out;
-mod micro;
+mod micro_batch;
 mod spec;
 
 pub use config::RewardModelConfig;
@@ -23,7 +23,7 @@ use crate::model::{Prepared, ScalarModel, prepare_adapters, trained_tensors};
 use crate::ops::ModelBackend;
 use crate::train::config::DataConfig;
 use held_out::{HeldOut, evaluate};
-use micro::Micro;
+use micro_batch::MicroBatch;
 
 /// Trains, measures accuracy on held-out comparisons, and centres the scores.
 ///
@@ -126,7 +126,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         let dropout = seed.fork("dropout").fork_index(step as u64);
         let (mut sum, mut micros) = (Accumulator::default(), Vec::new());
         for part in micro_batches(&lens, config.micro_batch_tokens) {
-            let micro = Micro::new(part.into_iter().map(|i| items[i]), config);
+            let micro = MicroBatch::new(part.into_iter().map(|i| items[i]), config);
             micro.backward(&mut model, config, dropout, &mut sum, &device);
             micros.push(micro);
         }

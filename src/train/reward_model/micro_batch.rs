@@ -15,14 +15,14 @@ use crate::train::config::RewardModelConfig;
 use crate::train::shared::Accumulator;
 
 /// The rows of one micro-batch by prompt, and what is preferred to what among them, counted over all rows.
-pub(super) struct Micro<'a> {
+pub(super) struct MicroBatch<'a> {
     pub(super) groups: Vec<Vec<&'a [u32]>>,
     pub(super) pairs: loss::Comparisons,
     choices: loss::Choices,
     loss_type: RewardLoss,
 }
 
-impl<'a> Micro<'a> {
+impl<'a> MicroBatch<'a> {
     /// # Panics
     /// If `loss_type` is `best_of_k` and a prompt has no best response.
     pub(super) fn new(

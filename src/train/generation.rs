@@ -1,18 +1,22 @@
-//! How a stage draws responses.
+//! How a stage generates responses.
 
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, SamplingConfig, Truncate, TruncateAt};
 
-/// What the stages that draw responses say about it, in their own keys.
-pub(super) struct Drawing<'a> {
+/// What the stages that generate responses say about it, in their own keys.
+pub(super) struct Generation<'a> {
+    /// Most tokens of a response.
     pub(super) response_length: usize,
+    /// How each token is chosen.
     pub(super) sampling: SamplingConfig,
+    /// A token that ends a response beside EOS.
     pub(super) truncate: Option<&'a Truncate>,
+    /// Responses generated at once.
     pub(super) batch_size: usize,
 }
 
-impl Drawing<'_> {
+impl Generation<'_> {
     /// The same with the tokenizer's stop tokens.
     ///
     /// # Errors

@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use burn::backend::Autodiff;
 
+use super::PassSettings;
 use crate::data::{Example, micro_batches};
 use crate::host::{Later, indices};
 use crate::loss::cross_entropy;
-use crate::model::Tape;
-use crate::model::{CausalLm, LanguageModel};
+use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
 use crate::tokens::TokenBatch;
-use crate::train::config::PpoConfig;
 use crate::train::forward::trained_positions;
 use crate::train::shared::{NonFinite, finite};
 
@@ -43,7 +42,7 @@ impl Ptx<'_> {
         policy: &mut LanguageModel<Autodiff<B>>,
         sum: &mut GradientSum<B>,
         divisor: f64,
-        ppo: &PpoConfig,
+        passes: PassSettings,
         device: &B::Device,
     ) -> Result<f64, NonFinite> {
         let rows = &self.batches[step];
@@ -51,15 +50,15 @@ impl Ptx<'_> {
         let trained = |row: &&Example| row.trained.iter().filter(|&&t| t).count();
         let targets = rows.iter().map(trained).sum::<usize>() as f64;
         let mut losses = Later::default();
-        for part in micro_batches(&lens, ppo.micro_batch_tokens) {
+        for part in micro_batches(&lens, passes.micro_batch_tokens) {
             let part: Vec<&Example> = part.into_iter().map(|i| rows[i]).collect();
             let ids: Vec<&[u32]> = part.iter().map(|row| row.ids.as_slice()).collect();
             let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, device);
             let (positions, targets_of) = trained_positions(&part, &batch.segments);
             let positions = Some(indices(&positions, device));
-            let checkpointing = ppo.gradient_checkpointing;
+            let checkpointing = passes.gradient_checkpointing;
             let (hidden, tape) = Tape::states_at(policy, batch, positions, None, checkpointing);
-            // The text was not drawn: its log-probabilities are the model's own, at temperature 1.
+            // The text was not generated: its log-probabilities are the model's own, at temperature 1.
             let (logprobs, _) = policy.logprobs(hidden, &Arc::new(targets_of), 1.0);
             let loss = cross_entropy(logprobs);
             losses.push(loss.clone().inner());

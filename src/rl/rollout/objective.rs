@@ -1,0 +1,132 @@
+//! What an update makes of the ratio of new to old probability, and what its loss is a mean over.
+
+use crate::tokens::Segments;
+
+/// The objective of the policy at a token, with `rho = exp(logprob - old_logprob)` and advantage `A`. The loss is
+/// [`crate::loss::policy_loss`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Objective {
+    /// `min(A rho, A clip(rho, 1 - low, 1 + high))`: a token that has moved far enough in its advantage's direction has no
+    /// gradient.
+    ///
+    /// # Source
+    /// Schulman et al. 2017, arXiv:1707.06347, eq. 7, where `low = high`; Yu et al. 2025, arXiv:2503.14476 (DAPO,
+    /// "clip-higher"), where they differ.
+    Clip {
+        /// How far the ratio may fall below 1.
+        low: f64,
+        /// How far it may rise above 1.
+        high: f64,
+    },
+    /// `A min(rho, max_ratio) logprob` with the clipped ratio as a constant: every token keeps its gradient.
+    ///
+    /// # Source
+    /// MiniMax 2025, arXiv:2506.13585, eq. 4 (CISPO), with a bound from above only, as TRL 1.16 has it.
+    Cispo {
+        /// Largest weight of a token.
+        max_ratio: f64,
+    },
+}
+
+impl Objective {
+    /// PPO's clip, as far up as down.
+    pub fn clip(cliprange: f64) -> Self {
+        Self::Clip {
+            low: cliprange,
+            high: cliprange,
+        }
+    }
+
+    /// Whether the bound holds a token of this ratio and advantage back.
+    pub fn holds_back(&self, ratio: f64, advantage: f64) -> bool {
+        match *self {
+            Self::Clip { low, high } => {
+                (advantage > 0.0 && ratio > 1.0 + high) || (advantage < 0.0 && ratio < 1.0 - low)
+            }
+            Self::Cispo { max_ratio } => advantage > 0.0 && ratio > max_ratio,
+        }
+    }
+}
+
+/// What the policy's loss is a mean over, in the whole minibatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LossMean {
+    /// All response tokens: long responses count for more (PPO; DAPO, arXiv:2503.14476, section 3.3).
+    #[default]
+    Tokens,
+    /// Responses, each of which is the mean over its tokens (GRPO, arXiv:2402.03300, eq. 3).
+    Responses,
+    /// Responses, each of which is the sum over its tokens divided by this constant, so that length changes nothing (Dr. GRPO,
+    /// arXiv:2503.20783).
+    Constant(usize),
+}
+
+impl LossMean {
+    /// What the summed loss of a minibatch with these `responses` is divided by.
+    pub fn count(self, responses: &Segments) -> f64 {
+        match self {
+            Self::Tokens => responses.num_tokens() as f64,
+            Self::Responses => responses.num_rows() as f64,
+            Self::Constant(len) => (responses.num_rows() * len) as f64,
+        }
+    }
+
+    /// `[response tokens]`: weight of each token in the sum; `None` if all are 1.
+    pub fn weights(self, responses: &Segments) -> Option<Vec<f32>> {
+        match self {
+            Self::Tokens | Self::Constant(_) => None,
+            Self::Responses => {
+                let weight = |row: std::ops::Range<usize>| {
+                    let len = row.len();
+                    row.map(move |_| 1.0 / len as f32)
+                };
+                Some(responses.iter().flat_map(weight).collect())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clip_holds_back_in_the_direction_of_the_advantage() {
+        let clip = Objective::Clip {
+            low: 0.2,
+            high: 0.28,
+        };
+        assert!(clip.holds_back(1.3, 1.0) && !clip.holds_back(1.25, 1.0));
+        assert!(clip.holds_back(0.75, -1.0) && !clip.holds_back(0.85, -1.0));
+        assert!(!clip.holds_back(0.1, 1.0) && !clip.holds_back(9.0, -1.0));
+        assert_eq!(
+            Objective::clip(0.2),
+            Objective::Clip {
+                low: 0.2,
+                high: 0.2
+            }
+        );
+    }
+
+    #[test]
+    fn means_differ_in_how_much_a_long_response_counts() {
+        // Responses of 1 and 4 tokens with a loss of 2 and 1 on each: (2 + 4) / 5, (2 + 1) / 2, (2 + 4) / 16.
+        let responses = Segments::from_lens([1, 4]);
+        let losses = [2.0, 1.0, 1.0, 1.0, 1.0];
+        let mean = |by: LossMean| {
+            let weights = by.weights(&responses).unwrap_or(vec![1.0; 5]);
+            let sum: f32 = losses.iter().zip(weights).map(|(x, w)| x * w).sum();
+            f64::from(sum) / by.count(&responses)
+        };
+        assert_eq!(mean(LossMean::Tokens), 1.2);
+        assert_eq!(mean(LossMean::Responses), 1.5);
+        assert_eq!(mean(LossMean::Constant(8)), 0.375);
+    }
+
+    #[test]
+    fn cispo_has_a_bound_from_above() {
+        let cispo = Objective::Cispo { max_ratio: 5.0 };
+        assert!(cispo.holds_back(5.5, 1.0));
+        assert!(!cispo.holds_back(5.5, -1.0) && !cispo.holds_back(0.1, 1.0));
+    }
+}

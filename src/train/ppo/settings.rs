@@ -1,0 +1,110 @@
+//! What a PPO configuration asks of the rollout core.
+
+use crate::generate::SamplingConfig;
+use crate::optim::lr_at;
+use crate::rl::KlTerm;
+use crate::rl::rollout::{Advantage, LossMean, Objective};
+use crate::train::config::{OptimConfig, PpoConfig, ValueInit, ValueTrunk};
+use crate::train::generation::Generation;
+use crate::train::rollout::{
+    PassSettings, PolicyUpdate, Ptx, SampleSettings, UpdateSettings, ValueUpdate,
+};
+
+impl PpoConfig {
+    /// The temperature of every log-probability of the stage: of generation, of the reference, and of every pass of the update.
+    ///
+    /// # Source
+    /// The `logits /= temperature + 1e-7` of lm-human-preferences and of the N+ code.
+    pub fn logprob_temperature(&self) -> f64 {
+        self.temperature + 1e-7
+    }
+
+    /// Updates of the stage.
+    pub(super) fn num_updates(&self) -> usize {
+        self.total_episodes / self.batch_size
+    }
+
+    /// The reward model, a stage or a folder, that a value network of its own starts from; `None` if it starts elsewhere.
+    pub fn value_start(&self) -> Option<&str> {
+        let own = self.value_trunk == ValueTrunk::Own;
+        let from_reward = self.value_init.unwrap_or_default() == ValueInit::Reward;
+        self.reward.learned().filter(|_| own && from_reward)
+    }
+
+    /// Optimiser of a value network of its own.
+    pub(super) fn value_optim(&self) -> &OptimConfig {
+        self.value_optim.as_ref().unwrap_or(&self.optim)
+    }
+
+    /// How responses are generated.
+    pub(super) fn generation(&self) -> Generation<'_> {
+        Generation {
+            response_length: self.response_length,
+            // No top-k and no top-p: the ratio of PPO needs the distribution that tokens were chosen from.
+            sampling: SamplingConfig {
+                temperature: self.logprob_temperature(),
+                ..SamplingConfig::default()
+            },
+            truncate: self.truncate.as_ref(),
+            batch_size: self.generation_batch_size,
+        }
+    }
+
+    /// How samples come from responses.
+    pub fn sample_settings(&self) -> SampleSettings {
+        SampleSettings {
+            response_length: self.response_length,
+            temperature: self.logprob_temperature(),
+            micro_batch_tokens: self.micro_batch_tokens,
+            missing_eos: self.missing_eos,
+        }
+    }
+
+    /// How advantages are estimated.
+    pub fn advantage(&self) -> Advantage {
+        Advantage::Gae {
+            gamma: self.gamma,
+            lam: self.lam,
+            whiten_rewards: self.whiten_rewards,
+            whiten_advantages: self.whiten_advantages,
+        }
+    }
+
+    /// The KL term of a rollout, at its present weight.
+    pub fn kl_term(&self, coef: f64) -> KlTerm {
+        KlTerm {
+            coef,
+            estimator: self.kl_estimator,
+            place: self.kl_in,
+        }
+    }
+
+    /// What the update numbered `update` of `num_updates` is done with; `ptx` is its pre-training text.
+    pub fn update_settings<'a>(
+        &self,
+        update: usize,
+        num_updates: usize,
+        ptx: Option<Ptx<'a>>,
+    ) -> UpdateSettings<'a> {
+        let lr = |optim: &OptimConfig| lr_at(&optim.schedule, optim.lr, update, num_updates);
+        UpdateSettings {
+            num_mini_batches: self.num_mini_batches,
+            passes: PassSettings {
+                micro_batch_tokens: self.micro_batch_tokens,
+                gradient_checkpointing: self.gradient_checkpointing,
+            },
+            policy: PolicyUpdate {
+                objective: Objective::clip(self.cliprange),
+                mean: LossMean::Tokens,
+                temperature: self.logprob_temperature(),
+                lr: lr(&self.optim),
+            },
+            value: Some(ValueUpdate {
+                cliprange_value: self.cliprange_value,
+                vf_coef: self.vf_coef,
+                lr: lr(self.value_optim()),
+            }),
+            ptx,
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Rows of a minibatch that pass through the models together: their losses, and what they report.
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::tensor::Tensor;
+
+use super::report::MinibatchReport;
+use super::update::{PolicyUpdate, UpdateSettings, ValueUpdate};
+use super::value::WithHead;
+use super::{PassSettings, Rollout, ValueTargets};
+use crate::host::{Later, floats, indices};
+use crate::loss::{kl_loss, policy_loss, value_loss};
+use crate::model::{CausalLm, LanguageModel, ScalarModel, Tape, Trained};
+use crate::ops::ModelBackend;
+use crate::optim::GradientSum;
+use crate::rl::ResponseLayout;
+use crate::tokens::{Segments, TokenBatch};
+use crate::train::shared::{Accumulator, NonFinite, finite};
+
+/// Some rows of a rollout, packed.
+pub(super) struct MicroBatch<'a, B: ModelBackend> {
+    rollout: &'a Rollout,
+    rows: Vec<usize>,
+    /// Of these rows.
+    layout: ResponseLayout,
+    batch: TokenBatch<Autodiff<B>>,
+    policy: PolicyUpdate,
+    passes: PassSettings,
+    device: &'a B::Device,
+}
+
+impl<'a, B: ModelBackend> MicroBatch<'a, B> {
+    /// Packs and uploads `rows`.
+    pub(super) fn new(
+        rollout: &'a Rollout,
+        rows: Vec<usize>,
+        settings: &UpdateSettings<'_>,
+        device: &'a B::Device,
+    ) -> Self {
+        let slices: Vec<&[u32]> = (rows.iter())
+            .map(|&row| &*rollout.samples.rows[row])
+            .collect();
+        Self {
+            batch: TokenBatch::from_rows(&slices, device),
+            layout: rollout.samples.layout.select(&rows),
+            rollout,
+            rows,
+            policy: settings.policy,
+            passes: settings.passes,
+            device,
+        }
+    }
+
+    /// Adds the policy's gradients, and keeps what [`MicroBatch::report_policy`] reads.
+    pub(super) fn policy(&self, policy: &mut LanguageModel<Autodiff<B>>, sum: &mut Accumulator<B>) {
+        let positions = self.layout.logprob_positions(&self.batch.segments);
+        let (states, tape) = self.states(policy, &positions);
+        let loss = self.policy_loss(policy, states, &mut sum.numbers);
+        sum.backward(&loss, tape, policy);
+    }
+
+    /// Adds the value network's gradients, and keeps what [`MicroBatch::report_value`] reads.
+    pub(super) fn value(
+        &self,
+        value: &mut ScalarModel<Autodiff<B>>,
+        targets: &ValueTargets,
+        settings: &ValueUpdate,
+        sum: &mut GradientSum<B>,
+        numbers: &mut Later<B>,
+    ) {
+        let positions = self.layout.value_positions(&self.batch.segments);
+        let (states, tape) = self.states(value, &positions);
+        let loss = self.value_loss(value.scores_of(states), targets, settings, numbers);
+        tape.backward(&loss, value, sum);
+    }
+
+    /// The same for a value head on the policy, in one pass: the gradient of the sums `policy loss + weight * value loss`.
+    pub(super) fn both(
+        &self,
+        model: &mut WithHead<'_, B>,
+        targets: &ValueTargets,
+        settings: &ValueUpdate,
+        weight: f64,
+        sum: &mut Accumulator<B>,
+    ) {
+        let positions = self.layout.value_positions(&self.batch.segments);
+        let (states, tape) = self.states(model, &positions);
+        let responses = indices(&self.layout.responses_among_values(), self.device);
+        let at_responses = states.clone().select(0, responses);
+        let policy_loss = self.policy_loss(model.policy, at_responses, &mut sum.numbers);
+        let values = model.head.values(states);
+        let value_loss = self.value_loss(values, targets, settings, &mut sum.numbers);
+        sum.backward(&(policy_loss + value_loss * weight), tape, model);
+    }
+
+    /// The states of `model` at `positions` of the batch, and the way back.
+    fn states<M: Trained<B>>(
+        &self,
+        model: &M,
+        positions: &[usize],
+    ) -> (Tensor<Autodiff<B>, 2>, Tape<B>) {
+        let at = Some(indices(positions, self.device));
+        let checkpointing = self.passes.gradient_checkpointing;
+        Tape::states_at(model, self.batch.clone(), at, None, checkpointing)
+    }
+
+    /// An array of the rollout at these rows.
+    fn gather(&self, values: &[f32], segments: &Segments) -> Vec<f32> {
+        (self.rows.iter())
+            .flat_map(|&row| &values[segments.range(row)])
+            .copied()
+            .collect()
+    }
+
+    /// An array by response token at these rows.
+    fn at_tokens(&self, values: &[f32]) -> Vec<f32> {
+        self.gather(values, self.rollout.samples.layout.responses())
+    }
+
+    /// An array by value position at these rows.
+    fn at_values(&self, values: &[f32]) -> Vec<f32> {
+        self.gather(values, self.rollout.samples.layout.values())
+    }
+
+    fn upload(&self, values: &[f32]) -> Tensor<Autodiff<B>, 1> {
+        floats(values, self.device)
+    }
+
+    /// The policy's summed loss, `[1]`, from its states at the responses.
+    fn policy_loss(
+        &self,
+        policy: &LanguageModel<Autodiff<B>>,
+        states: Tensor<Autodiff<B>, 2>,
+        numbers: &mut Later<B>,
+    ) -> Tensor<Autodiff<B>, 1> {
+        let samples = &self.rollout.samples;
+        let targets: Vec<u32> = (self.rows.iter())
+            .flat_map(|&row| &samples.rows[row][samples.query_lens[row]..])
+            .copied()
+            .collect();
+        let temperature = self.policy.temperature;
+        let (logprobs, entropy) = policy.logprobs(states, &Arc::new(targets), temperature);
+        numbers.push(logprobs.clone().inner());
+        numbers.push(entropy.inner());
+        // Summed over this micro-batch; the whole minibatch is divided by a count of its own.
+        let weights = self.policy.mean.weights(self.layout.responses());
+        let weights = weights.map(|weights| self.upload(&weights));
+        let total = |per_token: Tensor<Autodiff<B>, 1>| match &weights {
+            Some(weights) => (per_token * weights.clone()).sum(),
+            None => per_token.sum(),
+        };
+        let mut loss = total(policy_loss(
+            logprobs.clone(),
+            self.upload(&self.at_tokens(&samples.logprobs)),
+            self.upload(&self.at_tokens(&self.rollout.advantages)),
+            self.policy.objective,
+        ));
+        numbers.push(loss.clone().inner());
+        if let Some((coef, ref_logprobs)) = self.kl_in_loss() {
+            let reference = self.upload(&self.at_tokens(ref_logprobs));
+            let kl = total(kl_loss(logprobs, reference, self.rollout.kl.estimator));
+            numbers.push(kl.clone().inner());
+            loss = loss + kl * coef;
+        }
+        loss
+    }
+
+    /// Weight of the KL term in the loss, and the reference's log-probabilities.
+    fn kl_in_loss(&self) -> Option<(f64, &[f32])> {
+        let coef = self.rollout.kl.loss_coef()?;
+        Some((coef, self.rollout.samples.ref_logprobs.as_deref()?))
+    }
+
+    /// The value function's summed loss, `[1]`, without its weight.
+    fn value_loss(
+        &self,
+        values: Tensor<Autodiff<B>, 1>,
+        targets: &ValueTargets,
+        settings: &ValueUpdate,
+        numbers: &mut Later<B>,
+    ) -> Tensor<Autodiff<B>, 1> {
+        numbers.push(values.clone().inner());
+        let loss = value_loss(
+            values,
+            self.upload(&self.at_values(&targets.values)),
+            self.upload(&self.at_values(&targets.returns)),
+            settings.cliprange_value,
+        );
+        numbers.push(loss.clone().inner());
+        loss
+    }
+
+    /// Adds the policy's sums of loss and entropy, and statistics, to `done`; returns the largest change of a
+    /// log-probability since the rollout.
+    pub(super) fn report_policy(
+        &self,
+        numbers: &mut impl Iterator<Item = Vec<f32>>,
+        done: &mut MinibatchReport,
+    ) -> Result<f64, NonFinite> {
+        let mut next = || numbers.next().expect("all that was kept");
+        let (new, entropy, loss) = (next(), next(), next());
+        done.policy_loss += finite("policy loss", f64::from(loss[0]))?;
+        if self.kl_in_loss().is_some() {
+            let kl = finite("KL loss", f64::from(next()[0]))?;
+            *done.kl_loss.get_or_insert_default() += kl;
+        }
+        let old = self.at_tokens(&self.rollout.samples.logprobs);
+        let advantages = self.at_tokens(&self.rollout.advantages);
+        let objective = self.policy.objective;
+        done.stats.add_policy(&new, &old, &advantages, objective);
+        done.num_tokens += new.len();
+        done.entropy += entropy.iter().map(|&x| f64::from(x)).sum::<f64>();
+        let changes = new.iter().zip(&old).map(|(a, b)| f64::from((a - b).abs()));
+        Ok(changes.fold(0.0, f64::max))
+    }
+
+    /// Adds the value function's sum of loss, and statistics, to `done`.
+    pub(super) fn report_value(
+        &self,
+        targets: &ValueTargets,
+        settings: &ValueUpdate,
+        numbers: &mut impl Iterator<Item = Vec<f32>>,
+        done: &mut MinibatchReport,
+    ) -> Result<(), NonFinite> {
+        let mut next = || numbers.next().expect("all that was kept");
+        let (new, loss) = (next(), next());
+        done.value_loss += finite("value loss", f64::from(loss[0]))?;
+        let old = self.at_values(&targets.values);
+        let returns = self.at_values(&targets.returns);
+        let cliprange = settings.cliprange_value;
+        done.stats.add_value(&new, &old, &returns, cliprange);
+        done.num_values += new.len();
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! The prompts of a stage, and which rows an update takes in which order.
+
+use std::ops::Range;
+
+use crate::data::{Prompt, encode_prompts};
+use crate::error::Result;
+use crate::ops::ModelBackend;
+use crate::rng::Seed;
+use crate::train::Session;
+use crate::train::config::DataConfig;
+use crate::train::policy::Policy;
+
+/// All prompts of a data set of at most `max_prompt_length` tokens; reports under the name `what` how many are longer.
+///
+/// # Errors
+/// Those of the data.
+pub(crate) fn prompts<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    policy: &Policy<B>,
+    data: &DataConfig,
+    max_prompt_length: usize,
+    what: &str,
+) -> Result<Vec<Prompt>> {
+    let rows = session.rows(data)?;
+    let encoded = encode_prompts(&rows, &policy.tokenizer, &data.format, max_prompt_length)?;
+    session.tell(what, &encoded.report);
+    Ok(encoded.items)
+}
+
+/// A fresh order of the rollout's rows for each epoch.
+pub fn minibatch_orders(seed: Seed, num_rows: usize, num_epochs: usize) -> Vec<Vec<usize>> {
+    (0..num_epochs as u64)
+        .map(|epoch| seed.fork_index(epoch).permutation(num_rows))
+        .collect()
+}
+
+/// The `count` prompts of an update.
+pub(crate) fn next_prompts(
+    prompts: &[Prompt],
+    count: usize,
+    update: usize,
+    seed: Seed,
+) -> Vec<Prompt> {
+    endless(prompts.len(), update * count..(update + 1) * count, seed)
+        .map(|i| prompts[i].clone())
+        .collect()
+}
+
+/// Part of an endless walk over `len` rows: a fresh order at each pass, with no short batch at the end of a pass.
+pub(crate) fn endless(len: usize, part: Range<usize>, seed: Seed) -> impl Iterator<Item = usize> {
+    let (mut pass, mut order) = (usize::MAX, Vec::new());
+    part.map(move |k| {
+        if k / len != pass {
+            pass = k / len;
+            order = seed.fork_index(pass as u64).permutation(len);
+        }
+        order[k % len]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_comes_once_in_each_pass() {
+        let seed = Seed::new(1);
+        let all: Vec<usize> = endless(5, 0..10, seed).collect();
+        for pass in all.chunks(5) {
+            let mut sorted = pass.to_vec();
+            sorted.sort();
+            assert_eq!(sorted, [0, 1, 2, 3, 4]);
+        }
+        assert_ne!(all[..5], all[5..]);
+        // A batch that begins in the middle of a pass is part of the same walk.
+        let later: Vec<usize> = endless(5, 3..8, seed).collect();
+        assert_eq!(later, all[3..8]);
+    }
+}

@@ -1,0 +1,97 @@
+//! What changes over the updates of an on-policy method.
+
+use burn::backend::Autodiff;
+
+use super::Networks;
+use super::average::Average;
+use crate::error::Result;
+use crate::model::LanguageModel;
+use crate::ops::ModelBackend;
+use crate::rl::KlController;
+use crate::train::Session;
+use crate::train::journal::{Journal, Restored};
+use crate::train::state::under;
+
+/// Prefix of the averaged weights in checkpoints.
+const AVERAGE: &str = "average.";
+
+/// Networks, moving average and KL weight: what a checkpoint holds.
+pub(crate) struct State<B: ModelBackend> {
+    /// What is trained.
+    pub(crate) networks: Networks<B>,
+    /// Of the policy's weights, if the recipe asks for one.
+    average: Option<Average>,
+    /// Weight of the KL term.
+    pub(crate) kl: KlController,
+}
+
+impl<B: ModelBackend> State<B> {
+    /// Before the first update. `ema_decay` is the decay per update of a moving average of the policy's weights, which is
+    /// then what is evaluated and saved.
+    pub(crate) fn new(mut networks: Networks<B>, kl: KlController, ema_decay: Option<f64>) -> Self {
+        Self {
+            average: ema_decay.map(|decay| Average::new(decay, &mut networks.policy)),
+            networks,
+            kl,
+        }
+    }
+
+    /// Continues from a checkpoint of [`State::save_if_due`].
+    ///
+    /// # Errors
+    /// `Error::Format` if it belongs to other models.
+    pub(crate) fn restore(
+        &mut self,
+        (folder, checkpoint): Restored,
+        device: &B::Device,
+    ) -> Result<()> {
+        let position = &checkpoint.state;
+        let state = (&checkpoint.weights, &checkpoint.optim);
+        (self.networks).restore(state, position, device, &folder)?;
+        self.kl = position.kl.unwrap_or(self.kl);
+        if let Some(average) = &mut self.average {
+            average.restore(under(&checkpoint.weights, AVERAGE), &folder)?;
+        }
+        Ok(())
+    }
+
+    /// The policy that is evaluated and saved: the average, if there is one.
+    ///
+    /// # Errors
+    /// `Error::Format` if the average is of another model.
+    pub(crate) fn result(&self, device: &B::Device) -> Result<LanguageModel<Autodiff<B>>> {
+        match &self.average {
+            Some(average) => average.applied(&self.networks.policy, device),
+            None => Ok(self.networks.policy.clone()),
+        }
+    }
+
+    /// Takes note of an update in the journal, and averages the policy's weights.
+    pub(crate) fn updated(&mut self, journal: &mut Journal, mean_kl: f64, num_episodes: usize) {
+        if let Some(average) = &mut self.average {
+            average.update(&mut self.networks.policy);
+        }
+        self.kl.update(mean_kl, num_episodes);
+        journal.position.kl = Some(self.kl);
+        journal.position.updates = self.networks.num_updates();
+    }
+
+    /// Writes a checkpoint if one is due or the user wants to stop.
+    ///
+    /// # Errors
+    /// `Error::Io`; `Error::Interrupted` if the user wants to stop.
+    pub(crate) fn save_if_due(
+        &mut self,
+        session: &Session<'_, B>,
+        journal: &mut Journal,
+    ) -> Result<()> {
+        if !journal.must_save() {
+            return Ok(());
+        }
+        let (mut weights, moments) = self.networks.state();
+        if let Some(average) = &self.average {
+            weights.extend(AVERAGE, average.weights());
+        }
+        journal.save(session, &weights, &moments)
+    }
+}

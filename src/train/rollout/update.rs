@@ -1,0 +1,215 @@
+//! Epochs over one rollout: minibatches, micro-batches, optimiser steps.
+
+use super::micro_batch::MicroBatch;
+use super::networks::Networks;
+use super::ptx::Ptx;
+use super::report::{MinibatchReport, UpdateReport};
+use super::value::{ValueFunction, WithHead};
+use super::{PassSettings, Rollout, ValueTargets};
+use crate::data::micro_batches;
+use crate::guard;
+use crate::ops::ModelBackend;
+use crate::optim::GradientSum;
+use crate::rl::rollout::{LossMean, Objective};
+use crate::train::shared::{Accumulator, NonFinite, optimise};
+
+/// How the policy is updated.
+#[derive(Debug, Clone, Copy)]
+pub struct PolicyUpdate {
+    /// What is maximised.
+    pub objective: Objective,
+    /// What its loss is a mean over.
+    pub mean: LossMean,
+    /// Of the log-probabilities: that of generation.
+    pub temperature: f64,
+    /// Learning rate.
+    pub lr: f64,
+}
+
+/// How the value function is updated.
+#[derive(Debug, Clone, Copy)]
+pub struct ValueUpdate {
+    /// How far values count that move away from those of the rollout.
+    pub cliprange_value: f64,
+    /// Weight of the value loss.
+    pub vf_coef: f64,
+    /// Learning rate of a network of its own.
+    pub lr: f64,
+}
+
+/// What one update is done with.
+#[derive(Debug, Clone, Copy)]
+pub struct UpdateSettings<'a> {
+    /// Optimiser steps of an epoch.
+    pub num_mini_batches: usize,
+    /// Tokens per forward pass, and recomputation.
+    pub passes: PassSettings,
+    /// The policy's.
+    pub policy: PolicyUpdate,
+    /// The value function's, if there is one.
+    pub value: Option<ValueUpdate>,
+    /// Pre-training text to mix in.
+    pub ptx: Option<Ptx<'a>>,
+}
+
+/// Updates policy and value function: one pass over the rollout for each of `orders` (see
+/// [`minibatch_orders`](super::minibatch_orders)), in `num_mini_batches` optimiser steps.
+///
+/// # Errors
+/// [`NonFinite`] at the first loss or norm that is not finite.
+///
+/// # Panics
+/// If an order names a row that the rollout does not have, or there is a value function without targets or settings.
+///
+/// # Source
+/// arXiv:2403.17031, details 29 to 32. Where its code averages the means of micro-batches, the losses here are means over the
+/// positions of the whole minibatch, so that the split into micro-batches changes nothing.
+pub fn update<B: ModelBackend>(
+    networks: &mut Networks<B>,
+    rollout: &Rollout,
+    orders: &[Vec<usize>],
+    settings: &UpdateSettings<'_>,
+    device: &B::Device,
+) -> Result<UpdateReport, NonFinite> {
+    let _turn = guard::gradients();
+    let mut report = UpdateReport::default();
+    for order in orders {
+        let size = (order.len() / settings.num_mini_batches).max(1);
+        for rows in order.chunks(size) {
+            let minibatch = Minibatch { rollout, rows };
+            minibatch.step(networks, settings, &mut report, device)?;
+        }
+    }
+    Ok(report)
+}
+
+/// Some rows of a rollout.
+struct Minibatch<'a> {
+    rollout: &'a Rollout,
+    rows: &'a [usize],
+}
+
+/// A value function in an update, and what it is trained on.
+struct Critic<'a, B: ModelBackend> {
+    function: &'a mut ValueFunction<B>,
+    targets: &'a ValueTargets,
+    settings: &'a ValueUpdate,
+}
+
+impl<'a> Minibatch<'a> {
+    fn critic<B: ModelBackend>(
+        &self,
+        function: Option<&'a mut ValueFunction<B>>,
+        settings: &'a UpdateSettings<'_>,
+    ) -> Option<Critic<'a, B>> {
+        function.map(|function| Critic {
+            function,
+            targets: (self.rollout.targets.as_ref()).expect("targets of the value function"),
+            settings: (settings.value.as_ref()).expect("settings of the value function"),
+        })
+    }
+
+    /// One optimiser step of policy and value function.
+    fn step<B: ModelBackend>(
+        &self,
+        networks: &'a mut Networks<B>,
+        settings: &'a UpdateSettings<'_>,
+        report: &mut UpdateReport,
+        device: &B::Device,
+    ) -> Result<(), NonFinite> {
+        let samples = &self.rollout.samples;
+        let layout = samples.layout.select(self.rows);
+        let tokens = layout.responses().num_tokens() as f64;
+        let count = settings.policy.mean.count(layout.responses());
+        let values = layout.values().num_tokens() as f64;
+        let Networks {
+            policy,
+            policy_optim,
+            value,
+        } = networks;
+        let mut critic = self.critic(value.as_mut(), settings);
+        let lens: Vec<usize> = self
+            .rows
+            .iter()
+            .map(|&row| samples.rows[row].len())
+            .collect();
+        let (mut sum, mut value_sum) = (Accumulator::default(), GradientSum::default());
+        let mut micros = Vec::new();
+        for part in micro_batches(&lens, settings.passes.micro_batch_tokens) {
+            let rows: Vec<usize> = part.into_iter().map(|i| self.rows[i]).collect();
+            let micro = MicroBatch::new(self.rollout, rows, settings, device);
+            match &mut critic {
+                None => micro.policy(policy, &mut sum),
+                Some(critic) => match critic.function {
+                    ValueFunction::Network { model, .. } => {
+                        micro.policy(policy, &mut sum);
+                        let numbers = &mut sum.numbers;
+                        let (targets, settings) = (critic.targets, critic.settings);
+                        micro.value(model, targets, settings, &mut value_sum, numbers);
+                    }
+                    ValueFunction::Head(head) => {
+                        let weight = critic.settings.vf_coef * count / values;
+                        let mut both = WithHead { policy, head };
+                        let (targets, settings) = (critic.targets, critic.settings);
+                        micro.both(&mut both, targets, settings, weight, &mut sum);
+                    }
+                },
+            }
+            micros.push(micro);
+        }
+
+        let mut done = MinibatchReport::default();
+        let mut numbers = sum.numbers.read();
+        let is_first = report.minibatches.is_empty();
+        for micro in &micros {
+            let change = micro.report_policy(&mut numbers, &mut done)?;
+            if is_first {
+                report.logprob_max_diff = report.logprob_max_diff.max(change);
+            }
+            if let Some(critic) = &critic {
+                let (targets, settings) = (critic.targets, critic.settings);
+                micro.report_value(targets, settings, &mut numbers, &mut done)?;
+            }
+        }
+        let mut policy_sum = sum.gradients;
+        if let Some(ptx) = settings.ptx {
+            let step = report.minibatches.len();
+            let loss = ptx.add(
+                step,
+                policy,
+                &mut policy_sum,
+                tokens,
+                settings.passes,
+                device,
+            )?;
+            done.ptx_loss = Some(loss);
+        }
+
+        let lr = settings.policy.lr;
+        done.policy_grad_norm = match &mut critic {
+            Some(Critic {
+                function: ValueFunction::Head(head),
+                ..
+            }) => {
+                let mut both = WithHead { policy, head };
+                optimise(&mut both, policy_optim, policy_sum, count, lr)?
+            }
+            _ => optimise(policy, policy_optim, policy_sum, count, lr)?,
+        };
+        if let Some(critic) = critic
+            && let ValueFunction::Network { model, optim } = critic.function
+        {
+            // The weight of the value loss enters here: `sum * vf_coef / positions`.
+            let divisor = values / critic.settings.vf_coef;
+            let norm = optimise(model, optim, value_sum, divisor, critic.settings.lr);
+            let norm = norm.map_err(|_| NonFinite("gradient norm of the value network"))?;
+            done.value_grad_norm = Some(norm);
+        }
+        done.policy_loss /= count;
+        done.kl_loss = done.kl_loss.map(|kl| kl / count);
+        done.entropy /= tokens;
+        done.value_loss /= values;
+        report.minibatches.push(done);
+        Ok(())
+    }
+}
