@@ -87,15 +87,15 @@ const MUTATIONS: &[Mutation] = mutations! {
         "(loss.clone() * ratio).min_pair(loss * clipped)", LIB;
     "the value loss is not clipped": "src/loss/ppo.rs",
         "square.max_pair(clipped_square).sum() * 0.5" => "(square + clipped_square * 0.0).sum() * 0.5", LIB;
-    "llama 3's rope scaling blends the wrong way": "src/model/block.rs",
+    "llama 3's rope scaling blends the wrong way": "src/model/rotary.rs",
         "(1.0 - blend) * frequency / factor + blend * frequency" =>
         "blend * frequency / factor + (1.0 - blend) * frequency", FAMILIES;
     "GPT-NeoX's queries are not reordered as its keys are": "src/model/gpt_neox.rs",
         "[&turned, &turned, &plain]" => "[&plain, &turned, &plain]", FAMILIES;
     "an adapter on GPT-NeoX's queries, keys and values keeps the file's order": "src/peft/lora.rs",
         "&meta(B_NAME, layer.width).ordered(order.clone())" => "&meta(B_NAME, layer.width)", FAMILIES;
-    "OPT's positions begin in row 0": "src/model/opt.rs",
-        "&pass.positions, POSITION_OFFSET)" => "&pass.positions, POSITION_OFFSET * 0)", FAMILIES;
+    "OPT's positions begin in row 0": "src/model/table.rs",
+        "(p + self.offset) as i32" => "p as i32", FAMILIES;
     "a chunk of a prompt sees its first token alone": "src/ops/attend.rs",
         "self.mask.seen(position, len)" => "self.mask.seen(held, len)", FAMILIES;
     "rsLoRA divides by the rank": "src/peft/lora.rs",

@@ -1,16 +1,132 @@
-//! Llama, Qwen2 and Qwen3: RMSNorm, rotary grouped-query attention, SwiGLU. Qwen2 has biases on queries, keys and values,
-//! Qwen3 RMSNorm on each query and key head before the rotation.
+//! The decoder of Llama, Qwen2, Qwen3 and their like: RMSNorm, rotary grouped-query attention, SwiGLU.
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use super::Table;
-use super::block::{GatedMlp, Layers, Pass, RmsNorm, Rotary};
-use super::config::GatedDecoderConfig;
-use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, Projection};
+use super::config::Sizes;
+use super::config::keys::Keys;
+use super::config::rope::{self, RopeScaling};
+use super::mlp::GatedMlp;
+use super::norm::RmsNorm;
+use super::parts::{Part, Parts};
+use super::pass::{Layers, Pass};
+use super::rotary::Rotary;
+use crate::error::Result;
+use crate::ops::{self, Attend, Gate, Head, HeadLayout, Mask, ModelBackend};
+use crate::peft::Projection;
+
+/// The embedding's tensor.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The output head's tensor.
+pub(super) const HEAD: &str = "lm_head.weight";
+
+/// Configuration of a decoder with RMSNorm, rotary grouped-query attention and a gated MLP; field names are Hugging
+/// Face's where it has one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GatedDecoderConfig {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of a head; even, and not always `hidden_size / num_attention_heads`.
+    pub head_dim: usize,
+    /// Whether queries, keys and values have biases: Qwen2 always, the others with `attention_bias`.
+    pub qkv_bias: bool,
+    /// Whether the attention output has a bias: never in Qwen2, in the others with `attention_bias`.
+    pub o_bias: bool,
+    /// Whether the MLP's layers have biases (llama only).
+    pub mlp_bias: bool,
+    /// Whether each query and key head is normed before the rotation (Qwen3 only).
+    pub qk_norm: bool,
+    /// Added to the mean square inside RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Llama 3's scaling, if any.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Longest row in tokens.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
+    /// What each layer's attention sees.
+    pub masks: Vec<Mask>,
+}
+
+impl GatedDecoderConfig {
+    /// What the families have in common, without biases, norms of heads and windows. `head_dim` is that of a file without the
+    /// key; `None` divides the hidden size among the heads.
+    pub(super) fn plain(keys: &Keys<'_>, head_dim: Option<usize>) -> Result<Self> {
+        keys.one_of("hidden_act", "silu", &["silu"])?;
+        let heads = keys.count("num_attention_heads")?;
+        let hidden_size = keys.count("hidden_size")?;
+        let head_dim = match keys.optional_count("head_dim")?.or(head_dim) {
+            Some(head_dim) => head_dim,
+            None => keys.divide("hidden_size", hidden_size, "num_attention_heads", heads)?,
+        };
+        let rope = rope::read(keys, "rope_theta", "partial_rotary_factor")?;
+        if let Some(factor) = rope.partial_factor.filter(|&factor| factor != 1.0) {
+            return Err(keys.mismatch("partial_rotary_factor", "1", &factor.into()));
+        }
+        let num_hidden_layers = keys.count("num_hidden_layers")?;
+        Ok(Self {
+            vocab_size: keys.count("vocab_size")?,
+            hidden_size,
+            intermediate_size: keys.count("intermediate_size")?,
+            num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: keys.kv_heads(heads)?,
+            head_dim: keys.even("head_dim", head_dim)?,
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)?,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            tie_word_embeddings: keys.boolean("tie_word_embeddings", false)?,
+            max_position_embeddings: keys.count("max_position_embeddings")?,
+            initializer_range: keys.positive("initializer_range", 0.02)?,
+            masks: vec![Mask::Causal; num_hidden_layers],
+        })
+    }
+
+    /// Attention heads.
+    pub fn layout(&self) -> HeadLayout {
+        HeadLayout {
+            heads: self.num_attention_heads,
+            kv_heads: self.num_key_value_heads,
+            head_dim: self.head_dim,
+        }
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            vocab: self.vocab_size,
+            hidden: self.hidden_size,
+            output: self.hidden_size,
+            intermediate: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            layout: self.layout(),
+            max_positions: self.max_position_embeddings,
+            learned_positions: false,
+            initializer_range: self.initializer_range,
+            tied: self.tie_word_embeddings,
+        }
+    }
+}
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -51,37 +167,42 @@ pub struct GatedDecoder<B: Backend> {
 impl<B: Backend> GatedDecoder<B> {
     /// An unfilled model; without an output head of its own if it is to carry a score head.
     pub fn new(config: &GatedDecoderConfig, with_head: bool, device: &B::Device) -> Self {
-        let layout = config.layout();
-        let norm = || RmsNorm::new(config.rms_norm_eps, device);
+        let (layout, hidden) = (config.layout(), config.hidden_size);
+        let norm = |path: String, width| RmsNorm::new(path, width, config.rms_norm_eps, device);
         let layers = (0..config.num_hidden_layers).map(|i| {
-            let attention = |name: &str| format!("model.layers.{i}.self_attn.{name}");
+            let path = |name: &str| format!("model.layers.{i}.{name}");
             let qkv = [
-                (attention("q_proj"), layout.q_width()),
-                (attention("k_proj"), layout.kv_width()),
-                (attention("v_proj"), layout.kv_width()),
+                (path("self_attn.q_proj"), layout.q_width()),
+                (path("self_attn.k_proj"), layout.kv_width()),
+                (path("self_attn.v_proj"), layout.kv_width()),
             ];
-            let o = [(attention("o_proj"), config.hidden_size)];
+            let o = [(path("self_attn.o_proj"), hidden)];
+            let head_norm = |name| {
+                let norm = || norm(path(name), config.head_dim);
+                config.qk_norm.then(norm)
+            };
             GatedDecoderLayer {
-                input_layernorm: norm(),
-                qkv_proj: Projection::new(&qkv, config.qkv_bias, true, device),
-                q_norm: config.qk_norm.then(norm),
-                k_norm: config.qk_norm.then(norm),
-                o_proj: Projection::new(&o, config.o_bias, true, device),
-                post_attention_layernorm: norm(),
+                input_layernorm: norm(path("input_layernorm"), hidden),
+                qkv_proj: Projection::new(hidden, &qkv, config.qkv_bias, true, device),
+                q_norm: head_norm("self_attn.q_norm"),
+                k_norm: head_norm("self_attn.k_norm"),
+                o_proj: Projection::new(layout.q_width(), &o, config.o_bias, true, device),
+                post_attention_layernorm: norm(path("post_attention_layernorm"), hidden),
                 mlp: GatedMlp::new(
-                    &format!("model.layers.{i}.mlp"),
-                    config.hidden_size,
-                    config.intermediate_size,
+                    &path("mlp"),
+                    [hidden, config.intermediate_size],
+                    Gate::Silu,
                     config.mlp_bias,
                     device,
                 ),
             }
         });
+        let table = |name| Table::new(name, [config.vocab_size, hidden], device);
         Self {
-            embed_tokens: Table::new(device),
+            embed_tokens: table(EMBEDDING),
             layers: layers.collect(),
-            norm: norm(),
-            lm_head: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
+            norm: norm("model.norm".into(), hidden),
+            lm_head: (with_head && !config.tie_word_embeddings).then(|| table(HEAD)),
             config: config.clone(),
             rotary: Rotary::new(
                 config.head_dim,
@@ -107,8 +228,11 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
             (Some(q_norm), Some(k_norm)) => norm_heads(qkv, q_norm, k_norm, layout),
             _ => qkv,
         };
-        let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads);
-        let attend = Attend::causal(layout, pass.segments);
+        let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads, 0);
+        let attend = Attend {
+            mask: self.config.masks[index],
+            ..Attend::causal(layout, pass.segments)
+        };
         let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(pass.keep(index, x), layer.o_proj.forward(attended, dropout));
         let norm = &layer.post_attention_layernorm;
@@ -119,8 +243,8 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
         self.norm.forward(x)
     }
 
-    fn rotary(&self) -> Option<&Rotary> {
-        Some(&self.rotary)
+    fn rotaries(&self) -> &[Rotary] {
+        std::slice::from_ref(&self.rotary)
     }
 
     fn head(&self) -> Head<B> {
@@ -136,44 +260,28 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
     }
 }
 
-impl<B: Backend> Adaptable<B> for GatedDecoder<B> {
-    fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
+impl<B: Backend> Parts<B> for GatedDecoder<B> {
+    fn for_each_part(&mut self, visit: &mut dyn FnMut(Part<'_, B>)) {
+        visit(Part::Embedding(&mut self.embed_tokens));
         for layer in &mut self.layers {
-            visit(&mut layer.qkv_proj);
-            visit(&mut layer.o_proj);
-            visit(&mut layer.mlp.gate_up);
-            visit(&mut layer.mlp.down);
+            visit(Part::Other(&mut layer.input_layernorm));
+            visit(Part::Linear(&mut layer.qkv_proj));
+            for norm in [&mut layer.q_norm, &mut layer.k_norm].into_iter().flatten() {
+                visit(Part::Other(norm));
+            }
+            visit(Part::Linear(&mut layer.o_proj));
+            visit(Part::Other(&mut layer.post_attention_layernorm));
+            visit(Part::Linear(&mut layer.mlp.gate_up));
+            visit(Part::Linear(&mut layer.mlp.down));
+        }
+        visit(Part::Other(&mut self.norm));
+        if let Some(head) = &mut self.lm_head {
+            visit(Part::Head(head));
         }
     }
-}
 
-impl<B: Backend> Parameters<B> for GatedDecoder<B> {
-    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
-        let hidden = self.config.hidden_size;
-        let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        self.embed_tokens
-            .walk(&table("model.embed_tokens.weight"), visit);
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            layer
-                .input_layernorm
-                .walk(&format!("model.layers.{i}.input_layernorm"), hidden, visit);
-            layer.qkv_proj.for_each_parameter(visit);
-            for (norm, name) in [(&mut layer.q_norm, "q_norm"), (&mut layer.k_norm, "k_norm")] {
-                if let Some(norm) = norm {
-                    let path = format!("model.layers.{i}.self_attn.{name}");
-                    norm.walk(&path, self.config.head_dim, visit);
-                }
-            }
-            layer.o_proj.for_each_parameter(visit);
-            let path = format!("model.layers.{i}.post_attention_layernorm");
-            layer.post_attention_layernorm.walk(&path, hidden, visit);
-            layer.mlp.gate_up.for_each_parameter(visit);
-            layer.mlp.down.for_each_parameter(visit);
-        }
-        self.norm.walk("model.norm", hidden, visit);
-        if let Some(head) = &mut self.lm_head {
-            head.walk(&table("lm_head.weight"), visit);
-        }
+    fn remove_head(&mut self) {
+        self.lm_head = None;
     }
 }
 

@@ -1,15 +1,108 @@
-//! The GPT-2 family: LayerNorm, learned positions, full multi-head attention, GELU.
+//! GPT-2: LayerNorm, learned positions, full multi-head attention, GELU.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::Table;
-use super::block::{LayerNorm, Layers, Mlp, Pass, embed_positions};
-use super::config::Gpt2Config;
+use super::activation::Activation;
+use super::config::Sizes;
+use super::config::keys::Keys;
+use super::family::Family;
+use super::mlp::Mlp;
+use super::norm::LayerNorm;
+use super::parts::{Part, Parts};
+use super::pass::{Layers, Pass};
+use super::table::PositionTable;
+use super::{Architecture, Table};
+use crate::error::Result;
 use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
-use crate::peft::{Adaptable, Projection};
+use crate::peft::Projection;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "gpt2",
+    causal: "GPT2LMHeadModel",
+    classifier: "GPT2ForSequenceClassification",
+    embedding: "transformer.wte.weight",
+    head: "lm_head.weight",
+    parse: |keys| Ok(Architecture::Gpt2(Gpt2Config::read(keys)?)),
+};
+
+/// Configuration of a GPT-2 model; its linear layers are stored as `[in, out]` (Hugging Face's `Conv1D`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gpt2Config {
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Number of layers.
+    pub n_layer: usize,
+    /// Number of heads; divides `n_embd`.
+    pub n_head: usize,
+    /// Rows of the position embedding: the longest row in tokens.
+    pub n_positions: usize,
+    /// Width of the MLP.
+    pub n_inner: usize,
+    /// What lies between the MLP's products.
+    pub activation_function: Activation,
+    /// Added to the variance inside LayerNorm.
+    pub layer_norm_epsilon: f64,
+    /// Whether the output head is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
+}
+
+impl Gpt2Config {
+    fn read(keys: &Keys<'_>) -> Result<Self> {
+        for key in [
+            "scale_attn_by_inverse_layer_idx",
+            "reorder_and_upcast_attn",
+            "add_cross_attention",
+        ] {
+            keys.must_be(key, false)?;
+        }
+        keys.must_be("scale_attn_weights", true)?;
+        let n_embd = keys.count("n_embd")?;
+        let n_head = keys.count("n_head")?;
+        keys.divide("n_embd", n_embd, "n_head", n_head)?;
+        Ok(Self {
+            vocab_size: keys.count("vocab_size")?,
+            n_embd,
+            n_layer: keys.count("n_layer")?,
+            n_head,
+            n_positions: keys.count("n_positions")?,
+            n_inner: keys.optional_count("n_inner")?.unwrap_or(4 * n_embd),
+            activation_function: keys.activation("activation_function", "gelu_new")?,
+            layer_norm_epsilon: keys.positive("layer_norm_epsilon", 1e-5)?,
+            tie_word_embeddings: keys.boolean("tie_word_embeddings", true)?,
+            initializer_range: keys.positive("initializer_range", 0.02)?,
+        })
+    }
+
+    /// Attention heads.
+    pub fn layout(&self) -> HeadLayout {
+        HeadLayout {
+            heads: self.n_head,
+            kv_heads: self.n_head,
+            head_dim: self.n_embd / self.n_head,
+        }
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            vocab: self.vocab_size,
+            hidden: self.n_embd,
+            output: self.n_embd,
+            intermediate: self.n_inner,
+            layers: self.n_layer,
+            layout: self.layout(),
+            max_positions: self.n_positions,
+            learned_positions: true,
+            initializer_range: self.initializer_range,
+            tied: self.tie_word_embeddings,
+        }
+    }
+}
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -32,7 +125,7 @@ pub struct Gpt2<B: Backend> {
     /// Tokens, `[vocab, hidden]`.
     pub wte: Table<B>,
     /// Positions, `[n_positions, hidden]`.
-    pub wpe: Param<Tensor<B, 2>>,
+    pub wpe: PositionTable<B>,
     /// Decoder layers.
     pub h: Vec<Gpt2Layer<B>>,
     /// Final norm.
@@ -46,34 +139,34 @@ pub struct Gpt2<B: Backend> {
 impl<B: Backend> Gpt2<B> {
     /// An unfilled model; without an output head of its own if it is to carry a score head.
     pub fn new(config: &Gpt2Config, with_head: bool, device: &B::Device) -> Self {
-        let eps = config.layer_norm_epsilon;
+        let (hidden, inner) = (config.n_embd, config.n_inner);
+        let norm = |path: String| LayerNorm::new(path, hidden, config.layer_norm_epsilon, device);
         let layers = (0..config.n_layer).map(|i| {
-            let layer = |name: &str, width: usize| {
-                Projection::new(
-                    &[(format!("transformer.h.{i}.{name}"), width)],
-                    true,
-                    false,
-                    device,
-                )
+            let path = |name: &str| format!("transformer.h.{i}.{name}");
+            // Conv1D holds [in, out].
+            let conv = |name: &str, [inputs, outputs]: [usize; 2]| {
+                Projection::new(inputs, &[(path(name), outputs)], true, false, device)
             };
             Gpt2Layer {
-                ln_1: LayerNorm::new(eps, device),
-                c_attn: layer("attn.c_attn", 3 * config.n_embd),
-                c_proj: layer("attn.c_proj", config.n_embd),
-                ln_2: LayerNorm::new(eps, device),
+                ln_1: norm(path("ln_1")),
+                c_attn: conv("attn.c_attn", [hidden, 3 * hidden]),
+                c_proj: conv("attn.c_proj", [hidden, hidden]),
+                ln_2: norm(path("ln_2")),
                 mlp: Mlp::new(
-                    layer("mlp.c_fc", config.n_inner),
+                    conv("mlp.c_fc", [hidden, inner]),
                     config.activation_function,
-                    layer("mlp.c_proj", config.n_embd),
+                    conv("mlp.c_proj", [inner, hidden]),
                 ),
             }
         });
+        let table = |name| Table::new(name, [config.vocab_size, hidden], device);
+        let positions = [config.n_positions, hidden];
         Self {
-            wte: Table::new(device),
-            wpe: placeholder(device),
+            wte: table(FAMILY.embedding),
+            wpe: PositionTable::new("transformer.wpe.weight", positions, 0, device),
             h: layers.collect(),
-            ln_f: LayerNorm::new(eps, device),
-            lm_head: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
+            ln_f: norm("transformer.ln_f".into()),
+            lm_head: (with_head && !config.tie_word_embeddings).then(|| table(FAMILY.head)),
             config: config.clone(),
         }
     }
@@ -81,13 +174,13 @@ impl<B: Backend> Gpt2<B> {
 
 impl<B: ModelBackend> Layers<B> for Gpt2<B> {
     fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
-        self.wte.look_up(ids) + embed_positions(&self.wpe, &pass.positions, 0)
+        self.wte.look_up(ids) + self.wpe.look_up(&pass.positions)
     }
 
     fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
         let (layer, dropout) = (&self.h[index], pass.layer_dropout(index));
         let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
-        let attend = Attend::causal(self.head_layout(), pass.segments);
+        let attend = Attend::causal(self.config.layout(), pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(pass.keep(index, x), layer.c_proj.forward(attended, dropout));
         ops::residual(x.clone(), layer.mlp.forward(layer.ln_2.forward(x), dropout))
@@ -102,12 +195,7 @@ impl<B: ModelBackend> Layers<B> for Gpt2<B> {
     }
 
     fn head_layout(&self) -> HeadLayout {
-        let heads = self.config.n_head;
-        HeadLayout {
-            heads,
-            kv_heads: heads,
-            head_dim: self.config.n_embd / heads,
-        }
+        self.config.layout()
     }
 
     fn num_layers(&self) -> usize {
@@ -115,41 +203,25 @@ impl<B: ModelBackend> Layers<B> for Gpt2<B> {
     }
 }
 
-impl<B: Backend> Adaptable<B> for Gpt2<B> {
-    fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
+impl<B: Backend> Parts<B> for Gpt2<B> {
+    fn for_each_part(&mut self, visit: &mut dyn FnMut(Part<'_, B>)) {
+        visit(Part::Embedding(&mut self.wte));
+        visit(Part::Other(&mut self.wpe));
         for layer in &mut self.h {
-            visit(&mut layer.c_attn);
-            visit(&mut layer.c_proj);
-            visit(&mut layer.mlp.up);
-            visit(&mut layer.mlp.down);
+            visit(Part::Other(&mut layer.ln_1));
+            visit(Part::Linear(&mut layer.c_attn));
+            visit(Part::Linear(&mut layer.c_proj));
+            visit(Part::Other(&mut layer.ln_2));
+            visit(Part::Linear(&mut layer.mlp.up));
+            visit(Part::Linear(&mut layer.mlp.down));
+        }
+        visit(Part::Other(&mut self.ln_f));
+        if let Some(head) = &mut self.lm_head {
+            visit(Part::Head(head));
         }
     }
-}
 
-impl<B: Backend> Parameters<B> for Gpt2<B> {
-    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
-        let hidden = self.config.n_embd;
-        let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        self.wte.walk(&table("transformer.wte.weight"), visit);
-        visit(
-            &table("transformer.wpe.weight"),
-            ParamSlot::Matrix(&mut self.wpe),
-        );
-        for (i, layer) in self.h.iter_mut().enumerate() {
-            layer
-                .ln_1
-                .walk(&format!("transformer.h.{i}.ln_1"), hidden, visit);
-            layer.c_attn.for_each_parameter(visit);
-            layer.c_proj.for_each_parameter(visit);
-            layer
-                .ln_2
-                .walk(&format!("transformer.h.{i}.ln_2"), hidden, visit);
-            layer.mlp.up.for_each_parameter(visit);
-            layer.mlp.down.for_each_parameter(visit);
-        }
-        self.ln_f.walk("transformer.ln_f", hidden, visit);
-        if let Some(head) = &mut self.lm_head {
-            head.walk(&table("lm_head.weight"), visit);
-        }
+    fn remove_head(&mut self) {
+        self.lm_head = None;
     }
 }

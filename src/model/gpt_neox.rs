@@ -1,4 +1,4 @@
-//! The GPT-NeoX family (Pythia): LayerNorm, partly rotated heads, attention and MLP side by side or one after the other.
+//! GPT-NeoX (Pythia): LayerNorm, partly rotated heads, attention and MLP side by side or one after the other.
 
 use std::sync::Arc;
 
@@ -6,12 +6,123 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::Table;
-use super::block::{LayerNorm, Layers, Mlp, Pass, Rotary};
-use super::config::GptNeoxConfig;
+use super::activation::Activation;
+use super::config::Sizes;
+use super::config::keys::Keys;
+use super::config::rope::{self, RopeScaling};
+use super::family::Family;
+use super::mlp::Mlp;
+use super::norm::LayerNorm;
+use super::parts::{Part, Parts};
+use super::pass::{Layers, Pass};
+use super::rotary::Rotary;
+use super::{Architecture, Table};
+use crate::error::Result;
 use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, Projection};
+use crate::peft::Projection;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "gpt_neox",
+    causal: "GPTNeoXForCausalLM",
+    classifier: "GPTNeoXForSequenceClassification",
+    embedding: "gpt_neox.embed_in.weight",
+    head: "embed_out.weight",
+    parse: |keys| Ok(Architecture::GptNeox(GptNeoxConfig::read(keys)?)),
+};
+
+/// Configuration of a GPT-NeoX model; field names are Hugging Face's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GptNeoxConfig {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of heads; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// How many of a head's entries are rotated, from the first on; even.
+    pub rotary_dim: usize,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Llama 3's scaling, if any.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Whether attention and MLP read the same state and are added to it together.
+    pub use_parallel_residual: bool,
+    /// Whether the attention's layers have biases.
+    pub attention_bias: bool,
+    /// What lies between the MLP's products.
+    pub hidden_act: Activation,
+    /// Added to the variance inside LayerNorm.
+    pub layer_norm_eps: f64,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Longest row in tokens.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of fresh weights.
+    pub initializer_range: f64,
+}
+
+impl GptNeoxConfig {
+    fn read(keys: &Keys<'_>) -> Result<Self> {
+        let hidden_size = keys.count("hidden_size")?;
+        let heads = keys.count("num_attention_heads")?;
+        let head_dim = keys.divide("hidden_size", hidden_size, "num_attention_heads", heads)?;
+        keys.even("hidden_size / num_attention_heads", head_dim)?;
+        let rope = rope::read(keys, "rotary_emb_base", "rotary_pct")?;
+        let rotary_dim = (head_dim as f64 * rope.partial_factor.unwrap_or(0.25)) as usize;
+        if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
+            return Err(keys.error(format!(
+                "\"rotary_pct\" or \"partial_rotary_factor\" rotates {rotary_dim} of a head's {head_dim} entries; expected \
+                 an even number between 2 and {head_dim}"
+            )));
+        }
+        Ok(Self {
+            vocab_size: keys.count("vocab_size")?,
+            hidden_size,
+            intermediate_size: keys.count("intermediate_size")?,
+            num_hidden_layers: keys.count("num_hidden_layers")?,
+            num_attention_heads: heads,
+            rotary_dim,
+            rope_theta: rope.theta,
+            rope_scaling: rope.scaling,
+            use_parallel_residual: keys.boolean("use_parallel_residual", true)?,
+            attention_bias: keys.boolean("attention_bias", true)?,
+            hidden_act: keys.activation("hidden_act", "gelu")?,
+            layer_norm_eps: keys.positive("layer_norm_eps", 1e-5)?,
+            tie_word_embeddings: keys.boolean("tie_word_embeddings", false)?,
+            max_position_embeddings: keys.count("max_position_embeddings")?,
+            initializer_range: keys.positive("initializer_range", 0.02)?,
+        })
+    }
+
+    /// Attention heads.
+    pub fn layout(&self) -> HeadLayout {
+        let heads = self.num_attention_heads;
+        HeadLayout {
+            heads,
+            kv_heads: heads,
+            head_dim: self.hidden_size / heads,
+        }
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            vocab: self.vocab_size,
+            hidden: self.hidden_size,
+            output: self.hidden_size,
+            intermediate: self.intermediate_size,
+            layers: self.num_hidden_layers,
+            layout: self.layout(),
+            max_positions: self.max_position_embeddings,
+            learned_positions: false,
+            initializer_range: self.initializer_range,
+            tied: self.tie_word_embeddings,
+        }
+    }
+}
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -48,32 +159,34 @@ pub struct GptNeox<B: Backend> {
 impl<B: Backend> GptNeox<B> {
     /// An unfilled model; without an output head of its own if it is to carry a score head.
     pub fn new(config: &GptNeoxConfig, with_head: bool, device: &B::Device) -> Self {
-        let norm = || LayerNorm::new(config.layer_norm_eps, device);
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let norm = |path: String| LayerNorm::new(path, hidden, config.layer_norm_eps, device);
         let order = Arc::new(column_order(config.layout(), config.rotary_dim));
         let layers = (0..config.num_hidden_layers).map(|i| {
-            let layer = |name: &str, width: usize, with_bias: bool| {
-                let layers = [(format!("gpt_neox.layers.{i}.{name}"), width)];
-                Projection::new(&layers, with_bias, true, device)
+            let path = |name: &str| format!("gpt_neox.layers.{i}.{name}");
+            let linear = |name: &str, [inputs, outputs]: [usize; 2], with_bias: bool| {
+                Projection::new(inputs, &[(path(name), outputs)], with_bias, true, device)
             };
-            let (hidden, bias) = (config.hidden_size, config.attention_bias);
+            let bias = config.attention_bias;
             GptNeoxLayer {
-                input_layernorm: norm(),
-                query_key_value: layer("attention.query_key_value", 3 * hidden, bias)
+                input_layernorm: norm(path("input_layernorm")),
+                query_key_value: linear("attention.query_key_value", [hidden, 3 * hidden], bias)
                     .with_order(order.clone()),
-                dense: layer("attention.dense", hidden, bias),
-                post_attention_layernorm: norm(),
+                dense: linear("attention.dense", [hidden, hidden], bias),
+                post_attention_layernorm: norm(path("post_attention_layernorm")),
                 mlp: Mlp::new(
-                    layer("mlp.dense_h_to_4h", config.intermediate_size, true),
+                    linear("mlp.dense_h_to_4h", [hidden, inner], true),
                     config.hidden_act,
-                    layer("mlp.dense_4h_to_h", hidden, true),
+                    linear("mlp.dense_4h_to_h", [inner, hidden], true),
                 ),
             }
         });
+        let table = |name| Table::new(name, [config.vocab_size, hidden], device);
         Self {
-            embed_in: Table::new(device),
+            embed_in: table(FAMILY.embedding),
             layers: layers.collect(),
-            final_layer_norm: norm(),
-            embed_out: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
+            final_layer_norm: norm("gpt_neox.final_layer_norm".into()),
+            embed_out: (with_head && !config.tie_word_embeddings).then(|| table(FAMILY.head)),
             config: config.clone(),
             rotary: Rotary::new(
                 config.layout().head_dim,
@@ -126,7 +239,7 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
         let qkv = layer
             .query_key_value
             .forward(layer.input_layernorm.forward(x.clone()), dropout);
-        let qkv = pass.rotate(qkv, 2 * layout.heads);
+        let qkv = pass.rotate(qkv, 2 * layout.heads, 0);
         let attend = Attend::causal(layout, pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let x = pass.keep(index, x);
@@ -145,8 +258,8 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
         self.final_layer_norm.forward(x)
     }
 
-    fn rotary(&self) -> Option<&Rotary> {
-        Some(&self.rotary)
+    fn rotaries(&self) -> &[Rotary] {
+        std::slice::from_ref(&self.rotary)
     }
 
     fn head(&self) -> Head<B> {
@@ -162,41 +275,25 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
     }
 }
 
-impl<B: Backend> Adaptable<B> for GptNeox<B> {
-    fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
+impl<B: Backend> Parts<B> for GptNeox<B> {
+    fn for_each_part(&mut self, visit: &mut dyn FnMut(Part<'_, B>)) {
+        visit(Part::Embedding(&mut self.embed_in));
         for layer in &mut self.layers {
-            visit(&mut layer.query_key_value);
-            visit(&mut layer.dense);
-            visit(&mut layer.mlp.up);
-            visit(&mut layer.mlp.down);
+            visit(Part::Other(&mut layer.input_layernorm));
+            visit(Part::Linear(&mut layer.query_key_value));
+            visit(Part::Linear(&mut layer.dense));
+            visit(Part::Other(&mut layer.post_attention_layernorm));
+            visit(Part::Linear(&mut layer.mlp.up));
+            visit(Part::Linear(&mut layer.mlp.down));
+        }
+        visit(Part::Other(&mut self.final_layer_norm));
+        if let Some(head) = &mut self.embed_out {
+            visit(Part::Head(head));
         }
     }
-}
 
-impl<B: Backend> Parameters<B> for GptNeox<B> {
-    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
-        let hidden = self.config.hidden_size;
-        let table = |name: &str| ParamMeta::single(ParamKind::Embedding, name, hidden, false);
-        self.embed_in
-            .walk(&table("gpt_neox.embed_in.weight"), visit);
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            let path = |name: &str| format!("gpt_neox.layers.{i}.{name}");
-            layer
-                .input_layernorm
-                .walk(&path("input_layernorm"), hidden, visit);
-            layer.query_key_value.for_each_parameter(visit);
-            layer.dense.for_each_parameter(visit);
-            layer
-                .post_attention_layernorm
-                .walk(&path("post_attention_layernorm"), hidden, visit);
-            layer.mlp.up.for_each_parameter(visit);
-            layer.mlp.down.for_each_parameter(visit);
-        }
-        self.final_layer_norm
-            .walk("gpt_neox.final_layer_norm", hidden, visit);
-        if let Some(head) = &mut self.embed_out {
-            head.walk(&table("embed_out.weight"), visit);
-        }
+    fn remove_head(&mut self) {
+        self.embed_out = None;
     }
 }
 

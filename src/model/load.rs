@@ -66,12 +66,7 @@ impl<B: Backend> LanguageModel<B> {
 
     /// The same model without an output head of its own.
     pub fn into_backbone(mut self) -> Self {
-        match &mut self {
-            Self::Gated(model) => model.lm_head = None,
-            Self::Gpt2(model) => model.lm_head = None,
-            Self::GptNeox(model) => model.embed_out = None,
-            Self::Opt(model) => model.lm_head = None,
-        }
+        self.parts().remove_head();
         self
     }
 }

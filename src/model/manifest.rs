@@ -357,7 +357,7 @@ fn verify(path: &Path, expected: Option<&str>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::config::FAMILIES;
+    use crate::model::config::families;
 
     #[test]
     fn every_manifest_parses() {
@@ -377,7 +377,8 @@ mod tests {
             ]
         );
         for manifest in list() {
-            assert!(FAMILIES.contains(&&*manifest.family), "{}", manifest.name);
+            let known = families().any(|family| family == manifest.family);
+            assert!(known, "{}", manifest.name);
         }
     }
 

@@ -1,18 +1,126 @@
-//! The OPT family: LayerNorm before or after each block, learned positions, ReLU.
+//! OPT: LayerNorm before or after each block, learned positions, ReLU.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use super::Table;
-use super::block::{LayerNorm, Layers, Mlp, Pass, embed_positions};
-use super::config::{OptConfig, POSITION_OFFSET};
+use super::activation::Activation;
+use super::config::Sizes;
+use super::config::keys::Keys;
+use super::family::Family;
+use super::mlp::Mlp;
+use super::norm::LayerNorm;
+use super::parts::{Part, Parts};
+use super::pass::{Layers, Pass};
+use super::table::PositionTable;
+use super::{Architecture, Table};
+use crate::error::Result;
 use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
-use crate::peft::{Adaptable, Projection};
+use crate::peft::Projection;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "opt",
+    causal: "OPTForCausalLM",
+    classifier: "OPTForSequenceClassification",
+    embedding: "model.decoder.embed_tokens.weight",
+    head: "lm_head.weight",
+    parse: |keys| Ok(Architecture::Opt(OptConfig::read(keys)?)),
+};
 
 /// Added to the variance inside LayerNorm; OPT's files have no key for it.
 const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// Rows of the position table before the one of position 0.
+const POSITION_OFFSET: usize = 2;
+
+/// Configuration of an OPT model; field names are Hugging Face's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OptConfig {
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the token embedding and of the states that the output head reads. Where it is not `hidden_size` (350m),
+    /// a linear layer leads in and another one out.
+    pub word_embed_proj_dim: usize,
+    /// Width of the MLP.
+    pub ffn_dim: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of heads; divides `hidden_size`.
+    pub num_attention_heads: usize,
+    /// Longest row in tokens; the position table has two rows more.
+    pub max_position_embeddings: usize,
+    /// Whether norms stand before attention and MLP, or after the sums (350m).
+    pub do_layer_norm_before: bool,
+    /// Whether a norm follows the last layer: with norms before the layers, unless `_remove_final_layer_norm` is set.
+    pub final_layer_norm: bool,
+    /// Whether the layers' linear modules have biases.
+    pub enable_bias: bool,
+    /// What lies between the MLP's products.
+    pub activation_function: Activation,
+    /// Whether the output head is the token embedding.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of fresh weights.
+    pub init_std: f64,
+}
+
+impl OptConfig {
+    fn read(keys: &Keys<'_>) -> Result<Self> {
+        keys.must_be("layer_norm_elementwise_affine", true)?;
+        let hidden_size = keys.count("hidden_size")?;
+        let heads = keys.count("num_attention_heads")?;
+        keys.divide("hidden_size", hidden_size, "num_attention_heads", heads)?;
+        let do_layer_norm_before = keys.boolean("do_layer_norm_before", true)?;
+        let word_embed_proj_dim = keys.optional_count("word_embed_proj_dim")?;
+        Ok(Self {
+            vocab_size: keys.count("vocab_size")?,
+            hidden_size,
+            word_embed_proj_dim: word_embed_proj_dim.unwrap_or(hidden_size),
+            ffn_dim: keys.count("ffn_dim")?,
+            num_hidden_layers: keys.count("num_hidden_layers")?,
+            num_attention_heads: heads,
+            max_position_embeddings: keys.count("max_position_embeddings")?,
+            do_layer_norm_before,
+            final_layer_norm: do_layer_norm_before
+                && !keys.boolean("_remove_final_layer_norm", false)?,
+            enable_bias: keys.boolean("enable_bias", true)?,
+            activation_function: keys.activation("activation_function", "relu")?,
+            tie_word_embeddings: keys.boolean("tie_word_embeddings", true)?,
+            init_std: keys.positive("init_std", 0.02)?,
+        })
+    }
+
+    /// Whether linear layers lead from the embedding into the residual stream and out of it.
+    pub fn has_projections(&self) -> bool {
+        self.word_embed_proj_dim != self.hidden_size
+    }
+
+    /// Attention heads.
+    pub fn layout(&self) -> HeadLayout {
+        let heads = self.num_attention_heads;
+        HeadLayout {
+            heads,
+            kv_heads: heads,
+            head_dim: self.hidden_size / heads,
+        }
+    }
+
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            vocab: self.vocab_size,
+            hidden: self.hidden_size,
+            output: self.word_embed_proj_dim,
+            intermediate: self.ffn_dim,
+            layers: self.num_hidden_layers,
+            layout: self.layout(),
+            max_positions: self.max_position_embeddings,
+            learned_positions: true,
+            initializer_range: self.init_std,
+            tied: self.tie_word_embeddings,
+        }
+    }
+}
 
 /// One decoder layer.
 #[derive(Module, Debug)]
@@ -35,7 +143,7 @@ pub struct Opt<B: Backend> {
     /// Tokens, `[vocab, word_embed_proj_dim]`.
     pub embed_tokens: Table<B>,
     /// Positions, `[max_position_embeddings + 2, hidden]`.
-    pub embed_positions: Param<Tensor<B, 2>>,
+    pub embed_positions: PositionTable<B>,
     /// From the token embedding into the residual stream, where their widths differ.
     pub project_in: Option<Projection<B>>,
     /// Decoder layers.
@@ -53,42 +161,47 @@ pub struct Opt<B: Backend> {
 impl<B: Backend> Opt<B> {
     /// An unfilled model; without an output head of its own if it is to carry a score head.
     pub fn new(config: &OptConfig, with_head: bool, device: &B::Device) -> Self {
-        let (hidden, bias) = (config.hidden_size, config.enable_bias);
-        let norm = || LayerNorm::new(LAYER_NORM_EPS, device);
-        let projection = |names: &[&str], width: usize, with_bias: bool| {
-            let layers: Vec<_> = (names.iter())
-                .map(|name| (format!("model.decoder.{name}"), width))
-                .collect();
-            Projection::new(&layers, with_bias, true, device)
+        let (hidden, inner, bias) = (config.hidden_size, config.ffn_dim, config.enable_bias);
+        let outer = config.word_embed_proj_dim;
+        let path = |name: &str| format!("model.decoder.{name}");
+        let norm = |path: String| LayerNorm::new(path, hidden, LAYER_NORM_EPS, device);
+        let linear = |layers: &[(String, usize)], inputs: usize, with_bias: bool| {
+            Projection::new(inputs, layers, with_bias, true, device)
         };
         let layers = (0..config.num_hidden_layers).map(|i| {
-            let path = |name: &str| format!("layers.{i}.{name}");
-            let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| path(&format!("self_attn.{name}")));
+            let path = |name: &str| path(&format!("layers.{i}.{name}"));
+            let qkv = ["q_proj", "k_proj", "v_proj"]
+                .map(|name| (path(&format!("self_attn.{name}")), hidden));
             OptLayer {
-                qkv_proj: projection(&[&qkv[0], &qkv[1], &qkv[2]], hidden, bias),
-                out_proj: projection(&[&path("self_attn.out_proj")], hidden, bias),
-                self_attn_layer_norm: norm(),
+                qkv_proj: linear(&qkv, hidden, bias),
+                out_proj: linear(&[(path("self_attn.out_proj"), hidden)], hidden, bias),
+                self_attn_layer_norm: norm(path("self_attn_layer_norm")),
                 mlp: Mlp::new(
-                    projection(&[&path("fc1")], config.ffn_dim, bias),
+                    linear(&[(path("fc1"), inner)], hidden, bias),
                     config.activation_function,
-                    projection(&[&path("fc2")], hidden, bias),
+                    linear(&[(path("fc2"), hidden)], inner, bias),
                 ),
-                final_layer_norm: norm(),
+                final_layer_norm: norm(path("final_layer_norm")),
             }
         });
-        let between = |name: &str, width: usize| {
-            config
-                .has_projections()
-                .then(|| projection(&[name], width, false))
+        let between = |name: &str, [inputs, outputs]: [usize; 2]| {
+            let linear = || linear(&[(path(name), outputs)], inputs, false);
+            config.has_projections().then(linear)
         };
+        let table = |name: &str| Table::new(name, [config.vocab_size, outer], device);
         Self {
-            embed_tokens: Table::new(device),
-            embed_positions: placeholder(device),
-            project_in: between("project_in", hidden),
+            embed_tokens: table(FAMILY.embedding),
+            embed_positions: PositionTable::new(
+                &path("embed_positions.weight"),
+                [config.max_position_embeddings, hidden],
+                POSITION_OFFSET,
+                device,
+            ),
+            project_in: between("project_in", [outer, hidden]),
             layers: layers.collect(),
-            final_layer_norm: config.final_layer_norm.then(norm),
-            project_out: between("project_out", config.word_embed_proj_dim),
-            lm_head: (with_head && !config.tie_word_embeddings).then(|| Table::new(device)),
+            final_layer_norm: (config.final_layer_norm).then(|| norm(path("final_layer_norm"))),
+            project_out: between("project_out", [hidden, outer]),
+            lm_head: (with_head && !config.tie_word_embeddings).then(|| table(FAMILY.head)),
             config: config.clone(),
         }
     }
@@ -100,7 +213,7 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
         if let Some(project_in) = &self.project_in {
             x = project_in.forward(x, pass.dropout);
         }
-        x + embed_positions(&self.embed_positions, &pass.positions, POSITION_OFFSET)
+        x + self.embed_positions.look_up(&pass.positions)
     }
 
     fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
@@ -113,7 +226,7 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
         let qkv = layer
             .qkv_proj
             .forward(norm_if(before, norm, x.clone()), dropout);
-        let attend = Attend::causal(self.head_layout(), pass.segments);
+        let attend = Attend::causal(self.config.layout(), pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(
             pass.keep(index, x),
@@ -143,12 +256,7 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
     }
 
     fn head_layout(&self) -> HeadLayout {
-        let heads = self.config.num_attention_heads;
-        HeadLayout {
-            heads,
-            kv_heads: heads,
-            head_dim: self.config.hidden_size / heads,
-        }
+        self.config.layout()
     }
 
     fn num_layers(&self) -> usize {
@@ -156,55 +264,33 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
     }
 }
 
-impl<B: Backend> Adaptable<B> for Opt<B> {
-    fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
-        self.project_in.iter_mut().for_each(&mut *visit);
-        for layer in &mut self.layers {
-            visit(&mut layer.qkv_proj);
-            visit(&mut layer.out_proj);
-            visit(&mut layer.mlp.up);
-            visit(&mut layer.mlp.down);
-        }
-        self.project_out.iter_mut().for_each(&mut *visit);
-    }
-}
-
-impl<B: Backend> Parameters<B> for Opt<B> {
-    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
-        let (hidden, outer) = (self.config.hidden_size, self.config.word_embed_proj_dim);
-        let table = |name: &str, columns: usize| {
-            ParamMeta::single(ParamKind::Embedding, name, columns, false)
-        };
-        self.embed_tokens
-            .walk(&table("model.decoder.embed_tokens.weight", outer), visit);
-        visit(
-            &table("model.decoder.embed_positions.weight", hidden),
-            ParamSlot::Matrix(&mut self.embed_positions),
-        );
+impl<B: Backend> Parts<B> for Opt<B> {
+    fn for_each_part(&mut self, visit: &mut dyn FnMut(Part<'_, B>)) {
+        visit(Part::Embedding(&mut self.embed_tokens));
+        visit(Part::Other(&mut self.embed_positions));
         if let Some(project_in) = &mut self.project_in {
-            project_in.for_each_parameter(visit);
+            visit(Part::Linear(project_in));
         }
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            let path = |name: &str| format!("model.decoder.layers.{i}.{name}");
-            layer.qkv_proj.for_each_parameter(visit);
-            layer.out_proj.for_each_parameter(visit);
-            layer
-                .self_attn_layer_norm
-                .walk(&path("self_attn_layer_norm"), hidden, visit);
-            layer.mlp.up.for_each_parameter(visit);
-            layer.mlp.down.for_each_parameter(visit);
-            layer
-                .final_layer_norm
-                .walk(&path("final_layer_norm"), hidden, visit);
+        for layer in &mut self.layers {
+            visit(Part::Linear(&mut layer.qkv_proj));
+            visit(Part::Linear(&mut layer.out_proj));
+            visit(Part::Other(&mut layer.self_attn_layer_norm));
+            visit(Part::Linear(&mut layer.mlp.up));
+            visit(Part::Linear(&mut layer.mlp.down));
+            visit(Part::Other(&mut layer.final_layer_norm));
         }
         if let Some(norm) = &mut self.final_layer_norm {
-            norm.walk("model.decoder.final_layer_norm", hidden, visit);
+            visit(Part::Other(norm));
         }
         if let Some(project_out) = &mut self.project_out {
-            project_out.for_each_parameter(visit);
+            visit(Part::Linear(project_out));
         }
         if let Some(head) = &mut self.lm_head {
-            head.walk(&table("lm_head.weight", outer), visit);
+            visit(Part::Head(head));
         }
+    }
+
+    fn remove_head(&mut self) {
+        self.lm_head = None;
     }
 }

@@ -8,7 +8,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor};
 
-use super::block::{Layers, Pass};
+use super::pass::Pass;
 use super::{CausalLm, LanguageModel, ScalarModel};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
@@ -44,7 +44,7 @@ fn lowest_trained<B: ModelBackend>(decoder: &LanguageModel<Autodiff<B>>) -> usiz
     let trained = parameters
         .iter()
         .map(|(name, trained)| (name.as_str(), *trained));
-    lowest_trained_layer(trained, Layers::num_layers(decoder))
+    lowest_trained_layer(trained, decoder.num_layers())
 }
 
 /// The way back through a forward pass.
@@ -78,7 +78,7 @@ impl<B: ModelBackend> Tape<B> {
         checkpointing: bool,
     ) -> (Tensor<Autodiff<B>, 2>, Self) {
         let decoder = model.decoder();
-        let last = Layers::num_layers(decoder) - 1;
+        let last = decoder.num_layers() - 1;
         if !checkpointing || last == 0 {
             let states = decoder.states_at(&batch, positions, None, dropout);
             return (states, Self { kept: None });
@@ -91,7 +91,8 @@ impl<B: ModelBackend> Tape<B> {
                 input_ids: batch.input_ids.clone().inner(),
                 segments: batch.segments.clone(),
             };
-            let mut pass = Pass::new(&decoder, &batch, None, None, dropout);
+            let decoder = decoder.layers();
+            let mut pass = Pass::new(decoder, &batch, None, None, dropout);
             let mut x = decoder.embed(&batch.input_ids, &pass);
             for index in 0..last {
                 if index > 0 && index >= lowest {
@@ -101,6 +102,7 @@ impl<B: ModelBackend> Tape<B> {
             }
             Tensor::from_inner(x).set_require_grad(lowest < last)
         };
+        let decoder = decoder.layers();
         let mut pass = Pass::new(decoder, &batch, positions, None, dropout);
         let states = decoder.layer(last, begin.clone(), &mut pass);
         let states = decoder.finish(states, &pass);
@@ -127,11 +129,11 @@ impl<B: ModelBackend> Tape<B> {
         };
         let mut grad = kept.begin.grad(&gradients);
         sum.add::<Autodiff<B>>(model, &mut gradients);
-        let last = Layers::num_layers(model.decoder()) - 1;
+        let last = model.decoder().num_layers() - 1;
         for index in (kept.lowest..last).rev() {
             let Some(after) = grad.take() else { return };
             let (x, y) = {
-                let decoder = model.decoder();
+                let decoder = model.decoder().layers();
                 let mut pass = Pass::new(decoder, &kept.batch, None, None, kept.dropout);
                 let x = match kept.before.pop() {
                     Some(x) => Tensor::from_inner(x).set_require_grad(index > kept.lowest),

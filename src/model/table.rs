@@ -1,11 +1,11 @@
-//! Embedding tables and output heads.
+//! Embedding tables, output heads, and tables of learned positions.
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::ops::{Head, MatmulPrecision, ModelBackend, Numerics, reduced_columns};
-use crate::params::{ParamMeta, ParamSlot, Reduced, placeholder};
+use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, Reduced, placeholder};
 
 /// A vector for each token: what the model reads, what it predicts with, or both.
 #[derive(Module, Debug)]
@@ -16,15 +16,21 @@ pub struct Table<B: Backend> {
     reduced: Option<Reduced>,
     #[module(skip)]
     matmul: MatmulPrecision,
+    #[module(skip)]
+    name: String,
+    #[module(skip)]
+    width: usize,
 }
 
 impl<B: Backend> Table<B> {
-    /// An unfilled table.
-    pub(super) fn new(device: &B::Device) -> Self {
+    /// An unfilled table, `[rows, width]`, stored as `name`.
+    pub(super) fn new(name: &str, [rows, width]: [usize; 2], device: &B::Device) -> Self {
         Self {
-            weight: placeholder(device),
+            weight: placeholder([rows, width], device),
             reduced: None,
             matmul: MatmulPrecision::default(),
+            name: name.to_owned(),
+            width,
         }
     }
 
@@ -32,15 +38,6 @@ impl<B: Backend> Table<B> {
     pub(super) fn store_as(&mut self, numerics: Numerics) {
         self.reduced = Reduced::by_column(numerics);
         self.matmul = numerics.matmul;
-    }
-
-    /// The parameter.
-    pub(super) fn walk(
-        &mut self,
-        meta: &ParamMeta,
-        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
-    ) {
-        visit(meta, ParamSlot::of(&mut self.weight, &mut self.reduced));
     }
 
     /// The table as an output head.
@@ -52,6 +49,13 @@ impl<B: Backend> Table<B> {
     }
 }
 
+impl<B: Backend> Parameters<B> for Table<B> {
+    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        let meta = ParamMeta::single(ParamKind::Embedding, &*self.name, self.width, false);
+        visit(&meta, ParamSlot::of(&mut self.weight, &mut self.reduced));
+    }
+}
+
 impl<B: ModelBackend> Table<B> {
     /// Rows of the table, `[tokens, width]`.
     pub(super) fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
@@ -59,5 +63,77 @@ impl<B: ModelBackend> Table<B> {
             return self.weight.val().select(0, ids.clone());
         };
         reduced_columns(matrix, ids.clone())
+    }
+}
+
+/// A vector for each position of a row.
+#[derive(Module, Debug)]
+pub struct PositionTable<B: Backend> {
+    /// `[positions + offset, hidden]`.
+    pub weight: Param<Tensor<B, 2>>,
+    #[module(skip)]
+    name: String,
+    /// The row of position 0.
+    #[module(skip)]
+    offset: usize,
+}
+
+impl<B: Backend> PositionTable<B> {
+    /// An unfilled table for `positions` positions, the first in row `offset`, stored as `name`.
+    pub(super) fn new(
+        name: &str,
+        [positions, width]: [usize; 2],
+        offset: usize,
+        device: &B::Device,
+    ) -> Self {
+        Self {
+            weight: placeholder([positions + offset, width], device),
+            name: name.to_owned(),
+            offset,
+        }
+    }
+
+    /// Rows of the table, `[tokens, hidden]`.
+    ///
+    /// # Panics
+    /// If a position has no row. Rows of data are held against `max_positions` before a model is loaded; a look-up outside
+    /// the table would give whatever the device makes of it.
+    pub(super) fn look_up(&self, positions: &[usize]) -> Tensor<B, 2> {
+        let table = self.weight.val();
+        let most = table.dims()[0] - self.offset;
+        let longest = positions.iter().max().map_or(0, |last| last + 1);
+        assert!(
+            longest <= most,
+            "a row of {longest} tokens; the model's table of positions takes at most {most}"
+        );
+        let rows = positions.iter().map(|&p| (p + self.offset) as i32);
+        let rows: Vec<i32> = rows.collect();
+        let shape = [rows.len()];
+        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, shape), &table.device());
+        table.select(0, rows)
+    }
+}
+
+impl<B: Backend> Parameters<B> for PositionTable<B> {
+    fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        let [_, width] = self.weight.lazy_shape().dims();
+        let meta = ParamMeta::single(ParamKind::Embedding, &*self.name, width, false);
+        visit(&meta, ParamSlot::Matrix(&mut self.weight));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::backend::NdArray;
+
+    #[test]
+    #[should_panic(expected = "a row of 4 tokens; the model's table of positions takes at most 3")]
+    fn a_position_without_a_row_is_not_looked_up() {
+        let device = Default::default();
+        let mut table = PositionTable::<NdArray>::new("positions", [3, 2], 2, &device);
+        table.weight = Param::from_tensor(Tensor::zeros([5, 2], &device));
+        table.look_up(&[0, 1, 2, 0]);
+        table.look_up(&[0, 1, 2, 3]);
     }
 }

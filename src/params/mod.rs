@@ -85,6 +85,12 @@ impl ParamMeta {
         (name.clone(), shape)
     }
 
+    /// Names and shapes in files of all tensors of a parameter of `shape`.
+    pub fn file_tensors(&self, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
+        let piece = |piece| self.file_tensor(piece, shape);
+        (0..self.pieces.len()).map(piece).collect()
+    }
+
     /// Numbers of the tensor at `piece` as files hold them, of the parameter's columns in the file's order.
     fn piece(&self, piece: usize, values: &[f32]) -> Vec<f32> {
         let widths = self.pieces.iter().map(|(_, columns)| columns);
@@ -140,11 +146,11 @@ impl<'a, B: Backend> ParamSlot<'a, B> {
 }
 
 impl<B: Backend> ParamSlot<'_, B> {
-    /// The parameter's shape.
+    /// The parameter's shape, which it has before it is filled, too.
     pub fn shape(&self) -> Vec<usize> {
         match self {
-            Self::Vector(p) => p.val().dims().to_vec(),
-            Self::Matrix(p) => p.val().dims().to_vec(),
+            Self::Vector(p) => p.lazy_shape().to_vec(),
+            Self::Matrix(p) => p.lazy_shape().to_vec(),
             Self::Reduced(reduced) => reduced.shape().to_vec(),
         }
     }
@@ -449,9 +455,13 @@ pub fn lowest_trained_layer<'a>(
     lowest
 }
 
-/// A parameter that is to be filled by a loader.
-pub(crate) fn placeholder<B: Backend, const D: usize>(device: &B::Device) -> Param<Tensor<B, D>> {
-    Param::initialized(ParamId::new(), Tensor::zeros([1; D], device))
+/// A parameter of `shape` that is to be filled by a loader. Until then it has no memory; read, it would be a single zero.
+pub(crate) fn placeholder<B: Backend, const D: usize>(
+    shape: [usize; D],
+    device: &B::Device,
+) -> Param<Tensor<B, D>> {
+    let zero = |device: &B::Device, _| Tensor::zeros([1; D], device);
+    Param::uninitialized(ParamId::new(), zero, device.clone(), false, shape.into())
 }
 
 #[cfg(test)]
@@ -462,7 +472,7 @@ mod tests {
     #[test]
     fn a_joint_parameter_keeps_each_tensor_apart() {
         let device = Default::default();
-        let mut param = placeholder::<NdArray, 2>(&device);
+        let mut param = placeholder::<NdArray, 2>([3, 3], &device);
         let meta = ParamMeta {
             kind: ParamKind::Matrix,
             pieces: vec![("q".into(), 2), ("k".into(), 1)],
@@ -493,7 +503,7 @@ mod tests {
     fn columns_in_another_order_are_saved_as_they_were_loaded() {
         let device = Default::default();
         let order = Some(Arc::new(vec![2, 0, 1]));
-        let mut matrix = placeholder::<NdArray, 2>(&device);
+        let mut matrix = placeholder::<NdArray, 2>([2, 3], &device);
         let meta = ParamMeta::single(ParamKind::Matrix, "qkv", 3, true).ordered(order.clone());
         let mut slot = ParamSlot::Matrix(&mut matrix);
         // Rows of the file's [3, 2] are columns of the parameter; the last comes first.
@@ -503,7 +513,7 @@ mod tests {
         assert_eq!(slot.values(), [5., 1., 3., 6., 2., 4.]);
         assert_eq!(slot.save(&meta)[0].2, stored);
 
-        let mut vector = placeholder::<NdArray, 1>(&device);
+        let mut vector = placeholder::<NdArray, 1>([3], &device);
         let meta = ParamMeta::single(ParamKind::Vector, "bias", 3, false).ordered(order);
         let mut slot = ParamSlot::Vector(&mut vector);
         slot.load::<()>(&meta, &device, |_| Ok(vec![7., 8., 9.]))

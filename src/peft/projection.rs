@@ -62,16 +62,19 @@ pub struct LayerSpec {
 }
 
 impl<B: Backend> Projection<B> {
-    /// An unfilled projection. `transposed`: files hold `[out, in]` (PyTorch's Linear) and not `[in, out]` (Conv1D).
+    /// An unfilled projection of `inputs` features. `transposed`: files hold `[out, in]` (PyTorch's Linear) and not `[in, out]`
+    /// (Conv1D).
     pub fn new(
+        inputs: usize,
         layers: &[(String, usize)],
         with_bias: bool,
         transposed: bool,
         device: &B::Device,
     ) -> Self {
+        let outputs = layers.iter().map(|(_, width)| width).sum();
         Self {
-            weight: placeholder(device),
-            bias: with_bias.then(|| placeholder(device)),
+            weight: placeholder([inputs, outputs], device),
+            bias: with_bias.then(|| placeholder([outputs], device)),
             adapters: layers.iter().map(|_| None).collect(),
             shares: Vec::new(),
             layers: layers
@@ -116,7 +119,7 @@ impl<B: Backend> Projection<B> {
     pub fn inputs(&self) -> usize {
         match self.matrix() {
             Some(matrix) => matrix.inputs(),
-            None => self.weight.val().dims()[0],
+            None => self.weight.lazy_shape().dims::<2>()[0],
         }
     }
 

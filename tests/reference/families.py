@@ -62,6 +62,9 @@ CONFIGS = {
     ),
     "opt": OPTConfig(**OPT, do_layer_norm_before=True, word_embed_proj_dim=32),
     "opt_post": OPTConfig(**OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
+    "qwen2_window": Qwen2Config(
+        **QWEN, tie_word_embeddings=False, use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
 }
 # Adapters and what they stand on; the OPT one has the projections in and out of the embedding.
 LORAS = {"llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post"}

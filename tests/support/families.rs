@@ -24,7 +24,7 @@ use tempering::tokens::TokenBatch;
 
 use crate::parity::{Comparison, backend_name};
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 11] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -35,6 +35,7 @@ const FAMILIES: [&str; 10] = [
     "gpt_neox_sequential",
     "opt",
     "opt_post",
+    "qwen2_window",
 ];
 
 /// Adapters and the models they stand on.

@@ -13,7 +13,7 @@ use tempering::params::HostTensor;
 use crate::families::{folder, load, stored};
 use crate::gguf;
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 11] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -24,6 +24,7 @@ const FAMILIES: [&str; 10] = [
     "gpt_neox_sequential",
     "opt",
     "opt_post",
+    "qwen2_window",
 ];
 
 /// The tensors of a reference model as its file holds them, sorted by name.

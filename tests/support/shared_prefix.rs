@@ -14,13 +14,14 @@ use tempering::params::{ParamKind, Parameters};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 7] = [
     "llama_tied",
     "qwen2",
     "qwen3",
     "gpt2",
     "gpt_neox",
     "opt_post",
+    "qwen2_window",
 ];
 
 /// Three responses to one prompt, a row alone, two equal rows, and two rows that begin differently.

@@ -6,36 +6,37 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::activation::Activation;
+use crate::ops::Mask;
 
 /// Typed access to the keys of a `config.json`; JSON null counts as absent.
-pub(super) struct Keys<'a> {
-    pub(super) path: &'a Path,
-    pub(super) raw: &'a Map<String, Value>,
+pub(in crate::model) struct Keys<'a> {
+    pub(in crate::model) path: &'a Path,
+    pub(in crate::model) raw: &'a Map<String, Value>,
 }
 
 impl<'a> Keys<'a> {
-    pub(super) fn error(&self, message: impl Into<String>) -> Error {
+    pub(in crate::model) fn error(&self, message: impl Into<String>) -> Error {
         Error::Format {
             path: PathBuf::from(self.path),
             message: message.into(),
         }
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(in crate::model) fn get(&self, key: &str) -> Option<&'a Value> {
         self.raw.get(key).filter(|v| !v.is_null())
     }
 
-    pub(super) fn mismatch(&self, key: &str, expected: &str, found: &Value) -> Error {
+    pub(in crate::model) fn mismatch(&self, key: &str, expected: &str, found: &Value) -> Error {
         self.error(format!("\"{key}\" must be {expected}, found {found}"))
     }
 
-    pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>> {
+    pub(in crate::model) fn string(&self, key: &str) -> Result<Option<&'a str>> {
         self.get(key)
             .map(|v| v.as_str().ok_or_else(|| self.mismatch(key, "a string", v)))
             .transpose()
     }
 
-    pub(super) fn boolean(&self, key: &str, default: bool) -> Result<bool> {
+    pub(in crate::model) fn boolean(&self, key: &str, default: bool) -> Result<bool> {
         self.get(key).map_or(Ok(default), |v| {
             v.as_bool()
                 .ok_or_else(|| self.mismatch(key, "true or false", v))
@@ -43,14 +44,14 @@ impl<'a> Keys<'a> {
     }
 
     /// Refuses a switch that stands otherwise than what is computed.
-    pub(super) fn must_be(&self, key: &str, computed: bool) -> Result<()> {
+    pub(in crate::model) fn must_be(&self, key: &str, computed: bool) -> Result<()> {
         if self.boolean(key, computed)? == computed {
             return Ok(());
         }
         Err(self.error(format!("\"{key}\": {} is not supported", !computed)))
     }
 
-    pub(super) fn optional_count(&self, key: &str) -> Result<Option<usize>> {
+    pub(in crate::model) fn optional_count(&self, key: &str) -> Result<Option<usize>> {
         self.get(key)
             .map(|v| {
                 v.as_u64()
@@ -62,12 +63,12 @@ impl<'a> Keys<'a> {
             .transpose()
     }
 
-    pub(super) fn count(&self, key: &str) -> Result<usize> {
+    pub(in crate::model) fn count(&self, key: &str) -> Result<usize> {
         self.optional_count(key)?
             .ok_or_else(|| self.error(format!("no \"{key}\"; expected a positive whole number")))
     }
 
-    pub(super) fn positive(&self, key: &str, default: f64) -> Result<f64> {
+    pub(in crate::model) fn positive(&self, key: &str, default: f64) -> Result<f64> {
         self.get(key).map_or(Ok(default), |v| {
             v.as_f64()
                 .filter(|x| *x > 0.0)
@@ -75,7 +76,12 @@ impl<'a> Keys<'a> {
         })
     }
 
-    pub(super) fn one_of(&self, key: &str, default: &str, accepted: &[&str]) -> Result<()> {
+    pub(in crate::model) fn one_of(
+        &self,
+        key: &str,
+        default: &str,
+        accepted: &[&str],
+    ) -> Result<()> {
         let found = self.string(key)?.unwrap_or(default);
         if accepted.contains(&found) {
             return Ok(());
@@ -86,7 +92,7 @@ impl<'a> Keys<'a> {
         )))
     }
 
-    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation> {
+    pub(in crate::model) fn activation(&self, key: &str, default: &str) -> Result<Activation> {
         let found = self.string(key)?.unwrap_or(default);
         Activation::named(found).map_err(|known| {
             self.error(format!(
@@ -95,7 +101,13 @@ impl<'a> Keys<'a> {
         })
     }
 
-    pub(super) fn divide(&self, key: &str, n: usize, by_key: &str, by: usize) -> Result<usize> {
+    pub(in crate::model) fn divide(
+        &self,
+        key: &str,
+        n: usize,
+        by_key: &str,
+        by: usize,
+    ) -> Result<usize> {
         if n.is_multiple_of(by) {
             return Ok(n / by);
         }
@@ -104,14 +116,14 @@ impl<'a> Keys<'a> {
         )))
     }
 
-    pub(super) fn even(&self, key: &str, n: usize) -> Result<usize> {
+    pub(in crate::model) fn even(&self, key: &str, n: usize) -> Result<usize> {
         if n.is_multiple_of(2) {
             return Ok(n);
         }
         Err(self.error(format!("\"{key}\" ({n}) must be even for rotary positions")))
     }
 
-    pub(super) fn kv_heads(&self, heads: usize) -> Result<usize> {
+    pub(in crate::model) fn kv_heads(&self, heads: usize) -> Result<usize> {
         let kv_heads = self.optional_count("num_key_value_heads")?.unwrap_or(heads);
         self.divide(
             "num_attention_heads",
@@ -122,22 +134,59 @@ impl<'a> Keys<'a> {
         Ok(kv_heads)
     }
 
-    /// Refuses layers that attend to a window only. As in transformers, `layer_types` decides where it is given;
-    /// otherwise the layers from `max_window_layers` on have the window if `use_sliding_window` is set.
-    pub(super) fn full_attention(&self, num_layers: usize) -> Result<()> {
-        if let Some(Value::Array(kinds)) = self.get("layer_types") {
-            return match kinds.iter().find(|k| k.as_str() != Some("full_attention")) {
-                None => Ok(()),
-                Some(other) => Err(self.error(format!(
-                    "\"layer_types\": {other} is not supported; supported is full_attention"
-                ))),
+    /// A whole number, 0 included.
+    pub(in crate::model) fn whole(&self, key: &str) -> Result<Option<usize>> {
+        let whole = |v: &Value| {
+            let n = v.as_u64().and_then(|n| usize::try_from(n).ok());
+            n.ok_or_else(|| self.mismatch(key, "a whole number", v))
+        };
+        self.get(key).map(whole).transpose()
+    }
+
+    /// A positive whole number, `None` where the file says null, `default` where it says nothing.
+    pub(in crate::model) fn count_or_null(
+        &self,
+        key: &str,
+        default: usize,
+    ) -> Result<Option<usize>> {
+        match self.raw.contains_key(key) {
+            true => self.optional_count(key),
+            false => Ok(Some(default)),
+        }
+    }
+
+    /// The mask of each layer: as `layer_types` says where it is given, else a window where `windowed` says so and there is one.
+    pub(in crate::model) fn masks(
+        &self,
+        num_layers: usize,
+        window: Option<usize>,
+        windowed: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Mask>> {
+        let Some(kinds) = self.get("layer_types") else {
+            let mask = |layer| match window.filter(|_| windowed(layer)) {
+                Some(window) => Mask::Window(window),
+                None => Mask::Causal,
             };
+            return Ok((0..num_layers).map(mask).collect());
+        };
+        let kinds = kinds.as_array().filter(|kinds| kinds.len() == num_layers);
+        let Some(kinds) = kinds else {
+            return Err(self.error(format!(
+                "\"layer_types\" must be a list of one name for each of the {num_layers} layers"
+            )));
+        };
+        let mask = |kind: &Value| {
+            match (kind.as_str(), window) {
+            (Some("full_attention"), _) => Ok(Mask::Causal),
+            (Some("sliding_attention"), Some(window)) => Ok(Mask::Window(window)),
+            (Some("sliding_attention"), None) => Err(self.error(
+                "\"layer_types\" names sliding_attention, and the file sets no \"sliding_window\" that this family uses",
+            )),
+            _ => Err(self.error(format!(
+                "\"layer_types\": {kind} is not supported; supported are full_attention and sliding_attention"
+            ))),
         }
-        let no_window = self.raw.get("sliding_window").is_some_and(Value::is_null);
-        let first = self.get("max_window_layers").and_then(Value::as_u64);
-        if no_window || first.unwrap_or(28) >= num_layers as u64 {
-            return Ok(());
-        }
-        self.must_be("use_sliding_window", false)
+        };
+        kinds.iter().map(mask).collect()
     }
 }

@@ -1,79 +1,57 @@
 //! `config.json` of the supported families, and the tensors that follow from it.
 
-mod gated_decoder;
-mod gpt2;
-mod gpt_neox;
-mod keys;
-mod opt;
-mod rope;
+pub(super) mod keys;
+pub(super) mod rope;
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-pub use gated_decoder::GatedDecoderConfig;
-pub use gpt_neox::GptNeoxConfig;
-pub use gpt2::Gpt2Config;
-pub use opt::{OptConfig, POSITION_OFFSET};
+use burn_ndarray::NdArray;
+
 pub use rope::RopeScaling;
 
+use super::family::Family;
 use super::weights::{StoreAs, gguf};
+use super::{Architecture, FAMILIES, LanguageModel};
 use crate::error::{Error, Result};
 use crate::ops::HeadLayout;
+use crate::params::Parameters;
+use crate::peft::Adaptable;
 pub use crate::peft::LinearSpec;
 use keys::Keys;
 
 /// The values of `model_type` that can be loaded.
-pub const FAMILIES: [&str; 6] = ["llama", "qwen2", "qwen3", "gpt2", "gpt_neox", "opt"];
+pub fn families() -> impl Iterator<Item = &'static str> {
+    FAMILIES.iter().map(|family| family.model_type)
+}
 
-/// A model's `config.json`, by family.
+/// The same for messages.
+fn family_names() -> String {
+    families().collect::<Vec<_>>().join(", ")
+}
+
+/// A model's `config.json`.
 #[derive(Debug, Clone, PartialEq)]
-pub enum ModelConfig {
-    /// `model_type` "llama" (SmolLM2, Llama 2 and 3).
-    Llama(GatedDecoderConfig),
-    /// `model_type` "qwen2" (Qwen2, Qwen2.5).
-    Qwen2(GatedDecoderConfig),
-    /// `model_type` "qwen3".
-    Qwen3(GatedDecoderConfig),
-    /// `model_type` "gpt2".
-    Gpt2(Gpt2Config),
-    /// `model_type` "gpt_neox" (Pythia).
-    GptNeox(GptNeoxConfig),
-    /// `model_type` "opt".
-    Opt(OptConfig),
+pub struct ModelConfig {
+    family: &'static Family,
+    architecture: Architecture,
+    /// The file as read; written back on export.
+    raw: Map<String, Value>,
 }
 
-/// What a family's configuration tells of its model, in words that all families share.
-trait Decoder {
-    fn sizes(&self) -> Sizes;
-    fn raw(&self) -> &Map<String, Value>;
-    /// The parameters without any head, in Hugging Face's names, shapes and order.
-    fn backbone_tensors(&self) -> Vec<TensorSpec>;
-    /// Every linear layer but the output head, in the order of the model.
-    fn linear_modules(&self) -> Vec<LinearSpec>;
-}
-
-/// The numbers of a decoder.
-struct Sizes {
-    vocab: usize,
-    hidden: usize,
-    output: usize,
-    intermediate: usize,
-    layers: usize,
-    layout: HeadLayout,
-    max_positions: usize,
-    learned_positions: bool,
-    initializer_range: f64,
-    tied: bool,
-}
-
-/// What transformers calls a family and its parts.
-struct Names {
-    family: &'static str,
-    causal: &'static str,
-    classifier: &'static str,
-    embedding: &'static str,
-    head: &'static str,
+/// The numbers of a configuration, in words that all families share.
+pub(super) struct Sizes {
+    pub(super) vocab: usize,
+    pub(super) hidden: usize,
+    pub(super) output: usize,
+    pub(super) intermediate: usize,
+    pub(super) layers: usize,
+    pub(super) layout: HeadLayout,
+    pub(super) max_positions: usize,
+    pub(super) learned_positions: bool,
+    pub(super) initializer_range: f64,
+    pub(super) tied: bool,
 }
 
 /// One parameter as Hugging Face stores it.
@@ -124,8 +102,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// `Error::Format` for an unknown family, a missing or ill-typed key, numbers that do not fit together, and every
-    /// feature that would change the numbers and is not implemented (sliding windows, other RoPE scalings, other
-    /// activations).
+    /// feature that would change the numbers and is not implemented (other RoPE scalings, other activations).
     pub fn from_value(value: Value) -> Result<Self> {
         Self::parse(Path::new("config.json"), value)
     }
@@ -135,90 +112,39 @@ impl ModelConfig {
             return Err(Error::format(path, "expected a JSON object"));
         };
         let keys = Keys { path, raw: &raw };
-        let family = keys.string("model_type")?.ok_or_else(|| {
+        let name = keys.string("model_type")?.ok_or_else(|| {
             keys.error(format!(
                 "no \"model_type\"; expected one of {}",
-                FAMILIES.join(", ")
+                family_names()
             ))
         })?;
-        match family {
-            "llama" => Ok(Self::Llama(GatedDecoderConfig::llama(&keys)?)),
-            "qwen2" => Ok(Self::Qwen2(GatedDecoderConfig::qwen2(&keys)?)),
-            "qwen3" => Ok(Self::Qwen3(GatedDecoderConfig::qwen3(&keys)?)),
-            "gpt2" => Ok(Self::Gpt2(Gpt2Config::parse(&keys)?)),
-            "gpt_neox" => Ok(Self::GptNeox(GptNeoxConfig::parse(&keys)?)),
-            "opt" => Ok(Self::Opt(OptConfig::parse(&keys)?)),
-            other => Err(keys.error(format!(
-                "model_type \"{other}\" is not supported; supported are {}",
-                FAMILIES.join(", ")
-            ))),
-        }
-    }
-
-    fn names(&self) -> Names {
-        let gated = |family, causal, classifier| Names {
+        let family = FAMILIES.iter().find(|family| family.model_type == name);
+        let family: &'static Family = family.ok_or_else(|| {
+            keys.error(format!(
+                "model_type \"{name}\" is not supported; supported are {}",
+                family_names()
+            ))
+        })?;
+        let architecture = (family.parse)(&keys)?;
+        Ok(Self {
             family,
-            causal,
-            classifier,
-            embedding: "model.embed_tokens.weight",
-            head: "lm_head.weight",
-        };
-        match self {
-            Self::Llama(_) => gated(
-                "llama",
-                "LlamaForCausalLM",
-                "LlamaForSequenceClassification",
-            ),
-            Self::Qwen2(_) => gated(
-                "qwen2",
-                "Qwen2ForCausalLM",
-                "Qwen2ForSequenceClassification",
-            ),
-            Self::Qwen3(_) => gated(
-                "qwen3",
-                "Qwen3ForCausalLM",
-                "Qwen3ForSequenceClassification",
-            ),
-            Self::Gpt2(_) => Names {
-                family: "gpt2",
-                causal: "GPT2LMHeadModel",
-                classifier: "GPT2ForSequenceClassification",
-                embedding: "transformer.wte.weight",
-                head: "lm_head.weight",
-            },
-            Self::GptNeox(_) => Names {
-                family: "gpt_neox",
-                causal: "GPTNeoXForCausalLM",
-                classifier: "GPTNeoXForSequenceClassification",
-                embedding: "gpt_neox.embed_in.weight",
-                head: "embed_out.weight",
-            },
-            Self::Opt(_) => Names {
-                family: "opt",
-                causal: "OPTForCausalLM",
-                classifier: "OPTForSequenceClassification",
-                embedding: "model.decoder.embed_tokens.weight",
-                head: "lm_head.weight",
-            },
-        }
+            architecture,
+            raw,
+        })
     }
 
-    fn decoder(&self) -> &dyn Decoder {
-        match self {
-            Self::Llama(c) | Self::Qwen2(c) | Self::Qwen3(c) => c,
-            Self::Gpt2(c) => c,
-            Self::GptNeox(c) => c,
-            Self::Opt(c) => c,
-        }
+    /// What the file says, by what computes it.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
     }
 
     /// The `config.json` to write beside exported weights: the one read, with `architectures` set to the causal model
     /// or, for `classification`, to the sequence classifier with one label.
     pub fn to_json(&self, classification: bool) -> Value {
-        let mut raw = self.raw().clone();
-        let Names {
+        let mut raw = self.raw.clone();
+        let Family {
             causal, classifier, ..
-        } = self.names();
+        } = self.family;
         // transformers derives num_labels from the two label maps and never writes it.
         raw.shift_remove("num_labels");
         if classification {
@@ -264,69 +190,69 @@ impl ModelConfig {
 
     /// The name of the token embedding.
     pub fn embedding_name(&self) -> &'static str {
-        self.names().embedding
+        self.family.embedding
     }
 
     /// The value of `model_type`.
     pub fn family(&self) -> &'static str {
-        self.names().family
+        self.family.model_type
     }
 
     /// The file as read.
     pub fn raw(&self) -> &Map<String, Value> {
-        self.decoder().raw()
+        &self.raw
     }
 
     /// Rows of the token embedding.
     pub fn vocab_size(&self) -> usize {
-        self.decoder().sizes().vocab
+        self.architecture.sizes().vocab
     }
 
     /// Width of the residual stream.
     pub fn hidden_size(&self) -> usize {
-        self.decoder().sizes().hidden
+        self.architecture.sizes().hidden
     }
 
     /// Width of the states that the output head and a score head read: the hidden size but for OPT's
     /// `word_embed_proj_dim`.
     pub fn output_size(&self) -> usize {
-        self.decoder().sizes().output
+        self.architecture.sizes().output
     }
 
     /// Width of the MLP.
     pub fn intermediate_size(&self) -> usize {
-        self.decoder().sizes().intermediate
+        self.architecture.sizes().intermediate
     }
 
     /// Attention heads.
     pub fn head_layout(&self) -> HeadLayout {
-        self.decoder().sizes().layout
+        self.architecture.sizes().layout
     }
 
     /// Number of layers.
     pub fn num_layers(&self) -> usize {
-        self.decoder().sizes().layers
+        self.architecture.sizes().layers
     }
 
     /// Longest row in tokens.
     pub fn max_positions(&self) -> usize {
-        self.decoder().sizes().max_positions
+        self.architecture.sizes().max_positions
     }
 
     /// Whether positions are rows of a table, so that a longer row than [`ModelConfig::max_positions`] cannot be
     /// computed at all.
     pub fn has_learned_positions(&self) -> bool {
-        self.decoder().sizes().learned_positions
+        self.architecture.sizes().learned_positions
     }
 
     /// Standard deviation of fresh weights.
     pub fn initializer_range(&self) -> f64 {
-        self.decoder().sizes().initializer_range
+        self.architecture.sizes().initializer_range
     }
 
     /// Whether the output head is the token embedding.
     pub fn tie_word_embeddings(&self) -> bool {
-        self.decoder().sizes().tied
+        self.architecture.sizes().tied
     }
 
     /// The ids of `eos_token_id` (one number or a list); empty if the file names none.
@@ -339,23 +265,38 @@ impl ModelConfig {
         }
     }
 
-    /// The parameters of the causal model in Hugging Face's names, shapes and order, the output head last.
+    /// The parameters of the causal model in Hugging Face's names and shapes, the output head last.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let Names {
-            embedding, head, ..
-        } = self.names();
-        let mut specs = self.backbone_tensors();
-        specs.push(TensorSpec {
-            name: head.into(),
-            shape: vec![self.vocab_size(), self.output_size()],
-            tied_to: self.tie_word_embeddings().then(|| embedding.to_owned()),
-        });
+        let mut specs = self.walk(true);
+        if self.tie_word_embeddings() {
+            specs.push(TensorSpec {
+                name: self.family.head.into(),
+                shape: vec![self.vocab_size(), self.output_size()],
+                tied_to: Some(self.family.embedding.into()),
+            });
+        }
         specs
     }
 
     /// The parameters without any head.
     pub fn backbone_tensors(&self) -> Vec<TensorSpec> {
-        self.decoder().backbone_tensors()
+        self.walk(false)
+    }
+
+    /// The tensors of an unfilled model.
+    fn walk(&self, with_head: bool) -> Vec<TensorSpec> {
+        let mut specs = Vec::new();
+        self.unfilled(with_head)
+            .for_each_parameter(&mut |meta, slot| {
+                let tensors = meta.file_tensors(&slot.shape()).into_iter();
+                specs.extend(tensors.map(|(name, shape)| spec(name, &shape)));
+            });
+        specs
+    }
+
+    /// A model for the names and shapes of its parts. Unfilled it holds no numbers, so the backend does not matter.
+    fn unfilled(&self, with_head: bool) -> LanguageModel<NdArray> {
+        LanguageModel::new(self, with_head, &Default::default())
     }
 
     /// The parameters of the sequence classifier with one label: the backbone and `score.weight`, `[1, output size]`.
@@ -376,7 +317,16 @@ impl ModelConfig {
 
     /// Every linear layer but the output head, in the order of the model: what PEFT's "all-linear" adapts.
     pub fn linear_modules(&self) -> Vec<LinearSpec> {
-        self.decoder().linear_modules()
+        let mut modules = Vec::new();
+        self.unfilled(false).for_each_projection(&mut |projection| {
+            let in_features = projection.inputs();
+            modules.extend(projection.layers().iter().map(|layer| LinearSpec {
+                name: layer.path.clone(),
+                in_features,
+                out_features: layer.width,
+            }));
+        });
+        modules
     }
 }
 
@@ -401,26 +351,11 @@ fn spec(name: String, shape: &[usize]) -> TensorSpec {
     }
 }
 
-/// Weight, as PyTorch's `Linear` stores it, and bias of a linear layer.
-fn linear_tensors(layer: &LinearSpec, with_bias: bool) -> impl Iterator<Item = TensorSpec> {
-    let LinearSpec {
-        name,
-        in_features,
-        out_features,
-    } = layer;
-    let weight = spec(format!("{name}.weight"), &[*out_features, *in_features]);
-    let bias = with_bias.then(|| spec(format!("{name}.bias"), &[*out_features]));
-    [Some(weight), bias].into_iter().flatten()
-}
-
-/// Weight and bias of a LayerNorm.
-fn layer_norm_tensors(path: &str, width: usize) -> [TensorSpec; 2] {
-    ["weight", "bias"].map(|kind| spec(format!("{path}.{kind}"), &[width]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::GatedDecoderConfig;
+    use crate::ops::Mask;
 
     fn smollm2() -> Value {
         json!({
@@ -489,6 +424,18 @@ mod tests {
     fn with(mut value: Value, key: &str, to: Value) -> Value {
         value[key] = to;
         value
+    }
+
+    fn architecture(value: Value) -> Architecture {
+        let config = ModelConfig::from_value(value).unwrap();
+        config.architecture().clone()
+    }
+
+    fn gated(value: Value) -> GatedDecoderConfig {
+        match architecture(value) {
+            Architecture::Gated(config) => config,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn message(value: Value) -> String {
@@ -567,18 +514,14 @@ mod tests {
     fn switches_that_a_file_may_set_are_read() {
         // The window is set aside where no layer has it.
         let value = with(qwen2(), "use_sliding_window", json!(true));
-        let ModelConfig::Qwen2(c) = ModelConfig::from_value(value).unwrap() else {
-            panic!("qwen2");
-        };
+        let c = gated(value);
         assert_eq!((c.qkv_bias, c.o_bias, c.head_dim), (true, false, 64));
         let value = with(
             with(smollm2(), "attention_bias", json!(true)),
             "mlp_bias",
             json!(true),
         );
-        let ModelConfig::Llama(c) = ModelConfig::from_value(value).unwrap() else {
-            panic!("llama");
-        };
+        let c = gated(value);
         assert!(c.qkv_bias && c.o_bias && c.mlp_bias && !c.qk_norm);
         for (value, rotary_dim) in [
             (pythia(), 16),
@@ -593,7 +536,7 @@ mod tests {
                 32,
             ),
         ] {
-            let ModelConfig::GptNeox(c) = ModelConfig::from_value(value).unwrap() else {
+            let Architecture::GptNeox(c) = architecture(value) else {
                 panic!("gpt_neox");
             };
             assert_eq!(c.rotary_dim, rotary_dim);
@@ -602,8 +545,8 @@ mod tests {
                 if rotary_dim == 32 { 500.0 } else { 10_000.0 }
             );
         }
-        let final_norm = |value| match ModelConfig::from_value(value).unwrap() {
-            ModelConfig::Opt(c) => c.final_layer_norm,
+        let final_norm = |value| match architecture(value) {
+            Architecture::Opt(c) => c.final_layer_norm,
             _ => panic!("opt"),
         };
         assert!(final_norm(opt()));
@@ -615,11 +558,35 @@ mod tests {
         )));
     }
 
+    /// `Qwen2Config(..).layer_types` of transformers 5.23.
+    #[test]
+    fn the_layers_that_a_file_names_have_its_window() {
+        let set = with(qwen2(), "use_sliding_window", json!(true));
+        let set = with(
+            with(set, "max_window_layers", json!(2)),
+            "num_hidden_layers",
+            json!(4),
+        );
+        let (causal, window) = (Mask::Causal, Mask::Window(32_768));
+        assert_eq!(gated(set.clone()).masks, [causal, causal, window, window]);
+        let off = with(set.clone(), "use_sliding_window", json!(false));
+        assert_eq!(gated(off).masks, [causal; 4]);
+        let null = with(set.clone(), "sliding_window", Value::Null);
+        assert_eq!(gated(null).masks, [causal; 4]);
+        let mut named = with(set, "sliding_window", json!(7));
+        named["layer_types"] = json!([
+            "sliding_attention",
+            "full_attention",
+            "full_attention",
+            "sliding_attention"
+        ]);
+        let window = Mask::Window(7);
+        assert_eq!(gated(named).masks, [window, causal, causal, window]);
+    }
+
     #[test]
     fn llama_reads_both_places_of_rope() {
-        let ModelConfig::Llama(c) = ModelConfig::from_value(smollm2()).unwrap() else {
-            panic!("llama");
-        };
+        let c = gated(smollm2());
         assert_eq!((c.rope_theta, c.rope_scaling), (100_000.0, None));
         let old = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                          "original_max_position_embeddings": 8192});
@@ -632,9 +599,7 @@ mod tests {
             "rope_scaling",
             old,
         );
-        let ModelConfig::Llama(c) = ModelConfig::from_value(value).unwrap() else {
-            panic!("llama");
-        };
+        let c = gated(value);
         assert_eq!(c.rope_theta, 500_000.0);
         let scaling = c.rope_scaling.unwrap();
         assert_eq!(
@@ -683,16 +648,16 @@ mod tests {
                 "a positive whole number, found \"many\"",
             ),
             (
-                with(
-                    with(qwen2(), "use_sliding_window", json!(true)),
-                    "max_window_layers",
-                    json!(23),
-                ),
-                "\"use_sliding_window\": true is not supported",
+                with(qwen3(), "layer_types", json!(["sliding_attention"])),
+                "a list of one name for each of the 28 layers",
             ),
             (
-                with(qwen3(), "layer_types", json!(["sliding_attention"])),
-                "\"sliding_attention\" is not supported",
+                with(qwen3(), "layer_types", json!(vec!["sliding_attention"; 28])),
+                "names sliding_attention, and the file sets no \"sliding_window\"",
+            ),
+            (
+                with(qwen3(), "layer_types", json!(vec!["chunked_attention"; 28])),
+                "\"chunked_attention\" is not supported",
             ),
             (
                 with(gpt2(), "activation_function", json!("silu")),
@@ -721,7 +686,7 @@ mod tests {
             (with(gpt2(), "n_head", json!(7)), "must be a multiple of"),
             (
                 with(gpt2(), "model_type", json!("mamba")),
-                "supported are llama, qwen2, qwen3, gpt2, gpt_neox, opt",
+                "\"mamba\" is not supported; supported are llama, qwen2, qwen3",
             ),
             (json!({"hidden_size": 3}), "no \"model_type\""),
             (json!([1]), "expected a JSON object"),

@@ -23,16 +23,16 @@ pub struct RopeScaling {
 
 /// What the keys say about rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Rope {
-    pub(super) theta: f64,
-    pub(super) scaling: Option<RopeScaling>,
+pub(in crate::model) struct Rope {
+    pub(in crate::model) theta: f64,
+    pub(in crate::model) scaling: Option<RopeScaling>,
     /// Share of each head that is rotated, if given.
-    pub(super) partial_factor: Option<f64>,
+    pub(in crate::model) partial_factor: Option<f64>,
 }
 
 /// Reads `rope_parameters` (transformers 5) or `rope_scaling` (4), which goes first as in transformers; the base and the
 /// rotated share may stand beside them under `theta_key` and `partial_key`.
-pub(super) fn read(keys: &Keys<'_>, theta_key: &str, partial_key: &str) -> Result<Rope> {
+pub(in crate::model) fn read(keys: &Keys<'_>, theta_key: &str, partial_key: &str) -> Result<Rope> {
     let dict = dictionary(keys, "rope_scaling")?.or(dictionary(keys, "rope_parameters")?);
     let number = |key: &str, beside: Option<&str>| -> Result<Option<f64>> {
         let value = dict.and_then(|(_, dict)| dict.get(key));

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::WeightSource;
 use super::storage::Dtype;
 use crate::error::{Error, Problem, Result};
+use crate::model::Architecture;
 use crate::model::config::ModelConfig;
 use crate::rng::Seed;
 
@@ -35,8 +36,8 @@ impl RandomSource {
     /// The parameters of the causal model (a tied head is left out) and of the sequence classifier's head.
     pub fn new(config: &ModelConfig, seed: Seed) -> Self {
         let std = config.initializer_range();
-        let residual = match config {
-            ModelConfig::Gpt2(c) => std / (2.0 * c.n_layer as f64).sqrt(),
+        let residual = match config.architecture() {
+            Architecture::Gpt2(c) => std / (2.0 * c.n_layer as f64).sqrt(),
             _ => std,
         };
         let mut specs = config.tensors();

@@ -244,6 +244,7 @@ impl WeightSource for GgufFile {
 mod tests {
     use super::super::{check, open};
     use super::*;
+    use crate::model::Architecture;
 
     enum Meta<'a> {
         U32(u32),
@@ -366,7 +367,7 @@ mod tests {
         let (folder, file) = opened(&decoder("llama"));
         let file = file.unwrap();
         let config = ModelConfig::load(folder.path()).unwrap();
-        let ModelConfig::Llama(c) = &config else {
+        let Architecture::Gated(c) = config.architecture() else {
             panic!("llama");
         };
         assert_eq!(

@@ -1,0 +1,105 @@
+//! Decoders that predict the next token.
+
+use std::sync::Arc;
+
+use burn::tensor::{Int, Tensor};
+
+use super::pass::Pass;
+use super::{KvCache, LanguageModel};
+use crate::ops::{self, Head, HeadLayout, ModelBackend};
+use crate::params::Parameters;
+use crate::peft::Adaptable;
+use crate::rng::Seed;
+use crate::tokens::TokenBatch;
+
+/// A decoder that predicts the next token.
+pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
+    /// States that a head reads at the chosen `positions` of the packed batch, `[positions, hidden]`: those after the final
+    /// norm, and after OPT's projection out. All positions if `None`.
+    ///
+    /// The last layer computes nothing but keys and values for the others: a few percent of a deep model, a quarter of one
+    /// with four layers. With a cache, the batch's rows continue the slots that [`KvCache::select`] named. `dropout` gives the
+    /// adapters' dropout masks; `None` drops nothing.
+    fn states_at(
+        &self,
+        batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
+        cache: Option<&mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2>;
+
+    /// [`CausalLm::states_at`] all positions, `[tokens, hidden]`.
+    fn hidden_states(
+        &self,
+        batch: &TokenBatch<B>,
+        cache: Option<&mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        self.states_at(batch, None, cache, dropout)
+    }
+
+    /// Output head.
+    fn head(&self) -> Head<B>;
+
+    /// Attention heads.
+    fn head_layout(&self) -> HeadLayout;
+
+    /// Number of layers.
+    fn num_layers(&self) -> usize;
+
+    /// Logits, `[positions, vocab]`; ask only for the positions that need them.
+    fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        ops::logits(hidden, &self.head())
+    }
+
+    /// Log-probability (differentiable) and entropy of `targets` given the states before them, both `[positions]`.
+    fn logprobs(
+        &self,
+        hidden: Tensor<B, 2>,
+        targets: &Arc<Vec<u32>>,
+        temperature: f64,
+    ) -> (Tensor<B, 1>, Tensor<B, 1>) {
+        ops::head_logprob(hidden, self.head(), targets, temperature)
+    }
+}
+
+impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
+    fn states_at(
+        &self,
+        batch: &TokenBatch<B>,
+        positions: Option<Tensor<B, 1, Int>>,
+        cache: Option<&mut KvCache<B>>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        match positions {
+            // A layer over no rows at all is a case that kernels need not know.
+            Some(none) if none.dims()[0] == 0 => {
+                let states = self.states_at(batch, None, cache, dropout);
+                states.select(0, none)
+            }
+            positions => {
+                let layers = self.layers();
+                let mut pass = Pass::new(layers, batch, positions, cache, dropout);
+                let mut x = layers.embed(&batch.input_ids, &pass);
+                for index in 0..layers.num_layers() {
+                    x = layers.layer(index, x, &mut pass);
+                }
+                let x = layers.finish(x, &pass);
+                pass.end();
+                x
+            }
+        }
+    }
+
+    fn head(&self) -> Head<B> {
+        self.layers().head()
+    }
+
+    fn head_layout(&self) -> HeadLayout {
+        self.layers().head_layout()
+    }
+
+    fn num_layers(&self) -> usize {
+        self.layers().num_layers()
+    }
+}

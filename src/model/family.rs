@@ -1,0 +1,29 @@
+//! What a family of models is.
+
+use super::Architecture;
+use super::config::keys::Keys;
+use crate::error::Result;
+
+/// A family: transformers' names, and how its `config.json` is read.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// Value of `model_type`.
+    pub(super) model_type: &'static str,
+    /// Class of the causal model.
+    pub(super) causal: &'static str,
+    /// Class of the sequence classifier.
+    pub(super) classifier: &'static str,
+    /// The embedding's tensor.
+    pub(super) embedding: &'static str,
+    /// The output head's tensor.
+    pub(super) head: &'static str,
+    /// Reads a configuration, or refuses what is not computed.
+    pub(super) parse: fn(&Keys<'_>) -> Result<Architecture>,
+}
+
+/// There is one of each.
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.model_type == other.model_type
+    }
+}

@@ -1,0 +1,29 @@
+//! Qwen3: RMSNorm on each query and key head before the rotation; windows as in Qwen2.
+
+use super::config::keys::Keys;
+use super::family::Family;
+use super::gated_decoder::{EMBEDDING, GatedDecoderConfig, HEAD};
+use super::{Architecture, qwen2};
+use crate::error::Result;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "qwen3",
+    causal: "Qwen3ForCausalLM",
+    classifier: "Qwen3ForSequenceClassification",
+    embedding: EMBEDDING,
+    head: HEAD,
+    parse,
+};
+
+fn parse(keys: &Keys<'_>) -> Result<Architecture> {
+    let bias = keys.boolean("attention_bias", false)?;
+    // transformers' default for the width of a head, whatever the hidden size.
+    let config = GatedDecoderConfig::plain(keys, Some(128))?;
+    Ok(Architecture::Gated(GatedDecoderConfig {
+        qkv_bias: bias,
+        o_bias: bias,
+        qk_norm: true,
+        masks: qwen2::masks(keys, config.num_hidden_layers)?,
+        ..config
+    }))
+}
