@@ -15,6 +15,7 @@ mod gpt_neox;
 mod llama;
 mod load;
 pub mod manifest;
+mod mistral;
 mod mlp;
 mod norm;
 mod offset;
@@ -68,10 +69,11 @@ use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 
 /// Every family that can be loaded.
-const FAMILIES: [&Family; 6] = [
+const FAMILIES: [&Family; 7] = [
     &llama::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &mistral::FAMILY,
     &gpt2::FAMILY,
     &gpt_neox::FAMILY,
     &opt::FAMILY,
@@ -80,7 +82,7 @@ const FAMILIES: [&Family; 6] = [
 /// A configuration, by what computes it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Architecture {
-    /// Llama, Qwen2, Qwen3.
+    /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoderConfig),
     /// GPT-2.
     Gpt2(Gpt2Config),
@@ -105,7 +107,7 @@ impl Architecture {
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)]
 pub enum LanguageModel<B: Backend> {
-    /// Llama, Qwen2, Qwen3.
+    /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoder<B>),
     /// GPT-2.
     Gpt2(Gpt2<B>),

@@ -17,6 +17,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     OPTConfig,
     Qwen2Config,
     Qwen3Config,
@@ -64,6 +65,10 @@ CONFIGS = {
     "opt_post": OPTConfig(**OPT, do_layer_norm_before=False, word_embed_proj_dim=16),
     "qwen2_window": Qwen2Config(
         **QWEN, tie_word_embeddings=False, use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
+    "mistral": MistralConfig(
+        **LLAMA, head_dim=16, tie_word_embeddings=False, sliding_window=4,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),
 }
 # Adapters and what they stand on; the OPT one has the projections in and out of the embedding.

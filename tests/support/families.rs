@@ -24,7 +24,7 @@ use tempering::tokens::TokenBatch;
 
 use crate::parity::{Comparison, backend_name};
 
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 12] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -36,6 +36,7 @@ const FAMILIES: [&str; 11] = [
     "opt",
     "opt_post",
     "qwen2_window",
+    "mistral",
 ];
 
 /// Adapters and the models they stand on.

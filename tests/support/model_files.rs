@@ -13,7 +13,7 @@ use tempering::params::HostTensor;
 use crate::families::{folder, load, stored};
 use crate::gguf;
 
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 12] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -25,6 +25,7 @@ const FAMILIES: [&str; 11] = [
     "opt",
     "opt_post",
     "qwen2_window",
+    "mistral",
 ];
 
 /// The tensors of a reference model as its file holds them, sorted by name.

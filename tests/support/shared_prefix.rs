@@ -14,7 +14,7 @@ use tempering::params::{ParamKind, Parameters};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-const FAMILIES: [&str; 7] = [
+const FAMILIES: [&str; 8] = [
     "llama_tied",
     "qwen2",
     "qwen3",
@@ -22,6 +22,7 @@ const FAMILIES: [&str; 7] = [
     "gpt_neox",
     "opt_post",
     "qwen2_window",
+    "mistral",
 ];
 
 /// Three responses to one prompt, a row alone, two equal rows, and two rows that begin differently.

@@ -1,0 +1,28 @@
+//! Mistral: a llama without biases, and with one window in all layers unless `sliding_window` is null.
+
+use super::Architecture;
+use super::config::keys::Keys;
+use super::family::Family;
+use super::gated_decoder::{EMBEDDING, GatedDecoderConfig, HEAD};
+use crate::error::Result;
+use crate::ops::Mask;
+
+pub(super) const FAMILY: Family = Family {
+    model_type: "mistral",
+    causal: "MistralForCausalLM",
+    classifier: "MistralForSequenceClassification",
+    embedding: EMBEDDING,
+    head: HEAD,
+    parse,
+};
+
+fn parse(keys: &Keys<'_>) -> Result<Architecture> {
+    let config = GatedDecoderConfig::plain(keys, None)?;
+    let window = keys.count_or_null("sliding_window", 4096)?;
+    // transformers' Mistral does not read "layer_types".
+    let mask = window.map_or(Mask::Causal, Mask::Window);
+    Ok(Architecture::Gated(GatedDecoderConfig {
+        masks: vec![mask; config.num_hidden_layers],
+        ..config
+    }))
+}
