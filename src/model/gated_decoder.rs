@@ -123,6 +123,7 @@ impl GatedDecoderConfig {
             max_positions: self.max_position_embeddings,
             learned_positions: false,
             initializer_range: self.initializer_range,
+            fresh_norm: 1.0,
             tied: self.tie_word_embeddings,
         }
     }

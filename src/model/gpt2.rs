@@ -99,6 +99,7 @@ impl Gpt2Config {
             max_positions: self.n_positions,
             learned_positions: true,
             initializer_range: self.initializer_range,
+            fresh_norm: 1.0,
             tied: self.tie_word_embeddings,
         }
     }

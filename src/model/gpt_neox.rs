@@ -119,6 +119,7 @@ impl GptNeoxConfig {
             max_positions: self.max_position_embeddings,
             learned_positions: false,
             initializer_range: self.initializer_range,
+            fresh_norm: 1.0,
             tied: self.tie_word_embeddings,
         }
     }

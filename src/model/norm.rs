@@ -16,6 +16,8 @@ pub struct RmsNorm<B: Backend> {
     pub eps: f64,
     #[module(skip)]
     path: String,
+    #[module(skip)]
+    around_zero: bool,
 }
 
 impl<B: Backend> RmsNorm<B> {
@@ -25,7 +27,14 @@ impl<B: Backend> RmsNorm<B> {
             weight: placeholder([width], device),
             eps,
             path: path.into(),
+            around_zero: false,
         }
+    }
+
+    /// The same with a weight that is one less than the factor, as Gemma's are: weight decay pulls the factor towards one.
+    pub fn around_zero(mut self) -> Self {
+        self.around_zero = true;
+        self
     }
 }
 
@@ -37,13 +46,21 @@ impl<B: Backend> Parameters<B> for RmsNorm<B> {
 
 impl<B: ModelBackend> RmsNorm<B> {
     pub(super) fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        ops::rms_norm(x, self.weight.val(), self.eps)
+        ops::rms_norm(x, self.factor(), self.eps)
+    }
+
+    fn factor(&self) -> Tensor<B, 1> {
+        let weight = self.weight.val();
+        match self.around_zero {
+            true => weight.add_scalar(1.0),
+            false => weight,
+        }
     }
 
     /// The norm as what a linear layer reads.
     pub(super) fn input(&self) -> LinearInput<B> {
         LinearInput::RmsNorm {
-            weight: unwrap(self.weight.val()),
+            weight: unwrap(self.factor()),
             eps: self.eps as f32,
         }
     }

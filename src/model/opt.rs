@@ -117,6 +117,7 @@ impl OptConfig {
             max_positions: self.max_position_embeddings,
             learned_positions: true,
             initializer_range: self.init_std,
+            fresh_norm: 1.0,
             tied: self.tie_word_embeddings,
         }
     }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use super::tensor::{token_logprob, unwrap, wrap};
 use super::{MatmulPrecision, ModelBackend, ReducedMatrix};
@@ -15,6 +15,11 @@ pub enum Head<B: Backend> {
     Full(Tensor<B, 2>, MatmulPrecision),
     /// `[hidden, vocab]`, frozen.
     Reduced(ReducedMatrix),
+    /// A head whose logits `z` become `cap * tanh(z / cap)`.
+    ///
+    /// # Source
+    /// Gemma 2, arXiv:2408.00118, section 2.
+    Capped(Box<Head<B>>, f32),
 }
 
 impl<B: Backend> Head<B> {
@@ -23,6 +28,7 @@ impl<B: Backend> Head<B> {
         match self {
             Self::Full(head, _) => head.dims()[1],
             Self::Reduced(head) => head.inputs(),
+            Self::Capped(head, _) => head.width(),
         }
     }
 }
@@ -34,6 +40,7 @@ pub fn logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tensor<B
             B::head_logits(unwrap(hidden), unwrap(head.clone()), *precision)
         }
         Head::Reduced(head) => B::reduced_linear(unwrap(hidden), head),
+        Head::Capped(head, cap) => return capped(logits(hidden, head), *cap),
     })
 }
 
@@ -49,6 +56,7 @@ pub fn head_logprob<B: ModelBackend>(
         Head::Full(head, precision) => {
             return token_logprob(hidden, head, targets, temperature, precision);
         }
+        Head::Capped(..) => return capped_logprob(hidden, &head, targets, temperature),
         Head::Reduced(head) => head,
     };
     assert_eq!(
@@ -59,4 +67,78 @@ pub fn head_logprob<B: ModelBackend>(
     let inverse = (1.0 / temperature) as f32;
     let out = B::reduced_token_logprob(unwrap(hidden), &head, targets, inverse, false);
     (wrap(out.logprobs), wrap(out.entropy))
+}
+
+/// `cap * tanh(logits / cap)`.
+fn capped<B: Backend>(logits: Tensor<B, 2>, cap: f32) -> Tensor<B, 2> {
+    logits.div_scalar(cap).tanh().mul_scalar(cap)
+}
+
+/// [`logits`] by the product that has a gradient, so that a pass without gradients gives the same bits as one with them.
+fn trained_logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tensor<B, 2> {
+    let hidden = unwrap(hidden);
+    wrap(match head {
+        Head::Full(head, precision) => {
+            precision.matmul::<B>(hidden, B::float_transpose(unwrap(head.clone())))
+        }
+        Head::Reduced(head) => B::reduced_linear(hidden, head),
+        Head::Capped(head, cap) => return capped(trained_logits(wrap(hidden), head), *cap),
+    })
+}
+
+/// [`head_logprob`] of a capped head, in plain operations: where gradients are tracked the graph holds logits of all states.
+fn capped_logprob<B: ModelBackend>(
+    hidden: Tensor<B, 2>,
+    head: &Head<B>,
+    targets: &Arc<Vec<u32>>,
+    temperature: f64,
+) -> (Tensor<B, 1>, Tensor<B, 1>) {
+    let [rows, _] = hidden.dims();
+    assert_eq!(rows, targets.len(), "one target per hidden state");
+    if rows == 0 {
+        let none = || Tensor::zeros([0], &hidden.device());
+        return (none(), none());
+    }
+    let ids: Vec<i32> = targets.iter().map(|&id| id as i32).collect();
+    let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [rows, 1]), &hidden.device());
+    let logits = trained_logits(hidden, head).div_scalar(temperature);
+    let log_p = activation::log_softmax(logits, 1);
+    let constant = log_p.clone().detach();
+    let entropy = (constant.clone().exp() * constant).sum_dim(1).neg();
+    (log_p.gather(1, ids).squeeze_dim(1), entropy.squeeze_dim(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::read;
+    use burn_ndarray::NdArray;
+
+    /// Logits 2 and 0 under a bound of 1 are tanh(2) = 0.964028 and 0: `-ln(1 + exp(-0.964028))` and `-ln(1 + exp(0.964028))`, and
+    /// at half the temperature `-ln(1 + exp(-1.928055))`.
+    #[test]
+    fn a_capped_head_bends_its_logits_before_the_temperature() {
+        let device = Default::default();
+        let hidden = Tensor::<NdArray, 2>::from_data([[1.0, 0.5], [1.0, 0.5]], &device);
+        let weight = Tensor::from_data([[2.0, 0.0], [0.0, 0.0]], &device);
+        let head = Head::Full(weight, MatmulPrecision::F32);
+        let head = Head::Capped(Box::new(head), 1.0);
+        assert_eq!(head.width(), 2);
+        let near = |got: Vec<f32>, expected: [f32; 2]| {
+            for (got, expected) in got.iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-6, "{got} and not {expected}");
+            }
+        };
+        near(read(logits(hidden.clone(), &head)), [0.964_027_6, 0.0]);
+        let targets = Arc::new(vec![0, 1]);
+        let (logprobs, entropies) = head_logprob(hidden.clone(), head.clone(), &targets, 1.0);
+        near(read(logprobs), [-0.323_064_06, -1.287_091_6]);
+        near(read(entropies), [0.589_205_6, 0.589_205_6]);
+        let (sharper, _) = head_logprob(hidden, head.clone(), &targets, 0.5);
+        near(read(sharper.narrow(0, 0, 1)), [-0.135_780_78, 0.0]);
+        // A row of one token has nothing to predict.
+        let nothing = Tensor::zeros([0, 2], &device);
+        let (none, _) = head_logprob(nothing, head, &Arc::new(Vec::new()), 1.0);
+        assert_eq!(none.dims(), [0]);
+    }
 }

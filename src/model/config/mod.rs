@@ -51,6 +51,8 @@ pub(super) struct Sizes {
     pub(super) max_positions: usize,
     pub(super) learned_positions: bool,
     pub(super) initializer_range: f64,
+    /// What the weights of norms begin with.
+    pub(super) fresh_norm: f32,
     pub(super) tied: bool,
 }
 
@@ -248,6 +250,11 @@ impl ModelConfig {
     /// Standard deviation of fresh weights.
     pub fn initializer_range(&self) -> f64 {
         self.architecture.sizes().initializer_range
+    }
+
+    /// What the weights of norms begin with.
+    pub fn fresh_norm(&self) -> f32 {
+        self.architecture.sizes().fresh_norm
     }
 
     /// Whether the output head is the token embedding.

@@ -12,8 +12,8 @@ use crate::model::Architecture;
 use crate::model::config::ModelConfig;
 use crate::rng::Seed;
 
-/// Fresh weights: normal with deviation `initializer_range` for matrices and embeddings, ones for norms, zeros for
-/// biases. GPT-2's projections into the residual stream are scaled by `1 / sqrt(2 n_layer)`.
+/// Fresh weights: normal with deviation `initializer_range` for matrices and embeddings, ones for norms (zeros for Gemma's, which
+/// add one), zeros for biases. GPT-2's projections into the residual stream are scaled by `1 / sqrt(2 n_layer)`.
 ///
 /// A tensor's values depend on the seed and its name only.
 ///
@@ -49,7 +49,7 @@ impl RandomSource {
                 let fill = if spec.name.ends_with(".bias") {
                     Fill::Constant(0.0)
                 } else if spec.shape.len() == 1 {
-                    Fill::Constant(1.0)
+                    Fill::Constant(config.fresh_norm())
                 } else if spec.name.ends_with(".c_proj.weight") {
                     Fill::Normal(residual)
                 } else {
