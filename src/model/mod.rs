@@ -10,6 +10,7 @@ mod causal_lm;
 pub mod config;
 mod family;
 mod gated_decoder;
+mod gemma2;
 mod gpt2;
 mod gpt_neox;
 mod llama;
@@ -44,6 +45,7 @@ pub use cache::KvCache;
 pub use causal_lm::CausalLm;
 pub use config::{ModelConfig, TensorSpec};
 pub use gated_decoder::{GatedDecoder, GatedDecoderConfig};
+pub use gemma2::{Gemma2, Gemma2Config};
 pub use gpt_neox::{GptNeox, GptNeoxConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use load::{host_tensors, stored_tensors};
@@ -69,11 +71,12 @@ use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 
 /// Every family that can be loaded.
-const FAMILIES: [&Family; 7] = [
+const FAMILIES: [&Family; 8] = [
     &llama::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &mistral::FAMILY,
+    &gemma2::FAMILY,
     &gpt2::FAMILY,
     &gpt_neox::FAMILY,
     &opt::FAMILY,
@@ -84,6 +87,8 @@ const FAMILIES: [&Family; 7] = [
 pub enum Architecture {
     /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoderConfig),
+    /// Gemma 2.
+    Gemma2(Gemma2Config),
     /// GPT-2.
     Gpt2(Gpt2Config),
     /// GPT-NeoX.
@@ -96,6 +101,7 @@ impl Architecture {
     fn sizes(&self) -> Sizes {
         match self {
             Self::Gated(config) => config.sizes(),
+            Self::Gemma2(config) => config.sizes(),
             Self::Gpt2(config) => config.sizes(),
             Self::GptNeox(config) => config.sizes(),
             Self::Opt(config) => config.sizes(),
@@ -109,6 +115,8 @@ impl Architecture {
 pub enum LanguageModel<B: Backend> {
     /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoder<B>),
+    /// Gemma 2.
+    Gemma2(Gemma2<B>),
     /// GPT-2.
     Gpt2(Gpt2<B>),
     /// GPT-NeoX.
@@ -122,6 +130,7 @@ impl<B: Backend> LanguageModel<B> {
     pub fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
         match config.architecture() {
             Architecture::Gated(c) => Self::Gated(GatedDecoder::new(c, with_head, device)),
+            Architecture::Gemma2(c) => Self::Gemma2(Gemma2::new(c, with_head, device)),
             Architecture::Gpt2(c) => Self::Gpt2(Gpt2::new(c, with_head, device)),
             Architecture::GptNeox(c) => Self::GptNeox(GptNeox::new(c, with_head, device)),
             Architecture::Opt(c) => Self::Opt(Opt::new(c, with_head, device)),
@@ -131,6 +140,7 @@ impl<B: Backend> LanguageModel<B> {
     fn parts(&mut self) -> &mut dyn Parts<B> {
         match self {
             Self::Gated(model) => model,
+            Self::Gemma2(model) => model,
             Self::Gpt2(model) => model,
             Self::GptNeox(model) => model,
             Self::Opt(model) => model,
@@ -142,6 +152,7 @@ impl<B: ModelBackend> LanguageModel<B> {
     fn layers(&self) -> &dyn Layers<B> {
         match self {
             Self::Gated(model) => model,
+            Self::Gemma2(model) => model,
             Self::Gpt2(model) => model,
             Self::GptNeox(model) => model,
             Self::Opt(model) => model,

@@ -47,12 +47,13 @@ const VOCAB: u32 = 32;
 const EOS: u32 = 2;
 const RESPONSE_LENGTH: usize = 6;
 /// One model of each family.
-const FAMILIES: [&str; 8] = [
+const FAMILIES: [&str; 9] = [
     "ppo/ref",
     "llama_untied",
     "qwen2",
     "qwen3",
     "mistral",
+    "gemma2",
     "gpt2",
     "gpt_neox",
     "opt",

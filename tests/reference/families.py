@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -69,6 +70,11 @@ CONFIGS = {
     "mistral": MistralConfig(
         **LLAMA, head_dim=16, tie_word_embeddings=False, sliding_window=4,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    # The padding token's embedding has no gradient in torch, and 0, Gemma's default, is in the rows.
+    "gemma2": Gemma2Config(
+        **SIZES, **TOKENS, pad_token_id=1, intermediate_size=48, num_key_value_heads=2, head_dim=16,
+        query_pre_attn_scalar=12, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
     ),
 }
 # Adapters and what they stand on; the OPT one has the projections in and out of the embedding.

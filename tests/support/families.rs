@@ -24,7 +24,7 @@ use tempering::tokens::TokenBatch;
 
 use crate::parity::{Comparison, backend_name};
 
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 13] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -37,6 +37,7 @@ const FAMILIES: [&str; 12] = [
     "opt_post",
     "qwen2_window",
     "mistral",
+    "gemma2",
 ];
 
 /// Adapters and the models they stand on.

@@ -13,7 +13,7 @@ use tempering::params::HostTensor;
 use crate::families::{folder, load, stored};
 use crate::gguf;
 
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 13] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -26,6 +26,7 @@ const FAMILIES: [&str; 12] = [
     "opt_post",
     "qwen2_window",
     "mistral",
+    "gemma2",
 ];
 
 /// The tensors of a reference model as its file holds them, sorted by name.

@@ -14,7 +14,7 @@ use tempering::params::{ParamKind, Parameters};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-const FAMILIES: [&str; 8] = [
+const FAMILIES: [&str; 9] = [
     "llama_tied",
     "qwen2",
     "qwen3",
@@ -23,6 +23,7 @@ const FAMILIES: [&str; 8] = [
     "opt_post",
     "qwen2_window",
     "mistral",
+    "gemma2",
 ];
 
 /// Three responses to one prompt, a row alone, two equal rows, and two rows that begin differently.

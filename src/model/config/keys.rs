@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::activation::Activation;
-use crate::ops::Mask;
+use crate::ops::{Gate, Gelu, Mask};
 
 /// Typed access to the keys of a `config.json`; JSON null counts as absent.
 pub(in crate::model) struct Keys<'a> {
@@ -76,6 +76,18 @@ impl<'a> Keys<'a> {
         })
     }
 
+    /// A positive number, `None` where the file says null, `default` where it says nothing.
+    pub(in crate::model) fn positive_or_null(
+        &self,
+        key: &str,
+        default: f64,
+    ) -> Result<Option<f64>> {
+        match self.raw.get(key) {
+            Some(Value::Null) => Ok(None),
+            _ => self.positive(key, default).map(Some),
+        }
+    }
+
     pub(in crate::model) fn one_of(
         &self,
         key: &str,
@@ -99,6 +111,20 @@ impl<'a> Keys<'a> {
                 "\"{key}\": \"{found}\" is not supported; supported are {known}"
             ))
         })
+    }
+
+    /// The activation of a gate.
+    pub(in crate::model) fn gate(&self, key: &str, default: &str) -> Result<Gate> {
+        match self.string(key)?.unwrap_or(default) {
+            "silu" => Ok(Gate::Silu),
+            _ => match self.activation(key, default)? {
+                Activation::Gelu => Ok(Gate::Gelu(Gelu::Erf)),
+                Activation::GeluTanh => Ok(Gate::Gelu(Gelu::Tanh)),
+                Activation::Relu => Err(self.error(format!(
+                    "\"{key}\": \"relu\" is not supported; supported are silu and the forms of gelu"
+                ))),
+            },
+        }
     }
 
     pub(in crate::model) fn divide(
