@@ -4,6 +4,7 @@
 //! Rafailov et al. 2023, arXiv:2305.18290; keys, metrics and details of TRL 1.16's `DPOTrainer`, on packed rows.
 
 mod config;
+mod pair_sums;
 mod spec;
 
 pub use config::DpoConfig;
@@ -30,27 +31,8 @@ use crate::train::config::DataConfig;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
 use crate::train::policy::save_policy;
 use crate::train::session::{Outcome, data_file, stopping};
-use crate::train::shared::{Accumulator, NonFinite, Training, finite};
-
-/// What a step and an evaluation report, in the order of [`PairSums::means`].
-const NAMES: [&str; 7] = [
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/accuracies",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-];
-const EVAL_NAMES: [&str; 7] = [
-    "eval/loss",
-    "eval/rewards/chosen",
-    "eval/rewards/rejected",
-    "eval/rewards/accuracies",
-    "eval/rewards/margins",
-    "eval/logps/chosen",
-    "eval/logps/rejected",
-];
+use crate::train::shared::{Accumulator, Training};
+use pair_sums::{EVAL_NAMES, NAMES, PairSums};
 
 /// Trains, with measurements on held-out comparisons.
 ///
@@ -387,68 +369,6 @@ impl<B: ModelBackend> Reference<B> {
                 floats(&all, device)
             }
         }
-    }
-}
-
-/// Sums over the pairs of a step or an evaluation.
-#[derive(Default)]
-struct PairSums {
-    loss: f64,
-    prompts: usize,
-    pairs: usize,
-    correct: usize,
-    /// Log ratio and log-probability of the chosen, then of the rejected responses.
-    log_ratios: [f64; 2],
-    logps: [f64; 2],
-}
-
-impl PairSums {
-    /// Adds a micro-batch by the log-probabilities of its responses' tokens and its summed loss.
-    fn add(&mut self, micro: &MicroBatch<'_>, logprobs: &[f32], ref_logprobs: &[f32], loss: f64) {
-        let logps = micro.sums(logprobs.iter().copied());
-        let log_ratios = micro.log_ratios(logprobs, ref_logprobs);
-        for (chosen, rejected) in micro.pairs.pairs() {
-            for (side, response) in [chosen, rejected].into_iter().enumerate() {
-                self.log_ratios[side] += log_ratios[response];
-                self.logps[side] += logps[response];
-            }
-            self.correct += usize::from(log_ratios[chosen] > log_ratios[rejected]);
-        }
-        self.pairs += micro.pairs.num_pairs();
-        self.prompts += micro.pairs.num_prompts();
-        self.loss += loss;
-    }
-
-    /// Adds a micro-batch by what [`MicroBatch::backward`] reported.
-    ///
-    /// # Errors
-    /// [`NonFinite`] if its loss is not finite.
-    fn add_reported(
-        &mut self,
-        micro: &MicroBatch<'_>,
-        numbers: &mut impl Iterator<Item = Vec<f32>>,
-    ) -> std::result::Result<(), NonFinite> {
-        let mut next = || numbers.next().expect("three for each micro-batch");
-        let (logprobs, ref_logprobs, loss) = (next(), next(), next());
-        let loss = finite("loss", f64::from(loss[0]))?;
-        self.add(micro, &logprobs, &ref_logprobs, loss);
-        Ok(())
-    }
-
-    /// Means over prompts (the loss) and over pairs (all else) under `names`.
-    fn means(&self, names: [&'static str; 7], beta: f64) -> Vec<(&'static str, f64)> {
-        let pairs = self.pairs as f64;
-        let [chosen, rejected] = self.log_ratios.map(|sum| beta * sum / pairs);
-        let values = [
-            self.loss / self.prompts as f64,
-            chosen,
-            rejected,
-            self.correct as f64 / pairs,
-            chosen - rejected,
-            self.logps[0] / pairs,
-            self.logps[1] / pairs,
-        ];
-        names.into_iter().zip(values).collect()
     }
 }
 
