@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn grpo_scales_by_the_deviation_of_the_group() {
         // 0.5 / 0.577450; 0.25 / 0.5001 and 0.75 / 0.5001.
-        let (a, b, c) = (0.865_875_6, 0.499_900_02, 1.499_700_1);
+        let (a, b, c) = (0.865_875_6, 0.499_9, 1.499_700_1);
         let want = [a, -a, -a, a, -b, c, -b, -b];
         assert_close(&group_advantages(&REWARDS, 4, ScaleRewards::Group), &want);
     }
