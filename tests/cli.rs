@@ -555,6 +555,173 @@ fn bad_data_is_named_by_file_and_line() {
     );
 }
 
+/// What the check before a run says of a recipe with the stages `stages` on the file `rows.jsonl`.
+fn checked(folder: &Path, stages: &str, rows: &[u8]) -> Output {
+    if !folder.join("m").exists() {
+        fs::create_dir(folder.join("m")).unwrap();
+        for entry in fs::read_dir(repository().join("models/tiny")).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, folder.join("m").join(path.file_name().unwrap())).unwrap();
+        }
+        let template =
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}";
+        fs::write(folder.join("m/chat_template.jinja"), template).unwrap();
+    }
+    fs::write(folder.join("rows.jsonl"), rows).unwrap();
+    let stages = stages.replace("DATA", "data: (source: Jsonl(\"rows.jsonl\"))");
+    let recipe = format!("(name: \"r\", model: \"m\", stages: [{stages}])");
+    fs::write(folder.join("r.ron"), recipe).unwrap();
+    temper(folder, "recipe r.ron --dry-run")
+}
+
+const SFT: &str = "Sft(name: \"s\", DATA, batch_size: 1)";
+const DPO: &str = "Dpo(name: \"s\", init: Base, DATA, batch_size: 1)";
+
+/// Every row of every stage is looked at before the first stage begins, and what is wrong is said in words.
+#[test]
+fn bad_rows_are_found_before_the_first_stage() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    let pair = r#"{"prompt":"a","chosen":" b","rejected":" c"}"#;
+    let late = format!(
+        "{}{{\"prompt\":\"a\",\"chosen\":\" b\"}}\n",
+        format!("{pair}\n").repeat(150)
+    );
+    let dialogue = |role: &str| {
+        let say = |role: &str| format!("{{\"role\":\"{role}\",\"content\":\"x\"}}");
+        format!("{{\"messages\":[{},{}]}}\n", say("user"), say(role))
+    };
+    let odd = format!("{}{}", dialogue("assistant").repeat(200), dialogue("gpt"));
+    let cases: [(&str, &[u8], &str); 12] = [
+        (DPO, late.as_bytes(), "rows.jsonl:151: expected `chosen` and `rejected`"),
+        (
+            SFT,
+            b"{\"prompt\":\"a\",\"completion\":null}\n",
+            "rows.jsonl:1: column `completion` is null",
+        ),
+        (
+            SFT,
+            b"{\"prompt\":\"x \\ud83d y\",\"completion\":\" b\"}\n",
+            "rows.jsonl:1: lone surrogate \\ud83d at column 14",
+        ),
+        (
+            SFT,
+            b"{\"prompt\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}\n",
+            "rows.jsonl:1: the key `prompt` stands twice",
+        ),
+        (SFT, odd.as_bytes(), "rows.jsonl:201: no token of the conversation is trained on: it holds no assistant's turn; its roles are user, gpt"),
+        (
+            DPO,
+            b"{\"prompt\":\"a\",\"chosen\":\" s\",\"rejected\":\" s\"}\n",
+            "of 1, 1 is with `chosen` and `rejected` equal",
+        ),
+        (
+            SFT,
+            b"{\"messages\":[]}\n",
+            "column `messages`: the list of messages is empty",
+        ),
+        (
+            SFT,
+            b"{\"messages\":[{\"content\":\"x\"}]}\n",
+            "found an object without a role at position 1",
+        ),
+        (
+            SFT,
+            b"prompt,completion\na,b\n",
+            "found what looks like CSV: its first line is `prompt,completion`",
+        ),
+        (SFT, b"\xff\xfe{\0}\0", "found UTF-16 or UTF-32"),
+        (SFT, b"", "rows.jsonl: no rows: the file is empty"),
+        (
+            SFT,
+            b"{\"prompt\":1,\"completion\":\"c\"}\n{\"prompt\":2,\"completion\":\"c\"}\n{\"prompt\":3,\"completion\":\"c\"}\n",
+            "rows.jsonl:1: column `prompt`: expected a string or a list of messages, found a number (2 more rows like it, the last is 3)",
+        ),
+    ];
+    for (stage, rows, part) in cases {
+        let output = checked(folder, stage, rows);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(message.contains(part), "expected {part:?} in {message}");
+        assert!(message.contains("1 problem in r.ron"), "{message}");
+    }
+    // One array of rows, a byte-order mark, line ends of Windows.
+    for rows in [
+        "[{\"prompt\":\"a\",\"completion\":\" b\"},\r\n{\"prompt\":\"c\",\"completion\":\" d\"}]",
+        "\u{feff}{\"prompt\":\"a\",\"completion\":\" b\"}\r\n\r\n{\"prompt\":\"c\",\"completion\":\" d\"}\r\n",
+    ] {
+        let output = checked(folder, SFT, rows.as_bytes());
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(stderr(&output), "");
+    }
+    // What is wrong with the recipe's own keys is said at them.
+    let missing = checked(
+        folder,
+        &SFT.replace("DATA", "data: (source: Jsonl(\"data/x.jsonl\"))"),
+        b"",
+    );
+    let message = stderr(&missing);
+    let part = "stages.s.data.source: cannot read data/x.jsonl: No such file";
+    assert!(message.contains(part), "{message}");
+    let slip = "data: (source: Jsonl(\"rows.jsonl\"), format: (prompt: \"{{ promt }}\"))";
+    let row = b"{\"prompt\":\"a\",\"completion\":\" b\"}\n";
+    let message = stderr(&checked(folder, &SFT.replace("DATA", slip), row));
+    let part = "format.prompt names `promt`, which the row lacks; it has the columns `prompt`, `completion`";
+    assert!(message.contains(part), "{message}");
+}
+
+/// `use_margin` without margins is an error, margins without it a warning.
+#[test]
+fn margins_are_not_ignored_without_a_word() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    let stage = |use_margin: bool| {
+        format!(
+            "RewardModel(name: \"s\", init: Base, DATA, batch_size: 1, use_margin: {use_margin})"
+        )
+    };
+    let rows = |margin: &str| {
+        let row = |i: usize, margin: &str| {
+            format!("{{\"prompt\":\"p{i}\",\"chosen\":\" good\",\"rejected\":\" bad\"{margin}}}\n")
+        };
+        format!("{}{}", row(1, margin), row(2, ""))
+    };
+    let with = ",\"margin\":1.5";
+    let output = checked(folder, &stage(true), rows("").as_bytes());
+    assert_eq!(output.status.code(), Some(2));
+    let message = stderr(&output);
+    assert!(
+        message.contains("stages.s.use_margin: no row of the data has a column `margin`"),
+        "{message}"
+    );
+    for (use_margin, margin, warning) in [
+        (false, "", None),
+        (
+            false,
+            with,
+            Some(
+                "stages.s.data: 1 of 2 rows have a `margin`, which is not used without `use_margin: true`",
+            ),
+        ),
+        (
+            true,
+            with,
+            Some("stages.s.use_margin: 1 of 2 rows have no `margin`; theirs is taken as 0"),
+        ),
+    ] {
+        let output = checked(folder, &stage(use_margin), rows(margin).as_bytes());
+        let said = stderr(&output);
+        assert!(output.status.success(), "{said}");
+        match warning {
+            None => assert_eq!(said, ""),
+            Some(part) => assert!(
+                said.starts_with("warning: ") && said.contains(part),
+                "{said}"
+            ),
+        }
+    }
+}
+
 #[test]
 fn bad_weights_are_named_by_file_and_tensor() {
     let temp = tempfile::tempdir().unwrap();

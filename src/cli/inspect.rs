@@ -40,7 +40,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         .ok_or_else(|| Error::Usage(format!("stage {}: it reads no data", stage.name())))?;
     let context = DataContext {
         run_dir,
-        cache_dir: None,
+        ..DataContext::default()
     };
     let rows = read_rows(data, &context)?;
     let preview = stage.preview(&rows, &tokenizer)?;

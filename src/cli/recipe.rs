@@ -25,6 +25,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         output: args.output.clone(),
         stage: args.stage.clone(),
         resume: args.resume,
+        fetch: !args.dry_run,
         resume_command: resume_command(),
         memory: match args.device_memory {
             Some(bytes) => DeviceMemory::Given(bytes),
@@ -44,6 +45,9 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         }
         (Err(error), _) => return Err(error),
     };
+    for warning in &checked.warnings {
+        eprintln!("warning: {warning}");
+    }
     if args.dry_run {
         let plan = recipe::table(&checked.plans);
         let memory = recipe::memory_line(&options.memory);

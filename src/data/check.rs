@@ -1,14 +1,27 @@
-//! Whether a stage's data can be used, before anything is loaded.
+//! Whether a stage's data can be used, before anything is loaded: every row of it is looked at.
 
-use crate::data::records::RowParser;
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::data::complaints::column_names;
+use crate::data::encode::check_scored;
+use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
 use crate::data::rows::{self, DataContext, Row};
 use crate::data::{DataConfig, DataSource};
-use crate::error::{Error, Problem};
+use crate::error::{Error, Problem, Result};
 
-/// Rows whose columns are looked at: enough to see the file's shape.
-const SAMPLE: usize = 100;
-/// Problems listed of one file.
+/// Rows of [`DataCheck::sample`] from the start of the data.
+const SAMPLE_ROWS: usize = 128;
+/// Rows of [`DataCheck::sample`] that the tokenizer has to judge.
+const DOUBTFUL_ROWS: usize = 16;
+/// Kinds of problems listed of one file.
 const MAX_PROBLEMS: usize = 10;
+/// Between two lines that say how far a long check is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
 /// What a stage needs of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,112 +40,236 @@ pub enum RowKind {
     Scored,
 }
 
-/// Everything wrong with a data source, with places such as `rows.jsonl:57`.
+/// What a look at every row of a data set found.
+#[derive(Debug, Clone, Default)]
+pub struct DataCheck {
+    /// What is wrong with the rows, each kind once, at places such as `rows.jsonl:57`.
+    pub problems: Vec<Problem>,
+    /// What is wrong with the data set's own keys: the key below its place (`.source`), and the problem.
+    pub key_problems: Vec<(&'static str, Problem)>,
+    /// What has no effect, by key.
+    pub key_warnings: Vec<(&'static str, Problem)>,
+    /// Rows that the stage will read; unknown until a file is fetched or an earlier stage has run.
+    pub num_rows: Option<usize>,
+    /// The first rows, and some of which only a tokenizer can tell whether they can be used.
+    pub sample: Vec<Row>,
+    /// Rows with a number in the column `margin`.
+    pub num_margins: usize,
+    /// Rows of scored responses, whose scores say by how much one is better.
+    pub num_scored: usize,
+}
+
+/// Looks at every row of a data set, after `skip` and up to `limit`: the columns that `expects` asks for or that the format's
+/// templates name, their types, and the text columns `columns`, which the stage's reward sources compare with.
 ///
-/// Every row of a local file that the stage would read is parsed, and the first hundred are looked at for the columns
-/// that `expects` asks for or that the format's templates use. Files of the hub are not fetched, and the comparisons
-/// of a `Rank` stage that has not run yet are not missed.
-pub fn check_source(config: &DataConfig, context: &DataContext, expects: RowKind) -> Vec<Problem> {
-    let mut problems = Vec::new();
+/// Rows are parsed by all cores; a check that takes long says on stderr how far it is. Files of the hub that are not in the cache
+/// are fetched if `context` says so, and left out otherwise; the comparisons of a `Rank` stage that has not run yet are not missed.
+pub fn check_source(
+    config: &DataConfig,
+    context: &DataContext,
+    expects: RowKind,
+    columns: &[String],
+) -> DataCheck {
+    let mut check = DataCheck::default();
     let parser = match RowParser::new(&config.format) {
         Ok(parser) => Some(parser),
         Err(e) => {
-            problems.push(Problem::new("data.format", e.to_string()));
+            check.at_key(".format", e.to_string());
             None
         }
     };
     if config.limit == Some(0) {
-        problems.push(Problem::new("data.limit", "expected at least 1, found 0"));
-        return problems;
+        check.at_key(".limit", "expected at least 1, found 0");
+        return check;
     }
-    let path = match &config.source {
-        DataSource::Posts { rows, .. } => {
-            if *rows <= config.skip {
-                problems.push(Problem::new(
-                    "data.source",
-                    format!(
-                        "no rows: {rows} posts, of which the first {} are left out",
-                        config.skip
-                    ),
-                ));
-            }
-            return problems;
-        }
+    let look = |row: &Row| match &parser {
+        Some(parser) => look(parser, row, expects, columns),
+        None => Ok(Doubt::None),
+    };
+    match &config.source {
+        DataSource::Posts { rows, .. } => check.posts(*rows, config, context, &look),
         DataSource::Hub { file, .. } => {
-            problems.extend(check_hub_name(file));
-            return problems;
+            let file = match hub_name_problem(file) {
+                Some(message) => Err(message),
+                None => rows::present_file(&config.source, context).map_err(|e| e.to_string()),
+            };
+            match file {
+                Ok(Some(path)) => check.file(&path, config, &look),
+                Ok(None) => return check,
+                Err(message) => {
+                    check.at_key(".source", message);
+                    return check;
+                }
+            }
         }
         DataSource::Stage(stage)
         | DataSource::HeldOut(stage)
         | DataSource::Ranked { stage, .. } => {
-            let path = rows::local_path(&config.source, context);
+            let path = config.source.local_file(&context.run_dir);
             match path.filter(|path| path.exists()) {
-                Some(path) => path,
-                None if expects == RowKind::Preference => return problems,
+                Some(path) => check.file(&path, config, &look),
+                None if expects == RowKind::Preference => return check,
                 None => {
-                    problems.push(Problem::new(
-                        "data.source",
+                    let expected = expects.columns();
+                    check.at_key(
+                        ".source",
                         format!(
-                            "the rows of stage `{stage}` are scored responses, expected {}",
-                            expects.columns()
+                            "the rows of stage `{stage}` are scored responses, expected {expected}"
                         ),
-                    ));
-                    return problems;
+                    );
+                    return check;
                 }
             }
         }
         // Replaced by what it stands for when the recipe is read.
-        DataSource::Data(_) => return problems,
-        DataSource::Jsonl(path) => path.clone(),
-    };
-    let place = path.display().to_string();
-    let reader = match rows::open(&path) {
-        Ok(reader) => reader,
-        Err(Error::Io { source, .. }) => {
-            let problem = Problem::new(place, format!("cannot read the file: {source}"));
-            problems
-                .push(problem.with_help(
-                    "relative paths are taken from the folder where temper was started",
-                ));
-            return problems;
-        }
-        Err(e) => {
-            problems.push(problem_of(e));
-            return problems;
-        }
-    };
-    let (mut seen, mut looked_at) = (0usize, 0);
-    for row in reader
-        .skip(config.skip)
-        .take(config.limit.unwrap_or(usize::MAX))
-    {
-        seen += 1;
-        let checked = row.and_then(|row| match &parser {
-            Some(parser) if looked_at < SAMPLE => {
-                looked_at += 1;
-                check_row(parser, &row, expects)
-            }
-            _ => Ok(()),
-        });
-        if let Err(e) = checked {
-            problems.push(problem_of(e));
-            if problems.len() >= MAX_PROBLEMS {
-                problems.push(Problem::new(
-                    place,
-                    format!("further rows were not checked after {MAX_PROBLEMS} problems"),
-                ));
-                return problems;
+        DataSource::Data(_) => return check,
+        source => {
+            if let Some(path) = source.local_file(&context.run_dir) {
+                check.file(&path, config, &look);
             }
         }
     }
-    if seen == 0 {
-        let message = match config.skip {
-            0 => "no rows".to_owned(),
-            skip => format!("no rows after the first {skip}, which `skip` leaves out"),
+    if let Some(parser) = &parser {
+        check.unused_templates(parser, expects);
+    }
+    check
+}
+
+impl DataCheck {
+    fn at_key(&mut self, key: &'static str, message: impl Into<String>) {
+        self.key_problems.push((key, Problem::new("", message)));
+    }
+
+    /// All posts have the same columns, so that their first rows stand for all.
+    fn posts(
+        &mut self,
+        rows: usize,
+        config: &DataConfig,
+        context: &DataContext,
+        look: &(impl Fn(&Row) -> Result<Doubt> + Sync),
+    ) {
+        if rows <= config.skip {
+            self.at_key(
+                ".source",
+                format!(
+                    "no rows: {rows} posts, of which the first {} are left out",
+                    config.skip
+                ),
+            );
+            return;
+        }
+        let left = rows - config.skip;
+        self.num_rows = Some(config.limit.map_or(left, |limit| left.min(limit)));
+        let first = DataConfig {
+            limit: Some(config.limit.unwrap_or(SAMPLE_ROWS).min(SAMPLE_ROWS)),
+            ..config.clone()
         };
-        problems.push(Problem::new(place, message));
+        match rows::read_rows(&first, context) {
+            Ok(sample) => {
+                let mut groups = Groups::default();
+                for row in &sample {
+                    if let Err(error) = look(row) {
+                        groups.add(error);
+                    }
+                }
+                self.sample = sample;
+                self.problems = groups.problems(Path::new("posts"));
+            }
+            Err(error) => self.at_key(".source", error.to_string()),
+        }
     }
-    problems
+
+    fn file(
+        &mut self,
+        path: &Path,
+        config: &DataConfig,
+        look: &(impl Fn(&Row) -> Result<Doubt> + Sync),
+    ) {
+        let reader = (config.source.open(path)).and_then(|reader| reader.skip_rows(config.skip));
+        let mut reader = match reader {
+            Ok(reader) => reader,
+            Err(Error::Io { source, .. }) => {
+                let message = format!("cannot read {}: {source}", path.display());
+                let help = "relative paths are taken from the folder where temper was started";
+                let problem = Problem::new("", message).with_help(help);
+                self.key_problems.push((".source", problem));
+                return;
+            }
+            Err(error) => {
+                let mut groups = Groups::default();
+                groups.add(error);
+                self.problems = groups.problems(path);
+                return;
+            }
+        };
+        let limit = config.limit.unwrap_or(usize::MAX);
+        let (mut seen, mut groups, mut doubtful) = (0usize, Groups::default(), Vec::new());
+        let mut said = Instant::now();
+        while seen < limit {
+            let batch = reader.batch(limit - seen);
+            if batch.is_empty() {
+                break;
+            }
+            seen += batch.len();
+            let looked: Vec<Result<(Row, Doubt)>> = (batch.into_par_iter())
+                .map(|row| {
+                    let row = row?;
+                    let doubt = look(&row)?;
+                    Ok((row, doubt))
+                })
+                .collect();
+            for outcome in looked {
+                match outcome {
+                    Ok((row, doubt)) => {
+                        self.num_margins += usize::from(has_margin(&row));
+                        self.num_scored += usize::from(is_scored(&row));
+                        if self.sample.len() < SAMPLE_ROWS {
+                            self.sample.push(row);
+                        } else if doubt == Doubt::Tokens && doubtful.len() < DOUBTFUL_ROWS {
+                            doubtful.push(row);
+                        }
+                    }
+                    Err(error) => groups.add(error),
+                }
+            }
+            if said.elapsed() > PROGRESS_EVERY {
+                // The reporter of a run does not stand yet.
+                eprintln!("checking {}: {seen} rows so far", path.display());
+                said = Instant::now();
+            }
+        }
+        self.sample.append(&mut doubtful);
+        self.num_rows = Some(seen);
+        self.problems = groups.problems(path);
+        if seen == 0 {
+            let message = match config.skip {
+                0 => "no rows".to_owned(),
+                skip => format!("no rows after the first {skip}, which `skip` leaves out"),
+            };
+            let place = path.display().to_string();
+            self.problems.push(Problem::new(place, message));
+        }
+    }
+
+    /// Warns of templates that a stage does not use and that name no column: a slip in their names would go unseen.
+    fn unused_templates(&mut self, parser: &RowParser<'_>, expects: RowKind) {
+        let Some(row) = self.sample.first() else {
+            return;
+        };
+        for (key, name, named) in parser.templates() {
+            let foreign = named.iter().find(|column| {
+                let has = |row: &Row| row.columns.contains_key(*column);
+                !self.sample.iter().any(has)
+            });
+            if let (false, Some(column)) = (expects.uses(name), foreign) {
+                let message = format!(
+                    "names the column `{column}`, which no row has, and is not used by this stage; the rows have {}",
+                    column_names(&row.columns)
+                );
+                self.key_warnings.push((key, Problem::new("", message)));
+            }
+        }
+    }
 }
 
 impl RowKind {
@@ -156,18 +293,81 @@ impl RowKind {
             Self::Scored => "`prompt_ids`, `response_ids` and `scores`",
         }
     }
+
+    /// Whether the format's template of that name is rendered.
+    fn uses(self, template: &str) -> bool {
+        match self {
+            Self::Text => template == "text",
+            Self::Completion => matches!(template, "prompt" | "completion"),
+            Self::TextOrCompletion => matches!(template, "text" | "prompt" | "completion"),
+            Self::Preference => matches!(template, "prompt" | "chosen" | "rejected"),
+            Self::Prompt => template == "prompt",
+            Self::Scored => false,
+        }
+    }
 }
 
-fn check_row(parser: &RowParser<'_>, row: &Row, expects: RowKind) -> Result<(), Error> {
-    match expects {
-        RowKind::Text => parser.text(row).map(drop),
-        RowKind::TextOrCompletion if is_plain_text(row) => parser.text(row).map(drop),
-        RowKind::Completion | RowKind::TextOrCompletion => parser.completion(row).map(drop),
-        RowKind::Scored => Ok(()),
-        RowKind::Preference if row.columns.contains_key("response_ids") => Ok(()),
-        RowKind::Preference => parser.preference(row).map(drop),
-        RowKind::Prompt => parser.prompt(row).map(drop),
+/// Whether a sound row may still be of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    None,
+    /// It depends on its tokens: a chat template may mark other turns than the assistant's; an empty prompt needs a BOS.
+    Tokens,
+}
+
+/// Looks at one row.
+fn look(parser: &RowParser<'_>, row: &Row, expects: RowKind, columns: &[String]) -> Result<Doubt> {
+    let is_empty = |content: &Content| matches!(content, Content::Text(text) if text.is_empty());
+    let doubtful = match expects {
+        _ if is_scored(row) && expects.takes(RowKind::Scored) => {
+            check_scored(row)?;
+            false
+        }
+        RowKind::Scored => {
+            return Err(row.error(format!(
+                "expected {}; the row has {}",
+                expects.columns(),
+                column_names(&row.columns)
+            )));
+        }
+        RowKind::Text => is_empty(&parser.text(row)?),
+        RowKind::TextOrCompletion if is_plain_text(row) => is_empty(&parser.text(row)?),
+        RowKind::Completion | RowKind::TextOrCompletion => match parser.completion(row)? {
+            CompletionRow::Conversation(messages) => !messages
+                .iter()
+                .any(|message| message["role"] == "assistant"),
+            CompletionRow::Text { completion, .. } => completion.is_empty(),
+            CompletionRow::Messages { .. } => false,
+        },
+        RowKind::Preference => {
+            margin(row)?;
+            parser.preference(row)?;
+            false
+        }
+        RowKind::Prompt => is_empty(&parser.prompt(row)?),
+    };
+    chat_options(row, parser.format())?;
+    for column in columns {
+        match row.columns.get(column) {
+            Some(Value::String(_)) => {}
+            Some(other) => {
+                return Err(row.error(format!(
+                    "column `{column}`, which a reward source reads: expected a string, found {}",
+                    rows::json_kind(other)
+                )));
+            }
+            None => {
+                return Err(row.error(format!(
+                    "a reward source reads the column `{column}`; the row has {}",
+                    column_names(&row.columns)
+                )));
+            }
+        }
     }
+    Ok(match doubtful {
+        true => Doubt::Tokens,
+        false => Doubt::None,
+    })
 }
 
 /// Whether a row that may be `Text` or `Completion` is the former.
@@ -175,28 +375,102 @@ pub fn is_plain_text(row: &Row) -> bool {
     row.columns.contains_key("text") && !row.columns.contains_key("prompt")
 }
 
-fn check_hub_name(file: &str) -> Option<Problem> {
+/// Whether the row is one of scored responses, as stages leave them.
+pub(crate) fn is_scored(row: &Row) -> bool {
+    row.columns.contains_key("response_ids")
+}
+
+/// By how much the chosen response of a preference row is better; 0 if the row does not say.
+///
+/// # Errors
+/// If the column `margin` holds something else than a number.
+pub(crate) fn margin(row: &Row) -> Result<f64> {
+    match row.columns.get("margin") {
+        None | Some(Value::Null) => Ok(0.0),
+        Some(margin) => margin.as_f64().ok_or_else(|| {
+            row.error(format!(
+                "column `margin`: expected a number, found {}",
+                rows::json_kind(margin)
+            ))
+        }),
+    }
+}
+
+fn has_margin(row: &Row) -> bool {
+    row.columns.get("margin").is_some_and(Value::is_number)
+}
+
+/// Why a file of the hub cannot be read, by its name.
+fn hub_name_problem(file: &str) -> Option<String> {
     let known = file.ends_with(".parquet")
         || file.ends_with(".jsonl")
         || file.ends_with(".jsonl.gz")
         || file.ends_with(".json");
-    (!known).then(|| {
-        Problem::new(
-            "data.source",
-            format!("{file}: expected a .jsonl, .jsonl.gz or .parquet file"),
-        )
-    })
+    (!known).then(|| format!("{file}: expected a .jsonl, .jsonl.gz, .json or .parquet file"))
 }
 
-fn problem_of(error: Error) -> Problem {
-    match error {
-        Error::Data {
-            path,
-            line,
-            message,
-        } => Problem::new(format!("{}:{line}", path.display()), message),
-        Error::Format { path, message } => Problem::new(path.display().to_string(), message),
-        other => Problem::new("data", other.to_string()),
+/// Problems of rows, each kind once with the number of rows that have it.
+#[derive(Default)]
+struct Groups {
+    groups: Vec<Group>,
+    by_shape: HashMap<String, usize>,
+}
+
+struct Group {
+    line: usize,
+    message: String,
+    count: usize,
+    last: usize,
+}
+
+impl Groups {
+    fn add(&mut self, error: Error) {
+        let (line, message) = match error {
+            Error::Data { line, message, .. } => (line, message),
+            Error::Format { message, .. } => (0, message),
+            other => (0, other.to_string()),
+        };
+        // Positions differ from row to row.
+        let shape: String = message.chars().filter(|c| !c.is_ascii_digit()).collect();
+        match self.by_shape.get(&shape) {
+            Some(&at) => {
+                self.groups[at].count += 1;
+                self.groups[at].last = line;
+            }
+            None => {
+                self.by_shape.insert(shape, self.groups.len());
+                self.groups.push(Group {
+                    line,
+                    message,
+                    count: 1,
+                    last: line,
+                });
+            }
+        }
+    }
+
+    fn problems(self, path: &Path) -> Vec<Problem> {
+        let path = path.display();
+        let more = self.groups.len().saturating_sub(MAX_PROBLEMS);
+        let mut problems: Vec<Problem> = (self.groups.into_iter().take(MAX_PROBLEMS))
+            .map(|group| {
+                let place = match group.line {
+                    0 => path.to_string(),
+                    line => format!("{path}:{line}"),
+                };
+                let others = match group.count - 1 {
+                    0 => String::new(),
+                    1 => format!(" (1 more row like it: {})", group.last),
+                    more => format!(" ({more} more rows like it, the last is {})", group.last),
+                };
+                Problem::new(place, format!("{}{others}", group.message))
+            })
+            .collect();
+        if more > 0 {
+            let message = format!("{more} more kinds of problems");
+            problems.push(Problem::new(path.to_string(), message));
+        }
+        problems
     }
 }
 
@@ -227,13 +501,12 @@ mod tests {
         fs::write(&path, lines).unwrap();
         let mut config = config(DataSource::Jsonl(path));
         change(&mut config);
-        check_source(&config, &DataContext::default(), expects)
-            .iter()
-            .map(|p| {
-                p.to_string()
-                    .replace(&format!("{}/", dir.path().display()), "")
-            })
-            .collect()
+        let check = check_source(&config, &DataContext::default(), expects, &[]);
+        let folder = format!("{}/", dir.path().display());
+        let keys = (check.key_problems.iter())
+            .map(|(key, problem)| format!("data{key}: {}", problem.message).replace(&folder, ""));
+        let rows = (check.problems.iter()).map(|problem| problem.to_string().replace(&folder, ""));
+        keys.chain(rows).collect()
     }
 
     #[test]
@@ -272,31 +545,145 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_line_is_named() {
+    fn every_kind_of_bad_row_is_named_once() {
         let lines = format!(
-            "{}{{\"text\": }}\n[1]\n{{\"body\": 1}}\n",
-            "{\"text\": \"t\"}\n".repeat(56)
+            "{}{{\"text\": }}\n[1]\n{{\"body\": 1}}\n{{\"text\": 5}}\n{{\"text\" }}\n{{\"body\": 2}}\n{{\"body\": 3}}\n{{\"text\": null}}\n",
+            "{\"text\": \"t\"}\n".repeat(1000)
         );
         assert_eq!(
             problems(&lines, RowKind::Text, |_| ()),
             [
-                "d.jsonl:57: expected one JSON object on the line, found bad JSON: expected value at column 10",
-                "d.jsonl:58: expected a JSON object, found an array",
-                "d.jsonl:59: expected `text` or `messages`; the row has the columns `body`",
+                "d.jsonl:1001: expected one JSON object on the line, found bad JSON: expected value at column 10",
+                "d.jsonl:1002: expected a JSON object, found an array",
+                "d.jsonl:1003: expected `text` or `messages`; the row has the columns `body` (2 more rows like it, the last is 1007)",
+                "d.jsonl:1004: column `text`: expected a string or a list of messages, found a number",
+                "d.jsonl:1005: expected one JSON object on the line, found bad JSON: expected `:` at column 9",
+                "d.jsonl:1008: column `text` is null; expected `text` or `messages`",
             ]
         );
-        let many = problems(&"{}\n".repeat(50), RowKind::Text, |_| ());
+        let other = |i| format!("{{\"{}\": 1}}\n", "x".repeat(i));
+        let lines: String = (1..=13).map(other).collect();
+        let many = problems(&lines, RowKind::Text, |_| ());
         assert_eq!(many.len(), 11);
+        assert_eq!(many[10], "d.jsonl: 3 more kinds of problems");
+    }
+
+    #[test]
+    fn a_row_far_down_is_found() {
+        let good = r#"{"prompt":"a","chosen":" b","rejected":" c"}"#;
+        let lines = format!(
+            "{}{{\"prompt\":\"a\",\"chosen\":\" b\",\"rejected\":null}}\n",
+            format!("{good}\n").repeat(150)
+        );
         assert_eq!(
-            many[10],
-            "d.jsonl: further rows were not checked after 10 problems"
+            problems(&lines, RowKind::Preference, |_| ()),
+            ["d.jsonl:151: column `rejected` is null; expected `chosen` and `rejected`"]
+        );
+        let cut = |c: &mut DataConfig| c.limit = Some(150);
+        assert!(problems(&lines, RowKind::Preference, cut).is_empty());
+    }
+
+    #[test]
+    fn types_of_every_column_that_is_read_are_looked_at() {
+        for (row, problem) in [
+            (
+                r#"{"chosen":"a","rejected":"b","margin":"1"}"#,
+                "column `margin`: expected a number, found a string",
+            ),
+            (
+                r#"{"chosen":"a","rejected":"b","tools":3,"chat_template_kwargs":[]}"#,
+                "column `chat_template_kwargs`: expected an object, found an array",
+            ),
+            (
+                r#"{"prompt_ids":[1],"response_ids":[[2]],"scores":["1"]}"#,
+                "not a row of scored responses: invalid type: string \"1\", expected f64",
+            ),
+        ] {
+            let found = problems(row, RowKind::Preference, |_| ());
+            assert_eq!(found, [format!("d.jsonl:1: {problem}")]);
+        }
+    }
+
+    #[test]
+    fn columns_of_reward_sources_are_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        fs::write(
+            &path,
+            "{\"prompt\":\"a\",\"ideal\":\"b\"}\n{\"prompt\":\"a\"}\n",
+        )
+        .unwrap();
+        let config = config(DataSource::Jsonl(path));
+        let check = check_source(
+            &config,
+            &DataContext::default(),
+            RowKind::Prompt,
+            &["ideal".to_owned()],
+        );
+        assert_eq!(check.problems.len(), 1);
+        assert!(
+            check.problems[0].to_string().ends_with(
+                "d.jsonl:2: a reward source reads the column `ideal`; the row has the columns `prompt`"
+            ),
+            "{}",
+            check.problems[0]
+        );
+        assert_eq!(check.num_rows, Some(2));
+    }
+
+    #[test]
+    fn the_sample_has_the_first_rows_and_doubtful_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        let good =
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+        let odd = good.replace("assistant", "gpt");
+        fs::write(&path, format!("{}{odd}\n", format!("{good}\n").repeat(300))).unwrap();
+        let config = config(DataSource::Jsonl(path));
+        let check = check_source(&config, &DataContext::default(), RowKind::Completion, &[]);
+        assert!(check.problems.is_empty());
+        let lines: Vec<usize> = check.sample.iter().map(|row| row.line).collect();
+        let expected: Vec<usize> = (1..=128).chain([301]).collect();
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_template_that_slips_is_named_used_or_not() {
+        let row = r#"{"messages":[{"role":"user","content":"a"}],"post":"p"}"#;
+        let used = problems(row, RowKind::Text, |c| {
+            c.format.text = Some("{{ psot }}".into())
+        });
+        assert_eq!(
+            used,
+            [
+                "d.jsonl:1: format.text names `psot`, which the row lacks; it has the columns `messages`, `post`"
+            ]
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        fs::write(&path, row).unwrap();
+        let mut config = config(DataSource::Jsonl(path));
+        let mut warnings = |template: &str| {
+            config.format.text = Some(template.into());
+            let check = check_source(&config, &DataContext::default(), RowKind::Prompt, &[]);
+            assert!(check.problems.is_empty());
+            (check.key_warnings.into_iter())
+                .map(|(key, problem)| format!("{key}: {}", problem.message))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(warnings("{{ post }}"), Vec::<String>::new());
+        assert_eq!(
+            warnings("{{ mesages }}"),
+            [
+                ".format.text: names the column `mesages`, which no row has, and is not used by this stage; the rows have the columns `messages`, `post`"
+            ]
         );
     }
 
     #[test]
     fn bad_sources_and_formats_are_named() {
         assert_eq!(problems("\n", RowKind::Text, |_| ()), ["d.jsonl: no rows"]);
-        let bad = problems("{\"text\": 1}", RowKind::Text, |c| {
+        let bad = problems("{\"text\": \"t\"}", RowKind::Text, |c| {
             c.format.prompt = Some("{{ a".into())
         });
         assert!(
@@ -307,7 +694,7 @@ mod tests {
             c.source = DataSource::Jsonl("no/such.jsonl".into())
         });
         assert!(
-            missing[0].starts_with("no/such.jsonl: cannot read the file: No such file"),
+            missing[0].starts_with("data.source: cannot read no/such.jsonl: No such file"),
             "{missing:?}"
         );
         let hub = |file: &str| DataSource::Hub {
@@ -318,7 +705,7 @@ mod tests {
         let csv = problems("{}", RowKind::Text, |c| c.source = hub("x.csv"));
         assert_eq!(
             csv,
-            ["data.source: x.csv: expected a .jsonl, .jsonl.gz or .parquet file"]
+            ["data.source: x.csv: expected a .jsonl, .jsonl.gz, .json or .parquet file"]
         );
         assert!(problems("{}", RowKind::Text, |c| c.source = hub("x.jsonl.gz")).is_empty());
         let posts = problems("{}", RowKind::Text, |c| {
@@ -327,6 +714,16 @@ mod tests {
         assert_eq!(
             posts,
             ["data.source: no rows: 0 posts, of which the first 0 are left out"]
+        );
+        // Posts have columns, too.
+        let slip = problems("{}", RowKind::Prompt, |c| {
+            c.source = DataSource::Posts { rows: 9, seed: 1 };
+            c.format.prompt = Some("{{ promt }}".into());
+        });
+        assert_eq!(slip.len(), 1);
+        assert!(
+            slip[0].starts_with("posts:1: format.prompt names `promt`"),
+            "{slip:?}"
         );
     }
 
@@ -338,12 +735,13 @@ mod tests {
         };
         let context = DataContext {
             run_dir: "no/such".into(),
-            cache_dir: None,
+            ..DataContext::default()
         };
-        assert!(check_source(&config(source.clone()), &context, RowKind::Preference).is_empty());
-        let wrong = check_source(&config(source), &context, RowKind::Text);
+        let check = |kind| check_source(&config(source.clone()), &context, kind, &[]);
+        let fine = check(RowKind::Preference);
+        assert!(fine.key_problems.is_empty() && fine.num_rows.is_none());
         assert_eq!(
-            wrong[0].message,
+            check(RowKind::Text).key_problems[0].1.message,
             "the rows of stage `rank` are scored responses, expected `text` or `messages`"
         );
     }

@@ -6,9 +6,13 @@
 
 mod chat;
 mod check;
+mod checked;
+mod complaints;
 mod encode;
+mod file;
 pub mod inspect;
 mod jinja;
+mod json;
 mod loader;
 mod parquet;
 pub mod posts;
@@ -18,11 +22,13 @@ mod source;
 mod tokenizer;
 
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
-pub use check::{RowKind, check_source, is_plain_text};
+pub use check::{DataCheck, RowKind, check_source, is_plain_text};
+pub use checked::CheckedData;
 pub use encode::{
     Comparisons, Conversation, EncodeReport, Encoded, Example, Prompt, TurnEnd, encode_comparisons,
     encode_completions, encode_judged, encode_prompts, encode_text,
 };
+pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};
 pub use rows::{DataContext, Row, read_rows};
 pub use source::{DataConfig, DataSource, RowFormat, StageRows, Take, TruncationMode};

@@ -3,6 +3,9 @@
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::{Map, Value, json};
 
+use crate::data::complaints::{
+    advice_on_messages, columns_of, message_problem, missing, template_error,
+};
 use crate::data::jinja::{self, TEMPLATE};
 use crate::data::rows::{Row, json_kind};
 use crate::data::{ChatOptions, RowFormat, Tokenizer};
@@ -75,6 +78,25 @@ impl<'a> RowParser<'a> {
         Ok(Self { format, templates })
     }
 
+    /// The format whose templates these are.
+    pub(crate) fn format(&self) -> &RowFormat {
+        self.format
+    }
+
+    /// Each template: the key of the recipe below the data set's, its name, and the columns that it names.
+    pub(crate) fn templates(&self) -> Vec<(&'static str, &'static str, Vec<String>)> {
+        let key = |name| match name {
+            "text" => ".format.text",
+            "prompt" => ".format.prompt",
+            "completion" => ".format.completion",
+            "chosen" => ".format.chosen",
+            _ => ".format.rejected",
+        };
+        (self.templates.iter())
+            .map(|(name, env)| (key(*name), *name, columns_of(env)))
+            .collect()
+    }
+
     /// Text or conversation of a language-modelling row.
     pub(crate) fn text(&self, row: &Row) -> Result<Content> {
         if let Some(content) = self.content(row, "text")? {
@@ -82,30 +104,33 @@ impl<'a> RowParser<'a> {
         }
         match self.content(row, "messages")? {
             Some(content) => Ok(self.with_system(content)),
-            None => Err(missing(row, "`text` or `messages`")),
+            None => Err(missing(row, &["text", "messages"], "`text` or `messages`")),
         }
     }
 
     /// Prompt and completion, or a conversation.
     pub(crate) fn completion(&self, row: &Row) -> Result<CompletionRow> {
         let Some(completion) = self.content(row, "completion")? else {
+            let names = ["prompt", "completion", "messages"];
             return match self.content(row, "messages")? {
-                Some(Content::Messages(messages)) => {
-                    Ok(CompletionRow::Conversation(self.put_system(messages)))
-                }
-                Some(Content::Text(_)) => {
-                    Err(row.error("column `messages`: expected a list of messages, found a string"))
-                }
+                Some(content) => Ok(CompletionRow::Conversation(
+                    self.put_system(into_messages(content, "user")),
+                )),
                 None if row.columns.contains_key("text") => Err(missing(
                     row,
+                    &names,
                     "`prompt` and `completion`, or `messages` (a row with `text` alone has no completion: use a Pretrain stage)",
                 )),
-                None => Err(missing(row, "`prompt` and `completion`, or `messages`")),
+                None => Err(missing(
+                    row,
+                    &names,
+                    "`prompt` and `completion`, or `messages`",
+                )),
             };
         };
         let prompt = self
             .content(row, "prompt")?
-            .ok_or_else(|| missing(row, "`prompt` beside `completion`"))?;
+            .ok_or_else(|| missing(row, &["prompt"], "`prompt` beside `completion`"))?;
         Ok(match (prompt, completion) {
             (Content::Text(prompt), Content::Text(completion)) if !self.format.chat => {
                 CompletionRow::Text { prompt, completion }
@@ -120,12 +145,13 @@ impl<'a> RowParser<'a> {
     /// Prompt and the two responses. Without a prompt of its own, it is what both responses begin with.
     pub(crate) fn preference(&self, row: &Row) -> Result<PreferenceRow> {
         let expected = "`chosen` and `rejected`";
+        let names = ["chosen", "rejected"];
         let chosen = self
             .content(row, "chosen")?
-            .ok_or_else(|| missing(row, expected))?;
+            .ok_or_else(|| missing(row, &names, expected))?;
         let rejected = self
             .content(row, "rejected")?
-            .ok_or_else(|| missing(row, expected))?;
+            .ok_or_else(|| missing(row, &names, expected))?;
         let prompt = self.content(row, "prompt")?;
         let parts = match (prompt, chosen, rejected) {
             // UltraFeedback repeats the prompt's text beside whole conversations: those that start with a user's
@@ -188,7 +214,10 @@ impl<'a> RowParser<'a> {
                 }
                 Ok(Content::Messages(self.put_system(messages)))
             }
-            _ => Err(missing(row, "`prompt` or `messages`")),
+            _ => {
+                let names = ["prompt", "messages"];
+                Err(missing(row, &names, "`prompt` or `messages`"))
+            }
         }
     }
 
@@ -200,18 +229,14 @@ impl<'a> RowParser<'a> {
                 .and_then(|template| {
                     template.render(jinja::from_json(&Value::Object(row.columns.clone())))
                 })
-                .map_err(|e| {
-                    row.error(format!(
-                        "format.{name}: {}; the row has {}",
-                        jinja::explain(&e),
-                        column_names(&row.columns)
-                    ))
-                })?;
+                .map_err(|e| template_error(row, name, env, &e))?;
             return Ok(Some(Content::Text(text)));
         }
         match row.columns.get(name) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(Content::Text(text.clone()))),
+            Some(Value::String(text)) if name != "messages" => {
+                Ok(Some(Content::Text(text.clone())))
+            }
             Some(Value::Array(messages)) => {
                 if messages.is_empty() {
                     return Err(
@@ -219,20 +244,40 @@ impl<'a> RowParser<'a> {
                     );
                 }
                 for (i, message) in messages.iter().enumerate() {
-                    if message.get("role").and_then(Value::as_str).is_none() {
+                    if let Some(problem) = message_problem(message) {
                         return Err(row.error(format!(
-                            "column `{name}`: expected messages with `role` and `content`, found {} without a role at position {}",
-                            json_kind(message),
-                            i + 1
+                            "column `{name}`: expected messages with `role` and `content`, found {problem} at position {}{}",
+                            i + 1,
+                            advice_on_messages(message)
                         )));
                     }
                 }
                 Ok(Some(Content::Messages(messages.clone())))
             }
-            Some(other) => Err(row.error(format!(
-                "column `{name}`: expected a string or a list of messages, found {}",
-                json_kind(other)
-            ))),
+            Some(other) => {
+                let expected = match name {
+                    "messages" => "a list of messages",
+                    _ => "a string or a list of messages",
+                };
+                let advice = match other {
+                    Value::String(text) if text.trim_start().starts_with('[') => {
+                        " (it holds a list as text: store the list itself)".to_owned()
+                    }
+                    Value::Object(inner) => match inner.keys().next() {
+                        Some(key) if name != "messages" => {
+                            format!(
+                                "; name one of its texts in `format: ({name}: \"{{{{ {name}.{key} }}}}\")`"
+                            )
+                        }
+                        _ => String::new(),
+                    },
+                    _ => String::new(),
+                };
+                Err(row.error(format!(
+                    "column `{name}`: expected {expected}, found {}{advice}",
+                    json_kind(other)
+                )))
+            }
         }
     }
 
@@ -368,21 +413,6 @@ fn shared_prompt_len(chosen: &str, rejected: &str) -> usize {
     }
 }
 
-fn missing(row: &Row, expected: &str) -> Error {
-    row.error(format!(
-        "expected {expected}; the row has {}",
-        column_names(&row.columns)
-    ))
-}
-
-fn column_names(columns: &Map<String, Value>) -> String {
-    if columns.is_empty() {
-        return "no columns".into();
-    }
-    let names: Vec<String> = columns.keys().map(|name| format!("`{name}`")).collect();
-    format!("the columns {}", names.join(", "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -417,13 +447,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .starts_with("rows.jsonl:3: format.prompt: undefined value"),
-            "{error}"
-        );
-        assert!(
-            error
-                .to_string()
-                .ends_with("the row has the columns `post`"),
+                .ends_with("rows.jsonl:3: format.prompt names `prompt`, which the row lacks; it has the columns `post`"),
             "{error}"
         );
         let format = RowFormat {
@@ -561,6 +585,67 @@ mod tests {
             say(json!({"messages": [{"from": "human"}]})),
             "rows.jsonl:3: column `messages`: expected messages with `role` and `content`, found an object without a role at position 1"
         );
+        assert_eq!(
+            say(json!({"prompt": "p", "completion": null})),
+            "rows.jsonl:3: column `completion` is null; expected `prompt` and `completion`, or `messages`"
+        );
+        assert_eq!(
+            say(json!({"prompt": {"text": "p"}, "completion": "c"})),
+            "rows.jsonl:3: column `prompt`: expected a string or a list of messages, found an object; name one of its texts in `format: (prompt: \"{{ prompt.text }}\")`"
+        );
+        let messages = |message: Value| {
+            let text = say(json!({"messages": [{"role": "user", "content": "p"}, message]}));
+            text.split_once("found ").unwrap().1.to_owned()
+        };
+        for (message, expected) in [
+            (
+                json!({"role": 1, "content": "c"}),
+                "a `role` that is a number at position 2",
+            ),
+            (
+                json!({"role": "assistant"}),
+                "an object without content at position 2",
+            ),
+            (
+                json!({"role": "assistant", "content": null}),
+                "a `content` that is null at position 2",
+            ),
+            (
+                json!({"role": "assistant", "content": 5}),
+                "a `content` that is a number at position 2",
+            ),
+            (json!("hello"), "a string without a role at position 2"),
+            (
+                json!({"from": "gpt", "value": "c"}),
+                "an object without a role at position 2; it looks like ShareGPT's: name its keys `role` (user, assistant) and `content`",
+            ),
+        ] {
+            assert_eq!(messages(message), expected);
+        }
+        let calls = json!({"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]});
+        let sound =
+            row(json!({"messages": [{"role": "user", "content": [{"type": "text"}]}, calls]}));
+        assert!(reader.completion(&sound).is_ok());
+        for (columns, expected) in [
+            (
+                json!({"messages": "[{\"role\": \"user\"}]"}),
+                "column `messages`: expected a list of messages, found a string (it holds a list as text: store the list itself)",
+            ),
+            (
+                json!({"messages": []}),
+                "column `messages`: the list of messages is empty",
+            ),
+            (
+                json!({"conversations": []}),
+                "expected `prompt` and `completion`, or `messages`; the row has the columns `conversations`; the rows look like ShareGPT's: name the column `messages`, and its keys `role` (user, assistant) and `content`",
+            ),
+            (
+                json!({"instruction": "i", "input": "", "output": "o"}),
+                "expected `prompt` and `completion`, or `messages`; the row has the columns `instruction`, `input`, `output`; other columns are named by `format: (prompt: \"{{ instruction }}\\n\\n{{ input }}\", completion: \"{{ output }}\")`",
+            ),
+        ] {
+            assert_eq!(say(columns), format!("rows.jsonl:3: {expected}"));
+        }
     }
 
     #[test]

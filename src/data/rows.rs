@@ -1,16 +1,12 @@
-//! Reading rows: JSON objects from JSONL files (optionally gzipped), the Hugging Face hub, the embedded posts, and the
-//! comparisons of an earlier stage.
+//! Reading rows: JSON objects from files, the Hugging Face hub, the embedded posts, and the comparisons of an earlier stage.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::MultiGzDecoder;
 use hf_hub::api::sync::ApiBuilder;
-use hf_hub::{Repo, RepoType};
+use hf_hub::{Cache, Repo, RepoType};
 use serde_json::{Map, Value};
 
-use crate::data::parquet;
 use crate::data::posts::posts;
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
@@ -22,7 +18,7 @@ pub struct Row {
     pub columns: Map<String, Value>,
     /// The file, or `posts` for the embedded ones.
     pub path: PathBuf,
-    /// 1-based line (for parquet and posts: row).
+    /// 1-based line (for parquet, JSON arrays and posts: row).
     pub line: usize,
 }
 
@@ -44,6 +40,9 @@ pub struct DataContext {
     pub run_dir: PathBuf,
     /// Where files of the hub are kept; the hub's usual cache (`HF_HOME`) if absent.
     pub cache_dir: Option<PathBuf>,
+    /// Whether [`check_source`](crate::data::check_source) fetches files of the hub that the cache lacks, as a run will; otherwise
+    /// it leaves them out.
+    pub fetch: bool,
 }
 
 /// Reads the rows of a data set, after `skip` and up to `limit`. Blank lines are no rows.
@@ -76,14 +75,23 @@ pub fn read_rows(config: &DataConfig, context: &DataContext) -> Result<Vec<Row>>
             file,
             revision,
         } => hub_file(repo, file, revision, hub_endpoint(), context)?,
-        source => local_path(source, context).ok_or_else(|| {
+        source => source.local_file(&context.run_dir).ok_or_else(|| {
             Error::Usage("posts are not read from a file".into()) // handled above
         })?,
     };
-    let rows = open(&path)?
-        .skip_rows(config.skip)?
-        .take(config.limit.unwrap_or(usize::MAX))
-        .collect::<Result<Vec<_>>>()?;
+    let mut reader = config.source.open(&path)?.skip_rows(config.skip)?;
+    let limit = config.limit.unwrap_or(usize::MAX);
+    let mut rows = Vec::new();
+    while rows.len() < limit {
+        let batch = reader.batch(limit - rows.len());
+        if batch.is_empty() {
+            break;
+        }
+        rows.reserve(batch.len());
+        for row in batch {
+            rows.push(row?);
+        }
+    }
     non_empty(rows, config, &path)
 }
 
@@ -101,11 +109,28 @@ fn non_empty(rows: Vec<Row>, config: &DataConfig, path: &Path) -> Result<Vec<Row
     ))
 }
 
-/// The file of a source on this machine; none for the hub and for posts.
-pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Option<PathBuf> {
-    let stage = source.stage();
-    let of_stage = stage.map(|rows| context.run_dir.join(rows.stage).join(rows.file()));
-    source.file().map(Path::to_path_buf).or(of_stage)
+/// The file of a source on this machine, if it has one already or `context` lets it be fetched.
+///
+/// # Errors
+/// If the hub does not give it.
+pub(crate) fn present_file(source: &DataSource, context: &DataContext) -> Result<Option<PathBuf>> {
+    let DataSource::Hub {
+        repo,
+        file,
+        revision,
+    } = source
+    else {
+        return Ok(source.local_file(&context.run_dir));
+    };
+    let cache = match &context.cache_dir {
+        Some(dir) => Cache::new(dir.clone()),
+        None => Cache::from_env(),
+    };
+    let id = Repo::with_revision(repo.clone(), RepoType::Dataset, revision.clone());
+    match cache.repo(id).get(file) {
+        None if context.fetch => hub_file(repo, file, revision, hub_endpoint(), context).map(Some),
+        cached => Ok(cached),
+    }
 }
 
 /// Where the hub is; `HF_ENDPOINT` names a mirror.
@@ -139,145 +164,6 @@ fn hub_file(
     api.repo(repo).get(file).map_err(failed)
 }
 
-/// Opens a file by its extension: `.gz` is unpacked, `.parquet` has rows of its own.
-pub(crate) fn open(path: &Path) -> Result<RowReader> {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
-    if extension.eq_ignore_ascii_case("parquet") {
-        return Ok(RowReader {
-            path: path.to_path_buf(),
-            line: 0,
-            source: Source::Objects(parquet::objects(path)?),
-        });
-    }
-    let file = BufReader::new(File::open(path).map_err(Error::io("read", path))?);
-    let source: Box<dyn BufRead> = if extension.eq_ignore_ascii_case("gz") {
-        Box::new(BufReader::new(MultiGzDecoder::new(file)))
-    } else {
-        Box::new(file)
-    };
-    Ok(RowReader {
-        path: path.to_path_buf(),
-        line: 0,
-        source: Source::Lines(source),
-    })
-}
-
-/// The rows of one file, one at a time.
-pub(crate) struct RowReader {
-    path: PathBuf,
-    line: usize,
-    source: Source,
-}
-
-enum Source {
-    Lines(Box<dyn BufRead>),
-    Objects(parquet::Objects),
-    Ended,
-}
-
-impl RowReader {
-    /// Leaves out the first `count` rows; their text is not parsed.
-    fn skip_rows(mut self, count: usize) -> Result<Self> {
-        for _ in 0..count {
-            match self.next_bytes() {
-                Some(bytes) => drop(bytes?),
-                None => break,
-            }
-        }
-        Ok(self)
-    }
-
-    /// The next row that is not blank, unparsed; empty bytes for sources that are not lines.
-    fn next_bytes(&mut self) -> Option<Result<Vec<u8>>> {
-        loop {
-            let mut bytes = Vec::new();
-            let read = match &mut self.source {
-                Source::Lines(reader) => reader.read_until(b'\n', &mut bytes),
-                Source::Objects(objects) => {
-                    self.line += 1;
-                    return objects.next().map(|object| object.map(|_| Vec::new()));
-                }
-                Source::Ended => return None,
-            };
-            self.line += 1;
-            match read {
-                Ok(0) => {
-                    self.source = Source::Ended;
-                    return None;
-                }
-                Ok(_) => {
-                    if self.line == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
-                        bytes.drain(..3); // a byte-order mark
-                    }
-                    if !bytes.iter().all(u8::is_ascii_whitespace) {
-                        return Some(Ok(bytes));
-                    }
-                }
-                Err(e) => {
-                    self.source = Source::Ended;
-                    let line = self.line;
-                    return Some(Err(Error::Data {
-                        path: self.path.clone(),
-                        line,
-                        message: format!("cannot read on: {e}"),
-                    }));
-                }
-            }
-        }
-    }
-
-    fn parse(&self, bytes: &[u8]) -> Result<Row> {
-        let error = |message| Error::Data {
-            path: self.path.clone(),
-            line: self.line,
-            message,
-        };
-        let text = std::str::from_utf8(bytes).map_err(|e| {
-            let at = e.valid_up_to();
-            error(format!(
-                "expected UTF-8, found byte 0x{:02x} at byte {}",
-                bytes[at],
-                at + 1
-            ))
-        })?;
-        match serde_json::from_str(text.trim_end()) {
-            Ok(Value::Object(columns)) => Ok(Row {
-                columns,
-                path: self.path.clone(),
-                line: self.line,
-            }),
-            Ok(other) => Err(error(format!(
-                "expected a JSON object, found {}",
-                json_kind(&other)
-            ))),
-            Err(e) => Err(error(format!(
-                "expected one JSON object on the line, found bad JSON: {}",
-                e.to_string().replace(" at line 1 column ", " at column ")
-            ))),
-        }
-    }
-}
-
-impl Iterator for RowReader {
-    type Item = Result<Row>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Source::Objects(objects) = &mut self.source {
-            self.line += 1;
-            let (path, line) = (self.path.clone(), self.line);
-            return objects.next().map(|object| {
-                object.map(|columns| Row {
-                    columns,
-                    path,
-                    line,
-                })
-            });
-        }
-        let bytes = self.next_bytes()?;
-        Some(bytes.and_then(|bytes| self.parse(&bytes)))
-    }
-}
-
 /// What a JSON value is, in words.
 pub(crate) fn json_kind(value: &Value) -> &'static str {
     match value {
@@ -301,7 +187,7 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
-    use crate::data::RowFormat;
+    use crate::data::{RowFormat, file};
 
     fn config(source: DataSource) -> DataConfig {
         DataConfig {
@@ -338,7 +224,7 @@ mod tests {
         rows.extend(b"{\"a\": 1\n");
         assert_eq!(
             complaint(&rows),
-            "rows.jsonl:57: expected one JSON object on the line, found bad JSON: EOF while parsing an object at column 7"
+            "rows.jsonl:57: expected one JSON object on the line, found bad JSON: EOF while parsing an object at column 7; a row stands whole on one line of its own"
         );
         assert_eq!(
             complaint(b"{}\n{\"a\" 1}\n"),
@@ -399,7 +285,7 @@ mod tests {
         fs::write(dir.path().join("rank/valid.jsonl"), "{\"v\": 1}").unwrap();
         let context = DataContext {
             run_dir: dir.path().into(),
-            cache_dir: None,
+            ..DataContext::default()
         };
         let source = |valid| DataSource::Ranked {
             stage: "rank".into(),
@@ -472,14 +358,27 @@ mod tests {
         });
         let dir = tempfile::tempdir().unwrap();
         let context = DataContext {
-            run_dir: PathBuf::new(),
             cache_dir: Some(dir.path().into()),
+            ..DataContext::default()
         };
         let fetch = |file: &str| hub_file("me/toys", file, "v1", endpoint.clone(), &context);
         let path = fetch("rows.jsonl").unwrap();
-        let rows: Vec<Row> = open(&path).unwrap().map(Result::unwrap).collect();
+        let rows: Vec<Row> = (file::open(&path).unwrap().batch(9).into_iter())
+            .map(Result::unwrap)
+            .collect();
         assert_eq!((rows.len(), &rows[1].columns["a"]), (2, &Value::from(2)));
         assert_eq!(fetch("rows.jsonl").unwrap(), path); // from the cache
+        let source = |file: &str| DataSource::Hub {
+            repo: "me/toys".into(),
+            file: file.into(),
+            revision: "v1".into(),
+        };
+        let present = present_file(&source("rows.jsonl"), &context).unwrap();
+        assert_eq!(present.as_ref(), Some(&path));
+        assert_eq!(
+            present_file(&source("other.jsonl"), &context).unwrap(),
+            None
+        );
         let line = "GET /datasets/me/toys/resolve/v1/rows.jsonl HTTP/1.1".to_owned();
         assert_eq!(
             *requests.lock().unwrap(),

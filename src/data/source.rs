@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::data::AssistantTurns;
+use crate::data::file::{self, RowReader};
+use crate::error::Result;
 
 /// Where rows come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum DataSource {
-    /// One JSON object a line; `.gz` files are unpacked on the fly. Relative paths are taken from the working directory.
+    /// One JSON object a line, or one JSON array of objects, gzipped or not, or parquet. Relative paths are taken from the working
+    /// directory.
     Jsonl(PathBuf),
     /// A JSONL, JSONL.gz or parquet file of a Hugging Face dataset repository.
     Hub {
@@ -86,9 +89,20 @@ impl DataSource {
         }
     }
 
-    /// Whether its rows can be read before anything has run or been fetched.
-    pub fn is_here(&self) -> bool {
-        self.file().is_some() || matches!(self, Self::Posts { .. })
+    /// The file of this machine that the rows are read from, in a run in the folder `run_dir`: none for posts, and for files
+    /// of the hub.
+    pub fn local_file(&self, run_dir: &Path) -> Option<PathBuf> {
+        let stage = self.stage();
+        let of_stage = stage.map(|rows| run_dir.join(rows.stage).join(rows.file()));
+        self.file().map(Path::to_path_buf).or(of_stage)
+    }
+
+    /// Opens `path`, the source's file.
+    ///
+    /// # Errors
+    /// As [`file::open`].
+    pub(crate) fn open(&self, path: &Path) -> Result<RowReader> {
+        file::open(path)
     }
 }
 

@@ -237,6 +237,7 @@ mod tests {
                 shape: SHAPE,
                 rank: Some(16),
                 leaves: None,
+                warnings: Vec::new(),
             },
             StagePlan {
                 name: "compare".into(),
@@ -250,6 +251,7 @@ mod tests {
                 shape: SHAPE,
                 rank: None,
                 leaves: None,
+                warnings: Vec::new(),
             },
         ]
     }

@@ -28,6 +28,8 @@ pub struct RunOptions {
     pub stage: Option<String>,
     /// Continue an earlier run.
     pub resume: bool,
+    /// Fetch files of the hub for the check, so that all of their rows are looked at before the first stage begins.
+    pub fetch: bool,
     /// The command that would continue this run.
     pub resume_command: String,
     /// The memory that every stage has to fit into.
@@ -45,6 +47,8 @@ pub struct Checked {
     pub output: PathBuf,
     /// Its plan, stage by stage.
     pub plans: Vec<StagePlan>,
+    /// What has no effect, though it looks as if it had.
+    pub warnings: Vec<Problem>,
     only: Option<String>,
 }
 
@@ -76,7 +80,8 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
     let Survey {
         plans,
         problems: found,
-    } = survey(&recipe, &places, &output);
+        warnings,
+    } = survey(&recipe, &places, &output, options.fetch);
     problems.extend(found);
     if options.resume {
         problems.extend(changes(&recipe, &places, &output, DONE));
@@ -87,6 +92,7 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
     }
     Ok(Checked {
         plans,
+        warnings,
         recipe,
         output,
         only: options.stage.clone(),

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::known::{Known, open_model};
 use super::{Places, Recipe};
-use crate::data::{DataContext, check_source};
+use crate::data::{CheckedData, DataContext, RowKind};
 use crate::error::{Problem, Result};
 use crate::model::ModelConfig;
 use crate::ops::Precision;
@@ -20,23 +20,27 @@ use crate::train::{DataUse, Stage};
 pub(super) struct Survey {
     pub(super) plans: Vec<StagePlan>,
     pub(super) problems: Vec<Problem>,
+    /// What has no effect though it looks as if it had.
+    pub(super) warnings: Vec<Problem>,
 }
 
-/// Looks at everything that the recipe names.
-pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey {
+/// Looks at everything that the recipe names; at files of the hub if they are here, or `fetch` says to fetch them.
+pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: bool) -> Survey {
     let mut surveyor = Surveyor {
         places,
         precision: recipe.base_precision,
-        context: DataContext {
+        checked: CheckedData::new(DataContext {
             run_dir: output.to_path_buf(),
-            cache_dir: None,
-        },
+            fetch,
+            ..DataContext::default()
+        }),
         model: recipe.model.as_deref(),
         eos_token: recipe.eos_token.as_deref(),
         base: None,
         by_stage: BTreeMap::new(),
         rows: BTreeMap::new(),
         problems: Vec::new(),
+        warnings: Vec::new(),
     };
     if let Some(name) = &recipe.model {
         let found = open_model(name);
@@ -54,13 +58,14 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path) -> Survey 
     Survey {
         plans,
         problems: surveyor.problems,
+        warnings: surveyor.warnings,
     }
 }
 
 struct Surveyor<'a> {
     places: &'a Places,
     precision: Precision,
-    context: DataContext,
+    checked: CheckedData,
     /// The recipe's `model`.
     model: Option<&'a str>,
     /// The recipe's `eos_token`.
@@ -71,6 +76,7 @@ struct Surveyor<'a> {
     /// Rows that stages will leave, by stage.
     rows: BTreeMap<String, ScoredRows>,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl Surveyor<'_> {
@@ -93,8 +99,16 @@ impl Surveyor<'_> {
             self.by_stage.insert(stage.name().to_owned(), known.clone());
         }
         let before = self.problems.len();
+        // Reward sources read columns of the rows that are responded to.
+        let columns: Vec<String> = (reads.rewards.iter())
+            .flat_map(|(_, reward)| reward.columns())
+            .collect();
         for data in &reads.data {
-            self.data(&format!("{path}.{}", data.key), data);
+            let columns = match data.rows {
+                RowKind::Prompt => columns.as_slice(),
+                _ => &[],
+            };
+            self.data(&format!("{path}.{}", data.key), data, columns);
         }
         for (key, reward) in &reads.rewards {
             let place = format!("{path}.{key}");
@@ -129,10 +143,14 @@ impl Surveyor<'_> {
             self.keep(&names, shape);
             return None;
         }
-        let planned = stage.plan(model, &self.context, &self.rows);
+        let planned = stage.plan(model, &self.checked, &self.rows);
         let (plan, problems) = self.keep(&names, planned)?;
         for (key, error) in problems {
             self.keep::<()>(&format!("{path}.{key}"), Err(error));
+        }
+        for (key, message) in &plan.warnings {
+            let warning = self.places.problem(&format!("{path}.{key}"), message);
+            self.warnings.push(warning);
         }
         let leaves = plan.leaves;
         (self.rows).extend(leaves.map(|rows| (stage.name().to_owned(), rows)));
@@ -170,23 +188,27 @@ impl Surveyor<'_> {
         }
     }
 
-    fn data(&mut self, place: &str, data: &DataUse<'_>) {
+    /// Looks at all rows of a data set and notes what is wrong with them.
+    fn data(&mut self, place: &str, data: &DataUse<'_>, columns: &[String]) {
         if data.config.source.stage().is_some() {
             return;
         }
-        for problem in check_source(data.config, &self.context, data.rows) {
-            // Problems of the file say where in the file; those of the recipe's own keys get their line.
-            let problem = match problem.place.strip_prefix("data") {
-                Some(rest) => {
-                    let key = format!("{place}{rest}");
-                    Problem {
-                        help: problem.help,
-                        ..self.places.problem(&key, problem.message)
-                    }
-                }
-                None => problem,
-            };
-            self.problems.push(problem);
+        let places = self.places;
+        let Some(found) = self.checked.check(data.config, data.rows, columns) else {
+            return;
+        };
+        // Problems of a file say where in the file; those of the recipe's keys get their line.
+        let at_key = |(key, problem): &(&str, Problem)| Problem {
+            help: problem.help.clone(),
+            ..places.problem(&format!("{place}{key}"), problem.message.clone())
+        };
+        self.problems.extend(found.key_problems.iter().map(at_key));
+        self.warnings.extend(found.key_warnings.iter().map(at_key));
+        for problem in &found.problems {
+            // Stages that share a file share its problems.
+            if !self.problems.contains(problem) {
+                self.problems.push(problem.clone());
+            }
         }
     }
 }

@@ -56,6 +56,15 @@ impl RewardConfig {
             _ => None,
         }
     }
+
+    /// Text columns that every row must have for the source to score a response to it.
+    pub fn columns(&self) -> Vec<String> {
+        match self {
+            Self::Rouge { reference, .. } => vec![reference.clone()],
+            Self::Sum(terms) => terms.iter().flat_map(|(_, term)| term.columns()).collect(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Which ROUGE.

@@ -87,7 +87,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
     pub fn rows(&self, data: &DataConfig) -> Result<Vec<Row>> {
         let context = DataContext {
             run_dir: self.run.path().to_path_buf(),
-            cache_dir: None,
+            ..DataContext::default()
         };
         read_rows(data, &context)
     }
@@ -140,7 +140,5 @@ pub(super) fn stopping(tokenizer: &Arc<Tokenizer>, rows: &EncodeReport) -> Resul
 
 /// The file that a data set reads, if it is one.
 pub(super) fn data_file(data: &DataConfig, run: &Path) -> Option<PathBuf> {
-    let stage = data.source.stage();
-    let of_stage = stage.map(|rows| run.join(rows.stage).join(rows.file()));
-    data.source.file().map(Path::to_path_buf).or(of_stage)
+    data.source.local_file(run)
 }

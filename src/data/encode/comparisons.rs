@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::report::{Encoded, Notes, Outcome, encode_rows};
 use super::scored::ScoredRow;
 use super::sequence::{Joint, check_row_ids, no_stop};
+use crate::data::check::margin;
 use crate::data::records::{Content, RowParser, chat_options};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer};
@@ -89,14 +90,9 @@ pub fn encode_comparisons(
             return scored.comparisons(format.take, max_length);
         }
         let parts = parser.preference(row)?;
-        let margin = match row.columns.get("margin") {
-            None | Some(Value::Null) => 0.0,
-            Some(margin) => margin
-                .as_f64()
-                .ok_or_else(|| row.error("column `margin`: expected a number"))?,
-        };
+        let margin = margin(row)?;
         if parts.chosen == parts.rejected {
-            return Ok(Outcome::Untrained);
+            return Ok(Outcome::Equal);
         }
         let encode = |response: &Content| match (&parts.prompt, response) {
             (Content::Text(prompt), Content::Text(response)) => {
@@ -167,7 +163,7 @@ mod tests {
         };
         assert_eq!(got.items[1], second);
         assert_eq!(
-            (got.report.dropped_untrained, got.report.dropped_too_long),
+            (got.report.dropped_equal, got.report.dropped_too_long),
             (1, 1)
         );
     }

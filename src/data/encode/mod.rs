@@ -19,7 +19,9 @@ use serde_json::{Map, Value};
 pub use comparisons::{Comparisons, encode_comparisons};
 pub use judged::{Conversation, encode_judged};
 pub use report::{EncodeReport, Encoded, TurnEnd};
+pub(crate) use scored::check_scored;
 
+use crate::data::complaints::roles;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options, prompt_text};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer, TruncationMode};
@@ -168,9 +170,12 @@ pub fn encode_completions(
                         "no token of the conversation is trained on: {}",
                         match (spoken.marked, spoken.spans.is_empty()) {
                             (true, true) =>
-                                "the chat template marks nothing in it with {% generation %}",
-                            (false, true) => "it holds no assistant's turn",
-                            (_, false) => "the assistant's turns are empty",
+                                "the chat template marks nothing in it with {% generation %}".to_owned(),
+                            (false, true) => format!(
+                                "it holds no assistant's turn; its roles are {}, expected user and assistant",
+                                roles(&messages)
+                            ),
+                            (_, false) => "the assistant's turns are empty".to_owned(),
                         }
                     )));
                 };
@@ -502,7 +507,7 @@ mod tests {
         let error = encode_completions(&data, &tok, &plain(), 200, true).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "rows.jsonl:2: no token of the conversation is trained on: it holds no assistant's turn"
+            "rows.jsonl:2: no token of the conversation is trained on: it holds no assistant's turn; its roles are user, expected user and assistant"
         );
         // The last turn alone.
         let format = RowFormat {
@@ -633,7 +638,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("of 1, 1 are longer than the limit of 3 tokens"),
+            error.contains("of 1, 1 is longer than the limit of 3 tokens"),
             "{error}"
         );
     }

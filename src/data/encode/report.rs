@@ -42,8 +42,10 @@ pub struct EncodeReport {
     pub truncated: usize,
     /// Rows left out because a prompt or a response is longer than allowed.
     pub dropped_too_long: usize,
-    /// Rows left out because no token of theirs is trained on (of comparisons: no response is better than another).
+    /// Rows left out because no token of theirs is trained on (of a `Rank` stage's: no response is better than another).
     pub dropped_untrained: usize,
+    /// Rows left out because `chosen` and `rejected` are equal.
+    pub dropped_equal: usize,
     /// Rows kept that should end with EOS and do not: truncated, or a chat template that does not end its turns so.
     pub without_eos: usize,
     /// Rows kept whose prompt the tokenizer merges with the start of the completion; the merged token is trained on.
@@ -87,6 +89,10 @@ impl fmt::Display for EncodeReport {
             (self.truncated, "truncated"),
             (self.dropped_too_long, "left out as too long"),
             (self.dropped_untrained, "left out with nothing to train on"),
+            (
+                self.dropped_equal,
+                "left out with chosen and rejected equal",
+            ),
             (self.without_eos, "without EOS at the end"),
             (
                 self.merged_boundary,
@@ -120,6 +126,8 @@ pub(super) enum Outcome<T> {
     },
     TooLong,
     Untrained,
+    /// The chosen response is the rejected one.
+    Equal,
     /// Nothing to train on is left of it within the limit.
     CutAway,
 }
@@ -130,7 +138,7 @@ impl<T> Outcome<T> {
         match self {
             Self::Kept { notes, .. } => notes.truncated,
             Self::TooLong | Self::CutAway => true,
-            Self::Untrained => false,
+            Self::Untrained | Self::Equal => false,
         }
     }
 }
@@ -184,6 +192,7 @@ pub(super) fn encode_rows<T: Send>(
                 }
             }
             Outcome::TooLong => report.dropped_too_long += 1,
+            Outcome::Equal => report.dropped_equal += 1,
             Outcome::Untrained | Outcome::CutAway => report.dropped_untrained += 1,
         }
     }
@@ -194,14 +203,45 @@ pub(super) fn encode_rows<T: Send>(
         None => Err(Error::Usage("there are no rows to encode".into())),
         Some(row) => Err(Error::format(
             &row.path,
-            format!(
-                "no row is left to train on: of {}, {} are longer than the limit of {max_length} tokens and {} have no token to \
-                 train on within it. Raise the limit, shorten the rows in the format's templates, or check the columns",
-                rows.len(),
-                report.dropped_too_long,
-                report.dropped_untrained
-            ),
+            report.why_nothing_is_left(max_length),
         )),
+    }
+}
+
+impl EncodeReport {
+    /// Says what became of rows of which none is left.
+    fn why_nothing_is_left(&self, max_length: usize) -> String {
+        let causes = [
+            (
+                self.dropped_too_long,
+                format!("longer than the limit of {max_length} tokens"),
+            ),
+            (
+                self.dropped_untrained,
+                "without a token to train on within the limit".to_owned(),
+            ),
+            (
+                self.dropped_equal,
+                "with `chosen` and `rejected` equal".to_owned(),
+            ),
+        ];
+        let causes: Vec<String> = (causes.into_iter())
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| {
+                format!("{count} {} {what}", if count == 1 { "is" } else { "are" })
+            })
+            .collect();
+        let advice = match self.dropped_equal == self.rows {
+            true => "Check the columns, or the templates of `format`",
+            false => {
+                "Raise the limit, shorten the rows in the format's templates, or check the columns"
+            }
+        };
+        format!(
+            "no row is left to train on: of {}, {}. {advice}",
+            self.rows,
+            causes.join(" and ")
+        )
     }
 }
 

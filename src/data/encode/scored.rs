@@ -20,6 +20,14 @@ pub(super) struct ScoredRow {
     tie_margin: f64,
 }
 
+/// Whether a row has what scored responses have.
+///
+/// # Errors
+/// `Error::Data` with what it lacks.
+pub(crate) fn check_scored(row: &Row) -> Result<()> {
+    ScoredRow::of(row).map(drop)
+}
+
 impl ScoredRow {
     /// The row read as such; `None` if it has no column `response_ids`.
     ///

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::templates;
+use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
 
 /// `tokenizer_config.json`
@@ -58,7 +59,11 @@ impl Files {
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let mut bytes = BTreeMap::new();
         let mut keep = |name: String, path: &Path| -> Result<()> {
-            bytes.insert(name, fs::read(path).map_err(Error::io("read", path))?);
+            let content = fs::read(path).map_err(Error::io("read", path))?;
+            if let Some(error) = lfs_pointer(path, &content) {
+                return Err(error);
+            }
+            bytes.insert(name, content);
             Ok(())
         };
         let names = VOCABULARY.iter().chain(&TOKENS).chain(&MODEL);

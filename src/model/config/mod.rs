@@ -14,6 +14,7 @@ pub use rope::RopeScaling;
 use super::family::Family;
 use super::weights::{StoreAs, gguf};
 use super::{Architecture, FAMILIES, LanguageModel};
+use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
 use crate::ops::HeadLayout;
 use crate::params::Parameters;
@@ -95,6 +96,9 @@ impl ModelConfig {
             }
         }
         let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+        if let Some(error) = lfs_pointer(&file, text.as_bytes()) {
+            return Err(error);
+        }
         let value = serde_json::from_str(&text)
             .map_err(|e| Error::format(&file, format!("not valid JSON: {e}")))?;
         Self::parse(&file, value)

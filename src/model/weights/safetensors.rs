@@ -322,6 +322,16 @@ mod tests {
     }
 
     #[test]
+    fn a_pointer_of_git_lfs_is_named() {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        let message = outcome(pointer).unwrap_err().to_string();
+        assert!(
+            message.ends_with("model.safetensors: is a git-lfs pointer, not the file itself: fetch that with `git lfs pull`"),
+            "{message}"
+        );
+    }
+
+    #[test]
     fn three_types_become_f32() {
         let header = r#"{"__metadata__":{"format":"pt"},"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},
             "b":{"dtype":"BF16","shape":[1,1],"data_offsets":[4,6]},"c":{"dtype":"F32","shape":[],"data_offsets":[6,10]},

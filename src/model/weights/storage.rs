@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
 
 /// How a tensor's numbers are stored.
@@ -145,11 +146,17 @@ impl Blob {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("read", path))?;
         let len = file.metadata().map_err(Error::io("read", path))?.len();
-        Ok(Self {
+        let blob = Self {
             file,
             path: path.to_path_buf(),
             len,
-        })
+        };
+        let mut head = vec![0; blob.len.min(64) as usize];
+        blob.read_at(0, &mut head)?;
+        match lfs_pointer(path, &head) {
+            Some(error) => Err(error),
+            None => Ok(blob),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

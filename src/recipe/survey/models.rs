@@ -1,7 +1,7 @@
 //! The models that stages name: policies and reward models, without their weights.
 
 use super::Surveyor;
-use crate::data::{DataSource, RowKind, encode_prompts, read_rows};
+use crate::data::{RowKind, encode_prompts};
 use crate::recipe::known::{Known, learned, open_blank, open_folder, open_reward};
 use crate::train::config::Init;
 use crate::train::{OTHER_TOKENS, Reads, reward_folder};
@@ -85,13 +85,11 @@ impl Surveyor<'_> {
         if reward.tokenizer.has_chat() || reward.tokenizer.reads_ids_of(&policy.tokenizer) {
             return true;
         }
-        let prompts = reads.data.iter().filter(|data| {
-            data.rows == RowKind::Prompt && !matches!(data.config.source, DataSource::Hub { .. })
-        });
+        let prompts = (reads.data.iter()).filter(|data| data.rows == RowKind::Prompt);
         !prompts.into_iter().any(|data| {
             // Rows that cannot be read are reported as data.
-            let rows = read_rows(data.config, &self.context).unwrap_or_default();
-            let first = &rows[..rows.len().min(1)];
+            let found = self.checked.found(data.config, data.rows);
+            let first = found.and_then(|found| found.sample.get(..1)).unwrap_or(&[]);
             let encoded = encode_prompts(first, &policy.tokenizer, &data.config.format, usize::MAX);
             encoded
                 .is_ok_and(|encoded| encoded.items.iter().any(|item| item.conversation.is_some()))

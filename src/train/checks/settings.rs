@@ -1,5 +1,7 @@
 //! Checks of the settings that several stages share: optimiser, adapter, lengths, data and rewards.
 
+use std::path::Path;
+
 use crate::data::{DataSource, RowFormat, RowKind, Take};
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
@@ -175,10 +177,6 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
     let data = data.config;
     let source = format!("{path}.source");
     match &data.source {
-        DataSource::Jsonl(file) => {
-            let written = !file.as_os_str().is_empty();
-            checks.must(source, written, "the path of a file", file);
-        }
         DataSource::Hub { repo, file, .. } => {
             let named = repo.split('/').filter(|part| !part.is_empty()).count() == 2
                 && repo.matches('/').count() == 1;
@@ -204,6 +202,11 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
         | DataSource::HeldOut(_)
         | DataSource::Ranked { .. }
         | DataSource::Data(_) => {}
+        local => {
+            let file = local.file().unwrap_or(Path::new(""));
+            let written = !file.as_os_str().is_empty();
+            checks.must(source, written, "the path of a file", file);
+        }
     }
     checks.must(
         format!("{path}.limit"),

@@ -13,16 +13,13 @@ pub use memory::{ModelShape, Work, estimate};
 use super::config::Peft;
 use super::{GenerationSettings, Gives, Stage, TrainingSettings};
 use crate::data::{
-    Comparisons, DataConfig, DataContext, Example, Prompt, Row, RowKind, Tokenizer,
-    encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text, read_rows,
+    CheckedData, Comparisons, DataCheck, DataConfig, Example, Prompt, Row, RowKind, Tokenizer,
+    encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text,
 };
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, trained_tensors};
 use crate::ops::Precision;
 use crate::params::lowest_trained_layer;
-
-/// Rows that are tokenised to estimate a data set's tokens.
-const SAMPLE_ROWS: usize = 128;
 
 /// What one stage will do and need.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +46,8 @@ pub struct StagePlan {
     pub rank: Option<usize>,
     /// The rows that the stage is expected to leave.
     pub leaves: Option<ScoredRows>,
+    /// What has no effect though it looks as if it had, by key below the stage.
+    pub warnings: Vec<(&'static str, String)>,
 }
 
 impl StagePlan {
@@ -94,21 +93,21 @@ pub struct PlannedModel<'a> {
 /// What the plan of a stage is made from, and what is found wrong on the way.
 pub struct Planner<'a> {
     model: PlannedModel<'a>,
-    context: &'a DataContext,
+    data: &'a CheckedData,
     /// Rows that earlier stages will leave, by stage.
     rows_of_stages: &'a BTreeMap<String, ScoredRows>,
     problems: Vec<(String, Error)>,
 }
 
 impl Stage {
-    /// Its plan, and problems by key below the stage; `rows_of_stages` says what rows earlier stages will leave.
+    /// Its plan, and problems by key below the stage, from what was found of its `data`; `rows_of_stages` says what rows earlier stages will leave.
     ///
     /// # Errors
     /// `Error::Usage` if `peft` names layers that the model does not have.
     pub fn plan(
         &self,
         model: PlannedModel<'_>,
-        context: &DataContext,
+        data: &CheckedData,
         rows_of_stages: &BTreeMap<String, ScoredRows>,
     ) -> Result<(StagePlan, Vec<(String, Error)>)> {
         let shape = self.plan_shape(model)?;
@@ -124,10 +123,11 @@ impl Stage {
             shape,
             rank: (self.training()).and_then(|training| training.peft.adapter()?.rank()),
             leaves: None,
+            warnings: Vec::new(),
         };
         let mut planner = Planner {
             model,
-            context,
+            data,
             rows_of_stages,
             problems: Vec::new(),
         };
@@ -184,6 +184,17 @@ fn plan_trained(
 }
 
 impl Planner<'_> {
+    /// What was found of a data set.
+    pub(super) fn found(&self, data: &DataConfig, kind: RowKind) -> Option<&DataCheck> {
+        self.data.found(data, kind)
+    }
+
+    /// Notes a problem with the value of `key`.
+    pub(super) fn problem(&mut self, key: &str, message: impl Into<String>) {
+        let error = Error::Usage(message.into());
+        self.problems.push((key.to_owned(), error));
+    }
+
     /// Rows of a data set and their lengths, from a sample; `key` is where the stage holds it. A data set of which nothing is
     /// left to use is a problem.
     pub(super) fn lengths(
@@ -200,11 +211,11 @@ impl Planner<'_> {
         {
             return rows.lengths(kind);
         }
-        let rows = match source.is_here() {
-            true => read_rows(data, self.context).ok(),
-            false => None,
-        };
-        let Some(rows) = rows else {
+        let is_sound = |found: &&DataCheck| found.problems.is_empty();
+        let found = (self.data.found(data, kind))
+            .filter(is_sound)
+            .and_then(|found| Some((found.num_rows?, found.sample.as_slice())));
+        let Some((num_rows, sample)) = found else {
             return Lengths::unseen(data.limit.unwrap_or(0) as u64, 0.0);
         };
         let lens = |rows: &[Row]| -> Result<Vec<RowLength>> {
@@ -230,12 +241,15 @@ impl Planner<'_> {
             Ok(examples.items.iter().map(of_example).collect())
         };
         // A sample that is wholly left out says nothing of the rest.
-        let sample = lens(&rows[..rows.len().min(SAMPLE_ROWS)]).or_else(|_| lens(&rows));
+        let sample = lens(sample).or_else(|error| match num_rows > sample.len() {
+            true => lens(&self.data.rows(data)?),
+            false => Err(error),
+        });
         let sample = sample.unwrap_or_else(|error| {
             self.problems.push((key.to_owned(), error));
             Vec::new()
         });
-        Lengths::new(rows.len() as u64, &sample)
+        Lengths::new(num_rows as u64, &sample)
     }
 
     /// Plans training by passes over `data`; `longest` is the most tokens of a row. With `targets`, log-probabilities are taken;

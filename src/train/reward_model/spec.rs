@@ -70,6 +70,7 @@ impl StageSpec for RewardModelConfig {
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
         let data = planner.lengths("data", &self.data, RowKind::Preference, self.max_length);
+        self.plan_margins(planner, plan);
         if let Some(training) = self.training() {
             planner.train(plan, &training, &data, usize::MAX, false);
         }
@@ -83,5 +84,35 @@ impl StageSpec for RewardModelConfig {
 
     fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
         super::reward_model(session, self)
+    }
+}
+
+impl RewardModelConfig {
+    /// Notes margins that are asked for and not there, and those that are there and not asked for.
+    fn plan_margins(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let Some(found) = planner.found(&self.data, RowKind::Preference) else {
+            return;
+        };
+        let Some(rows) = found.num_rows else { return };
+        let (margins, with) = (found.num_margins, found.num_margins + found.num_scored);
+        if !self.use_margin {
+            if margins > 0 {
+                let message = format!(
+                    "{margins} of {rows} rows have a `margin`, which is not used without `use_margin: true`"
+                );
+                plan.warnings.push(("data", message));
+            }
+        } else if with == 0 {
+            planner.problem(
+                "use_margin",
+                "no row of the data has a column `margin`: leave out `use_margin`, or say in `margin` by how much `chosen` is better",
+            );
+        } else if with < rows {
+            let message = format!(
+                "{} of {rows} rows have no `margin`; theirs is taken as 0",
+                rows - with
+            );
+            plan.warnings.push(("use_margin", message));
+        }
     }
 }

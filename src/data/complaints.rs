@@ -1,0 +1,150 @@
+//! What is wrong with a row, in words.
+
+use minijinja::Environment;
+use serde_json::{Map, Value};
+
+use crate::data::jinja::{self, TEMPLATE};
+use crate::data::rows::{Row, json_kind};
+use crate::error::Error;
+
+/// The error of a row that lacks columns: those of `names` that are null are named.
+pub(crate) fn missing(row: &Row, names: &[&str], expected: &str) -> Error {
+    let nulls: Vec<String> = (names.iter())
+        .filter(|name| row.columns.get(**name) == Some(&Value::Null))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    match nulls.as_slice() {
+        [] => row.error(format!(
+            "expected {expected}; the row has {}{}",
+            column_names(&row.columns),
+            advice_on_columns(&row.columns)
+        )),
+        [one] => row.error(format!("column {one} is null; expected {expected}")),
+        more => row.error(format!(
+            "columns {} are null; expected {expected}",
+            more.join(" and ")
+        )),
+    }
+}
+
+/// How rows of widespread data sets are read.
+fn advice_on_columns(columns: &Map<String, Value>) -> String {
+    let has = |name: &str| columns.contains_key(name);
+    if has("conversations") {
+        return "; the rows look like ShareGPT's: name the column `messages`, and its keys `role` (user, assistant) and `content`"
+            .to_owned();
+    }
+    let pairs = [
+        ("instruction", "output"),
+        ("instruction", "response"),
+        ("question", "answer"),
+        ("query", "response"),
+        ("input", "output"),
+        ("prompt", "response"),
+        ("prompt", "output"),
+    ];
+    let Some((prompt, completion)) = pairs.iter().find(|(a, b)| has(a) && has(b)) else {
+        return String::new();
+    };
+    // Alpaca's instructions have an input beside them, which may be empty.
+    let input = match *prompt == "instruction" && has("input") {
+        true => "\\n\\n{{ input }}",
+        false => "",
+    };
+    format!(
+        "; other columns are named by `format: (prompt: \"{{{{ {prompt} }}}}{input}\", completion: \"{{{{ {completion} }}}}\")`"
+    )
+}
+
+/// What is wrong with a message, if anything.
+pub(crate) fn message_problem(message: &Value) -> Option<String> {
+    let kind = json_kind(message);
+    match message.get("role") {
+        Some(Value::String(_)) => {}
+        Some(other) if message.is_object() => {
+            return Some(format!("a `role` that is {}", json_kind(other)));
+        }
+        _ => return Some(format!("{kind} without a role")),
+    }
+    // A call of tools needs no words.
+    let speaks_otherwise = [
+        "tool_calls",
+        "function_call",
+        "reasoning_content",
+        "thinking",
+    ]
+    .iter()
+    .any(|key| message.get(key).is_some_and(|value| !value.is_null()));
+    match message.get("content") {
+        Some(Value::String(_) | Value::Array(_)) => None,
+        None | Some(Value::Null) if speaks_otherwise => None,
+        None => Some(format!("{kind} without content")),
+        Some(other) => Some(format!("a `content` that is {}", json_kind(other))),
+    }
+}
+
+/// How the messages of widespread data sets are read.
+pub(crate) fn advice_on_messages(message: &Value) -> &'static str {
+    match message.get("from").is_some() && message.get("value").is_some() {
+        true => "; it looks like ShareGPT's: name its keys `role` (user, assistant) and `content`",
+        false => "",
+    }
+}
+
+/// Columns that a template names.
+pub(crate) fn columns_of(env: &Environment<'_>) -> Vec<String> {
+    let Ok(template) = env.get_template(TEMPLATE) else {
+        return Vec::new();
+    };
+    let globals: Vec<&str> = env.globals().map(|(name, _)| name).collect();
+    let mut names: Vec<String> = (template.undeclared_variables(false).into_iter())
+        .filter(|name| !globals.contains(&name.as_str()))
+        .collect();
+    names.sort();
+    names
+}
+
+/// Why a template cannot be rendered; a column that it names and the row lacks is named.
+pub(crate) fn template_error(
+    row: &Row,
+    name: &str,
+    env: &Environment<'_>,
+    error: &minijinja::Error,
+) -> Error {
+    let columns = column_names(&row.columns);
+    let lacking: Vec<String> = (columns_of(env).into_iter())
+        .filter(|column| !row.columns.contains_key(column))
+        .map(|column| format!("`{column}`"))
+        .collect();
+    if error.kind() == minijinja::ErrorKind::UndefinedError && !lacking.is_empty() {
+        return row.error(format!(
+            "format.{name} names {}, which the row lacks; it has {columns}",
+            lacking.join(", ")
+        ));
+    }
+    row.error(format!(
+        "format.{name}: {}; the row has {columns}",
+        jinja::explain(error)
+    ))
+}
+
+/// The roles of a conversation, each once, for messages.
+pub(crate) fn roles(messages: &[Value]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for message in messages {
+        let role = message["role"].as_str().unwrap_or("");
+        if !names.contains(&role) {
+            names.push(role);
+        }
+    }
+    names.join(", ")
+}
+
+/// The names of a row's columns, for messages.
+pub(crate) fn column_names(columns: &Map<String, Value>) -> String {
+    if columns.is_empty() {
+        return "no columns".into();
+    }
+    let names: Vec<String> = columns.keys().map(|name| format!("`{name}`")).collect();
+    format!("the columns {}", names.join(", "))
+}
