@@ -8,6 +8,7 @@ mod chat;
 mod check;
 mod checked;
 mod complaints;
+mod csv;
 mod encode;
 mod file;
 pub mod inspect;

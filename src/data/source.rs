@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::data::AssistantTurns;
 use crate::data::file::{self, RowReader};
+use crate::data::{AssistantTurns, csv};
 use crate::error::Result;
 
 /// Where rows come from.
@@ -17,6 +17,9 @@ pub enum DataSource {
     /// One JSON object a line, or one JSON array of objects, gzipped or not, or parquet. Relative paths are taken from the working
     /// directory.
     Jsonl(PathBuf),
+    /// A CSV file in UTF-8 whose first line names the columns; tabs separate the fields of `.tsv` files. Fields are text, but for
+    /// the column `margin`.
+    Csv(PathBuf),
     /// A JSONL, JSONL.gz or parquet file of a Hugging Face dataset repository.
     Hub {
         /// `owner/name`.
@@ -84,7 +87,7 @@ impl DataSource {
     /// The file on this machine, if it names one.
     pub fn file(&self) -> Option<&Path> {
         match self {
-            Self::Jsonl(path) => Some(path),
+            Self::Jsonl(path) | Self::Csv(path) => Some(path),
             _ => None,
         }
     }
@@ -100,9 +103,12 @@ impl DataSource {
     /// Opens `path`, the source's file.
     ///
     /// # Errors
-    /// As [`file::open`].
+    /// As [`file::open`] and [`csv::open`].
     pub(crate) fn open(&self, path: &Path) -> Result<RowReader> {
-        file::open(path)
+        match self {
+            Self::Csv(_) => csv::open(path),
+            _ => file::open(path),
+        }
     }
 }
 
