@@ -66,7 +66,8 @@ pub(crate) fn message_problem(message: &Value) -> Option<String> {
         }
         _ => return Some(format!("{kind} without a role")),
     }
-    // A call of tools needs no words.
+    // A call of tools needs no words; and of an assistant that says nothing templates decide, as in transformers.
+    let says_nothing = message["role"] == "assistant" && message.get("content").is_some();
     let speaks_otherwise = [
         "tool_calls",
         "function_call",
@@ -77,7 +78,7 @@ pub(crate) fn message_problem(message: &Value) -> Option<String> {
     .any(|key| message.get(key).is_some_and(|value| !value.is_null()));
     match message.get("content") {
         Some(Value::String(_) | Value::Array(_)) => None,
-        None | Some(Value::Null) if speaks_otherwise => None,
+        None | Some(Value::Null) if speaks_otherwise || says_nothing => None,
         None => Some(format!("{kind} without content")),
         Some(other) => Some(format!("a `content` that is {}", json_kind(other))),
     }
@@ -104,6 +105,26 @@ pub(crate) fn columns_of(env: &Environment<'_>) -> Vec<String> {
     names
 }
 
+/// Names that a template slices, as in `prompt[:900]`, which minijinja 2.24 leaves out of a template's variables. Loop
+/// variables are among them: for templates that failed.
+fn sliced_names(env: &Environment<'_>) -> Vec<String> {
+    let Ok(template) = env.get_template(TEMPLATE) else {
+        return Vec::new();
+    };
+    let mut names = Vec::new();
+    for (at, _) in template.source().match_indices('[') {
+        let (before, after) = template.source().split_at(at);
+        let slices = (after.split(']').next()).is_some_and(|inner| inner.contains(':'));
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let name = before.rsplit(|c| !is_word(c)).next().unwrap_or_default();
+        let is_field = before.trim_end_matches(is_word).ends_with('.');
+        if slices && !name.is_empty() && !is_field && !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
 /// Why a template cannot be rendered; a column that it names and the row lacks is named.
 pub(crate) fn template_error(
     row: &Row,
@@ -113,6 +134,7 @@ pub(crate) fn template_error(
 ) -> Error {
     let columns = column_names(&row.columns);
     let lacking: Vec<String> = (columns_of(env).into_iter())
+        .chain(sliced_names(env))
         .filter(|column| !row.columns.contains_key(column))
         .map(|column| format!("`{column}`"))
         .collect();

@@ -21,15 +21,20 @@ const NUMBER: &str = "margin";
 pub(crate) fn open(path: &Path) -> Result<RowReader> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_tsv = [".tsv", ".tsv.gz"].iter().any(|end| name.ends_with(end));
+    let mut text = text(path)?;
+    let start = text.fill_buf().map_err(Error::io("read", path))?;
+    let line_end = start.iter().position(|&byte| byte == b'\n');
+    let carriage_returns = line_end.is_some_and(|at| at > 0 && start[at - 1] == b'\r');
     let mut reader = ReaderBuilder::new()
         .delimiter(if is_tsv { b'\t' } else { b',' })
-        .from_reader(text(path)?);
+        .from_reader(text);
     let names = reader.headers().map_err(|e| csv_error(path, &e))?.clone();
     check_names(path, &names)?;
     let rows = Rows {
         path: path.to_path_buf(),
         names,
         reader,
+        carriage_returns,
     };
     Ok(RowReader::of(path, Box::new(rows)))
 }
@@ -59,6 +64,8 @@ struct Rows {
     path: PathBuf,
     names: StringRecord,
     reader: csv::Reader<Box<dyn BufRead>>,
+    /// Whether lines end with `\r\n`: a record's position is then before the `\n` of the line above it.
+    carriage_returns: bool,
 }
 
 impl Iterator for Rows {
@@ -79,7 +86,7 @@ impl Rows {
         let mut row = Row {
             columns: Map::new(),
             path: self.path.clone(),
-            line: line_of(record.position()),
+            line: line_of(record.position()) + usize::from(self.carriage_returns),
         };
         for (name, field) in self.names.iter().zip(record) {
             let value = match name {

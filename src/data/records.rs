@@ -607,7 +607,7 @@ mod tests {
                 "an object without content at position 2",
             ),
             (
-                json!({"role": "assistant", "content": null}),
+                json!({"role": "user", "content": null}),
                 "a `content` that is null at position 2",
             ),
             (
