@@ -1,6 +1,6 @@
 //! Decoder language models: one file a family over shared blocks, scalar heads, the KV cache, weight files.
 //!
-//! A family's file has its configuration, its model with every tensor's name, and its [`Family`]; this file has the lists of
+//! A family's file has its configuration, its model with every tensor's name, and its `Family`; this file has the lists of
 //! families and architectures.
 
 mod activation;

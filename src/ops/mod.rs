@@ -4,7 +4,7 @@
 //! `cpu` overrides them for Flex with rayon and SIMD kernels, `cube` for CUDA, Vulkan and Metal with kernels of one source. `autodiff` gives each operation one graph node with a
 //! hand-written backward pass, in terms of the inner backend's `*_backward` methods.
 //!
-//! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`] says.
+//! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`](crate::tokens::Segments) says.
 
 mod activation;
 mod adamw;

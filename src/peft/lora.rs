@@ -391,7 +391,7 @@ impl<B: Backend> LayerAdapter<B> for Lora<B> {
         self.dropout = wanted.dropout;
     }
 
-    /// Beside the layer's own product; without dropout the fused product of [`super::low_rank`] takes its place.
+    /// Beside the layer's own product; without dropout the fused product of `low_rank.rs` takes its place.
     fn output(&self, x: &Tensor<B, 2>, y: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2>
     where
         B: ModelBackend,

@@ -127,7 +127,7 @@ pub struct GenerationSettings<'a> {
     pub truncate: Option<&'a Truncate>,
 }
 
-/// A stage's configuration, with all that others ask of it. What is common to stages is asked by [`Stage`] once; an
+/// A stage's configuration, with all that others ask of it. What is common to stages is asked by [`Stage`](super::Stage) once; an
 /// implementation says what is its own.
 pub trait StageSpec {
     /// What it leaves.
