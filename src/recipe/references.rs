@@ -2,8 +2,8 @@
 
 use crate::data::RowKind;
 use crate::recipe::Recipe;
+use crate::recipe::known::learned;
 use crate::recipe::places::Places;
-use crate::reward::RewardConfig;
 use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
 use crate::train::config::Init;
@@ -233,26 +233,14 @@ fn references(stage: &Stage) -> Vec<Reference> {
         }
     }
     for (key, reward) in reads.rewards {
-        collect_learned(&key, reward, &mut found);
+        // A folder is no stage; the survey opens it.
+        let stages = learned(&key, reward).into_iter();
+        let stages = stages.filter(|(_, name)| reward_folder(name).is_none());
+        found.extend(stages.map(|(key, target)| Reference {
+            key,
+            target,
+            expected: Expected::RewardModel,
+        }));
     }
     found
-}
-
-fn collect_learned(key: &str, reward: &RewardConfig, found: &mut Vec<Reference>) {
-    match reward {
-        // A folder is no stage; the survey opens it.
-        RewardConfig::Learned { stage } if reward_folder(stage).is_none() => {
-            found.push(Reference {
-                key: format!("{key}.stage"),
-                target: stage.clone(),
-                expected: Expected::RewardModel,
-            });
-        }
-        RewardConfig::Sum(terms) => {
-            for (index, (_, term)) in terms.iter().enumerate() {
-                collect_learned(&format!("{key}.{index}.1"), term, found);
-            }
-        }
-        _ => {}
-    }
 }
