@@ -1,34 +1,8 @@
-//! The checks of `tests/backends` on a GPU: with `--features vulkan` on the first wgpu adapter, which may be Mesa's software Vulkan
+//! The checks of `tests/backends.rs` on a GPU: with `--features vulkan` on the first wgpu adapter, which may be Mesa's software Vulkan
 //! (Debian's `mesa-vulkan-drivers`), with `--features cuda` on the first NVIDIA GPU. `cargo test --release --features vulkan --test gpu`.
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
-#[path = "support/families.rs"]
-mod families;
-#[path = "support/launches.rs"]
-mod launches;
-#[path = "support/losses.rs"]
-mod losses;
-#[path = "support/mixed.rs"]
-mod mixed;
-#[path = "support/ops.rs"]
-mod operations;
-#[path = "support/parity.rs"]
-mod parity;
-#[path = "support/peft.rs"]
-mod peft;
-#[path = "support/pipeline.rs"]
-mod pipeline;
-#[path = "support/ppo.rs"]
-mod ppo;
-#[path = "support/trajectories.rs"]
-mod trajectories;
-
-#[path = "support/reduced.rs"]
-mod reduced;
-#[path = "support/shared_prefix.rs"]
-mod shared_prefix;
-#[path = "support/together.rs"]
-mod together;
+mod support;
 
 use burn::tensor::Tensor;
 use tempering::backend::{BackendChoice, Task, dispatch};
@@ -43,7 +17,7 @@ macro_rules! checks {
             $(#[test] fn $check() {
                 let device = Default::default();
                 tempering::guard::install();
-                crate::$module::$check::<$backend>(Clone::clone(&device));
+                crate::support::$module::$check::<$backend>(Clone::clone(&device));
                 tempering::guard::check::<$backend>(&device).unwrap();
             })*
         }
@@ -56,7 +30,7 @@ macro_rules! on {
         mod $place {
             checks! {
                 $backend,
-                operations: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, extreme_logits,
+                ops: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, extreme_logits,
                     lora_linear, lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
                 losses: gradients;
                 families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
@@ -74,22 +48,22 @@ macro_rules! on {
             #[test]
             fn equals_flex() {
                 let (device, cpu) = Default::default();
-                crate::operations::large::<$backend, burn::backend::Flex>(&device, &cpu, 2e-5);
+                crate::support::ops::large::<$backend, burn::backend::Flex>(&device, &cpu, 2e-5);
             }
 
             #[test]
             fn a_training_step_is_bounded() {
                 let test = concat!(stringify!($place), "::a_training_step_is_bounded");
-                if crate::launches::in_counting_process(test) {
-                    crate::launches::training_step::<$backend, $runtime>(Default::default(), $step);
+                if crate::support::launches::in_counting_process(test) {
+                    crate::support::launches::training_step::<$backend, $runtime>(Default::default(), $step);
                 }
             }
 
             #[test]
             fn a_drawn_token_is_bounded() {
                 let test = concat!(stringify!($place), "::a_drawn_token_is_bounded");
-                if crate::launches::in_counting_process(test) {
-                    crate::launches::drawn_tokens::<$backend>(Default::default(), $token);
+                if crate::support::launches::in_counting_process(test) {
+                    crate::support::launches::drawn_tokens::<$backend>(Default::default(), $token);
                 }
             }
         }

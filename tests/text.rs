@@ -1,13 +1,8 @@
 //! Tokenizers, chat templates and rows against transformers and TRL.
 
-#[path = "support/parity.rs"]
-mod parity;
-#[path = "support/text.rs"]
-mod text;
-#[path = "support/tokens.rs"]
-mod tokens;
-#[path = "support/trl_rows.rs"]
-mod trl_rows;
+mod support;
+
+use support::{text, tokens, trl_rows};
 
 #[test]
 fn tokenizers() {

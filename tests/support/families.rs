@@ -22,7 +22,7 @@ use tempering::peft::{Adaptable, AdapterSpec, LoraConfig, Peft, TargetModules};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-use crate::parity::{Comparison, backend_name};
+use super::parity::{Comparison, backend_name};
 
 const FAMILIES: [&str; 13] = [
     "llama_tied",

@@ -21,7 +21,7 @@ use tempering::peft::LoraConfig;
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-use crate::families::{folder, load};
+use super::families::{folder, load};
 
 /// Set in the process that counts.
 const CHILD: &str = "TEMPERING_TEST_COUNTS";

@@ -5,7 +5,7 @@ use burn::backend::{Autodiff, NdArray};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use crate::parity::{Comparison, backend_name};
+use super::parity::{Comparison, backend_name};
 use tempering::guard;
 use tempering::loss::{
     Choices, Comparisons, DpoLoss, DpoObjective, best_of_k, bradley_terry, cross_entropy, dpo,

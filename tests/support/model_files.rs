@@ -10,8 +10,8 @@ use tempering::model::weights::{self, write_safetensors};
 use tempering::ops::ModelBackend;
 use tempering::params::HostTensor;
 
-use crate::families::{folder, load, stored};
-use crate::gguf;
+use super::families::{folder, load, stored};
+use super::gguf;
 
 const FAMILIES: [&str; 13] = [
     "llama_tied",

@@ -7,7 +7,7 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 
-use crate::parity::{Comparison, backend_name};
+use super::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{
     self, AdamWParam, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu, HeadLayout,

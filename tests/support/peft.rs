@@ -14,7 +14,7 @@ use tempering::ops::ModelBackend;
 use tempering::peft::{Adaptable, AdapterConfig, AdapterSpec};
 use tempering::tokens::TokenBatch;
 
-use crate::parity::{Comparison, backend_name};
+use super::parity::{Comparison, backend_name};
 
 /// Largest difference from PEFT in nats, and in units of the score.
 const TOLERANCE: f64 = 1e-5;

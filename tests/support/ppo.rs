@@ -26,7 +26,7 @@ use tempering::train::rollout::{
 };
 use tempering::train::row_logprobs;
 
-use crate::parity::{Comparison, backend_name};
+use super::parity::{Comparison, backend_name};
 
 /// Rows by position.
 type Rows = Vec<Vec<f64>>;

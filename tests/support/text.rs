@@ -11,7 +11,7 @@ use tempering::data::{
     AssistantTurns, ChatOptions, ChatTemplate, Row, RowFormat, Tokenizer, encode_completions,
 };
 
-use crate::parity::Comparison;
+use super::parity::Comparison;
 
 const TRANSFORMERS: &str = "transformers 5.23";
 /// How the files of real models are called, which are not here.

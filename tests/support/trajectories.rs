@@ -10,7 +10,7 @@ use tempering::ops::ModelBackend;
 use tempering::recipe::{self, RunOptions};
 use tempering::report::SilentReporter;
 
-use crate::parity::{Comparison, backend_name};
+use super::parity::{Comparison, backend_name};
 
 /// Steps of every trajectory.
 const STEPS: usize = 20;

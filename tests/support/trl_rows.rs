@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use tempering::data::{Row, RowFormat, Tokenizer, encode_comparisons, encode_completions};
 
-use crate::text::{check_against, ids, of_files, read, reference};
+use super::text::{check_against, ids, of_files, read, reference};
 
 /// The special token that ends turns in one of the templates.
 const END: u32 = 279;

@@ -9,8 +9,8 @@ use tempering::model::weights;
 use tempering::recipe::RunOptions;
 use tempering::report::{Interrupt, SilentReporter};
 
-use crate::pipeline::run_recipe;
-use crate::resume::Interrupter;
+use super::resume::Interrupter;
+use crate::support::pipeline::run_recipe;
 
 /// A part of a joint matrix of queries, keys and values, a whole block but its norms, and the final norm.
 const ONLY: &str = r#"Only(["layers.1.self_attn.k_proj", "layers.-1.mlp", "model.norm"])"#;

@@ -13,8 +13,8 @@ use tempering::report::{Interrupt, SilentReporter};
 use tempering::rl;
 use tempering::train::Session;
 
-use crate::pipeline::{run_recipe, values};
-use crate::resume::Interrupter;
+use super::resume::Interrupter;
+use crate::support::pipeline::{run_recipe, values};
 
 const RECIPE: &str = r#"(
     name: "options", model: "tiny", seed: 5,

@@ -2,7 +2,6 @@
 //! on the hub, with their columns, and a small qwen3 in the place of Qwen3-0.6B-Base.
 #![cfg(feature = "flex")]
 
-#[path = "support/hub.rs"]
 mod hub;
 
 use std::collections::BTreeMap;

@@ -1,11 +1,10 @@
 //! The real binary: its numbers against transformers', its files, its messages and exit codes.
 
+mod sources;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-
-#[path = "cli/sources.rs"]
-mod sources;
 
 use serde_json::{Value, json};
 use tempering::model::ModelConfig;

@@ -11,7 +11,7 @@ use tempering::report::{
     EvalReport, Interrupt, Reporter, RolloutReport, SilentReporter, StageInfo, StepReport,
 };
 
-use crate::pipeline;
+use crate::support::pipeline;
 
 /// Presses Ctrl-C after a step of a stage.
 pub(crate) struct Interrupter(

@@ -1,0 +1,10 @@
+//! Whole stages and pipelines on CPU backends: details, options, invariants, failures, exact resume.
+
+mod dpo;
+mod failures;
+mod invariants;
+mod only;
+mod options;
+mod ppo_details;
+mod resume;
+mod rollout;

@@ -1,0 +1,22 @@
+//! Checks that are generic over the backend, and what the test programs share. Each program uses a part.
+#![allow(dead_code)]
+
+pub(crate) mod families;
+pub(crate) mod gguf;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+pub(crate) mod launches;
+pub(crate) mod losses;
+pub(crate) mod mixed;
+pub(crate) mod model_files;
+pub(crate) mod ops;
+pub(crate) mod parity;
+pub(crate) mod peft;
+pub(crate) mod pipeline;
+pub(crate) mod ppo;
+pub(crate) mod reduced;
+pub(crate) mod shared_prefix;
+pub(crate) mod text;
+pub(crate) mod together;
+pub(crate) mod tokens;
+pub(crate) mod trajectories;
+pub(crate) mod trl_rows;
