@@ -4,7 +4,7 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full reward dpo generate ppo ppo-trunk (the value function a head on the policy), with -bf16 or -int8 behind it for a base in fewer bits, and -mixed behind that for products in
+#   WORK        sft-lora sft-full reward dpo generate ppo ppo-trunk (the value function a head on the policy), with -bf16 or -int8 behind it for a base in reduced precision, and -mixed behind that for products in
 #               bfloat16; if none is named all in f32 and generation in all three, ppo and ppo-trunk only with PPO_PYTHON
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
 #   RUNS        runs of each, of which the median counts (default 1)

@@ -112,7 +112,7 @@ fn gelu(c: &mut Criterion) {
     );
 }
 
-/// Products with a frozen weight as it is and in fewer bits, forward only: a step of decoding sixteen rows, and a prefill.
+/// Products with a frozen weight full and reduced, forward only: a step of decoding sixteen rows, and a prefill.
 fn precisions(c: &mut Criterion) {
     let weight = random([HIDDEN, 2 * INTERMEDIATE]).inner();
     let values = weight.to_data().to_vec::<f32>().expect("f32");
@@ -131,7 +131,7 @@ fn precisions(c: &mut Criterion) {
         }
         for precision in [Precision::Bf16, Precision::Int8] {
             let reduced = ReducedMatrix::new(&values, HIDDEN, 2 * INTERMEDIATE, precision);
-            let reduced = reduced.expect("fewer bits");
+            let reduced = reduced.expect("a reduced precision");
             group.bench_function(precision.name(), |b| {
                 b.iter(|| black_box(ops::reduced_linear(x.clone(), &reduced)))
             });
@@ -160,10 +160,10 @@ fn rope(c: &mut Criterion) {
         || {
             let twice =
                 |x: &Tensor<A, 2>| Tensor::cat(vec![x.clone(), x.clone()], 1).unsqueeze_dim::<3>(1);
-            let turned = heads * 2 * half;
+            let rotated = heads * 2 * half;
             let heads = x
                 .clone()
-                .narrow(1, 0, turned)
+                .narrow(1, 0, rotated)
                 .reshape([TOKENS, heads, 2 * half]);
             let (first, second) = (
                 heads.clone().narrow(2, 0, half),
@@ -171,8 +171,8 @@ fn rope(c: &mut Criterion) {
             );
             let heads =
                 heads * twice(&cos) + Tensor::cat(vec![second.neg(), first], 2) * twice(&sin);
-            let rest = x.clone().narrow(1, turned, LAYOUT.joint_width() - turned);
-            Tensor::cat(vec![heads.reshape([TOKENS, turned]), rest], 1)
+            let rest = x.clone().narrow(1, rotated, LAYOUT.joint_width() - rotated);
+            Tensor::cat(vec![heads.reshape([TOKENS, rotated]), rest], 1)
         },
     );
 }

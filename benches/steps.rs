@@ -181,7 +181,7 @@ fn training(c: &mut Criterion) {
     time(c, "reward_model", "ndarray", reward::<NdArray>());
 }
 
-fn drawing(c: &mut Criterion) {
+fn generation(c: &mut Criterion) {
     let stored = |storage| Numerics { storage, ..F32 };
     let (bf16, int8) = (stored(Precision::Bf16), stored(Precision::Int8));
     time(c, "generate", "flex", sampling::<Flex>(F32));
@@ -198,7 +198,7 @@ fn drawing(c: &mut Criterion) {
 criterion_group!(
     name = benches;
     config = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(5));
-    targets = training, drawing
+    targets = training, generation
 );
 
 fn main() {

@@ -72,7 +72,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "moments(values).1 * n / (n - 1.0).max(1.0)" => "moments(values).1", LIB;
     "a response is in its own leave-one-out baseline": "src/rl/rollout/group.rs",
         "(total - f64::from(reward)) / (size - 1) as f64" => "total / size as f64", LIB;
-    "k3 with the sign of the ratio turned": "src/rl/kl.rs",
+    "k3 with the sign of the ratio flipped": "src/rl/kl.rs",
         "(-logr).exp_m1() + logr" => "logr.exp_m1() - logr", LIB;
     "the KL controller is not bounded": "src/rl/kl.rs",
         "(kl / self.target - 1.0).clamp(-0.2, 0.2)" => "(kl / self.target - 1.0).clamp(-1.0, 1.0)", LIB;
@@ -91,7 +91,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "(1.0 - blend) * frequency / factor + blend * frequency" =>
         "blend * frequency / factor + (1.0 - blend) * frequency", FAMILIES;
     "GPT-NeoX's queries are not reordered as its keys are": "src/model/gpt_neox.rs",
-        "[&turned, &turned, &plain]" => "[&plain, &turned, &plain]", FAMILIES;
+        "[&reordered, &reordered, &plain]" => "[&plain, &reordered, &plain]", FAMILIES;
     "an adapter on GPT-NeoX's queries, keys and values keeps the file's order": "src/peft/lora.rs",
         "&meta(B_NAME, layer.width).ordered(order.clone())" => "&meta(B_NAME, layer.width)", FAMILIES;
     "OPT's positions begin in row 0": "src/model/table.rs",
@@ -143,7 +143,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "*lse = both;" => "*lse = *later_lse;", &["--test", "backends", "flex_equals_ndarray"];
     "a long row's key has the gradient of its last query head alone": "src/ops/cpu/attention/backward.rs",
         "let added = !task.is_first(layout);" => "let added = false;", &["--test", "backends", "flex_equals_ndarray"];
-    "each task of a turned left side begins at its first row": "src/ops/kernels/gemm/mod.rs",
+    "each task of a transposed left side begins at its first row": "src/ops/kernels/gemm/mod.rs",
         "true => row," => "true => 0,", LIB;
     "columns behind a packed matrix are what was packed before": "src/ops/kernels/gemm/packed.rs",
         "false => words.fill(0)," => "false => {}", LIB;
@@ -157,7 +157,7 @@ const MUTATIONS: &[Mutation] = mutations! {
         "policy_loss + value_loss * weight" => "policy_loss + value_loss", &["--test", "backends", "ppo"];
     "a sum in place forgets the part before": "src/ops/kernels/gemm/mod.rs",
         "false => Sums::Continued," => "false => Sums::Written,", LIB;
-    "a square is turned by three rounds": "src/ops/kernels/gemm/square.rs",
+    "a square is transposed in three rounds": "src/ops/kernels/gemm/square.rs",
         "for _ in 0..4 {" => "for _ in 0..3 {", LIB;
     "a residual's gradient reaches the stream alone": "src/ops/autodiff/mod.rs",
         "for node in ops.parents.into_iter().flatten() {" => "for node in ops.parents.into_iter().flatten().take(1) {", OPS;

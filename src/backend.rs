@@ -1,10 +1,10 @@
-//! The only place that names concrete backends: which are compiled in, which have a device, and which one runs.
+//! The concrete backends: which are compiled in, which have a device, and dispatch to one of them. No other module names them.
 
 use crate::device::DeviceMemory;
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 
-/// What the user asked for.
+/// The backend option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum BackendChoice {
     /// The best that is compiled in and has a device: cuda, then wgpu (hardware only), then flex, then ndarray.
@@ -23,13 +23,13 @@ pub enum BackendChoice {
 
 /// Work that is generic over the backend.
 pub trait Task {
-    /// What it returns.
+    /// The result.
     type Output;
 
     /// Runs on `device` of `B`; `name` is the backend's name.
     ///
     /// # Errors
-    /// Those of the work itself.
+    /// Those of the task.
     fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output>;
 }
 
@@ -49,7 +49,7 @@ pub fn require(choice: BackendChoice) -> Result<()> {
     }
 }
 
-/// The memory of the device that [`dispatch`] runs on; unknown too where there is no such device.
+/// The memory of the device that [`dispatch`] runs on; unknown if there is no such device.
 pub fn memory(choice: BackendChoice, device: usize) -> DeviceMemory {
     match resolve(choice, device) {
         BackendChoice::Cuda => cuda_memory(device),
@@ -64,7 +64,7 @@ pub fn memory(choice: BackendChoice, device: usize) -> DeviceMemory {
 /// `Error::Usage` in one line when the backend is not compiled in (naming the cargo feature) or has no device (naming
 /// the driver), and the task's own errors.
 pub fn dispatch<T: Task>(choice: BackendChoice, device: usize, task: T) -> Result<T::Output> {
-    // `auto` never fails for want of a CPU: it has one device, whatever number was asked for.
+    // `auto` can always fall back to the CPU, which ignores the device number.
     let cpu = match choice {
         BackendChoice::Auto => 0,
         _ => device,
@@ -77,7 +77,7 @@ pub fn dispatch<T: Task>(choice: BackendChoice, device: usize, task: T) -> Resul
     }
 }
 
-/// What `auto` comes to: the best backend that is compiled in and has such a device.
+/// Resolves `auto`: the best backend that is compiled in and has such a device.
 fn resolve(choice: BackendChoice, device: usize) -> BackendChoice {
     if choice != BackendChoice::Auto {
         return choice;
@@ -93,7 +93,7 @@ fn resolve(choice: BackendChoice, device: usize) -> BackendChoice {
     }
 }
 
-/// The CPU is one device.
+/// Refuses other devices than 0 of a CPU backend.
 fn only_device(device: usize, backend: &str) -> Result<()> {
     if device == 0 {
         return Ok(());
@@ -135,12 +135,12 @@ fn ndarray<T: Task>(_: usize, _: T) -> Result<T::Output> {
 mod cuda_backend {
     use super::{DeviceMemory, Error, Result, Task};
 
-    /// As for wgpu; our kernels rely on the types, too.
+    /// As for wgpu; our kernels rely on these types too.
     const _: fn(
         burn::backend::Cuda,
     ) -> burn_cubecl::CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8> = |backend| backend;
 
-    /// Number of CUDA devices; without the driver library the probe panics inside the loader, which is caught.
+    /// Number of CUDA devices. Without the driver library the loader panics, which is caught.
     pub(super) fn num_devices() -> Result<usize> {
         use cubecl::Runtime;
         let count = super::quietly(|| cubecl::cuda::CudaRuntime::enumerate_devices(0, &()).len());
@@ -151,7 +151,7 @@ mod cuda_backend {
         })
     }
 
-    /// Kernels are compiled at run time against the toolkit's headers; cubecl panics without them.
+    /// Whether the toolkit's headers are present: kernels are compiled against them at run time, and cubecl panics without them.
     pub(super) fn has_headers() -> bool {
         let exists = |path: &str| std::path::Path::new(path).exists();
         std::env::var_os("CUDA_PATH").is_some()
@@ -161,7 +161,7 @@ mod cuda_backend {
             || cfg!(windows)
     }
 
-    /// Asks the driver.
+    /// Queries the driver.
     pub(super) fn memory(device: usize) -> DeviceMemory {
         let name = format!("CUDA device {device}");
         let measured = super::quietly(|| {
@@ -176,7 +176,7 @@ mod cuda_backend {
             },
             Some(Err(error)) => DeviceMemory::Unknown {
                 name,
-                why: format!("the driver says {error}"),
+                why: format!("the driver reports {error}"),
             },
             None => DeviceMemory::Unknown {
                 name,
@@ -230,7 +230,7 @@ fn cuda_memory(device: usize) -> DeviceMemory {
 
 #[cfg(feature = "cuda")]
 fn num_cuda_devices() -> Result<usize> {
-    // `auto` passes over a driver without the toolkit: it could not run a kernel.
+    // `auto` skips a driver without the toolkit, which could not compile kernels.
     if cuda_backend::has_headers() {
         cuda_backend::num_devices()
     } else {
@@ -255,7 +255,7 @@ mod wgpu_backend {
     use burn::backend::wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
     use burn::backend::wgpu::{CubeBackend, WgpuDevice, WgpuRuntime};
 
-    /// Kernel fusion has given wrong numbers in this version of burn: with its feature on, this does not compile.
+    /// Compile-time check that kernel fusion is off: it gives wrong numbers in this version of burn.
     const _: fn(Wgpu) -> CubeBackend<WgpuRuntime, f32, i32, u32> = |backend| backend;
 
     /// Adapters in the order of `--device`: hardware first, discrete before integrated.
@@ -272,7 +272,7 @@ mod wgpu_backend {
         number(kinds.unwrap_or_default())
     }
 
-    /// cubecl counts each kind on its own, knows one software adapter, and takes unknown ones only by default.
+    /// cubecl numbers adapters by kind, supports one software adapter, and unknown ones only as the default.
     fn number(mut kinds: Vec<u16>) -> Vec<WgpuDevice> {
         kinds.sort_unstable_by_key(|&kind| if kind == 3 { 5 } else { kind });
         let place = |i: usize| kinds[..i].iter().filter(|&&kind| kind == kinds[i]).count();
@@ -295,14 +295,14 @@ mod wgpu_backend {
         adapters().iter().filter(hardware).count()
     }
 
-    /// Software and integrated adapters compute in the host's memory; wgpu has no call for the size of another's.
+    /// Software and integrated adapters use the host's memory; for others wgpu cannot query the size.
     pub(super) fn memory(device: usize) -> DeviceMemory {
         let name = format!("wgpu device {device}");
         match adapters().get(device) {
             Some(WgpuDevice::Cpu | WgpuDevice::IntegratedGpu(_)) => DeviceMemory::Host,
             Some(_) => DeviceMemory::Unknown {
                 name,
-                why: "wgpu has no call for it".into(),
+                why: "wgpu cannot query it".into(),
             },
             None => DeviceMemory::Unknown {
                 name,
@@ -381,7 +381,7 @@ fn hardware_gpus() -> Result<usize> {
     not_compiled("wgpu", "wgpu")
 }
 
-/// Runs a probe that may panic, without the panic's message.
+/// Runs a probe that may panic, suppressing the panic's message.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn quietly<R>(probe: impl FnOnce() -> R) -> Option<R> {
     let hook = std::panic::take_hook();

@@ -1,28 +1,28 @@
-//! How much memory the device has that a run computes on.
+//! The memory of the device of a run.
 
 use std::fs;
 use std::path::Path;
 
-/// Memory that the stages of a run have to fit into.
+/// The memory available to the stages of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum DeviceMemory {
-    /// The host's: a CPU computes, or a GPU that shares its memory.
+    /// The host's memory: for CPUs, and GPUs that share it.
     #[default]
     Host,
-    /// The device's own.
+    /// The device's own memory.
     Device {
-        /// What the user knows it as, e.g. `CUDA device 0`.
+        /// Its name for the user, e.g. `CUDA device 0`.
         name: String,
-        /// Bytes that no process holds.
+        /// Free bytes.
         free: u64,
-        /// Bytes in all.
+        /// All bytes.
         total: u64,
     },
-    /// As many bytes as the user says, whatever there is.
-    Given(u64),
-    /// The device's own, of unknown size.
+    /// Bytes given by the user.
+    Override(u64),
+    /// The device's own memory, of unknown size.
     Unknown {
-        /// What the user knows it as.
+        /// Its name for the user.
         name: String,
         /// Why it could not be measured.
         why: String,
@@ -30,19 +30,19 @@ pub enum DeviceMemory {
 }
 
 impl DeviceMemory {
-    /// Bytes that a run may take, measured now where the host's count; `None` where that is not known.
+    /// Bytes available to a run; `None` if unknown. The host's memory is measured at the call.
     pub fn available(&self) -> Option<u64> {
         match self {
             Self::Host => host_memory(),
             Self::Device { free, .. } => Some(*free),
-            Self::Given(bytes) => Some(*bytes),
+            Self::Override(bytes) => Some(*bytes),
             Self::Unknown { .. } => None,
         }
     }
 }
 
-/// Bytes this process may still take: the least of the machine's available memory and what its control groups leave.
-/// `None` where neither can be read.
+/// Bytes that this process can still allocate: the minimum of the machine's available memory and what its control groups allow.
+/// `None` if neither can be read.
 pub fn host_memory() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo")
         .ok()
@@ -53,7 +53,7 @@ pub fn host_memory() -> Option<u64> {
         .find_map(|line| line.strip_prefix("0::/"))
         .unwrap_or_default();
     let root = Path::new("/sys/fs/cgroup");
-    // A limit may stand at any level above the process's own group.
+    // Any ancestor of the process's own group may have a limit.
     let unified = root.join(group);
     let unified = unified
         .ancestors()
@@ -74,7 +74,7 @@ pub fn host_memory() -> Option<u64> {
     machine.into_iter().chain(unified).chain(legacy).min()
 }
 
-/// What a control group's limit leaves, file cache counted as free.
+/// Remaining bytes of a control group's limit; file cache counts as free.
 fn group_leaves(limit: &Path, usage: &Path, stat: &Path) -> Option<u64> {
     let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let limit = number(limit)?;

@@ -1,8 +1,9 @@
-//! Errors that a GPU runtime swallows: cubecl runs its work on threads of its own, and a task that panics there is only
-//! logged, while the caller goes on with garbage numbers.
+//! Guards against two hazards of the runtimes below.
 //!
-//! [`install`] records such panics and the runtime's log records; [`check`] turns them into an error. [`gradients`] keeps
-//! threads that train from spoiling each other's gradients.
+//! GPU runtimes swallow errors: cubecl runs work on its own threads, and a panic there is only logged while the caller continues
+//! with garbage numbers. [`install`] records such panics and the runtime's log records; [`check`] turns them into an error.
+//!
+//! Threads that train at the same time lose gradients; [`lock_gradients`] serialises them.
 
 use std::cell::Cell;
 use std::panic::PanicHookInfo;
@@ -13,17 +14,17 @@ use burn::tensor::backend::Backend;
 
 use crate::error::{Error, Result};
 
-/// Whether anything was recorded since the last [`take`]: the usual answer costs one load.
+/// Whether anything was recorded since the last [`take`]: the common case costs one load.
 static PENDING: AtomicBool = AtomicBool::new(false);
 static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Failures kept: one cause often repeats for every launch that follows.
+/// Most failures to record: one cause often repeats for every following launch.
 const MOST: usize = 8;
-/// Characters kept of one failure.
+/// Most characters of one failure.
 const LONGEST: usize = 300;
 
-/// Starts recording, once per process. Panics of other threads go to the panic hook that was there before; a logger that
-/// was there before stays, and then only panics are recorded.
+/// Starts recording, once per process. Panics of other threads go to the previous panic hook. If a logger is installed already it
+/// remains, and only panics are recorded.
 pub fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -41,11 +42,11 @@ pub fn install() {
     });
 }
 
-/// A thread's turn at computing gradients; the next one's begins when it is dropped.
+/// Exclusive right of a thread to compute gradients, until dropped.
 #[derive(Debug)]
-#[must_use = "the turn ends when it is dropped"]
-pub struct Turn {
-    /// `None` within a turn that the thread has already.
+#[must_use = "the lock is released when it is dropped"]
+pub struct GradientLock {
+    /// `None` if the thread already held the lock.
     held: Option<MutexGuard<'static, ()>>,
 }
 
@@ -53,23 +54,23 @@ thread_local! {
     static HAS_TURN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Waits for this thread's turn at computing gradients: to be held from the first operation of a graph to the end of its
-/// backward pass. A thread that has it goes on.
+/// Waits for the lock on computing gradients, to be held from the first operation of a graph to the end of its backward pass.
+/// Reentrant.
 ///
-/// burn 0.21 keeps the graphs of all threads in one table, and after a backward pass it frees what looks unused in any of
-/// them. The graph of a thread that is between two operations looks so: its first operations vanish, and with them, without
-/// an error, the gradients of the parameters behind them.
-pub fn gradients() -> Turn {
+/// burn 0.21 has one table for the graphs of all threads, and after a backward pass frees nodes of any graph that look unused. Between
+/// two operations another thread's graph looks unused: its first nodes are freed, and the gradients of the parameters behind
+/// them are silently lost.
+pub fn lock_gradients() -> GradientLock {
     static TURN: Mutex<()> = Mutex::new(());
     let held = (!HAS_TURN.get()).then(|| {
-        // Whoever panicked left nothing behind that the next one reads.
+        // Poisoning is harmless: the lock protects no data.
         TURN.lock().unwrap_or_else(PoisonError::into_inner)
     });
     HAS_TURN.set(true);
-    Turn { held }
+    GradientLock { held }
 }
 
-impl Drop for Turn {
+impl Drop for GradientLock {
     fn drop(&mut self) {
         if self.held.is_some() {
             HAS_TURN.set(false);
@@ -77,7 +78,7 @@ impl Drop for Turn {
     }
 }
 
-/// What failed since the last call, and forgets it.
+/// Returns and clears the recorded failures.
 pub fn take() -> Vec<String> {
     if !PENDING.swap(false, Ordering::AcqRel) {
         return Vec::new();
@@ -85,13 +86,12 @@ pub fn take() -> Vec<String> {
     std::mem::take(&mut *FAILURES.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Waits for the device and reports what failed since the last check. Free on CPU backends, which have nothing to wait
-/// for.
+/// Waits for the device and reports failures since the last check. Free on CPU backends.
 ///
 /// # Errors
-/// `Error::Backend` with the first causes, in one line each.
+/// `Error::Backend` with the first causes, one line each.
 pub fn check<B: Backend>(device: &B::Device) -> Result<()> {
-    // The wait itself panics when the device thread is gone.
+    // The wait itself panics if the device thread has ended.
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| B::sync(device)));
     let mut failures = take();
     match outcome {
@@ -134,7 +134,7 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
     }
 }
 
-/// One line, cut to a readable length.
+/// The message on one line, cut to a readable length.
 fn shorten(message: &str) -> String {
     let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
     match words.char_indices().nth(LONGEST) {
@@ -146,8 +146,7 @@ fn shorten(message: &str) -> String {
 struct Recorder;
 
 impl log::Log for Recorder {
-    /// Warnings of the layers that swallow errors. wgpu itself warns about mere properties of an adapter: only its
-    /// errors count.
+    /// Warnings of the layers that swallow errors; of wgpu, which also warns about properties of adapters, errors only.
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         let from = |prefixes: &[&str]| {
             prefixes
@@ -178,17 +177,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_take_turns_and_a_thread_with_a_turn_goes_on() {
-        let turn = gradients();
-        drop(gradients());
+    fn gradients_are_computed_by_one_thread_at_a_time_and_the_lock_is_reentrant() {
+        let lock = lock_gradients();
+        drop(lock_gradients());
         let (sender, receiver) = mpsc::channel();
         let other = std::thread::spawn(move || {
-            let _turn = gradients();
+            let _lock = lock_gradients();
             sender.send(()).unwrap();
         });
         let wait = Duration::from_millis(50);
         assert!(receiver.recv_timeout(wait).is_err(), "not its turn yet");
-        drop(turn);
+        drop(lock);
         receiver.recv().unwrap();
         other.join().unwrap();
     }

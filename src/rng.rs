@@ -1,7 +1,7 @@
-//! Counter-based randomness on the host: the same draws on every backend, resumable by construction.
+//! Counter-based random numbers on the host: the same on every backend, resumable by construction.
 //!
-//! A [`Seed`] is a pure function from a counter to bits. Nothing is mutated, so a run's random state is its position
-//! (step, row, token), which checkpoints hold anyway.
+//! A [`Seed`] is a pure function from a counter to bits. There is no mutable state: a run's position (step, row, token) determines
+//! its random numbers.
 
 /// A named stream of random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ impl Seed {
         Self(mix(seed ^ 0x9e37_79b9_7f4a_7c15))
     }
 
-    /// An independent stream for the purpose `label`.
+    /// An independent stream for `label`.
     pub fn fork(self, label: &str) -> Self {
         // FNV-1a over the label, then mixed with the parent.
         let hash = label.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
@@ -22,7 +22,7 @@ impl Seed {
         Self(mix(self.0 ^ mix(hash)))
     }
 
-    /// An independent stream for member `index` of a family (a row, a step, an epoch).
+    /// An independent stream for an index (a row, a step, an epoch).
     pub fn fork_index(self, index: u64) -> Self {
         Self(mix(self.0 ^ mix(index.wrapping_add(0xd1b5_4a32_d192_ed03))))
     }
@@ -44,8 +44,8 @@ impl Seed {
     /// # Panics
     /// If `n` is zero.
     pub fn below(self, counter: u64, n: usize) -> usize {
-        assert!(n > 0, "a draw needs at least one outcome");
-        // The multiply-shift map; its bias is below n / 2^64.
+        assert!(n > 0, "a range needs at least one number");
+        // Multiply-shift; the bias is below n / 2^64.
         ((u128::from(self.bits(counter)) * n as u128) >> 64) as usize
     }
 

@@ -1,64 +1,64 @@
-//! Tensors that are read from the device when their turn to be written comes: what is saved has no second copy in memory.
+//! Lazily read tensors for saving: each is read from the device when it is written, so that there is no second copy in memory.
 
 use std::borrow::Cow;
 use std::fmt::{self, Debug, Formatter};
 
-type Read<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
+type ReadTensor<'a> = Box<dyn Fn() -> Cow<'a, [f32]> + 'a>;
 
 /// A tensor of a [`Snapshot`].
-pub struct Pending<'a> {
+pub struct SnapshotTensor<'a> {
     /// Its name.
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    read: Read<'a>,
+    read: ReadTensor<'a>,
 }
 
-/// Named tensors as they were when they were put in: a tensor that somebody else holds too is not written in place.
+/// Named tensors with their values at the time of insertion: a tensor with a second owner is never written in place.
 #[derive(Debug, Default)]
 pub struct Snapshot<'a> {
-    tensors: Vec<Pending<'a>>,
+    tensors: Vec<SnapshotTensor<'a>>,
 }
 
-impl Pending<'_> {
+impl SnapshotTensor<'_> {
     /// Its numbers, row-major.
     pub fn read(&self) -> Cow<'_, [f32]> {
         (self.read)()
     }
 }
 
-impl Debug for Pending<'_> {
+impl Debug for SnapshotTensor<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {:?}", self.name, self.shape)
     }
 }
 
 impl<'a> Snapshot<'a> {
-    /// Adds a tensor that `read` reads.
+    /// Adds a tensor whose values `read` returns.
     pub fn insert(
         &mut self,
         name: impl Into<String>,
         shape: Vec<usize>,
         read: impl Fn() -> Cow<'a, [f32]> + 'a,
     ) {
-        self.tensors.push(Pending {
+        self.tensors.push(SnapshotTensor {
             name: name.into(),
             shape,
             read: Box::new(read),
         });
     }
 
-    /// Adds all of another, with `prefix` before their names.
+    /// Adds all tensors of `other`, with `prefix` before their names.
     pub fn extend(&mut self, prefix: &str, other: Snapshot<'a>) {
-        let named = other.tensors.into_iter().map(|tensor| Pending {
+        let named = other.tensors.into_iter().map(|tensor| SnapshotTensor {
             name: format!("{prefix}{}", tensor.name),
             ..tensor
         });
         self.tensors.extend(named);
     }
 
-    /// In the order in which they were added.
-    pub fn tensors(&self) -> &[Pending<'a>] {
+    /// The tensors in the order of insertion.
+    pub fn tensors(&self) -> &[SnapshotTensor<'a>] {
         &self.tensors
     }
 }

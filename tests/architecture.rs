@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the bottom up. A module imports only from lower levels and from itself.
 ///
-/// `backend` stands beside `recipe`: it names concrete backends, so that only the command line may reach it.
+/// `backend` is on the level of `recipe`: it names concrete backends, so that only the command line may import it.
 const LEVELS: &[&[&str]] = &[
     &[
         "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot",
@@ -27,7 +27,7 @@ const LEVELS: &[&[&str]] = &[
 
 /// Imports allowed against [`LEVELS`]: importing file, imported module, reason.
 ///
-/// None is needed: plain configs stand beside the code they configure and are composed upwards, in `train` and `recipe`.
+/// Empty: configurations are defined beside the code that they configure and composed in `train` and `recipe`.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[];
 
 /// Longest file without its tests, in lines.
@@ -117,7 +117,7 @@ fn without_tests(text: &str) -> String {
     kept
 }
 
-/// `text` without comments, and without what stands in string literals unless `keep_strings`.
+/// `text` without comments, and without the content of string literals unless `keep_strings`.
 fn code(text: &str, keep_strings: bool) -> String {
     let bytes: Vec<char> = text.chars().collect();
     let mut out = String::new();
@@ -286,7 +286,7 @@ fn backend_problems(source: &Source) -> Vec<String> {
         .collect()
 }
 
-/// A stage named by its kind outside `train`: what others ask of a stage, it says itself.
+/// A stage named by its kind outside `train`: other modules use `Stage` and `StageSpec`.
 fn stage_problems(source: &Source) -> Vec<String> {
     if source.path.starts_with("train/") || source.is_test_file() {
         return Vec::new();
@@ -353,7 +353,7 @@ fn imports_point_downwards() {
 }
 
 #[test]
-fn adapter_methods_are_told_apart_in_one_place() {
+fn adapter_methods_are_matched_in_one_place() {
     assert_none(method_problems);
 }
 
@@ -363,7 +363,7 @@ fn files_are_short() {
 }
 
 #[test]
-fn stages_are_told_apart_in_train_alone() {
+fn stages_are_matched_in_train_alone() {
     assert_none(stage_problems);
 }
 

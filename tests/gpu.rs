@@ -24,7 +24,7 @@ macro_rules! checks {
     )*};
 }
 
-/// All of them on one backend, and what it takes at most: launches of a training step, and of a drawn token.
+/// All of them on one backend, and what it takes at most: launches of a training step, and of a sampled token.
 macro_rules! on {
     ($place:ident, $backend:ty, $runtime:ty, [$step:literal, $token:literal]) => {
         mod $place {
@@ -60,10 +60,10 @@ macro_rules! on {
             }
 
             #[test]
-            fn a_drawn_token_is_bounded() {
-                let test = concat!(stringify!($place), "::a_drawn_token_is_bounded");
+            fn a_generated_token_is_bounded() {
+                let test = concat!(stringify!($place), "::a_generated_token_is_bounded");
                 if crate::support::launches::in_counting_process(test) {
-                    crate::support::launches::drawn_tokens::<$backend>(Default::default(), $token);
+                    crate::support::launches::generated_tokens::<$backend>(Default::default(), $token);
                 }
             }
         }

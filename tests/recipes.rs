@@ -109,8 +109,8 @@ fn a_kl_loss_without_a_gradient() {
         "kl_coef: 0.05",
         "kl_coef: 0.05, kl_in: Loss",
         &[
-            "stages.ppo.kl_estimator: k1 cannot be in the loss: its gradient is zero on average",
-            "help: k2 (the gradient of the KL) or k3, or `kl_in: Reward`",
+            "stages.ppo.kl_estimator: k1 cannot be in the loss: its expected gradient is zero",
+            "help: use k2 (whose gradient is that of the KL) or k3, or `kl_in: Reward`",
         ],
     );
     load_text(
@@ -312,14 +312,14 @@ const NAMED: &str = r#"(
 fn a_named_set_has_its_source_and_format_in_every_stage() {
     let recipe = load_text(NAMED, &["data.posts.source.rows=50"]).unwrap();
     let sets: Vec<_> = (recipe.stages.iter())
-        .map(|stage| stage.reads().data[0].config.clone())
+        .map(|stage| stage.inputs().data[0].config.clone())
         .collect();
     let part = |i: usize| (sets[i].skip, sets[i].limit, sets[i].format.append_eos);
     assert_eq!(part(0), (2, Some(8), false));
     assert_eq!(part(2), (10, Some(30), false));
     let of_set = DataSource::Posts { rows: 50, seed: 1 };
     assert_eq!((&sets[0].source, &sets[2].source), (&of_set, &of_set));
-    // What is written out stands by itself.
+    // The written recipe is complete.
     assert_eq!(recipe.data.len(), 0);
 }
 
@@ -335,8 +335,8 @@ fn names_of_sets_and_what_is_taken_of_rows_are_checked() {
         [
             "3:12: data.b: no stage reads this set\n    help: use it as `source: Data(\"b\")`, or leave it out",
             "3:18: data.b.source: names the set `posts`; a set of the recipe has a source of its own",
-            "5:80: stages.rank.data.format: the format of a named set stands with it, at data.posts.format",
-            "6:104: stages.best.eval_data.format.take: must be `Best`, `Above(..)` or `All`: responses are learned, found BestAndWorst",
+            "5:80: stages.rank.data.format: the format of a named set is given at data.posts.format",
+            "6:104: stages.best.eval_data.format.take: must be `Best`, `Above(..)` or `All`: responses are trained on, found BestAndWorst",
             "7:33: stages.sft.data.source: the recipe's `data` has no set `psots`\n    help: did you mean `posts`?",
         ]
     );
@@ -393,7 +393,7 @@ fn settings_of_a_value_network_that_is_not_there() {
     assert_eq!(found.len(), 2, "{found:#?}");
     for (found, key) in found.iter().zip(["value_init", "value_optim"]) {
         let says = format!(
-            "stages.ppo.{key}: is of a value network, and with `value_trunk: Policy` there is none"
+            "stages.ppo.{key}: applies to a separate value network, and with `value_trunk: Policy` there is none"
         );
         assert!(found.contains(&says), "{found}");
         assert!(found.contains(&format!("leave out `{key}`")), "{found}");
@@ -612,9 +612,9 @@ fn everything_wrong_with_dpo_is_reported_at_once() {
         "8:13: stages.c.label_smoothing: only the losses `sigmoid` and `robust` know wrong labels",
         "8:35: stages.c.beta: must be above 0 and finite, found -1.0",
         "8:58: stages.c.peft.dropout: must be 0: policy and reference would differ before the first step, found 0.1",
-        "9:24: stages.d.init: a random policy has nothing to prefer one response with, and is its own reference\n    help: start from an `Sft` stage, e.g. `init: Stage(\"sft\")`",
+        "9:24: stages.d.init: a randomly initialised policy cannot be a reference\n    help: start from an `Sft` stage, e.g. `init: Stage(\"sft\")`",
         "10:13: stages.d.label_smoothing: must be at least 0 and below 0.5: with half of the labels wrong there is nothing to learn, found -0.1",
-        "11:51: stages.ppo.data.source: the rows that stages leave are scored responses, expected `prompt` or `messages`",
+        "11:51: stages.ppo.data.source: the rows that stages write are scored responses, expected `prompt` or `messages`",
     ];
     assert_eq!(heads, expected, "{found:#?}");
 }
@@ -642,10 +642,10 @@ fn everything_wrong_with_the_rarer_keys_is_reported_at_once() {
         "6:49: stages.rank.truncate.after: must be below response_length 8 to have an effect, found 8",
         "8:35: stages.rm.use_margin: only the loss `bradley_terry` knows margins",
         "8:53: stages.rm.standardize: needs `center_on`: the responses whose scores are to have variance 1",
-        "8:72: stages.rm.accuracy_by: needs `eval_data`: accuracy is told apart on held-out comparisons",
+        "8:72: stages.rm.accuracy_by: needs `eval_data`: accuracy is reported by group on held-out comparisons",
         "9:9: stages.ppo.micro_batch_tokens: must be at least ptx.max_length 4096, found 2048",
         "10:67: stages.ppo.ema_decay: must be at least 0 and below 1, found 1.0",
-        "11:26: stages.ppo.ptx.data.source: the rows that stages leave are scored responses, expected `text` or `messages`",
+        "11:26: stages.ppo.ptx.data.source: the rows that stages write are scored responses, expected `text` or `messages`",
         "11:58: stages.ppo.ptx.coef: must be at least 0 and finite, found -1.0",
         "11:70: stages.ppo.ptx.batch_size: must be at least 1, found 0",
     ];

@@ -1,4 +1,4 @@
-//! What the command line accepts. Plain values: nothing here runs anything.
+//! The definition of the command line. Plain values, no code that runs commands.
 //!
 //! Usage errors are reported by clap with exit code 2.
 
@@ -40,7 +40,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Compute")]
 pub struct ComputeArgs {
-    /// Engine to compute with; `auto` takes the best one that is compiled in and has a device
+    /// Backend to compute on; `auto` takes the best one that is compiled in and has a device
     #[arg(long, global = true, value_enum, default_value_t = BackendChoice::Auto, value_name = "BACKEND")]
     pub backend: BackendChoice,
     /// Which device of the backend, counted from 0
@@ -60,7 +60,7 @@ pub enum Command {
     Logprobs(LogprobsArgs),
     /// Scores that a reward model gives to texts
     Score(ScoreArgs),
-    /// Let a model write
+    /// Generate responses
     Generate(GenerateArgs),
     /// Measure a model on a data file: loss, perplexity and reward sources
     Eval(EvalArgs),
@@ -97,19 +97,19 @@ pub struct RecipeArgs {
     /// Run folder [default: the recipe's `output`, or `runs/NAME`]
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Run this stage only; the stages that it names must have finished in the same run folder
+    /// Run this stage only; the stages that it depends on must have finished in the same run folder
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
-    /// Go on from the newest complete checkpoint; gives the same metrics as a run that was never interrupted
+    /// Continue from the newest complete checkpoint; gives the same metrics as an uninterrupted run
     #[arg(long)]
     pub resume: bool,
     /// Print the resolved plan (parameters, tokens, steps, estimated peak memory) and stop
     #[arg(long)]
     pub dry_run: bool,
-    /// On a GPU, do not compare its numbers with the CPU's first; the recipe, its files and the memory are checked all the same
+    /// On a GPU, skip the comparison of its numbers with the CPU's; the recipe, its files and the memory are still checked
     #[arg(long)]
     pub no_check: bool,
-    /// Memory that the stages have to fit into, e.g. 24GiB, in place of what the device has free
+    /// Memory limit for the stages, e.g. 24GiB, instead of the device's free memory
     #[arg(long, value_name = "SIZE", value_parser = super::size::bytes)]
     pub device_memory: Option<u64>,
     /// Full-screen charts instead of progress bars
@@ -140,16 +140,16 @@ pub struct ModelArgs {
     /// An adapter in the PEFT layout (such as a stage's `adapter/`) to put on the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Keep the base's weights in fewer bits: half or a quarter of the memory, and faster decoding
+    /// Storage precision of the base's weights; reduced precision takes half or a quarter of the memory and decodes faster
     #[arg(long, value_name = "PRECISION", value_enum, default_value_t = Precision::F32)]
     pub base_precision: Precision,
-    /// Round both sides of products with weights
+    /// Precision of products with weights
     #[arg(long, value_name = "PRECISION", value_enum, default_value_t = MatmulPrecision::F32)]
     pub matmul_precision: MatmulPrecision,
 }
 
 impl ModelArgs {
-    /// A model as it is.
+    /// A model without adapter, in f32.
     pub(super) fn of(model: impl Into<String>) -> Self {
         Self {
             model: model.into(),
@@ -159,7 +159,7 @@ impl ModelArgs {
         }
     }
 
-    /// How its weights are kept and multiplied.
+    /// Storage and product precision of its weights.
     pub(super) fn numerics(&self) -> Numerics {
         Numerics {
             storage: self.base_precision,
@@ -172,8 +172,8 @@ impl ModelArgs {
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Rows:    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
-Answers: {\"input_ids\": [..], \"logprobs\": [..], \"sum\": -12.3} in nats; of input_ids[1..], or with a prompt of the completion's tokens
-         (as written: no EOS is added)
+Output:  {\"input_ids\": [..], \"logprobs\": [..], \"sum\": -12.3} in nats; of input_ids[1..], or with a prompt of the completion's tokens
+         (no EOS is added)
 
 Example:
   temper logprobs --model tiny --data rows.jsonl --output -"
@@ -185,7 +185,7 @@ pub struct LogprobsArgs {
     /// Rows, one JSON object a line
     #[arg(long, value_name = "FILE.jsonl")]
     pub data: PathBuf,
-    /// Where the answers go, one JSON object a line; `-` is stdout
+    /// Output file, one JSON object a line; `-` is stdout
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
 }
@@ -194,7 +194,7 @@ pub struct LogprobsArgs {
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Rows:    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
-Answers: {\"score\": 0.7}, of the last token; to text the EOS token is added first
+Output:  {\"score\": 0.7}, at the last token; EOS is appended to text
 
 Example:
   temper score --model tiny --adapter runs/quickstart/rm/adapter --data rows.jsonl --output -"
@@ -206,7 +206,7 @@ pub struct ScoreArgs {
     /// Rows, one JSON object a line
     #[arg(long, value_name = "FILE.jsonl")]
     pub data: PathBuf,
-    /// Where the answers go, one JSON object a line; `-` is stdout
+    /// Output file, one JSON object a line; `-` is stdout
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
 }
@@ -217,8 +217,8 @@ pub struct ScoreArgs {
     group = ArgGroup::new("input").required(true).args(["prompt", "data"]),
     after_help = "Rows:    {\"prompt\": \"..\"}, where the prompt is text or a list of chat messages
          (or {\"input_ids\": [..]})
-Answers: {\"prompt\": \"..\", \"completion\": \"..\", \"ids\": [..], \"logprobs\": [..], \"stopped\": true}; the ids end with the EOS
-         token if the model stopped by itself
+Output:  {\"prompt\": \"..\", \"completion\": \"..\", \"ids\": [..], \"logprobs\": [..], \"stopped\": true}; the ids end with EOS if the
+         model stopped by itself
 
 Examples:
   temper generate --model tiny --prompt \"Once\" --temperature 0
@@ -234,16 +234,16 @@ pub struct GenerateArgs {
     /// Many prompts, one JSON object a line
     #[arg(long, value_name = "FILE.jsonl")]
     pub data: Option<PathBuf>,
-    /// How the responses are drawn.
+    /// How responses are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Where the answers go, one JSON object a line; `-` is stdout. Without it the answers to
-    /// --data go to stdout too, and of --prompt the completion's text alone
+    /// Output file, one JSON object a line; `-` is stdout. By default, responses to --data go to
+    /// stdout, and for --prompt only the text of the completion
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: Option<PathBuf>,
 }
 
-/// How responses are drawn.
+/// Sampling options.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
@@ -253,13 +253,13 @@ pub struct SamplingArgs {
     /// Logits are divided by this; 0 always takes the most probable token [default: 1; of eval: 0]
     #[arg(long, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
-    /// Draw from the smallest set of tokens whose probability reaches this; 1 means all
+    /// Sample from the smallest set of tokens whose probability reaches this; 1 means all
     #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = top_p)]
     pub top_p: f64,
-    /// Draw from the K most probable tokens; 0 means all
+    /// Sample from the K most probable tokens; 0 means all
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub top_k: usize,
-    /// Root of all randomness: the same seed draws the same responses
+    /// Root of all randomness: the same seed gives the same responses
     #[arg(long, default_value_t = 1, value_name = "S")]
     pub seed: u64,
 }
@@ -267,16 +267,16 @@ pub struct SamplingArgs {
 /// `temper eval`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Rows with a completion give loss (nats a token, EOS included) and perplexity; with --reward the model also answers each prompt and the
-answers are scored.
+    after_help = "Rows with a completion give loss (nats a token, EOS included) and perplexity; with --reward the model also generates a
+    response to each prompt, which is scored.
 
 Reward sources:
   rouge-1, rouge-2, rouge-l   F-measure against the column `completion`; `rouge-l:COLUMN` names another
   gold                        the known scorer of the embedded posts
   length:N                    closeness of the length to N words
-  pattern:REGEX               1 when the answer matches, else 0
+  pattern:REGEX               1 when the response matches, else 0
   learned:DIR                 a reward model's folder
-  command:PROGRAM ARGS        a program that reads rows and answers {\"score\": x}, one JSON object a line
+  command:PROGRAM ARGS        a program that reads rows and writes {\"score\": x}, one JSON object a line
 
 Examples:
   temper eval --model tiny --data rows.jsonl
@@ -290,21 +290,21 @@ pub struct EvalArgs {
     /// Rows, one JSON object a line: {"text"}, {"prompt"} or {"prompt", "completion"}
     #[arg(long, value_name = "FILE.jsonl")]
     pub data: PathBuf,
-    /// Answer the prompts and score the answers with this source (see below); may be repeated
+    /// Generate responses to the prompts and score them by this source (see below); may be repeated
     #[arg(long, value_name = "SOURCE", value_parser = reward)]
     pub reward: Vec<RewardArg>,
-    /// How answers are drawn.
+    /// How responses are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Where the numbers go as one JSON object; `-` is stdout. Without it a table goes to stdout
+    /// Output file for the numbers as one JSON object; `-` is stdout. By default a table goes to stdout
     #[arg(long, value_name = "FILE.json")]
     pub output: Option<PathBuf>,
 }
 
-/// A reward source as typed, and what it means.
+/// A reward source of the command line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RewardArg {
-    /// The text of the option, used as the score's title.
+    /// The text of the option, used as the title of its scores.
     pub title: String,
     /// The source.
     pub config: RewardConfig,
@@ -409,7 +409,7 @@ fn reward(text: &str) -> Result<RewardArg, String> {
         }
         "learned" => {
             let folder = needed("DIR")?;
-            // A separator tells folders from stage names.
+            // A separator distinguishes folders from stage names.
             let stage = if folder.contains('/') {
                 folder.into()
             } else {

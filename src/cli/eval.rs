@@ -6,9 +6,9 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::args::{ComputeArgs, EvalArgs, ModelArgs};
-use super::generate::{options, respond, response_text};
+use super::generate::{generate_responses, options, response_text};
 use super::logprobs::measure;
-use super::model::FoundModel;
+use super::model::UnloadedModel;
 use super::output;
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
 use crate::backend::{Task, dispatch};
@@ -18,19 +18,19 @@ use crate::generate::GenerateOptions;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::report::{format_value, table};
-use crate::reward::{self, Completion, Learned, Reading, RewardSource};
+use crate::reward::{self, Completion, CompletionEncoder, Learned, RewardSource};
 
-/// Temperature of the answers unless another is asked for: the same answers for everyone who measures the same model.
+/// Default temperature of generated responses: greedy, so that everyone gets the same responses from the same model.
 const TEMPERATURE: f64 = 0.0;
 
-/// What was measured; absent parts were not.
+/// The measurements; absent parts were not measured.
 #[derive(Default, Serialize)]
 struct Measurements {
     rows: usize,
-    /// Tokens whose prediction is measured.
+    /// Number of measured tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens: Option<usize>,
-    /// Mean over those tokens, in nats.
+    /// Mean negative log-likelihood over those tokens, in nats.
     #[serde(skip_serializing_if = "Option::is_none")]
     loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,7 +38,7 @@ struct Measurements {
     /// Mean number of tokens of a response, EOS included.
     #[serde(skip_serializing_if = "Option::is_none")]
     response_length: Option<f64>,
-    /// Fraction of responses that end by themselves.
+    /// Fraction of responses that end with EOS.
     #[serde(skip_serializing_if = "Option::is_none")]
     eos_rate: Option<f64>,
     /// Mean score of each source.
@@ -46,7 +46,7 @@ struct Measurements {
     rewards: Map<String, Value>,
 }
 
-/// Prints or writes loss, perplexity, and the scores of the model's own answers.
+/// Prints or writes loss, perplexity, and scores of generated responses.
 ///
 /// # Errors
 /// Those of the rows, of loading, of the reward sources and of the backend.
@@ -54,7 +54,7 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
     if let Some(path) = &args.output {
         output::check(path)?;
     }
-    let model = FoundModel::find(&args.model)?;
+    let model = UnloadedModel::find(&args.model)?;
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let with_text: Vec<Row> = data.iter().filter(|row| has_target(row)).cloned().collect();
@@ -79,7 +79,7 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
             args.sampling.max_new_tokens,
         )?
     };
-    let task = Eval {
+    let task = EvalTask {
         args,
         options: options(
             &args.sampling,
@@ -102,7 +102,7 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
     }
 }
 
-/// Whether a row holds tokens to predict.
+/// Whether a row has tokens to measure.
 fn has_target(row: &Row) -> bool {
     ["input_ids", "text", "completion", "messages"]
         .iter()
@@ -133,21 +133,21 @@ impl Measurements {
 }
 
 /// An evaluation on a backend.
-struct Eval<'a> {
+struct EvalTask<'a> {
     args: &'a EvalArgs,
     options: GenerateOptions,
-    model: &'a FoundModel,
+    model: &'a UnloadedModel,
     tokenizer: Option<&'a Tokenizer>,
     data: &'a [Row],
     measured: &'a [IdsRow],
     prompts: &'a [Prompt],
 }
 
-impl Task for Eval<'_> {
+impl Task for EvalTask<'_> {
     type Output = Measurements;
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Measurements> {
-        // The sources first: a wrong one should not cost a whole generation.
+        // Sources are built first: an invalid one should not cost a whole generation.
         let mut sources = self.sources::<B>(&device)?;
         let model = self.model.language_model::<B>(&device)?;
         let mut found = Measurements::default();
@@ -167,26 +167,26 @@ impl Task for Eval<'_> {
     }
 }
 
-impl Eval<'_> {
+impl EvalTask<'_> {
     fn sources<B: ModelBackend>(
         &self,
         device: &B::Device,
     ) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
         let policy = self.tokenizer.cloned().map(Arc::new);
         let mut learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
-            let model = FoundModel::find(&ModelArgs::of(folder.to_owned()))?;
-            // Rows of ids alone need no tokenizer.
+            let model = UnloadedModel::find(&ModelArgs::of(folder.to_owned()))?;
+            // Rows of ids need no tokenizer.
             let own = match &policy {
                 Some(_) => Some(Arc::new(model.tokenizer()?)),
                 None => None,
             };
-            let reading = Reading::new(folder, &model.config, own, policy.clone());
-            if let Some(note) = reading.note() {
+            let encoder = CompletionEncoder::new(folder, &model.config, own, policy.clone());
+            if let Some(note) = encoder.note() {
                 eprintln!("{note}");
             }
             let learned =
                 Learned::<B>::new(model.reward_model(device)?, BATCH_TOKENS, device.clone());
-            Ok(Box::new(learned.with_reading(reading)))
+            Ok(Box::new(learned.with_encoder(encoder)))
         };
         let rewards = self.args.reward.iter();
         rewards
@@ -206,7 +206,7 @@ impl Eval<'_> {
         found: &mut Measurements,
         device: &B::Device,
     ) -> Result<()> {
-        let responses = respond(
+        let responses = generate_responses(
             model,
             self.prompts,
             &self.options,

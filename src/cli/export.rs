@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::{ComputeArgs, ExportArgs, ModelArgs};
 use super::logprobs::measure;
-use super::model::FoundModel;
+use super::model::UnloadedModel;
 use super::output;
 use super::padding::Padding;
 use super::rows::IdsRow;
@@ -29,7 +29,7 @@ use crate::peft::files::ADAPTER_CONFIG;
 use crate::recipe;
 use crate::rng::Seed;
 
-/// Read by the model that was trained and by the files that were written, to compare the two.
+/// Text for comparing the trained model with the written files.
 const PROBE: &str = "A merged model must say what the model with its adapter says: the same words, with the same odds.";
 
 /// Copies a stage's result, or merges its adapter into the base.
@@ -44,12 +44,12 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
             args.to.display()
         )));
     }
-    // A link to a folder is followed, and stays.
+    // A link to a folder is followed and kept.
     let to = match args.to.canonicalize() {
         Ok(to) if to.is_dir() => to,
         Ok(_) => {
             return Err(Error::Usage(format!(
-                "--to {}: is no folder",
+                "--to {}: is not a folder",
                 args.to.display()
             )));
         }
@@ -78,7 +78,7 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         (true, false) => export.adapter(args.dtype)?,
         (false, _) => export.model(args.dtype)?,
     };
-    // An empty folder of that name is replaced; where the system does not do that, it goes first.
+    // An empty folder of that name is replaced; on systems where rename does not do that, it is removed first.
     if to.is_dir() {
         fs::remove_dir(&to).map_err(Error::io("replace", &args.to))?;
     }
@@ -113,13 +113,13 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(Error::io("find", path))
 }
 
-/// How the run kept and multiplied its frozen weights; in f32 if it does not say.
+/// Storage and product precision of the run's frozen weights; f32 by default.
 fn numerics_of(run: &Path) -> Numerics {
     let recipe = recipe::load(&run.join("recipe.ron"), &[]);
     recipe.map_or_else(|_| Numerics::default(), |recipe| recipe.numerics())
 }
 
-/// A result that is written to another folder.
+/// The export of a result to a folder.
 struct Export<'a> {
     from: &'a Path,
     to: &'a Path,
@@ -128,7 +128,7 @@ struct Export<'a> {
 }
 
 impl Export<'_> {
-    /// The adapter as it is, with a base that PEFT finds.
+    /// Copies the adapter, with a base name that PEFT can resolve.
     fn adapter(&self, dtype: Option<StoreAs>) -> Result<String> {
         if dtype.is_some() {
             return Err(Error::Usage(
@@ -141,7 +141,7 @@ impl Export<'_> {
         };
         if Path::new(&base).join(ADAPTER_CONFIG).is_file() {
             return Err(Error::Usage(format!(
-                "{}: the adapter stands on the adapter {base}, which PEFT would leave out; add --merge",
+                "{}: the base of the adapter is the adapter {base}, which PEFT would ignore; add --merge",
                 self.from.display()
             )));
         }
@@ -154,7 +154,7 @@ impl Export<'_> {
         Ok(format!("adapter copied; its base is {base}"))
     }
 
-    /// Whole weights as they are, or in another number format.
+    /// Copies a whole model, optionally in another number format.
     fn model(&self, dtype: Option<StoreAs>) -> Result<String> {
         copy(self.from, self.to)?;
         let trained = self.found(self.from, Numerics::default())?;
@@ -165,11 +165,11 @@ impl Export<'_> {
         })
     }
 
-    /// The base with the adapter added to its weights.
+    /// Writes the base with the adapter merged into its weights.
     fn merged(&self, dtype: Option<StoreAs>) -> Result<String> {
         let trained = self.found(self.from, self.trained)?;
         let exact = self.found(self.from, Numerics::default())?;
-        let merge = Merge {
+        let merge = MergeTask {
             model: &exact,
             to: self.to,
         };
@@ -184,16 +184,16 @@ impl Export<'_> {
         Ok(format!("merged; {}{padding}", self.difference(&trained)?))
     }
 
-    fn found(&self, folder: &Path, numerics: Numerics) -> Result<FoundModel> {
-        FoundModel::find(&ModelArgs {
+    fn found(&self, folder: &Path, numerics: Numerics) -> Result<UnloadedModel> {
+        UnloadedModel::find(&ModelArgs {
             base_precision: numerics.storage,
             matmul_precision: numerics.matmul,
             ..ModelArgs::of(folder.display().to_string())
         })
     }
 
-    /// Brings the written folder into its last form: number format, padding token, and a configuration that says both.
-    fn finish(&self, trained: &FoundModel, dtype: Option<StoreAs>) -> Result<String> {
+    /// Finishes the written folder: converts the number format, adds a padding token, and sets both in the configuration.
+    fn finish(&self, trained: &UnloadedModel, dtype: Option<StoreAs>) -> Result<String> {
         let mut config: Value = ModelConfig::load(self.to)?.raw().clone().into();
         let (mut said, mut rows) = (String::new(), 0);
         if trained.is_reward_model()? {
@@ -221,12 +221,12 @@ impl Export<'_> {
         Ok(said)
     }
 
-    /// How far the written files are from the model that was trained.
-    fn difference(&self, trained: &FoundModel) -> Result<String> {
+    /// Reports the difference between the written files and the trained model.
+    fn difference(&self, trained: &UnloadedModel) -> Result<String> {
         let written = self.found(self.to, Numerics::default())?;
         let probe = probe(trained)?;
-        let answers = |model: &FoundModel| {
-            let measure = Answers {
+        let answers = |model: &UnloadedModel| {
+            let measure = ProbeTask {
                 model,
                 probe: &probe,
             };
@@ -269,9 +269,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes the padding token away if a response can end with it: without a tokenizer no other one can be chosen.
+/// Removes a padding token that responses can end with; without a tokenizer no other token can be chosen.
 ///
-/// transformers then reads the score at the last token, and refuses to batch rows instead of misreading them.
+/// transformers then reads the score at the last token, and refuses batches of several rows instead of misreading them.
 fn without_end_as_padding(raw: &mut Value, config: &ModelConfig) {
     let pad = raw.get("pad_token_id").and_then(Value::as_u64);
     if pad.is_some_and(|pad| config.eos_ids().iter().any(|&end| u64::from(end) == pad)) {
@@ -279,8 +279,7 @@ fn without_end_as_padding(raw: &mut Value, config: &ModelConfig) {
     }
 }
 
-/// Rewrites a file's weights in another number format, if one is given, and with `rows` more rows of zeros at the end of
-/// the embedding.
+/// Rewrites a weight file in another number format, if given, and appends `rows` rows of zeros to the embedding.
 fn rewrite(file: &Path, dtype: Option<StoreAs>, embedding: &str, rows: usize) -> Result<()> {
     let source = weights::open(file)?;
     let embedding = weights::resolve(source.as_ref(), embedding);
@@ -304,7 +303,7 @@ fn rewrite(file: &Path, dtype: Option<StoreAs>, embedding: &str, rows: usize) ->
         let too_large = |x: &&f32| dtype == StoreAs::F16 && x.abs() > f16::MAX.to_f32();
         match values.iter().find(too_large) {
             Some(x) => Err(Error::Usage(format!(
-                "--dtype f16: {name} holds {x}, and f16 ends at {}; take bf16",
+                "--dtype f16: {name} holds {x}, and the largest f16 is {}; use bf16",
                 f16::MAX
             ))),
             None => Ok(Cow::Owned(values)),
@@ -312,7 +311,7 @@ fn rewrite(file: &Path, dtype: Option<StoreAs>, embedding: &str, rows: usize) ->
     })
 }
 
-/// The number format that a folder's weights are stored in, that of the embedding; `None` for one of GGUF's.
+/// The number format of a folder's weights, judged by the embedding; `None` for GGUF's formats.
 fn stored_dtype(folder: &Path, embedding: &str) -> Result<Option<StoreAs>> {
     let source = weights::open(folder)?;
     let name = weights::resolve(source.as_ref(), embedding);
@@ -332,12 +331,12 @@ fn write_config(folder: &Path, config: &Value) -> Result<()> {
 }
 
 /// Merges a model's adapter and writes weights and configuration.
-struct Merge<'a> {
-    model: &'a FoundModel,
+struct MergeTask<'a> {
+    model: &'a UnloadedModel,
     to: &'a Path,
 }
 
-impl Task for Merge<'_> {
+impl Task for MergeTask<'_> {
     type Output = ();
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<()> {
@@ -363,19 +362,19 @@ impl Task for Merge<'_> {
     }
 }
 
-impl Merge<'_> {
+impl MergeTask<'_> {
     fn write<B: ModelBackend>(&self, model: &mut dyn Parameters<B>) -> Result<()> {
         write_snapshot(self.to.join("model.safetensors"), &stored_tensors(model))
     }
 }
 
-/// What a model says of a text: its score, or the log-probability of each token.
-struct Answers<'a> {
-    model: &'a FoundModel,
+/// Evaluates a model on a text: its score, or the log-probability of each token.
+struct ProbeTask<'a> {
+    model: &'a UnloadedModel,
     probe: &'a IdsRow,
 }
 
-impl Task for Answers<'_> {
+impl Task for ProbeTask<'_> {
     type Output = Vec<f32>;
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Vec<f32>> {
@@ -393,8 +392,8 @@ impl Task for Answers<'_> {
     }
 }
 
-/// A short text; without a tokenizer, ids drawn from the vocabulary.
-fn probe(model: &FoundModel) -> Result<IdsRow> {
+/// Token ids of a short text; random ids without a tokenizer.
+fn probe(model: &UnloadedModel) -> Result<IdsRow> {
     let (vocab, most) = (model.config.vocab_size(), model.config.max_positions());
     let mut ids = match model.tokenizer() {
         Ok(tokenizer) => tokenizer.encode_document(PROBE)?,

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::args::{ComputeArgs, GenerateArgs, SamplingArgs};
-use super::model::FoundModel;
+use super::model::UnloadedModel;
 use super::output;
 use super::progress::Progress;
 use super::rows;
@@ -18,15 +18,15 @@ use crate::model::{LanguageModel, ModelConfig};
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
 
-/// Rows decoded at once at most.
+/// Most rows decoded at once.
 const MAX_ROWS: usize = 64;
-/// Tokens that the KV cache holds at most, unless one row needs more.
+/// Most tokens in the KV cache, unless one row needs more.
 const CACHE_TOKENS: usize = 16 * 1024;
 
-/// One answer.
+/// An output line.
 #[derive(Serialize)]
-struct Answer<'a> {
-    /// As the row gave it; with `input_ids`, those ids as text.
+struct OutputRow<'a> {
+    /// As in the row; for `input_ids`, the ids as text.
     prompt: Value,
     completion: String,
     ids: &'a [u32],
@@ -42,7 +42,7 @@ pub(super) fn run(args: &GenerateArgs, compute: &ComputeArgs) -> Result<()> {
     if let Some(path) = &args.output {
         output::check(path)?;
     }
-    let model = FoundModel::find(&args.model)?;
+    let model = UnloadedModel::find(&args.model)?;
     let data = match (&args.data, &args.prompt) {
         (Some(path), _) => rows::read(path)?,
         (None, prompt) => vec![prompt_row(prompt.as_deref().unwrap_or_default())],
@@ -56,16 +56,16 @@ pub(super) fn run(args: &GenerateArgs, compute: &ComputeArgs) -> Result<()> {
         sampling.max_new_tokens,
     )?;
     let options = options(sampling, 1.0, &prompts, tokenizer.as_ref(), &model.config);
-    let task = Write {
+    let task = GenerateTask {
         model: &model,
         prompts: &prompts,
         options: &options,
         seed: sampling.seed,
     };
     let responses = dispatch(compute.backend, compute.device, task)?;
-    let mut answers = Vec::with_capacity(prompts.len());
+    let mut outputs = Vec::with_capacity(prompts.len());
     for (prompt, response) in prompts.iter().zip(&responses) {
-        answers.push(Answer {
+        outputs.push(OutputRow {
             prompt: prompt
                 .row
                 .get("prompt")
@@ -77,12 +77,12 @@ pub(super) fn run(args: &GenerateArgs, compute: &ComputeArgs) -> Result<()> {
             stopped: response.stopped,
         });
     }
-    match (&args.output, answers.as_slice()) {
-        (Some(path), answers) => output::write_lines(path, answers),
-        (None, [answer]) if args.prompt.is_some() => {
-            output::print(&format!("{}\n", answer.completion))
+    match (&args.output, outputs.as_slice()) {
+        (Some(path), outputs) => output::write_lines(path, outputs),
+        (None, [output_row]) if args.prompt.is_some() => {
+            output::print(&format!("{}\n", output_row.completion))
         }
-        (None, answers) => output::write_lines(Path::new("-"), answers),
+        (None, outputs) => output::write_lines(Path::new("-"), outputs),
     }
 }
 
@@ -95,7 +95,7 @@ fn prompt_row(text: &str) -> Row {
     }
 }
 
-/// Options for these prompts; a response stops where the tokenizer, or without one the model's configuration, says.
+/// Options for these prompts, with the stop tokens of the tokenizer or, without one, of the model's configuration.
 pub(super) fn options(
     sampling: &SamplingArgs,
     default_temperature: f64,
@@ -135,11 +135,11 @@ pub(super) fn response_text(tokenizer: Option<&Tokenizer>, response: &Response) 
     })
 }
 
-/// Responses to prompts, with progress.
+/// Generates responses to prompts, with progress.
 ///
 /// # Errors
-/// `Error::Backend` where the model gives no number.
-pub(super) fn respond<B: ModelBackend>(
+/// `Error::Backend` for log-probabilities that are not finite.
+pub(super) fn generate_responses<B: ModelBackend>(
     model: &LanguageModel<B>,
     prompts: &[Prompt],
     options: &GenerateOptions,
@@ -167,19 +167,19 @@ pub(super) fn respond<B: ModelBackend>(
     }
 }
 
-/// Responses to a file's prompts.
-struct Write<'a> {
-    model: &'a FoundModel,
+/// Generation on a backend.
+struct GenerateTask<'a> {
+    model: &'a UnloadedModel,
     prompts: &'a [Prompt],
     options: &'a GenerateOptions,
     seed: u64,
 }
 
-impl Task for Write<'_> {
+impl Task for GenerateTask<'_> {
     type Output = Vec<Response>;
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Self::Output> {
         let model = self.model.language_model::<B>(&device)?;
-        respond(&model, self.prompts, self.options, self.seed, &device)
+        generate_responses(&model, self.prompts, self.options, self.seed, &device)
     }
 }

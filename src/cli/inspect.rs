@@ -13,7 +13,7 @@ use crate::recipe::{self, Recipe};
 use crate::train::config::Init;
 use crate::train::{Preview, Stage};
 
-/// Prints rows of a stage's data as the stage sees them: what is trained on, and what became of all rows.
+/// Prints encoded rows of a stage's data with their trained tokens, and counts of all rows.
 ///
 /// # Errors
 /// Those of the recipe, the tokenizer and the data.
@@ -36,7 +36,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         .output
         .clone()
         .unwrap_or_else(|| PathBuf::from("runs").join(&recipe.name));
-    let data = (stage.reads().data.first().map(|data| data.config))
+    let data = (stage.inputs().data.first().map(|data| data.config))
         .ok_or_else(|| Error::Usage(format!("stage {}: it reads no data", stage.name())))?;
     let context = DataContext {
         run_dir,
@@ -67,10 +67,10 @@ fn find<'a>(recipe: &'a Recipe, name: &str) -> Result<&'a Stage> {
         })
 }
 
-/// The tokenizer that a stage uses: that of the model at the start of its chain of stages.
+/// The tokenizer of a stage: that of the model at the start of its chain of stages.
 fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
     let mut init = init(stage);
-    // Validation has refused stages that name later ones, so that the chain ends.
+    // The chain ends, since validation refuses references to later stages.
     while let Init::Stage(name) = init {
         init = self::init(find(recipe, name)?);
     }
@@ -87,9 +87,9 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
     }
 }
 
-/// The model that decides the stage's tokenizer.
+/// The model that determines the stage's tokenizer.
 fn init(stage: &Stage) -> &Init {
-    let models = stage.reads().models;
+    let models = stage.inputs().models;
     models.first().map_or(&Init::Base, |(_, init)| init)
 }
 

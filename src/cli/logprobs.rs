@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde::Serialize;
 
 use super::args::{ComputeArgs, LogprobsArgs};
-use super::model::FoundModel;
+use super::model::UnloadedModel;
 use super::output;
 use super::progress::Progress;
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
@@ -18,53 +18,53 @@ use crate::model::CausalLm;
 use crate::ops::ModelBackend;
 use crate::tokens::TokenBatch;
 
-/// One answer.
+/// An output line.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct OutputRow<'a> {
     input_ids: &'a [u32],
     logprobs: &'a [f32],
     sum: f64,
 }
 
-/// Writes the log-probabilities of each row, in nats. Text is measured as it stands: no EOS is added.
+/// Writes the log-probabilities of each row, in nats. No EOS is appended to text.
 ///
 /// # Errors
 /// Those of the rows, of loading, and of the backend.
 pub(super) fn run(args: &LogprobsArgs, compute: &ComputeArgs) -> Result<()> {
     output::check(&args.output)?;
-    let model = FoundModel::find(&args.model)?;
+    let model = UnloadedModel::find(&args.model)?;
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let encoded = rows::encode(&data, tokenizer.as_ref(), &model.config, TextRows::Plain)?;
     let logprobs = dispatch(
         compute.backend,
         compute.device,
-        Measure {
+        LogprobsTask {
             model: &model,
             data: &data,
             rows: &encoded,
         },
     )?;
-    let answers: Vec<Answer<'_>> = encoded
+    let outputs: Vec<OutputRow<'_>> = encoded
         .iter()
         .zip(&logprobs)
-        .map(|(row, logprobs)| Answer {
+        .map(|(row, logprobs)| OutputRow {
             input_ids: &row.ids,
             logprobs,
             sum: logprobs.iter().map(|&x| f64::from(x)).sum(),
         })
         .collect();
-    output::write_lines(&args.output, &answers)
+    output::write_lines(&args.output, &outputs)
 }
 
-/// Log-probabilities of a file's rows.
-struct Measure<'a> {
-    model: &'a FoundModel,
+/// The measurement on a backend.
+struct LogprobsTask<'a> {
+    model: &'a UnloadedModel,
     data: &'a [Row],
     rows: &'a [IdsRow],
 }
 
-impl Task for Measure<'_> {
+impl Task for LogprobsTask<'_> {
     type Output = Vec<Vec<f32>>;
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Self::Output> {
@@ -76,7 +76,7 @@ impl Task for Measure<'_> {
 /// Log-probability of each measured token, by row, in batches of bounded size. Reads the device.
 ///
 /// # Errors
-/// `Error::Data` where the model gives no number.
+/// `Error::Data` for a log-probability that is not finite.
 pub(super) fn measure<B: ModelBackend, M: CausalLm<B>>(
     model: &M,
     data: &[Row],
@@ -84,7 +84,7 @@ pub(super) fn measure<B: ModelBackend, M: CausalLm<B>>(
     device: &B::Device,
 ) -> Result<Vec<Vec<f32>>> {
     let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
-    let mut answers = vec![Vec::new(); rows.len()];
+    let mut outputs = vec![Vec::new(); rows.len()];
     let mut progress = Progress::new("logprobs", rows.len());
     let (mut done, mut tokens) = (0, 0);
     for part in micro_batches(&lens, BATCH_TOKENS) {
@@ -95,13 +95,13 @@ pub(super) fn measure<B: ModelBackend, M: CausalLm<B>>(
                     data[index].error(format!("the model gives a log-probability of {bad}"))
                 );
             }
-            answers[index] = logprobs;
+            outputs[index] = logprobs;
         }
         done += part.len();
         tokens += part.iter().map(|&index| lens[index] as u64).sum::<u64>();
         progress.update(done, tokens);
     }
-    Ok(answers)
+    Ok(outputs)
 }
 
 /// Log-probabilities of the measured tokens of one packed batch, by row.

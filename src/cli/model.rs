@@ -6,19 +6,19 @@ use crate::error::Result;
 use crate::model::{LanguageModel, LoadedAdapter, ModelConfig, ModelSource, ScalarModel};
 use crate::ops::{ModelBackend, Numerics};
 
-/// A model that was found and whose configuration was read; its weights are still on disk.
+/// A model given on the command line, with its configuration read and its weights still on disk.
 #[derive(Debug, Clone)]
-pub(super) struct FoundModel {
+pub(super) struct UnloadedModel {
     /// The base model's configuration.
     pub(super) config: ModelConfig,
     /// Its files.
     pub(super) source: ModelSource,
-    /// How the base's weights are kept and multiplied.
+    /// Storage and product precision of the base's weights.
     pub(super) numerics: Numerics,
 }
 
-impl FoundModel {
-    /// Finds the files and shows what the user should know of them.
+impl UnloadedModel {
+    /// Finds the files and shows notes about them.
     ///
     /// # Errors
     /// Those of [`ModelSource::find`] and [`ModelSource::with_adapter`].
@@ -57,8 +57,8 @@ impl FoundModel {
         Ok(model)
     }
 
-    /// Whether this is a reward model: whole weights with a score head of one label, or an adapter that brings one. A policy's
-    /// adapter on a classifier is a policy.
+    /// Whether this is a reward model: a whole model or an outermost adapter with a score head of one label. A policy's adapter on a
+    /// classifier is a policy.
     ///
     /// # Errors
     /// When a weight file cannot be read.
@@ -70,10 +70,10 @@ impl FoundModel {
         }))
     }
 
-    /// The reward model: a classification checkpoint, or a model whose adapter brings the score head.
+    /// The reward model: a classification checkpoint, or a model with an adapter that has the score head.
     ///
     /// # Errors
-    /// Those of loading; `Error::Format` where there is no score head with one label.
+    /// Those of loading; `Error::Format` if there is no score head with one label.
     pub(super) fn reward_model<B: ModelBackend>(
         &self,
         device: &B::Device,

@@ -1,4 +1,4 @@
-//! `temper recipe`: runs a pipeline, or prints its plan.
+//! `temper recipe`: runs a recipe, or prints its plan.
 
 use std::io::Write;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
-use crate::recipe::{self, Checked, RunOptions};
+use crate::recipe::{self, CheckedRecipe, RunOptions};
 use crate::report::{Interrupt, ReporterKind, reporter};
 use crate::train::Outcome;
 
@@ -28,7 +28,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         fetch: !args.dry_run,
         resume_command: resume_command(),
         memory: match args.device_memory {
-            Some(bytes) => DeviceMemory::Given(bytes),
+            Some(bytes) => DeviceMemory::Override(bytes),
             None => backend::memory(compute.backend, compute.device),
         },
         interrupt: Interrupt::default(),
@@ -38,7 +38,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         backend::require(compute.backend),
     ) {
         (Ok(checked), backend) => backend.map(|()| checked)?,
-        // Whatever is wrong is said at once.
+        // All problems are reported at once.
         (Err(Error::Invalid { path, mut problems }), Err(error)) => {
             problems.push(Problem::new("--backend", error.to_string()));
             return Err(Error::Invalid { path, problems });
@@ -91,7 +91,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
 }
 
 struct RunRecipe<'a> {
-    checked: &'a Checked,
+    checked: &'a CheckedRecipe,
     options: &'a RunOptions,
     kind: ReporterKind,
     /// Whether a GPU's numbers are checked before it is used.
@@ -110,8 +110,7 @@ impl Task for RunRecipe<'_> {
     }
 }
 
-/// Compares a GPU with the CPU at the sizes that the recipe uses: a driver or kernel that computes wrong numbers still
-/// trains, to nothing.
+/// Compares a GPU with the CPU at the sizes of the recipe: with a faulty driver or kernel, training would run but be useless.
 fn check_numbers<B: ModelBackend>(
     name: &'static str,
     device: &B::Device,
@@ -163,7 +162,7 @@ fn resume_command() -> String {
 
 fn print(text: &str) -> Result<()> {
     match writeln!(std::io::stdout().lock(), "{text}") {
-        // A closed pipe is the reader's choice.
+        // A closed pipe is not an error.
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::io("write to", "stdout")(e))
         }

@@ -1,11 +1,11 @@
-//! The rows of `--data` as token ids, checked against the model before its weights are read.
+//! Encodes the rows of `--data` and checks them against the model before its weights are loaded.
 
 use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::model::FoundModel;
+use super::model::UnloadedModel;
 use crate::data::{
     self, DataConfig, DataContext, DataSource, Prompt, Row, RowFormat, Tokenizer,
     encode_completions, encode_prompts, encode_text, read_rows,
@@ -13,7 +13,7 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
-/// Tokens of a forward pass at most, unless one row has more.
+/// Most tokens of a forward pass, unless one row has more.
 pub(super) const BATCH_TOKENS: usize = 4096;
 
 /// A row as token ids.
@@ -21,16 +21,16 @@ pub(super) const BATCH_TOKENS: usize = 4096;
 pub(super) struct IdsRow {
     /// All tokens.
     pub(super) ids: Vec<u32>,
-    /// Whether each token is measured; never the first one, which has none before it.
+    /// Whether each token is measured; never the first one, which nothing predicts.
     pub(super) measured: Vec<bool>,
 }
 
 /// How rows with text are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TextRows {
-    /// The text as it stands.
+    /// The text without EOS.
     Plain,
-    /// Ended with EOS, as in training.
+    /// With EOS, as in training.
     WithEos,
 }
 
@@ -53,22 +53,22 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
 ///
 /// # Errors
 /// If one is needed and cannot be loaded.
-pub(super) fn tokenizer_for(rows: &[Row], model: &FoundModel) -> Result<Option<Tokenizer>> {
+pub(super) fn tokenizer_for(rows: &[Row], model: &UnloadedModel) -> Result<Option<Tokenizer>> {
     if rows
         .iter()
         .any(|row| !row.columns.contains_key("input_ids"))
     {
         return model.tokenizer().map(Some);
     }
-    // Without text in the rows the tokenizer is a convenience.
+    // Rows without text do not need the tokenizer.
     Ok(model.tokenizer().ok())
 }
 
-/// Rows with `input_ids` as they are; `text`, `prompt` and `completion`, or `messages` encoded.
+/// Token ids of rows with `input_ids`, `text`, `prompt` and `completion`, or `messages`.
 ///
 /// # Errors
-/// `Error::Data` at the first row that cannot be used: other columns, no tokens, ids that the model does not have, more
-/// tokens than its context holds, an empty completion.
+/// `Error::Data` at the first row that cannot be used: other columns, no tokens, unknown ids, more tokens than the context, an empty
+/// completion.
 pub(super) fn encode(
     rows: &[Row],
     tokenizer: Option<&Tokenizer>,
@@ -95,7 +95,7 @@ pub(super) fn encode(
         .collect()
 }
 
-/// Prompts, as text, messages or `input_ids`, that leave room for `max_new_tokens`.
+/// Prompts given as text, messages or `input_ids`; they must leave room for `max_new_tokens`.
 ///
 /// # Errors
 /// As [`encode`].
@@ -164,7 +164,7 @@ fn encode_text_row(row: &Row, tokenizer: &Tokenizer, format: &RowFormat) -> Resu
             }),
             None => Err(row.error("the row has no tokens")),
         },
-        // What is wrong with a row itself comes as `Error::Data`; this says that nothing of it is measured.
+        // Problems of the row itself are `Error::Data`; other errors mean that no token is measured.
         Err(Error::Format { .. }) => {
             Err(row.error("no token of the text has another one before it"))
         }

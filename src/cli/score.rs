@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::args::{ComputeArgs, ScoreArgs};
-use super::model::FoundModel;
+use super::model::UnloadedModel;
 use super::output;
 use super::progress::Progress;
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
@@ -13,43 +13,46 @@ use crate::error::Result;
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
 
-/// One answer.
+/// An output line.
 #[derive(Serialize)]
-struct Answer {
+struct OutputRow {
     score: f32,
 }
 
-/// Writes the score of each row's last token. Text ends with EOS, where a reward model is trained to judge it.
+/// Writes the score at each row's last token. EOS is appended to text, as in training.
 ///
 /// # Errors
 /// Those of the rows, of loading, and of the backend.
 pub(super) fn run(args: &ScoreArgs, compute: &ComputeArgs) -> Result<()> {
     output::check(&args.output)?;
-    let model = FoundModel::find(&args.model)?;
+    let model = UnloadedModel::find(&args.model)?;
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let encoded = rows::encode(&data, tokenizer.as_ref(), &model.config, TextRows::WithEos)?;
     let scores = dispatch(
         compute.backend,
         compute.device,
-        Score {
+        ScoreTask {
             model: &model,
             data: &data,
             rows: &encoded,
         },
     )?;
-    let answers: Vec<Answer> = scores.into_iter().map(|score| Answer { score }).collect();
-    output::write_lines(&args.output, &answers)
+    let outputs: Vec<OutputRow> = scores
+        .into_iter()
+        .map(|score| OutputRow { score })
+        .collect();
+    output::write_lines(&args.output, &outputs)
 }
 
-/// Scores of a file's rows.
-struct Score<'a> {
-    model: &'a FoundModel,
+/// Scoring on a backend.
+struct ScoreTask<'a> {
+    model: &'a UnloadedModel,
     data: &'a [Row],
     rows: &'a [IdsRow],
 }
 
-impl Task for Score<'_> {
+impl Task for ScoreTask<'_> {
     type Output = Vec<f32>;
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Self::Output> {

@@ -1,4 +1,4 @@
-//! Whether a stage's data can be used, before anything is loaded: every row of it is looked at.
+//! Checks every row of a stage's data before anything is loaded.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,54 +16,54 @@ use crate::error::{Error, Problem, Result};
 
 /// Rows of [`DataCheck::sample`] from the start of the data.
 const SAMPLE_ROWS: usize = 128;
-/// Rows of [`DataCheck::sample`] that the tokenizer has to judge.
-const DOUBTFUL_ROWS: usize = 16;
-/// Kinds of problems listed of one file.
+/// Rows of [`DataCheck::sample`] whose use depends on the tokenizer.
+const UNCERTAIN_ROWS: usize = 16;
+/// Most kinds of problems reported per file.
 const MAX_PROBLEMS: usize = 10;
-/// Between two lines that say how far a long check is.
+/// Interval between two progress lines of a long check.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
-/// What a stage needs of a row.
+/// Kinds of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RowKind {
     /// `text` or `messages`.
     Text,
     /// `prompt` and `completion`, or `messages`.
     Completion,
-    /// `Text` or `Completion`: trained on whole.
+    /// `Text` or `Completion`, trained on as a whole.
     TextOrCompletion,
     /// `chosen` and `rejected`, with or without `prompt`; or rows of a `Rank` stage.
     Preference,
     /// `prompt` or `messages`.
     Prompt,
-    /// Several responses to a prompt with a score each, as stages leave them.
+    /// Several responses to a prompt with a score each, as stages write them.
     Scored,
 }
 
-/// What a look at every row of a data set found.
+/// The result of checking every row of a data set.
 #[derive(Debug, Clone, Default)]
 pub struct DataCheck {
-    /// What is wrong with the rows, each kind once, at places such as `rows.jsonl:57`.
+    /// Problems of rows, each kind once, at places such as `rows.jsonl:57`.
     pub problems: Vec<Problem>,
-    /// What is wrong with the data set's own keys: the key below its place (`.source`), and the problem.
+    /// Problems of the data set's own keys: the key below the data set (`.source`), and the problem.
     pub key_problems: Vec<(&'static str, Problem)>,
-    /// What has no effect, by key.
+    /// Settings without effect, by key.
     pub key_warnings: Vec<(&'static str, Problem)>,
     /// Rows that the stage will read; unknown until a file is fetched or an earlier stage has run.
     pub num_rows: Option<usize>,
-    /// The first rows, and some of which only a tokenizer can tell whether they can be used.
+    /// The first rows, and rows whose use depends on the tokenizer.
     pub sample: Vec<Row>,
-    /// Rows with a number in the column `margin`.
+    /// Number of rows with a number in the column `margin`.
     pub num_margins: usize,
-    /// Rows of scored responses, whose scores say by how much one is better.
+    /// Number of rows of scored responses.
     pub num_scored: usize,
 }
 
-/// Looks at every row of a data set, after `skip` and up to `limit`: the columns that `expects` asks for or that the format's
-/// templates name, their types, and the text columns `columns`, which the stage's reward sources compare with.
+/// Checks every row of a data set, after `skip` and up to `limit`: the columns that `expects` needs or that the format's
+/// templates name, their types, and the text columns `columns`, which the stage's reward sources read.
 ///
-/// Rows are parsed by all cores; a check that takes long says on stderr how far it is. Files of the hub that are not in the cache
-/// are fetched if `context` says so, and left out otherwise; the comparisons of a `Rank` stage that has not run yet are not missed.
+/// Rows are parsed on all cores; long checks report progress on stderr. Files of the hub that are not in the cache are fetched
+/// if `context` allows it and skipped otherwise, as are rows of a stage that has not run yet.
 pub fn check_source(
     config: &DataConfig,
     context: &DataContext,
@@ -84,7 +84,7 @@ pub fn check_source(
     }
     let look = |row: &Row| match &parser {
         Some(parser) => look(parser, row, expects, columns),
-        None => Ok(Doubt::None),
+        None => Ok(Usability::Certain),
     };
     match &config.source {
         DataSource::Posts { rows, .. } => check.posts(*rows, config, context, &look),
@@ -121,7 +121,7 @@ pub fn check_source(
                 }
             }
         }
-        // Replaced by what it stands for when the recipe is read.
+        // Replaced by the named set when the recipe is read.
         DataSource::Data(_) => return check,
         source => {
             if let Some(path) = source.local_file(&context.run_dir) {
@@ -140,13 +140,13 @@ impl DataCheck {
         self.key_problems.push((key, Problem::new("", message)));
     }
 
-    /// All posts have the same columns, so that their first rows stand for all.
+    /// Checks the embedded posts: all have the same columns, so the first rows suffice.
     fn posts(
         &mut self,
         rows: usize,
         config: &DataConfig,
         context: &DataContext,
-        look: &(impl Fn(&Row) -> Result<Doubt> + Sync),
+        look: &(impl Fn(&Row) -> Result<Usability> + Sync),
     ) {
         if rows <= config.skip {
             self.at_key(
@@ -166,7 +166,7 @@ impl DataCheck {
         };
         match rows::read_rows(&first, context) {
             Ok(sample) => {
-                let mut groups = Groups::default();
+                let mut groups = ProblemGroups::default();
                 for row in &sample {
                     if let Err(error) = look(row) {
                         groups.add(error);
@@ -183,7 +183,7 @@ impl DataCheck {
         &mut self,
         path: &Path,
         config: &DataConfig,
-        look: &(impl Fn(&Row) -> Result<Doubt> + Sync),
+        look: &(impl Fn(&Row) -> Result<Usability> + Sync),
     ) {
         let reader = (config.source.open(path)).and_then(|reader| reader.skip_rows(config.skip));
         let mut reader = match reader {
@@ -196,14 +196,14 @@ impl DataCheck {
                 return;
             }
             Err(error) => {
-                let mut groups = Groups::default();
+                let mut groups = ProblemGroups::default();
                 groups.add(error);
                 self.problems = groups.problems(path);
                 return;
             }
         };
         let limit = config.limit.unwrap_or(usize::MAX);
-        let (mut seen, mut groups, mut doubtful) = (0usize, Groups::default(), Vec::new());
+        let (mut seen, mut groups, mut uncertain) = (0usize, ProblemGroups::default(), Vec::new());
         let mut said = Instant::now();
         while seen < limit {
             let batch = reader.batch(limit - seen);
@@ -211,34 +211,36 @@ impl DataCheck {
                 break;
             }
             seen += batch.len();
-            let looked: Vec<Result<(Row, Doubt)>> = (batch.into_par_iter())
+            let looked: Vec<Result<(Row, Usability)>> = (batch.into_par_iter())
                 .map(|row| {
                     let row = row?;
-                    let doubt = look(&row)?;
-                    Ok((row, doubt))
+                    let usability = look(&row)?;
+                    Ok((row, usability))
                 })
                 .collect();
             for outcome in looked {
                 match outcome {
-                    Ok((row, doubt)) => {
+                    Ok((row, usability)) => {
                         self.num_margins += usize::from(has_margin(&row));
                         self.num_scored += usize::from(is_scored(&row));
                         if self.sample.len() < SAMPLE_ROWS {
                             self.sample.push(row);
-                        } else if doubt == Doubt::Tokens && doubtful.len() < DOUBTFUL_ROWS {
-                            doubtful.push(row);
+                        } else if usability == Usability::DependsOnTokens
+                            && uncertain.len() < UNCERTAIN_ROWS
+                        {
+                            uncertain.push(row);
                         }
                     }
                     Err(error) => groups.add(error),
                 }
             }
             if said.elapsed() > PROGRESS_EVERY {
-                // The reporter of a run does not stand yet.
+                // The run has no reporter yet.
                 eprintln!("checking {}: {seen} rows so far", path.display());
                 said = Instant::now();
             }
         }
-        self.sample.append(&mut doubtful);
+        self.sample.append(&mut uncertain);
         self.num_rows = Some(seen);
         self.problems = groups.problems(path);
         if seen == 0 {
@@ -251,7 +253,7 @@ impl DataCheck {
         }
     }
 
-    /// Warns of templates that a stage does not use and that name no column: a slip in their names would go unseen.
+    /// Warns of unused templates that name an unknown column: a typo in the template's key would go unnoticed.
     fn unused_templates(&mut self, parser: &RowParser<'_>, expects: RowKind) {
         let Some(row) = self.sample.first() else {
             return;
@@ -273,7 +275,7 @@ impl DataCheck {
 }
 
 impl RowKind {
-    /// Whether rows of the kind `given` can be used where this kind is needed.
+    /// Whether rows of kind `given` can be used as this kind.
     pub fn takes(self, given: Self) -> bool {
         let of_scored = matches!(
             self,
@@ -282,7 +284,7 @@ impl RowKind {
         self == given || (given == Self::Scored && of_scored)
     }
 
-    /// The columns it asks for, in words.
+    /// The columns that it needs, for messages.
     pub fn columns(self) -> &'static str {
         match self {
             Self::Text => "`text` or `messages`",
@@ -294,7 +296,7 @@ impl RowKind {
         }
     }
 
-    /// Whether the format's template of that name is rendered.
+    /// Whether the format's template of this name is used.
     fn uses(self, template: &str) -> bool {
         match self {
             Self::Text => template == "text",
@@ -307,18 +309,23 @@ impl RowKind {
     }
 }
 
-/// Whether a sound row may still be of no use.
+/// Whether a valid row can certainly be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doubt {
-    None,
-    /// It depends on its tokens: a chat template may mark other turns than the assistant's; an empty prompt needs a BOS.
-    Tokens,
+enum Usability {
+    Certain,
+    /// Depends on its tokens: a chat template may mark other turns than the assistant's; an empty prompt needs a BOS.
+    DependsOnTokens,
 }
 
-/// Looks at one row.
-fn look(parser: &RowParser<'_>, row: &Row, expects: RowKind, columns: &[String]) -> Result<Doubt> {
+/// Checks one row.
+fn look(
+    parser: &RowParser<'_>,
+    row: &Row,
+    expects: RowKind,
+    columns: &[String],
+) -> Result<Usability> {
     let is_empty = |content: &Content| matches!(content, Content::Text(text) if text.is_empty());
-    let doubtful = match expects {
+    let uncertain = match expects {
         _ if is_scored(row) && expects.takes(RowKind::Scored) => {
             check_scored(row)?;
             false
@@ -364,26 +371,26 @@ fn look(parser: &RowParser<'_>, row: &Row, expects: RowKind, columns: &[String])
             }
         }
     }
-    Ok(match doubtful {
-        true => Doubt::Tokens,
-        false => Doubt::None,
+    Ok(match uncertain {
+        true => Usability::DependsOnTokens,
+        false => Usability::Certain,
     })
 }
 
-/// Whether a row that may be `Text` or `Completion` is the former.
+/// Whether a row of kind `TextOrCompletion` is text.
 pub fn is_plain_text(row: &Row) -> bool {
     row.columns.contains_key("text") && !row.columns.contains_key("prompt")
 }
 
-/// Whether the row is one of scored responses, as stages leave them.
+/// Whether the row holds scored responses, as stages write them.
 pub(crate) fn is_scored(row: &Row) -> bool {
     row.columns.contains_key("response_ids")
 }
 
-/// By how much the chosen response of a preference row is better; 0 if the row does not say.
+/// The margin of a preference row; 0 if it has none.
 ///
 /// # Errors
-/// If the column `margin` holds something else than a number.
+/// If the column `margin` is not a number.
 pub(crate) fn margin(row: &Row) -> Result<f64> {
     match row.columns.get("margin") {
         None | Some(Value::Null) => Ok(0.0),
@@ -400,7 +407,7 @@ fn has_margin(row: &Row) -> bool {
     row.columns.get("margin").is_some_and(Value::is_number)
 }
 
-/// Why a file of the hub cannot be read, by its name.
+/// Why a file of the hub cannot be read, judged by its name.
 fn hub_name_problem(file: &str) -> Option<String> {
     let known = file.ends_with(".parquet")
         || file.ends_with(".jsonl")
@@ -409,28 +416,28 @@ fn hub_name_problem(file: &str) -> Option<String> {
     (!known).then(|| format!("{file}: expected a .jsonl, .jsonl.gz, .json or .parquet file"))
 }
 
-/// Problems of rows, each kind once with the number of rows that have it.
+/// Problems of rows grouped by kind, each with the number of its rows.
 #[derive(Default)]
-struct Groups {
-    groups: Vec<Group>,
+struct ProblemGroups {
+    groups: Vec<ProblemGroup>,
     by_shape: HashMap<String, usize>,
 }
 
-struct Group {
+struct ProblemGroup {
     line: usize,
     message: String,
     count: usize,
     last: usize,
 }
 
-impl Groups {
+impl ProblemGroups {
     fn add(&mut self, error: Error) {
         let (line, message) = match error {
             Error::Data { line, message, .. } => (line, message),
             Error::Format { message, .. } => (0, message),
             other => (0, other.to_string()),
         };
-        // Positions differ from row to row.
+        // Digits are dropped: positions differ from row to row.
         let shape: String = message.chars().filter(|c| !c.is_ascii_digit()).collect();
         match self.by_shape.get(&shape) {
             Some(&at) => {
@@ -439,7 +446,7 @@ impl Groups {
             }
             None => {
                 self.by_shape.insert(shape, self.groups.len());
-                self.groups.push(Group {
+                self.groups.push(ProblemGroup {
                     line,
                     message,
                     count: 1,
@@ -632,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sample_has_the_first_rows_and_doubtful_ones() {
+    fn the_sample_has_the_first_rows_and_uncertain_ones() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("d.jsonl");
         let good =

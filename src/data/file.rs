@@ -1,4 +1,4 @@
-//! Files of rows: what a file is, told by its first bytes rather than by its name, and its rows.
+//! Reads files of rows; the format is detected from the first bytes, not from the name.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -15,23 +15,23 @@ use crate::data::parquet;
 use crate::data::rows::{Row, json_kind};
 use crate::error::{Error, Result};
 
-/// Bytes of a file that are looked at to tell what it is.
+/// Number of first bytes used to detect the format.
 const HEAD: usize = 1 << 16;
 /// First bytes of a parquet file.
 const PARQUET: &[u8] = b"PAR1";
-/// Text that is parsed at once, by all cores; a longer row is parsed alone.
+/// Bytes of text parsed at once, on all cores; a longer row is parsed alone.
 const BATCH_BYTES: usize = 1 << 24;
-/// Names of files that are listed of a folder.
+/// Most file names listed for a folder.
 const MAX_NAMES: usize = 5;
 
-/// The rows of one file.
+/// Reads the rows of one file.
 pub(crate) struct RowReader {
     path: PathBuf,
     line: usize,
     source: Source,
 }
 
-/// Rows that are no lines.
+/// Rows from formats that are not line-based.
 pub(crate) type Objects = Box<dyn Iterator<Item = Result<Row>>>;
 
 enum Source {
@@ -40,10 +40,10 @@ enum Source {
     Ended,
 }
 
-/// Opens a file of rows: JSON objects a line, one JSON array of objects, or parquet; what is gzipped is unpacked.
+/// Opens a file of rows: JSONL, one JSON array of objects, or parquet; gzip is unpacked.
 ///
 /// # Errors
-/// `Error::Io` if it cannot be read, `Error::Format` if it is something else, with what it is.
+/// `Error::Io` if it cannot be read, `Error::Format` that names the format found if it is another one.
 pub(crate) fn open(path: &Path) -> Result<RowReader> {
     let mut text = text(path)?;
     let head = head(&mut text, path)?;
@@ -68,10 +68,10 @@ pub(crate) fn open(path: &Path) -> Result<RowReader> {
     })
 }
 
-/// The text of a file, unpacked if it is gzipped; a parquet file as it is.
+/// Opens a text file, unpacking gzip, or a parquet file as bytes.
 ///
 /// # Errors
-/// `Error::Io`; `Error::Format` for a folder, and for a file that is neither, with what it is.
+/// `Error::Io`; `Error::Format` for a folder, and for other formats, naming the one found.
 pub(crate) fn text(path: &Path) -> Result<Box<dyn BufRead>> {
     if path.is_dir() {
         return Err(Error::format(path, folder_message(path)));
@@ -87,7 +87,7 @@ pub(crate) fn text(path: &Path) -> Result<Box<dyn BufRead>> {
     }
 }
 
-/// The error of a file that is a pointer of git-lfs, given its first bytes.
+/// The error for a git-lfs pointer file, given its first bytes.
 pub fn lfs_pointer(path: &Path, head: &[u8]) -> Option<Error> {
     let is_pointer = head.starts_with(b"version https://git-lfs.github.com/spec/");
     is_pointer.then(|| {
@@ -109,7 +109,7 @@ fn open_parquet(path: &Path) -> Result<RowReader> {
     Ok(RowReader::of(path, Box::new(rows)))
 }
 
-/// The first bytes of what `text` gives, which are not taken from it.
+/// The first bytes of `text`, without consuming them.
 fn head<'a>(text: &'a mut Box<dyn BufRead>, path: &Path) -> Result<&'a [u8]> {
     text.fill_buf().map_err(|e| {
         let message = format!("cannot be unpacked: {e}");
@@ -122,10 +122,10 @@ fn head<'a>(text: &'a mut Box<dyn BufRead>, path: &Path) -> Result<&'a [u8]> {
     })
 }
 
-/// What the files of rows are expected to hold.
+/// The expected contents, for messages.
 const EXPECTED: &str = "expected JSON objects, one a line";
 
-/// Why a file with these first bytes is neither text nor parquet.
+/// The error for a file with these first bytes, if it is neither text nor parquet.
 fn not_text(path: &Path, head: &[u8]) -> Option<Error> {
     if head.starts_with(PARQUET) {
         return None;
@@ -136,7 +136,7 @@ fn not_text(path: &Path, head: &[u8]) -> Option<Error> {
     if let Some(error) = lfs_pointer(path, head) {
         return Some(error);
     }
-    // Texts in UTF-16 and UTF-32 begin with a mark, or have a zero byte in each ASCII character.
+    // UTF-16 and UTF-32 texts begin with a byte-order mark, or have zero bytes beside ASCII characters.
     let wide = head.starts_with(b"\xff\xfe")
         || head.starts_with(b"\xfe\xff")
         || head.iter().take(2).any(|&byte| byte == 0);
@@ -167,7 +167,7 @@ fn not_text(path: &Path, head: &[u8]) -> Option<Error> {
     is_binary.then(|| Error::format(path, format!("{EXPECTED}, found binary data")))
 }
 
-/// Why a text that begins so is no JSON.
+/// The error for a text that begins like this, if it is not JSON.
 fn not_json(path: &Path, head: &[u8]) -> Option<Error> {
     let text = String::from_utf8_lossy(head);
     let first = (text.trim_start_matches('\u{feff}').lines())
@@ -200,32 +200,32 @@ fn not_json(path: &Path, head: &[u8]) -> Option<Error> {
     Some(Error::format(path, message))
 }
 
-/// Whether the first JSON object of a text goes on beyond its line.
+/// Whether the first JSON object of a text spans several lines.
 fn spans_lines(text: &str) -> bool {
     let text = text.trim_start();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
     match values.next() {
         Some(Ok(_)) => text[..values.byte_offset()].contains('\n'),
-        // It may end beyond what is looked at.
+        // It may end after the bytes in `head`.
         _ => text.lines().next().is_some_and(|line| line.trim() == "{"),
     }
 }
 
-/// Whether a file is one JSON array of objects, and not a line with an array.
+/// Whether a file is one JSON array of objects, and not JSONL with an array.
 fn is_array(head: &[u8]) -> bool {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let mut marks = head.iter().filter(|byte| !byte.is_ascii_whitespace());
     marks.next() == Some(&b'[') && matches!(marks.next(), None | Some(b'{' | b']'))
 }
 
-/// The rows of a file that is one JSON array; their "lines" are their numbers.
+/// The rows of one JSON array; a row's line is its number.
 fn array(path: &Path, mut text: Box<dyn BufRead>) -> Result<Objects> {
     let mut bytes = Vec::new();
     (text.read_to_end(&mut bytes)).map_err(Error::io("read", path))?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let values: Vec<Strict> = serde_json::from_slice(bytes).map_err(|e| {
         let message = format!(
-            "begins as one JSON array of rows, and does not go on so: {e}. Write one object a line"
+            "begins as a JSON array of rows but cannot be parsed as one: {e}. Write one object a line"
         );
         Error::format(path, message)
     })?;
@@ -245,7 +245,7 @@ fn array(path: &Path, mut text: Box<dyn BufRead>) -> Result<Objects> {
     })))
 }
 
-/// That a folder is no file of rows, and which of its files may be some.
+/// The message for a folder, with its files that may hold rows.
 fn folder_message(path: &Path) -> String {
     let is_data = |name: &String| {
         let name = name.to_ascii_lowercase();
@@ -273,7 +273,7 @@ fn folder_message(path: &Path) -> String {
 }
 
 impl RowReader {
-    /// The rows of a file that are read one after another.
+    /// A reader over parsed rows.
     pub(crate) fn of(path: &Path, rows: Objects) -> Self {
         Self {
             path: path.to_path_buf(),
@@ -282,7 +282,7 @@ impl RowReader {
         }
     }
 
-    /// Leaves out the first `count` rows; their text is not parsed.
+    /// Skips the first `count` rows without parsing them.
     pub(crate) fn skip_rows(mut self, count: usize) -> Result<Self> {
         for _ in 0..count {
             let skipped = match &mut self.source {
@@ -297,7 +297,7 @@ impl RowReader {
         Ok(self)
     }
 
-    /// The next rows, at most `most`, parsed by all cores; none at the end of the file.
+    /// The next rows, at most `most`, parsed on all cores; empty at the end of the file.
     pub(crate) fn batch(&mut self, most: usize) -> Vec<Result<Row>> {
         if let Source::Objects(rows) = &mut self.source {
             return rows.take(most.min(1 << 14)).collect();
@@ -341,7 +341,7 @@ impl RowReader {
                     return Some(Err(Error::Data {
                         path: self.path.clone(),
                         line: self.line,
-                        message: format!("cannot read on: {e}"),
+                        message: format!("cannot read further: {e}"),
                     }));
                 }
             }
@@ -416,11 +416,11 @@ mod tests {
         );
         assert_eq!(
             message("[{\"a\":1},\n"),
-            "rows.jsonl: begins as one JSON array of rows, and does not go on so: EOF while parsing a value at line 2 column 0. Write one object a line"
+            "rows.jsonl: begins as a JSON array of rows but cannot be parsed as one: EOF while parsing a value at line 2 column 0. Write one object a line"
         );
         assert_eq!(
             message("[{\"a\":1}]\n[{\"a\":2}]\n"),
-            "rows.jsonl: begins as one JSON array of rows, and does not go on so: trailing characters at line 2 column 1. Write one object a line"
+            "rows.jsonl: begins as a JSON array of rows but cannot be parsed as one: trailing characters at line 2 column 1. Write one object a line"
         );
     }
 
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_told_by_its_bytes() {
+    fn gzip_is_detected_by_its_bytes() {
         use std::io::Write;
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(b"[{\"a\":1}]").unwrap();

@@ -1,4 +1,4 @@
-//! One JSON value as a row has it: keys that stand twice are refused, and what is wrong is said in words.
+//! Parses one JSON object per row: refuses duplicate keys, with readable error messages.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use serde_json::{Map, Number, Value};
 
 use crate::data::rows::json_kind;
 
-/// A value whose objects have no key twice: the parsers of JSON silently keep one of the two.
+/// A value without duplicate keys in its objects; JSON parsers silently keep one of them.
 pub(crate) struct Strict(pub(crate) Value);
 
-/// The object that a line holds.
+/// Parses a line as an object.
 ///
 /// # Errors
-/// What was expected and what was found, and where on the line.
+/// A message with the expected and the found, and the column.
 pub(crate) fn object(line: &str) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(line) {
         Ok(Strict(Value::Object(columns))) => Ok(columns),
@@ -26,7 +26,7 @@ pub(crate) fn object(line: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
-/// What is wrong with a line that does not parse.
+/// The error message for a line that does not parse.
 fn explain(line: &str, error: &serde_json::Error) -> String {
     if let Some((column, escape)) = lone_surrogate(line) {
         return format!(
@@ -36,16 +36,16 @@ fn explain(line: &str, error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.replace(" at line 1 column ", " at column ");
     if text.starts_with(DUPLICATE) {
-        // Its position is where the second one ends.
+        // The reported position is the end of the second key.
         let end = text.rfind(" at column ").unwrap_or(text.len());
         return text[..end].to_owned();
     }
     let at = line.get(error.column().saturating_sub(1)..).unwrap_or("");
     let no_number = ["NaN", "Infinity", "-Infinity"];
     let advice = if error.classify() == Category::Eof {
-        "; a row stands whole on one line of its own"
+        "; each row must be on one line"
     } else if text.starts_with("trailing characters") {
-        "; every row stands on a line of its own"
+        "; each row must be on a line of its own"
     } else if no_number.iter().any(|name| at.starts_with(name)) {
         "; JSON has no NaN and no infinity: write null"
     } else if at.starts_with('\'') {
@@ -71,7 +71,7 @@ fn lone_surrogate(line: &str) -> Option<(usize, &str)> {
                 _ => return Some((at + 1, &line[at..at + 6])),
             },
             Some(0xdc00..=0xdfff) => return Some((at + 1, &line[at..at + 6])),
-            // An escaped backslash does not begin an escape.
+            // Skips escaped backslashes.
             _ => at += 2,
         }
         if !line.is_char_boundary(at) {
@@ -81,7 +81,7 @@ fn lone_surrogate(line: &str) -> Option<(usize, &str)> {
     None
 }
 
-/// How the error of a key that stands twice begins.
+/// Prefix of the error for a duplicate key.
 const DUPLICATE: &str = "the key ";
 
 impl<'de> Deserialize<'de> for Strict {
@@ -191,11 +191,11 @@ mod tests {
             ),
             (
                 r#"{"a": 1} {"a": 2}"#,
-                "expected one JSON object on the line, found bad JSON: trailing characters at column 10; every row stands on a line of its own",
+                "expected one JSON object on the line, found bad JSON: trailing characters at column 10; each row must be on a line of its own",
             ),
             (
                 r#"{"a": 1,"#,
-                "expected one JSON object on the line, found bad JSON: EOF while parsing a value at column 8; a row stands whole on one line of its own",
+                "expected one JSON object on the line, found bad JSON: EOF while parsing a value at column 8; each row must be on one line",
             ),
         ] {
             assert_eq!(object(line).unwrap_err(), message, "{line}");

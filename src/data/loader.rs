@@ -1,8 +1,8 @@
-//! Which rows a step takes: pure functions of the step, so a run resumes at any step without replaying the ones before.
+//! The batches of a stage as pure functions of the step, so that a run resumes at any step without replaying earlier ones.
 
 use crate::rng::Seed;
 
-/// The batches of a stage: every row once an epoch, in an order of its own each epoch or always in that of the data.
+/// The batches of a stage: every row once per epoch, shuffled in each epoch or in the order of the data.
 #[derive(Debug, Clone)]
 pub struct Batches {
     num_rows: usize,
@@ -12,8 +12,8 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// `epochs` passes over `num_rows` rows, `batch_size` at a time; an epoch's last batch may be smaller. `seed` shuffles;
-    /// without it rows come in their own order.
+    /// `epochs` passes over `num_rows` rows in batches of `batch_size`; an epoch's last batch may be smaller. `seed` shuffles;
+    /// without it rows come in the order of the data.
     ///
     /// # Panics
     /// If `batch_size` is zero.
@@ -37,14 +37,14 @@ impl Batches {
         self.steps_per_epoch() * self.epochs
     }
 
-    /// Rows of `step` (from 0), in the order of the epoch.
+    /// Rows of step `step`, counted from 0.
     ///
-    /// Steps beyond [`Batches::num_steps`] go on with further epochs, for loops that count episodes instead.
+    /// Steps beyond [`Batches::num_steps`] continue with further epochs, for loops that count episodes instead.
     ///
     /// # Panics
     /// If there are no rows.
     pub fn batch(&self, step: usize) -> Vec<usize> {
-        assert!(self.num_rows > 0, "a batch needs rows to draw from");
+        assert!(self.num_rows > 0, "a batch needs rows");
         let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         let order = match self.seed {
             Some(seed) => seed.fork_index(epoch as u64).permutation(self.num_rows),
@@ -58,11 +58,11 @@ impl Batches {
     }
 }
 
-/// Parts of a batch that fit in memory: indices into `lens` (tokens), each part's total at most `max_tokens` unless
-/// a single row exceeds it, every index once.
+/// Splits a batch into micro-batches: indices into `lens` (tokens), each index once, with a total of at most `max_tokens` per
+/// micro-batch unless a single row exceeds it.
 ///
-/// Rows of similar length come together, longest first: attention costs the square of a row's length, and a batch
-/// that does not fit fails at once rather than at its end.
+/// Rows are sorted by length, longest first: attention costs the square of a row's length, and a batch that does not fit in
+/// memory fails at once rather than at its end.
 pub fn micro_batches(lens: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lens.len()).collect();
     order.sort_by_key(|&row| std::cmp::Reverse(lens[row])); // stable: equal lengths keep their order

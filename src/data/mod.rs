@@ -1,8 +1,8 @@
-//! Text and data, on the host: rows of files, tokenizers, chat templates, and which tokens are trained on.
+//! Data on the host: rows of files, tokenizers, chat templates, and encoding with trained tokens.
 //!
-//! The flow: [`read_rows`] reads JSON objects, a [`RowFormat`] says which text they hold, [`encode_completions`] and
-//! its siblings turn it into token ids with what is trained on, and [`Batches`] says which rows a step takes.
-//! [`check_source`] finds what is wrong with a data set before anything is loaded, [`inspect`] shows an encoded row.
+//! The flow: [`read_rows`] reads JSON objects; a [`RowFormat`] maps them to text; [`encode_completions`] and the other `encode_`
+//! functions turn that into token ids with marks on trained tokens; [`Batches`] selects the rows of a step. [`check_source`]
+//! checks a data set before anything is loaded; [`inspect`] shows an encoded row.
 
 mod chat;
 mod check;
@@ -26,8 +26,8 @@ pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
 pub use check::{DataCheck, RowKind, check_source, is_plain_text};
 pub use checked::CheckedData;
 pub use encode::{
-    Comparisons, Conversation, EncodeReport, Encoded, Example, Prompt, TurnEnd, encode_comparisons,
-    encode_completions, encode_judged, encode_prompts, encode_text,
+    Comparisons, Conversation, EncodeReport, EncodedRows, Example, Prompt, TurnEnd,
+    encode_comparisons, encode_completions, encode_for_reward_model, encode_prompts, encode_text,
 };
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Summaries are as uneven as people's (see [`posts`] for the odds), so imitating them is mediocre by
-//! construction, and [`gold_score`], which is known exactly, leaves room for learning from comparisons.
+//! construction, and [`gold_score`], which is known exactly, leaves room for improvement by learning from comparisons.
 
 mod score;
 mod words;
@@ -23,7 +23,7 @@ use crate::rng::Seed;
 
 /// Odds that a summary says almost nothing.
 const VAGUE: f64 = 0.12;
-/// Odds that a summary that is not vague retells an aside instead of the point.
+/// Odds that a summary that is not vague states an aside instead of the point.
 const DISTRACTED: f64 = 0.14;
 /// Odds that a summary of the point leaves out the object's quality.
 const NO_KIND: f64 = 0.30;
@@ -100,13 +100,13 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// One row's random numbers, taken in order.
-struct Draws {
+/// The random numbers of one row, used in order.
+struct PostRandom {
     seed: Seed,
     taken: u64,
 }
 
-impl Draws {
+impl PostRandom {
     fn below(&mut self, n: usize) -> usize {
         self.taken += 1;
         self.seed.below(self.taken - 1, n)
@@ -121,7 +121,7 @@ impl Draws {
         from[self.below(from.len())]
     }
 
-    /// Any member of `from` but `not`, each equally likely.
+    /// A random member of `from` other than `not`.
     fn pick_other(&mut self, from: &[&'static str], not: &str) -> &'static str {
         let at = self.below(from.len() - 1);
         if from[at] == not {
@@ -155,25 +155,25 @@ impl Draws {
     }
 }
 
-/// A sentence beside the point.
+/// A sentence with facts beside the point.
 struct Aside {
     template: &'static str,
     facts: Facts<'static>,
 }
 
-/// `rows` posts of the stream `seed`. Row `i` depends on `seed` and `i` only.
+/// The first `rows` posts of the stream `seed`. Row `i` depends on `seed` and `i` only.
 ///
 /// # Columns
 /// - `prompt`: the post, then `"\n\nTL;DR:"`
 /// - `completion`: a space, then a summary as uneven as people's
 /// - `text`: for language modelling: half of the time a thread, in which a reply quotes the post's sentences in another
 ///   order; else the prompt and what careless people write after it: 60 % of the time any sentence of the post, word for
-///   word, else the completion. A model of this text knows the form and how to copy, and little of the task
+///   word, else the completion. A model of this text learns the form and how to copy, but little of the task
 /// - `ideal`: the best summary ([`ideal_summary`]), a clean reference for ROUGE
 /// - `facts`: the planted facts `who`, `did`, `kind`, `what`, `where`, `when`
 ///
 /// # Odds of the summaries
-/// 12 % say almost nothing ("Ana needs some help."). Of the others 14 % retell an aside. The rest tell the point: 25 % of
+/// 12 % say almost nothing ("Ana needs some help."). Of the others 14 % state an aside. The rest state the point: 25 % of
 /// them in the passive voice and a quarter of the active ones with the time first; each leaves out the object's quality
 /// (30 %), the place (30 %) and the time (35 %) independently, and a passive one the person (30 %); 15 % take one
 /// fact from an aside and 10 % end in idle words. About one summary in six is complete and faithful; the mean gold
@@ -186,17 +186,17 @@ pub fn posts(seed: u64, rows: usize) -> Vec<Map<String, Value>> {
 }
 
 fn post(seed: Seed) -> Map<String, Value> {
-    let mut draws = Draws { seed, taken: 0 };
-    let point = draws.facts();
-    let mut asides = vec![aside(&mut draws, &point)];
-    if draws.chance(0.5) {
-        asides.push(aside(&mut draws, &point));
+    let mut random = PostRandom { seed, taken: 0 };
+    let point = random.facts();
+    let mut asides = vec![aside(&mut random, &point)];
+    if random.chance(0.5) {
+        asides.push(aside(&mut random, &point));
     }
     let mut sentences: Vec<String> = asides.iter().map(|a| a.facts.fill(a.template)).collect();
-    let place_of_point = draws.below(sentences.len() + 1);
-    sentences.insert(place_of_point, point.fill(draws.pick(words::POINTS)));
-    let filler = capitalised(draws.pick(words::FILLERS));
-    let place_of_filler = if draws.chance(0.5) {
+    let place_of_point = random.below(sentences.len() + 1);
+    sentences.insert(place_of_point, point.fill(random.pick(words::POINTS)));
+    let filler = capitalised(random.pick(words::FILLERS));
+    let place_of_filler = if random.chance(0.5) {
         0
     } else {
         sentences.len()
@@ -204,11 +204,11 @@ fn post(seed: Seed) -> Map<String, Value> {
     sentences.insert(place_of_filler, filler);
 
     let prompt = format!("{}\n\nTL;DR:", sentences.join(" "));
-    let completion = format!(" {}", summary(&mut draws, &point, &asides));
+    let completion = format!(" {}", summary(&mut random, &point, &asides));
     let mut row = Map::new();
     row.insert(
         "text".into(),
-        text(&mut draws, sentences, &prompt, &completion).into(),
+        text(&mut random, sentences, &prompt, &completion).into(),
     );
     row.insert("prompt".into(), prompt.into());
     row.insert("completion".into(), completion.into());
@@ -218,79 +218,92 @@ fn post(seed: Seed) -> Map<String, Value> {
 }
 
 /// The text for language modelling.
-fn text(draws: &mut Draws, mut sentences: Vec<String>, prompt: &str, completion: &str) -> String {
-    if draws.chance(THREAD) {
+fn text(
+    random: &mut PostRandom,
+    mut sentences: Vec<String>,
+    prompt: &str,
+    completion: &str,
+) -> String {
+    if random.chance(THREAD) {
         let post = sentences.join(" ");
-        let turns = 1 + draws.below(sentences.len() - 1);
+        let turns = 1 + random.below(sentences.len() - 1);
         sentences.rotate_left(turns);
         return format!("{post}\n\n> {}", sentences.join(" "));
     }
-    if draws.chance(QUOTED) {
-        return format!("{prompt} {}", sentences[draws.below(sentences.len())]);
+    if random.chance(QUOTED) {
+        return format!("{prompt} {}", sentences[random.below(sentences.len())]);
     }
     format!("{prompt}{completion}")
 }
 
-fn aside(draws: &mut Draws, point: &Facts) -> Aside {
+fn aside(random: &mut PostRandom, point: &Facts) -> Aside {
     Aside {
-        template: draws.pick(words::ASIDES),
-        facts: draws.other_facts(point),
+        template: random.pick(words::ASIDES),
+        facts: random.other_facts(point),
     }
 }
 
 /// A summary such as a person in a hurry might write.
-fn summary(draws: &mut Draws, point: &Facts<'static>, asides: &[Aside]) -> String {
-    if draws.chance(VAGUE) {
-        return point.fill(draws.pick(words::VAGUE));
+fn summary(random: &mut PostRandom, point: &Facts<'static>, asides: &[Aside]) -> String {
+    if random.chance(VAGUE) {
+        return point.fill(random.pick(words::VAGUE));
     }
-    let other = &asides[draws.below(asides.len())];
-    if draws.chance(DISTRACTED) {
+    let other = &asides[random.below(asides.len())];
+    if random.chance(DISTRACTED) {
         return other.facts.fill(other.template);
     }
-    let mut told = *point;
-    if draws.chance(SWAPPED) {
-        swap_one(draws, &mut told, other);
+    let mut stated = *point;
+    if random.chance(SWAPPED) {
+        swap_one(random, &mut stated, other);
     }
-    let kind = if draws.chance(NO_KIND) { "" } else { told.kind };
-    let place = if draws.chance(NO_WHERE) {
+    let kind = if random.chance(NO_KIND) {
         ""
     } else {
-        told.place
+        stated.kind
     };
-    let time = if draws.chance(NO_WHEN) { "" } else { told.time };
-    let Facts { who, did, what, .. } = told;
-    let parts: Vec<&str> = if draws.chance(PASSIVE) {
-        let by = if draws.chance(NO_WHO) {
+    let place = if random.chance(NO_WHERE) {
+        ""
+    } else {
+        stated.place
+    };
+    let time = if random.chance(NO_WHEN) {
+        ""
+    } else {
+        stated.time
+    };
+    let Facts { who, did, what, .. } = stated;
+    let parts: Vec<&str> = if random.chance(PASSIVE) {
+        let by = if random.chance(NO_WHO) {
             ["", ""]
         } else {
             ["by", who]
         };
         vec!["the", kind, what, "was", did, by[0], by[1], place, time]
-    } else if draws.chance(FRONTED) {
+    } else if random.chance(FRONTED) {
         vec![time, who, did, "the", kind, what, place]
     } else {
         vec![who, did, "the", kind, what, place, time]
     };
-    let tail = if draws.chance(CHATTY) {
-        draws.pick(words::TAILS)
+    let tail = if random.chance(CHATTY) {
+        random.pick(words::TAILS)
     } else {
         ""
     };
     format!("{}{tail}.", sentence(&parts))
 }
 
-/// Replaces one fact by one that the aside really states.
-fn swap_one(draws: &mut Draws, told: &mut Facts<'static>, other: &Aside) {
+/// Replaces one fact by a fact that the aside states.
+fn swap_one(random: &mut PostRandom, facts: &mut Facts<'static>, other: &Aside) {
     let slots = ["{who}", "{kind}", "{where}", "{when}"];
     let stated: Vec<&str> = slots
         .into_iter()
         .filter(|slot| other.template.contains(slot))
         .collect();
-    match stated[draws.below(stated.len())] {
-        "{who}" => told.who = other.facts.who,
-        "{kind}" => (told.kind, told.what) = (other.facts.kind, other.facts.what),
-        "{where}" => told.place = other.facts.place,
-        _ => told.time = other.facts.time,
+    match stated[random.below(stated.len())] {
+        "{who}" => facts.who = other.facts.who,
+        "{kind}" => (facts.kind, facts.what) = (other.facts.kind, other.facts.what),
+        "{where}" => facts.place = other.facts.place,
+        _ => facts.time = other.facts.time,
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a row says, by the row types of TRL: text or messages, prompt with completion, preference, prompt alone.
+//! Parses rows by TRL's row types: text or messages, prompt with completion, preference, prompt.
 
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::{Map, Value, json};
@@ -11,7 +11,7 @@ use crate::data::rows::{Row, json_kind};
 use crate::data::{ChatOptions, RowFormat, Tokenizer};
 use crate::error::{Error, Result};
 
-/// Where an hh-style dialogue hands over to the assistant.
+/// Start of an assistant's turn in dialogues in the style of hh-rlhf.
 const HANDOVER: &str = "\n\nAssistant:";
 
 /// One side of a row: plain text, or the messages of a conversation.
@@ -23,21 +23,21 @@ pub(crate) enum Content {
     Messages(Vec<Value>),
 }
 
-/// A row that teaches a completion.
+/// A row with a completion.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum CompletionRow {
-    /// Text after text.
+    /// Plain texts.
     Text { prompt: String, completion: String },
-    /// Messages after messages.
+    /// Lists of messages.
     Messages {
         prompt: Vec<Value>,
         completion: Vec<Value>,
     },
-    /// One conversation, of which the assistant's turns are taught.
+    /// One conversation, whose assistant turns are trained on.
     Conversation(Vec<Value>),
 }
 
-/// A pair of responses to one prompt; all three of the same kind.
+/// A pair of responses to one prompt; all three are of the same kind.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PreferenceRow {
     pub(crate) prompt: Content,
@@ -68,7 +68,7 @@ impl<'a> RowParser<'a> {
         let mut templates = Vec::new();
         for (name, source) in sources {
             let Some(source) = source else { continue };
-            // A column that a row lacks is an error, not an empty text.
+            // A missing column is an error, not an empty text.
             let mut env = jinja::environment(UndefinedBehavior::Strict, None);
             env.set_keep_trailing_newline(true);
             env.add_template_owned(TEMPLATE, source.clone())
@@ -78,12 +78,12 @@ impl<'a> RowParser<'a> {
         Ok(Self { format, templates })
     }
 
-    /// The format whose templates these are.
+    /// The format.
     pub(crate) fn format(&self) -> &RowFormat {
         self.format
     }
 
-    /// Each template: the key of the recipe below the data set's, its name, and the columns that it names.
+    /// Each template: its key below the data set, its name, and the columns that it names.
     pub(crate) fn templates(&self) -> Vec<(&'static str, &'static str, Vec<String>)> {
         let key = |name| match name {
             "text" => ".format.text",
@@ -142,7 +142,7 @@ impl<'a> RowParser<'a> {
         })
     }
 
-    /// Prompt and the two responses. Without a prompt of its own, it is what both responses begin with.
+    /// Prompt and the two responses. Without a column `prompt`, the prompt is the common beginning of both.
     pub(crate) fn preference(&self, row: &Row) -> Result<PreferenceRow> {
         let expected = "`chosen` and `rejected`";
         let names = ["chosen", "rejected"];
@@ -154,8 +154,8 @@ impl<'a> RowParser<'a> {
             .ok_or_else(|| missing(row, &names, expected))?;
         let prompt = self.content(row, "prompt")?;
         let parts = match (prompt, chosen, rejected) {
-            // UltraFeedback repeats the prompt's text beside whole conversations: those that start with a user's
-            // turn hold the prompt themselves.
+            // UltraFeedback has the prompt's text beside whole conversations; a conversation that starts with a user's turn
+            // includes the prompt.
             (
                 None | Some(Content::Text(_)),
                 Content::Messages(chosen),
@@ -196,7 +196,7 @@ impl<'a> RowParser<'a> {
         })
     }
 
-    /// The prompt of a row; of a conversation, all but the assistant's last words.
+    /// The prompt of a row; of a conversation, all messages before the assistant's last turns.
     pub(crate) fn prompt(&self, row: &Row) -> Result<Content> {
         if let Some(content) = self.content(row, "prompt")? {
             return Ok(match content {
@@ -210,7 +210,7 @@ impl<'a> RowParser<'a> {
                     messages.pop();
                 }
                 if messages.is_empty() {
-                    return Err(row.error("`messages` holds no turn but the assistant's"));
+                    return Err(row.error("`messages` has assistant turns only"));
                 }
                 Ok(Content::Messages(self.put_system(messages)))
             }
@@ -288,7 +288,7 @@ impl<'a> RowParser<'a> {
         }
     }
 
-    /// Puts the format's system message first, unless the conversation has one.
+    /// Prepends the format's system message, unless the conversation has one.
     fn put_system(&self, mut messages: Vec<Value>) -> Vec<Value> {
         if let Some(system) = &self.format.system
             && messages.first().is_none_or(|first| role(first) != "system")
@@ -299,11 +299,11 @@ impl<'a> RowParser<'a> {
     }
 }
 
-/// What a row's conversation is rendered with: the columns `tools` (a list, or a string of JSON) and
-/// `chat_template_kwargs`, the latter over the format's own.
+/// Inputs for rendering a row's conversation: the columns `tools` (a list, or JSON in a string) and `chat_template_kwargs`, which
+/// overrides the format's.
 ///
 /// # Errors
-/// If a column holds something else.
+/// If a column has another type.
 pub(crate) fn chat_options(row: &Row, format: &RowFormat) -> Result<ChatOptions> {
     let mut variables: Map<String, Value> =
         format.chat_template_kwargs.clone().into_iter().collect();
@@ -333,7 +333,7 @@ pub(crate) fn chat_options(row: &Row, format: &RowFormat) -> Result<ChatOptions>
     })
 }
 
-/// Renders a prompt as the text that the model reads; a conversation is opened for the assistant.
+/// Renders a prompt to text; a conversation gets the generation prompt.
 pub(crate) fn prompt_text(
     row: &Row,
     prompt: &Content,
@@ -366,14 +366,14 @@ fn into_messages(content: Content, role: &str) -> Vec<Value> {
     }
 }
 
-/// Splits two conversations after the messages that both begin with.
+/// Splits two conversations after their common first messages.
 fn split_messages(row: &Row, chosen: Vec<Value>, rejected: Vec<Value>) -> Result<PreferenceRow> {
     let mut shared = chosen
         .iter()
         .zip(&rejected)
         .take_while(|(a, b)| a == b)
         .count();
-    // Equal or nested conversations: the last message is the response all the same.
+    // Even if one conversation is a prefix of the other, its last message is the response.
     shared = shared.min(chosen.len() - 1).min(rejected.len() - 1);
     if shared == 0 {
         return Err(row.error(
@@ -387,10 +387,10 @@ fn split_messages(row: &Row, chosen: Vec<Value>, rejected: Vec<Value>) -> Result
     })
 }
 
-/// Bytes of the prompt that two texts share.
+/// Length in bytes of the common prompt of two texts.
 ///
-/// Dialogues are cut after the last shared `"\n\nAssistant:"`. Other texts are cut where the shared words end: a word
-/// that differs only at its end belongs to the responses, as does the space before it.
+/// Dialogues are split after the last common `"\n\nAssistant:"`, other texts after the last common word: a word that differs only
+/// at its end belongs to the responses, as does the space before it.
 fn shared_prompt_len(chosen: &str, rejected: &str) -> usize {
     let shared: usize = chosen
         .chars()

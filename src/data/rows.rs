@@ -1,4 +1,4 @@
-//! Reading rows: JSON objects from files, the Hugging Face hub, the embedded posts, and the comparisons of an earlier stage.
+//! Reads rows: JSON objects from files, the Hugging Face hub, the embedded posts, and earlier stages.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::data::posts::posts;
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
 
-/// One row of a data set and where it stands.
+/// One row of a data set with its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     /// The JSON object, keys in the file's order.
@@ -23,7 +23,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// An [`Error::Data`] at this row.
+    /// An [`Error::Data`] for this row.
     pub fn error(&self, message: impl Into<String>) -> Error {
         Error::Data {
             path: self.path.clone(),
@@ -33,19 +33,19 @@ impl Row {
     }
 }
 
-/// Folders that data sources are resolved against.
+/// Where data sources are resolved.
 #[derive(Debug, Clone, Default)]
 pub struct DataContext {
     /// The run's folder: rows of a stage are read from `<run_dir>/<stage>/train.jsonl` or `valid.jsonl`.
     pub run_dir: PathBuf,
-    /// Where files of the hub are kept; the hub's usual cache (`HF_HOME`) if absent.
+    /// Cache for files of the hub; the usual one (`HF_HOME`) if absent.
     pub cache_dir: Option<PathBuf>,
-    /// Whether [`check_source`](crate::data::check_source) fetches files of the hub that the cache lacks, as a run will; otherwise
-    /// it leaves them out.
+    /// Whether [`check_source`](crate::data::check_source) downloads files of the hub that are not in the cache; otherwise it skips
+    /// them.
     pub fetch: bool,
 }
 
-/// Reads the rows of a data set, after `skip` and up to `limit`. Blank lines are no rows.
+/// Reads the rows of a data set, after `skip` and up to `limit`. Blank lines are ignored.
 ///
 /// A file of the hub is downloaded from `HF_ENDPOINT` (huggingface.co if unset) unless the cache has it.
 ///
@@ -54,7 +54,7 @@ pub struct DataContext {
 /// no rows are left.
 pub fn read_rows(config: &DataConfig, context: &DataContext) -> Result<Vec<Row>> {
     if let DataSource::Posts { rows, seed } = config.source {
-        // Posts are drawn one after another: fewer rows than asked for are the first of them.
+        // Posts are generated one by one: fewer rows are the first rows of more.
         let wanted = config
             .limit
             .map_or(rows, |limit| rows.min(config.skip.saturating_add(limit)));
@@ -109,10 +109,10 @@ fn non_empty(rows: Vec<Row>, config: &DataConfig, path: &Path) -> Result<Vec<Row
     ))
 }
 
-/// The file of a source on this machine, if it has one already or `context` lets it be fetched.
+/// The local file of a source: present already, or downloaded if `context` allows it.
 ///
 /// # Errors
-/// If the hub does not give it.
+/// If the download fails.
 pub(crate) fn present_file(source: &DataSource, context: &DataContext) -> Result<Option<PathBuf>> {
     let DataSource::Hub {
         repo,
@@ -138,7 +138,7 @@ fn hub_endpoint() -> String {
     std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into())
 }
 
-/// Path of a dataset repository's file in the cache, fetched if it is not there.
+/// Path of a dataset repository's file in the cache, downloaded if it is not there.
 fn hub_file(
     repo: &str,
     file: &str,
@@ -164,7 +164,7 @@ fn hub_file(
     api.repo(repo).get(file).map_err(failed)
 }
 
-/// What a JSON value is, in words.
+/// The type of a JSON value, for messages.
 pub(crate) fn json_kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -224,7 +224,7 @@ mod tests {
         rows.extend(b"{\"a\": 1\n");
         assert_eq!(
             complaint(&rows),
-            "rows.jsonl:57: expected one JSON object on the line, found bad JSON: EOF while parsing an object at column 7; a row stands whole on one line of its own"
+            "rows.jsonl:57: expected one JSON object on the line, found bad JSON: EOF while parsing an object at column 7; each row must be on one line"
         );
         assert_eq!(
             complaint(b"{}\n{\"a\" 1}\n"),
@@ -275,7 +275,7 @@ mod tests {
         let error = read_rows(&config, &DataContext::default())
             .unwrap_err()
             .to_string();
-        assert!(error.contains("cannot read on"), "{error}");
+        assert!(error.contains("cannot read further"), "{error}");
     }
 
     #[test]

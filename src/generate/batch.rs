@@ -1,11 +1,11 @@
-//! Batched generation: packed prefill, one token a row and step, finished rows replaced by waiting prompts. A prompt that
-//! is answered several times passes through the model once.
+//! Batched generation: packed prefill, then one token per row and step; waiting prompts take the slots of finished rows.
+//! Equal prompts share one prefill.
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::SamplingConfig;
-use super::sampler::{Draw, draw};
+use super::sampler::{SampledToken, sample_token};
 use crate::host::{indices, read};
 use crate::model::{CausalLm, KvCache};
 use crate::ops::ModelBackend;
@@ -17,18 +17,18 @@ use crate::tokens::TokenBatch;
 pub struct GenerateOptions {
     /// Most tokens of a response.
     pub max_new_tokens: usize,
-    /// How tokens are drawn.
+    /// How tokens are sampled.
     pub sampling: SamplingConfig,
-    /// A response ends with the first of these; it is kept.
+    /// A response ends with the first of these, which is part of it.
     pub stop_ids: Vec<u32>,
-    /// One more token at which it ends, but not before an index.
+    /// Another token that ends a response, from some index on.
     pub truncate: Option<TruncateAt>,
     /// Rows decoded at once.
     pub batch_size: usize,
 }
 
 impl GenerateOptions {
-    /// Whether a response ends with token `id` at 0-based `index`.
+    /// Whether token `id` at 0-based `index` ends a response.
     fn ends(&self, id: u32, index: usize) -> bool {
         let truncates = |at: &TruncateAt| id == at.id && index >= at.after;
         self.stop_ids.contains(&id) || self.truncate.as_ref().is_some_and(truncates)
@@ -40,38 +40,38 @@ impl GenerateOptions {
 pub struct TruncateAt {
     /// The token.
     pub id: u32,
-    /// 0-based index in the response before which it does not count.
+    /// 0-based index in the response before which the token does not end it.
     pub after: usize,
 }
 
-/// What a model answered.
+/// A generated response.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Response {
-    /// Tokens, the one that ended it included.
+    /// Token ids, the stop token included.
     pub ids: Vec<u32>,
     /// Log-probability of each token, nats.
     pub logprobs: Vec<f32>,
-    /// Whether it ended by itself, not for its length.
+    /// Whether it ended with a stop token and not at `max_new_tokens`.
     pub stopped: bool,
 }
 
-/// Progress of a call: finished responses and tokens drawn so far.
+/// Progress callback: finished responses and tokens sampled so far.
 pub type OnProgress<'a> = &'a mut dyn FnMut(usize, u64);
 
-/// A number for each of the model's states, `[rows, hidden]` to `[rows]`.
+/// Reads one number off each state of the model: `[rows, hidden]` to `[rows]`.
 pub type ReadOut<'a, B> = &'a dyn Fn(Tensor<B, 2>) -> Tensor<B, 1>;
 
-/// A row that is being answered.
-struct Active {
+/// A response in progress.
+struct ActiveRow {
     prompt: usize,
     slot: usize,
     last: u32,
-    /// Whether the response has ended, and only the state after its last token is missing.
+    /// Whether the response has ended and only the state after its last token is still to be read.
     ended: bool,
 }
 
-/// One response per prompt, in order. Prompt `i` draws from `seed.fork_index(i)`, token `t` with counter `t`, so a
-/// response depends neither on the batch size nor on its neighbours.
+/// Generates one response per prompt, in order. Token `t` of prompt `i` is sampled with counter `t` of `seed.fork_index(i)`,
+/// so that a response depends neither on the batch size nor on its neighbours.
 ///
 /// # Panics
 /// If a prompt is empty.
@@ -86,8 +86,8 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
     run(model, None, prompts, options, seed, device, on_progress).0
 }
 
-/// [`generate`], and what `read_out` says of the states that each response passes through: before each of its tokens, and after
-/// the last one if that is not the last that it may have.
+/// [`generate`], and what `read_out` reads off the states of each response: the state before each of its tokens and, if it is
+/// shorter than `max_new_tokens`, the state after its last one.
 ///
 /// # Panics
 /// If a prompt is empty.
@@ -133,16 +133,16 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
         device,
     );
     let mut free: Vec<usize> = (0..slots).rev().collect();
-    let mut active: Vec<Active> = Vec::new();
+    let mut active: Vec<ActiveRow> = Vec::new();
     let mut next = 0;
     let (mut finished, mut tokens) = (0, 0u64);
     while next < prompts.len() || !active.is_empty() {
         // Refilling costs a prefill pass: wait until a quarter of the slots is free, or nothing else is left to do.
         let refill = next < prompts.len() && (active.is_empty() || free.len() * 4 >= slots);
-        let rows: Vec<Active> = if refill {
+        let rows: Vec<ActiveRow> = if refill {
             let count = free.len().min(prompts.len() - next);
             (0..count)
-                .map(|i| Active {
+                .map(|i| ActiveRow {
                     prompt: next + i,
                     slot: free.pop().expect("counted above"),
                     last: 0,
@@ -152,10 +152,10 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
         } else {
             std::mem::take(&mut active)
         };
-        let Passed { logits, read } = if refill {
+        let PassOutput { logits, readout } = if refill {
             next += rows.len();
             rows.iter().for_each(|row| cache.clear(row.slot));
-            let equal: Vec<&[Active]> = rows
+            let equal: Vec<&[ActiveRow]> = rows
                 .chunk_by(|a, b| prompts[a.prompt] == prompts[b.prompt])
                 .collect();
             let inputs: Vec<&[u32]> = equal.iter().map(|rows| prompts[rows[0].prompt]).collect();
@@ -164,7 +164,7 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
                 .map(|rows| rows.iter().map(|row| row.slot).collect())
                 .collect();
             cache.select_copies(slots);
-            // The rows of one prompt go on from the same state.
+            // All rows of one prompt continue from the same state.
             let copies: Vec<usize> = equal.iter().map(|rows| rows.len()).collect();
             forward(model, read_out, &inputs, &mut cache, device).repeated(&copies)
         } else {
@@ -172,40 +172,40 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
             cache.select(&rows.iter().map(|row| row.slot).collect::<Vec<_>>());
             forward(model, read_out, &inputs, &mut cache, device)
         };
-        for (row, value) in rows.iter().zip(read) {
+        for (row, value) in rows.iter().zip(readout) {
             readings[row.prompt].push(value);
         }
         let vocab = logits.len() / rows.len();
-        let draws: Vec<Draw> = logits
+        let samples: Vec<SampledToken> = logits
             .par_chunks(vocab)
             .zip(&rows)
             .map(|(logits, row)| {
                 let position = responses[row.prompt].ids.len() as u64;
-                draw(
+                sample_token(
                     logits,
                     &options.sampling,
                     seed.fork_index(row.prompt as u64).uniform(position),
                 )
             })
             .collect();
-        for (mut row, drawn) in rows.into_iter().zip(draws) {
+        for (mut row, token) in rows.into_iter().zip(samples) {
             if row.ended {
                 free.push(row.slot);
                 finished += 1;
                 continue;
             }
             let response = &mut responses[row.prompt];
-            response.ids.push(drawn.id);
-            response.logprobs.push(drawn.logprob);
+            response.ids.push(token.id);
+            response.logprobs.push(token.logprob);
             tokens += 1;
-            response.stopped = options.ends(drawn.id, response.ids.len() - 1);
+            response.stopped = options.ends(token.id, response.ids.len() - 1);
             let full = response.ids.len() == options.max_new_tokens;
             row.ended = response.stopped;
             if full || row.ended && read_out.is_none() {
                 free.push(row.slot);
                 finished += 1;
             } else {
-                row.last = drawn.id;
+                row.last = token.id;
                 active.push(row);
             }
         }
@@ -214,16 +214,16 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
     (responses, readings)
 }
 
-/// What a pass leaves on the host of the state after the last token of each row.
-struct Passed {
+/// Numbers of the state after each row's last token, on the host.
+struct PassOutput {
     /// `[rows * vocab]`.
     logits: Vec<f32>,
-    /// `[rows]`; nothing without a read-out.
-    read: Vec<f32>,
+    /// `[rows]`; empty without a read-out.
+    readout: Vec<f32>,
 }
 
-impl Passed {
-    /// Each row as often as `copies` says.
+impl PassOutput {
+    /// Repeats row `i` `copies[i]` times.
     fn repeated(self, copies: &[usize]) -> Self {
         let each = |values: &[f32]| -> Vec<f32> {
             let rows = values.chunks((values.len() / copies.len()).max(1));
@@ -232,7 +232,7 @@ impl Passed {
         };
         Self {
             logits: each(&self.logits),
-            read: each(&self.read),
+            readout: each(&self.readout),
         }
     }
 }
@@ -243,15 +243,15 @@ fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
     inputs: &[R],
     cache: &mut KvCache<B>,
     device: &B::Device,
-) -> Passed {
+) -> PassOutput {
     let batch = TokenBatch::from_rows(inputs, device);
-    // One token a row: the last ones are all there are.
+    // With one token a row, every token is a last one.
     let last = (batch.segments.num_tokens() > inputs.len())
         .then(|| indices(&batch.segments.last_tokens(), device));
     let hidden = model.states_at(&batch, last, Some(cache), None);
     let read_out = read_out.map(|read_out| read_out(hidden.clone()));
-    Passed {
-        read: read_out.map_or(Vec::new(), read),
+    PassOutput {
+        readout: read_out.map_or(Vec::new(), read),
         logits: read(model.logits(hidden)),
     }
 }

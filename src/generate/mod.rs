@@ -8,4 +8,4 @@ pub use batch::{
     GenerateOptions, OnProgress, ReadOut, Response, TruncateAt, generate, generate_with,
 };
 pub use config::{SamplingConfig, Truncate};
-pub use sampler::{Draw, draw};
+pub use sampler::{SampledToken, sample_token};

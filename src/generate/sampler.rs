@@ -1,19 +1,19 @@
-//! Drawing one token from one row of logits, on the host.
+//! Sampling one token from one row of logits, on the host.
 
 use super::SamplingConfig;
 
-/// A drawn token and its log-probability.
+/// A sampled token and its log-probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Draw {
-    /// The token.
+pub struct SampledToken {
+    /// Token id.
     pub id: u32,
-    /// Nats, under the whole distribution at the sampling temperature (at temperature 1 for greedy choice), before top-k
-    /// and top-p cut it: this is what a policy gradient needs.
+    /// Nats, under the full distribution at the sampling temperature (1 for greedy decoding), before top-k and top-p: the
+    /// quantity that a policy gradient needs.
     pub logprob: f32,
 }
 
-/// Draws a token from `logits` with the uniform number `u` in `[0, 1)`.
-pub fn draw(logits: &[f32], config: &SamplingConfig, u: f64) -> Draw {
+/// Samples a token from `logits`, given a uniform number `u` in `[0, 1)`.
+pub fn sample_token(logits: &[f32], config: &SamplingConfig, u: f64) -> SampledToken {
     let greedy = config.temperature == 0.0;
     let inv_temperature = if greedy {
         1.0
@@ -25,7 +25,7 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, u: f64) -> Draw {
     // Summed in f64: beside a probability near one, an f32 sum loses the tail of a large vocabulary.
     let sum: f64 = logits.iter().map(|&l| f64::from(shifted(l).exp())).sum();
     let lse = sum.ln();
-    let pick = |id: usize| Draw {
+    let pick = |id: usize| SampledToken {
         id: id as u32,
         logprob: (f64::from(shifted(logits[id])) - lse) as f32,
     };
@@ -65,7 +65,7 @@ pub fn draw(logits: &[f32], config: &SamplingConfig, u: f64) -> Draw {
     pick(invert(kept.into_iter(), u * total, top))
 }
 
-/// The first token at which the cumulative probability exceeds `u`; `fallback` if rounding keeps it below.
+/// The first token at which the cumulative probability exceeds `u`; `fallback` if rounding keeps the sum below `u`.
 fn invert(logprobs: impl Iterator<Item = (usize, f64)>, u: f64, fallback: usize) -> usize {
     let mut cumulative = 0.0;
     for (id, logp) in logprobs {
@@ -99,16 +99,16 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_largest_logit() {
-        let drawn = draw(&LOGITS, &config(0.0, 0, 1.0), 0.999);
-        assert_eq!(drawn.id, 1);
+        let sampled = sample_token(&LOGITS, &config(0.0, 0, 1.0), 0.999);
+        assert_eq!(sampled.id, 1);
         // log softmax: 2 - ln(1 + e^2 + e + e^-1) = -0.440190
-        assert!((drawn.logprob + 0.440_190).abs() < 1e-6, "{drawn:?}");
+        assert!((sampled.logprob + 0.440_190).abs() < 1e-6, "{sampled:?}");
     }
 
     #[test]
     fn the_cumulative_distribution_is_inverted() {
         // softmax = 0.087144, 0.643914, 0.236883, 0.032059
-        let at = |u| draw(&LOGITS, &config(1.0, 0, 1.0), u).id;
+        let at = |u| sample_token(&LOGITS, &config(1.0, 0, 1.0), u).id;
         assert_eq!(
             [
                 at(0.0),
@@ -126,9 +126,9 @@ mod tests {
     #[test]
     fn logprobs_are_taken_at_the_temperature() {
         // logits / 0.5 = 0, 4, 2, -2: log softmax of token 1 is 4 - ln(1 + e^4 + e^2 + e^-2) = -0.145078
-        let drawn = draw(&LOGITS, &config(0.5, 0, 1.0), 0.5);
-        assert_eq!(drawn.id, 1);
-        assert!((drawn.logprob + 0.145_078).abs() < 1e-5, "{drawn:?}");
+        let sampled = sample_token(&LOGITS, &config(0.5, 0, 1.0), 0.5);
+        assert_eq!(sampled.id, 1);
+        assert!((sampled.logprob + 0.145_078).abs() < 1e-5, "{sampled:?}");
     }
 
     #[test]
@@ -137,16 +137,16 @@ mod tests {
         // with the first would stay there. lse = ln(1 + 150,000 e^-16.7) = 0.008_347_6.
         let mut logits = vec![-16.7; 150_001];
         logits[0] = 0.0;
-        let drawn = draw(&logits, &config(1.0, 0, 1.0), 0.5);
-        assert_eq!(drawn.id, 0);
-        assert!((drawn.logprob + 0.008_347_6).abs() < 1e-6, "{drawn:?}");
+        let sampled = sample_token(&logits, &config(1.0, 0, 1.0), 0.5);
+        assert_eq!(sampled.id, 0);
+        assert!((sampled.logprob + 0.008_347_6).abs() < 1e-6, "{sampled:?}");
     }
 
     #[test]
     fn top_k_and_top_p_cut_the_tail() {
-        assert_eq!(draw(&LOGITS, &config(1.0, 2, 1.0), 0.999_999).id, 2);
-        assert_eq!(draw(&LOGITS, &config(1.0, 0, 0.6), 0.999_999).id, 1);
+        assert_eq!(sample_token(&LOGITS, &config(1.0, 2, 1.0), 0.999_999).id, 2);
+        assert_eq!(sample_token(&LOGITS, &config(1.0, 0, 0.6), 0.999_999).id, 1);
         // 0.643914 < 0.7: the second token is needed to reach it.
-        assert_eq!(draw(&LOGITS, &config(1.0, 0, 0.7), 0.999_999).id, 2);
+        assert_eq!(sample_token(&LOGITS, &config(1.0, 0, 0.7), 0.999_999).id, 2);
     }
 }

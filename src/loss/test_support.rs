@@ -1,4 +1,4 @@
-//! What the tests of the losses share: backends, literals and gradient checks.
+//! Support for tests of losses: backends, literals and gradient checks.
 
 use burn::backend::Autodiff;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
@@ -46,7 +46,7 @@ pub(super) fn gradient<B: Backend>(
     at: &[f32],
     loss: impl Fn(Tensor<Autodiff<B>, 1>) -> Tensor<Autodiff<B>, 1>,
 ) -> Vec<f32> {
-    let _turn = crate::guard::gradients();
+    let _lock = crate::guard::lock_gradients();
     let input = tensor::<Autodiff<B>>(at).require_grad();
     let grads = loss(input.clone()).backward();
     values(input.grad(&grads).unwrap())

@@ -1,4 +1,4 @@
-//! Adapters on a model: attached, continued or merged as a stage asks, read from and written to PEFT's folders.
+//! Adapters on a model: attaching, continuing and merging them, and PEFT's folders.
 
 use std::path::Path;
 
@@ -18,25 +18,25 @@ use crate::peft::{
 };
 use crate::rng::Seed;
 
-/// Name of a classifier's head in files.
+/// Name of a classifier's head in weight files.
 const SCORE_WEIGHT: &str = "score.weight";
 
-/// What an adapter folder holds beside the adapters themselves.
+/// The contents of an adapter folder beside the adapter tensors.
 #[derive(Debug, Clone)]
 pub struct LoadedAdapter {
     /// Its configuration.
     pub config: AdapterConfig,
     /// `score.weight` of a classification adapter.
     pub score: Option<Vec<f32>>,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 /// Attaches the adapter of `folder` to a model without adapters.
 ///
 /// # Errors
-/// `Error::Format` for a configuration that cannot be honoured, and for weights that are missing or pickled; `Error::Weights`
-/// listing every tensor that is missing, surplus or mis-shaped; `Error::Io`.
+/// `Error::Format` for an unsupported configuration, and for weights that are missing or pickled; `Error::Weights` listing every
+/// tensor that is missing, surplus or mis-shaped; `Error::Io`.
 pub fn load_adapter<B: Backend, M: Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
@@ -86,10 +86,10 @@ pub(super) fn check_adapter(config: &ModelConfig, folder: &Path) -> Result<()> {
 struct StoredAdapter {
     /// Paths of the layers that have an adapter.
     modules: Vec<String>,
-    /// Key and the file's own spelling of it.
+    /// Each key with its spelling in the file.
     names: Vec<(String, String)>,
     score: Option<String>,
-    /// Warnings about patterns that name no layer.
+    /// Warnings about patterns without a matching layer.
     unused: Vec<String>,
 }
 
@@ -135,7 +135,7 @@ impl StoredAdapter {
                         }
                         Some(_) => problems.push(Problem::new(
                             &name,
-                            "surplus; the configuration puts no adapter on this layer",
+                            "surplus; the configuration has no adapter on this layer",
                         )),
                         None => problems.push(Problem::new(
                             &name,
@@ -215,14 +215,14 @@ impl StoredAdapter {
         })
     }
 
-    /// The file's own spelling of a tensor's key.
+    /// The spelling of a tensor's key in the file.
     fn name<'a>(&'a self, key: &'a str) -> &'a str {
         let found = self.names.iter().find(|(known, _)| known == key);
         found.map_or(key, |(_, stored)| stored)
     }
 }
 
-/// The layer at a path, or the only one whose path ends with it: savers of a model without its head leave out how it begins.
+/// The layer at `path`, or the only one whose path ends with it: models saved without a head have shorter paths.
 fn layer_at<'a>(linear: &'a [LinearSpec], path: &str) -> Option<&'a LinearSpec> {
     let whole = linear.iter().find(|layer| layer.name == path);
     whole.or_else(|| {
@@ -232,7 +232,7 @@ fn layer_at<'a>(linear: &'a [LinearSpec], path: &str) -> Option<&'a LinearSpec> 
     })
 }
 
-/// Problems of tensors that are no part of an adapter: names in the file, and the parameters that they hold.
+/// Problems of tensors that are not part of an adapter, given their names in the file and the parameters that they hold.
 fn stored_whole(tensors: &[(String, String)], config: &ModelConfig) -> Vec<Problem> {
     let specs = config.tensors();
     let of_model = |parameter: &str| {
@@ -272,7 +272,7 @@ fn stored_whole(tensors: &[(String, String)], config: &ModelConfig) -> Vec<Probl
     problems
 }
 
-/// Gives fresh adapters to the layers that the settings target; returns their paths.
+/// Attaches fresh adapters to the target layers; returns their paths.
 ///
 /// # Errors
 /// As [`AdapterSpec::targets`].
@@ -296,17 +296,17 @@ fn target_paths(spec: &AdapterSpec, config: &ModelConfig) -> Result<Vec<String>>
     Ok(targets.map(|index| linear[index].name.clone()).collect())
 }
 
-/// The adapters of a model that is about to be trained.
+/// The adapters of a model prepared for training.
 #[derive(Debug, Clone)]
-pub struct Prepared {
-    /// Settings of the adapters that are trained; `None` where weights of the model itself are.
+pub struct PreparedAdapters {
+    /// Settings of the trained adapters; `None` if weights of the model itself are trained.
     pub adapter: Option<AdapterSpec>,
-    /// Whether other adapters were merged into the base first: it is then no longer the base that they stood on.
+    /// Whether other adapters were merged into the base first, which is then no longer the shared one.
     pub merged: bool,
 }
 
-/// Puts a model's adapters into the state that `peft` asks for: continued where they are of the same shape, so that policy,
-/// reference, reward and value keep one base; else merged into the weights, with fresh ones in their place.
+/// Prepares a model's adapters for training by `peft`. Adapters of the same shape are continued, so that policy, reference, reward
+/// and value share one base; others are merged into the weights and replaced by fresh ones.
 ///
 /// # Errors
 /// `Error::Usage` for a target that matches no layer, and for adapters that cannot be merged.
@@ -316,10 +316,10 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
     present: Option<&AdapterSpec>,
     peft: &Peft,
     seed: Seed,
-) -> Result<Prepared> {
+) -> Result<PreparedAdapters> {
     let Some(wanted) = peft.adapter() else {
         model.merge_adapters()?;
-        return Ok(Prepared {
+        return Ok(PreparedAdapters {
             adapter: None,
             merged: false,
         });
@@ -331,20 +331,20 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
             let adapters = projection.adapters.iter_mut().flatten();
             adapters.for_each(|adapter| adapter.continue_as(&wanted));
         });
-        return Ok(Prepared {
+        return Ok(PreparedAdapters {
             adapter: Some(wanted),
             merged: false,
         });
     }
     model.merge_adapters()?;
     attach_adapters(model, config, &wanted, seed.fork("adapters"))?;
-    Ok(Prepared {
+    Ok(PreparedAdapters {
         adapter: Some(wanted),
         merged: present.is_some(),
     })
 }
 
-/// Whether a model's adapters can be trained on as `wanted` says: on the same layers, in the same shape.
+/// Whether a model's adapters have the layers and shapes of `wanted`, so that training can continue them.
 fn continues<B: ModelBackend, M: Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
@@ -366,7 +366,7 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
     Ok(same_shape && adapted == targets)
 }
 
-/// Of a model's tensors those that `peft` trains in place; none where it trains adapters.
+/// The model's own tensors that `peft` trains; none if it trains adapters.
 ///
 /// # Errors
 /// `Error::Usage` for an entry that names no tensor, or a head that is tied to the embedding.
@@ -382,7 +382,7 @@ pub fn trained_tensors<'a>(peft: &Peft, tensors: &'a [TensorSpec]) -> Result<Vec
         .collect())
 }
 
-/// Writes a model's adapters, and its score head if it has one, as PEFT does.
+/// Writes a model's adapters, and its score head if it has one, in PEFT's format.
 ///
 /// # Errors
 /// `Error::Io`.
@@ -399,7 +399,7 @@ pub fn save_adapter<B: Backend, M: Parameters<B> + Adaptable<B>>(
         task = TaskType::SeqCls;
         tensors.push((saved_key(&name), shape, values));
     }
-    // The layers themselves, not the recipe's patterns: PEFT knows no regular expressions inside lists.
+    // The layers themselves, not the recipe's patterns: PEFT has no regular expressions inside lists.
     let mut paths = Vec::new();
     model.for_each_projection(&mut |projection| {
         let layers = projection.layers().iter().zip(&projection.adapters);

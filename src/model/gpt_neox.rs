@@ -1,4 +1,4 @@
-//! GPT-NeoX (Pythia): LayerNorm, partly rotated heads, attention and MLP side by side or one after the other.
+//! GPT-NeoX (Pythia): LayerNorm, partly rotated heads, attention and MLP in parallel or in sequence.
 
 use std::sync::Arc;
 
@@ -43,17 +43,17 @@ pub struct GptNeoxConfig {
     pub num_hidden_layers: usize,
     /// Number of heads; divides `hidden_size`.
     pub num_attention_heads: usize,
-    /// How many of a head's entries are rotated, from the first on; even.
+    /// Number of rotated entries at the start of a head; even.
     pub rotary_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Llama 3's scaling, if any.
     pub rope_scaling: Option<RopeScaling>,
-    /// Whether attention and MLP read the same state and are added to it together.
+    /// Whether attention and MLP are parallel: both read the same state.
     pub use_parallel_residual: bool,
     /// Whether the attention's layers have biases.
     pub attention_bias: bool,
-    /// What lies between the MLP's products.
+    /// Activation of the MLP.
     pub hidden_act: Activation,
     /// Added to the variance inside LayerNorm.
     pub layer_norm_eps: f64,
@@ -61,7 +61,7 @@ pub struct GptNeoxConfig {
     pub tie_word_embeddings: bool,
     /// Longest row in tokens.
     pub max_position_embeddings: usize,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
 }
 
@@ -130,7 +130,7 @@ impl GptNeoxConfig {
 pub struct GptNeoxLayer<B: Backend> {
     /// Norm before attention.
     pub input_layernorm: LayerNorm<B>,
-    /// Queries, keys and values, joint in the files too; see [`column_order`].
+    /// Queries, keys and values; one matrix in files too, see [`column_order`].
     pub query_key_value: Projection<B>,
     /// Attention output.
     pub dense: Projection<B>,
@@ -158,7 +158,7 @@ pub struct GptNeox<B: Backend> {
 }
 
 impl<B: Backend> GptNeox<B> {
-    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    /// An unfilled model; `with_head`: whether it has an output head.
     pub fn new(config: &GptNeoxConfig, with_head: bool, device: &B::Device) -> Self {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let norm = |path: String| LayerNorm::new(path, hidden, config.layer_norm_eps, device);
@@ -201,22 +201,22 @@ impl<B: Backend> GptNeox<B> {
 
 /// The file's column for each column of the joint matrix.
 ///
-/// Files hold query, key and value of the first head, then of the second; attention here reads all queries, all keys, all
-/// values. Files rotate the first `rotary_dim` entries of a head, in pairs half of `rotary_dim` apart; the rotation here
-/// takes pairs half a head apart. So within each query and key head the two halves of what is rotated lead the two halves
-/// of the head, and what is not rotated follows them. Scores are the same: queries and keys are reordered alike.
+/// Files hold query, key and value of the first head, then of the second; attention here reads all queries, then all keys, then
+/// all values. In files the first `rotary_dim` entries of a head are rotated, in pairs `rotary_dim / 2` apart; here pairs are half
+/// a head apart. So in each query and key head the two halves of the rotated entries come first in the two halves of the head,
+/// followed by entries that are not rotated. Queries and keys are reordered alike, which leaves scores unchanged.
 fn column_order(layout: HeadLayout, rotary_dim: usize) -> Vec<usize> {
     let HeadLayout {
         heads, head_dim, ..
     } = layout;
     let (rotated, kept) = (rotary_dim / 2, (head_dim - rotary_dim) / 2);
-    let turned: Vec<usize> = (0..rotated)
+    let reordered: Vec<usize> = (0..rotated)
         .chain(rotary_dim..rotary_dim + kept)
         .chain(rotated..rotary_dim)
         .chain(rotary_dim + kept..head_dim)
         .collect();
     let plain: Vec<usize> = (0..head_dim).collect();
-    [&turned, &turned, &plain]
+    [&reordered, &reordered, &plain]
         .into_iter()
         .enumerate()
         .flat_map(|(part, within)| {
@@ -245,7 +245,7 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
         let attended = pass.attend(index, qkv, &attend);
         let x = pass.keep(index, x);
         let after = ops::residual(x.clone(), layer.dense.forward(attended, dropout));
-        // Side by side, the MLP reads what attention has read.
+        // In parallel form the MLP reads the input of attention.
         let read = if self.config.use_parallel_residual {
             x
         } else {
@@ -309,7 +309,7 @@ mod tests {
             kv_heads: 2,
             head_dim: 6,
         };
-        // Of each head entries 0 and 1 turn as one pair: they come to 0 and 3, half a head apart.
+        // Entries 0 and 1 of each head form a rotated pair: they move to 0 and 3, half a head apart.
         let within = [0, 2, 3, 1, 4, 5];
         let order = column_order(layout, 2);
         assert_eq!(order[..6], within);
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(order[18..24], within.map(|entry| 24 + entry));
         assert_eq!(order[24..30], [12, 13, 14, 15, 16, 17]);
         assert_eq!(order[30..36], [30, 31, 32, 33, 34, 35]);
-        // Fully rotated heads stay as they are.
+        // Fully rotated heads are unchanged.
         assert_eq!(column_order(layout, 6)[..6], [0, 1, 2, 3, 4, 5]);
     }
 }

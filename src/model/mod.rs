@@ -1,6 +1,6 @@
 //! Decoder language models: one file a family over shared blocks, scalar heads, the KV cache, weight files.
 //!
-//! A family's file has its configuration, its model with every tensor's name, and its `Family`; this file has the lists of
+//! Each family has a file with its configuration, its model with all tensor names, and its `Family`; this file has the lists of
 //! families and architectures.
 
 mod activation;
@@ -38,7 +38,7 @@ use burn::tensor::backend::Backend;
 
 pub use activation::Activation;
 pub use adapter::{
-    LoadedAdapter, Prepared, attach_adapters, load_adapter, prepare_adapters, save_adapter,
+    LoadedAdapter, PreparedAdapters, attach_adapters, load_adapter, prepare_adapters, save_adapter,
     trained_tensors,
 };
 pub use cache::KvCache;
@@ -54,12 +54,12 @@ pub use mlp::{GatedMlp, Mlp};
 pub use norm::{LayerNorm, RmsNorm};
 pub use offset::{SCORE_OFFSET, SIDECAR, read_score_offset};
 pub use opt::{Opt, OptConfig};
-pub use recompute::{Tape, Trained};
+pub use recompute::{Tape, TrainableModel};
 pub use scalar::ScalarModel;
 pub(crate) use scalar::scalar_head;
 pub use source::{ModelSource, ScoreHead};
 pub use table::{PositionTable, Table};
-pub use together::Together;
+pub use together::SharedBaseModels;
 
 use config::Sizes;
 use family::Family;
@@ -70,7 +70,7 @@ use crate::ops::{ModelBackend, Numerics};
 use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, Projection};
 
-/// Every family that can be loaded.
+/// All supported families.
 const FAMILIES: [&Family; 8] = [
     &llama::FAMILY,
     &qwen2::FAMILY,
@@ -82,7 +82,7 @@ const FAMILIES: [&Family; 8] = [
     &opt::FAMILY,
 ];
 
-/// A configuration, by what computes it.
+/// A configuration by architecture.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Architecture {
     /// Llama, Qwen2, Qwen3, Mistral.
@@ -126,7 +126,7 @@ pub enum LanguageModel<B: Backend> {
 }
 
 impl<B: Backend> LanguageModel<B> {
-    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    /// An unfilled model; `with_head`: whether it has an output head.
     pub fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
         match config.architecture() {
             Architecture::Gated(c) => Self::Gated(GatedDecoder::new(c, with_head, device)),
@@ -161,8 +161,8 @@ impl<B: ModelBackend> LanguageModel<B> {
 }
 
 impl<B: Backend> LanguageModel<B> {
-    /// Sets the storage and product precision of linear layers, embedding and output head, before they are loaded: they are frozen
-    /// if not stored in f32. Tables of positions stay in f32.
+    /// Sets the storage and product precision of linear layers, embedding and output head, before they are loaded. Anything but f32
+    /// freezes them. Position tables stay in f32.
     pub fn store_as(&mut self, numerics: Numerics) {
         self.parts()
             .for_each_part(&mut |part| part.store_as(numerics));

@@ -11,16 +11,16 @@ use crate::tokens::{Segments, TokenBatch};
 
 /// A family's layers, one by one. States are `[tokens, width]`.
 pub(super) trait Layers<B: ModelBackend> {
-    /// The states before the first layer: embeddings, and what the family makes of them.
+    /// The states before the first layer: embeddings with the family's scaling, positions or projection.
     fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2>;
 
     /// Layer `index`.
     fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2>;
 
-    /// What a head reads of the states after the last layer.
+    /// The final states, given the states after the last layer.
     fn finish(&self, x: Tensor<B, 2>, pass: &Pass<'_, B>) -> Tensor<B, 2>;
 
-    /// Where positions enter as rotations: one for each kind of layer.
+    /// Rotary frequencies, one set per kind of layer; empty for families without rotary positions.
     fn rotaries(&self) -> &[Rotary] {
         &[]
     }
@@ -35,14 +35,14 @@ pub(super) trait Layers<B: ModelBackend> {
     fn num_layers(&self) -> usize;
 }
 
-/// What a forward pass needs beside the tokens.
+/// The context of a forward pass.
 pub(super) struct Pass<'a, B: Backend> {
     pub(super) segments: &'a Segments,
     pub(super) positions: Vec<usize>,
     /// Cosines and sines, `[tokens, head_dim / 2]`, of each of [`Layers::rotaries`].
     angles: Vec<[Tensor<B, 2>; 2]>,
-    /// Positions in the batch whose states are asked for; all if `None`.
-    wanted: Option<Tensor<B, 1, Int>>,
+    /// Positions in the batch whose final states are needed; all if `None`.
+    selected: Option<Tensor<B, 1, Int>>,
     num_layers: usize,
     pub(super) cache: Option<&'a mut KvCache<B>>,
     pub(super) dropout: Option<Seed>,
@@ -52,7 +52,7 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
     pub(super) fn new(
         model: &dyn Layers<B>,
         batch: &'a TokenBatch<B>,
-        wanted: Option<Tensor<B, 1, Int>>,
+        selected: Option<Tensor<B, 1, Int>>,
         cache: Option<&'a mut KvCache<B>>,
         dropout: Option<Seed>,
     ) -> Self {
@@ -68,29 +68,29 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
             segments,
             positions,
             angles,
-            wanted,
+            selected,
             num_layers: model.num_layers(),
             cache,
             dropout,
         }
     }
 
-    /// The rows of `x` that layer `layer` still needs once its keys and values are formed: in the last one those whose
-    /// states are asked for.
+    /// The rows of `x` that layer `layer` needs after computing its keys and values: in the last layer only those at the chosen
+    /// positions.
     pub(super) fn keep(&self, layer: usize, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        match &self.wanted {
-            Some(wanted) if layer + 1 == self.num_layers => x.select(0, wanted.clone()),
+        match &self.selected {
+            Some(selected) if layer + 1 == self.num_layers => x.select(0, selected.clone()),
             _ => x,
         }
     }
 
-    /// Rotates the first `num_heads` heads of each row by its position's angles, those of the model's rotation `kind`.
+    /// Rotates the first `num_heads` heads of each row by the angles of its position, with the model's rotary frequencies `kind`.
     pub(super) fn rotate(&self, x: Tensor<B, 2>, num_heads: usize, kind: usize) -> Tensor<B, 2> {
         let [cos, sin] = self.angles[kind].clone();
         ops::rope(x, cos, sin, num_heads)
     }
 
-    /// Dropout masks of one layer.
+    /// Seed of one layer's dropout masks.
     pub(super) fn layer_dropout(&self, layer: usize) -> Option<Seed> {
         self.dropout.map(|seed| seed.fork_index(layer as u64))
     }
@@ -109,7 +109,7 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
         self.keep(layer, attended)
     }
 
-    /// Marks the batch as held by the cache.
+    /// Adds the batch to the cache's lengths.
     pub(super) fn end(self) {
         if let Some(cache) = self.cache {
             cache.advance(self.segments);

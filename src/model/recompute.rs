@@ -1,5 +1,5 @@
-//! Activation recomputation (`gradient_checkpointing`): of a forward pass only the states between layers are kept, and the
-//! backward pass computes each layer again.
+//! Activation recomputation (`gradient_checkpointing`): the forward pass stores only the states between layers, and the backward
+//! pass recomputes each layer.
 //!
 //! # Source
 //! Chen, Xu, Zhang and Guestrin 2016, arXiv:1604.06174, section 3, with every layer a segment.
@@ -16,19 +16,19 @@ use crate::params::{Parameters, lowest_trained_layer};
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
-/// A model that is trained: its decoder, and perhaps a head of its own.
-pub trait Trained<B: ModelBackend>: Parameters<Autodiff<B>> {
+/// A model that can be trained: a decoder, optionally with a head on it.
+pub trait TrainableModel<B: ModelBackend>: Parameters<Autodiff<B>> {
     /// The decoder.
     fn decoder(&self) -> &LanguageModel<Autodiff<B>>;
 }
 
-impl<B: ModelBackend> Trained<B> for LanguageModel<Autodiff<B>> {
+impl<B: ModelBackend> TrainableModel<B> for LanguageModel<Autodiff<B>> {
     fn decoder(&self) -> &LanguageModel<Autodiff<B>> {
         self
     }
 }
 
-impl<B: ModelBackend> Trained<B> for ScalarModel<Autodiff<B>> {
+impl<B: ModelBackend> TrainableModel<B> for ScalarModel<Autodiff<B>> {
     fn decoder(&self) -> &LanguageModel<Autodiff<B>> {
         &self.backbone
     }
@@ -37,7 +37,7 @@ impl<B: ModelBackend> Trained<B> for ScalarModel<Autodiff<B>> {
 /// The lowest layer that a backward pass has to reach.
 fn lowest_trained<B: ModelBackend>(decoder: &LanguageModel<Autodiff<B>>) -> usize {
     let mut parameters = Vec::new();
-    // Walks take models mutably; tensors are shared with the copy.
+    // Visiting needs a mutable model; the copy shares its tensors.
     decoder.clone().for_each_parameter(&mut |meta, slot| {
         parameters.push((meta.key().to_owned(), slot.is_trained()));
     });
@@ -47,30 +47,30 @@ fn lowest_trained<B: ModelBackend>(decoder: &LanguageModel<Autodiff<B>>) -> usiz
     lowest_trained_layer(trained, decoder.num_layers())
 }
 
-/// The way back through a forward pass.
+/// The stored states of a forward pass, for its backward pass.
 #[derive(Debug)]
 pub struct Tape<B: ModelBackend> {
-    /// `None` if the graph goes all the way.
-    kept: Option<Kept<B>>,
+    /// `None` if the autodiff graph covers the whole pass.
+    kept: Option<SavedStates<B>>,
 }
 
-/// What layers need to be computed again.
+/// The inputs for recomputing layers.
 #[derive(Debug)]
-struct Kept<B: ModelBackend> {
+struct SavedStates<B: ModelBackend> {
     batch: TokenBatch<Autodiff<B>>,
     dropout: Option<Seed>,
-    /// The lowest layer that is trained, or 0 if the embeddings are; at most the last one. The backward pass ends there.
+    /// The lowest trained layer, or 0 if the embeddings are trained; at most the last layer. The backward pass ends there.
     lowest: usize,
-    /// The states before each layer from the lowest on but the first, whose are the embeddings, and the last.
+    /// The states before each layer from `lowest` on, except the first layer (they are the embeddings) and the last.
     before: Vec<Tensor<B, 2>>,
-    /// Those before the last one, where the graph begins.
+    /// The states before the last layer, where the graph begins.
     begin: Tensor<Autodiff<B>, 2>,
 }
 
 impl<B: ModelBackend> Tape<B> {
-    /// [`CausalLm::states_at`] of a model that is trained, and the way back. With `checkpointing` the graph holds the last
-    /// layer only, and [`Tape::backward`] computes the others again.
-    pub fn states_at<M: Trained<B>>(
+    /// [`CausalLm::states_at`] of a model in training, and the tape for the backward pass. With `checkpointing` the graph holds the
+    /// last layer only, and [`Tape::backward`] recomputes the others.
+    pub fn states_at<M: TrainableModel<B>>(
         model: &M,
         batch: TokenBatch<Autodiff<B>>,
         positions: Option<Tensor<Autodiff<B>, 1, Int>>,
@@ -106,7 +106,7 @@ impl<B: ModelBackend> Tape<B> {
         let mut pass = Pass::new(decoder, &batch, positions, None, dropout);
         let states = decoder.layer(last, begin.clone(), &mut pass);
         let states = decoder.finish(states, &pass);
-        let kept = Kept {
+        let kept = SavedStates {
             batch,
             dropout,
             lowest,
@@ -117,7 +117,7 @@ impl<B: ModelBackend> Tape<B> {
     }
 
     /// Adds the gradients of `loss`, which was computed from these states, to `sum`.
-    pub fn backward<M: Trained<B>>(
+    pub fn backward<M: TrainableModel<B>>(
         self,
         loss: &Tensor<Autodiff<B>, 1>,
         model: &mut M,
@@ -137,14 +137,14 @@ impl<B: ModelBackend> Tape<B> {
                 let mut pass = Pass::new(decoder, &kept.batch, None, None, kept.dropout);
                 let x = match kept.before.pop() {
                     Some(x) => Tensor::from_inner(x).set_require_grad(index > kept.lowest),
-                    // Embeddings may be trained.
+                    // Recomputed, since embeddings may be trained.
                     None => decoder.embed(&kept.batch.input_ids, &pass),
                 };
                 let y = decoder.layer(index, x.clone(), &mut pass);
                 (x, y)
             };
-            // The product's gradient with respect to `y` is what came from above. The zero makes a graph of it even if
-            // nothing below is trained.
+            // The gradient of this sum with respect to `y` is `after`. The zero makes it tracked even if nothing below is
+            // trained.
             let zero = Tensor::zeros([1], &after.device()).require_grad();
             let through = (y * Tensor::from_inner(after)).sum() + zero;
             let mut gradients = through.backward();

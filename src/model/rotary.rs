@@ -1,4 +1,4 @@
-//! Rotary positions: the angles of each position.
+//! Rotary position embedding: frequencies and angles.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
@@ -8,29 +8,29 @@ use super::config::RopeScaling;
 /// Rotary frequencies of one head.
 #[derive(Debug, Clone)]
 pub(super) struct Rotary {
-    /// Radians per position, `head_dim / 2` of them.
+    /// Radians per position, `[head_dim / 2]`.
     inv_freq: Vec<f32>,
 }
 
 impl Rotary {
-    /// Frequencies `theta^(-2i / rotary_dim)`, stretched as Llama 3 does if asked. Of a head's `head_dim` entries the
-    /// pairs `(i, i + head_dim / 2)` with `i < rotary_dim / 2` turn; the other pairs have frequency 0 and stay.
+    /// Frequencies `theta^(-2i / rotary_dim)`, optionally with Llama 3's scaling. Of a head's `head_dim` entries, the pairs
+    /// `(i, i + head_dim / 2)` with `i < rotary_dim / 2` are rotated; other pairs have frequency 0.
     ///
-    /// Every step is rounded to f32 as in transformers: at position 8,000 one unit in the last place of a frequency is a
-    /// visible angle.
+    /// Every step is rounded to f32 as in transformers: at position 8,000 one unit in the last place of a frequency changes the
+    /// angle noticeably.
     pub(super) fn new(
         head_dim: usize,
         rotary_dim: usize,
         theta: f64,
         scaling: Option<&RopeScaling>,
     ) -> Self {
-        let turning = (0..rotary_dim / 2).map(|i| {
+        let rotated = (0..rotary_dim / 2).map(|i| {
             let exponent = (2 * i) as f32 / rotary_dim as f32;
             let power = f64::from(theta as f32).powf(f64::from(exponent)) as f32;
             let frequency = 1.0 / power;
-            scaling.map_or(frequency, |scaling| stretch(frequency, scaling))
+            scaling.map_or(frequency, |scaling| scaled(frequency, scaling))
         });
-        let mut inv_freq: Vec<f32> = turning.collect();
+        let mut inv_freq: Vec<f32> = rotated.collect();
         inv_freq.resize(head_dim / 2, 0.0);
         Self { inv_freq }
     }
@@ -54,8 +54,9 @@ impl Rotary {
     }
 }
 
-/// Llama 3's rule: long wavelengths are divided by the factor, short ones stay, between them a linear blend.
-fn stretch(frequency: f32, s: &RopeScaling) -> f32 {
+/// Llama 3's rule: frequencies of long wavelengths are divided by the factor, those of short ones are unchanged, with a linear
+/// blend between.
+fn scaled(frequency: f32, s: &RopeScaling) -> f32 {
     let context = s.original_max_position_embeddings as f64;
     let factor = s.factor as f32;
     let wavelength = std::f64::consts::TAU as f32 / frequency;
@@ -113,8 +114,8 @@ mod tests {
                 0x34ad_07a7
             ]
         );
-        let turning = [0x3f80_0000, 0x3dcc_cccd, 0x3c23_d70a, 0x3a83_126f];
+        let rotated = [0x3f80_0000, 0x3dcc_cccd, 0x3c23_d70a, 0x3a83_126f];
         let rotary = bits(Rotary::new(32, 8, 1e4, None));
-        assert_eq!((&rotary[..4], &rotary[4..]), (&turning[..], &[0; 12][..]));
+        assert_eq!((&rotary[..4], &rotary[4..]), (&rotated[..], &[0; 12][..]));
     }
 }

@@ -1,4 +1,4 @@
-//! Several models over one frozen base in one pass.
+//! Several models on one frozen base in one forward pass.
 
 use burn::tensor::Tensor;
 
@@ -8,17 +8,17 @@ use crate::ops::ModelBackend;
 use crate::peft::{Adaptable, Base};
 use crate::tokens::TokenBatch;
 
-/// Models that differ in their adapters only, as one: the same rows stand in a batch once for each model, every product with a weight
-/// is one for all of them, and each share of the rows gets its own model's adapters. On a GPU that saves launches and reading
-/// weights again, on a CPU packing them again; arithmetic it does not save.
+/// Models that differ in their adapters only, combined. A batch holds the rows once per model; products with base weights are
+/// shared, and each model's part of the rows gets its adapters. This saves launches and reading weights on GPUs, and packing
+/// weights on CPUs; the arithmetic is the same.
 #[derive(Debug)]
-pub struct Together<B: ModelBackend> {
+pub struct SharedBaseModels<B: ModelBackend> {
     model: LanguageModel<B>,
     count: usize,
 }
 
-impl<B: ModelBackend> Together<B> {
-    /// `None` if the linear layers of two of `models` are not the same, or carry other adapters than LoRA's.
+impl<B: ModelBackend> SharedBaseModels<B> {
+    /// `None` if the base weights of `models` differ, or adapters are not LoRA.
     ///
     /// # Panics
     /// If there are no models.
@@ -53,7 +53,7 @@ impl<B: ModelBackend> Together<B> {
         self.count
     }
 
-    /// What [`CausalLm::states_at`] of each model gives at `positions` of the packed `rows`, in the models' order.
+    /// [`CausalLm::states_at`] of each model at `positions` of the packed `rows`, in the order of the models.
     pub fn states_at(
         &self,
         rows: &[&[u32]],

@@ -1,4 +1,4 @@
-//! Every parameter of a model, with the Hugging Face tensors it holds: one walk serves loading, saving, initialising,
+//! The parameters of a model with the Hugging Face tensors that they hold: one traversal serves loading, saving, initialising,
 //! freezing, optimising and counting.
 
 mod columns;
@@ -18,7 +18,7 @@ pub use columns::TrainedColumns;
 pub(crate) use columns::{columns_of, with_columns};
 pub use reduced::Reduced;
 
-/// What a parameter is for.
+/// The role of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParamKind {
     /// A linear layer's weight.
@@ -33,24 +33,24 @@ pub enum ParamKind {
     Score,
 }
 
-/// The Hugging Face tensors that lie side by side in one parameter.
+/// Description of a parameter: the Hugging Face tensors that are concatenated in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParamMeta {
-    /// What it is for.
+    /// Its role.
     pub kind: ParamKind,
     /// Name and number of columns of each tensor (entries, for a vector), from left to right.
     pub pieces: Vec<(String, usize)>,
     /// Whether files hold `[out, in]` where the parameter is `[in, out]`.
     pub transposed: bool,
-    /// Column of the file (entry, for a vector; over all pieces) that each column of the parameter holds; `None` if they
-    /// stand in the same order.
+    /// For each column of the parameter (entry, for a vector), its column in the file, over all pieces; `None` if the order is the
+    /// same.
     pub order: Option<Arc<Vec<usize>>>,
-    /// The parameter's columns that are trained; `None` if all are, or none is.
+    /// The trained columns; `None` if all or none are trained.
     pub trained_columns: TrainedColumns,
 }
 
 impl ParamMeta {
-    /// A parameter that is one tensor of a file.
+    /// A parameter with one tensor.
     pub fn single(
         kind: ParamKind,
         name: impl Into<String>,
@@ -66,13 +66,13 @@ impl ParamMeta {
         }
     }
 
-    /// The same parameter with its columns in another order than the file's.
+    /// The same parameter with another order of columns than the file.
     pub fn ordered(mut self, order: Option<Arc<Vec<usize>>>) -> Self {
         self.order = order;
         self
     }
 
-    /// Name and shape in files of the tensor at `piece`, of a parameter of `shape`.
+    /// Name and shape in files of tensor `piece`, for a parameter of `shape`.
     fn file_tensor(&self, piece: usize, shape: &[usize]) -> (String, Vec<usize>) {
         let (name, columns) = &self.pieces[piece];
         let shape = match (shape, self.transposed) {
@@ -85,13 +85,13 @@ impl ParamMeta {
         (name.clone(), shape)
     }
 
-    /// Names and shapes in files of all tensors of a parameter of `shape`.
+    /// Names and shapes in files of all tensors, for a parameter of `shape`.
     pub fn file_tensors(&self, shape: &[usize]) -> Vec<(String, Vec<usize>)> {
         let piece = |piece| self.file_tensor(piece, shape);
         (0..self.pieces.len()).map(piece).collect()
     }
 
-    /// Numbers of the tensor at `piece` as files hold them, of the parameter's columns in the file's order.
+    /// Values of tensor `piece` in the layout of files, given the parameter's values with columns in the file's order.
     fn piece(&self, piece: usize, values: &[f32]) -> Vec<f32> {
         let widths = self.pieces.iter().map(|(_, columns)| columns);
         let (first, total): (usize, usize) = (widths.clone().take(piece).sum(), widths.sum());
@@ -107,7 +107,7 @@ impl ParamMeta {
         }
     }
 
-    /// Shape of what is trained of a parameter of `shape`, and of its gradient and moments.
+    /// Shape of the trained columns of a parameter of `shape`; also of its gradient and moments.
     pub fn trained_shape(&self, mut shape: Vec<usize>) -> Vec<usize> {
         if let (Some(ranges), Some(columns)) = (&self.trained_columns, shape.last_mut()) {
             *columns = ranges.iter().map(ExactSizeIterator::len).sum();
@@ -121,22 +121,22 @@ impl ParamMeta {
     }
 }
 
-/// A parameter of either rank.
+/// A mutable reference to a parameter.
 #[derive(Debug)]
 pub enum ParamSlot<'a, B: Backend> {
     /// Biases, norms and score heads.
     Vector(&'a mut Param<Tensor<B, 1>>),
     /// Everything else.
     Matrix(&'a mut Param<Tensor<B, 2>>),
-    /// A matrix in fewer bits, which is frozen.
+    /// A reduced matrix, which is frozen.
     Reduced(&'a mut Reduced),
 }
 
-/// A tensor as files hold it: name, shape, numbers.
+/// A tensor in the layout of files: name, shape, values.
 pub type HostTensor = (String, Vec<usize>, Vec<f32>);
 
 impl<'a, B: Backend> ParamSlot<'a, B> {
-    /// The slot of a matrix that may be kept in fewer bits.
+    /// The slot of a matrix that may be reduced.
     pub fn of(param: &'a mut Param<Tensor<B, 2>>, reduced: &'a mut Option<Reduced>) -> Self {
         match reduced {
             Some(reduced) => Self::Reduced(reduced),
@@ -146,7 +146,7 @@ impl<'a, B: Backend> ParamSlot<'a, B> {
 }
 
 impl<B: Backend> ParamSlot<'_, B> {
-    /// The parameter's shape, which it has before it is filled, too.
+    /// The parameter's shape, also before it is filled.
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Self::Vector(p) => p.lazy_shape().to_vec(),
@@ -172,7 +172,7 @@ impl<B: Backend> ParamSlot<'_, B> {
     /// Trains or freezes it.
     ///
     /// # Panics
-    /// If a matrix in fewer bits is to be trained.
+    /// If a reduced matrix is to be trained.
     pub fn set_trained(&mut self, trained: bool) {
         match self {
             Self::Vector(p) => {
@@ -181,11 +181,11 @@ impl<B: Backend> ParamSlot<'_, B> {
             Self::Matrix(p) => {
                 **p = Param::initialized(p.id, p.val().detach().set_require_grad(trained))
             }
-            Self::Reduced(..) => assert!(!trained, "a matrix in fewer bits stays frozen"),
+            Self::Reduced(..) => assert!(!trained, "a reduced matrix cannot be trained"),
         }
     }
 
-    /// Replaces the numbers, given in the parameter's own layout; trained stays trained.
+    /// Replaces the values, given in the parameter's own layout; whether it is trained does not change.
     pub fn assign(&mut self, values: Vec<f32>, shape: &[usize], device: &B::Device) {
         let trained = self.is_trained();
         if let Self::Reduced(reduced) = self {
@@ -209,12 +209,12 @@ impl<B: Backend> ParamSlot<'_, B> {
         }
     }
 
-    /// The numbers in the parameter's own layout. Reads the device.
+    /// The values in the parameter's own layout. Reads the device.
     pub fn values(&self) -> Vec<f32> {
         self.reader()()
     }
 
-    /// What gives [`ParamSlot::values`] as they are now, when it is asked.
+    /// A function that returns the present [`ParamSlot::values`], read when it is called.
     pub fn reader(&self) -> Box<dyn Fn() -> Vec<f32>> {
         match self {
             Self::Vector(p) => reader_of(p.val()),
@@ -226,7 +226,7 @@ impl<B: Backend> ParamSlot<'_, B> {
         }
     }
 
-    /// Assembles the parameter from its tensors, each read from a file when its turn comes.
+    /// Assembles the parameter from its tensors, which `read` returns one at a time.
     ///
     /// # Errors
     /// Those of `read`.
@@ -290,7 +290,7 @@ impl<B: Backend> ParamSlot<'_, B> {
         Ok(())
     }
 
-    /// The tensors as files hold them. Reads the device.
+    /// The tensors in the layout of files. Reads the device.
     pub fn save(&self, meta: &ParamMeta) -> Vec<HostTensor> {
         let (shape, values) = (self.shape(), to_file_order(self.values(), meta));
         (0..meta.pieces.len())
@@ -301,7 +301,7 @@ impl<B: Backend> ParamSlot<'_, B> {
             .collect()
     }
 
-    /// Adds the tensors as files hold them.
+    /// Adds the tensors in the layout of files to a snapshot.
     pub fn put_into(&self, snapshot: &mut Snapshot<'_>, meta: &ParamMeta) {
         let shape = self.shape();
         for piece in 0..meta.pieces.len() {
@@ -315,7 +315,7 @@ impl<B: Backend> ParamSlot<'_, B> {
 }
 
 impl<B: AutodiffBackend> ParamSlot<'_, B> {
-    /// The gradient of the last backward pass, taken out of `grads`.
+    /// Removes the parameter's gradient from `grads`.
     pub fn take_gradient(&self, grads: &mut B::Gradients) -> Option<FloatTensor<B::InnerBackend>> {
         match self {
             Self::Vector(p) => p.val().grad_remove(grads).map(unwrap),
@@ -324,8 +324,7 @@ impl<B: AutodiffBackend> ParamSlot<'_, B> {
         }
     }
 
-    /// The value, to be put back by [`ParamSlot::put_value`]; `None` for a matrix in fewer bits. It is handed over whole, so that a
-    /// backend that owns it alone can write in place.
+    /// Takes the value out, for an update in place; [`ParamSlot::put_value`] puts it back. `None` for a reduced matrix.
     pub fn take_value(&mut self) -> Option<FloatTensor<B::InnerBackend>> {
         match self {
             Self::Vector(p) => Some(take(p)),
@@ -334,7 +333,7 @@ impl<B: AutodiffBackend> ParamSlot<'_, B> {
         }
     }
 
-    /// The new value of a trained parameter.
+    /// Puts back the value of a trained parameter.
     pub fn put_value(&mut self, value: FloatTensor<B::InnerBackend>) {
         match self {
             Self::Vector(p) => put(p, value),
@@ -364,7 +363,7 @@ fn reader_of<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Box<dyn Fn() -
     Box::new(move || host::read(tensor.clone()))
 }
 
-/// The parameter's columns, given the file's.
+/// Reorders columns from the file's order to the parameter's.
 fn from_file_order(values: Vec<f32>, meta: &ParamMeta) -> Vec<f32> {
     let Some(order) = &meta.order else {
         return values;
@@ -374,7 +373,7 @@ fn from_file_order(values: Vec<f32>, meta: &ParamMeta) -> Vec<f32> {
         .collect()
 }
 
-/// The file's columns, given the parameter's.
+/// Reorders columns from the parameter's order to the file's.
 fn to_file_order(values: Vec<f32>, meta: &ParamMeta) -> Vec<f32> {
     let Some(order) = &meta.order else {
         return values;
@@ -413,12 +412,12 @@ fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     out
 }
 
-/// A model whose parameters can be walked.
+/// A model whose parameters can be visited.
 pub trait Parameters<B: Backend> {
     /// Calls `visit` once for every parameter, in a fixed order.
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>));
 
-    /// Trains the parameters that `choose` names and freezes the others.
+    /// Trains the parameters of the kinds that `choose` accepts and freezes all others.
     fn train_only(&mut self, choose: &dyn Fn(ParamKind) -> bool) {
         self.for_each_parameter(&mut |meta, mut slot| slot.set_trained(choose(meta.kind)));
     }
@@ -437,8 +436,8 @@ pub trait Parameters<B: Backend> {
     }
 }
 
-/// The lowest decoder layer that gradients reach, given the names of parameters in the model's order and whether each is trained:
-/// 0 where one before the layers is, `num_layers` where only those after them are.
+/// The lowest decoder layer that gradients reach, given all parameter names in the model's order and whether each is trained: 0 if
+/// a parameter before the layers is trained, `num_layers` if only parameters after them are.
 pub fn lowest_trained_layer<'a>(
     parameters: impl Iterator<Item = (&'a str, bool)>,
     num_layers: usize,
@@ -455,7 +454,7 @@ pub fn lowest_trained_layer<'a>(
     lowest
 }
 
-/// A parameter of `shape` that is to be filled by a loader. Until then it has no memory; read, it would be a single zero.
+/// An unfilled parameter of `shape`, to be loaded later. Until then it takes no memory and must not be read.
 pub(crate) fn placeholder<B: Backend, const D: usize>(
     shape: [usize; D],
     device: &B::Device,

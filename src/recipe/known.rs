@@ -1,4 +1,4 @@
-//! Models that a recipe names, without their weights.
+//! The models of a recipe, resolved without loading weights.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use crate::error::Result;
 use crate::model::{ModelConfig, ModelSource};
 use crate::reward::RewardConfig;
 
-/// A model as far as plans need it.
+/// Configuration and tokenizer of a model.
 #[derive(Clone)]
-pub(super) struct Known {
+pub(super) struct ResolvedModel {
     pub(super) config: ModelConfig,
     pub(super) tokenizer: Tokenizer,
 }
 
-impl Known {
-    /// Opens a model's files without reading a tensor: configuration, tokenizer, and every tensor's name and shape.
+impl ResolvedModel {
+    /// Reads configuration and tokenizer of a model and checks its tensors' names and shapes; reads no tensor.
     fn policy(source: ModelSource) -> Result<Self> {
         source.check()?;
         Ok(Self {
@@ -26,32 +26,32 @@ impl Known {
 }
 
 /// The recipe's `model`.
-pub(super) fn open_model(name: &str) -> Result<Known> {
-    Known::policy(ModelSource::find(name)?)
+pub(super) fn open_model(name: &str) -> Result<ResolvedModel> {
+    ResolvedModel::policy(ModelSource::find(name)?)
 }
 
-/// The model of a folder or file; `model` is the recipe's, which stands in for a base that an adapter misses.
-pub(super) fn open_folder(folder: &Path, model: Option<&str>) -> Result<Known> {
-    Known::policy(ModelSource::at(folder, model)?)
+/// The model of a folder or file; `model`, the recipe's, is used if an adapter's base is missing.
+pub(super) fn open_folder(folder: &Path, model: Option<&str>) -> Result<ResolvedModel> {
+    ResolvedModel::policy(ModelSource::at(folder, model)?)
 }
 
 /// The reward model of a folder.
-pub(super) fn open_reward(folder: &Path, model: Option<&str>) -> Result<Known> {
+pub(super) fn open_reward(folder: &Path, model: Option<&str>) -> Result<ResolvedModel> {
     let source = ModelSource::at(folder, model)?;
     source.check_reward()?;
-    Ok(Known {
+    Ok(ResolvedModel {
         tokenizer: source.tokenizer()?,
         config: source.config,
     })
 }
 
 /// The configuration and tokenizer of a model with random weights.
-pub(super) fn open_blank(path: &Path) -> Result<Known> {
+pub(super) fn open_blank(path: &Path) -> Result<ResolvedModel> {
     let (config, tokenizer) = ModelSource::blank(path)?;
-    Ok(Known { config, tokenizer })
+    Ok(ResolvedModel { config, tokenizer })
 }
 
-/// The reward models that a source at `key` names, folders or stages; each comes with the key that names it.
+/// The reward models (folders or stages) of the source at `key`, each with its own key.
 pub(super) fn learned(key: &str, reward: &RewardConfig) -> Vec<(String, String)> {
     match reward {
         RewardConfig::Learned { stage } => vec![(format!("{key}.stage"), stage.clone())],

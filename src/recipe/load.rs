@@ -1,4 +1,4 @@
-//! From a recipe file to a checked recipe.
+//! Loads and validates a recipe file.
 
 use std::path::{Path, PathBuf};
 
@@ -7,23 +7,22 @@ use crate::recipe::places::Places;
 use crate::recipe::validate::validate_except;
 use crate::recipe::{Recipe, named, read, set};
 
-/// A recipe with the places of its keys, so that later checks (data files, weights) can point at them.
+/// A recipe with the positions of its keys, for error messages of later checks (data files, weights).
 #[derive(Debug, Clone)]
-pub struct Loaded {
-    /// The recipe, `--set` applied.
+pub struct LoadedRecipe {
+    /// The recipe, with `--set` applied.
     pub recipe: Recipe,
-    /// Where each key stands.
+    /// Positions of its keys.
     pub places: Places,
-    /// The file it was read from.
+    /// The recipe file.
     pub path: PathBuf,
 }
 
-/// Reads a recipe, applies `--set` arguments (`path=value`) and checks everything that can be checked without looking at
-/// any other file.
+/// Reads a recipe, applies `--set` arguments (`path=value`) and validates it as far as possible without reading other files.
 ///
 /// # Errors
 /// [`Error::Io`] when the file cannot be read; [`Error::Invalid`] with every problem found, in the order of the file.
-pub fn load_with_places(path: &Path, sets: &[String]) -> Result<Loaded> {
+pub fn load_with_places(path: &Path, sets: &[String]) -> Result<LoadedRecipe> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let invalid = |problems: Vec<Problem>| Error::Invalid {
         path: path.to_path_buf(),
@@ -44,7 +43,7 @@ pub fn load_with_places(path: &Path, sets: &[String]) -> Result<Loaded> {
             .with_help("save the recipe as UTF-8"),
         ])
     })?;
-    let read::Reading {
+    let read::ParsedRecipe {
         recipe,
         mut places,
         mut problems,
@@ -57,7 +56,7 @@ pub fn load_with_places(path: &Path, sets: &[String]) -> Result<Loaded> {
         problems.sort_by_key(|problem| places.order(problem));
         problems.append(&mut wrong_sets);
         if problems.is_empty() {
-            return Ok(Loaded {
+            return Ok(LoadedRecipe {
                 recipe,
                 places,
                 path: path.to_path_buf(),
@@ -68,7 +67,7 @@ pub fn load_with_places(path: &Path, sets: &[String]) -> Result<Loaded> {
     Err(invalid(problems))
 }
 
-/// [`load_with_places`] for callers that need the recipe only.
+/// [`load_with_places`], returning the recipe only.
 ///
 /// # Errors
 /// As [`load_with_places`].

@@ -1,4 +1,4 @@
-//! Recipes: reading, changing, checking and planning them.
+//! Recipes: reading, `--set`, validation, planning and running.
 
 mod config;
 mod known;
@@ -17,9 +17,9 @@ mod validate;
 mod write;
 
 pub use config::Recipe;
-pub use load::{Loaded, load, load_with_places};
+pub use load::{LoadedRecipe, load, load_with_places};
 pub use places::Places;
 pub use plan::{check_fits, memory_line, table};
-pub use run::{Checked, RunOptions, check, run};
+pub use run::{CheckedRecipe, RunOptions, check, run};
 pub use validate::validate;
 pub use write::to_ron;

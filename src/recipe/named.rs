@@ -1,4 +1,4 @@
-//! Data sets that a recipe names once: stages that read one by its name get its source and format.
+//! Named data sets of a recipe, shared by several stages.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +7,9 @@ use crate::data::{DataSource, RowFormat};
 use crate::error::Problem;
 use crate::suggest::{did_you_mean, quoted};
 
-/// Puts in place of each `Data("name")` what the recipe's `data` holds under that name; returns what is wrong with the names.
+/// Replaces each `Data("name")` by the named data set; returns problems with the names.
 ///
-/// The resolved recipe has no sets of its own: it says all of a stage at the stage.
+/// The resolved recipe has no named data sets.
 pub(super) fn resolve(recipe: &mut Recipe, places: &Places) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut used = BTreeSet::new();
@@ -24,7 +24,7 @@ pub(super) fn resolve(recipe: &mut Recipe, places: &Places) -> Vec<Problem> {
     }
     for (index, stage) in recipe.stages.iter_mut().enumerate() {
         let path = places.stage_path(index, stage.name());
-        let keys: Vec<&str> = stage.reads().data.iter().map(|data| data.key).collect();
+        let keys: Vec<&str> = stage.inputs().data.iter().map(|data| data.key).collect();
         for (key, data) in keys.into_iter().zip(stage.data_mut()) {
             let DataSource::Data(name) = &data.source else {
                 continue;
@@ -46,8 +46,7 @@ pub(super) fn resolve(recipe: &mut Recipe, places: &Places) -> Vec<Problem> {
             used.insert(name.clone());
             if data.format != RowFormat::default() {
                 let key = format!("{path}.{key}.format");
-                let message =
-                    format!("the format of a named set stands with it, at data.{name}.format");
+                let message = format!("the format of a named set is given at data.{name}.format");
                 problems.push(places.problem(&key, message));
             }
             *data = data.of_named(named);

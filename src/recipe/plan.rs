@@ -1,4 +1,4 @@
-//! The resolved plan that `--dry-run` prints, and the check that it fits into memory.
+//! The plan that `--dry-run` prints, and the memory check.
 
 use crate::device::DeviceMemory;
 use crate::error::Problem;
@@ -65,8 +65,8 @@ pub fn table(plans: &[StagePlan]) -> String {
     text
 }
 
-/// What `gradient_checkpointing` saves and costs. A backward pass through frozen weights is as much work as a forward pass, one
-/// that trains them twice as much.
+/// Savings and cost of `gradient_checkpointing`. A backward pass costs as much as a forward pass with frozen weights, twice as much
+/// with trained ones.
 fn recomputation(plan: &StagePlan) -> String {
     let plain = ModelShape {
         gradient_checkpointing: false,
@@ -82,28 +82,28 @@ fn recomputation(plan: &StagePlan) -> String {
     )
 }
 
-/// What the stages were compared with, as a line below the plan.
+/// The available memory, as a line below the plan.
 pub fn memory_line(memory: &DeviceMemory) -> String {
     match memory {
         DeviceMemory::Host => match memory.available() {
             Some(bytes) => format!("memory available on this machine: {}", human_bytes(bytes)),
-            None => "memory available on this machine: not known, so that nothing was compared with it; --device-memory SIZE says how much".into(),
+            None => "memory available on this machine: unknown and not checked; set it with --device-memory SIZE".into(),
         },
         DeviceMemory::Device { name, free, total } => format!(
             "memory available on {name}: {} of {}",
             human_bytes(*free),
             human_bytes(*total)
         ),
-        DeviceMemory::Given(bytes) => {
+        DeviceMemory::Override(bytes) => {
             format!("memory available by --device-memory: {}", human_bytes(*bytes))
         }
         DeviceMemory::Unknown { name, why } => format!(
-            "memory available on {name}: not known ({why}), so that nothing was compared with it; --device-memory SIZE says how much"
+            "memory available on {name}: unknown ({why}) and not checked; set it with --device-memory SIZE"
         ),
     }
 }
 
-/// A problem for each stage that needs more than is available; none where that is not known.
+/// A problem for each stage that needs more memory than is available; none if that is unknown.
 pub fn check_fits(plans: &[StagePlan], memory: &DeviceMemory) -> Vec<Problem> {
     let Some(available) = memory.available() else {
         return Vec::new();
@@ -111,7 +111,7 @@ pub fn check_fits(plans: &[StagePlan], memory: &DeviceMemory) -> Vec<Problem> {
     let whose = match memory {
         DeviceMemory::Host | DeviceMemory::Unknown { .. } => "are available".to_owned(),
         DeviceMemory::Device { name, .. } => format!("are free on {name}"),
-        DeviceMemory::Given(_) => "are given by --device-memory".to_owned(),
+        DeviceMemory::Override(_) => "are given by --device-memory".to_owned(),
     };
     plans
         .iter()
@@ -134,7 +134,7 @@ pub fn check_fits(plans: &[StagePlan], memory: &DeviceMemory) -> Vec<Problem> {
         .collect()
 }
 
-/// What to change, by the largest component.
+/// Advice by the largest component.
 fn advice(plan: &StagePlan) -> &'static str {
     let largest = plan.memory.iter().max_by_key(|(_, bytes)| *bytes);
     match largest.map(|(name, _)| name.as_str()) {
@@ -281,13 +281,13 @@ compare  weights 513.13 MiB
 
     #[test]
     fn what_does_not_fit_is_refused_with_advice() {
-        let problems = check_fits(&plans(), &DeviceMemory::Given(1 << 30));
+        let problems = check_fits(&plans(), &DeviceMemory::Override(1 << 30));
         assert_eq!(problems.len(), 1);
         assert_eq!(
             problems[0].to_string(),
             "stages.sft: needs an estimated 1.52 GiB of memory (weights 531.77 MiB, activations 1.00 GiB), but 1.00 GiB are given by --device-memory\n    help: lower `micro_batch_tokens` (results do not change), set `gradient_checkpointing: true`, or lower `generation_batch_size`; --device-memory SIZE overrides what was measured"
         );
-        assert!(check_fits(&plans(), &DeviceMemory::Given(2 << 30)).is_empty());
+        assert!(check_fits(&plans(), &DeviceMemory::Override(2 << 30)).is_empty());
     }
 
     #[test]
@@ -310,15 +310,15 @@ compare  weights 513.13 MiB
             memory_line(&device(2 << 30)),
             "memory available on CUDA device 0: 2.00 GiB of 80.00 GiB"
         );
-        // What is not known refuses nothing, and the plan says so.
+        // Unknown memory refuses nothing, and the plan says so.
         let unknown = DeviceMemory::Unknown {
             name: "wgpu device 0".into(),
-            why: "wgpu has no call for it".into(),
+            why: "wgpu cannot query it".into(),
         };
         assert!(check_fits(&plans(), &unknown).is_empty());
         assert_eq!(
             memory_line(&unknown),
-            "memory available on wgpu device 0: not known (wgpu has no call for it), so that nothing was compared with it; --device-memory SIZE says how much"
+            "memory available on wgpu device 0: unknown (wgpu cannot query it) and not checked; set it with --device-memory SIZE"
         );
     }
 

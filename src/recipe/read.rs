@@ -1,8 +1,7 @@
-//! Reading a recipe file: strict, and all problems at once.
+//! Parses a recipe file strictly and reports all problems at once.
 //!
-//! serde stops at the first error. So the file is split into its header and its stages, each is read by itself, and after
-//! an error the offending key is blanked out (or a missing one filled in) and the reading is tried again, so that positions
-//! stay and one pass over the file reports everything that is wrong with it.
+//! serde stops at the first error. Therefore the file is split into header and stages, which are parsed separately. After an error
+//! the offending key is blanked out, or a missing key is filled in, and the part is parsed again. Positions are preserved.
 
 use std::path::Path;
 
@@ -17,10 +16,10 @@ use crate::recipe::write::dialect;
 use crate::suggest::{did_you_mean, nearest, quoted};
 use crate::train::Stage;
 
-/// Errors followed up within the header or one stage.
+/// Most errors repaired in the header or in one stage.
 const MAX_REPAIRS: usize = 40;
 
-/// Values tried for a required key that is missing or unreadable, so that reading can go on.
+/// Placeholder values tried for a required key that is missing or invalid.
 const PLACEHOLDERS: [&str; 8] = [
     "\"x\"",
     "1",
@@ -32,28 +31,28 @@ const PLACEHOLDERS: [&str; 8] = [
     "Posts(rows: 1, seed: 0)",
 ];
 
-/// What could be read of a recipe's text.
+/// The parsed parts of a recipe's text.
 #[derive(Debug)]
-pub(super) struct Reading {
-    /// The recipe, with placeholders for the keys in `broken`; absent when a stage could not be told at all.
+pub(super) struct ParsedRecipe {
+    /// The recipe, with placeholders for the keys in `broken`; absent if a stage could not be parsed at all.
     pub(super) recipe: Option<Recipe>,
-    /// Where each key stands.
+    /// Positions of the keys.
     pub(super) places: Places,
-    /// What is wrong with the text.
+    /// Problems of the text.
     pub(super) problems: Vec<Problem>,
-    /// Key paths whose values are placeholders or defaults because the text has no usable value.
+    /// Key paths with placeholders or defaults instead of a valid value.
     pub(super) broken: Vec<String>,
 }
 
-/// Reads the text of a recipe.
-pub(super) fn read(file: &Path, source: &str) -> Reading {
+/// Parses the text of a recipe.
+pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
     let text: Vec<char> = source.chars().collect();
     let root = match scan(&text) {
         Ok(root) => root,
         Err(error) => {
             let (line, column) = line_column(&text, error.at);
             let place = format!("{}:{line}:{column}", file.display());
-            return Reading {
+            return ParsedRecipe {
                 recipe: None,
                 places: Places::scan(file, source),
                 problems: vec![Problem::new(place, error.message)],
@@ -92,7 +91,7 @@ pub(super) fn read(file: &Path, source: &str) -> Reading {
         (Some(recipe), Some(stages)) => Some(Recipe { stages, ..recipe }),
         _ => None,
     };
-    Reading {
+    ParsedRecipe {
         recipe,
         places: reader.places,
         problems: reader.problems,
@@ -100,7 +99,7 @@ pub(super) fn read(file: &Path, source: &str) -> Reading {
     }
 }
 
-/// The first thing wrong with a recipe's text as a message without a place, and advice.
+/// Parses the text of a recipe; the error is the first problem's message, without a place, and advice.
 pub(super) fn first_error(source: &str) -> Result<Recipe, (String, Option<String>)> {
     dialect().from_str::<Recipe>(source).map_err(|error| {
         let text: Vec<char> = source.chars().collect();
@@ -124,13 +123,13 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads the header or one stage: `unit` is the whole text with everything else blanked out, `root` its value.
+    /// Parses the header or one stage: `unit` is the whole text with everything else blanked out, `root` its value.
     fn unit<T: DeserializeOwned>(&mut self, unit: Vec<char>, root: &Node, path: &str) -> Option<T> {
-        let mut draft = Draft {
+        let mut draft = PatchedText {
             text: unit,
             insertions: Vec::new(),
         };
-        // Starts of blanked fields, and (struct start, key) of required keys whose absence is already explained.
+        // Starts of blanked fields, and (struct start, key) of missing keys that have been reported.
         let mut blanked: Vec<usize> = Vec::new();
         let mut explained: Vec<(usize, String)> = Vec::new();
         for _ in 0..MAX_REPAIRS {
@@ -156,7 +155,7 @@ impl Reader<'_> {
                 draft.fill::<T>(self.text, node, field)?;
                 continue;
             }
-            // Unknown names are where the parser came from, unusable values where it stopped.
+            // Unknown names end where the parser was before, invalid values start where it stopped.
             let named = matches!(
                 error.code,
                 Ron::NoSuchStructField { .. }
@@ -198,14 +197,14 @@ impl Reader<'_> {
     }
 }
 
-/// A unit's text under repair.
-struct Draft {
+/// A unit's text with repairs.
+struct PatchedText {
     text: Vec<char>,
-    /// Text put in front of the character at an index, in order of the index.
+    /// Inserted texts with the index of the following character, ascending.
     insertions: Vec<(usize, String)>,
 }
 
-impl Draft {
+impl PatchedText {
     fn render(&self) -> String {
         let mut rendered = String::with_capacity(self.text.len());
         let mut from = 0;
@@ -218,7 +217,7 @@ impl Draft {
         rendered
     }
 
-    /// The index in the original text of a line and column of the rendered one, and whether that lies in an insertion.
+    /// Maps a line and column of the repaired text to an index in the original text, and tells whether it is inside an insertion.
     fn original(&self, line: usize, column: usize) -> (usize, bool) {
         let rendered: Vec<char> = self.render().chars().collect();
         let at = index_of(&rendered, line, column);
@@ -236,7 +235,7 @@ impl Draft {
         (at - shift, false)
     }
 
-    /// Fills in a required key of `node` with the first placeholder that fits; `None` if none does.
+    /// Inserts a required key of `node` with the first suitable placeholder; `None` if there is none.
     fn fill<T: DeserializeOwned>(&mut self, text: &[char], node: &Node, key: &str) -> Option<()> {
         let open = text[node.span.clone()].iter().position(|&c| c == '(')?;
         let at = node.span.start + open + 1;
@@ -263,7 +262,7 @@ impl Draft {
     }
 }
 
-/// Replaces characters by spaces; lines and columns stay.
+/// Replaces characters by spaces, preserving line breaks.
 fn blank(text: &mut [char]) {
     for c in text.iter_mut().filter(|c| **c != '\n') {
         *c = ' ';
@@ -278,7 +277,7 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// The values directly below `node`, each with its key path and, if it has one, its field.
+/// The children of `node`, each with its key path and, if any, its field.
 fn children<'a>(
     text: &[char],
     node: &'a Node,
@@ -298,7 +297,7 @@ fn children<'a>(
     }
 }
 
-/// The innermost field around the character `at` that is not blanked out: its key path, itself, and the struct it is in.
+/// The innermost field around the character `at` that is not blanked out, with its key path and its struct.
 fn innermost<'a>(
     text: &[char],
     node: &'a Node,
@@ -308,7 +307,7 @@ fn innermost<'a>(
 ) -> Option<(String, &'a Field, &'a Node)> {
     for (path, value, field) in children(text, node, path) {
         let start = field.map_or(value.span.start, |field| field.key_span.start);
-        // The end is included: a parser that wanted more stops just behind the value.
+        // The end is included: at an early end the parser stops right after the value.
         if blanked.contains(&start) || at < start || at > value.span.end {
             continue;
         }
@@ -322,7 +321,7 @@ fn innermost<'a>(
     None
 }
 
-/// The struct whose last character is just before `end`, with its key path.
+/// The struct that ends at `end`, with its key path.
 fn struct_ending<'a>(
     text: &[char],
     node: &'a Node,
@@ -338,7 +337,7 @@ fn struct_ending<'a>(
         .find_map(|(path, value, _)| struct_ending(text, value, &path, end))
 }
 
-/// The start of a value, on one line.
+/// The start of a value, as one line.
 fn excerpt(value: &[char]) -> String {
     let line: String = value.iter().take_while(|&&c| c != '\n').collect();
     if line.chars().count() > 40 {
@@ -356,7 +355,7 @@ fn with_help(problem: Problem, help: Option<String>) -> Problem {
     }
 }
 
-/// An error of the RON reader in the words of a recipe, and advice.
+/// Message and advice for an error of the RON parser.
 fn describe(error: &Ron, found: &str) -> (String, Option<String>) {
     let expected = |what: &str| (format!("expected {what}, found `{found}`"), None);
     match error {
@@ -396,7 +395,7 @@ fn describe(error: &Ron, found: &str) -> (String, Option<String>) {
             expected("arguments in `(` and `)`")
         }
         Ron::ExpectedOption => expected("a value or `None`"),
-        // A number that goes on where a whole number should have ended, or arguments of a variant that takes none.
+        // A fraction where a whole number is expected, or arguments of a variant without any.
         Ron::ExpectedComma
             if found.starts_with(|c: char| c.is_ascii_digit())
                 && found.contains(['.', 'e', 'E']) =>
@@ -404,7 +403,7 @@ fn describe(error: &Ron, found: &str) -> (String, Option<String>) {
             expected("a whole number")
         }
         Ron::ExpectedComma | Ron::ExpectedStructLikeEnd => (
-            format!("`{found}` goes on where its value should have ended"),
+            format!("unexpected text after the value in `{found}`"),
             None,
         ),
         Ron::InvalidValueForType { expected, found } => {

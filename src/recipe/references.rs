@@ -1,4 +1,4 @@
-//! Stages that name other stages: they must exist, come earlier and be of the right kind.
+//! Checks references among stages: the target must exist, come earlier and be of the right kind.
 
 use crate::data::RowKind;
 use crate::recipe::Recipe;
@@ -7,34 +7,36 @@ use crate::recipe::places::Places;
 use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
 use crate::train::config::Init;
-use crate::train::{Gives, Stage, reward_folder};
+use crate::train::{Stage, StageOutput, reward_folder};
 
-/// Stage names that mean something else.
+/// Names that stages cannot have.
 const RESERVED: [&str; 1] = ["base"];
 
-/// What a reference expects of the stage it names.
+/// The kind of result that a reference needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expected {
+enum ReferenceTarget {
     Policy,
     RewardModel,
     /// Rows that can be used as rows of this kind.
     Rows(RowKind),
 }
 
-impl Expected {
-    fn accepts(self, gives: Gives) -> bool {
-        match (self, gives) {
-            (Self::Policy, Gives::Policy) | (Self::RewardModel, Gives::RewardModel) => true,
-            (Self::Rows(needed), Gives::Rows(given)) => needed.takes(given),
+impl ReferenceTarget {
+    fn accepts(self, output: StageOutput) -> bool {
+        match (self, output) {
+            (Self::Policy, StageOutput::Policy) | (Self::RewardModel, StageOutput::RewardModel) => {
+                true
+            }
+            (Self::Rows(needed), StageOutput::Rows(given)) => needed.takes(given),
             _ => false,
         }
     }
 
-    /// In words, with the kinds of stages that fit: "a policy (`Pretrain`, `Sft`, `Dpo` or `Ppo`)".
+    /// For messages, with the matching kinds of stages: "a policy (`Pretrain`, `Sft`, `Dpo` or `Ppo`)".
     fn words(self) -> String {
         let kinds: Vec<&str> = Stage::KINDS
             .iter()
-            .filter(|(_, gives)| self.accepts(*gives))
+            .filter(|(_, output)| self.accepts(*output))
             .map(|(kind, _)| *kind)
             .collect();
         match self {
@@ -54,12 +56,12 @@ fn listed(names: &[&str]) -> String {
     }
 }
 
-/// One mention of a stage by another.
+/// A reference to a stage in another one.
 struct Reference {
     /// Key path below the stage.
     key: String,
     target: String,
-    expected: Expected,
+    expected: ReferenceTarget,
 }
 
 /// Checks names, references and models of all stages.
@@ -69,7 +71,7 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
         let path = places.stage_path(index, stage.name());
         let name = stage.name();
         if RESERVED.contains(&name) {
-            checks.say(
+            checks.problem(
                 format!("{path}.name"),
                 format!("`{name}` is reserved for the recipe's model"),
             );
@@ -78,7 +80,7 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
             .iter()
             .position(|other| other.name() == name)
         {
-            checks.say(
+            checks.problem(
                 format!("{path}.name"),
                 format!(
                     "the name `{name}` is already taken by stage {} ({})",
@@ -88,9 +90,9 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
             );
             checks.help("stage names must be unique: later stages and `--set` refer to them");
         }
-        for (key, init) in stage.reads().models {
+        for (key, init) in stage.inputs().models {
             if *init == Init::Base && recipe.model.is_none() {
-                checks.say(
+                checks.problem(
                     format!("{path}.{key}"),
                     "starts from `Base`, but the recipe names no `model`",
                 );
@@ -115,11 +117,11 @@ fn check_reference(
     let target = &reference.target;
     let own = stages[index].name();
     if target == own {
-        return checks.say(key, format!("stage `{own}` names itself"));
+        return checks.problem(key, format!("stage `{own}` names itself"));
     }
     if let Some(stage) = stages[..index].iter().find(|stage| stage.name() == target) {
-        if !reference.expected.accepts(stage.gives()) {
-            checks.say(
+        if !reference.expected.accepts(stage.output()) {
+            checks.problem(
                 key,
                 format!(
                     "`{target}` is a `{}`; {} was expected",
@@ -137,11 +139,11 @@ fn check_reference(
     if stages[index..].iter().any(|stage| stage.name() == target) {
         match path_between(stages, target, own) {
             Some(cycle) => {
-                checks.say(key, format!("cycle: {own} -> {}", cycle.join(" -> ")));
+                checks.problem(key, format!("cycle: {own} -> {}", cycle.join(" -> ")));
                 checks.help("stages run in the order of the file and can use earlier ones only");
             }
             None => {
-                checks.say(
+                checks.problem(
                     key,
                     format!("stage `{target}` comes later; a stage can use earlier ones only"),
                 );
@@ -150,7 +152,7 @@ fn check_reference(
         }
         return;
     }
-    checks.say(key, format!("there is no stage `{target}`"));
+    checks.problem(key, format!("there is no stage `{target}`"));
     let names = || stages[..index].iter().map(Stage::name);
     match did_you_mean(target, names()) {
         Some(help) => checks.help(help),
@@ -159,28 +161,28 @@ fn check_reference(
     }
 }
 
-/// Whether some kind of stage leaves rows that can be used as rows of this kind.
+/// Whether any kind of stage writes rows that can be used as this kind.
 fn some_stage_leaves(rows: RowKind) -> bool {
-    let expected = Expected::Rows(rows);
-    (Stage::KINDS.iter()).any(|(_, gives)| expected.accepts(*gives))
+    let expected = ReferenceTarget::Rows(rows);
+    (Stage::KINDS.iter()).any(|(_, output)| expected.accepts(*output))
 }
 
-/// Rows that no stage leaves cannot be taken from one.
+/// Refuses stages as sources of rows that no stage writes.
 fn check_rows(checks: &mut Checks, path: &str, stage: &Stage) {
-    for data in stage.reads().data {
-        if data.config.source.stage().is_some() && !some_stage_leaves(data.rows) {
-            checks.say(
+    for data in stage.inputs().data {
+        if data.config.source.stage().is_some() && !some_stage_leaves(data.kind) {
+            checks.problem(
                 format!("{path}.{}.source", data.key),
                 format!(
-                    "the rows that stages leave are scored responses, expected {}",
-                    data.rows.columns()
+                    "the rows that stages write are scored responses, expected {}",
+                    data.kind.columns()
                 ),
             );
         }
     }
 }
 
-/// Names of the stages from `from` to `to` along references, both included.
+/// Names of the stages on a path of references from `from` to `to`, both included.
 fn path_between(stages: &[Stage], from: &str, to: &str) -> Option<Vec<String>> {
     fn walk(stages: &[Stage], from: &str, to: &str, seen: &mut Vec<String>) -> bool {
         seen.push(from.to_string());
@@ -200,46 +202,46 @@ fn path_between(stages: &[Stage], from: &str, to: &str) -> Option<Vec<String>> {
     walk(stages, from, to, &mut seen).then_some(seen)
 }
 
-fn fitting(stages: &[Stage], expected: Expected) -> Vec<&str> {
+fn fitting(stages: &[Stage], expected: ReferenceTarget) -> Vec<&str> {
     stages
         .iter()
-        .filter(|stage| expected.accepts(stage.gives()))
+        .filter(|stage| expected.accepts(stage.output()))
         .map(Stage::name)
         .collect()
 }
 
-/// Every mention of another stage.
+/// All references to other stages.
 fn references(stage: &Stage) -> Vec<Reference> {
     let mut found = Vec::new();
-    let reads = stage.reads();
-    for (key, init) in reads.models {
+    let inputs = stage.inputs();
+    for (key, init) in inputs.models {
         if let Init::Stage(target) = init {
             found.push(Reference {
                 key,
                 target: target.clone(),
-                expected: Expected::Policy,
+                expected: ReferenceTarget::Policy,
             });
         }
     }
-    for data in reads.data {
+    for data in inputs.data {
         if let Some(rows) = data.config.source.stage()
-            && some_stage_leaves(data.rows)
+            && some_stage_leaves(data.kind)
         {
             found.push(Reference {
                 key: format!("{}.source.stage", data.key),
                 target: rows.stage.to_owned(),
-                expected: Expected::Rows(data.rows),
+                expected: ReferenceTarget::Rows(data.kind),
             });
         }
     }
-    for (key, reward) in reads.rewards {
-        // A folder is no stage; the survey opens it.
+    for (key, reward) in inputs.rewards {
+        // Folders are checked by the survey.
         let stages = learned(&key, reward).into_iter();
         let stages = stages.filter(|(_, name)| reward_folder(name).is_none());
         found.extend(stages.map(|(key, target)| Reference {
             key,
             target,
-            expected: Expected::RewardModel,
+            expected: ReferenceTarget::RewardModel,
         }));
     }
     found

@@ -1,5 +1,4 @@
-//! Whether a recipe is the one that a run was begun with: a stage that goes on under other settings would have the numbers of
-//! neither.
+//! Compares a recipe with that of the run to resume: results under mixed settings would be meaningless.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +12,7 @@ use crate::checkpoint::latest;
 use crate::error::Problem;
 use crate::train::Stage;
 
-/// Keys that change how a stage is computed and watched, but not its result.
+/// Keys that do not change a stage's result.
 const FREE: [&str; 4] = [
     "micro_batch_tokens",
     "gradient_checkpointing",
@@ -21,9 +20,8 @@ const FREE: [&str; 4] = [
     "cadence",
 ];
 
-/// A problem for each setting that is another one now, of stages that are begun or done (marked by the file `done`) in the run
-/// at `output`. Stages that are still to begin may change. A run whose recipe cannot be read has none: opening it says what
-/// is wrong.
+/// A problem for each changed setting of stages that have begun or are done (marked by the file `done`) in the run at `output`;
+/// later stages may change. Empty if the run's recipe cannot be read: opening the run reports that.
 pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &str) -> Vec<Problem> {
     let saved = std::fs::read_to_string(output.join("recipe.ron")).ok();
     let saved = saved.and_then(|text| dialect().from_str::<Recipe>(&text).ok());
@@ -81,7 +79,7 @@ pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &st
                     shown(was),
                     shown(is)
                 );
-                let help = "to go on, keep what it was; for a new run, leave out --resume and choose another --output";
+                let help = "to resume, restore the old value; for a new run, leave out --resume and choose another --output";
                 problems.push(places.problem(key, message).with_help(help));
             }
         }
@@ -94,7 +92,7 @@ fn json(value: &impl Serialize) -> Value {
     serde_json::to_value(value).expect("a recipe is representable in JSON")
 }
 
-/// A stage's kind and those of its settings that decide its result.
+/// A stage's kind and the settings that determine its result.
 fn settings(stage: &Stage) -> Value {
     let mut whole = json(stage);
     for config in whole
@@ -107,7 +105,7 @@ fn settings(stage: &Stage) -> Value {
         }
     }
     match whole {
-        // `{"Sft": {..}}`: the kind is a setting, too, but no part of a key's path.
+        // `{"Sft": {..}}`: the kind counts as a setting but is not part of key paths.
         Value::Object(map) => {
             let mut flat = serde_json::Map::new();
             for (kind, config) in map {
@@ -120,7 +118,7 @@ fn settings(stage: &Stage) -> Value {
     }
 }
 
-/// Every number and text of a value by its path.
+/// All leaves of a value by path.
 fn leaves(path: &str, value: &Value) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
     match value {

@@ -1,10 +1,10 @@
-//! Running a recipe: everything is checked before any weight is loaded, then the stages run in order.
+//! Runs a recipe: checks everything before any weight is loaded, then runs the stages in order.
 
 use std::path::{Path, PathBuf};
 
 use super::resume::changes;
 use super::survey::{Survey, survey};
-use super::{Loaded, Recipe, check_fits, to_ron};
+use super::{LoadedRecipe, Recipe, check_fits, to_ron};
 use crate::atomic::write_atomic;
 use crate::checkpoint::{self, RunDir, RunInfo};
 use crate::device::DeviceMemory;
@@ -16,10 +16,10 @@ use crate::rng::Seed;
 use crate::train::plan::StagePlan;
 use crate::train::{Outcome, Session, Stage};
 
-/// File that marks a stage as done; its content is the stage's summary.
+/// Marker file of a finished stage; holds the stage's summary.
 const DONE: &str = "DONE";
 
-/// What the command line adds to a recipe.
+/// Options of the command line for a run.
 #[derive(Debug, Clone, Default)]
 pub struct RunOptions {
     /// Run folder instead of the recipe's.
@@ -28,26 +28,26 @@ pub struct RunOptions {
     pub stage: Option<String>,
     /// Continue an earlier run.
     pub resume: bool,
-    /// Fetch files of the hub for the check, so that all of their rows are looked at before the first stage begins.
+    /// Download files of the hub for the check, so that all their rows are checked before the first stage begins.
     pub fetch: bool,
-    /// The command that would continue this run.
+    /// The command that continues this run.
     pub resume_command: String,
-    /// The memory that every stage has to fit into.
+    /// The memory limit for every stage.
     pub memory: DeviceMemory,
-    /// The wish to stop; once requested, the run writes a checkpoint and ends with `Error::Interrupted`.
+    /// The request to stop: the run then writes a checkpoint and ends with `Error::Interrupted`.
     pub interrupt: Interrupt,
 }
 
-/// A recipe that was checked, with its plan.
+/// A checked recipe with its plan.
 #[derive(Debug)]
-pub struct Checked {
+pub struct CheckedRecipe {
     /// The recipe.
     pub recipe: Recipe,
     /// The run's folder.
     pub output: PathBuf,
     /// Its plan, stage by stage.
     pub plans: Vec<StagePlan>,
-    /// What has no effect, though it looks as if it had.
+    /// Settings and data without effect.
     pub warnings: Vec<Problem>,
     only: Option<String>,
 }
@@ -56,8 +56,8 @@ pub struct Checked {
 ///
 /// # Errors
 /// `Error::Invalid` with all problems.
-pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
-    let Loaded {
+pub fn check(loaded: LoadedRecipe, options: &RunOptions) -> Result<CheckedRecipe> {
+    let LoadedRecipe {
         recipe,
         places,
         path,
@@ -90,7 +90,7 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
     if !problems.is_empty() {
         return Err(Error::Invalid { path, problems });
     }
-    Ok(Checked {
+    Ok(CheckedRecipe {
         plans,
         warnings,
         recipe,
@@ -99,19 +99,19 @@ pub fn check(loaded: Loaded, options: &RunOptions) -> Result<Checked> {
     })
 }
 
-/// Runs the stages; returns what each of them says, by name. Runs of one process take turns: see [`guard::gradients`].
+/// Runs the stages; returns their outcomes by name. Runs in one process are serialised, see [`guard::lock_gradients`].
 ///
 /// # Errors
-/// The first error of a stage. What was done before it is on disk.
+/// The first error of a stage. Results of earlier stages are on disk.
 pub fn run<B: ModelBackend>(
-    checked: &Checked,
+    checked: &CheckedRecipe,
     options: &RunOptions,
     device: B::Device,
     backend: &str,
     reporter: &mut dyn Reporter,
 ) -> Result<Vec<(String, Outcome)>> {
     let recipe = &checked.recipe;
-    let _turn = guard::gradients();
+    let _lock = guard::lock_gradients();
     let continues =
         options.resume || (checked.only.is_some() && checked.output.join("run.json").exists());
     let run = if continues {
@@ -151,7 +151,7 @@ pub fn run<B: ModelBackend>(
         if options.resume && done.exists() {
             continue;
         }
-        // A stage that is run again is not done until it is done again, and does not resume from what it was.
+        // A stage that runs again is no longer done, and must not resume from its old checkpoints.
         if !options.resume {
             checkpoint::clear(session.stage_dir(stage.name())?)?;
         }

@@ -1,12 +1,11 @@
-//! What a recipe's files hold: models, data and reward sources are looked at, and each stage is planned, before any
-//! weight is loaded.
+//! Surveys a recipe before any weight is loaded: checks models, data and reward sources, and plans each stage.
 
 mod models;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::known::{Known, open_model};
+use super::known::{ResolvedModel, open_model};
 use super::{Places, Recipe};
 use crate::data::{CheckedData, DataContext, RowKind};
 use crate::error::{Problem, Result};
@@ -20,11 +19,11 @@ use crate::train::{DataUse, Stage};
 pub(super) struct Survey {
     pub(super) plans: Vec<StagePlan>,
     pub(super) problems: Vec<Problem>,
-    /// What has no effect though it looks as if it had.
+    /// Settings and data without effect.
     pub(super) warnings: Vec<Problem>,
 }
 
-/// Looks at everything that the recipe names; at files of the hub if they are here, or `fetch` says to fetch them.
+/// Checks everything that the recipe names. Files of the hub are checked if they are in the cache or `fetch` is set.
 pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: bool) -> Survey {
     let mut surveyor = Surveyor {
         places,
@@ -70,17 +69,17 @@ struct Surveyor<'a> {
     model: Option<&'a str>,
     /// The recipe's `eos_token`.
     eos_token: Option<&'a str>,
-    base: Option<Known>,
-    /// Models that stages train, by stage.
-    by_stage: BTreeMap<String, Known>,
-    /// Rows that stages will leave, by stage.
+    base: Option<ResolvedModel>,
+    /// Models of stages' results, by stage.
+    by_stage: BTreeMap<String, ResolvedModel>,
+    /// Scored rows that stages will write, by stage.
     rows: BTreeMap<String, ScoredRows>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 }
 
 impl Surveyor<'_> {
-    /// The value, or `None` with the error noted at `key_path`.
+    /// Returns the value, or records the error at `key_path` and returns `None`.
     fn keep<T>(&mut self, key_path: &str, result: Result<T>) -> Option<T> {
         result
             .map_err(|error| {
@@ -91,26 +90,26 @@ impl Surveyor<'_> {
     }
 
     fn stage(&mut self, stage: &Stage, path: &str) -> Option<StagePlan> {
-        let reads = stage.reads();
-        let known = self.models(&reads, path);
+        let inputs = stage.inputs();
+        let known = self.models(&inputs, path);
         let known = known.and_then(|known| self.with_eos(known));
         let trains = stage.training().is_some();
         if let (true, Some(known)) = (trains, &known) {
             self.by_stage.insert(stage.name().to_owned(), known.clone());
         }
         let before = self.problems.len();
-        // Reward sources read columns of the rows that are responded to.
-        let columns: Vec<String> = (reads.rewards.iter())
+        // Reward sources read columns of the rows with the prompts.
+        let columns: Vec<String> = (inputs.rewards.iter())
             .flat_map(|(_, reward)| reward.columns())
             .collect();
-        for data in &reads.data {
-            let columns = match data.rows {
+        for data in &inputs.data {
+            let columns = match data.kind {
                 RowKind::Prompt => columns.as_slice(),
                 _ => &[],
             };
             self.data(&format!("{path}.{}", data.key), data, columns);
         }
-        for (key, reward) in &reads.rewards {
+        for (key, reward) in &inputs.rewards {
             let place = format!("{path}.{key}");
             for problem in reward::check(reward, &place) {
                 self.problems.push(Problem {
@@ -119,7 +118,7 @@ impl Surveyor<'_> {
                 });
             }
         }
-        self.reward_models(&reads, path, known.as_ref());
+        self.reward_models(&inputs, path, known.as_ref());
         let known = known?;
         self.positions(&known.config, stage, path);
         if let Some(truncate) = stage.generation().and_then(|g| g.truncate) {
@@ -131,13 +130,13 @@ impl Surveyor<'_> {
             tokenizer: &known.tokenizer,
             precision: self.precision,
         };
-        // What names parameters or layers that the model does not have.
+        // Errors about parameters or layers that the model does not have.
         let trains_base = (stage.training()).is_some_and(|training| training.peft.trains_base());
         let names = match trains_base {
             true => format!("{path}.peft"),
             false => format!("{path}.peft.target_modules"),
         };
-        // Rows that are wrong in themselves were named above; they cannot be counted.
+        // Invalid rows were reported above; they cannot be planned.
         if self.problems.len() > before {
             let shape = stage.plan_shape(model);
             self.keep(&names, shape);
@@ -157,13 +156,13 @@ impl Surveyor<'_> {
         Some(plan)
     }
 
-    /// The model with the recipe's EOS; `None` if its tokenizer has no such token, which is noted once.
-    fn with_eos(&mut self, known: Known) -> Option<Known> {
+    /// The model with the recipe's EOS; `None` if its tokenizer has no such token, which is reported once.
+    fn with_eos(&mut self, known: ResolvedModel) -> Option<ResolvedModel> {
         let Some(text) = self.eos_token else {
             return Some(known);
         };
         match known.tokenizer.with_eos_token(text) {
-            Ok(tokenizer) => Some(Known { tokenizer, ..known }),
+            Ok(tokenizer) => Some(ResolvedModel { tokenizer, ..known }),
             Err(error) => {
                 let problem = self.places.problem("eos_token", error.to_string());
                 if !self.problems.contains(&problem) {
@@ -174,7 +173,7 @@ impl Surveyor<'_> {
         }
     }
 
-    /// Notes a stage whose rows may outgrow a table of learned positions.
+    /// Reports a stage whose rows may be longer than a table of learned positions.
     fn positions(&mut self, config: &ModelConfig, stage: &Stage, path: &str) {
         let most = config.max_positions();
         for (key, longest) in stage.longest_rows() {
@@ -188,16 +187,16 @@ impl Surveyor<'_> {
         }
     }
 
-    /// Looks at all rows of a data set and notes what is wrong with them.
+    /// Checks all rows of a data set and records the problems.
     fn data(&mut self, place: &str, data: &DataUse<'_>, columns: &[String]) {
         if data.config.source.stage().is_some() {
             return;
         }
         let places = self.places;
-        let Some(found) = self.checked.check(data.config, data.rows, columns) else {
+        let Some(found) = self.checked.check(data.config, data.kind, columns) else {
             return;
         };
-        // Problems of a file say where in the file; those of the recipe's keys get their line.
+        // Problems of rows have places in their file; problems of the recipe's keys get line and column.
         let at_key = |(key, problem): &(&str, Problem)| Problem {
             help: problem.help.clone(),
             ..places.problem(&format!("{place}{key}"), problem.message.clone())
@@ -205,7 +204,7 @@ impl Surveyor<'_> {
         self.problems.extend(found.key_problems.iter().map(at_key));
         self.warnings.extend(found.key_warnings.iter().map(at_key));
         for problem in &found.problems {
-            // Stages that share a file share its problems.
+            // Problems of a shared file are reported once.
             if !self.problems.contains(problem) {
                 self.problems.push(problem.clone());
             }

@@ -1,6 +1,4 @@
-//! Everything that can be wrong with a recipe by itself, found in one go.
-//!
-//! Files are not looked at here: a recipe that passes may still name data or weights that do not exist.
+//! Validates a recipe without reading other files: data and weights that it names may still be missing.
 
 use crate::error::Problem;
 use crate::ops::Precision;
@@ -10,12 +8,12 @@ use crate::recipe::references;
 use crate::train::Stage;
 use crate::train::checks::Checks;
 
-/// Every problem of a recipe that shows without opening another file, in the order of the stages.
+/// All problems of a recipe that can be found without opening other files, in the order of the stages.
 pub fn validate(recipe: &Recipe, places: &Places) -> Vec<Problem> {
     validate_except(recipe, places, &[])
 }
 
-/// [`validate`], silent on what follows from the key paths `broken`, which hold placeholders.
+/// [`validate`] without problems that depend on the key paths `broken`, which hold placeholders.
 pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String]) -> Vec<Problem> {
     let mut checks = Checks::default();
     checks.name("name", &recipe.name);
@@ -26,7 +24,7 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
         checks.name(&format!("data.{name}"), name);
     }
     if recipe.stages.is_empty() {
-        checks.say("stages", "a recipe needs at least one stage");
+        checks.problem("stages", "a recipe needs at least one stage");
     }
     for (index, stage) in recipe.stages.iter().enumerate() {
         let path = places.stage_path(index, stage.name());
@@ -42,23 +40,23 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
     problems(checks, places, broken)
 }
 
-/// Weights in fewer bits stay frozen.
+/// Refuses to train weights in reduced precision.
 fn check_precision(checks: &mut Checks, path: &str, stage: &Stage, precision: Precision) {
     let whole = (stage.training()).is_some_and(|training| training.peft.trains_base());
     if precision != Precision::F32 && whole {
-        checks.say(
+        checks.problem(
             format!("{path}.peft"),
             format!(
                 "this trains weights of the model, in f32, and base_precision is {}",
                 precision.name()
             ),
         );
-        checks.help("`peft: Lora(rank: 16)`, or leave base_precision out");
-        checks.rests_on("base_precision");
+        checks.help("use `peft: Lora(rank: 16)`, or leave base_precision out");
+        checks.depends_on("base_precision");
     }
 }
 
-/// What was found, with its places; nothing that rests on a `broken` key.
+/// The problems with their places, except those that depend on a `broken` key.
 fn problems(checks: Checks, places: &Places, broken: &[String]) -> Vec<Problem> {
     let is_broken = |key: &String| {
         broken.iter().any(|b| {
@@ -66,12 +64,12 @@ fn problems(checks: Checks, places: &Places, broken: &[String]) -> Vec<Problem> 
         })
     };
     let mut problems: Vec<Problem> = Vec::new();
-    for finding in checks.into_findings() {
-        if finding.keys.iter().any(is_broken) {
+    for found in checks.into_problems() {
+        if found.keys.iter().any(is_broken) {
             continue;
         }
-        let problem = places.problem(&finding.keys[0], finding.message);
-        let problem = match finding.help {
+        let problem = places.problem(&found.keys[0], found.message);
+        let problem = match found.help {
             Some(help) => problem.with_help(help),
             None => problem,
         };

@@ -1,14 +1,14 @@
-//! What a person should know about a finished stage, read off its metrics.
+//! Notes and warnings about a finished stage, derived from its metrics.
 //!
-//! Start, end and peak are means over a tenth of the points, so that one noisy step decides nothing.
+//! Start, end and peak are means over a tenth of the points, so that no single noisy step decides.
 
 use super::metrics::{MetricsRow, series};
 use super::progress::format_value;
 
-/// How much a finding asks of the reader.
+/// Whether a finding asks for action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
-    /// What happened.
+    /// For information.
     Note,
     /// Something the user should act on.
     Warning,
@@ -28,14 +28,14 @@ pub struct Finding {
 const KL_HIGH: f64 = 30.0;
 /// Nats per response below which the policy has hardly moved.
 const KL_LOW: f64 = 0.02;
-/// Nats per response below zero beyond sampling noise.
+/// Nats per response; a mean KL below this is more than sampling noise.
 const KL_NEGATIVE: f64 = -0.1;
 /// Fraction of clipped ratios above which updates are too large.
 const CLIPFRAC_HIGH: f64 = 0.3;
-/// Largest difference in nats between a token's log-probability while sampling and in training, unless the run names another.
+/// Default limit in nats for the difference between a token's log-probability in generation and in training.
 const LOGPROB_DIFF_HIGH: f64 = 1e-3;
 
-/// Notes and warnings, in the order in which they should be read.
+/// All findings, in reading order.
 pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
     let curves = Curves(rows);
     let mut found = Vec::new();
@@ -54,7 +54,7 @@ pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
     found
 }
 
-/// The metrics whose change is told in words.
+/// Metrics whose change is described in a sentence.
 const CHANGES: [(&str, &str); 17] = [
     ("loss", "Training loss"),
     ("eval/loss", "Held-out loss"),
@@ -135,7 +135,7 @@ fn supervised(curves: &Curves<'_>, found: &mut Vec<Finding>) {
 
 /// Direct preference optimisation.
 fn preferences(curves: &Curves<'_>, found: &mut Vec<Finding>) {
-    // Before the first step every implicit reward is 0, and no pair is right: only what comes after says something.
+    // Before the first step all implicit rewards are 0 and no pair counts as right, so step 0 is left out.
     if let Some(accuracy) = curves.get("eval/rewards/accuracies")
         && accuracy.end() < 0.55
     {
@@ -164,7 +164,7 @@ fn leash(curves: &Curves<'_>, found: &mut Vec<Finding>) {
     };
     if kl.extreme(f64::lt).1 < KL_NEGATIVE && kl.mean() < 0.0 {
         found.push(warning(
-            "The KL is below zero on average: responses are not drawn from the distribution that is scored (top-k, top-p or another temperature).".into(),
+            "The KL is below zero on average: responses are not sampled from the distribution that is scored (top-k, top-p or another temperature).".into(),
         ));
     } else if kl.end() > KL_HIGH {
         found.push(warning(format!(
@@ -179,7 +179,7 @@ fn leash(curves: &Curves<'_>, found: &mut Vec<Finding>) {
     }
 }
 
-/// Reward hacking: what is trained on goes up while what is meant goes down.
+/// Reward hacking: the trained score rises while the gold score falls.
 fn over_optimisation(curves: &Curves<'_>, found: &mut Vec<Finding>) {
     for (proxy, gold) in [
         ("objective/scores", "objective/gold_scores"),
@@ -243,10 +243,10 @@ fn updates(curves: &Curves<'_>, found: &mut Vec<Finding>) {
         && entropy.end() < entropy.start() * 0.2
     {
         found.push(warning(
-            "The policy's entropy fell below a fifth of its start: it answers nearly the same every time.".into(),
+            "The policy's entropy fell below a fifth of its start: its responses are nearly always the same.".into(),
         ));
     }
-    // No trend is asked for here: one update is enough to tell.
+    // One update suffices: this is no trend.
     let differences = series(curves.0, "rollout/logprob_max_diff");
     let largest = differences.iter().max_by(|a, b| a.1.total_cmp(&b.1));
     let limit = series(curves.0, "rollout/logprob_diff_limit");
@@ -276,7 +276,7 @@ struct Curve {
 }
 
 impl Curve {
-    /// Enough points for a trend.
+    /// Whether there are enough points for a trend.
     fn is_long(&self) -> bool {
         self.points.len() >= 10
     }
@@ -303,7 +303,7 @@ impl Curve {
         means().fold(f64::NEG_INFINITY, f64::max) - means().fold(f64::INFINITY, f64::min)
     }
 
-    /// The point no other one is `better` than.
+    /// The best point by the order `better`.
     fn extreme(&self, better: fn(&f64, &f64) -> bool) -> (usize, f64) {
         let first = self.points[0];
         self.points[1..].iter().fold(first, |best, &point| {
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_run_is_told_without_warnings() {
+    fn a_sound_run_has_no_warnings() {
         let found = run(&[
             ("objective/scores", &|s| s / 10.0),
             ("objective/gold_scores", &|s| s / 20.0),

@@ -1,4 +1,4 @@
-//! `report.html`: one page per stage that can be opened anywhere, without a network.
+//! `report.html`: one self-contained page per stage.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,16 +13,16 @@ use super::progress::format_value;
 use super::samples::{Sample, read_samples};
 use crate::error::{Error, Result};
 
-/// What the page says beside what it reads from the stage's folder.
+/// What the page shows beside the contents of the stage's folder.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StageReport<'a> {
     /// Heading: "ppo of recipe quickstart".
     pub title: &'a str,
-    /// What the stage did, in a sentence.
+    /// One sentence on what the stage did.
     pub summary: &'a str,
-    /// Facts such as backend, seed, commit, wall time, by name.
+    /// Backend, seed, commit, wall time and the like, by name.
     pub facts: &'a [(&'a str, String)],
-    /// A Markdown table (of [`super::table`]) to show as it stands; may be empty.
+    /// A Markdown table (from [`super::table`]); may be empty.
     pub table: &'a str,
     /// The command to run next; may be empty.
     pub next_command: &'a str,
@@ -71,7 +71,7 @@ const PANELS: [Panel; 18] = [
     },
     Panel {
         title: "Score",
-        about: "Mean score of the responses: what is trained on, and the gold score that is not.",
+        about: "Mean score of the responses: the score that is trained on, and the gold score, which is not.",
         metrics: &[
             ("objective/scores", "score"),
             ("objective/gold_scores", "gold"),
@@ -125,7 +125,7 @@ const PANELS: [Panel; 18] = [
     },
     Panel {
         title: "Entropy",
-        about: "Nats per token: how varied the policy's choices are. Near 0 it always says the same.",
+        about: "Nats per token: how varied the policy's choices are. Near 0 its responses are always the same.",
         metrics: &[("objective/entropy", "entropy")],
     },
     Panel {
@@ -135,19 +135,19 @@ const PANELS: [Panel; 18] = [
     },
     Panel {
         title: "Explained variance of the value network",
-        about: "1 is a value network that knows the returns, 0 one that says their mean, below 0 worse than that.",
+        about: "1: the value network predicts the returns exactly; 0: no better than their mean; below 0: worse than the mean.",
         metrics: &[("val/explained_variance", "explained variance")],
     },
     Panel {
         title: "Learning rate",
-        about: "As the schedule set it.",
+        about: "As set by the schedule.",
         metrics: &[("lr", "learning rate")],
     },
 ];
 
-/// Prompts shown at most.
+/// Most prompts shown.
 const MAX_PROMPTS: usize = 12;
-/// Columns of responses shown at most.
+/// Most columns of responses shown.
 const MAX_COLUMNS: usize = 4;
 
 /// Writes `report.html` into `stage_dir` from the `metrics.jsonl`, `timing.jsonl` and `samples.jsonl` in it.
@@ -161,7 +161,7 @@ pub fn write_stage_report(stage_dir: impl AsRef<Path>, about: &StageReport<'_>) 
     let samples = read_samples(dir.join("samples.jsonl"))?;
     let path = dir.join("report.html");
     let page = page(about, &metrics, &timing, &samples)
-        .map_err(|e| Error::format(&path, format!("a chart cannot be drawn: {e}")))?;
+        .map_err(|e| Error::format(&path, format!("cannot plot a chart: {e}")))?;
 
     let temporary = dir.join("report.html.tmp");
     let mut file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
@@ -342,7 +342,7 @@ fn sample_table(samples: &[Sample]) -> String {
         return String::new();
     }
     if columns.len() > MAX_COLUMNS {
-        // The first one and the last ones: before, and what it came to.
+        // The first step and the last ones: before training and its outcome.
         columns.drain(1..columns.len() - (MAX_COLUMNS - 1));
     }
     let has_reference = prompts.iter().any(|p| p.reference.is_some());
@@ -399,7 +399,7 @@ fn response(sample: &Sample) -> String {
     )
 }
 
-/// Text as HTML. What the model or the data says must not become markup.
+/// Escapes text for HTML: no output of a model and no data may become markup.
 fn escape(text: &str) -> String {
     let mut html = String::with_capacity(text.len());
     for c in text.chars() {

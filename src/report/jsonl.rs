@@ -1,4 +1,4 @@
-//! Files of one JSON object a line that a resumed run can continue exactly.
+//! JSONL log files that a resumed run continues exactly.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -12,18 +12,17 @@ use sha2::{Digest, Sha256};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 
-/// How far a log goes and what it holds until there, as a checkpoint remembers it: a log that has lost or changed lines
-/// since is not continued.
+/// Length and hash of a log at a checkpoint: a log that has lost or changed lines since then is not continued.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogMark {
-    /// Its length.
+    /// Length of the log.
     pub bytes: u64,
     /// SHA-256 of these bytes, in hexadecimal.
     pub sha256: String,
 }
 
 impl LogMark {
-    /// Whether the log at `path` still begins with what it held.
+    /// Checks that the log at `path` still begins with the marked bytes.
     ///
     /// # Errors
     /// `Error::Format` if it does not; `Error::Io`.
@@ -31,19 +30,14 @@ impl LogMark {
         self.hash_of(path.as_ref()).map(drop)
     }
 
-    /// The hash over the marked part of the log at `path`, which is what it was.
+    /// The hash state over the marked part of the log at `path`, after checking that part.
     fn hash_of(&self, path: &Path) -> Result<Sha256> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let lost = |what| {
-            Error::format(
-                path,
-                format!("{what} that the checkpoint was written after"),
-            )
-        };
+        let lost = |what| Error::format(path, format!("{what} from before the checkpoint"));
         let marked = usize::try_from(self.bytes).ok();
         let marked = marked
             .and_then(|len| bytes.get(..len))
@@ -51,7 +45,7 @@ impl LogMark {
         let mut hash = Sha256::new();
         hash.update(marked);
         if hex(&hash) != self.sha256 {
-            return Err(lost("has not the lines"));
+            return Err(lost("has changed lines"));
         }
         Ok(hash)
     }
@@ -85,7 +79,7 @@ impl JsonlLog {
         Ok(log)
     }
 
-    /// The lines up to and including `step`; no log is an empty one.
+    /// The log up to and including `step`; a missing file counts as empty.
     pub(crate) fn resume_at(path: &Path, step: usize) -> Result<Self> {
         if !path.exists() {
             return Self::create(path);
@@ -108,7 +102,7 @@ impl JsonlLog {
         })
     }
 
-    /// How far it goes, if it was opened by [`JsonlLog::create`] or [`JsonlLog::resume`].
+    /// The mark at its present end, for logs opened by [`JsonlLog::create`] or [`JsonlLog::resume`].
     pub(crate) fn mark(&self) -> LogMark {
         LogMark {
             bytes: self.bytes,
@@ -137,7 +131,7 @@ impl JsonlLog {
     }
 }
 
-/// All rows of a file; empty if there is no such file. A last line that was cut short by a crash is left out.
+/// All rows of a file; empty if there is no such file. A last line that a crash cut short is left out.
 pub(crate) fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
     if !path.exists() {
         return Ok(Vec::new());
@@ -170,7 +164,7 @@ fn cut_after(path: &Path, step: usize) -> Result<()> {
     write_atomic(path, kept.as_bytes())
 }
 
-/// The text of a file up to its last line break: a crash may cut the last line short, also within a character.
+/// The text of a file up to its last line break: a crash may cut the last line short, even within a character.
 pub(crate) fn complete_lines(path: &Path) -> Result<String> {
     let mut bytes = fs::read(path).map_err(Error::io("read", path))?;
     let end = bytes.iter().rposition(|&byte| byte == b'\n');
@@ -257,7 +251,7 @@ mod tests {
             ("", "lacks lines"),
             (
                 "{\"step\":2}\n{\"step\":2}\n{\"step\":3}\n",
-                "has not the lines",
+                "has changed lines",
             ),
         ] {
             fs::write(&path, damage).unwrap();

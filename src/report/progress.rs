@@ -1,4 +1,4 @@
-//! Progress as a stage tells it, and the choice of who shows it.
+//! The progress reports of a stage, and the choice of the reporter that shows them.
 
 use std::io::IsTerminal;
 
@@ -7,18 +7,18 @@ use super::interrupt::Interrupt;
 use super::plain::PlainReporter;
 use crate::error::{Error, Result};
 
-/// What is known of a stage when it starts.
+/// Facts about a stage at its start.
 #[derive(Debug, Clone, Copy)]
 pub struct StageInfo<'a> {
     /// The stage's name.
     pub stage: &'a str,
-    /// What it does, in a few words: "SFT, LoRA rank 16 (0.9 M of 135 M parameters)".
+    /// A short description: "SFT, LoRA rank 16 (0.9 M of 135 M parameters)".
     pub summary: &'a str,
-    /// Steps already done by the run that is resumed; 0 for a fresh one.
+    /// Steps done before a resume; 0 for a fresh run.
     pub first_step: usize,
     /// Steps of the whole stage.
     pub total_steps: usize,
-    /// Tokens already processed by the run that is resumed; 0 for a fresh one.
+    /// Tokens processed before a resume; 0 for a fresh run.
     pub first_tokens: u64,
 }
 
@@ -37,16 +37,16 @@ pub struct StepReport<'a> {
     pub metrics: &'a [(&'a str, f64)],
 }
 
-/// A part of a step that takes long enough to be watched: drawing responses, scoring, evaluating.
+/// Progress within a step: generating responses, scoring, evaluating.
 #[derive(Debug, Clone, Copy)]
 pub struct RolloutReport<'a> {
-    /// What is being done: "rollout", "evaluation".
+    /// Name of the activity: "rollout", "evaluation".
     pub what: &'a str,
     /// Items done.
     pub done: usize,
-    /// Items in all; the part is over when `done` reaches it.
+    /// Items in all; the activity is over when `done` reaches it.
     pub total: usize,
-    /// Tokens drawn in this part so far.
+    /// Tokens sampled so far.
     pub tokens: u64,
 }
 
@@ -63,13 +63,13 @@ pub struct EvalReport<'a> {
     pub metrics: &'a [(&'a str, f64)],
 }
 
-/// Shows a run to a person. Showing never fails a run: what cannot be written is dropped.
+/// Shows the progress of a run. Showing never fails a run: what cannot be written is dropped.
 pub trait Reporter: Send {
     /// A stage begins or continues.
     fn stage_start(&mut self, info: &StageInfo<'_>);
     /// A step is done.
     fn step(&mut self, step: &StepReport<'_>);
-    /// A part of a step has moved on.
+    /// An activity within a step has progressed.
     fn rollout(&mut self, rollout: &RolloutReport<'_>);
     /// An evaluation is done.
     fn eval(&mut self, eval: &EvalReport<'_>);
@@ -79,7 +79,7 @@ pub trait Reporter: Send {
     fn stage_end(&mut self, summary: &str);
 }
 
-/// Who shows progress.
+/// Which reporter shows progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReporterKind {
     /// Bars if stderr is a terminal, else plain lines.
@@ -89,14 +89,14 @@ pub enum ReporterKind {
     Plain,
     /// burn-train's full-screen view; needs the cargo feature `tui`.
     Tui,
-    /// Nobody.
+    /// None.
     Silent,
 }
 
-/// Makes a reporter on stderr; a view that has a key to stop requests `interrupt`.
+/// Makes a reporter on stderr. A view with a key to stop sets `interrupt`.
 ///
 /// # Errors
-/// When the full-screen view is asked for but not compiled in, or stdout is not a terminal.
+/// When the full-screen view is requested but not compiled in, or stdout is not a terminal.
 pub fn reporter(kind: ReporterKind, interrupt: &Interrupt) -> Result<Box<dyn Reporter>> {
     match kind {
         ReporterKind::Auto if std::io::stderr().is_terminal() => Ok(Box::new(BarsReporter::new())),
@@ -110,7 +110,7 @@ pub fn reporter(kind: ReporterKind, interrupt: &Interrupt) -> Result<Box<dyn Rep
 fn tui_reporter(interrupt: &Interrupt) -> Result<Box<dyn Reporter>> {
     if !std::io::stdout().is_terminal() {
         return Err(Error::Usage(
-            "--tui draws on stdout, which is not a terminal here; leave it out".into(),
+            "--tui needs a terminal on stdout, and there is none; leave it out".into(),
         ));
     }
     Ok(Box::new(super::tui::TuiReporter::new(interrupt.clone())))
@@ -137,7 +137,7 @@ impl Reporter for SilentReporter {
     fn stage_end(&mut self, _: &str) {}
 }
 
-/// A number as a person reads it: four significant digits, exponents where they are shorter.
+/// Formats a number with four significant digits, with an exponent where that is shorter.
 pub fn format_value(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return format!("{value}");
@@ -153,7 +153,7 @@ pub fn format_value(value: f64) -> String {
     }
 }
 
-/// The metrics worth a place on a bar, and their short names there.
+/// The metrics shown on a bar, with their short names.
 const HEADLINES: [(&str, &str); 9] = [
     ("loss", "loss"),
     ("accuracy", "accuracy"),
@@ -166,7 +166,7 @@ const HEADLINES: [(&str, &str); 9] = [
     ("lr", "lr"),
 ];
 
-/// The metrics worth a place on a bar, as text.
+/// The text of the metrics shown on a bar.
 pub(super) fn headline(metrics: &[(&str, f64)], tokens_per_s: f64) -> String {
     let mut parts: Vec<String> = HEADLINES
         .iter()

@@ -1,4 +1,4 @@
-//! A program of the user's own as a reward: one JSON object a line in, one `{"score": x}` a line out.
+//! A user's program as a reward source: it reads one JSON object a line and writes one `{"score": x}` a line.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use super::{Completion, RewardSource};
 use crate::error::{Error, Result};
 
-/// Lines of the program's standard error that a message quotes.
+/// Lines of the program's standard error that an error message quotes.
 const STDERR_LINES: usize = 8;
-/// How long a program that closed its output may take to end and to say why.
+/// How long to wait for the exit status and standard error of a program that has closed its output.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// An external scorer, started at the first use and kept until dropped.
+/// An external scorer, started at its first use and running until dropped.
 ///
-/// Each line in is `{"prompt": .., "completion": <the response>, "row": {<the row's columns>}}`; the columns stand apart
-/// so that a reference called `completion` is not lost. Answers come in the same order, one line for each line in.
+/// An input line is `{"prompt": .., "completion": <the response>, "row": {<the row's columns>}}`; columns are nested under `row`
+/// so that a column named `completion` is not lost. The program writes one line for each input line, in the same order.
 pub(super) struct External {
     name: String,
     command: Vec<String>,
@@ -50,7 +50,7 @@ impl External {
                 "completion": completion.response,
                 "row": completion.row,
             });
-            // A writer that is gone means a program that is gone; reading tells why.
+            // A closed pipe means that the program has ended; reading its output gives the reason.
             let _ = process.questions.send(line.to_string());
         }
         let scores = (1..=completions.len())
@@ -67,7 +67,7 @@ impl External {
 impl RewardSource for External {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
         self.ask(completions).map_err(|message| {
-            // Its place in the stream of answers is lost: a later call starts afresh.
+            // Input and output lines no longer correspond: the next call starts the program anew.
             self.process = None;
             Error::Reward {
                 name: self.name.clone(),
@@ -99,7 +99,7 @@ fn quoted(line: &str) -> String {
     format!("`{shown}`{dots}")
 }
 
-/// A running program with a thread for each of its streams, so that neither side can wait for the other for ever.
+/// A running program with one thread per stream, so that neither side can block the other.
 struct Process {
     child: Child,
     questions: Sender<String>,
@@ -156,7 +156,7 @@ impl Process {
                     lines.drain(..surplus);
                 }
             }
-            // Nobody waits any more when the source is gone.
+            // The receiver is gone if the source was dropped.
             let _ = closing.send(());
         });
         Ok(Self {
@@ -172,33 +172,30 @@ impl Process {
         match self.answers.recv_timeout(timeout) {
             Ok(line) => Ok(line),
             Err(RecvTimeoutError::Timeout) => Err(format!(
-                "no answer within {} s (one flushed line for each line in is expected){}",
+                "no score within {} s (expected one flushed line for each input line){}",
                 timeout.as_secs_f64(),
                 self.stderr_tail()
             )),
-            Err(RecvTimeoutError::Disconnected) => Err(self.obituary()),
+            Err(RecvTimeoutError::Disconnected) => Err(self.exit_reason()),
         }
     }
 
     fn refuse_surplus(&self) -> Result<(), String> {
         match self.answers.try_recv() {
-            Ok(line) => Err(format!(
-                "answered more lines than it was asked: {}",
-                quoted(&line)
-            )),
+            Ok(line) => Err(format!("wrote more lines than it read: {}", quoted(&line))),
             Err(_) => Ok(()),
         }
     }
 
-    /// Why the output ended.
-    fn obituary(&mut self) -> String {
+    /// Why the program's output ended.
+    fn exit_reason(&mut self) -> String {
         let deadline = Instant::now() + LAST_WORDS;
         let mut status = self.child.try_wait().ok().flatten();
         while status.is_none() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
             status = self.child.try_wait().ok().flatten();
         }
-        // All of it if the stream closes in time, else what there is.
+        // All of it if the stream closes in time, otherwise what has arrived.
         let _ = self.stderr_closed.recv_timeout(LAST_WORDS);
         let how = match status {
             Some(status) => format!("the program ended early ({status})"),
@@ -229,7 +226,7 @@ impl Drop for Process {
     }
 }
 
-/// The next line without its end; bytes that are no UTF-8 are replaced. `None` at the end of the stream.
+/// The next line without its line break; invalid UTF-8 is replaced. `None` at the end of the stream.
 fn next_line(stream: &mut impl BufRead) -> Option<String> {
     let mut line = Vec::new();
     match stream.read_until(b'\n', &mut line) {
@@ -271,7 +268,7 @@ mod tests {
 
     #[test]
     fn one_process_answers_all_calls_in_order() {
-        // Counts its lines over both calls, so a second process would answer 1 again.
+        // Counts its lines over both calls: a second process would write 1 again.
         let mut source =
             shell("n=0; while read -r line; do n=$((n+1)); echo \"{\\\"score\\\": $n}\"; done");
         assert_eq!(source.score(&completions(&["a", "b"])).unwrap(), [1.0, 2.0]);
@@ -296,7 +293,7 @@ mod tests {
 
     #[test]
     fn more_than_a_pipe_holds_does_not_lock_up() {
-        // Reads everything before it answers: 2 MB of questions, far above a pipe's 64 KiB.
+        // Reads all its input before it writes: 2 MB, far more than a pipe's 64 KiB.
         let long = "x".repeat(10_000);
         let mut source = shell("head -n 200 | sed 's/.*/{\"score\": 1}/'; sleep 30");
         let scores = source
@@ -323,7 +320,7 @@ mod tests {
         source.timeout = Duration::from_millis(100);
         let started = Instant::now();
         let message = failure(source, &["a"]);
-        assert!(message.contains("no answer within 0.1 s"), "{message}");
+        assert!(message.contains("no score within 0.1 s"), "{message}");
         assert!(
             started.elapsed() < Duration::from_secs(20),
             "the program was not killed"
@@ -365,9 +362,7 @@ mod tests {
             .err()
             .unwrap_or_else(|| source.score(&completions(&["b"])).unwrap_err());
         assert!(
-            error
-                .to_string()
-                .contains("answered more lines than it was asked"),
+            error.to_string().contains("wrote more lines than it read"),
             "{error}"
         );
     }

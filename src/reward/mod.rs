@@ -19,12 +19,12 @@ use serde_json::{Map, Value};
 
 pub use config::{RewardConfig, RougeVariant};
 pub use learned::Learned;
-pub use reading::Reading;
+pub use reading::CompletionEncoder;
 
 use crate::data::Conversation;
 use crate::error::{Error, Problem, Result};
 
-/// One response to be scored.
+/// A response to be scored, with its context.
 #[derive(Debug, Clone, Default)]
 pub struct Completion {
     /// Prompt text as the model saw it.
@@ -35,7 +35,7 @@ pub struct Completion {
     pub prompt_ids: Vec<u32>,
     /// Response token ids, the EOS included if there is one.
     pub response_ids: Vec<u32>,
-    /// The conversation that the prompt was rendered from, if it is one.
+    /// The conversation that the prompt was rendered from, if any.
     pub conversation: Option<Arc<Conversation>>,
     /// The data row's columns (reference texts and the like).
     pub row: serde_json::Map<String, serde_json::Value>,
@@ -98,9 +98,9 @@ pub fn build(
     })
 }
 
-/// Everything wrong with `config` that can be known before it runs; `place` is where the recipe holds it.
+/// All problems of `config` that show before it runs; `place` is its key in the recipe.
 ///
-/// A [`RewardConfig::Learned`] stage is the recipe's to look up.
+/// Whether the stage of a [`RewardConfig::Learned`] exists is checked with the recipe.
 pub fn check(config: &RewardConfig, place: &str) -> Vec<Problem> {
     let mut problems = own_problems(config, place);
     if let RewardConfig::Sum(terms) = config {
@@ -132,7 +132,7 @@ pub fn name(config: &RewardConfig) -> String {
     }
 }
 
-/// Problems of `config` itself, the terms of a sum apart.
+/// Problems of `config` itself, without those of a sum's terms.
 fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
     match config {
         RewardConfig::Learned { .. } | RewardConfig::Gold => vec![],
@@ -142,7 +142,7 @@ fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
         ],
         RewardConfig::Rouge { .. } => vec![],
         RewardConfig::Length { target: 0 } => vec![
-            Problem::new(place, "the wished length is 0 words; expected at least 1")
+            Problem::new(place, "target is 0 words; expected at least 1")
                 .with_help("set `target` to the number of words of a good response"),
         ],
         RewardConfig::Length { .. } => vec![],
@@ -169,7 +169,7 @@ fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
                 ),
                 Some(_) => {}
             }
-            // Duration holds 2^64 seconds; a year is more than anyone waits.
+            // A Duration holds 2^64 seconds; a year is long enough.
             if !(*timeout_s > 0.0 && *timeout_s <= 31_536_000.0) {
                 problems.push(Problem::new(
                     place,
@@ -199,7 +199,7 @@ fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
     }
 }
 
-/// The file that starting `program` would run.
+/// The executable file that `program` names.
 fn find_program(program: &str) -> Option<PathBuf> {
     if program.contains(std::path::is_separator) {
         return Some(PathBuf::from(program)).filter(|path| path.is_file());
@@ -288,7 +288,7 @@ mod tests {
             "r[0] regex parse error",
             "r[1] the program \"no-such-scorer\" was not found",
             "r[1] timeout_s is 0;",
-            "r[2] the wished length is 0 words",
+            "r[2] target is 0 words",
             "r[3][0] the command is empty",
             "r[4] a sum of no sources",
         ];
@@ -316,7 +316,7 @@ mod tests {
             .to_string();
         assert_eq!(
             message,
-            "reward source length(0): the wished length is 0 words; expected at least 1"
+            "reward source length(0): target is 0 words; expected at least 1"
         );
     }
 }

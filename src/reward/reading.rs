@@ -1,26 +1,27 @@
-//! How a reward model reads what a policy drew: the policy's tokens, or the text in tokens of its own.
+//! Token ids of a policy's completions for a reward model: the policy's own ids, or the text encoded by the reward model's
+//! tokenizer.
 
 use std::sync::Arc;
 
 use super::Completion;
-use crate::data::{Tokenizer, encode_judged};
+use crate::data::{Tokenizer, encode_for_reward_model};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
-/// Which completions are read by the policy's ids.
+/// Which completions keep the policy's ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ids {
-    /// All: both models have the same tokens and chat template.
+    /// All: both models have the same tokens and the same chat template.
     All,
-    /// Those whose prompt is text: conversations have another template.
+    /// Those with a plain-text prompt: the chat templates differ.
     OfText,
-    /// None: the reward model has other tokens.
+    /// None: the tokens differ.
     None,
 }
 
-/// A reward model's way to read completions.
+/// Encodes a policy's completions for a reward model.
 #[derive(Debug, Clone)]
-pub struct Reading {
+pub struct CompletionEncoder {
     name: String,
     own: Option<Arc<Tokenizer>>,
     policy: Option<Arc<Tokenizer>>,
@@ -29,9 +30,9 @@ pub struct Reading {
     max_positions: usize,
 }
 
-impl Reading {
-    /// The reading of the reward model `name` with this configuration and tokenizer, of what a policy with another
-    /// tokenizer drew. Without either tokenizer the policy's ids are read.
+impl CompletionEncoder {
+    /// For the reward model `name` with the tokenizer `own` and the tokenizer of the policy. If either is absent the policy's ids
+    /// are used.
     pub fn new(
         name: &str,
         config: &ModelConfig,
@@ -56,24 +57,22 @@ impl Reading {
         }
     }
 
-    /// What the user should know: that text is tokenised again.
+    /// A note for the user if text is tokenised again.
     pub fn note(&self) -> Option<String> {
         let what = match self.ids {
             Ids::All => return None,
             Ids::OfText => {
                 "another chat template than the policy: conversations are rendered by its own"
             }
-            Ids::None => {
-                "another tokenizer than the policy: it reads the text in tokens of its own"
-            }
+            Ids::None => "another tokenizer than the policy: text is encoded again with its own",
         };
         Some(format!("the reward model {} has {what}", self.name))
     }
 
-    /// The rows that the reward model scores.
+    /// Token ids of each completion, prompt included.
     ///
     /// # Errors
-    /// `Error::Reward` for a row that does not fit the model; those of [`encode_judged`].
+    /// `Error::Reward` for a row that does not fit the model; those of [`encode_for_reward_model`].
     pub fn rows(&self, completions: &[Completion]) -> Result<Vec<Vec<u32>>> {
         completions
             .iter()
@@ -95,7 +94,7 @@ impl Reading {
             (Some(own), Some(policy)) if !by_ids => {
                 let last = completion.response_ids.last();
                 let ended = last.is_some_and(|id| policy.stop_ids().contains(id));
-                encode_judged(
+                encode_for_reward_model(
                     own,
                     &completion.prompt,
                     completion.conversation.as_ref(),

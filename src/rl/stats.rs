@@ -1,4 +1,4 @@
-//! What a rollout and an update report, under the metric names of lm-human-preferences and the N+ code.
+//! Metrics of a rollout and of an update, under the names of lm-human-preferences and the N+ code.
 //!
 //! All means are over real tokens or rows: a packed batch has no pads to count. The N+ code averages over padding too (and
 //! counts the placeholder log-probability 1.0 there as negative entropy), so its numbers for short responses differ.
@@ -54,7 +54,7 @@ pub fn explained_variance(values: &[f32], returns: &[f32]) -> f64 {
 /// A rollout's objective: means over responses of per-response sums.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ObjectiveStats {
-    /// `objective/kl`: KL to the reference in nats per response. Below zero for long, something is wrong.
+    /// `objective/kl`: KL to the reference in nats per response. Persistently negative values indicate an error.
     pub kl: f64,
     /// `objective/scores`: score per response, after the missing-EOS rule.
     pub scores: f64,
@@ -152,7 +152,7 @@ impl UpdateStats {
             self.num_tokens += 1;
             self.squared_changes += change * change;
             // The clipped term is the larger loss: only then does it hold the policy back.
-            let held = objective.holds_back(ratio, f64::from(advantage));
+            let held = objective.is_clipped(ratio, f64::from(advantage));
             self.clipped += usize::from(held);
             // Sums are taken of ratio - 1, which keeps the variance exact near ratio 1.
             self.ratio_sum += ratio - 1.0;

@@ -1,4 +1,4 @@
-//! What a stage in progress writes and says: metrics, samples, checkpoints, progress.
+//! The outputs of a stage in progress: metrics, samples, checkpoints, progress.
 
 use std::path::{Path, PathBuf};
 
@@ -28,27 +28,27 @@ pub(super) struct Journal {
     timer: Timer,
     total_steps: usize,
     interrupt: Interrupt,
-    /// Where the stage stands.
+    /// The position of the stage.
     pub(super) position: Position,
 }
 
-/// A checkpoint's folder and what it holds.
-pub(super) type Restored = (PathBuf, StepCheckpoint<Position>);
+/// A checkpoint's folder and contents.
+pub(super) type RestoredCheckpoint = (PathBuf, StepCheckpoint<Position>);
 
 impl Journal {
-    /// Opens the journal; on resume together with the newest checkpoint.
+    /// Opens the journal; on resume returns the newest checkpoint too.
     pub(super) fn open<B: ModelBackend>(
         session: &mut Session<'_, B>,
         stage: &str,
         summary: &str,
         total_steps: usize,
         cadence: &Cadence,
-    ) -> Result<(Self, Option<Restored>)> {
+    ) -> Result<(Self, Option<RestoredCheckpoint>)> {
         let dir = session.stage_dir(stage)?;
         let restored = if session.resume {
             restore(session, stage, &dir)?
         } else {
-            // Those of an earlier run would be resumed from after a crash of this one.
+            // After a crash of this run, leftovers of an earlier one would be resumed from.
             checkpoint::clear(&dir)?;
             None
         };
@@ -99,7 +99,7 @@ impl Journal {
         });
     }
 
-    /// Gives up what a checkpoint has brought, because of `why`, and begins at the first step.
+    /// Discards the state of a checkpoint because of `why`, and begins at the first step.
     pub(super) fn begin_again<B: ModelBackend>(
         &mut self,
         session: &mut Session<'_, B>,
@@ -121,7 +121,7 @@ impl Journal {
         &self.dir
     }
 
-    /// Whether the steps done so far call for an evaluation.
+    /// Whether an evaluation is due after the steps done so far.
     pub(super) fn evaluates(&self) -> bool {
         let step = self.position.step;
         step == self.total_steps
@@ -131,7 +131,7 @@ impl Journal {
                 .is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// Samples wanted at each evaluation.
+    /// Number of samples at each evaluation.
     pub(super) fn num_samples(&self) -> usize {
         self.cadence.num_samples
     }
@@ -143,7 +143,7 @@ impl Journal {
         tokens: u64,
         metrics: &[(&str, f64)],
     ) -> Result<()> {
-        // A GPU runtime swallows failures: a step is done only if none came to light.
+        // GPU runtimes swallow errors: a step counts as done only if none was recorded.
         guard::check::<B>(&session.device)?;
         self.position.step += 1;
         self.position.tokens += tokens;
@@ -167,7 +167,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the result of an evaluation after the steps done so far.
+    /// Logs and reports the result of an evaluation.
     pub(super) fn eval<B: ModelBackend>(
         &mut self,
         session: &mut Session<'_, B>,
@@ -184,7 +184,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes a response for people to read.
+    /// Writes to `samples.jsonl`.
     pub(super) fn sample(&mut self, sample: &Sample) -> Result<()> {
         self.samples.log(sample)
     }
@@ -210,7 +210,7 @@ impl Journal {
         weights: &Snapshot<'_>,
         optim: &Snapshot<'_>,
     ) -> Result<()> {
-        // The logs first: a complete checkpoint never knows of a step that they lack.
+        // The logs first: they must hold every step of a complete checkpoint.
         self.metrics.sync()?;
         self.samples.sync()?;
         self.position.logs = [self.metrics.mark(), self.samples.mark()];
@@ -232,7 +232,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Stops the run because `what` is not a number, with the rows that made it so.
+    /// The error for a value `what` that is not finite; saves the rows that caused it.
     pub(super) fn non_finite(&self, what: &str, rows: &[&[u32]]) -> Error {
         let step = self.position.step + 1;
         let saved = self.dir.join(format!("nonfinite-step-{step:06}.json"));
@@ -291,15 +291,15 @@ impl Journal {
     }
 }
 
-/// The newest checkpoint of a stage that is whole and whose logs are; newer ones are set aside, which is said.
+/// The newest intact checkpoint of a stage with intact logs. Damaged newer ones are renamed, with a message.
 ///
 /// # Errors
-/// `Error::Stage` if there are checkpoints and none is whole; `Error::Io`.
+/// `Error::Stage` if there are checkpoints and none is intact; `Error::Io`.
 fn restore<B: ModelBackend>(
     session: &mut Session<'_, B>,
     stage: &str,
     dir: &Path,
-) -> Result<Option<Restored>> {
+) -> Result<Option<RestoredCheckpoint>> {
     let mut refused: Vec<(PathBuf, String)> = Vec::new();
     for folder in checkpoint::all(dir).into_iter().rev() {
         match whole(&folder, dir) {
@@ -307,7 +307,7 @@ fn restore<B: ModelBackend>(
                 for (damaged, why) in &refused {
                     let name = folder.file_name().unwrap_or_default().display();
                     (session.reporter)
-                        .message(&format!("{stage}: {why}; the stage goes on from {name}"));
+                        .message(&format!("{stage}: {why}; the stage continues from {name}"));
                     checkpoint::set_aside(damaged)?;
                 }
                 return Ok(Some((folder, checkpoint)));
@@ -330,7 +330,7 @@ fn restore<B: ModelBackend>(
     })
 }
 
-/// A checkpoint that is what was written, together with the logs of its stage.
+/// Loads a checkpoint and verifies it and the logs of its stage.
 fn whole(folder: &Path, dir: &Path) -> Result<StepCheckpoint<Position>> {
     let checkpoint = StepCheckpoint::<Position>::load(folder)?;
     for (name, mark) in [METRICS, SAMPLES].iter().zip(&checkpoint.state.logs) {

@@ -1,4 +1,4 @@
-//! Training stages: one readable loop per stage, over shared pieces that exist once.
+//! Training stages: one loop per stage, over shared parts.
 
 pub mod checks;
 mod compare;
@@ -30,15 +30,17 @@ pub use ppo::OTHER_TOKENS;
 pub use preview::{Preview, PreviewRow, Sequence};
 pub use session::{Outcome, Session};
 pub use sources::reward_folder;
-pub use stage::{DataUse, GenerationSettings, Gives, Reads, StageSpec, TrainingSettings};
+pub use stage::{
+    DataUse, GenerationSettings, StageInputs, StageOutput, StageSpec, TrainingSettings,
+};
 
-// The list of stages. One more is a line here and a folder with its configuration, its `StageSpec` and its loop.
+// The list of stages. A new stage needs a line here and a folder with its configuration, its `StageSpec` and its loop.
 stage::stages! {
     /// Plain language modelling.
     Pretrain(config::PretrainConfig),
     /// Supervised fine-tuning.
     Sft(config::SftConfig),
-    /// Comparisons from a reward source.
+    /// Generation and ranking of responses.
     Rank(config::RankConfig),
     /// Reward model.
     RewardModel(config::RewardModelConfig),
@@ -46,6 +48,6 @@ stage::stages! {
     Dpo(config::DpoConfig),
     /// Proximal policy optimisation.
     Ppo(config::PpoConfig),
-    /// Stages side by side.
+    /// Comparison of policies.
     Compare(config::CompareConfig),
 }

@@ -1,4 +1,4 @@
-//! Models by role: loaded from the base or an earlier stage, prepared for training, saved as others can read them.
+//! Policies and reward models: loaded from the base or an earlier stage, prepared for training, saved in standard formats.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::params::Parameters;
 use crate::peft::{Adaptable, AdapterSpec};
 use crate::rng::Seed;
 
-/// A language model with what is needed to use and save it.
+/// A language model with its configuration and tokenizer.
 #[derive(Debug, Clone)]
 pub struct Policy<B: ModelBackend> {
     /// The weights, frozen.
@@ -34,12 +34,12 @@ pub struct Policy<B: ModelBackend> {
     pub tokenizer: Arc<Tokenizer>,
     /// Settings of its adapters, if it has any.
     pub adapter: Option<AdapterSpec>,
-    /// The base as PEFT's `base_model_name_or_path` names it: a hub repository or an absolute path.
+    /// The base for PEFT's `base_model_name_or_path`: a hub repository or an absolute path.
     pub base: String,
-    /// Files that the weights came from.
+    /// Files that the weights were read from.
     pub files: Vec<PathBuf>,
-    /// A score head found beside the weights (`score.weight` of a classification model or adapter), `[hidden]`: a reward
-    /// model starts from it, policies do not use it.
+    /// Score head stored beside the weights (`score.weight` of a classification model or adapter), `[hidden]`. Reward models start
+    /// from it; policies ignore it.
     pub score: Option<Vec<f32>>,
 }
 
@@ -66,7 +66,7 @@ impl<B: ModelBackend> Session<'_, B> {
             Init::Base => {
                 let name = self.model.as_deref().ok_or_else(|| {
                     Error::Usage(
-                        "the recipe has no `model`, and a stage starts from the base".into(),
+                        "the recipe has no `model`, but a stage starts from the base".into(),
                     )
                 })?;
                 ModelSource::find(name)?
@@ -121,7 +121,7 @@ impl<B: ModelBackend> Session<'_, B> {
         })
     }
 
-    /// The model under the outermost adapter, which all that stand on it share.
+    /// The model under the outermost adapter, shared by all models on it.
     fn shared_base(&mut self, source: &ModelSource) -> Result<LanguageModel<B>> {
         let inner = source.adapters.len().saturating_sub(1);
         // Adapters name their base by an absolute path, recipes often by a relative one.
@@ -138,7 +138,7 @@ impl<B: ModelBackend> Session<'_, B> {
         Ok(model)
     }
 
-    /// Reports what a model's files hold that the user should know of, once.
+    /// Reports each warning about a model's files once.
     fn warn(&mut self, warnings: &[String]) {
         for warning in warnings {
             if self.warned.insert(warning.clone()) {
@@ -159,7 +159,7 @@ impl<B: ModelBackend> Session<'_, B> {
         source.check_reward()?;
         let tokenizer = Arc::new(source.tokenizer()?);
         self.warn(&source.notes);
-        // A whole classification checkpoint is nobody's base.
+        // A whole classification checkpoint is not shared as a base.
         let backbone = match !source.adapters.is_empty() && source.has_output_head()? {
             true => self.shared_base(&source)?,
             false => source.load_backbone(self.numerics, &self.device)?,
@@ -176,7 +176,7 @@ impl<B: ModelBackend> Session<'_, B> {
         })
     }
 
-    /// Records where a stage's weights and data came from.
+    /// Records the origin of a stage's weights and data.
     ///
     /// # Errors
     /// `Error::Io`.
@@ -204,21 +204,21 @@ impl<B: ModelBackend> Session<'_, B> {
 }
 
 impl<B: ModelBackend> Policy<B> {
-    /// The model on the autodiff backend with what `peft` says trained, and the adapters' configuration.
+    /// Prepares the policy for training by `peft`, on the autodiff backend.
     ///
-    /// Adapters of the same shape as asked for are continued, so that policy, reference, reward and value keep one
-    /// base; others are first added to the weights, and `merged` is true: the stage then has a base of its own.
+    /// Adapters of the requested shape are continued, so that policy, reference, reward and value share one base. Other adapters
+    /// are merged into the weights first (`merged` is true), and the stage has a base of its own.
     ///
     /// # Errors
     /// As [`prepare_adapters`].
-    pub fn into_trainable(self, peft: &Peft, seed: Seed) -> Result<Trainable<B>> {
+    pub fn into_trainable(self, peft: &Peft, seed: Seed) -> Result<TrainablePolicy<B>> {
         trained_tensors(peft, &self.config.tensors())?;
         let mut model = self.model;
         let present = self.adapter.as_ref();
         let prepared = prepare_adapters(&mut model, &self.config, present, peft, seed)?;
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
         peft.mark_trained(&mut model);
-        Ok(Trainable {
+        Ok(TrainablePolicy {
             model,
             adapter: prepared.adapter,
             merged: prepared.merged,
@@ -226,13 +226,13 @@ impl<B: ModelBackend> Policy<B> {
     }
 }
 
-/// A model being trained.
-pub struct Trainable<B: ModelBackend> {
-    /// On the autodiff backend.
+/// A policy in training.
+pub struct TrainablePolicy<B: ModelBackend> {
+    /// The model, on the autodiff backend.
     pub model: LanguageModel<Autodiff<B>>,
-    /// Settings of its adapters, if those are trained; else weights of the model itself are.
+    /// Settings of its adapters; `None` if weights of the model itself are trained.
     pub adapter: Option<AdapterSpec>,
-    /// Whether other adapters were added to the base first.
+    /// Whether other adapters were merged into the base first.
     pub merged: bool,
 }
 
@@ -242,7 +242,7 @@ pub struct Trainable<B: ModelBackend> {
 /// `Error::Io`.
 pub(super) fn save_policy<B: ModelBackend>(
     dir: &Path,
-    trained: &Trainable<B>,
+    trained: &TrainablePolicy<B>,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
     base: &str,

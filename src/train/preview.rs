@@ -1,35 +1,35 @@
-//! Rows of a stage's data as the stage sees them.
+//! Encoded rows of a stage's data, for `temper inspect`.
 
-use crate::data::{Comparisons, EncodeReport, Encoded, Example, Prompt};
+use crate::data::{Comparisons, EncodeReport, EncodedRows, Example, Prompt};
 
-/// Encoded rows with what counts of them, and what became of all rows.
+/// Encoded rows with marks on their trained tokens, and the encoding report.
 #[derive(Debug, Clone)]
 pub struct Preview {
-    /// The rows kept.
+    /// The encoded rows.
     pub rows: Vec<PreviewRow>,
-    /// Counts.
+    /// Counts of kept, truncated and dropped rows.
     pub report: EncodeReport,
 }
 
 /// One row: a sequence of tokens, or several with one prompt.
 pub type PreviewRow = Vec<Sequence>;
 
-/// Tokens, and which of them the stage's loss or score reads.
+/// A token sequence, with marks on the tokens that the stage's loss or score reads.
 #[derive(Debug, Clone)]
 pub struct Sequence {
-    /// What it is among the row's sequences, if there are several.
+    /// Its role in the row, if the row has several sequences.
     pub title: Option<String>,
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Which are read, one entry a token.
+    /// Whether each token is read.
     pub marked: Vec<bool>,
-    /// Tokens at the start that are the prompt.
+    /// Length of the prompt at the start, in tokens.
     pub prompt_len: usize,
 }
 
 impl Preview {
-    /// Rows of which some tokens are trained on.
-    pub(super) fn examples(encoded: Encoded<Example>) -> Self {
+    /// Rows with trained tokens.
+    pub(super) fn examples(encoded: EncodedRows<Example>) -> Self {
         Self::of(encoded, |item| {
             vec![Sequence {
                 title: None,
@@ -40,8 +40,8 @@ impl Preview {
         })
     }
 
-    /// Prompts, of which nothing is trained on.
-    pub(super) fn prompts(encoded: Encoded<Prompt>) -> Self {
+    /// Prompts, without trained tokens.
+    pub(super) fn prompts(encoded: EncodedRows<Prompt>) -> Self {
         Self::of(encoded, |item| {
             vec![Sequence {
                 title: None,
@@ -52,9 +52,9 @@ impl Preview {
         })
     }
 
-    /// Responses by prompt; `counts` says of a token, by position, prompt length and length, whether it is read.
+    /// Responses by prompt; `counts` decides whether a token is read, given its position, the prompt's length and the sequence's.
     pub(super) fn comparisons(
-        encoded: Encoded<Comparisons>,
+        encoded: EncodedRows<Comparisons>,
         counts: impl Fn(usize, usize, usize) -> bool,
     ) -> Self {
         Self::of(encoded, |item| {
@@ -77,7 +77,7 @@ impl Preview {
         })
     }
 
-    fn of<T>(encoded: Encoded<T>, row: impl Fn(T) -> PreviewRow) -> Self {
+    fn of<T>(encoded: EncodedRows<T>, row: impl Fn(T) -> PreviewRow) -> Self {
         Self {
             rows: encoded.items.into_iter().map(row).collect(),
             report: encoded.report,

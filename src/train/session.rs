@@ -1,4 +1,4 @@
-//! What the stages of one run share: device, folders, seed, frozen bases, and who is told.
+//! The state shared by the stages of one run: device, folders, seed, frozen bases, reporter.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::ops::{ModelBackend, Numerics};
 use crate::report::{Interrupt, Reporter};
 use crate::rng::Seed;
 
-/// What a stage says when it is done.
+/// The result of a stage, for people to read.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// One or a few lines.
@@ -23,7 +23,7 @@ pub struct Outcome {
 
 /// One run on one backend.
 pub struct Session<'a, B: ModelBackend> {
-    /// Where tensors live.
+    /// The device of all tensors.
     pub device: B::Device,
     /// The run's folder.
     pub run: &'a RunDir,
@@ -41,19 +41,19 @@ pub struct Session<'a, B: ModelBackend> {
     pub resume: bool,
     /// The command that continues this run.
     pub resume_command: String,
-    /// The wish to stop.
+    /// The request to stop.
     pub interrupt: Interrupt,
-    /// Who is told.
+    /// Receives progress and messages.
     pub reporter: &'a mut dyn Reporter,
-    /// Frozen weights by their files, a model's and those of adapters merged into it: policies, references, rewards and
-    /// values that share a base hold it once.
+    /// Frozen bases, keyed by the files of the model and of adapters merged into it. Policies, references, rewards and values with
+    /// the same base share one copy.
     pub(super) bases: HashMap<Vec<PathBuf>, LanguageModel<B>>,
-    /// Warnings that were reported.
+    /// Warnings reported so far.
     pub(super) warned: BTreeSet<String>,
 }
 
 impl<'a, B: ModelBackend> Session<'a, B> {
-    /// A session without any model loaded.
+    /// A session without loaded models.
     pub fn new(device: B::Device, run: &'a RunDir, reporter: &'a mut dyn Reporter) -> Self {
         Self {
             device,
@@ -108,8 +108,8 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         }))
     }
 
-    /// Tells the user what a data set lost, if anything.
-    pub(super) fn tell(&mut self, what: &str, report: &EncodeReport) {
+    /// Reports dropped and truncated rows of a data set, if any.
+    pub(super) fn report_rows(&mut self, what: &str, report: &EncodeReport) {
         let text = report.to_string();
         if !text.is_empty() {
             self.reporter.message(&format!("{what}: {text}"));
@@ -120,14 +120,13 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         }
     }
 
-    /// Frees the bases that are kept for stages to share. Beside a model that trains all its weights such a base is a whole
-    /// second model which nobody reads.
-    pub fn forget_bases(&mut self) {
+    /// Frees the shared bases. In full fine-tuning a base would be a second copy of the model without a use.
+    pub fn free_bases(&mut self) {
         self.bases.clear();
     }
 }
 
-/// The tokenizer of what is trained on these rows: generation stops where their turns end.
+/// The tokenizer to save with a model trained on these rows: generation also stops where their turns end.
 ///
 /// # Errors
 /// As [`Tokenizer::stopping_at`].
@@ -138,7 +137,7 @@ pub(super) fn stopping(tokenizer: &Arc<Tokenizer>, rows: &EncodeReport) -> Resul
     }
 }
 
-/// The file that a data set reads, if it is one.
+/// The local file that a data set reads, if any.
 pub(super) fn data_file(data: &DataConfig, run: &Path) -> Option<PathBuf> {
     data.source.local_file(run)
 }

@@ -1,4 +1,4 @@
-//! The reward sources that a stage names.
+//! The reward sources of a stage.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use super::Session;
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::ops::ModelBackend;
-use crate::reward::{Learned, Reading, RewardConfig, RewardSource};
+use crate::reward::{CompletionEncoder, Learned, RewardConfig, RewardSource};
 
-/// Tokens that a learned reward passes through its model at once.
+/// Most tokens in one forward pass of a learned reward.
 const SCORE_TOKENS: usize = 4096;
 
 impl<B: ModelBackend> Session<'_, B> {
-    /// The reward source that a recipe names, of what a policy with this tokenizer draws.
+    /// The reward source of a recipe, for completions of a policy with this tokenizer.
     ///
     /// # Errors
     /// Those of the source.
@@ -28,17 +28,17 @@ impl<B: ModelBackend> Session<'_, B> {
         crate::reward::build(config, &mut |stage| {
             let reward = self.reward_model(stage)?;
             let own = Some(reward.tokenizer);
-            let reading = Reading::new(stage, &reward.config, own, Some(policy.clone()));
-            if let Some(note) = reading.note() {
+            let encoder = CompletionEncoder::new(stage, &reward.config, own, Some(policy.clone()));
+            if let Some(note) = encoder.note() {
                 self.reporter.message(&note);
             }
             let learned = Learned::new(reward.model, SCORE_TOKENS, self.device.clone());
-            Ok(Box::new(learned.with_reading(reading)))
+            Ok(Box::new(learned.with_encoder(encoder)))
         })
     }
 }
 
-/// The folder that a learned reward names, if it names no stage: a path with a separator.
+/// The folder of a learned reward given by path: a name with a separator.
 pub fn reward_folder(stage: &str) -> Option<&Path> {
     stage.contains(['/', '\\']).then(|| Path::new(stage))
 }

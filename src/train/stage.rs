@@ -1,4 +1,4 @@
-//! What a stage says of itself: everything that recipes, plans, `inspect`, reports and exports ask of it.
+//! Stage specifications: all that recipes, plans, `inspect`, reports and exports need to know of a stage.
 
 use super::checks::Checks;
 use super::checks::settings::{check_data, check_generation, check_reward, check_training};
@@ -11,21 +11,21 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 
-/// What a stage leaves for later ones.
+/// The result of a stage that later stages can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gives {
+pub enum StageOutput {
     /// A language model: a whole one or adapters.
     Policy,
     /// A model with a score head.
     RewardModel,
-    /// Rows of a kind, in `train.jsonl` and `valid.jsonl`.
+    /// Rows of this kind, in `train.jsonl` and `valid.jsonl`.
     Rows(RowKind),
-    /// Figures for people.
+    /// A table for people to read.
     Table,
 }
 
-impl Gives {
-    /// With its article, as messages name it.
+impl StageOutput {
+    /// Its name with article, for messages.
     pub fn words(self) -> &'static str {
         match self {
             Self::Policy => "a policy",
@@ -41,27 +41,27 @@ impl Gives {
 pub struct DataUse<'a> {
     /// Key below the stage.
     pub key: &'static str,
-    /// What the recipe says of it.
+    /// Its configuration.
     pub config: &'a DataConfig,
-    /// What the stage needs of a row.
-    pub rows: RowKind,
+    /// The kind of rows that the stage needs.
+    pub kind: RowKind,
 }
 
-/// What a stage reads.
+/// Models, data sets and reward sources that a stage reads.
 #[derive(Debug, Clone, Default)]
-pub struct Reads<'a> {
-    /// Models by key, the one that decides the tokenizer first.
+pub struct StageInputs<'a> {
+    /// Models by key; the first one decides the tokenizer.
     pub models: Vec<(String, &'a Init)>,
-    /// Data sets, the one that the stage runs over first.
+    /// Data sets; the stage iterates over the first one.
     pub data: Vec<DataUse<'a>>,
-    /// Reward sources by key. They score responses to the first data set.
+    /// Reward sources by key, for responses to the first data set.
     pub rewards: Vec<(String, &'a RewardConfig)>,
-    /// The learned reward that a value network starts from, by key: its model must have the first model's tokens.
+    /// The learned reward that a value network starts from, with its key: its model must have the tokenizer of the first model.
     pub value_start: Option<(&'static str, &'a str)>,
 }
 
-impl<'a> Reads<'a> {
-    /// A model and what is computed with it.
+impl<'a> StageInputs<'a> {
+    /// Inputs with one model.
     pub(super) fn of(key: &str, init: &'a Init) -> Self {
         Self {
             models: vec![(key.to_owned(), init)],
@@ -69,19 +69,19 @@ impl<'a> Reads<'a> {
         }
     }
 
-    /// And a data set, if there is one.
+    /// Adds a data set, if there is one.
     pub(super) fn data(
         mut self,
         key: &'static str,
         config: impl Into<Option<&'a DataConfig>>,
-        rows: RowKind,
+        kind: RowKind,
     ) -> Self {
-        let of = |config| DataUse { key, config, rows };
+        let of = |config| DataUse { key, config, kind };
         self.data.extend(config.into().map(of));
         self
     }
 
-    /// And a reward source, if there is one.
+    /// Adds a reward source, if there is one.
     pub(super) fn reward(mut self, key: &str, config: impl Into<Option<&'a RewardConfig>>) -> Self {
         let reward = config.into().map(|config| (key.to_owned(), config));
         self.rewards.extend(reward);
@@ -89,7 +89,7 @@ impl<'a> Reads<'a> {
     }
 }
 
-/// The settings that every stage with an optimiser has.
+/// Settings of stages with an optimiser.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainingSettings<'a> {
     /// Where the trained model comes from.
@@ -98,56 +98,56 @@ pub struct TrainingSettings<'a> {
     pub peft: &'a Peft,
     /// The optimiser.
     pub optim: &'a OptimConfig,
-    /// Passes over the data, if the stage goes by them.
+    /// Passes over the data, for stages with epochs.
     pub epochs: Option<usize>,
-    /// Rows of a step.
+    /// Rows per step.
     pub batch_size: usize,
-    /// Tokens of a forward pass at most.
+    /// Most tokens of a forward pass.
     pub micro_batch_tokens: usize,
-    /// Longest row in tokens, if the stage has one limit for whole rows.
+    /// Limit on whole rows in tokens, if there is one.
     pub max_length: Option<usize>,
-    /// Whether the backward pass computes layers again.
+    /// Whether the backward pass recomputes layers.
     pub gradient_checkpointing: bool,
     /// Evaluation and checkpoints.
     pub cadence: &'a Cadence,
 }
 
-/// The settings that every stage which generates responses has.
+/// Settings of stages that generate responses.
 #[derive(Debug, Clone, Copy)]
 pub struct GenerationSettings<'a> {
-    /// Tokens of a response at most.
+    /// Most tokens of a response.
     pub response_length: usize,
     /// Longest prompt in tokens.
     pub max_prompt_length: usize,
     /// Responses generated at once.
     pub generation_batch_size: usize,
-    /// How they are sampled, where the recipe says so.
+    /// Sampling settings, where the stage has them.
     pub sampling: Option<&'a SamplingConfig>,
-    /// A token that ends a response beside EOS.
+    /// A further token that ends a response.
     pub truncate: Option<&'a Truncate>,
 }
 
-/// A stage's configuration, with all that others ask of it. What is common to stages is asked by [`Stage`](super::Stage) once; an
-/// implementation says what is its own.
+/// A stage's configuration as a specification. Checks common to all stages are in [`Stage`](super::Stage); implementations add
+/// their own.
 pub trait StageSpec {
-    /// What it leaves.
-    const GIVES: Gives;
+    /// Its output.
+    const OUTPUT: StageOutput;
 
     /// The stage's name, unique in the recipe.
     fn name(&self) -> &str;
 
     /// The models, data sets and reward sources that it reads.
-    fn reads(&self) -> Reads<'_>;
+    fn inputs(&self) -> StageInputs<'_>;
 
-    /// Its data sets, to be changed where they stand.
+    /// Its data sets, mutable.
     fn data_mut(&mut self) -> Vec<&mut DataConfig>;
 
-    /// What it trains, if it trains.
+    /// Training settings, for stages that train.
     fn training(&self) -> Option<TrainingSettings<'_>> {
         None
     }
 
-    /// How it generates responses, if it does.
+    /// Generation settings, for stages that generate responses.
     fn generation(&self) -> Option<GenerationSettings<'_>> {
         None
     }
@@ -164,27 +164,27 @@ pub trait StageSpec {
         training.into_iter().chain(generated).collect()
     }
 
-    /// Checks the settings that are its own; `path` is the stage's key path.
+    /// Checks settings specific to the stage; `path` is the stage's key path.
     fn check(&self, checks: &mut Checks, path: &str);
 
     /// Counts rows, steps and tokens, and estimates memory.
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan);
 
-    /// The rows of its first data set as it reads them.
+    /// Encodes rows of its first data set.
     ///
     /// # Errors
     /// Those of encoding.
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview>;
 
-    /// Runs it.
+    /// Runs the stage.
     ///
     /// # Errors
     /// Those of data, models and reward sources; `Error::NonFinite`; `Error::Interrupted`.
     fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome>;
 }
 
-/// Defines [`Stage`](super::Stage) from the list of stages: a variant each, which a recipe names, and the calls of its
-/// [`StageSpec`]. These are the only `match`es over stages.
+/// Defines [`Stage`](super::Stage) from the list of stages: one variant each, named as in recipes, and forwarding of the
+/// [`StageSpec`] methods. These are the only `match`es over stages.
 macro_rules! stages {
     ($($(#[$doc:meta])* $kind:ident($config:ty),)*) => {
         /// One stage of a recipe.
@@ -195,18 +195,18 @@ macro_rules! stages {
         }
 
         impl Stage {
-            /// Every kind of stage, as a recipe writes it, and what it leaves.
-            pub const KINDS: &'static [(&'static str, Gives)] =
-                &[$((stringify!($kind), <$config as StageSpec>::GIVES),)*];
+            /// Every kind of stage, named as in recipes, with its output.
+            pub const KINDS: &'static [(&'static str, StageOutput)] =
+                &[$((stringify!($kind), <$config as StageSpec>::OUTPUT),)*];
 
-            /// The kind's name, as a recipe writes it.
+            /// The name of the kind in recipes.
             pub fn kind(&self) -> &'static str {
                 match self { $(Self::$kind(_) => stringify!($kind),)* }
             }
 
-            /// What it leaves for later stages.
-            pub fn gives(&self) -> Gives {
-                match self { $(Self::$kind(_) => <$config as StageSpec>::GIVES,)* }
+            /// Its output, for later stages.
+            pub fn output(&self) -> StageOutput {
+                match self { $(Self::$kind(_) => <$config as StageSpec>::OUTPUT,)* }
             }
 
             /// The stage's name.
@@ -215,21 +215,21 @@ macro_rules! stages {
             }
 
             /// The models, data sets and reward sources that it reads.
-            pub fn reads(&self) -> Reads<'_> {
-                match self { $(Self::$kind(stage) => stage.reads(),)* }
+            pub fn inputs(&self) -> StageInputs<'_> {
+                match self { $(Self::$kind(stage) => stage.inputs(),)* }
             }
 
-            /// Its data sets, to be changed where they stand.
+            /// Its data sets, mutable.
             pub fn data_mut(&mut self) -> Vec<&mut config::DataConfig> {
                 match self { $(Self::$kind(stage) => stage.data_mut(),)* }
             }
 
-            /// What it trains, if it trains.
+            /// Training settings, for stages that train.
             pub fn training(&self) -> Option<TrainingSettings<'_>> {
                 match self { $(Self::$kind(stage) => stage.training(),)* }
             }
 
-            /// How it generates responses, if it does.
+            /// Generation settings, for stages that generate responses.
             pub fn generation(&self) -> Option<GenerationSettings<'_>> {
                 match self { $(Self::$kind(stage) => stage.generation(),)* }
             }
@@ -239,7 +239,7 @@ macro_rules! stages {
                 match self { $(Self::$kind(stage) => stage.longest_rows(),)* }
             }
 
-            /// The rows of its first data set as it reads them.
+            /// Encodes rows of its first data set.
             ///
             /// # Errors
             /// Those of encoding.
@@ -251,7 +251,7 @@ macro_rules! stages {
                 match self { $(Self::$kind(stage) => stage.preview(rows, tokenizer),)* }
             }
 
-            /// Runs it.
+            /// Runs the stage.
             ///
             /// # Errors
             /// Those of data, models and reward sources; `Error::NonFinite`; `Error::Interrupted`.
@@ -275,7 +275,7 @@ macro_rules! stages {
 pub(super) use stages;
 
 impl super::Stage {
-    /// Checks all settings that show a mistake without another file being looked at; `path` is the stage's key path.
+    /// Checks all settings as far as possible without reading other files; `path` is the stage's key path.
     pub fn check(&self, checks: &mut Checks, path: &str) {
         if let Some(training) = self.training() {
             check_training(checks, path, &training);
@@ -283,12 +283,12 @@ impl super::Stage {
         if let Some(generation) = self.generation() {
             check_generation(checks, path, &generation);
         }
-        let reads = self.reads();
-        for data in &reads.data {
+        let inputs = self.inputs();
+        for data in &inputs.data {
             check_data(checks, &format!("{path}.{}", data.key), data);
         }
-        if let Some(scored) = reads.data.first() {
-            for (key, reward) in &reads.rewards {
+        if let Some(scored) = inputs.data.first() {
+            for (key, reward) in &inputs.rewards {
                 check_reward(checks, &format!("{path}.{key}"), reward, scored.config);
             }
         }

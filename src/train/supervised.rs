@@ -1,4 +1,4 @@
-//! The loop that language modelling and supervised fine-tuning share: cross-entropy on trained tokens.
+//! The loop of language modelling and supervised fine-tuning: cross-entropy on trained tokens.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::Session;
 use super::config::{Cadence, OptimConfig, Peft};
 use super::evaluate::{SampleRequest, greedy_samples};
 use super::forward::{example_loss, trained_positions};
-use super::policy::{Policy, Trainable, save_policy};
+use super::policy::{Policy, TrainablePolicy, save_policy};
 use super::session::Outcome;
 use super::shared::{Accumulator, NonFinite, Training, finite};
 use crate::data::{Batches, Example, Prompt, Tokenizer, micro_batches};
@@ -23,8 +23,8 @@ use crate::params::Parameters;
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
-/// What the loop needs of either stage.
-pub(super) struct Supervised<'a> {
+/// The settings and data of the loop.
+pub(super) struct SupervisedTraining<'a> {
     pub(super) stage: &'a str,
     pub(super) peft: &'a Peft,
     pub(super) optim: &'a OptimConfig,
@@ -36,14 +36,14 @@ pub(super) struct Supervised<'a> {
     pub(super) cadence: &'a Cadence,
     pub(super) train: Vec<Example>,
     pub(super) valid: Vec<Example>,
-    /// Held-out prompts to answer at each evaluation; none for plain language modelling.
+    /// Held-out prompts for samples at each evaluation; empty for language modelling.
     pub(super) prompts: Vec<Prompt>,
 }
 
 /// Trains, evaluates, checkpoints and saves.
 pub(super) fn run<B: ModelBackend>(
     session: &mut Session<'_, B>,
-    work: Supervised<'_>,
+    work: SupervisedTraining<'_>,
     policy: Policy<B>,
 ) -> Result<Outcome> {
     let device = session.device.clone();
@@ -52,7 +52,7 @@ pub(super) fn run<B: ModelBackend>(
     let base = policy.base.clone();
     let mut trained = policy.into_trainable(work.peft, seed)?;
     if work.peft.trains_base() {
-        session.forget_bases();
+        session.free_bases();
     }
     let batches = Batches::new(
         work.train.len(),
@@ -77,7 +77,7 @@ pub(super) fn run<B: ModelBackend>(
         work.optim,
         &mut trained.model,
     )?;
-    // A resumed run has its evaluations up to here in the journal.
+    // On resume the journal already has the evaluations up to here.
     let mut first_loss = None;
     if training.is_fresh() {
         first_loss = evaluate(session, &mut training, &work, &tokenizer, &trained)?;
@@ -118,12 +118,12 @@ pub(super) fn run<B: ModelBackend>(
     })
 }
 
-/// Trained tokens of a row.
+/// Number of trained tokens of a row.
 fn num_targets(row: &Example) -> usize {
     row.trained.iter().filter(|&&trained| trained).count()
 }
 
-/// Gradients of the cross-entropy summed over the trained tokens of `rows`, and that sum in nats.
+/// Gradients of the cross-entropy, summed over the trained tokens of `rows`, and that sum in nats.
 ///
 /// # Errors
 /// [`NonFinite`], with the rows of the micro-batch whose loss is not finite.
@@ -131,7 +131,7 @@ fn num_targets(row: &Example) -> usize {
 fn gradients<'a, B: ModelBackend>(
     model: &mut LanguageModel<Autodiff<B>>,
     rows: &[&'a Example],
-    work: &Supervised<'_>,
+    work: &SupervisedTraining<'_>,
     dropout: Seed,
     device: &B::Device,
 ) -> std::result::Result<(GradientSum<B>, f64), (NonFinite, Vec<&'a [u32]>)> {
@@ -160,13 +160,13 @@ fn gradients<'a, B: ModelBackend>(
     Ok((sum.gradients, loss))
 }
 
-/// Held-out loss, if there is held-out data, and samples.
+/// Evaluates the held-out loss, if there is held-out data, and generates samples.
 fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
     training: &mut Training<B>,
-    work: &Supervised<'_>,
+    work: &SupervisedTraining<'_>,
     tokenizer: &Tokenizer,
-    trained: &Trainable<B>,
+    trained: &TrainablePolicy<B>,
 ) -> Result<Option<f64>> {
     if work.valid.is_empty() {
         return Ok(None);

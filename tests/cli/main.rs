@@ -196,7 +196,7 @@ fn logprobs_are_those_of_transformers() {
             "gpt_neox_lora",
             "--model REF/gpt_neox --adapter REF/gpt_neox_lora",
         ),
-        // An adapter alone names its base, which lies beside it.
+        // A single adapter names its base, which is in the folder beside it.
         ("llama_lora", "--model REF/llama_lora"),
         ("opt_lora", "--model REF/opt_lora"),
     ] {
@@ -454,7 +454,7 @@ fn a_backend_that_is_not_compiled_in_is_one_line_with_the_feature() {
         &["backend wgpu is not in this binary", "--features vulkan"],
     );
     assert_eq!(message.lines().count(), 1, "{message}");
-    // A plan for a backend that cannot run it is none; whatever else is wrong is said with it.
+    // A plan for a backend that is not compiled in is an error; other problems are reported with it.
     let recipe = repository().join("recipes/quickstart.ron");
     let dry_run = format!("recipe {} --dry-run --backend wgpu", recipe.display());
     let parts = ["backend wgpu is not in this binary", "--features vulkan"];
@@ -554,7 +554,7 @@ fn bad_data_is_named_by_file_and_line() {
     );
 }
 
-/// What the check before a run says of a recipe with the stages `stages` on the file `rows.jsonl`.
+/// Output of the check of a recipe with the stages `stages` on the file `rows.jsonl`.
 fn checked(folder: &Path, stages: &str, rows: &[u8]) -> Output {
     if !folder.join("m").exists() {
         fs::create_dir(folder.join("m")).unwrap();
@@ -576,7 +576,7 @@ fn checked(folder: &Path, stages: &str, rows: &[u8]) -> Output {
 const SFT: &str = "Sft(name: \"s\", DATA, batch_size: 1)";
 const DPO: &str = "Dpo(name: \"s\", init: Base, DATA, batch_size: 1)";
 
-/// Every row of every stage is looked at before the first stage begins, and what is wrong is said in words.
+/// Every row of every stage is checked before the first stage begins, with readable messages.
 #[test]
 fn bad_rows_are_found_before_the_first_stage() {
     let temp = tempfile::tempdir().unwrap();
@@ -608,7 +608,7 @@ fn bad_rows_are_found_before_the_first_stage() {
             b"{\"prompt\":\"a\",\"prompt\":\"b\",\"completion\":\"c\"}\n",
             "rows.jsonl:1: the key `prompt` stands twice",
         ),
-        (SFT, odd.as_bytes(), "rows.jsonl:201: no token of the conversation is trained on: it holds no assistant's turn; its roles are user, gpt"),
+        (SFT, odd.as_bytes(), "rows.jsonl:201: no token of the conversation is trained on: it has no assistant turn; its roles are user, gpt"),
         (
             DPO,
             b"{\"prompt\":\"a\",\"chosen\":\" s\",\"rejected\":\" s\"}\n",
@@ -653,7 +653,7 @@ fn bad_rows_are_found_before_the_first_stage() {
         assert!(output.status.success(), "{}", stderr(&output));
         assert_eq!(stderr(&output), "");
     }
-    // What is wrong with the recipe's own keys is said at them.
+    // Problems of the recipe's own keys are reported at these keys.
     let missing = checked(
         folder,
         &SFT.replace("DATA", "data: (source: Jsonl(\"data/x.jsonl\"))"),
@@ -907,7 +907,7 @@ fn generation_is_decided_by_the_seed() {
             json!({"input_ids": [5, 6]}),
         ],
     );
-    let draw = |options: &str| {
+    let generate = |options: &str| {
         lines(&succeed(
             temp.path(),
             &format!(
@@ -915,9 +915,9 @@ fn generation_is_decided_by_the_seed() {
             ),
         ))
     };
-    let first = draw("--seed 4");
-    assert_eq!(first, draw("--seed 4 --threads 1"));
-    assert_ne!(first, draw("--seed 5"));
+    let first = generate("--seed 4");
+    assert_eq!(first, generate("--seed 4 --threads 1"));
+    assert_ne!(first, generate("--seed 5"));
     assert_eq!(first[0]["prompt"], "One day");
     for answer in &first {
         let ids = answer["ids"].as_array().unwrap();
@@ -929,7 +929,7 @@ fn generation_is_decided_by_the_seed() {
         );
     }
     // The first row alone, as text, greedily: the text that the rows hold.
-    let greedy = draw("--temperature 0");
+    let greedy = generate("--temperature 0");
     let text = succeed(
         temp.path(),
         "generate --model text-model --prompt a --temperature 0 --max-new-tokens 9",

@@ -247,7 +247,7 @@ fn an_adapter_on_an_adapter_is_trained_and_exported_merged() {
         temp.path(),
         "export --run run --stage s --to plain",
         2,
-        &["stands on the adapter", "--merge"],
+        &["is the adapter", "--merge"],
     );
 }
 

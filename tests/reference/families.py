@@ -108,7 +108,7 @@ def logprobs(model, row):
 
 
 def fingerprint(tensor):
-    """What a tensor can be told by: shape, norm, largest and first entries, and its product with a wave, which no other
+    """The fingerprint of a tensor: shape, norm, largest and first entries, and its product with a wave, which no other
     order of the entries has."""
     flat = tensor.detach().double().flatten()
     wave = torch.cos(0.1 * torch.arange(len(flat), dtype=torch.float64) + 1.0)

@@ -1,4 +1,4 @@
-//! Direct preference optimisation: the forms of its data, its two ways to a reference, and what its plan says.
+//! Direct preference optimisation: forms of data, both kinds of reference, and the plan.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempering::error::{Error, Result};
 use tempering::model::ModelConfig;
 use tempering::model::weights::write_safetensors;
-use tempering::recipe::{self, Checked, RunOptions};
+use tempering::recipe::{self, CheckedRecipe, RunOptions};
 use tempering::report::SilentReporter;
 
 /// Prompts, chosen and rejected responses.
@@ -27,7 +27,7 @@ fn write_rows(file: &Path, row: impl Fn([&str; 3]) -> Value) {
 }
 
 /// A recipe of one stage on `rows.jsonl` of the folder, which may hold a `model`.
-fn checked(folder: &Path, keys: &str, output: &str) -> Result<(Checked, RunOptions)> {
+fn checked(folder: &Path, keys: &str, output: &str) -> Result<(CheckedRecipe, RunOptions)> {
     let model = folder.join("model");
     let model = if model.exists() {
         model

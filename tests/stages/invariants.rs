@@ -1,6 +1,6 @@
 //! What must hold whatever the numbers are: properties over random rows, splits, seeds and settings, on tiny random models.
 //!
-//! The draws are fixed, so a run of the tests is the same every time.
+//! The random cases are fixed, so that every run of the tests is the same.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseResult};
 
 use tempering::generate::{
-    GenerateOptions, Response, SamplingConfig, draw, generate, generate_with,
+    GenerateOptions, Response, SamplingConfig, generate, generate_with, sample_token,
 };
 use tempering::loss::cross_entropy;
 use tempering::model::{
@@ -32,7 +32,7 @@ use tempering::train::rollout::{
 };
 use tempering::train::row_logprobs;
 
-/// The same cases every time, and no files of past failures.
+/// Fixed cases, without files of past failures.
 fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig {
         cases,
@@ -252,7 +252,7 @@ fn sft_gradients<B: ModelBackend>(
     rows: &[Vec<u32>],
     size: usize,
 ) -> (f64, GradientSum<B>) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     let device = B::Device::default();
     let mut model = LanguageModel::<Autodiff<B>>::from_inner(language_model(name, &device));
     model.train_only(&|_| true);
@@ -409,10 +409,10 @@ fn generate_uncached<B: ModelBackend>(
         let hidden = model.hidden_states(&batch, None, None).narrow(0, last, 1);
         let logits: Vec<f32> = model.logits(hidden).into_data().into_vec().unwrap();
         let u = seed.fork_index(index).uniform(response.ids.len() as u64);
-        let drawn = draw(&logits, &options.sampling, u);
-        response.ids.push(drawn.id);
-        response.logprobs.push(drawn.logprob);
-        response.stopped = options.stop_ids.contains(&drawn.id);
+        let sampled = sample_token(&logits, &options.sampling, u);
+        response.ids.push(sampled.id);
+        response.logprobs.push(sampled.logprob);
+        response.stopped = options.stop_ids.contains(&sampled.id);
     }
     response
 }
@@ -649,17 +649,17 @@ proptest! {
         let kept = kept_tokens(&logits, &config);
         prop_assume!(kept.is_some());
         // A grid fine enough for tokens of a probability above 1/4000.
-        let mut drawn: Vec<u32> = (0..4000).map(|i| draw(&logits, &config, f64::from(i) / 4000.0).id).collect();
-        drawn.sort_unstable();
-        drawn.dedup();
+        let mut sampled: Vec<u32> = (0..4000).map(|i| sample_token(&logits, &config, f64::from(i) / 4000.0).id).collect();
+        sampled.sort_unstable();
+        sampled.dedup();
         let kept = kept.unwrap();
-        for id in &drawn {
+        for id in &sampled {
             prop_assert!(kept.contains(id), "{id} is not in {kept:?}");
         }
         let weight = |id: u32| (f64::from(logits[id as usize]) / temperature).exp();
         let total: f64 = kept.iter().map(|&id| weight(id)).sum();
         for id in kept {
-            prop_assert!(drawn.contains(&id) || weight(id) / total < 5e-4, "{id} is never drawn");
+            prop_assert!(sampled.contains(&id) || weight(id) / total < 5e-4, "{id} is never sampled");
         }
     }
 }

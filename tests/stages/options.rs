@@ -63,7 +63,7 @@ fn run(text: &str, folder: &Path, options: &RunOptions) {
     run_recipe::<Flex>(text, folder, device, options, &mut SilentReporter).unwrap();
 }
 
-/// Interrupts the recipe after so many updates of PPO and goes on: the same files as of the whole run.
+/// Interrupts the recipe after `updates` updates of PPO and resumes: the files equal those of the whole run.
 fn ppo_resumes(text: &str, folder: &Path, updates: usize, whole: &Path, parts: &Path) {
     let mut options = options(parts);
     let mut reporter = Interrupter("ppo", updates, options.interrupt.clone());
@@ -88,7 +88,7 @@ fn every_option_works_and_resumes() {
     run(&text, folder.path(), &options(&whole));
     responses_end_at_the_token(&whole);
     scores_are_standardised(&whole);
-    accuracy_is_told_apart(&whole);
+    accuracy_is_reported_by_group(&whole);
     let texts = values(&whole, "ppo", "loss/ptx_avg");
     assert_eq!(texts.len(), 3, "{texts:?}");
     // The embedded model was trained on such text, to 0.83 nats per token.
@@ -130,7 +130,7 @@ fn one_trunk_works_and_resumes() {
         run(&text, folder.path(), &options(&whole));
         ppo_resumes(&text, folder.path(), 2, &whole, &parts);
         assert!(values(&whole, "ppo", "value/grad_norm").is_empty());
-        // The head begins at zero and learns: what it says of the second rollout explains something, or is at least not constant.
+        // The head starts at zero and learns: its values of the second rollout explain some variance, or are at least not constant.
         let explained = values(&whole, "ppo", "val/explained_variance");
         assert!(explained[0].abs() < 1e-6, "{explained:?}");
         assert!(
@@ -236,7 +236,7 @@ fn scores_are_standardised(run: &Path) {
     assert!((rl::variance(&scores) - 1.0).abs() < 1e-4, "{scores:?}");
 }
 
-fn accuracy_is_told_apart(run: &Path) {
+fn accuracy_is_reported_by_group(run: &Path) {
     for (name, steps) in [
         ("eval/accuracy/batch=7", [0.0, 0.5, 1.0].as_slice()),
         ("eval/accuracy/batch=none", &[0.0, 1.0]),

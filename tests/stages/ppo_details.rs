@@ -1,4 +1,4 @@
-//! The details that decide, one test each: `docs/ppo-details.md` has the same numbers, with the place in the code, and says what has
+//! The details of PPO, one test each: `docs/ppo-details.md` has the same numbers, with the place in the code, and lists what has
 //! no test here and why. After them, the published vectors.
 //!
 //! # Source
@@ -348,7 +348,7 @@ fn detail_05_there_is_no_pad_and_eos_is_trained() {
 #[test]
 fn detail_06_positions_count_the_rows_own_tokens() {
     assert_eq!(Segments::from_lens([3, 2]).positions(), [0, 1, 2, 0, 1]);
-    // Behind other rows, where left padding would stand, a row has the log-probabilities it has alone.
+    // After other rows, where left padding would be, a row has the same log-probabilities as alone.
     let (model, device) = (language_model("ref"), Default::default());
     let row: &[u32] = &[5, 17, 9, 3];
     let logprobs =
@@ -470,14 +470,14 @@ fn detail_10_the_score_is_read_at_the_last_token() {
 #[test]
 fn detail_11_the_head_starts_as_a_narrow_normal_without_bias() {
     let device = Default::default();
-    let mut draws = Vec::new();
+    let mut samples = Vec::new();
     for seed in 0..64 {
         let backbone = language_model("ref");
         let model = ScalarModel::with_random_head(backbone, 16, Seed::new(seed), &device);
-        draws.extend(host(model.score.val()));
+        samples.extend(host(model.score.val()));
     }
-    // 1,024 draws: the standard error of the deviation is 2.2 %. N(0, 1 / sqrt(17)).
-    let deviation = (draws.iter().map(|x| f64::from(x * x)).sum::<f64>() / 1024.0).sqrt();
+    // 1,024 samples: the standard error of the deviation is 2.2 %. N(0, 1 / sqrt(17)).
+    let deviation = (samples.iter().map(|x| f64::from(x * x)).sum::<f64>() / 1024.0).sqrt();
     assert!((deviation * 17f64.sqrt() - 1.0).abs() < 0.07, "{deviation}");
     let mut model = ScalarModel::with_random_head(language_model("ref"), 16, Seed::new(1), &device);
     let head = host_tensors(&mut model, &|kind| kind == ParamKind::Score);
@@ -631,7 +631,7 @@ fn detail_18_every_logprob_is_taken_at_the_temperature() {
 
 #[test]
 fn detail_19_tokens_after_the_response_do_not_reach_it() {
-    // The paper reads log-probabilities and values off rows that go on after EOS: the same numbers.
+    // The paper reads log-probabilities and values off rows that continue after EOS: the same numbers.
     let (policy, value, device) = (language_model("ref"), reward_model(), Default::default());
     let (short, long): (&[u32], &[u32]) = (&[12, 7, 19, EOS], &[12, 7, 19, EOS, 30, 4]);
     let logprobs = |row| row_logprobs(&policy, &[row], &[2], 0.7, 4096, &device).remove(0);
@@ -693,7 +693,7 @@ fn detail_21_missing_eos_replaces_or_subtracts() {
     assert_eq!(kept(json!({"Replace": -1.0})), [-1.0, 2.0]);
     assert_eq!(kept(json!({"Subtract": 1.0})), [-0.5, 2.0]);
     assert_eq!(kept(json!("Keep")), [0.5, 2.0]);
-    // Responses are told apart by how they ended, never by searching for a token: this one has an EOS id inside.
+    // Responses are classified by how they ended, never by searching for a token: this one has an EOS id inside.
     let mut scores = [3.0];
     rl::apply_missing_eos(&mut scores, &[false], MissingEos::Replace(-1.0));
     assert_eq!(scores, [-1.0]);
@@ -780,7 +780,7 @@ fn detail_27_advantages_are_whitened_over_the_whole_rollout() {
     assert!((rl::variance(&rollout.advantages) - 1.0).abs() < 1e-5);
     // Not row by row or minibatch by minibatch.
     assert!(rl::mean(&rollout.advantages[..6]).abs() > 1e-2);
-    // Only policy positions take part: the value after EOS does not.
+    // Only policy positions are included, not the value after EOS.
     let config = ppo_config(json!({"num_mini_batches": 2}));
     let raw = (rollout.samples.layout).at_responses(&raw_advantages(&rollout, &config));
     assert_eq!(rollout.raw_advantages, raw);
@@ -1126,7 +1126,7 @@ fn detail_37_the_reference_of_an_adapter_is_its_base_to_the_last_bit() {
         row_logprobs(model, &rows, &[1, 1], 0.7, 4096, &Default::default())
     };
     assert_eq!(logprobs(&policy), logprobs(&base), "at the start");
-    // After an update of the adapters the base under them is what it was.
+    // An update of the adapters leaves the base unchanged.
     let config = ppo_config(json!({"num_ppo_epochs": 2}));
     let rollout = evaluate(&episodes(), &config);
     let mut networks = networks(policy, OptimConfig::default());

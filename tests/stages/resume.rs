@@ -88,7 +88,7 @@ fn a_resumed_run_gives_the_same_results() {
                 .contains("temper recipe short.ron --resume"),
             "{error}"
         );
-        // As after a crash: steps that no checkpoint knows of, and a line cut short.
+        // As after a crash: steps after the last checkpoint, and a line cut short.
         let mut log = fs::OpenOptions::new()
             .append(true)
             .open(parts.join(stage).join("metrics.jsonl"))
@@ -130,7 +130,7 @@ fn a_resumed_run_gives_the_same_results() {
     }
 }
 
-/// Keeps what the user is told.
+/// Collects the messages to the user.
 #[derive(Default)]
 struct Messages(Vec<String>);
 
@@ -158,7 +158,7 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Runs `recipe` in `folder` into `run`; gives what the user was told.
+/// Runs `recipe` in `folder` into `run`; returns the messages to the user.
 fn go(
     recipe: &str,
     folder: &Path,
@@ -170,9 +170,9 @@ fn go(
         ..RunOptions::default()
     };
     change(&mut options);
-    let mut told = Messages::default();
-    pipeline::run_recipe::<Flex>(recipe, folder, Default::default(), &options, &mut told)?;
-    Ok(told.0)
+    let mut messages = Messages::default();
+    pipeline::run_recipe::<Flex>(recipe, folder, Default::default(), &options, &mut messages)?;
+    Ok(messages.0)
 }
 
 /// Runs `recipe` until it is interrupted after a step of a stage.
@@ -201,7 +201,7 @@ fn a_rank_stage_resumes_from_every_state() {
     go(RANK, folder.path(), &whole, |_| ()).unwrap();
     let part = folder.path().join("part");
     interrupted(RANK, folder.path(), &part, "rank", 2);
-    // What stands before the last prompts are answered, and half a line of theirs, cut within a character.
+    // The state before the last prompts are processed, with half a line of theirs, cut within a character.
     let mut torn = read(&part.join("rank/partial.jsonl"));
     assert_eq!(torn.iter().filter(|&&byte| byte == b'\n').count(), 64);
     torn.extend(b"{\"prompt\":\"\xc3");
@@ -251,10 +251,10 @@ fn a_rank_stage_resumes_from_every_state() {
         if partial {
             fs::write(rank.join("partial.jsonl"), &torn).unwrap();
         }
-        let told = go(RANK, folder.path(), &run, |o| o.resume = true)
+        let messages = go(RANK, folder.path(), &run, |o| o.resume = true)
             .unwrap_or_else(|error| panic!("{state}: {error}"));
-        let said = told.iter().any(|line| line.contains("begins again"));
-        assert_eq!(said, begins_again, "{state}: {told:?}");
+        let said = messages.iter().any(|line| line.contains("begins again"));
+        assert_eq!(said, begins_again, "{state}: {messages:?}");
         for name in [
             "train.jsonl",
             "valid.jsonl",
@@ -294,7 +294,7 @@ const SFT: &str = r#"(name: "s", model: "tiny", seed: 1, stages: [
         max_length: 128, cadence: (save_steps: 1, save_total_limit: 3)),
 ])"#;
 
-/// A damaged checkpoint is never gone on from: the one before it is, or none, and the user is told.
+/// A damaged checkpoint is never resumed from: the one before it is used, if any, and reported.
 #[test]
 fn damaged_checkpoints_are_found() {
     let folder = tempfile::tempdir().unwrap();
@@ -344,12 +344,12 @@ fn damaged_checkpoints_are_found() {
         let run = folder.path().join(damage);
         copy_tree(&part, &run);
         edit(&run.join("sft/checkpoints/step-000003").join(file), change);
-        let told = go(SFT, folder.path(), &run, |o| o.resume = true)
+        let messages = go(SFT, folder.path(), &run, |o| o.resume = true)
             .unwrap_or_else(|error| panic!("{damage}: {error}"))
             .join("\n");
         assert!(
-            told.contains(file) && told.contains("goes on from step-000002"),
-            "{damage}: {told}"
+            messages.contains(file) && messages.contains("continues from step-000002"),
+            "{damage}: {messages}"
         );
         assert!(
             read(&run.join(result)) == read(&whole.join(result)),
@@ -366,7 +366,7 @@ fn damaged_checkpoints_are_found() {
         );
     }
 
-    // A line lost of the log: the checkpoint before it stands; all lines lost: none does, and the way out is one.
+    // With one line of the log lost, the checkpoint before it is used; with all lines lost, none can be.
     let run = folder.path().join("a line lost");
     copy_tree(&part, &run);
     let metrics = run.join("sft/metrics.jsonl");
@@ -376,12 +376,12 @@ fn damaged_checkpoints_are_found() {
             .rposition(|&byte| byte == b'\n');
         bytes[..end.unwrap() + 1].to_vec()
     });
-    let told = go(SFT, folder.path(), &run, |o| o.resume = true)
+    let messages = go(SFT, folder.path(), &run, |o| o.resume = true)
         .unwrap()
         .join("\n");
     assert!(
-        told.contains("metrics.jsonl: lacks lines") && told.contains("step-000002"),
-        "{told}"
+        messages.contains("metrics.jsonl: lacks lines") && messages.contains("step-000002"),
+        "{messages}"
     );
     assert!(read(&run.join(result)) == read(&whole.join(result)));
 
@@ -403,7 +403,7 @@ fn damaged_checkpoints_are_found() {
     assert!(read(&run.join(result)) == read(&whole.join(result)));
 }
 
-/// A stage that is run again does not resume from checkpoints of what it was.
+/// A stage that runs again does not resume from its old checkpoints.
 #[test]
 fn a_stage_that_begins_again_forgets_its_checkpoints() {
     let folder = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use tempering::generate::Response;
 use tempering::model::{LanguageModel, ModelConfig, weights};
 use tempering::optim::{AdamW, OptimConfig};
 use tempering::params::Parameters;
-use tempering::rl::rollout::{Advantage, LossMean, Objective, ScaleRewards};
+use tempering::rl::rollout::{AdvantageEstimator, LossMean, Objective, ScaleRewards};
 use tempering::rl::{KlEstimator, KlIn, KlTerm, MissingEos};
 use tempering::train::rollout::{
     Episodes, Models, Networks, PassSettings, PolicyUpdate, Rollout, SampleSettings,
@@ -54,7 +54,7 @@ fn episodes(model: &LanguageModel<B>) -> Episodes {
     }
 }
 
-fn rollout(advantage: Advantage, reference: Option<&LanguageModel<B>>) -> Rollout {
+fn rollout(advantage: AdvantageEstimator, reference: Option<&LanguageModel<B>>) -> Rollout {
     let policy = model();
     let episodes = episodes(&policy);
     let models = Models {
@@ -124,8 +124,8 @@ fn response_logprobs(policy: &LanguageModel<B>, rollout: &Rollout) -> Vec<f32> {
 fn better_responses_of_a_group_become_more_probable() {
     let reference = model();
     for advantage in [
-        Advantage::LeaveOneOut { size: 2 },
-        Advantage::Group {
+        AdvantageEstimator::LeaveOneOut { size: 2 },
+        AdvantageEstimator::Group {
             size: 2,
             scale: ScaleRewards::None,
         },
@@ -166,7 +166,7 @@ fn better_responses_of_a_group_become_more_probable() {
 fn at_ratio_one_the_loss_is_the_mean_advantage() {
     // Leave one out: 1 - 0, 0 - 1, 0.25 - 1.75, 1.75 - 0.25 at 3, 2, 2 and 3 tokens. Over tokens (3 - 2 - 3 + 4.5) / 10,
     // over responses 0 / 4, by a length of 5 (3 - 2 - 3 + 4.5) / 20.
-    let rollout = rollout(Advantage::LeaveOneOut { size: 2 }, None);
+    let rollout = rollout(AdvantageEstimator::LeaveOneOut { size: 2 }, None);
     assert_eq!(rollout.samples.ref_logprobs, None);
     let loss = |mean, micro_batch_tokens| {
         let report = update(

@@ -40,7 +40,7 @@ const FAMILIES: [&str; 13] = [
     "gemma2",
 ];
 
-/// Adapters and the models they stand on.
+/// Adapters with their base models.
 const LORAS: [(&str, &str); 4] = [
     ("llama_lora", "llama_tied"),
     ("gpt2_lora", "gpt2"),
@@ -130,9 +130,9 @@ fn worse(a: f64, b: f64) -> f64 {
 fn orders(rows: usize) -> Vec<Vec<usize>> {
     let ascending: Vec<usize> = (0..rows).collect();
     let reversed = ascending.iter().rev().copied().collect();
-    let turned = ascending.iter().map(|i| (i + 1) % rows).collect();
+    let shifted = ascending.iter().map(|i| (i + 1) % rows).collect();
     let alone = ascending.iter().map(|&i| vec![i]);
-    [ascending.clone(), reversed, turned]
+    [ascending.clone(), reversed, shifted]
         .into_iter()
         .chain(alone)
         .collect()
@@ -279,7 +279,7 @@ pub(crate) fn frozen<B: ModelBackend>(device: B::Device) {
 
 /// Gradients with every layer computed again, of whole models, of parts of them, and of adapters with dropout, against one graph.
 pub(crate) fn recomputed<B: ModelBackend>(device: B::Device) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     for name in FAMILIES {
         let rows = rows(&reference(name));
         let mut base = load::<B>(&folder(name), &device);
@@ -344,7 +344,7 @@ fn compare_gradients<B: ModelBackend>(
     reference: &Value,
     device: &B::Device,
 ) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     let rows = rows(reference);
     let count: usize = rows.iter().map(|row| row.len() - 1).sum();
     let (mut difference, mut loss_difference) = (0.0, 0.0);

@@ -11,7 +11,7 @@ use burn::tensor::backend::Backend;
 use cubecl::Runtime;
 
 use tempering::generate::{GenerateOptions, SamplingConfig, generate};
-use tempering::host::{Later, indices, num_reads};
+use tempering::host::{DeferredReads, indices, num_reads};
 use tempering::loss::cross_entropy;
 use tempering::model::{CausalLm, LanguageModel, ModelConfig, attach_adapters};
 use tempering::ops::ModelBackend;
@@ -109,7 +109,7 @@ pub(crate) fn training_step<B: ModelBackend, R: Runtime<Device = B::Device>>(
     let mut optim = AdamW::<B>::new(OptimConfig::default());
     let rows: [&[&[u32]]; 2] = [&[&[1, 2, 3, 4, 5], &[6, 7, 8]], &[&[9, 10, 11, 12]]];
     let mut step = || {
-        let (mut sum, mut losses) = (GradientSum::<B>::default(), Later::default());
+        let (mut sum, mut losses) = (GradientSum::<B>::default(), DeferredReads::default());
         for rows in rows {
             let batch = TokenBatch::<Autodiff<B>>::from_rows(rows, &device);
             let (mut at, mut targets) = (Vec::new(), Vec::new());
@@ -126,7 +126,7 @@ pub(crate) fn training_step<B: ModelBackend, R: Runtime<Device = B::Device>>(
         assert_eq!(losses.read().count(), 2);
         assert!(optim.update(&mut model, sum, 9.0, 1e-3).is_finite());
     };
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     step();
     step();
     let pools = reserved::<R>(&device);
@@ -146,10 +146,10 @@ pub(crate) fn training_step<B: ModelBackend, R: Runtime<Device = B::Device>>(
     );
 }
 
-/// Drawing tokens for two prompts, each with at most `most` launches.
-pub(crate) fn drawn_tokens<B: ModelBackend>(device: B::Device, most: usize) {
+/// Generating tokens for two prompts, each with at most `most` launches.
+pub(crate) fn generated_tokens<B: ModelBackend>(device: B::Device, most: usize) {
     let model: LanguageModel<B> = load(&folder("llama_tied"), &device);
-    let draw = |count: usize| {
+    let generate_tokens = |count: usize| {
         let options = GenerateOptions {
             sampling: SamplingConfig::default(),
             max_new_tokens: count,
@@ -161,9 +161,9 @@ pub(crate) fn drawn_tokens<B: ModelBackend>(device: B::Device, most: usize) {
         let seed = Seed::new(5);
         generate(&model, &prompts, &options, seed, &device, &mut |_, _| {})
     };
-    draw(2);
-    let (short, few) = cost::<B>(&device, || drop(draw(2)));
-    let (long, more) = cost::<B>(&device, || drop(draw(6)));
+    generate_tokens(2);
+    let (short, few) = cost::<B>(&device, || drop(generate_tokens(2)));
+    let (long, more) = cost::<B>(&device, || drop(generate_tokens(6)));
     let by_token = (long.len() - short.len()) / 4;
     println!(
         "a token of each row: {by_token} launches\n{}",

@@ -120,7 +120,7 @@ impl Loss {
 }
 
 fn gradient<B: Backend>(loss: Loss, device: &B::Device) -> Vec<f64> {
-    let _turn = guard::gradients();
+    let _lock = guard::lock_gradients();
     let x = vector::<Autodiff<B>>(&loss.at(), device).require_grad();
     let grads = loss.loss(x.clone(), device).backward();
     let gradient = x

@@ -111,7 +111,7 @@ const SUMS: f64 = 2e-6;
 /// Trained and frozen weights, kept in f32 and in bfloat16, with and without adapters: outputs and all gradients.
 pub(crate) fn mixed_products<B: ModelBackend>(device: B::Device) {
     type A<B> = Autodiff<B>;
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     for [rows, inputs, outputs] in SIZES {
         let x = Matrix::new("x", [rows, inputs]);
         let w = Matrix::new("w", [inputs, outputs]);
@@ -208,7 +208,7 @@ pub(crate) fn mixed_products<B: ModelBackend>(device: B::Device) {
 
 /// Log-probabilities of rounded logits, and gradients of head and states through rounded gradients of the logits.
 pub(crate) fn mixed_logprobs<B: ModelBackend>(device: B::Device) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     let [tokens, width, vocab] = [12, 33, 301];
     let hidden = Matrix::new("hidden", [tokens, width]);
     let head = Matrix::new("head", [vocab, width]);

@@ -127,7 +127,7 @@ fn gradients<B: ModelBackend, A: AutodiffBackend<InnerBackend = B>>(
     tracked: &[usize],
     f: impl Fn(Vec<Tensor<A, 2>>) -> Tensor<A, 2>,
 ) -> (Vec<f32>, Vec<Option<Vec<f32>>>) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     let inputs: Vec<Tensor<A, 2>> = inputs
         .into_iter()
         .enumerate()
@@ -497,7 +497,7 @@ impl Case for Residual {
     }
 
     fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
-        // The stream goes on from what it also feeds: whoever adds in place must not touch either.
+        // The stream is also the input of the layer: an addition in place must not change either.
         let [x, y] = [x[0].clone(), x[1].clone()];
         let sum = ops::residual(x.clone(), y.clone());
         ops::residual(sum, x * y)
@@ -1068,7 +1068,7 @@ fn saturated_gates<B: ModelBackend>(gate: Gate, device: &B::Device) {
         &[0.0, 600.0, 0.0],
         1e-6,
     );
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     let x = Tensor::<Autodiff<B>, 2>::from_inner(x).require_grad();
     let grads = ops::gated_unit(x.clone(), gate).sum().backward();
     let expected = [0.0, 3.0, 0.0, 0.0, 200.0, 0.0];
@@ -1182,7 +1182,7 @@ pub(crate) fn extreme_logits<B: ModelBackend>(device: B::Device) {
         );
     }
     // d logprob / d hidden = head[target] - E[head]; E = (80 + 79 e^-1) / z = 79.731059 in the first feature.
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     for head_is_trained in [false, true] {
         let hidden = Tensor::<Autodiff<B>, 2>::from_inner(hidden.clone()).require_grad();
         let head = Tensor::<Autodiff<B>, 2>::from_inner(head.clone());

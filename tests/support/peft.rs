@@ -419,7 +419,7 @@ pub(crate) fn misfits<B: ModelBackend>(device: B::Device) {
         (
             "exclude_modules",
             json!(["q_proj"]),
-            "q_proj.lora_A.weight: surplus; the configuration puts no adapter",
+            "q_proj.lora_A.weight: surplus; the configuration has no adapter",
         ),
         (
             "layers_to_transform",

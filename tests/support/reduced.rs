@@ -1,4 +1,4 @@
-//! Bases in fewer bits against the same models with rounded weights, generic over the backend.
+//! Reduced bases against the same models with rounded weights, generic over the backend.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ fn rounded_input(x: &[f32], inputs: usize) -> Vec<f32> {
 
 /// Products, with and without adapters, and their gradients, against f32 products of the rounded sides.
 pub(crate) fn products<B: ModelBackend>(device: B::Device) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     // One row and many, widths that fill no group and no panel.
     for (rows, inputs, outputs) in [(1, 64, 64), (5, 70, 33), (70, 130, 90)] {
         let (x, w) = (numbers(rows * inputs, "x"), numbers(inputs * outputs, "w"));
@@ -167,7 +167,7 @@ fn logprobs_and_gradients<B: ModelBackend>(
     rows: &[Vec<u32>],
     device: &B::Device,
 ) -> (Vec<f32>, BTreeMap<String, Vec<f32>>) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     let mut model = LanguageModel::<Autodiff<B>>::from_inner(model.clone());
     model.train_only(&|kind| kind == ParamKind::Adapter);
     let batch = TokenBatch::<Autodiff<B>>::from_rows(rows, device);
@@ -225,7 +225,7 @@ pub(crate) fn bf16_models<B: ModelBackend>(device: B::Device) {
             count += usize::from(matches!(slot, ParamSlot::Reduced(_)));
             rounded.insert(meta.key().to_owned(), slot.values());
         });
-        assert!(count > 4, "{name}: {count} matrices in fewer bits");
+        assert!(count > 4, "{name}: {count} reduced matrices");
         full.for_each_parameter(&mut |meta, mut slot| {
             let shape = slot.shape();
             slot.assign(rounded[meta.key()].clone(), &shape, &device);
@@ -275,10 +275,10 @@ pub(crate) fn int8_models<B: ModelBackend>(device: B::Device) {
                 batch_size: 2,
             };
             let seed = Seed::new(3);
-            let drawn = generate(&model, &prompts, &options, seed, &device, &mut |_, _| {});
+            let generated = generate(&model, &prompts, &options, seed, &device, &mut |_, _| {});
             let rows: Vec<Vec<u32>> = prompts
                 .iter()
-                .zip(&drawn)
+                .zip(&generated)
                 .map(|(prompt, response)| [prompt, response.ids.as_slice()].concat())
                 .collect();
             let of_responses = |model: &LanguageModel<B>| {
@@ -290,7 +290,7 @@ pub(crate) fn int8_models<B: ModelBackend>(device: B::Device) {
                 }
                 kept
             };
-            let sampled: Vec<f32> = drawn.iter().flat_map(|r| r.logprobs.clone()).collect();
+            let sampled: Vec<f32> = generated.iter().flat_map(|r| r.logprobs.clone()).collect();
             let trained = of_responses(&model);
             // Sums in another order can move an input across the edge of a step: a 254th of its group's largest number.
             assert_close(name, &sampled, &trained, 5e-3);

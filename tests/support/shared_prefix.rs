@@ -105,7 +105,7 @@ pub(crate) fn states<B: ModelBackend>(device: B::Device) {
 
 /// The gradient of every parameter, of a loss that weighs each state of each row differently.
 pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
-    let _turn = tempering::guard::gradients();
+    let _lock = tempering::guard::lock_gradients();
     for family in FAMILIES {
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(load::<B>(family, &device));
         model.train_only(&|_: ParamKind| true);
@@ -153,7 +153,7 @@ pub(crate) fn scores<B: ModelBackend>(device: B::Device) {
     assert_near("scores", &got, &expected, 1e-5);
 }
 
-/// Several responses to one prompt draw what each would draw alone.
+/// Several responses to one prompt equal those generated alone.
 pub(crate) fn responses<B: ModelBackend>(device: B::Device) {
     let model = load::<B>("llama_tied", &device);
     let prompts: [&[u32]; 7] = [
@@ -185,7 +185,7 @@ pub(crate) fn responses<B: ModelBackend>(device: B::Device) {
     let alone = together(1);
     let distinct: std::collections::BTreeSet<_> =
         alone[..3].iter().map(|r| r.ids.clone()).collect();
-    assert!(distinct.len() > 1, "draws of one prompt are their own");
+    assert!(distinct.len() > 1, "responses to one prompt differ");
     for batch_size in [2, 3, 7] {
         for (got, expected) in together(batch_size).iter().zip(&alone) {
             assert_eq!(got.ids, expected.ids, "{batch_size} at once");

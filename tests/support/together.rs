@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use tempering::model::{CausalLm, LanguageModel, ModelConfig, Together, attach_adapters, weights};
+use tempering::model::{
+    CausalLm, LanguageModel, ModelConfig, SharedBaseModels, attach_adapters, weights,
+};
 use tempering::ops::{MatmulPrecision, ModelBackend, Numerics, Precision};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
@@ -98,7 +100,7 @@ pub(crate) fn models_in_one_pass<B: ModelBackend>(device: B::Device) {
         let first = adapted(&base, &config, 3, some, &device);
         let second = adapted(&base, &config, 2, "all-linear", &device);
         let models = [&base, &first, &second];
-        let together = Together::new(&models).expect("one base");
+        let together = SharedBaseModels::new(&models).expect("one base");
         let states = together.states_at(&ROWS, &PLACES, &device);
         assert_eq!(states.len(), 3);
         let lone: Vec<Vec<f32>> = models.iter().map(|model| alone(model, &device)).collect();
@@ -108,15 +110,21 @@ pub(crate) fn models_in_one_pass<B: ModelBackend>(device: B::Device) {
         }
         assert!(apart(&lone[0], &lone[1]) > 1e-2 && apart(&lone[1], &lone[2]) > 1e-2);
         // Without adapters at all, and with the same model twice.
-        let twice = Together::new(&[&base, &base]).expect("one base");
+        let twice = SharedBaseModels::new(&[&base, &base]).expect("one base");
         for states in twice.states_at(&ROWS, &PLACES, &device) {
             assert!(apart(&host(states), &lone[0]) < 1e-5, "{family}");
         }
         // Weights of its own.
         let mut merged = first.clone();
         merged.merge_adapters().unwrap();
-        assert!(Together::new(&[&base, &merged]).is_none(), "{family}");
+        assert!(
+            SharedBaseModels::new(&[&base, &merged]).is_none(),
+            "{family}"
+        );
         let (other, _) = load::<B>(family, numerics, &device);
-        assert!(Together::new(&[&base, &other]).is_none(), "{family}");
+        assert!(
+            SharedBaseModels::new(&[&base, &other]).is_none(),
+            "{family}"
+        );
     }
 }

@@ -128,7 +128,7 @@ pub(crate) fn a_prompt_that_opens_thinking_is_trained_on_from_where_it_parts() {
             let shown = folder.inspect(&row, &stage);
             assert!(shown.contains("\u{ab}y|o|<|endoftext|>\u{bb}"), "{shown}");
             assert!(
-                shown.contains("warning: asked for a response, the chat template ends the prompt with \"<think>\\n\""),
+                shown.contains("warning: with the generation prompt the chat template ends a prompt with \"<think>\\n\""),
                 "{shown}"
             );
         }
@@ -197,7 +197,7 @@ pub(crate) fn the_end_of_turns_is_named_and_written() {
     let (_, err, code) = folder.temper(&["recipe", "r.ron", "--dry-run"]);
     assert_eq!(code, 2, "{err}");
     assert!(
-        err.contains("eos_token: \"<none>\" is no token of the vocabulary in m"),
+        err.contains("eos_token: \"<none>\" is not a token of the vocabulary in m"),
         "{err}"
     );
 }

@@ -1,10 +1,10 @@
-//! Preference rows and ranked rows as comparisons of whole responses.
+//! Encodes preference rows and scored rows as comparisons of whole responses.
 
 use serde_json::{Map, Value};
 
-use super::report::{Encoded, Notes, Outcome, encode_rows};
+use super::report::{EncodedRows, Notes, RowOutcome, encode_rows};
 use super::scored::ScoredRow;
-use super::sequence::{Joint, check_row_ids, no_stop};
+use super::sequence::{PromptCompletion, check_row_ids, no_stop};
 use crate::data::check::margin;
 use crate::data::records::{Content, RowParser, chat_options};
 use crate::data::rows::Row;
@@ -12,23 +12,23 @@ use crate::data::{RowFormat, Tokenizer};
 use crate::error::Result;
 use crate::tokens::packed_len;
 
-/// Responses to one prompt and which of them is better than which.
+/// Responses to one prompt, and the preferences among them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparisons {
-    /// Prompt, response and EOS (where the response has one) of each response.
+    /// Token ids of each response, with prompt and, where the response has one, EOS.
     pub responses: Vec<Vec<u32>>,
-    /// Tokens at the start of every response that are the prompt.
+    /// Length of the prompt at the start of every response, in tokens.
     pub prompt_len: usize,
-    /// Chosen and rejected response, and by how much the chosen one is better (0 if the row does not say).
+    /// Chosen and rejected response, and the margin (0 if the row has none).
     pub pairs: Vec<(usize, usize, f32)>,
-    /// What a preference row says beside its texts: its numbers, truth values and short words, by column.
+    /// Labels of a preference row: its numbers, booleans and short texts, by column.
     pub labels: Map<String, Value>,
 }
 
-/// Bytes up to which a text is taken for a label.
+/// Longest text in bytes that counts as a label.
 const LONGEST_LABEL: usize = 64;
 
-/// The columns that are labels, objects with what they hold of labels.
+/// The columns that are labels; of objects, their labels.
 fn labels(columns: &Map<String, Value>) -> Map<String, Value> {
     let label = |(name, value): (&String, &Value)| {
         let value = match value {
@@ -43,13 +43,13 @@ fn labels(columns: &Map<String, Value>) -> Map<String, Value> {
 }
 
 impl Comparisons {
-    /// The response that is better than every other one, if there is one.
+    /// The response that is preferred to every other one, if there is one.
     pub fn best(&self) -> Option<usize> {
         let beats = |i: usize| self.pairs.iter().filter(|pair| pair.0 == i).count();
         (0..self.responses.len()).find(|&i| beats(i) + 1 == self.responses.len())
     }
 
-    /// The label in `column`, in which a dot goes into an object.
+    /// The label in `column`; a dot addresses a key of a nested object.
     pub fn label(&self, column: &str) -> Option<String> {
         let mut names = column.split('.');
         let first = self.labels.get(names.next()?)?;
@@ -60,27 +60,26 @@ impl Comparisons {
         }
     }
 
-    /// Tokens that the responses take in a batch, what all begin with counted once.
+    /// Tokens of the responses in a packed batch: their common prefix counts once.
     pub fn packed_len(&self) -> usize {
         packed_len(&self.responses)
     }
 }
 
-/// Preference rows, each a pair, and rows of scored responses, with every pair whose scores differ by more than the row's
-/// `tie_margin`, or what `take` says.
+/// Encodes preference rows (one pair each) and rows of scored responses (every pair whose scores differ by more than the row's
+/// `tie_margin`, or as `take` selects).
 ///
-/// A reward model judges whole responses, so nothing is truncated: a preference row with a response longer than
-/// `max_length` is left out, as TRL does, and so is such a response of a ranked row. `margin` is the column of that
-/// name, or the difference of the scores.
+/// Nothing is truncated: a preference row with a response longer than `max_length` is left out, as in TRL, and so is such a
+/// response of a scored row. The margin is the column `margin`, or the difference of the scores.
 ///
 /// # Errors
-/// At the first row that is neither, and if no row is left.
+/// At the first row of another kind, and if no row is left.
 pub fn encode_comparisons(
     rows: &[Row],
     tokenizer: &Tokenizer,
     format: &RowFormat,
     max_length: usize,
-) -> Result<Encoded<Comparisons>> {
+) -> Result<EncodedRows<Comparisons>> {
     let parser = RowParser::new(format)?;
     encode_rows(rows, tokenizer, format, max_length, |row| {
         if let Some(scored) = ScoredRow::of(row)? {
@@ -92,24 +91,24 @@ pub fn encode_comparisons(
         let parts = parser.preference(row)?;
         let margin = margin(row)?;
         if parts.chosen == parts.rejected {
-            return Ok(Outcome::Equal);
+            return Ok(RowOutcome::Equal);
         }
         let encode = |response: &Content| match (&parts.prompt, response) {
             (Content::Text(prompt), Content::Text(response)) => {
-                Joint::of_text(tokenizer, prompt, response, format.append_eos)
+                PromptCompletion::of_text(tokenizer, prompt, response, format.append_eos)
             }
             (Content::Messages(prompt), Content::Messages(response)) => {
                 let options = chat_options(row, format)?;
-                Joint::of_messages(tokenizer, &options, prompt, response)
+                PromptCompletion::of_messages(tokenizer, &options, prompt, response)
             }
             _ => Err(row.error("prompt and responses are not of one kind")),
         };
         let (chosen, rejected) = (encode(&parts.chosen)?, encode(&parts.rejected)?);
         if chosen.ids.len() > max_length || rejected.ids.len() > max_length {
-            return Ok(Outcome::TooLong);
+            return Ok(RowOutcome::TooLong);
         }
         if chosen.ids.is_empty() || rejected.ids.is_empty() {
-            return Ok(Outcome::Untrained);
+            return Ok(RowOutcome::Untrained);
         }
         let is_chat = matches!(parts.chosen, Content::Messages(_));
         let end = chosen.ids.last().filter(|_| is_chat);
@@ -126,7 +125,7 @@ pub fn encode_comparisons(
             pairs: vec![(0, 1, margin as f32)],
             labels: labels(&row.columns),
         };
-        Ok(Outcome::Kept { item, notes })
+        Ok(RowOutcome::Kept { item, notes })
     })
 }
 

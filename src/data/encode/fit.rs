@@ -1,33 +1,33 @@
-//! Rows that are too long, shortened until they fit.
+//! Shortens rows that are too long.
 
 use serde_json::Value;
 
-use super::report::Outcome;
+use super::report::RowOutcome;
 use crate::data::rows::Row;
 use crate::error::Result;
 
-/// Encodes a row; if it is too long and `column` names a text of it, that text is cut at its last line break until the
-/// row fits, or, where even its first line is too long, to as many characters as fit. The second result says whether it was cut.
-/// A row that would not fit without the text either is left as it is.
+/// Encodes a row. If it is too long and `column` names one of its texts, that text is cut at its last line break, again and
+/// again until the row fits; if even its first line is too long, to as many characters as fit. A row that would not fit without
+/// the text is not cut. Also returns whether the text was cut.
 ///
 /// # Errors
-/// Those of `encode`; if the row is too long and has no such text.
+/// Those of `encode`; if the row is too long and the column is not text.
 ///
 /// # Source
-/// openai/summarize-from-feedback, `process_query`, with `truncate_text` a line break. It drops one character at a time where
-/// no break is left; this halves the interval.
+/// openai/summarize-from-feedback, `process_query`, with `truncate_text` a line break. Where no break is left it drops one
+/// character at a time; this bisects.
 pub(super) fn fitted<T>(
     row: &Row,
     column: Option<&str>,
-    encode: &impl Fn(&Row) -> Result<Outcome<T>>,
-) -> Result<(Outcome<T>, bool)> {
+    encode: &impl Fn(&Row) -> Result<RowOutcome<T>>,
+) -> Result<(RowOutcome<T>, bool)> {
     let outcome = encode(row)?;
     let Some(column) = column.filter(|_| outcome.exceeds()) else {
         return Ok((outcome, false));
     };
     let Some(Value::String(text)) = row.columns.get(column) else {
         return Err(row.error(format!(
-            "the row is too long, and its column `{column}`, which `shorten` names, is no text"
+            "the row is too long, and its column `{column}`, which `shorten` names, is not text"
         )));
     };
     let cut = |end: usize| {
@@ -132,7 +132,7 @@ mod tests {
         let error = encode_prompts(&data, &tok, &shortening(), 4).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "rows.jsonl:1: the row is too long, and its column `post`, which `shorten` names, is no text"
+            "rows.jsonl:1: the row is too long, and its column `post`, which `shorten` names, is not text"
         );
     }
 }

@@ -1,10 +1,10 @@
-//! A response as a model reads it that did not draw it: the text, in its own tokens.
+//! Encodes a policy's response for a reward model with another tokenizer.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::sequence::{Joint, encode_chat};
+use super::sequence::{PromptCompletion, encode_chat};
 use crate::data::{ChatOptions, Tokenizer};
 use crate::error::Result;
 
@@ -13,16 +13,16 @@ use crate::error::Result;
 pub struct Conversation {
     /// Its messages.
     pub messages: Vec<Value>,
-    /// What the template was given beside them.
+    /// The template's inputs beside the messages.
     pub options: ChatOptions,
 }
 
-/// Token ids of prompt and response: as a reward model that was trained with `tokenizer` has seen them, by its chat
-/// template where the prompt is a conversation. The end is marked only where the response has `ended`.
+/// Token ids of prompt and response in the form that a reward model with `tokenizer` was trained on; conversations are rendered
+/// by its chat template. EOS is appended only if the response has `ended`.
 ///
 /// # Errors
 /// For a conversation where `tokenizer` has no chat template; as [`Tokenizer::encode`].
-pub fn encode_judged(
+pub fn encode_for_reward_model(
     tokenizer: &Tokenizer,
     prompt: &str,
     conversation: Option<&Arc<Conversation>>,
@@ -33,7 +33,7 @@ pub fn encode_judged(
         if !ended {
             return tokenizer.encode_start(&format!("{prompt}{response}"));
         }
-        return Ok(Joint::of_text(tokenizer, prompt, response, true)?.ids);
+        return Ok(PromptCompletion::of_text(tokenizer, prompt, response, true)?.ids);
     };
     let Conversation { messages, options } = conversation.as_ref();
     if !ended {
@@ -42,7 +42,7 @@ pub fn encode_judged(
         return encode_chat(tokenizer, &format!("{prompt}{response}"));
     }
     let answer = [json!({"role": "assistant", "content": response})];
-    let joint = Joint::of_messages(tokenizer, options, messages, &answer)?;
+    let joint = PromptCompletion::of_messages(tokenizer, options, messages, &answer)?;
     Ok(joint.ids)
 }
 
@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn text_gets_the_readers_own_bos_and_eos() {
         let tokenizer = testing::tokenizer(true, None);
-        let read = |ended| encode_judged(&tokenizer, "a", None, "b", ended).unwrap();
+        let read = |ended| encode_for_reward_model(&tokenizer, "a", None, "b", ended).unwrap();
         assert_eq!(read(true), [BOS, 97, 98, EOS]);
         assert_eq!(read(false), [BOS, 97, 98]);
     }
@@ -66,15 +66,17 @@ mod tests {
             messages: vec![json!({"role": "user", "content": "a"})],
             options: ChatOptions::default(),
         });
-        let read =
-            |ended| encode_judged(&tokenizer, "unread", Some(&conversation), "b", ended).unwrap();
+        let read = |ended| {
+            encode_for_reward_model(&tokenizer, "unread", Some(&conversation), "b", ended).unwrap()
+        };
         let whole = read(true);
         assert_eq!((whole[0], whole.last()), (IM_START, Some(&IM_END)));
         assert_eq!(whole[whole.len() - 2], 98);
         // A response that was cut off is followed by nothing.
         assert_eq!(read(false), whole[..whole.len() - 1]);
         let without = testing::tokenizer(false, None);
-        let error = encode_judged(&without, "a", Some(&conversation), "b", true).unwrap_err();
+        let error =
+            encode_for_reward_model(&without, "a", Some(&conversation), "b", true).unwrap_err();
         assert!(error.to_string().contains("no chat template"), "{error}");
     }
 }

@@ -1,9 +1,9 @@
-//! Rows to token ids, with what is trained on decided by position: tokens after the prompt are targets, whatever they are.
+//! Encodes rows as token ids. Trained tokens are determined by position: all tokens after the prompt, whatever their ids.
 //!
 //! # Source
 //! TRL 1.16, `SFTTrainer._prepare_dataset` and `RewardTrainer._prepare_dataset`: prompt and prompt + completion are
 //! tokenised, and the remainder is trained on. Where the tokenizer merges across the boundary TRL warns and cuts at the
-//! prompt's length; here the cut moves back to the last token that both share, and the row is counted.
+//! prompt's length; here the cut moves back to the end of the common prefix, and the row is counted.
 
 mod comparisons;
 mod fit;
@@ -17,8 +17,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 pub use comparisons::{Comparisons, encode_comparisons};
-pub use judged::{Conversation, encode_judged};
-pub use report::{EncodeReport, Encoded, TurnEnd};
+pub use judged::{Conversation, encode_for_reward_model};
+pub use report::{EncodeReport, EncodedRows, TurnEnd};
 pub(crate) use scored::check_scored;
 
 use crate::data::complaints::roles;
@@ -26,42 +26,43 @@ use crate::data::records::{CompletionRow, Content, RowParser, chat_options, prom
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer, TruncationMode};
 use crate::error::Result;
-use report::{Notes, Outcome, encode_rows};
-use scored::{LearnedRow, learned_rows};
+use report::{Notes, RowOutcome, encode_rows};
+use scored::{ResponseRow, response_rows};
 use sequence::{
-    Joint, Spoken, check_row_ids, encode_chat, encode_spans, end_with_eos, ends_with_stop, no_stop,
+    ConversationTokens, PromptCompletion, check_row_ids, encode_chat, encode_spans, end_with_eos,
+    ends_with_stop, no_stop,
 };
 
-/// One row to learn from.
+/// An encoded row to train on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
-    /// Prompt and completion.
+    /// Token ids of prompt and completion.
     pub ids: Vec<u32>,
-    /// Whether token `i` is a target; as long as `ids`. Never the first token: nothing comes before it.
+    /// Whether token `i` is a target; as long as `ids`. Never the first token, which nothing predicts.
     pub trained: Vec<bool>,
-    /// Tokens before the completion (of a conversation: before the assistant's first words); 0 for plain text.
+    /// Tokens before the completion (of a conversation: before the assistant's first span); 0 for plain text.
     pub prompt_len: usize,
     /// The row's columns.
     pub row: Map<String, Value>,
 }
 
-/// A prompt to respond to.
+/// A prompt to generate responses to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     /// Token ids, BOS included where the tokenizer has one.
     pub ids: Vec<u32>,
-    /// The text that they stand for.
+    /// The prompt as text.
     pub text: String,
-    /// The conversation that the text was rendered from, if it is one.
+    /// The conversation that the text was rendered from, if any.
     pub conversation: Option<Arc<Conversation>>,
     /// The row's columns.
     pub row: Map<String, Value>,
 }
 
-/// Language modelling: every token but the first is trained on.
+/// Encodes rows for language modelling: every token but the first is trained on.
 ///
-/// Plain text ends with EOS if the format says so; a conversation is rendered by the chat template and ends as that
-/// ends it. Longer rows keep `max_length` tokens, the first ones or the last as `truncation_mode` says.
+/// Plain text gets an EOS if the format has `append_eos`; conversations are rendered by the chat template, end of turn included.
+/// Longer rows keep `max_length` tokens, the first or the last ones by `truncation_mode`.
 ///
 /// # Errors
 /// At the first row that is not `text` or `messages`, and if no row is left.
@@ -70,7 +71,7 @@ pub fn encode_text(
     tokenizer: &Tokenizer,
     format: &RowFormat,
     max_length: usize,
-) -> Result<Encoded<Example>> {
+) -> Result<EncodedRows<Example>> {
     let parser = RowParser::new(format)?;
     encode_rows(rows, tokenizer, format, max_length, |row| {
         let mut turn_end = None;
@@ -88,7 +89,7 @@ pub fn encode_text(
                 (ids, false)
             }
         };
-        let draft = Draft {
+        let draft = UntruncatedExample {
             trained: vec![true; ids.len()],
             ids,
             prompt_len: 0,
@@ -101,40 +102,39 @@ pub fn encode_text(
     })
 }
 
-/// Completions: the tokens after the prompt are trained on, or with `completion_only` false all but the first.
+/// Encodes rows with completions: the tokens after the prompt are trained on; without `completion_only` all but the first.
 ///
-/// Of a conversation (`messages`) the assistant's turns are trained on, or the last one alone (`assistant_turns`): what
-/// the template marks with `{% generation %}`, or else each turn with its end-of-turn token but without the line break
-/// that templates write after it.
+/// Of a conversation (`messages`) the assistant's turns are trained on, or only the last one (`assistant_turns`): the template's
+/// `{% generation %}` blocks, or else each turn with its end-of-turn token, without the line break after it.
 ///
-/// Rows longer than `max_length` keep that many tokens, as in TRL: the first ones (`keep_start`), which then have no EOS,
-/// and a row is left out where the prompt fills the limit; or the last ones (`keep_end`).
+/// Rows longer than `max_length` keep that many tokens, as in TRL: the first ones (`keep_start`), without EOS, where a row is
+/// left out if its prompt fills the limit; or the last ones (`keep_end`).
 ///
 /// # Errors
-/// At the first row that has no completion; that is a conversation of which no token is trained on, or whose chat
-/// template does not show what the assistant wrote; and if no row is left.
+/// At the first row without a completion, at a conversation without trained tokens or whose template does not reveal the
+/// assistant's turns, and if no row is left.
 pub fn encode_completions(
     rows: &[Row],
     tokenizer: &Tokenizer,
     format: &RowFormat,
     max_length: usize,
     completion_only: bool,
-) -> Result<Encoded<Example>> {
+) -> Result<EncodedRows<Example>> {
     let parser = RowParser::new(format)?;
-    let taken = learned_rows(rows, format.take)?;
+    let taken = response_rows(rows, format.take)?;
     let rows = taken.as_deref().unwrap_or(rows);
     encode_rows(rows, tokenizer, format, max_length, |row| {
-        if let Some(learned) = LearnedRow::of(row)? {
+        if let Some(learned) = ResponseRow::of(row)? {
             check_row_ids(row, tokenizer, &learned.prompt_ids)?;
             check_row_ids(row, tokenizer, &learned.completion_ids)?;
             let prompt_len = learned.prompt_ids.len();
             let from = if completion_only { prompt_len } else { 0 };
             let ids = [learned.prompt_ids, learned.completion_ids].concat();
-            let draft = Draft {
+            let draft = UntruncatedExample {
                 trained: (0..ids.len()).map(|i| i >= from).collect(),
                 ids,
                 prompt_len,
-                // A response that ran into its limit has no end.
+                // A response that was cut off at its limit has no EOS.
                 should_end: false,
                 merged_boundary: false,
                 opening: None,
@@ -144,14 +144,15 @@ pub fn encode_completions(
         }
         let (joint, is_chat) = match parser.completion(row)? {
             CompletionRow::Text { prompt, completion } => {
-                // An empty completion is a hole in the data, not a lesson to say nothing.
+                // An empty completion is missing data; it should not teach the model to generate nothing.
                 let append_eos = format.append_eos && !completion.is_empty();
-                let joint = Joint::of_text(tokenizer, &prompt, &completion, append_eos)?;
+                let joint = PromptCompletion::of_text(tokenizer, &prompt, &completion, append_eos)?;
                 (joint, false)
             }
             CompletionRow::Messages { prompt, completion } => {
                 let options = chat_options(row, format)?;
-                let joint = Joint::of_messages(tokenizer, &options, &prompt, &completion)?;
+                let joint =
+                    PromptCompletion::of_messages(tokenizer, &options, &prompt, &completion)?;
                 (joint, true)
             }
             CompletionRow::Conversation(messages) => {
@@ -160,7 +161,7 @@ pub fn encode_completions(
                 let spoken = tokenizer
                     .chat()?
                     .assistant_spans(&messages, &options, turns)?;
-                let Spoken {
+                let ConversationTokens {
                     ids,
                     trained,
                     opening,
@@ -172,7 +173,7 @@ pub fn encode_completions(
                             (true, true) =>
                                 "the chat template marks nothing in it with {% generation %}".to_owned(),
                             (false, true) => format!(
-                                "it holds no assistant's turn; its roles are {}, expected user and assistant",
+                                "it has no assistant turn; its roles are {}, expected user and assistant",
                                 roles(&messages)
                             ),
                             (_, false) => "the assistant's turns are empty".to_owned(),
@@ -180,7 +181,7 @@ pub fn encode_completions(
                     )));
                 };
                 let last = trained.iter().rposition(|&t| t).map(|last| &ids[last]);
-                let draft = Draft {
+                let draft = UntruncatedExample {
                     turn_end: no_stop(tokenizer, last),
                     opening,
                     trained: if completion_only {
@@ -197,7 +198,7 @@ pub fn encode_completions(
             }
         };
         let from = if completion_only { joint.prompt_len } else { 0 };
-        let draft = Draft {
+        let draft = UntruncatedExample {
             turn_end: no_stop(tokenizer, joint.ids.last().filter(|_| is_chat)),
             opening: joint.opening,
             trained: (0..joint.ids.len()).map(|i| i >= from).collect(),
@@ -210,10 +211,10 @@ pub fn encode_completions(
     })
 }
 
-/// Prompts to respond to; of a conversation the assistant's last turns are left out and the generation prompt is added.
+/// Encodes prompts. Of a conversation the assistant's last turns are removed, and the generation prompt is added.
 ///
-/// A prompt longer than `max_prompt_length` tokens is left out: cut off, it would ask for something else. (`shorten` in
-/// the format cuts a column of it instead.)
+/// A prompt longer than `max_prompt_length` tokens is left out: truncated, it would be another prompt. (`shorten` in the format
+/// cuts one of its columns instead.)
 ///
 /// # Errors
 /// At the first row without a prompt, and if no row is left.
@@ -222,7 +223,7 @@ pub fn encode_prompts(
     tokenizer: &Tokenizer,
     format: &RowFormat,
     max_prompt_length: usize,
-) -> Result<Encoded<Prompt>> {
+) -> Result<EncodedRows<Prompt>> {
     let parser = RowParser::new(format)?;
     encode_rows(rows, tokenizer, format, max_prompt_length, |row| {
         let prompt = parser.prompt(row)?;
@@ -239,7 +240,7 @@ pub fn encode_prompts(
             })),
         };
         if ids.len() > max_prompt_length {
-            return Ok(Outcome::TooLong);
+            return Ok(RowOutcome::TooLong);
         }
         if ids.is_empty() {
             return Err(row.error(
@@ -252,7 +253,7 @@ pub fn encode_prompts(
             conversation,
             row: row.columns.clone(),
         };
-        Ok(Outcome::Kept {
+        Ok(RowOutcome::Kept {
             item,
             notes: Notes::default(),
         })
@@ -260,7 +261,7 @@ pub fn encode_prompts(
 }
 
 /// An example before truncation.
-struct Draft {
+struct UntruncatedExample {
     ids: Vec<u32>,
     trained: Vec<bool>,
     prompt_len: usize,
@@ -270,7 +271,7 @@ struct Draft {
     turn_end: Option<u32>,
 }
 
-impl Draft {
+impl UntruncatedExample {
     /// Truncates, and decides whether the row is kept.
     fn finish(
         mut self,
@@ -278,7 +279,7 @@ impl Draft {
         tokenizer: &Tokenizer,
         format: &RowFormat,
         max_length: usize,
-    ) -> Outcome<Example> {
+    ) -> RowOutcome<Example> {
         let surplus = self.ids.len().saturating_sub(max_length);
         let truncated = surplus > 0;
         match format.truncation_mode {
@@ -296,13 +297,13 @@ impl Draft {
             *first = false;
         }
         let nothing = || match truncated {
-            true => Outcome::CutAway,
-            false => Outcome::Untrained,
+            true => RowOutcome::CutAway,
+            false => RowOutcome::Untrained,
         };
         let Some(last) = self.trained.iter().rposition(|&t| t) else {
             return nothing();
         };
-        // A prompt that fills the limit leaves nothing of the completion, even where prompts are trained on too.
+        // If the prompt fills the limit nothing of the completion is left; this holds even where prompts are trained on.
         if self.prompt_len >= self.ids.len() {
             return nothing();
         }
@@ -319,7 +320,7 @@ impl Draft {
             prompt_len: self.prompt_len,
             row: row.columns.clone(),
         };
-        Outcome::Kept { item, notes }
+        RowOutcome::Kept { item, notes }
     }
 }
 
@@ -507,7 +508,7 @@ mod tests {
         let error = encode_completions(&data, &tok, &plain(), 200, true).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "rows.jsonl:2: no token of the conversation is trained on: it holds no assistant's turn; its roles are user, expected user and assistant"
+            "rows.jsonl:2: no token of the conversation is trained on: it has no assistant turn; its roles are user, expected user and assistant"
         );
         // The last turn alone.
         let format = RowFormat {

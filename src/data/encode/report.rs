@@ -1,4 +1,4 @@
-//! Encodes rows one by one and counts what became of them.
+//! Encodes rows and counts the outcomes.
 
 use std::fmt;
 
@@ -9,58 +9,58 @@ use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer};
 use crate::error::{Error, Result};
 
-/// Encoded rows and what became of the others.
+/// Encoded rows, and counts of all rows.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Encoded<T> {
-    /// The rows kept, in the order of the data.
+pub struct EncodedRows<T> {
+    /// The encoded rows, in the order of the data.
     pub items: Vec<T>,
-    /// Counts to show the user.
+    /// Counts for the user.
     pub report: EncodeReport,
 }
 
-/// A token that ends the assistant's turns in a template, and at which generation does not stop.
+/// A token that ends the assistant's turns in a template but is not a stop token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TurnEnd {
-    /// Its id.
+    /// Token id.
     pub id: u32,
-    /// Its text.
+    /// The token's text.
     pub text: String,
     /// The tokenizer's EOS, as text.
     pub eos: String,
 }
 
-/// What became of the rows. Displays as nothing when all went in whole.
+/// Counts of the rows by outcome. Displays as nothing if all rows were kept whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EncodeReport {
     /// Rows read.
     pub rows: usize,
     /// Rows kept.
     pub kept: usize,
-    /// Rows kept whose `shorten` column was cut until they fit.
+    /// Rows kept whose `shorten` column was cut.
     pub shortened: usize,
     /// Rows kept that lost tokens at their end.
     pub truncated: usize,
     /// Rows left out because a prompt or a response is longer than allowed.
     pub dropped_too_long: usize,
-    /// Rows left out because no token of theirs is trained on (of a `Rank` stage's: no response is better than another).
+    /// Rows left out because they have no trained tokens (scored rows: no preferences).
     pub dropped_untrained: usize,
     /// Rows left out because `chosen` and `rejected` are equal.
     pub dropped_equal: usize,
-    /// Rows kept that should end with EOS and do not: truncated, or a chat template that does not end its turns so.
+    /// Rows kept that should end with EOS but do not: truncated, or with a chat template that ends turns otherwise.
     pub without_eos: usize,
-    /// Rows kept whose prompt the tokenizer merges with the start of the completion; the merged token is trained on.
+    /// Rows kept in which a token spans the end of the prompt; that token is trained on.
     pub merged_boundary: usize,
-    /// Rows kept whose prompt the chat template renders otherwise when it asks for a response; they are trained on from
-    /// where the two renderings part.
+    /// Rows kept whose prompt is rendered differently with the generation prompt; they are trained on from where the two texts
+    /// diverge.
     pub diverging: usize,
-    /// How the prompt of the first of these ends when a response is asked for.
+    /// End of the first such prompt with the generation prompt.
     pub opening: Option<String>,
-    /// What conversations end with, if it is no stop token.
+    /// The token that conversations end with, if it is not a stop token.
     pub turn_end: Option<TurnEnd>,
 }
 
 impl EncodeReport {
-    /// What the user should know beside the counts, and what to do about it.
+    /// Warnings beside the counts, with advice.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(TurnEnd { text, eos, .. }) = &self.turn_end {
@@ -72,9 +72,9 @@ impl EncodeReport {
         }
         if let Some(opening) = &self.opening {
             warnings.push(format!(
-                "asked for a response, the chat template ends the prompt with {opening:?}, which a finished conversation lacks \
-                 ({} of {} rows): they are trained on from where the two part, so that the model learns in another context \
-                 than it answers in. A template that renders the prompt alike in both avoids it",
+                "with the generation prompt the chat template ends a prompt with {opening:?}, which a finished conversation lacks \
+                 ({} of {} rows): they are trained on from where the two diverge, so that training and generation have different \
+                 contexts. A template that renders the prompt alike in both avoids this",
                 self.diverging, self.kept
             ));
         }
@@ -118,22 +118,22 @@ impl fmt::Display for EncodeReport {
     }
 }
 
-/// What one row became.
-pub(super) enum Outcome<T> {
+/// The outcome of encoding one row.
+pub(super) enum RowOutcome<T> {
     Kept {
         item: T,
         notes: Notes,
     },
     TooLong,
     Untrained,
-    /// The chosen response is the rejected one.
+    /// The chosen and the rejected response are equal.
     Equal,
-    /// Nothing to train on is left of it within the limit.
+    /// Truncation leaves no trained token.
     CutAway,
 }
 
-impl<T> Outcome<T> {
-    /// Whether a shorter row would fare better.
+impl<T> RowOutcome<T> {
+    /// Whether the row exceeds the limit, so that shortening it would help.
     pub(super) fn exceeds(&self) -> bool {
         match self {
             Self::Kept { notes, .. } => notes.truncated,
@@ -143,26 +143,26 @@ impl<T> Outcome<T> {
     }
 }
 
-/// What to count about a row that is kept.
+/// Facts to count about a kept row.
 #[derive(Default)]
 pub(super) struct Notes {
     pub(super) truncated: bool,
     pub(super) without_eos: bool,
     pub(super) merged_boundary: bool,
     pub(super) opening: Option<String>,
-    /// The special token that a conversation ends with, if it is no stop token.
+    /// The special token that a conversation ends with, if it is not a stop token.
     pub(super) turn_end: Option<u32>,
 }
 
-/// Encodes all rows, in parallel and in order, and counts.
+/// Encodes all rows in parallel, in order, and counts the outcomes.
 pub(super) fn encode_rows<T: Send>(
     rows: &[Row],
     tokenizer: &Tokenizer,
     format: &RowFormat,
     max_length: usize,
-    encode: impl Fn(&Row) -> Result<Outcome<T>> + Sync,
-) -> Result<Encoded<T>> {
-    let outcomes: Vec<Result<(Outcome<T>, bool)>> = rows
+    encode: impl Fn(&Row) -> Result<RowOutcome<T>> + Sync,
+) -> Result<EncodedRows<T>> {
+    let outcomes: Vec<Result<(RowOutcome<T>, bool)>> = rows
         .par_iter()
         .map(|row| fitted(row, format.shorten.as_deref(), &encode).map_err(|e| at_row(row, e)))
         .collect();
@@ -174,7 +174,7 @@ pub(super) fn encode_rows<T: Send>(
     for outcome in outcomes {
         let (outcome, shortened) = outcome?;
         match outcome {
-            Outcome::Kept { item, notes } => {
+            RowOutcome::Kept { item, notes } => {
                 items.push(item);
                 report.kept += 1;
                 report.shortened += usize::from(shortened);
@@ -191,13 +191,13 @@ pub(super) fn encode_rows<T: Send>(
                     });
                 }
             }
-            Outcome::TooLong => report.dropped_too_long += 1,
-            Outcome::Equal => report.dropped_equal += 1,
-            Outcome::Untrained | Outcome::CutAway => report.dropped_untrained += 1,
+            RowOutcome::TooLong => report.dropped_too_long += 1,
+            RowOutcome::Equal => report.dropped_equal += 1,
+            RowOutcome::Untrained | RowOutcome::CutAway => report.dropped_untrained += 1,
         }
     }
     if !items.is_empty() {
-        return Ok(Encoded { items, report });
+        return Ok(EncodedRows { items, report });
     }
     match rows.first() {
         None => Err(Error::Usage("there are no rows to encode".into())),
@@ -209,7 +209,7 @@ pub(super) fn encode_rows<T: Send>(
 }
 
 impl EncodeReport {
-    /// Says what became of rows of which none is left.
+    /// The error message if no row is left.
     fn why_nothing_is_left(&self, max_length: usize) -> String {
         let causes = [
             (
@@ -245,7 +245,7 @@ impl EncodeReport {
     }
 }
 
-/// Says at which row a template or the tokenizer failed.
+/// Adds the row to an error of a template or the tokenizer.
 fn at_row(row: &Row, error: Error) -> Error {
     match error {
         Error::Format { path, message } => row.error(format!("{}: {message}", path.display())),

@@ -1,16 +1,16 @@
-//! Rows of scored responses, which stages leave: several responses to one prompt with a score each. What is taken of them
-//! is the reader's choice.
+//! Rows of scored responses, as stages write them: several responses to one prompt with a score each. The reading stage selects
+//! among them by `take`.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::Comparisons;
-use super::report::{Notes, Outcome};
+use super::report::{Notes, RowOutcome};
 use crate::data::Take;
 use crate::data::rows::Row;
 use crate::error::Result;
 
-/// A prompt, responses as they were generated, and their scores.
+/// A prompt, generated responses, and their scores.
 #[derive(Debug, Deserialize)]
 pub(super) struct ScoredRow {
     prompt_ids: Vec<u32>,
@@ -20,19 +20,19 @@ pub(super) struct ScoredRow {
     tie_margin: f64,
 }
 
-/// Whether a row has what scored responses have.
+/// Checks that a row has the columns of scored responses.
 ///
 /// # Errors
-/// `Error::Data` with what it lacks.
+/// `Error::Data` that names what is missing.
 pub(crate) fn check_scored(row: &Row) -> Result<()> {
     ScoredRow::of(row).map(drop)
 }
 
 impl ScoredRow {
-    /// The row read as such; `None` if it has no column `response_ids`.
+    /// Parses a row; `None` if it has no column `response_ids`.
     ///
     /// # Errors
-    /// `Error::Data` if its columns are not those of scored responses.
+    /// `Error::Data` if the columns are not those of scored responses.
     pub(super) fn of(row: &Row) -> Result<Option<Self>> {
         if !row.columns.contains_key("response_ids") {
             return Ok(None);
@@ -48,19 +48,19 @@ impl ScoredRow {
         Ok(Some(scored))
     }
 
-    /// The ids of the prompt and of each response.
+    /// Token ids of the prompt and of each response.
     pub(super) fn ids(&self) -> impl Iterator<Item = &[u32]> {
         let all = [&self.prompt_ids].into_iter().chain(&self.response_ids);
         all.map(Vec::as_slice)
     }
 
-    /// Pairs of responses of which one is better: all whose scores differ by more than the tie margin, or the best against the
-    /// worst. Responses that are longer than `max_length` with their prompt are left out.
+    /// The preferences among the responses: all pairs whose scores differ by more than the tie margin, or the best against the worst.
+    /// Responses longer than `max_length`, prompt included, are left out.
     pub(super) fn comparisons(
         &self,
         take: Option<Take>,
         max_length: usize,
-    ) -> Result<Outcome<Comparisons>> {
+    ) -> Result<RowOutcome<Comparisons>> {
         let prompt_len = self.prompt_ids.len();
         let (mut scores, mut responses) = (Vec::new(), Vec::new());
         for (response, score) in self.response_ids.iter().zip(&self.scores) {
@@ -70,7 +70,7 @@ impl ScoredRow {
             }
         }
         if responses.len() < 2 {
-            return Ok(Outcome::TooLong);
+            return Ok(RowOutcome::TooLong);
         }
         if take == Some(Take::BestAndWorst) {
             let (best, worst) = (best(&scores), best(&negated(&scores)));
@@ -81,16 +81,16 @@ impl ScoredRow {
         for i in 0..responses.len() {
             for j in 0..responses.len() {
                 let margin = scores[i] - scores[j];
-                // Above zero too: with a tie margin of 0, equal scores are no comparison.
+                // Above zero too: with a tie margin of 0, equal scores make no pair.
                 if margin > self.tie_margin.max(0.0) {
                     pairs.push((i, j, margin as f32));
                 }
             }
         }
         if pairs.is_empty() {
-            return Ok(Outcome::Untrained);
+            return Ok(RowOutcome::Untrained);
         }
-        Ok(Outcome::Kept {
+        Ok(RowOutcome::Kept {
             item: Comparisons {
                 responses,
                 prompt_len,
@@ -101,8 +101,8 @@ impl ScoredRow {
         })
     }
 
-    /// The responses to be learned, by index.
-    fn learned(&self, take: Option<Take>) -> Vec<usize> {
+    /// Indices of the responses to train on.
+    fn selected(&self, take: Option<Take>) -> Vec<usize> {
         let all = 0..self.scores.len();
         match take.unwrap_or(Take::Best) {
             Take::All => all.collect(),
@@ -115,7 +115,7 @@ impl ScoredRow {
     }
 }
 
-/// The first of the highest scores.
+/// Index of the highest score; the first one of several.
 fn best(scores: &[f64]) -> usize {
     (0..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best })
 }
@@ -124,9 +124,9 @@ fn negated(scores: &[f64]) -> Vec<f64> {
     scores.iter().map(|score| -score).collect()
 }
 
-/// Rows in which those of scored responses are replaced by one for each response that is taken to be learned, with columns
-/// `prompt_ids` and `completion_ids`; `None` if there are none.
-pub(super) fn learned_rows(rows: &[Row], take: Option<Take>) -> Result<Option<Vec<Row>>> {
+/// Replaces each row of scored responses by one row per selected response, with columns `prompt_ids` and `completion_ids`; `None`
+/// if there are no such rows.
+pub(super) fn response_rows(rows: &[Row], take: Option<Take>) -> Result<Option<Vec<Row>>> {
     if !rows
         .iter()
         .any(|row| row.columns.contains_key("response_ids"))
@@ -139,7 +139,7 @@ pub(super) fn learned_rows(rows: &[Row], take: Option<Take>) -> Result<Option<Ve
             taken.push(row.clone());
             continue;
         };
-        for i in scored.learned(take) {
+        for i in scored.selected(take) {
             let mut columns = Map::new();
             for name in ["prompt", "prompt_ids"] {
                 let value = row.columns.get(name).cloned();
@@ -159,15 +159,15 @@ pub(super) fn learned_rows(rows: &[Row], take: Option<Take>) -> Result<Option<Ve
     Ok(Some(taken))
 }
 
-/// Prompt and response of a row that [`learned_rows`] made.
+/// Prompt and response of a row that [`response_rows`] made.
 #[derive(Debug, Deserialize)]
-pub(super) struct LearnedRow {
+pub(super) struct ResponseRow {
     pub(super) prompt_ids: Vec<u32>,
     pub(super) completion_ids: Vec<u32>,
 }
 
-impl LearnedRow {
-    /// The row read as such; `None` if it has no column `completion_ids`.
+impl ResponseRow {
+    /// Parses a row; `None` if it has no column `completion_ids`.
     pub(super) fn of(row: &Row) -> Result<Option<Self>> {
         if !row.columns.contains_key("completion_ids") {
             return Ok(None);

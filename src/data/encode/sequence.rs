@@ -1,4 +1,4 @@
-//! Prompt and completion as one sequence of token ids: where the one ends, and where a turn does.
+//! Prompt and completion as one sequence of token ids, with the ends of prompt and turns.
 
 use std::ops::Range;
 
@@ -9,19 +9,20 @@ use crate::data::{AssistantSpans, ChatOptions, Tokenizer, check_ids};
 use crate::error::Result;
 
 /// Prompt and completion as one sequence.
-pub(super) struct Joint {
+pub(super) struct PromptCompletion {
     pub(super) ids: Vec<u32>,
     pub(super) prompt_len: usize,
-    /// A token spans the end of the prompt.
+    /// Whether a token spans the end of the prompt.
     pub(super) merged: bool,
-    /// What the prompt ends with when a response is asked for, where the template leaves it out before the completion.
+    /// End of the prompt with the generation prompt, where the whole conversation lacks it.
     pub(super) opening: Option<String>,
-    /// An EOS is due at the end.
+    /// Whether the sequence should end with EOS.
     pub(super) should_end: bool,
 }
 
-impl Joint {
-    /// Both as one text, with what the tokenizer puts around a text. An empty completion is a prompt that goes on.
+impl PromptCompletion {
+    /// Encodes both as one text, with the tokenizer's special tokens around it. With an empty completion nothing is added after the
+    /// prompt.
     pub(super) fn of_text(
         tokenizer: &Tokenizer,
         prompt: &str,
@@ -45,8 +46,8 @@ impl Joint {
         })
     }
 
-    /// Both as one conversation. The completion starts where the tokens of the prompt, rendered for a response, and those
-    /// of the whole conversation part, as in TRL: some templates end a prompt with what a finished turn lacks (`<think>`).
+    /// Encodes both as one conversation. As in TRL, the completion starts where the tokens of the prompt with the generation prompt
+    /// diverge from those of the whole conversation: some templates end a prompt with text that a finished turn lacks (`<think>`).
     pub(super) fn of_messages(
         tokenizer: &Tokenizer,
         options: &ChatOptions,
@@ -80,41 +81,44 @@ impl Joint {
     }
 }
 
-/// Tokens at the start that both have.
+/// Length of the common prefix.
 fn shared_len(prompt_ids: &[u32], ids: &[u32]) -> usize {
     let pairs = prompt_ids.iter().zip(ids);
     pairs.take_while(|(a, b)| a == b).count()
 }
 
-/// Tokens of a rendered conversation: the template has written the special tokens itself.
+/// Token ids of a rendered conversation, without special tokens added: the template has written them.
 pub(super) fn encode_chat(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let ids = tokenizer.encode(text, false)?;
     tokenizer.check_bos(&ids)?;
     Ok(ids)
 }
 
-/// A conversation as tokens.
-pub(super) struct Spoken {
+/// An encoded conversation.
+pub(super) struct ConversationTokens {
     pub(super) ids: Vec<u32>,
-    /// Which tokens hold something that the assistant wrote.
+    /// Whether each token overlaps a span of the assistant.
     pub(super) trained: Vec<bool>,
-    /// As of [`Joint`]: of the first turn that has it.
+    /// As in [`PromptCompletion`], for the first turn that has it.
     pub(super) opening: Option<String>,
 }
 
-/// Tokens of a conversation, and which of them hold something that the assistant wrote.
+/// Encodes a conversation and marks the assistant's tokens.
 ///
-/// Where the template marks its turns the marks are followed to the letter, as transformers' `assistant_masks` does.
-/// (It leaves out a span's last bytes where its last character has several tokens; here they are in.) Otherwise a turn
-/// ends with its end-of-turn token, without the white space that the template writes after it.
-pub(super) fn encode_spans(tokenizer: &Tokenizer, spoken: &AssistantSpans) -> Result<Spoken> {
+/// Spans marked by the template are followed exactly, as by transformers' `assistant_masks`. (That omits a span's last bytes if
+/// its last character has several tokens; here they are included.) Otherwise a turn ends with its end-of-turn token, without the
+/// white space after it.
+pub(super) fn encode_spans(
+    tokenizer: &Tokenizer,
+    spoken: &AssistantSpans,
+) -> Result<ConversationTokens> {
     let tokens = tokenizer.encode_with_offsets(&spoken.text)?;
     let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
     tokenizer.check_bos(&ids)?;
     let mut trained = vec![false; ids.len()];
     let mut opening = None;
     for (index, span) in spoken.spans.iter().enumerate() {
-        // Offsets rise, so the tokens that lie in the span, in whole or in part, are neighbours.
+        // Offsets are ascending, so the tokens that overlap the span are contiguous.
         let mut from = tokens.partition_point(|(_, bytes)| bytes.end <= span.start);
         let to = tokens.partition_point(|(_, bytes)| bytes.start < span.end);
         if let Some(prompt) = spoken.prompts.get(&index) {
@@ -130,15 +134,14 @@ pub(super) fn encode_spans(tokenizer: &Tokenizer, spoken: &AssistantSpans) -> Re
         };
         trained[from..end.max(from)].fill(true);
     }
-    Ok(Spoken {
+    Ok(ConversationTokens {
         ids,
         trained,
         opening,
     })
 }
 
-/// End of a turn's tokens without the white space that the template writes after its last special token: generation
-/// stops before it.
+/// End of a turn without the white space after its last special token: generation stops before it.
 fn end_of_turn(tokenizer: &Tokenizer, ids: &[u32], turn: Range<usize>) -> Result<usize> {
     let last = ids[turn.clone()]
         .iter()
@@ -155,8 +158,8 @@ fn end_of_turn(tokenizer: &Tokenizer, ids: &[u32], turn: Range<usize>) -> Result
     })
 }
 
-/// Refuses ids of a row that the model has no embedding for. (One with a padded vocabulary may have answered with ids that no
-/// token has.)
+/// Refuses ids of a row without an embedding. (Ids without a token are allowed: a model with a padded vocabulary may have
+/// generated them.)
 pub(super) fn check_row_ids(row: &Row, tokenizer: &Tokenizer, ids: &[u32]) -> Result<()> {
     match tokenizer.embeddings() {
         Some(rows) => check_ids(ids, rows).map_err(|message| row.error(message)),
@@ -164,13 +167,13 @@ pub(super) fn check_row_ids(row: &Row, tokenizer: &Tokenizer, ids: &[u32]) -> Re
     }
 }
 
-/// The last token of a conversation, if it is a special one at which generation does not stop.
+/// The last token of a conversation, if it is special but not a stop token.
 pub(super) fn no_stop(tokenizer: &Tokenizer, last: Option<&u32>) -> Option<u32> {
     last.copied()
         .filter(|&id| tokenizer.is_special(id) && !tokenizer.stop_ids().contains(&id))
 }
 
-/// A conversation without the white space that the template writes after its last special token.
+/// The last token of a conversation, ignoring white space after its last special token.
 pub(super) fn turn_end<'a>(tokenizer: &Tokenizer, ids: &'a [u32]) -> Result<Option<&'a u32>> {
     let end = end_of_turn(tokenizer, ids, 0..ids.len())?;
     Ok(ids[..end].last())

@@ -1,5 +1,4 @@
-//! The tokens that end a text or a turn: which they are, and how they are changed for training, sampling and the files
-//! that are written, all at once.
+//! EOS and stop tokens: finding them, and changing them consistently for training, generation and written files.
 
 use serde_json::{Map, Value, json};
 
@@ -10,11 +9,10 @@ use crate::error::{Error, Result};
 const EOS_TOKEN: &str = "eos_token";
 const EOS_TOKEN_ID: &str = "eos_token_id";
 
-/// The EOS token where the tokenizer's own files name none: that of the model's configuration, or of its generation
-/// configuration.
+/// The EOS token if the tokenizer's own files name none: from the model's configuration or its generation configuration.
 ///
 /// # Errors
-/// If there is none, or none of the vocabulary.
+/// If there is none, or it is not in the vocabulary.
 pub(super) fn eos_of_the_model(
     inner: &tokenizers::Tokenizer,
     files: &Files,
@@ -37,8 +35,7 @@ pub(super) fn eos_of_the_model(
     Ok((id, text))
 }
 
-/// All ids at which generation stops: the tokenizer's EOS, then those that `generation_config.json` names, then those of
-/// `config.json`.
+/// All stop ids: the tokenizer's EOS, then those of `generation_config.json`, then those of `config.json`.
 ///
 /// # Errors
 /// If one of these is not a JSON object.
@@ -54,7 +51,7 @@ pub(super) fn stop_ids(eos_id: u32, files: &Files) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// The ids that a configuration names, one or a list, in itself or for its text model.
+/// The EOS ids of a configuration (a number or a list), also of its text model.
 fn eos_ids(files: &Files, file: &str) -> Result<Vec<u32>> {
     let config = files.object(file)?;
     let text = config.get("text_config").and_then(Value::as_object);
@@ -72,11 +69,11 @@ fn ids(config: &Map<String, Value>) -> Vec<u32> {
 }
 
 impl Tokenizer {
-    /// The same tokenizer with another token as its EOS: rows end with it, templates write it as `eos_token`, and
-    /// [`Tokenizer::save`] writes files that say so. Generation stops at it first, and still at what it stopped at before.
+    /// The same tokenizer with another EOS token: rows end with it, templates get it as `eos_token`, and [`Tokenizer::save`] writes it
+    /// to the files. It becomes the first stop token; the previous ones remain.
     ///
     /// # Errors
-    /// If the text is no token of the vocabulary.
+    /// If the text is not a token of the vocabulary.
     ///
     /// # Source
     /// TRL 1.16, `SFTConfig.eos_token`: the tokenizer's EOS is replaced, and the new one is put before those of the
@@ -87,7 +84,7 @@ impl Tokenizer {
         }
         let Some(id) = self.inner.token_to_id(text) else {
             return Err(Error::Usage(format!(
-                "eos_token: {text:?} is no token of the vocabulary in {}",
+                "eos_token: {text:?} is not a token of the vocabulary in {}",
                 self.files.origin().display()
             )));
         };
@@ -105,14 +102,14 @@ impl Tokenizer {
         Self::of(files)
     }
 
-    /// Puts the EOS into a model's configuration, unless that names it already.
+    /// Adds the EOS id to a model's configuration, if it is missing.
     pub fn name_eos(&self, config: &mut Map<String, Value>) {
         if !ids(config).contains(&self.eos_id()) {
             config.insert(EOS_TOKEN_ID.into(), self.eos_id().into());
         }
     }
 
-    /// The same tokenizer, but generation also stops at `id`, as `generation_config.json` then says.
+    /// The same tokenizer with the further stop token `id`, also in its `generation_config.json`.
     ///
     /// # Errors
     /// If that file is not a JSON object.
@@ -128,10 +125,10 @@ impl Tokenizer {
     }
 }
 
-/// Writes the ids into the generation configuration.
+/// Sets the stop ids in the generation configuration.
 fn stop_at(files: &mut Files, ids: Vec<u32>) -> Result<()> {
     let mut config = files.object(GENERATION_CONFIG)?;
-    // What follows is no longer what the model's configuration says.
+    // The values no longer derive from the model's configuration.
     config.shift_remove("_from_model_config");
     config.insert(EOS_TOKEN_ID.into(), json!(ids));
     files.set(GENERATION_CONFIG, config);

@@ -1,7 +1,7 @@
-//! Text to token ids and back: a thin layer over the `tokenizers` crate that knows which tokens begin and end a text.
+//! Text to token ids and back: a thin layer over the `tokenizers` crate with special and stop tokens.
 //!
-//! There is no pad token: batches are packed (see [`crate::tokens`]), and truncation or padding asked for by a
-//! `tokenizer.json` is switched off, as transformers does before it applies its own.
+//! Nothing is padded: batches are packed (see [`crate::tokens`]), and truncation or padding set in a `tokenizer.json` is disabled,
+//! as in transformers.
 
 mod compare;
 mod ending;
@@ -20,14 +20,14 @@ use std::sync::Arc;
 
 use self::files::Files;
 use self::frame::Frame;
-use self::special::Declared;
+use self::special::DeclaredTokens;
 pub use self::templates::FOLDER as CHAT_TEMPLATES;
 use self::vocabulary::Vocabulary;
 use crate::data::chat::ChatTemplate;
 use crate::error::{Error, Result};
 
-/// A tokenizer with its chat template and its special tokens. A clone shares vocabulary and files: those of 49,152 tokens take
-/// tens of megabytes, and every stage of a plan has one.
+/// A tokenizer with its chat template and special tokens. Clones share vocabulary and files, which take tens of megabytes for
+/// 49,152 tokens.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
@@ -44,23 +44,22 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer files of a model folder: `tokenizer.json`, or else `vocab.json` with `merges.txt`
-    /// (`encoder.json` with `vocab.bpe`) as the class reads them that the folder names; what stands beside it of
-    /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and
-    /// `config.json`; and its chat templates, wherever transformers looks for them.
+    /// Loads the tokenizer of a model folder: `tokenizer.json`, or else `vocab.json` with `merges.txt` (`encoder.json` with
+    /// `vocab.bpe`), read as the tokenizer class that the folder names; with `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `added_tokens.json`, `generation_config.json` and `config.json` where present; and the chat templates in all of transformers'
+    /// places.
     ///
     /// # Errors
-    /// If there is no tokenizer, a file does not parse, a token cannot have the id that a file gives it, or no file says
-    /// which token ends a text.
+    /// If there is no tokenizer, a file does not parse, a token cannot have the id that a file gives it, or no file names an EOS.
     pub fn load(folder: &Path) -> Result<Self> {
         Self::load_layered(&[folder])
     }
 
-    /// Loads a tokenizer from folders that lie over one another, as an adapter's over its base's.
+    /// Loads a tokenizer from layered folders: an adapter's first, then its base's.
     ///
-    /// The vocabulary is that of the first folder that has one, with what this folder and those before it say about its
-    /// tokens. The chat templates are those of the first folder that has any. `generation_config.json` and `config.json`
-    /// are each the first there is: their stop tokens count wherever they stand.
+    /// The vocabulary is that of the first folder that has one, with the token properties in this folder and those before it. The
+    /// chat templates are those of the first folder with any. `generation_config.json` and `config.json` are each taken from the
+    /// first folder that has them.
     ///
     /// # Errors
     /// As [`Tokenizer::load`].
@@ -68,7 +67,7 @@ impl Tokenizer {
         Self::of(Files::layered(folders)?)
     }
 
-    /// The same from files in memory, by their names; `origin` is what errors name.
+    /// Loads a tokenizer from files in memory, by name; `origin`: the path for error messages.
     ///
     /// # Errors
     /// As [`Tokenizer::load`].
@@ -82,7 +81,7 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| Error::format(files.origin(), e.to_string()))?;
-        let declared = Declared::read(&files, class.map_or(&[], |class| class.named))?;
+        let declared = DeclaredTokens::read(&files, class.map_or(&[], |class| class.named))?;
         declared.add_to(&mut inner, &files)?;
         let token = |key: &str| -> Result<Option<(u32, String)>> {
             let Some(text) = declared.named(key) else {
@@ -125,7 +124,7 @@ impl Tokenizer {
             chat: templates::compile(&files, specials)?,
             frame: Frame::of(&inner).map_err(|e| Error::format(files.origin(), e))?,
             stop_ids: ending::stop_ids(eos_id, &files)?,
-            // A vocabulary may have gaps: the number of its tokens says nothing about their ids.
+            // A vocabulary may have gaps: the largest id is not the number of tokens less one.
             max_id: inner.get_vocab(true).into_values().max().unwrap_or(0),
             embeddings: files.embedding_rows()?,
             inner: Arc::new(inner),
@@ -137,10 +136,10 @@ impl Tokenizer {
         })
     }
 
-    /// Token ids of `text`. `add_special_tokens` adds what the tokenizer's own post-processor adds, usually a BOS.
+    /// Token ids of `text`. `add_special_tokens` adds the post-processor's tokens, usually a BOS.
     ///
     /// # Errors
-    /// If the tokenizer cannot represent the text.
+    /// If the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -149,11 +148,10 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a whole text: what the tokenizer's post-processor puts before and after a text is there once, also
-    /// where the text brings it itself.
+    /// Token ids of a whole text with the post-processor's tokens before and after it, once even if the text contains them.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`], and if the ids start with two BOS tokens: a model has never seen that.
+    /// As [`Tokenizer::encode`], and if the ids start with two BOS tokens.
     pub fn encode_document(&self, text: &str) -> Result<Vec<u32>> {
         let ids = self.encode(text, false)?;
         let after = self.frame.after(&ids);
@@ -162,8 +160,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Token ids of a text that goes on, as a prompt does: what the post-processor puts before a text is there, what it
-    /// puts after one is not.
+    /// Token ids of a text to be continued, such as a prompt: with the post-processor's tokens before it, without those after it.
     ///
     /// # Errors
     /// As [`Tokenizer::encode_document`].
@@ -196,7 +193,7 @@ impl Tokenizer {
         }
     }
 
-    /// Ids without special tokens added, each with the bytes of `text` that it stands for.
+    /// Token ids without added special tokens, each with its byte range in `text`.
     ///
     /// Tokens that share one multi-byte character all carry the whole character's range.
     ///
@@ -215,10 +212,10 @@ impl Tokenizer {
             .collect())
     }
 
-    /// The token that `text` is.
+    /// The id of the single token that encodes `text`.
     ///
     /// # Errors
-    /// If it is none or several, and as [`Tokenizer::encode`].
+    /// If there are none or several, and as [`Tokenizer::encode`].
     pub fn single_token(&self, text: &str) -> Result<u32> {
         match self.encode(text, false)?.as_slice() {
             [id] => Ok(*id),
@@ -239,28 +236,27 @@ impl Tokenizer {
             .map_err(|e| self.failure(&e))
     }
 
-    /// The token that ends a text.
+    /// The EOS id.
     pub fn eos_id(&self) -> u32 {
         self.stop_ids[0]
     }
 
-    /// Its text.
+    /// The EOS as text.
     pub fn eos_text(&self) -> &str {
         &self.eos_text
     }
 
-    /// Every token at which generation stops: [`Tokenizer::eos_id`] first, then those that `generation_config.json` names,
-    /// then those of `config.json`.
+    /// All stop ids: [`Tokenizer::eos_id`], then those of `generation_config.json`, then those of `config.json`.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
     }
 
-    /// The token that begins a text, if the tokenizer names one.
+    /// The BOS id, if the tokenizer has one.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos.as_ref().map(|(id, _)| *id)
     }
 
-    /// The padding token that the files name, which may be the EOS. Nothing here is padded.
+    /// The padding token of the files, which may be the EOS. It is not used here.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad
     }
@@ -281,7 +277,7 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// The largest id that a text can give.
+    /// The largest id that encoding can produce.
     pub fn max_id(&self) -> u32 {
         self.max_id
     }
@@ -291,12 +287,12 @@ impl Tokenizer {
         self.max_id + 1
     }
 
-    /// Rows of the model's embedding, where `config.json` stood beside the tokenizer or under it.
+    /// Rows of the model's embedding, if a `config.json` was among the files.
     pub(crate) fn embeddings(&self) -> Option<usize> {
         self.embeddings
     }
 
-    /// Refuses an embedding that lacks a row for one of the ids.
+    /// Refuses an embedding without a row for every id.
     ///
     /// # Errors
     /// `Error::Format` that names the largest id and its token.
@@ -343,7 +339,7 @@ impl Tokenizer {
         self.chat.is_some()
     }
 
-    /// Writes the files that it was loaded from into `folder`, byte for byte (`config.json` excepted: it is the model's).
+    /// Writes its files into `folder`, byte for byte, except `config.json`, which is the model's.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -356,10 +352,10 @@ impl Tokenizer {
     }
 }
 
-/// Whether an embedding of `rows` rows has one for each of the ids.
+/// Checks that an embedding of `rows` rows has a row for each id.
 ///
 /// # Errors
-/// What is wrong, in words: the first id that it lacks.
+/// A message with the first id without a row.
 pub fn check_ids(ids: &[u32], rows: usize) -> std::result::Result<(), String> {
     match ids.iter().find(|&&id| id as usize >= rows) {
         Some(id) => Err(format!(
@@ -585,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_vocabulary_is_told_by_the_configuration_what_stands_around_a_text() {
+    fn the_configuration_defines_special_tokens_around_text_for_a_bare_vocabulary() {
         let vocab = r#"{"h":0,"i":1,"<|endoftext|>":2}"#;
         let load = |config: Value| {
             let files = BTreeMap::from([
@@ -742,7 +738,7 @@ mod tests {
         );
         let error = tok.with_eos_token("<none>").unwrap_err().to_string();
         assert!(
-            error.contains("eos_token: \"<none>\" is no token"),
+            error.contains("eos_token: \"<none>\" is not a token"),
             "{error}"
         );
         // One more token to stop at changes nothing but that.

@@ -1,8 +1,8 @@
-//! Tokens beside the vocabulary's own: which the files name, with which ids, and which of them are special.
+//! Added tokens: which the files declare, with which ids, and which of them are special.
 //!
 //! # Source
 //! transformers 5.23: `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`. Here a token is
-//! special if any file says so, and an id that a file gives and that the token cannot have is an error.
+//! special if any file declares it so, and a declared id that the token cannot have is an error.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,7 +12,7 @@ use tokenizers::{AddedToken, Model};
 use super::files::{ADDED_TOKENS, Files, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 use crate::error::{Error, Result};
 
-/// Keys of the named special tokens, in the order in which they get ids.
+/// Keys of named special tokens, in the order of id assignment.
 const NAMED: [&str; 7] = [
     "bos_token",
     "eos_token",
@@ -28,24 +28,24 @@ const EXTRA: &str = "extra_special_tokens";
 /// The older name of [`EXTRA`].
 const ADDITIONAL: &str = "additional_special_tokens";
 
-/// What the files beside the vocabulary say about its tokens.
+/// Tokens declared by the files beside the vocabulary.
 #[derive(Debug, Default)]
-pub(super) struct Declared {
-    /// Tokens with their ids, ascending, and the file that gives them.
+pub(super) struct DeclaredTokens {
+    /// Tokens with declared ids, ascending, and the declaring file.
     listed: Vec<(u32, AddedToken, &'static str)>,
-    /// Special tokens with a name, in the order in which they are added.
+    /// Named special tokens, in the order of addition.
     named: Vec<(String, AddedToken)>,
-    /// Special tokens without one.
+    /// Unnamed special tokens.
     extra: Vec<AddedToken>,
-    /// Texts that some file calls special, whether or not it counts otherwise.
+    /// Texts that any file declares special, overridden files included.
     special: BTreeSet<String>,
 }
 
-impl Declared {
-    /// Reads the files. `defaults` are named tokens where the files do not name them.
+impl DeclaredTokens {
+    /// Reads the files. `defaults`: named tokens for names that the files do not set.
     ///
-    /// `special_tokens_map.json` and `added_tokens.json` are older files: they count only where the configuration has no
-    /// `added_tokens_decoder`, and then override it, as in transformers.
+    /// `special_tokens_map.json` and `added_tokens.json` are older files: as in transformers, they are used only if the configuration
+    /// has no `added_tokens_decoder`, and then override the configuration.
     ///
     /// # Errors
     /// If a file does not hold what it should.
@@ -85,7 +85,7 @@ impl Declared {
         for key in NAMED {
             let older = older.and_then(|older| older.get(key));
             let token = match older.filter(|value| !value.is_null()).or(config.get(key)) {
-                // In the configuration `null` says that there is no such token.
+                // `null` in the configuration means that there is no such token.
                 Some(value) => special_token(value),
                 None => {
                     let default = defaults.iter().find(|(name, _)| *name == key);
@@ -95,7 +95,7 @@ impl Declared {
             self.named
                 .extend(token.map(|token| (key.to_owned(), token)));
         }
-        // Tokens of a model's own: `image_token`, or a map of names.
+        // Model-specific tokens: `image_token`, or a map of names.
         let own = [older, Some(config)].into_iter().flatten();
         for (key, value) in own.clone().flat_map(|object| object.iter()) {
             if key.ends_with("_token") && !NAMED.contains(&key.as_str()) {
@@ -117,7 +117,7 @@ impl Declared {
         }
     }
 
-    /// Special tokens without a name: `additional_special_tokens` counts where `extra_special_tokens` says nothing.
+    /// Unnamed special tokens: `extra_special_tokens`, or else `additional_special_tokens`.
     fn list_extra(&mut self, config: &Map<String, Value>, older: Option<&Map<String, Value>>) {
         let list = |object: &Map<String, Value>, key: &str| match object.get(key) {
             Some(value @ Value::Array(_)) => tokens_of(value),
@@ -147,7 +147,7 @@ impl Declared {
         }
     }
 
-    /// Tokens with an id: those of `added_tokens_decoder`, or of `added_tokens.json`.
+    /// Tokens with declared ids, from `added_tokens_decoder` or `added_tokens.json`.
     fn list(&mut self, files: &Files, config: &Map<String, Value>, legacy: bool) -> Result<()> {
         let bad = |file: &str, what: String| Err(Error::format(files.path(file), what));
         if legacy {
@@ -188,11 +188,9 @@ impl Declared {
         named.map(|(name, token)| (name.clone(), token.content.clone()))
     }
 
-    /// Makes tokens of them: those with an id first, then the named ones, then the others. What is new gets the ids after
-    /// the last one.
+    /// Adds the tokens: those with an id first, then named ones, then unnamed ones. New tokens get the ids after the last one.
     ///
-    /// A padding token and its like that the vocabulary lacks is left out where the model's embedding, as `config.json`
-    /// has it, has no room for it: no row could hold it.
+    /// A new token without a row in the model's embedding, by `config.json`, is left out (except BOS and EOS).
     ///
     /// # Errors
     /// If a token would get another id than its file says, or the id of another token.
@@ -215,7 +213,7 @@ impl Declared {
         for (_, token, file) in &self.listed {
             let mut token = token.clone();
             token.special |= special(&token.content, &known);
-            // The older file knows nothing but ids.
+            // The older file has ids only.
             if *file != ADDED_TOKENS || !known.contains_key(&token.content) {
                 put(&token, &mut known);
             }
@@ -233,7 +231,7 @@ impl Declared {
                 inner.token_to_id(&token.content).is_none() && !known.contains_key(&token.content);
             if is_new {
                 let has_room = room.is_none_or(|rows| next < rows);
-                // BOS and EOS without an embedding are refused by those who look for them.
+                // A BOS or EOS without an embedding is refused where it is looked up.
                 if !has_room && NAMED.contains(&key.as_str()) {
                     continue;
                 }
@@ -269,7 +267,7 @@ impl Declared {
     }
 }
 
-/// Adds tokens, and refuses an id that is taken: a vocabulary with gaps makes the library count wrong.
+/// Adds tokens; refuses ids that are taken: the library miscounts vocabularies with gaps.
 fn add(inner: &mut tokenizers::Tokenizer, tokens: &[AddedToken], files: &Files) -> Result<()> {
     let is_new = |token: &&AddedToken| inner.token_to_id(&token.content).is_none();
     let new: Vec<AddedToken> = tokens.iter().filter(is_new).cloned().collect();
@@ -290,7 +288,7 @@ fn add(inner: &mut tokenizers::Tokenizer, tokens: &[AddedToken], files: &Files) 
     Ok(())
 }
 
-/// The id that the library gives to the next new token.
+/// The id that the library assigns to the next new token.
 fn next_id(inner: &tokenizers::Tokenizer) -> u32 {
     let size = inner.get_vocab_size(false) as u32;
     let last = inner.get_added_tokens_decoder().into_keys().max();
@@ -312,12 +310,12 @@ fn tokens_of(value: &Value) -> Vec<AddedToken> {
     }
 }
 
-/// A token that is special because of where it stands.
+/// A token that is special by its place.
 fn special_token(value: &Value) -> Option<AddedToken> {
     token(value, true).map(|token| token.special(true))
 }
 
-/// A token as transformers writes it: a string, or an object with `content` and what it is matched like.
+/// A token in transformers' form: a string, or an object with `content` and matching options.
 fn token(value: &Value, special: bool) -> Option<AddedToken> {
     let flag = |key: &str| value.get(key).and_then(Value::as_bool);
     let content = match value {

@@ -1,8 +1,7 @@
-//! Memory of results that are gone, for the next ones.
+//! Reuses the memory of dropped results.
 //!
-//! A result is written by all threads but allocated by one, and what the allocator gives out again must first be cleared: in a
-//! training step that took as long as a tenth of the products. Buffers that an operation has read for the last time come back
-//! here instead, and the next result of about their size overwrites them.
+//! An allocated result would be cleared by one thread before all threads overwrite it. Buffers that an operation reads for the last
+//! time are returned here instead, and a later result of about the same size overwrites them.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,31 +10,31 @@ use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-/// Numbers from which on a buffer is worth keeping: smaller ones are cleared in the cache.
+/// Smallest buffer to keep, in numbers: smaller ones are cleared in the cache.
 const SMALLEST: usize = 1 << 14;
-/// Numbers that are kept at most (256 MiB): what one layer's gradients take turns with, not a step's activations.
+/// Most numbers to keep (256 MiB): enough for the gradients of one layer, not for a step's activations.
 const MOST: usize = 64 << 20;
 
 thread_local! {
-    static KEPT: RefCell<Kept> = RefCell::default();
+    static KEPT: RefCell<SpareBuffers> = RefCell::default();
 }
 
-/// The oldest first.
+/// Kept buffers, oldest first.
 #[derive(Default)]
-struct Kept {
+struct SpareBuffers {
     buffers: VecDeque<Vec<f32>>,
-    /// Their capacities.
+    /// Sum of their capacities.
     numbers: usize,
 }
 
-impl Kept {
+impl SpareBuffers {
     fn remove(&mut self, place: usize) -> Option<Vec<f32>> {
         let buffer = self.buffers.remove(place)?;
         self.numbers -= buffer.capacity();
         Some(buffer)
     }
 
-    /// The one that fits best, at most a quarter too large.
+    /// Takes the best fit, at most a quarter too large.
     fn take(&mut self, len: usize) -> Option<Vec<f32>> {
         let fits = len..=len + len / 4;
         let capacities = self.buffers.iter().map(Vec::capacity).enumerate();
@@ -45,7 +44,7 @@ impl Kept {
         if let Some((place, _)) = best {
             return self.remove(place);
         }
-        // Sizes have changed: what nobody asks for any more makes room, one by one.
+        // No buffer fits: sizes have changed, so old buffers are freed one by one.
         self.remove(0);
         None
     }
@@ -59,7 +58,7 @@ impl Kept {
     }
 }
 
-/// `len` numbers that hold whatever they hold: every one is to be written.
+/// A buffer of `len` numbers with arbitrary content, to be overwritten.
 pub(super) fn buffer(len: usize) -> Vec<f32> {
     if len < SMALLEST {
         return vec![0.0; len];
@@ -77,16 +76,16 @@ pub(super) fn buffer(len: usize) -> Vec<f32> {
     }
 }
 
-/// Keeps the memory of each tensor that nothing else holds.
+/// Keeps the memory of tensors without other owners.
 pub(super) fn give_back<const N: usize>(tensors: [FlexTensor; N]) {
     for tensor in tensors {
         let numbers = tensor.shape().num_elements();
-        // A view of a larger buffer would be copied out of it.
+        // A view into a larger buffer would be copied.
         let whole = tensor.is_unique() && tensor.storage::<f32>().len() == numbers;
         if numbers < SMALLEST || !whole || tensor.as_slice::<f32>().is_none() {
             continue;
         }
-        // Memory that came with another alignment cannot be a vector of numbers; it goes where it came from.
+        // Memory of another alignment cannot become a vector of numbers; it is freed.
         if let Ok(buffer) = tensor.into_data().bytes.try_into_vec::<f32>() {
             KEPT.with_borrow_mut(|kept| kept.put(buffer));
         }
@@ -104,7 +103,7 @@ mod tests {
     const ROWS: usize = 300;
     const WIDTH: usize = 96;
 
-    /// Numbers that differ.
+    /// A matrix of distinct numbers.
     fn matrix(rows: usize, columns: usize) -> FlexTensor {
         let values = (0..rows * columns).map(|i| (i as f32 * 0.37).sin());
         tensor(values.collect(), [rows, columns])
@@ -120,7 +119,7 @@ mod tests {
         });
     }
 
-    /// Whatever a buffer held, no operation reads it.
+    /// No operation reads the old content of a buffer.
     #[test]
     fn results_do_not_depend_on_what_was_in_their_memory() {
         let x = || matrix(ROWS, WIDTH);
@@ -196,10 +195,10 @@ mod tests {
         // The smallest that is large enough.
         assert_eq!(buffer(19_000).len(), 19_000);
         assert_eq!(kept(), [24_000]);
-        // None fits: it is let go.
+        // None fits: the buffer is freed.
         assert_eq!(buffer(18_000).len(), 18_000);
         assert_eq!(kept(), [0; 0]);
-        // What something else holds stays there.
+        // A tensor with another owner is not kept.
         let shared = matrix(200, 100);
         give_back([shared.clone()]);
         assert_eq!((kept().len(), dims2(&shared)), (0, [200, 100]));

@@ -1,7 +1,7 @@
 //! Low-rank products beside a linear layer, all parts of a layer in one launch.
 //!
-//! Matrices as narrow as a rank fill no tile of a general product, which took a fifth of a step on an H200. A layer's first halves
-//! `a` (`[inputs, ranks]`) are one part that lies turned: so the same kernels compute what goes through them.
+//! Matrices as narrow as a rank do not fill the tiles of general products. A layer's down projections `a` (`[inputs, ranks]`) are
+//! treated as one transposed part, so that the same kernels compute their products.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
@@ -14,7 +14,7 @@ use crate::ops::{LowRankPart, ModelBackend, Owners};
 /// Columns of a cube.
 const COLUMNS: usize = 64;
 
-/// Rows of a cube: each number of `b` is read once for all of them.
+/// Rows of a cube: it reads each number of `b` once for all of them.
 const ROWS: usize = 16;
 
 /// Inner columns of a cube of [`to_ranks`].
@@ -27,8 +27,8 @@ const LANES: usize = 4;
 /// Rows of a cube of [`outer`]: a narrow layer's columns alone would not fill a device.
 const CHUNK: usize = 512;
 
-/// A part in a table: rank, first inner column, first output column, width, place in `b`, the bits of its scale, and the first of its
-/// rows.
+/// A table entry of a part: rank, first inner column, first output column, width, offset in `b`, the bits of its scale, and its first
+/// row.
 const FIELDS: usize = 7;
 
 /// `first_row` of each part.
@@ -46,13 +46,17 @@ fn part_table(parts: &[LowRankPart], first_row: impl Fn(usize) -> usize) -> Vec<
     table
 }
 
-/// Place of number `(i, c)` of a part's second half, `[rank, width]`, or turned `[width, rank]`.
+/// Index of number `(i, c)` of a part's `b`, `[rank, width]`, or transposed `[width, rank]`.
 #[cube]
-fn number_at(i: usize, c: usize, rank: usize, width: usize, #[comptime] turned: bool) -> usize {
-    if turned { c * rank + i } else { i * width + c }
+fn number_at(i: usize, c: usize, rank: usize, width: usize, #[comptime] transposed: bool) -> usize {
+    if transposed {
+        c * rank + i
+    } else {
+        i * width + c
+    }
 }
 
-/// `y[.., column..] += scale * xa[.., inner..] . b` for the part of each plane of cubes, in `rows` rows from the part's first on.
+/// `y[.., column..] += scale * xa[.., inner..] . b` for the part of each plane of cubes, in `rows` rows from the part's first row on.
 #[cube(launch)]
 fn add_parts(
     y: &mut Array<f32>,
@@ -62,7 +66,7 @@ fn add_parts(
     rows: u32,
     y_width: u32,
     ranks: u32,
-    #[comptime] turned: bool,
+    #[comptime] transposed: bool,
 ) {
     let at = CUBE_POS_Z as usize * FIELDS;
     let (rank, inner) = (parts[at] as usize, parts[at + 1] as usize);
@@ -85,7 +89,7 @@ fn add_parts(
         sums[r] = 0.0f32;
     }
     for i in 0..rank {
-        let weight = b[offset + number_at(i, c, rank, width, turned)];
+        let weight = b[offset + number_at(i, c, rank, width, transposed)];
         #[unroll]
         for r in 0..ROWS {
             if r < here {
@@ -101,8 +105,7 @@ fn add_parts(
     }
 }
 
-/// `out[.., inner..] = scale * x[.., column..] . b^T`: [`ROWS`] rows and [`INNER`] inner columns a cube, a unit for each
-/// number.
+/// `out[.., inner..] = scale * x[.., column..] . b^T`: [`ROWS`] rows and [`INNER`] inner columns per cube, one unit per number.
 #[cube(launch)]
 fn to_ranks(
     x: &Array<f32>,
@@ -112,7 +115,7 @@ fn to_ranks(
     rows: u32,
     x_width: u32,
     ranks: u32,
-    #[comptime] turned: bool,
+    #[comptime] transposed: bool,
 ) {
     let at = CUBE_POS_Z as usize * FIELDS;
     let (rank, inner) = (parts[at] as usize, parts[at + 1] as usize);
@@ -143,7 +146,7 @@ fn to_ranks(
             numbers[r * (COLUMNS + 1) + c] = value;
             let mut weight = 0.0f32;
             if first_inner + r < rank && start + c < width {
-                weight = b[offset + number_at(first_inner + r, start + c, rank, width, turned)];
+                weight = b[offset + number_at(first_inner + r, start + c, rank, width, transposed)];
             }
             weights[r * (COLUMNS + 1) + c] = weight;
             e += comptime!(ROWS * INNER);
@@ -160,7 +163,7 @@ fn to_ranks(
     }
 }
 
-/// `db = scale * xa[.., inner..]^T . grad[.., column..]` of [`CHUNK`] rows, in the places of `b` of each chunk: `[chunks, len]`.
+/// `db = scale * xa[.., inner..]^T . grad[.., column..]` over chunks of [`CHUNK`] rows, each in the layout of `b`: `[chunks, len]`.
 #[cube(launch)]
 fn outer(
     grad: &Array<f32>,
@@ -172,7 +175,7 @@ fn outer(
     ranks: u32,
     chunks: u32,
     len: u32,
-    #[comptime] turned: bool,
+    #[comptime] transposed: bool,
 ) {
     let at = CUBE_POS_Z as usize * FIELDS;
     let (rank, inner) = (parts[at] as usize, parts[at + 1] as usize);
@@ -214,7 +217,7 @@ fn outer(
         shared[(lane * RANKS + i) * COLUMNS + place] = sums[i];
     }
     sync_cube();
-    // One lane for each inner column adds up.
+    // One lane per inner column sums.
     let i = lane;
     if c < width && first + i < rank {
         let mut sum = 0.0f32;
@@ -223,17 +226,17 @@ fn outer(
             sum += shared[(other * RANKS + i) * COLUMNS + place];
         }
         let to = chunk * len as usize + offset;
-        db[to + number_at(first + i, c, rank, width, turned)] = sum * scale;
+        db[to + number_at(first + i, c, rank, width, transposed)] = sum * scale;
     }
 }
 
-/// The widest part and the highest rank.
+/// The largest width and the largest rank.
 fn largest(parts: &[LowRankPart]) -> (usize, usize) {
     let most = |of: fn(&LowRankPart) -> usize| parts.iter().map(of).max().unwrap_or(0);
     (most(|part| part.width), most(|part| part.rank))
 }
 
-/// First halves `a`, `[inputs, ranks]`, as a part.
+/// The down projections `a`, `[inputs, ranks]`, as one part.
 fn whole(inputs: usize, ranks: usize) -> [LowRankPart; 1] {
     [LowRankPart {
         rank: ranks,
@@ -269,7 +272,7 @@ pub(super) fn add_through<R: CubeRuntime>(
     add_as(y, dxa, a, &whole(inputs, ranks), owners, true)
 }
 
-/// `x^T . dxa`, the gradient of first halves.
+/// `x^T . dxa`, the gradient of `a`.
 pub(super) fn gradient_of_a<R, B>(x: CubeTensor<R>, dxa: CubeTensor<R>) -> CubeTensor<R>
 where
     R: CubeRuntime,
@@ -295,8 +298,7 @@ pub(super) fn add<R: CubeRuntime>(
     add_as(y, xa, b, parts, owners, false)
 }
 
-/// The same, each part in its own share of the rows. Two parts write the same numbers only if they are of one share and overlap,
-/// which parts do not.
+/// The same, with each part in its own share of the rows. Parts do not overlap within a share, so no number is written twice.
 pub(super) fn add_shared<R: CubeRuntime>(
     y: CubeTensor<R>,
     xa: CubeTensor<R>,
@@ -313,7 +315,7 @@ fn add_as<R: CubeRuntime>(
     b: CubeTensor<R>,
     parts: &[LowRankPart],
     owners: Owners<'_>,
-    turned: bool,
+    transposed: bool,
 ) -> CubeTensor<R> {
     let (y, xa, b) = (writable(y), into_contiguous(xa), into_contiguous(b));
     let ([rows, y_width], [_, ranks]) = (dims2(&y), dims2(&xa));
@@ -337,7 +339,7 @@ fn add_as<R: CubeRuntime>(
             rows as u32,
             y_width as u32,
             ranks as u32,
-            turned,
+            transposed,
         );
     }
     y
@@ -367,7 +369,7 @@ fn to_ranks_of<R: CubeRuntime>(
     b: CubeTensor<R>,
     parts: &[LowRankPart],
     ranks: usize,
-    turned: bool,
+    transposed: bool,
 ) -> CubeTensor<R> {
     let [rows, x_width] = dims2(&x);
     let (_, rank) = largest(parts);
@@ -389,18 +391,18 @@ fn to_ranks_of<R: CubeRuntime>(
             rows as u32,
             x_width as u32,
             ranks as u32,
-            turned,
+            transposed,
         );
     }
     out
 }
 
-/// [`outer`] of contiguous tensors, all rows; the numbers of `b` one after another.
+/// [`outer`] of contiguous tensors over all rows, in the layout of `b`.
 fn outer_of<R, B>(
     grad: CubeTensor<R>,
     xa: CubeTensor<R>,
     parts: &[LowRankPart],
-    turned: bool,
+    transposed: bool,
 ) -> CubeTensor<R>
 where
     R: CubeRuntime,
@@ -430,7 +432,7 @@ where
             ranks as u32,
             chunks as u32,
             len as u32,
-            turned,
+            transposed,
         );
     }
     let db = if chunks == 1 {

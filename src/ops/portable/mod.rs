@@ -1,4 +1,4 @@
-//! The operations in plain burn ops: right on every backend, and the reference for the kernels.
+//! The operations in plain burn ops: correct on every backend, and the reference for the kernels.
 
 mod attention;
 mod logprob;
@@ -92,7 +92,7 @@ pub(super) fn layer_norm_backward<B: Backend>(
 pub(super) fn gelu<B: Backend>(x: FloatTensor<B>, form: Gelu) -> FloatTensor<B> {
     let x = wrap::<B, 2>(x);
     unwrap(match form {
-        // Not burn's own gelu: on most backends its gradient is that of the tanh form.
+        // Not burn's gelu: on most backends its gradient is that of the tanh form.
         Gelu::Erf => x.clone() * phi(x),
         Gelu::Tanh => x.clone() * logistic(x),
     })
@@ -133,7 +133,7 @@ fn phi<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     erf.add_scalar(1.0).mul_scalar(0.5)
 }
 
-/// What stands for it in the tanh form.
+/// Its approximation in the tanh form.
 fn logistic<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     let inner = x.clone() + x.powi_scalar(3).mul_scalar(CUBIC);
     let tanh = inner.mul_scalar(tanh_factor()).tanh();
@@ -152,7 +152,7 @@ pub(super) fn rope<B: Backend>(
     let half = cos.dims()[1];
     let rotated = num_heads * 2 * half;
     let sin = if inverse { sin.neg() } else { sin };
-    // burn 0.21 reshapes a transposed matrix of one column wrongly on GPUs; a result of arithmetic has plain rows.
+    // burn 0.21 reshapes a transposed matrix of one column wrongly on GPUs; results of arithmetic have contiguous rows.
     let rows = |table: Tensor<B, 2>| table.mul_scalar(1.0).reshape([tokens, 1, half]);
     let (cos, sin) = (rows(cos), rows(sin));
     let heads = x
@@ -163,7 +163,7 @@ pub(super) fn rope<B: Backend>(
         heads.clone().narrow(2, 0, half),
         heads.narrow(2, half, half),
     );
-    let turned = Tensor::cat(
+    let rotated_columns = Tensor::cat(
         vec![
             first.clone() * cos.clone() - second.clone() * sin.clone(),
             second * cos + first * sin,
@@ -172,10 +172,10 @@ pub(super) fn rope<B: Backend>(
     )
     .reshape([tokens, rotated]);
     if rotated == width {
-        return unwrap(turned);
+        return unwrap(rotated_columns);
     }
     unwrap(Tensor::cat(
-        vec![turned, x.slice([0..tokens, rotated..width])],
+        vec![rotated_columns, x.slice([0..tokens, rotated..width])],
         1,
     ))
 }
@@ -221,7 +221,7 @@ pub(super) fn sum_of_squares<B: Backend>(tensors: Vec<FloatTensor<B>>) -> f64 {
     let square = |tensor: FloatTensor<B>| {
         let entries = tensor.shape().num_elements();
         let flat = B::float_reshape(tensor, [1, entries].into());
-        // A reduction along a dimension: the full sum is an atomic kernel on GPUs, whose order is not fixed.
+        // A reduction along a dimension: the full sum uses atomics on GPUs, in no fixed order.
         let sum = B::float_sum_dim(B::float_mul(flat.clone(), flat), 1);
         f64::from(host::read(wrap::<B, 2>(sum))[0])
     };
@@ -302,7 +302,7 @@ pub(super) fn add_shared_low_rank<B: Backend>(
     unwrap(y)
 }
 
-/// Adds the low-rank products' part to `dx`, the gradient through the weight, and also returns the gradients of `a` and `b`.
+/// Adds the low-rank products' gradient to `dx`, the gradient through the weight; also returns the gradients of `a` and `b`.
 pub(super) fn low_rank_backward<B: Backend>(
     dx: Option<FloatTensor<B>>,
     x: FloatTensor<B>,

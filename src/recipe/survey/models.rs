@@ -1,16 +1,16 @@
-//! The models that stages name: policies and reward models, without their weights.
+//! Checks the models of stages, policies and reward models, without loading weights.
 
 use super::Surveyor;
 use crate::data::{RowKind, encode_prompts};
-use crate::recipe::known::{Known, learned, open_blank, open_folder, open_reward};
+use crate::recipe::known::{ResolvedModel, learned, open_blank, open_folder, open_reward};
 use crate::train::config::Init;
-use crate::train::{OTHER_TOKENS, Reads, reward_folder};
+use crate::train::{OTHER_TOKENS, StageInputs, reward_folder};
 
 impl Surveyor<'_> {
-    /// The model that a stage starts from, or whose tokens its prompts are: its first. The others must have the same tokens.
-    pub(super) fn models(&mut self, reads: &Reads<'_>, path: &str) -> Option<Known> {
-        let mut first: Option<Known> = None;
-        for (key, init) in &reads.models {
+    /// The first model of a stage: the initial one, or the one that determines the tokenizer. Others must have the same tokenizer.
+    pub(super) fn models(&mut self, inputs: &StageInputs<'_>, path: &str) -> Option<ResolvedModel> {
+        let mut first: Option<ResolvedModel> = None;
+        for (key, init) in &inputs.models {
             let place = format!("{path}.{key}");
             let Some(known) = self.model(init, &place) else {
                 continue;
@@ -30,7 +30,7 @@ impl Surveyor<'_> {
         first
     }
 
-    fn model(&mut self, init: &Init, place: &str) -> Option<Known> {
+    fn model(&mut self, init: &Init, place: &str) -> Option<ResolvedModel> {
         match init {
             Init::Base => self.base.clone(),
             Init::Stage(name) => self.by_stage.get(name).cloned(),
@@ -42,9 +42,14 @@ impl Surveyor<'_> {
         }
     }
 
-    /// Opens the reward models that a stage names, and compares the tokens of the one that a value network starts from.
-    pub(super) fn reward_models(&mut self, reads: &Reads<'_>, path: &str, policy: Option<&Known>) {
-        for (key, reward) in &reads.rewards {
+    /// Opens the reward models of a stage, and checks the tokenizer of the one that a value network starts from.
+    pub(super) fn reward_models(
+        &mut self,
+        inputs: &StageInputs<'_>,
+        path: &str,
+        policy: Option<&ResolvedModel>,
+    ) {
+        for (key, reward) in &inputs.rewards {
             for (key, name) in learned(&format!("{path}.{key}"), reward) {
                 let reward = match reward_folder(&name) {
                     Some(folder) => {
@@ -54,19 +59,19 @@ impl Surveyor<'_> {
                     None => self.by_stage.get(&name).cloned(),
                 };
                 if let (Some(reward), Some(policy)) = (reward, policy)
-                    && !self.reads_prompts(&reward, policy, reads)
+                    && !self.reads_prompts(&reward, policy, inputs)
                 {
                     let problem = self.places.problem(
                         &key,
                         "the reward model has another tokenizer than the policy and no chat template, and prompts are conversations",
                     );
                     self.problems.push(problem.with_help(
-                        "give it a chat_template.jinja, or take a reward model with the policy's tokenizer",
+                        "give it a chat_template.jinja, or use a reward model with the policy's tokenizer",
                     ));
                 }
             }
         }
-        let Some((key, name)) = reads.value_start else {
+        let Some((key, name)) = inputs.value_start else {
             return;
         };
         let reward = match reward_folder(name) {
@@ -80,15 +85,20 @@ impl Surveyor<'_> {
             self.problems.push(problem);
         }
     }
-    /// Whether a reward model can read the prompts of a stage: by the policy's ids, as text, or by a chat template of its own.
-    fn reads_prompts(&self, reward: &Known, policy: &Known, reads: &Reads<'_>) -> bool {
+    /// Whether a reward model can read the prompts of a stage: by the policy's ids, as text, or by its own chat template.
+    fn reads_prompts(
+        &self,
+        reward: &ResolvedModel,
+        policy: &ResolvedModel,
+        inputs: &StageInputs<'_>,
+    ) -> bool {
         if reward.tokenizer.has_chat() || reward.tokenizer.reads_ids_of(&policy.tokenizer) {
             return true;
         }
-        let prompts = (reads.data.iter()).filter(|data| data.rows == RowKind::Prompt);
+        let prompts = (inputs.data.iter()).filter(|data| data.kind == RowKind::Prompt);
         !prompts.into_iter().any(|data| {
-            // Rows that cannot be read are reported as data.
-            let found = self.checked.found(data.config, data.rows);
+            // Unreadable rows are reported with the data set.
+            let found = self.checked.found(data.config, data.kind);
             let first = found.and_then(|found| found.sample.get(..1)).unwrap_or(&[]);
             let encoded = encode_prompts(first, &policy.tokenizer, &data.config.format, usize::MAX);
             encoded

@@ -1,11 +1,11 @@
-//! From samples to a rollout: how much better each token was than expected.
+//! Advantage estimation: from samples to a rollout.
 
 use super::{Rollout, Samples, ScaleRewards, ValueTargets, group_advantages, leave_one_out};
 use crate::rl::{Gae, KlTerm, Variance, gae, whiten};
 
 /// How advantages are estimated.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Advantage {
+pub enum AdvantageEstimator {
     /// Generalised advantage estimation on per-token rewards, against a value function ([`gae`]).
     Gae {
         /// Discount per token.
@@ -19,9 +19,9 @@ pub enum Advantage {
     },
     /// One number per response, against its group ([`group_advantages`]).
     Group {
-        /// Responses to each prompt, one after the other.
+        /// Responses to each prompt, consecutive.
         size: usize,
-        /// What differences are divided by.
+        /// Scale of the differences.
         scale: ScaleRewards,
     },
     /// One number per response, against the others of its group ([`leave_one_out`]).
@@ -31,8 +31,8 @@ pub enum Advantage {
     },
 }
 
-impl Advantage {
-    /// The rollout of `samples`. `values` are those of a value function at the value positions.
+impl AdvantageEstimator {
+    /// The rollout of `samples`. `values`: of the value function, at the value positions.
     ///
     /// # Panics
     /// If `Gae` gets no values, or a group's size does not divide the number of samples.
@@ -126,7 +126,7 @@ mod tests {
     fn a_response_pays_its_whole_kl_before_it_is_compared() {
         // 1 - 0.2 * 1 = 0.8, 0 - 0.1, 3 - 0.1, 2 - 0.2 * 1.5 = 1.7: differences 0.9 and 1.2.
         let rollout =
-            Advantage::LeaveOneOut { size: 2 }.estimate(samples(), None, kl(KlIn::Reward));
+            AdvantageEstimator::LeaveOneOut { size: 2 }.estimate(samples(), None, kl(KlIn::Reward));
         let want = [0.9, 0.9, -0.9, 1.2, -1.2, -1.2, -1.2];
         for (got, want) in rollout.advantages.iter().zip(want) {
             assert!((got - want).abs() < 1e-6, "{:?}", rollout.advantages);
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_kl_in_the_loss_leaves_the_comparison_alone() {
-        let group = Advantage::Group {
+        let group = AdvantageEstimator::Group {
             size: 2,
             scale: ScaleRewards::None,
         };

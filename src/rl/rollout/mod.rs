@@ -1,8 +1,8 @@
-//! What the update of an on-policy method reads: responses with all that is known of them, advantages, and where there is a
-//! value function its targets. Plain data on the host; nothing here knows a stage or a model.
+//! The data of an on-policy update: responses with scores and log-probabilities, advantages and, with a value function, its
+//! targets. Plain data on the host, independent of stages and models.
 //!
-//! A method is a choice among what stands here: its samples, an [`Advantage`], an [`Objective`], a [`LossMean`] and a
-//! [`KlTerm`]. PPO is `Gae` with `Clip` and a mean over tokens, RLOO has `LeaveOneOut`, GRPO `Group` and a mean over responses.
+//! A method combines [`Samples`] with an [`AdvantageEstimator`], an [`Objective`], a [`LossMean`] and a [`KlTerm`]. PPO is `Gae`
+//! with `Clip` and a mean over tokens; RLOO uses `LeaveOneOut`; GRPO uses `Group` and a mean over responses.
 
 mod advantage;
 mod group;
@@ -11,43 +11,43 @@ mod samples;
 
 use super::{KlTerm, explained_variance, mean, objective_stats, variance};
 
-pub use advantage::Advantage;
+pub use advantage::AdvantageEstimator;
 pub use group::{ScaleRewards, group_advantages, leave_one_out};
 pub use objective::{LossMean, Objective};
 pub use samples::Samples;
 
-/// Samples with their advantages: what an update reads.
+/// Samples with their advantages: the input of an update.
 ///
 /// # Source
 /// The small trajectory of group methods (arXiv:2402.03300) and, with `targets`, that of arXiv:2403.17031.
 #[derive(Debug, Clone)]
 pub struct Rollout {
-    /// Responses, and what is known of them.
+    /// Responses with their scores and log-probabilities.
     pub samples: Samples,
     /// The KL term of this rollout.
     pub kl: KlTerm,
-    /// `[response tokens]`: before any whitening.
+    /// `[response tokens]`, before whitening.
     pub raw_advantages: Vec<f32>,
-    /// `[response tokens]`: what the policy's objective reads.
+    /// `[response tokens]`, as the policy's objective reads them.
     pub advantages: Vec<f32>,
-    /// What a value function is trained on; `None` for methods without one.
+    /// Training targets of the value function; `None` for methods without one.
     pub targets: Option<ValueTargets>,
 }
 
-/// What a value function is trained on, by value position
+/// Training targets of a value function, by value position
 /// ([`ResponseLayout::values`](crate::rl::ResponseLayout::values)).
 #[derive(Debug, Clone, PartialEq)]
 pub struct ValueTargets {
     /// Values before the update.
     pub values: Vec<f32>,
-    /// Rewards as the estimator read them: whitened, if the method says so.
+    /// Rewards as the estimator reads them, whitened if the method asks for it.
     pub rewards: Vec<f32>,
-    /// What the values should have been.
+    /// Targets of the values.
     pub returns: Vec<f32>,
 }
 
 impl Rollout {
-    /// What `metrics.jsonl` says of the rollout.
+    /// The rollout's entries in `metrics.jsonl`.
     pub fn metrics(&self) -> Vec<(&'static str, f64)> {
         let samples = &self.samples;
         let missing = samples.has_eos.iter().filter(|&&has| !has).count() as f64;

@@ -1,13 +1,13 @@
-//! What an update makes of the ratio of new to old probability, and what its loss is a mean over.
+//! The policy's objective as a function of the probability ratio, and what its loss is averaged over.
 
 use crate::tokens::Segments;
 
-/// The objective of the policy at a token, with `rho = exp(logprob - old_logprob)` and advantage `A`. The loss is
+/// The policy's objective at a token, with `rho = exp(logprob - old_logprob)` and advantage `A`. The loss is
 /// [`crate::loss::policy_loss`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Objective {
-    /// `min(A rho, A clip(rho, 1 - low, 1 + high))`: a token that has moved far enough in its advantage's direction has no
-    /// gradient.
+    /// `min(A rho, A clip(rho, 1 - low, 1 + high))`: a token whose ratio has left the range in the direction of its advantage
+    /// has no gradient.
     ///
     /// # Source
     /// Schulman et al. 2017, arXiv:1707.06347, eq. 7, where `low = high`; Yu et al. 2025, arXiv:2503.14476 (DAPO,
@@ -21,7 +21,7 @@ pub enum Objective {
     /// `A min(rho, max_ratio) logprob` with the clipped ratio as a constant: every token keeps its gradient.
     ///
     /// # Source
-    /// MiniMax 2025, arXiv:2506.13585, eq. 4 (CISPO), with a bound from above only, as TRL 1.16 has it.
+    /// MiniMax 2025, arXiv:2506.13585, eq. 4 (CISPO), with an upper bound only, as in TRL 1.16.
     Cispo {
         /// Largest weight of a token.
         max_ratio: f64,
@@ -29,7 +29,7 @@ pub enum Objective {
 }
 
 impl Objective {
-    /// PPO's clip, as far up as down.
+    /// PPO's clip, symmetric around 1.
     pub fn clip(cliprange: f64) -> Self {
         Self::Clip {
             low: cliprange,
@@ -37,8 +37,8 @@ impl Objective {
         }
     }
 
-    /// Whether the bound holds a token of this ratio and advantage back.
-    pub fn holds_back(&self, ratio: f64, advantage: f64) -> bool {
+    /// Whether the clip is active at a token with this ratio and advantage.
+    pub fn is_clipped(&self, ratio: f64, advantage: f64) -> bool {
         match *self {
             Self::Clip { low, high } => {
                 (advantage > 0.0 && ratio > 1.0 + high) || (advantage < 0.0 && ratio < 1.0 - low)
@@ -48,21 +48,21 @@ impl Objective {
     }
 }
 
-/// What the policy's loss is a mean over, in the whole minibatch.
+/// What the policy's loss is averaged over, in the whole minibatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LossMean {
     /// All response tokens: long responses count for more (PPO; DAPO, arXiv:2503.14476, section 3.3).
     #[default]
     Tokens,
-    /// Responses, each of which is the mean over its tokens (GRPO, arXiv:2402.03300, eq. 3).
+    /// Responses, each averaged over its tokens (GRPO, arXiv:2402.03300, eq. 3).
     Responses,
-    /// Responses, each of which is the sum over its tokens divided by this constant, so that length changes nothing (Dr. GRPO,
-    /// arXiv:2503.20783).
+    /// Responses, each summed over its tokens and divided by this constant, so that the weight of a token does not depend on the
+    /// response's length (Dr. GRPO, arXiv:2503.20783).
     Constant(usize),
 }
 
 impl LossMean {
-    /// What the summed loss of a minibatch with these `responses` is divided by.
+    /// The divisor of the summed loss of a minibatch with these `responses`.
     pub fn count(self, responses: &Segments) -> f64 {
         match self {
             Self::Tokens => responses.num_tokens() as f64,
@@ -91,14 +91,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clip_holds_back_in_the_direction_of_the_advantage() {
+    fn a_clip_acts_in_the_direction_of_the_advantage() {
         let clip = Objective::Clip {
             low: 0.2,
             high: 0.28,
         };
-        assert!(clip.holds_back(1.3, 1.0) && !clip.holds_back(1.25, 1.0));
-        assert!(clip.holds_back(0.75, -1.0) && !clip.holds_back(0.85, -1.0));
-        assert!(!clip.holds_back(0.1, 1.0) && !clip.holds_back(9.0, -1.0));
+        assert!(clip.is_clipped(1.3, 1.0) && !clip.is_clipped(1.25, 1.0));
+        assert!(clip.is_clipped(0.75, -1.0) && !clip.is_clipped(0.85, -1.0));
+        assert!(!clip.is_clipped(0.1, 1.0) && !clip.is_clipped(9.0, -1.0));
         assert_eq!(
             Objective::clip(0.2),
             Objective::Clip {
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn cispo_has_a_bound_from_above() {
         let cispo = Objective::Cispo { max_ratio: 5.0 };
-        assert!(cispo.holds_back(5.5, 1.0));
-        assert!(!cispo.holds_back(5.5, -1.0) && !cispo.holds_back(0.1, 1.0));
+        assert!(cispo.is_clipped(5.5, 1.0));
+        assert!(!cispo.is_clipped(5.5, -1.0) && !cispo.is_clipped(0.1, 1.0));
     }
 }

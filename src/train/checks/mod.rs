@@ -1,19 +1,19 @@
-//! Collects what is wrong with a stage's settings by key, and the wordings of common checks.
+//! Collects problems of a stage's settings by key, with the common checks and their messages.
 
 pub(super) mod settings;
 
 use std::fmt::Debug;
 
-/// Findings so far.
+/// The problems found so far.
 #[derive(Debug, Default)]
 pub struct Checks {
-    findings: Vec<Finding>,
+    problems: Vec<SettingProblem>,
 }
 
-/// Something wrong with the value of a key.
+/// A problem with the value of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The key path to point at, then those of the other keys whose values the finding rests on.
+pub struct SettingProblem {
+    /// The key path to point at, then those of other keys whose values the problem depends on.
     pub keys: Vec<String>,
     /// What is wrong.
     pub message: String,
@@ -22,14 +22,14 @@ pub struct Finding {
 }
 
 impl Checks {
-    /// Everything found, in the order of finding.
-    pub fn into_findings(self) -> Vec<Finding> {
-        self.findings
+    /// All problems in the order in which they were found.
+    pub fn into_problems(self) -> Vec<SettingProblem> {
+        self.problems
     }
 
-    /// Notes a problem with the value of `key`.
-    pub fn say(&mut self, key: impl Into<String>, message: impl Into<String>) {
-        self.findings.push(Finding {
+    /// Adds a problem with the value of `key`.
+    pub fn problem(&mut self, key: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(SettingProblem {
             keys: vec![key.into()],
             message: message.into(),
             help: None,
@@ -38,22 +38,22 @@ impl Checks {
 
     /// Adds advice to the last problem.
     pub fn help(&mut self, help: impl Into<String>) {
-        if let Some(finding) = self.findings.last_mut() {
-            finding.help = Some(help.into());
+        if let Some(problem) = self.problems.last_mut() {
+            problem.help = Some(help.into());
         }
     }
 
-    /// Says that the last problem also rests on the value of `key`.
-    pub fn rests_on(&mut self, key: impl Into<String>) {
-        if let Some(finding) = self.findings.last_mut() {
-            finding.keys.push(key.into());
+    /// Notes that the last problem also depends on the value of `key`.
+    pub fn depends_on(&mut self, key: impl Into<String>) {
+        if let Some(problem) = self.problems.last_mut() {
+            problem.keys.push(key.into());
         }
     }
 
-    /// `key: must be {wanted}, found {found}` unless `holds`.
-    pub fn must(&mut self, key: impl Into<String>, holds: bool, wanted: &str, found: impl Debug) {
+    /// Adds `key: must be {expected}, found {found}` unless `holds`.
+    pub fn must(&mut self, key: impl Into<String>, holds: bool, expected: &str, found: impl Debug) {
         if !holds {
-            self.say(key, format!("must be {wanted}, found {found:?}"));
+            self.problem(key, format!("must be {expected}, found {found:?}"));
         }
     }
 
@@ -101,7 +101,7 @@ impl Checks {
         let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
         if !starts_well || !name.chars().all(legal) || name.chars().all(|c| c.is_ascii_digit()) {
-            self.say(
+            self.problem(
                 key,
                 format!(
                     "must be letters, digits, `-` and `_`, starting with a letter or digit and not digits only, found {name:?}"

@@ -8,9 +8,9 @@ use crate::train::checks::Checks;
 use crate::train::config::{
     Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Schedule, Truncate,
 };
-use crate::train::{DataUse, GenerationSettings, Reads, TrainingSettings};
+use crate::train::{DataUse, GenerationSettings, StageInputs, TrainingSettings};
 
-/// Checks what all stages that train have in common.
+/// Checks the settings common to all stages that train.
 pub(in crate::train) fn check_training(
     checks: &mut Checks,
     path: &str,
@@ -26,18 +26,18 @@ pub(in crate::train) fn check_training(
         check_row_length(checks, path, max_length);
         if training.micro_batch_tokens < max_length {
             let found = training.micro_batch_tokens;
-            checks.say(
+            checks.problem(
                 format!("{path}.micro_batch_tokens"),
                 format!("must be at least max_length {max_length}, found {found}"),
             );
-            checks.rests_on(format!("{path}.max_length"));
+            checks.depends_on(format!("{path}.max_length"));
             checks.help("a row is never split over two forward passes");
         }
     }
     check_cadence(checks, path, training.cadence);
 }
 
-/// Checks what all stages that generate responses have in common.
+/// Checks the settings common to all stages that generate responses.
 pub(in crate::train) fn check_generation(
     checks: &mut Checks,
     path: &str,
@@ -68,13 +68,13 @@ fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
             "" => path.clone(),
             place => format!("{path}.{place}"),
         };
-        checks.say(key, problem.message);
+        checks.problem(key, problem.message);
         if let Some(help) = problem.help {
             checks.help(help);
         }
     }
     if matches!(init, Init::Random(_)) && !peft.trains_base() {
-        checks.say(
+        checks.problem(
             &path,
             "adapters on a frozen random base cannot learn a language",
         );
@@ -112,7 +112,7 @@ pub(in crate::train) fn check_optim(checks: &mut Checks, path: &str, optim: &Opt
     checks.fraction(path, "schedule.floor", floor);
 }
 
-/// Checks the longest row of a stage.
+/// Checks the limit on the length of a row.
 pub(in crate::train) fn check_row_length(checks: &mut Checks, path: &str, max_length: usize) {
     checks.must(
         format!("{path}.max_length"),
@@ -160,18 +160,18 @@ fn check_truncate(
         &truncate.token,
     );
     if truncate.after >= response_length {
-        checks.say(
+        checks.problem(
             format!("{path}.truncate.after"),
             format!(
                 "must be below response_length {response_length} to have an effect, found {}",
                 truncate.after
             ),
         );
-        checks.rests_on(format!("{path}.response_length"));
+        checks.depends_on(format!("{path}.response_length"));
     }
 }
 
-/// Checks what a stage says of a data set.
+/// Checks a data set of a stage.
 pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
     check_take(checks, path, data);
     let data = data.config;
@@ -191,11 +191,11 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
         DataSource::Posts { rows, .. } => {
             checks.positive(&source, "rows", *rows);
             if *rows >= 1 && data.skip >= *rows {
-                checks.say(
+                checks.problem(
                     format!("{path}.skip"),
                     format!("leaves none of the {rows} rows"),
                 );
-                checks.rests_on(format!("{source}.rows"));
+                checks.depends_on(format!("{source}.rows"));
             }
         }
         DataSource::Stage(_)
@@ -217,21 +217,21 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
     check_format(checks, &format!("{path}.format"), &data.format);
 }
 
-/// What is taken of scored responses must be what the stage reads.
+/// Checks that `take` fits the kind of rows that the stage reads.
 fn check_take(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
     let Some(take) = data.config.format.take else {
         return;
     };
     let key = format!("{path}.format.take");
     if data.config.source.stage().is_none() {
-        checks.say(
+        checks.problem(
             key,
-            "is of rows that a stage leaves, and the source is no stage",
+            "selects among the scored responses of a stage, and the source is no stage",
         );
         checks.help("use `source: Stage(\"..\")`, or leave `take` out");
         return;
     }
-    let compares = data.rows == RowKind::Preference;
+    let compares = data.kind == RowKind::Preference;
     let fits = match take {
         Take::All => true,
         Take::Best | Take::Above(_) => !compares,
@@ -239,7 +239,7 @@ fn check_take(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
     };
     let expected = match compares {
         true => "`All` or `BestAndWorst`: comparisons are read",
-        false => "`Best`, `Above(..)` or `All`: responses are learned",
+        false => "`Best`, `Above(..)` or `All`: responses are trained on",
     };
     checks.must(key, fits, expected, take);
 }
@@ -266,26 +266,26 @@ fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {
                 .detail()
                 .map(|d| format!(" ({d})"))
                 .unwrap_or_default();
-            checks.say(
+            checks.problem(
                 format!("{path}.{key}"),
                 format!("not a template: {}{detail}", error.kind()),
             );
-            checks.help("columns stand in double braces: `\"{{ prompt }}\"`");
+            checks.help("write columns in double braces: `\"{{ prompt }}\"`");
         }
     }
 }
 
-/// Comparisons for `who`: the embedded posts have none.
+/// Refuses the embedded posts as comparisons for `who`: they have none.
 pub(in crate::train) fn check_comparisons(
     checks: &mut Checks,
     path: &str,
     who: &str,
-    reads: Reads<'_>,
+    inputs: StageInputs<'_>,
 ) {
-    let comparisons = |data: &DataUse<'_>| data.rows == RowKind::Preference;
-    for data in reads.data.into_iter().filter(comparisons) {
+    let comparisons = |data: &DataUse<'_>| data.kind == RowKind::Preference;
+    for data in inputs.data.into_iter().filter(comparisons) {
         if matches!(data.config.source, DataSource::Posts { .. }) {
-            checks.say(
+            checks.problem(
                 format!("{path}.{}.source", data.key),
                 format!("the embedded posts are prompts with completions; {who} needs comparisons"),
             );
@@ -294,7 +294,7 @@ pub(in crate::train) fn check_comparisons(
     }
 }
 
-/// Checks a reward source; `data` is what it will score.
+/// Checks a reward source that will score responses to `data`.
 pub(in crate::train) fn check_reward(
     checks: &mut Checks,
     path: &str,
@@ -311,7 +311,7 @@ pub(in crate::train) fn check_reward(
         ),
         RewardConfig::Gold => {
             if !matches!(data.source, DataSource::Posts { .. }) {
-                checks.say(
+                checks.problem(
                     path,
                     "`Gold` can score responses to the embedded posts only, and the data is not `Posts(..)`",
                 );
@@ -322,14 +322,14 @@ pub(in crate::train) fn check_reward(
         RewardConfig::Pattern { regex } => check_regex(checks, &format!("{path}.regex"), regex),
         RewardConfig::Command { command, timeout_s } => {
             if command.first().is_none_or(String::is_empty) {
-                checks.say(format!("{path}.command"), "names no program");
+                checks.problem(format!("{path}.command"), "names no program");
                 checks.help("e.g. `command: [\"python3\", \"score.py\"]`");
             }
             checks.above_zero(path, "timeout_s", *timeout_s);
         }
         RewardConfig::Sum(terms) => {
             if terms.is_empty() {
-                checks.say(path, "a sum needs at least one term");
+                checks.problem(path, "a sum needs at least one term");
                 checks.help("e.g. `Sum([(1.0, Rouge()), (0.1, Length(target: 10))])`");
             }
             for (index, (weight, term)) in terms.iter().enumerate() {
@@ -343,12 +343,12 @@ pub(in crate::train) fn check_reward(
 
 fn check_regex(checks: &mut Checks, key: &str, pattern: &str) {
     if pattern.is_empty() {
-        checks.say(key, "is empty");
+        checks.problem(key, "is empty");
     } else if let Err(error) = regex::Regex::new(pattern) {
-        // The crate's message spans lines and ends with the cause.
+        // The message of the regex crate spans lines and ends with the cause.
         let cause = error.to_string();
         let cause = cause.lines().last().unwrap_or_default();
-        checks.say(
+        checks.problem(
             key,
             format!(
                 "{pattern:?} is not a regular expression: {}",

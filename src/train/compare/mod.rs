@@ -1,4 +1,4 @@
-//! The closing table: policies side by side on the same held-out prompts.
+//! Compares policies on the same held-out prompts.
 
 mod config;
 mod spec;
@@ -21,7 +21,7 @@ use crate::train::session::{Outcome, data_file};
 /// Tokens scored at once.
 const MICRO_BATCH_TOKENS: usize = 4096;
 
-/// Answers, scores, and prints scores, KL and lengths by policy, with samples.
+/// Generates and scores responses of every policy; reports scores, KL and lengths by policy, with samples.
 ///
 /// # Errors
 /// Those of data, models and reward sources.
@@ -42,7 +42,7 @@ pub(super) fn compare<B: ModelBackend>(
         &config.data.format,
         config.max_prompt_length,
     )?;
-    session.tell("prompts", &prompts.report);
+    session.report_rows("prompts", &prompts.report);
     let prompts = prompts.items;
     let mut sources = BTreeMap::new();
     for (title, reward) in &config.rewards {
@@ -90,7 +90,7 @@ pub(super) fn compare<B: ModelBackend>(
             .options(&policy.tokenizer)?,
             reference: Some(&reference.model),
             micro_batch_tokens: MICRO_BATCH_TOKENS,
-            // The same random numbers for every policy: differences are the policies' alone.
+            // The same random numbers for every policy: differences are due to the policies alone.
             seed: session.stage_seed(&config.name),
         };
         let total = prompts.len();
@@ -158,14 +158,14 @@ pub(super) fn compare<B: ModelBackend>(
     })
 }
 
-/// What every prompt's response was worth.
+/// Scores of a policy's responses, by source and prompt.
 struct PolicyScores {
     policy: String,
     scores: Vec<BTreeMap<String, f64>>,
 }
 
-/// Mean differences to the reference policy on the same prompts, each with its standard error: a gain of less than two of
-/// them may be chance. Nothing if the reference is not among the policies.
+/// Mean differences from the reference policy on the same prompts, each with its standard error: a gain below two standard
+/// errors may be chance. Empty if the reference is not among the policies.
 fn gains(policies: &[PolicyScores], reference: &str) -> String {
     let Some(base) = policies.iter().find(|s| s.policy == reference) else {
         return String::new();
@@ -205,7 +205,7 @@ fn mean_and_error(values: &[f64]) -> (f64, f64) {
     (mean, (squares / (n - 1.0).max(1.0) / n).sqrt())
 }
 
-/// A rounded number without the sign of a zero: a policy's KL to itself is zero but for rounding.
+/// Drops the sign of a rounded zero: a policy's KL to itself is zero up to rounding.
 fn unsigned_zero(text: String) -> String {
     match text.strip_prefix('-') {
         Some(rest) if rest.chars().all(|c| matches!(c, '0' | '.')) => rest.to_owned(),

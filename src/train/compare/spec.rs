@@ -1,4 +1,4 @@
-//! What a Compare stage says of itself.
+//! The stage specification of Compare.
 
 use super::CompareConfig;
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
@@ -7,22 +7,24 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::{DataConfig, Init};
 use crate::train::plan::{Planner, StagePlan};
-use crate::train::{GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec};
+use crate::train::{
+    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
+};
 
 impl StageSpec for CompareConfig {
-    const GIVES: Gives = Gives::Table;
+    const OUTPUT: StageOutput = StageOutput::Table;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn reads(&self) -> Reads<'_> {
-        // The reference's tokens are those of the prompts.
+    fn inputs(&self) -> StageInputs<'_> {
+        // Prompts are encoded by the reference's tokenizer.
         let reference = self.reference.iter();
         let policies = self.policies.iter().enumerate();
         let policies = policies.map(|(index, init)| (format!("policies.{index}"), init));
         let rewards = self.rewards.iter();
-        let reads = Reads {
+        let inputs = StageInputs {
             models: reference
                 .map(|init| ("reference".to_owned(), init))
                 .chain(policies)
@@ -30,9 +32,9 @@ impl StageSpec for CompareConfig {
             rewards: rewards
                 .map(|(title, reward)| (format!("rewards.{title}"), reward))
                 .collect(),
-            ..Reads::default()
+            ..StageInputs::default()
         };
-        reads.data("data", &self.data, RowKind::Prompt)
+        inputs.data("data", &self.data, RowKind::Prompt)
     }
 
     fn data_mut(&mut self) -> Vec<&mut DataConfig> {
@@ -52,12 +54,12 @@ impl StageSpec for CompareConfig {
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
         if self.policies.is_empty() {
-            checks.say(format!("{path}.policies"), "at least one policy is needed");
+            checks.problem(format!("{path}.policies"), "at least one policy is needed");
             checks.help("e.g. `policies: [Base, Stage(\"sft\")]`");
         }
-        for (key, init) in self.reads().models {
+        for (key, init) in self.inputs().models {
             if matches!(init, Init::Random(_)) {
-                checks.say(
+                checks.problem(
                     format!("{path}.{key}"),
                     "random weights cannot be compared; use `Base` or `Stage(..)`",
                 );

@@ -1,4 +1,5 @@
-//! Direct preference optimisation: all pairs of a prompt in one batch element, chosen and rejected in one packed pass.
+//! Direct preference optimisation. A batch element is a prompt with all its pairs; chosen and rejected responses share one packed
+//! forward pass.
 //!
 //! # Source
 //! Rafailov et al. 2023, arXiv:2305.18290; keys, metrics and details of TRL 1.16's `DPOTrainer`, on packed rows.
@@ -17,7 +18,7 @@ use burn::tensor::{Int, Tensor};
 use serde_json::Map;
 
 use crate::data::{
-    Batches, Comparisons, Encoded, Prompt, Tokenizer, encode_comparisons, micro_batches,
+    Batches, Comparisons, EncodedRows, Prompt, Tokenizer, encode_comparisons, micro_batches,
 };
 use crate::error::Result;
 use crate::host::{floats, indices, read};
@@ -34,11 +35,11 @@ use crate::train::session::{Outcome, data_file, stopping};
 use crate::train::shared::{Accumulator, Training};
 use pair_sums::{EVAL_NAMES, NAMES, PairSums};
 
-/// Trains, with measurements on held-out comparisons.
+/// Trains, and evaluates on held-out comparisons.
 ///
-/// The reference is the policy as `init` gives it: with fresh adapters the base alone, with continued ones the base and a
-/// copy of them, in full fine-tuning a frozen copy of the model. Adapters drop nothing (TRL's `disable_dropout`): a policy
-/// must not differ from its reference before the first step.
+/// The reference is the policy before training: with fresh adapters the base alone, with continued ones the base and a copy of
+/// them, in full fine-tuning a frozen copy of the model. There is no dropout (TRL's `disable_dropout`): before the first step
+/// the policy must equal its reference.
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
@@ -164,14 +165,14 @@ fn comparisons<B: ModelBackend>(
     tokenizer: &Tokenizer,
     data: &DataConfig,
     what: &str,
-) -> Result<(Encoded<Comparisons>, usize)> {
+) -> Result<(EncodedRows<Comparisons>, usize)> {
     let rows = session.rows(data)?;
     let encoded = encode_comparisons(&rows, tokenizer, &data.format, config.max_length)?;
-    session.tell(what, &encoded.report);
+    session.report_rows(what, &encoded.report);
     Ok((encoded, rows.len()))
 }
 
-/// The first held-out prompts, to be answered for people to read; the best response stands beside the answer.
+/// The first held-out prompts, for samples; the best response is shown beside the generated one.
 fn prompts(items: &[Comparisons], tokenizer: &Tokenizer, count: usize) -> Result<Vec<Prompt>> {
     items
         .iter()
@@ -199,13 +200,13 @@ fn objective(config: &DpoConfig) -> DpoObjective {
     }
 }
 
-/// Responses to some prompts, and the pairs among them, counted over all responses.
+/// Responses to some prompts and the pairs among them, as indices into all responses.
 struct MicroBatch<'a> {
-    /// Prompt with response, by prompt.
+    /// Token ids of prompt and response, by prompt.
     groups: Vec<Vec<&'a [u32]>>,
-    /// Tokens of each prompt; at least 1, because nothing predicts a row's first token.
+    /// Length of each prompt in tokens; at least 1, because nothing predicts a row's first token.
     prompt_lens: Vec<usize>,
-    /// Tokens of each response.
+    /// Length of each response in tokens.
     lens: Vec<usize>,
     pairs: loss::Comparisons,
 }
@@ -242,8 +243,8 @@ impl<'a> MicroBatch<'a> {
             .sum()
     }
 
-    /// Log-probabilities of the responses' tokens, end to end. What the responses to a prompt begin with passes through the
-    /// model once.
+    /// Log-probabilities of all responses' tokens, concatenated. The common prefix of the responses to a prompt passes through
+    /// the model once.
     fn logprobs<B: ModelBackend>(
         &self,
         model: &LanguageModel<B>,
@@ -275,7 +276,7 @@ impl<'a> MicroBatch<'a> {
         sum.backward(&loss, tape, policy);
     }
 
-    /// The packed rows, where the states that predict responses are, and the responses' tokens.
+    /// The packed rows, the positions of the states that predict response tokens, and these tokens.
     fn packed<B: ModelBackend>(
         &self,
         device: &B::Device,
@@ -298,7 +299,7 @@ impl<'a> MicroBatch<'a> {
         self.lens.iter().map(sum).collect()
     }
 
-    /// How much more probable each response is to the policy than to the reference, nats.
+    /// Log ratio of policy to reference for each response, nats.
     fn log_ratios(&self, logprobs: &[f32], ref_logprobs: &[f32]) -> Vec<f64> {
         self.sums(logprobs.iter().zip(ref_logprobs).map(|(a, b)| a - b))
     }
@@ -335,11 +336,11 @@ fn all_logprobs<B: ModelBackend>(
     out
 }
 
-/// What the policy is held to.
+/// The reference policy.
 enum Reference<B: ModelBackend> {
-    /// A frozen model, asked at every step.
+    /// A frozen model, evaluated at every step.
     Model(Box<LanguageModel<B>>),
-    /// Its log-probabilities of every item; the model is gone.
+    /// Its log-probabilities of every item; the model has been freed.
     Precomputed(Vec<Vec<f32>>),
 }
 
@@ -355,12 +356,12 @@ impl<B: ModelBackend> Reference<B> {
         }
         let logprobs = all_logprobs(session, &model, train, config);
         if config.peft.trains_base() {
-            session.forget_bases();
+            session.free_bases();
         }
         Self::Precomputed(logprobs)
     }
 
-    /// Its log-probabilities of the tokens of `micro`, which are the items `part`.
+    /// Its log-probabilities of the tokens of `micro`, which holds the items `part`.
     fn logprobs(&self, micro: &MicroBatch<'_>, part: &[usize], device: &B::Device) -> Tensor<B, 1> {
         match self {
             Self::Model(model) => micro.logprobs(model, device),
@@ -372,16 +373,16 @@ impl<B: ModelBackend> Reference<B> {
     }
 }
 
-/// Comparisons that are not trained on.
+/// Held-out comparisons.
 struct HeldOut<'a> {
     items: Vec<Comparisons>,
-    /// Of all responses' tokens, end to end.
+    /// Of all responses' tokens, concatenated.
     ref_logprobs: Vec<f32>,
     prompts: Vec<Prompt>,
     tokenizer: &'a Tokenizer,
 }
 
-/// Loss, accuracy and margins on the held-out comparisons, and samples; returns accuracy and margin.
+/// Evaluates loss, accuracy and margins on the held-out comparisons and generates samples; returns accuracy and margin.
 fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
     training: &mut Training<B>,

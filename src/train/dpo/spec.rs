@@ -1,4 +1,4 @@
-//! What a Dpo stage says of itself.
+//! The stage specification of Dpo.
 
 use super::DpoConfig;
 use crate::data::{Row, RowKind, Tokenizer, encode_comparisons};
@@ -8,17 +8,19 @@ use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::{DataConfig, DpoLoss, Init};
 use crate::train::plan::{FLOAT, Planner, StagePlan};
-use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
+use crate::train::{
+    Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+};
 
 impl StageSpec for DpoConfig {
-    const GIVES: Gives = Gives::Policy;
+    const OUTPUT: StageOutput = StageOutput::Policy;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn reads(&self) -> Reads<'_> {
-        Reads::of("init", &self.init)
+    fn inputs(&self) -> StageInputs<'_> {
+        StageInputs::of("init", &self.init)
             .data("data", &self.data, RowKind::Preference)
             .data("eval_data", self.eval_data.as_ref(), RowKind::Preference)
     }
@@ -44,11 +46,11 @@ impl StageSpec for DpoConfig {
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
-        check_comparisons(checks, path, "DPO", self.reads());
+        check_comparisons(checks, path, "DPO", self.inputs());
         if matches!(self.init, Init::Random(_)) {
-            checks.say(
+            checks.problem(
                 format!("{path}.init"),
-                "a random policy has nothing to prefer one response with, and is its own reference",
+                "a randomly initialised policy cannot be a reference",
             );
             checks.help("start from an `Sft` stage, e.g. `init: Stage(\"sft\")`");
         }
@@ -67,11 +69,11 @@ impl StageSpec for DpoConfig {
             self.label_smoothing,
         );
         if self.label_smoothing > 0.0 && matches!(self.loss_type, DpoLoss::Hinge | DpoLoss::Ipo) {
-            checks.say(
+            checks.problem(
                 &label_smoothing,
                 "only the losses `sigmoid` and `robust` know wrong labels",
             );
-            checks.rests_on(format!("{path}.loss_type"));
+            checks.depends_on(format!("{path}.loss_type"));
         }
     }
 
@@ -84,7 +86,7 @@ impl StageSpec for DpoConfig {
         let reference = match (self.peft.trains_base(), self.precompute_ref_log_probs) {
             // One number per token of the data.
             (_, true) => (data.rows as f64 * data.mean) as u64,
-            // The base is shared; what `init` has of adapters is not.
+            // The base is shared; adapters of `init` are not.
             (false, false) if self.init == Init::Base => 0,
             (_, false) => shape.trainable_params,
         };
@@ -95,7 +97,7 @@ impl StageSpec for DpoConfig {
 
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
         let encoded = encode_comparisons(rows, tokenizer, &self.data.format, self.max_length)?;
-        // Log-probabilities are taken of all tokens after the prompt.
+        // The loss reads the log-probabilities of all tokens after the prompt.
         Ok(Preview::comparisons(encoded, |i, prompt_len, _| {
             i >= prompt_len
         }))

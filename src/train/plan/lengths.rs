@@ -1,18 +1,18 @@
-//! How long the rows of a data set are, and how many tokens meet in a batch of them.
+//! Lengths of the rows of a data set, and the expected size of its largest batch.
 
-/// Tokens of one row.
+/// Lengths of one row, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::train) struct RowLength {
-    /// In all.
+    /// All tokens.
     pub(in crate::train) tokens: usize,
-    /// Those that pass through a model: responses to one prompt pass with the prompt once.
+    /// Tokens that pass through a model: responses to one prompt share the prompt.
     pub(in crate::train) passed: usize,
-    /// Those whose log-probability is asked for.
+    /// Tokens whose log-probability is computed.
     pub(in crate::train) targets: usize,
 }
 
 impl RowLength {
-    /// Of a row that passes by itself.
+    /// A row that shares no tokens with others.
     pub(in crate::train) fn alone(tokens: usize, targets: usize) -> Self {
         Self {
             tokens,
@@ -22,21 +22,21 @@ impl RowLength {
     }
 }
 
-/// A data set's rows, and what is known of their lengths from a sample.
+/// The number of rows of a data set, and their lengths in a sample.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Lengths {
-    /// Rows in all.
+    /// Number of rows.
     pub rows: u64,
-    /// Mean length in tokens; zero for data that are not there yet.
+    /// Mean length in tokens; zero for data that does not exist yet.
     pub mean: f64,
-    /// Tokens of each row in the sample that pass through a model.
+    /// For each row of the sample, the tokens that pass through a model.
     passed: Vec<usize>,
     /// Targets in the sample.
     targets: usize,
 }
 
 impl Lengths {
-    /// Of `rows` rows, some of which are so long and so long in a pass.
+    /// Lengths of `rows` rows, given those of a sample.
     pub(in crate::train) fn new(rows: u64, sample: &[RowLength]) -> Self {
         let tokens: Vec<usize> = sample.iter().map(|row| row.tokens).collect();
         Self {
@@ -47,7 +47,7 @@ impl Lengths {
         }
     }
 
-    /// Of rows that are not there yet.
+    /// Lengths of rows that do not exist yet.
     pub(in crate::train) fn unseen(rows: u64, mean: f64) -> Self {
         Self {
             rows,
@@ -56,7 +56,7 @@ impl Lengths {
         }
     }
 
-    /// How many of `passed` tokens are targets; all of them, if no row was seen.
+    /// Expected number of targets among `passed` tokens; all of them if there is no sample.
     pub(in crate::train) fn targets_of(&self, passed: u64) -> u64 {
         match self.passed.iter().sum::<usize>() {
             0 => passed,
@@ -64,10 +64,11 @@ impl Lengths {
         }
     }
 
-    /// The tokens that the largest of `draws` batches of `size` rows is expected to have, `None` if no row was seen: the mean
-    /// and as many standard deviations as the largest of so many normal numbers lies above it, but not more than the longest
-    /// rows together, where all were seen. Rows are drawn without putting them back: batches of half of a data set differ less.
-    pub(in crate::train) fn largest(&self, size: usize, draws: u64) -> Option<usize> {
+    /// Expected number of tokens of the largest of `batches` batches of `size` rows; `None` without a sample.
+    ///
+    /// The mean plus as many standard deviations as the expected maximum of that many normal numbers; at most the sum of the
+    /// longest rows, if the sample holds all rows. The deviation is that of sampling without replacement.
+    pub(in crate::train) fn largest(&self, size: usize, batches: u64) -> Option<usize> {
         if self.passed.is_empty() {
             return None;
         }
@@ -77,7 +78,7 @@ impl Lengths {
         let deviation = (squares.sum::<f64>() / n as f64).sqrt();
         let left = (self.rows as f64 - size as f64) / (self.rows as f64 - 1.0).max(1.0);
         let batch_deviation = deviation * (size as f64 * left).sqrt();
-        let expected = size as f64 * mean + normal_maximum(draws) * batch_deviation;
+        let expected = size as f64 * mean + normal_maximum(batches) * batch_deviation;
         let mut most = usize::MAX;
         if n as u64 == self.rows {
             let mut longest = self.passed.clone();
@@ -88,12 +89,12 @@ impl Lengths {
     }
 }
 
-/// What the largest of `draws` standard normal numbers is expected to be, within 0.03.
+/// Expected maximum of `count` standard normal numbers, within 0.03.
 ///
 /// # Source
 /// Blom 1958, the quantile at `(n - 3/8) / (n + 1/4)`; Abramowitz and Stegun 1964, 26.2.23, for the quantile (within 4.5e-4).
-fn normal_maximum(draws: u64) -> f64 {
-    let n = draws.max(1) as f64;
+fn normal_maximum(count: u64) -> f64 {
+    let n = count.max(1) as f64;
     let above = 0.625 / (n + 0.25);
     let t = (-2.0 * above.ln()).sqrt();
     let fraction = (2.515517 + t * (0.802853 + t * 0.010328))
@@ -138,9 +139,9 @@ mod tests {
     /// Expected maxima of 2, 8, 100 and 1,000 normal numbers: 1 / sqrt(pi), and integrals of `n x pdf cdf^(n - 1)`.
     #[test]
     fn normal_maxima_are_the_known_ones() {
-        for (draws, expected) in [(2, 0.5642), (8, 1.4236), (100, 2.5076), (1000, 3.2414)] {
-            let maximum = normal_maximum(draws);
-            assert!((maximum - expected).abs() < 0.03, "{draws}: {maximum}");
+        for (count, expected) in [(2, 0.5642), (8, 1.4236), (100, 2.5076), (1000, 3.2414)] {
+            let maximum = normal_maximum(count);
+            assert!((maximum - expected).abs() < 0.03, "{count}: {maximum}");
         }
         assert!(normal_maximum(1).abs() < 1e-3);
     }

@@ -1,4 +1,4 @@
-//! How much memory a stage will need, from shapes alone.
+//! Estimates a stage's memory from shapes alone.
 
 use crate::model::ModelConfig;
 use crate::ops::{Precision, logit_chunk_rows};
@@ -6,10 +6,10 @@ use crate::ops::{Precision, logit_chunk_rows};
 /// Bytes of an f32, the precision of weights, gradients and activations.
 pub(in crate::train) const FLOAT: u64 = 4;
 
-/// Bytes that every run takes beside its model: the program, tokenizer and rows, pages of the weight file, packed panels of weights.
+/// Bytes that every run needs beside its model: program, tokenizer, rows, pages of the weight file, packing buffers.
 const PROGRAM: u64 = 128 << 20;
 
-/// The sizes of a decoder that decide its memory.
+/// The sizes of a decoder that determine its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ModelShape {
     /// Width of the residual stream.
@@ -18,7 +18,7 @@ pub struct ModelShape {
     pub layers: u64,
     /// Inner width of the MLP.
     pub intermediate: u64,
-    /// Token ids.
+    /// Vocabulary size.
     pub vocab: u64,
     /// Query heads.
     pub heads: u64,
@@ -26,23 +26,23 @@ pub struct ModelShape {
     pub kv_heads: u64,
     /// Width of one head.
     pub head_dim: u64,
-    /// Parameters in all, adapters included.
+    /// Number of all parameters, adapters included.
     pub total_params: u64,
-    /// Parameters that are trained.
+    /// Number of trained parameters.
     pub trainable_params: u64,
-    /// How those that are not are kept.
+    /// Storage precision of frozen parameters.
     pub precision: Precision,
-    /// Whether the backward pass computes layers again.
+    /// Whether the backward pass recomputes layers.
     pub gradient_checkpointing: bool,
     /// Whether weights of the model itself are trained.
     pub trains_base: bool,
-    /// The lowest layer with a trained parameter in or below it: layers under it keep nothing for the backward pass. The number
-    /// of layers if only what follows them is trained.
+    /// The lowest layer that gradients reach: layers below it store no activations. The number of layers if only parameters
+    /// after the last one are trained.
     pub first_trained_layer: u64,
 }
 
 impl ModelShape {
-    /// The sizes of a model of which nothing is trained.
+    /// The sizes of a frozen model.
     pub fn of(config: &ModelConfig, precision: Precision) -> Self {
         let layout = config.head_layout();
         Self {
@@ -62,12 +62,12 @@ impl ModelShape {
         }
     }
 
-    /// Floats kept per token and layer for the backward pass.
+    /// Floats stored per token and layer for the backward pass.
     ///
     /// `2 hidden + (q + 2 kv) + q + heads + 2 intermediate` with `q = heads head_dim`, `kv = kv_heads head_dim`: twice the
     /// residual stream before a norm (attention and MLP), the joint query, key and value after rotation, the attention's
     /// output with one log-sum-exp per head, and the joint gate and up product. Where weights themselves are trained, their
-    /// inputs are kept too: twice the normed value, and the activated product, `2 hidden + intermediate`. An MLP without a gate
+    /// inputs are stored too: twice the normed value, and the activated product, `2 hidden + intermediate`. An MLP without a gate
     /// needs less.
     pub fn activation_floats(&self) -> u64 {
         let q = self.heads * self.head_dim;
@@ -85,7 +85,7 @@ impl ModelShape {
         match self.gradient_checkpointing {
             // The states between layers, one layer's activations and their gradients.
             true => (layers + 1) * self.hidden + 2 * self.activation_floats(),
-            // And the results of one operation that the next overwrites: gate and up, and the activated product.
+            // And results of one operation that the next one overwrites: gate and up, and the activated product.
             false => {
                 let handed_on = 3 * self.intermediate;
                 self.hidden + (layers + 1) * self.activation_floats() + handed_on
@@ -93,7 +93,7 @@ impl ModelShape {
         }
     }
 
-    /// Bytes of the parameters that are not trained.
+    /// Bytes of the frozen parameters.
     fn frozen_bytes(&self) -> u64 {
         let frozen = self.total_params.saturating_sub(self.trainable_params);
         (frozen as f64 * self.precision.bytes()) as u64
@@ -105,17 +105,17 @@ impl ModelShape {
     }
 }
 
-/// What a stage does with its model.
+/// The computation of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub enum Workload {
     /// Forward and backward over `micro_tokens` packed tokens at a time.
     Train {
         /// Tokens per forward pass.
         micro_tokens: u64,
-        /// Those of them whose log-probability is asked for.
+        /// Tokens among them whose log-probability is computed.
         targets: u64,
     },
-    /// Sampling with a KV cache.
+    /// Generation with a KV cache.
     Generate {
         /// Responses at once.
         batch: u64,
@@ -124,45 +124,45 @@ pub enum Work {
         /// Longest response in tokens.
         response: u64,
     },
-    /// Sampling and training in turns, several networks held at once.
+    /// Generation and training in turns, with several networks in memory.
     Ppo {
         /// Tokens per forward pass while training.
         micro_tokens: u64,
-        /// Those of them whose log-probability is asked for.
+        /// Tokens among them whose log-probability is computed.
         targets: u64,
-        /// Responses at once while sampling.
+        /// Responses generated at once.
         batch: u64,
         /// Longest prompt in tokens.
         prompt: u64,
         /// Longest response in tokens.
         response: u64,
-        /// Networks with trainable-sized weights of their own: with adapters policy, value and a learned reward share the
-        /// frozen base (3, the reference being the base without adapter); in full fine-tuning each is a whole model (4).
+        /// Networks with trained-size weights of their own. With adapters policy, value and a learned reward share the frozen base
+        /// (3; the reference is the base without adapter); in full fine-tuning each is a whole model (4).
         networks: u64,
-        /// Networks that are trained: 2, the policy and the value network.
+        /// Trained networks: 2, the policy and the value network.
         trained: u64,
     },
 }
 
-/// Estimated bytes by component at the moment of the peak; their sum is the peak.
+/// Estimated bytes by component at the peak; their sum is the peak.
 ///
-/// - weights: frozen parameters once, trainable-sized ones per network
+/// - weights: frozen parameters once, trained ones per network
 /// - gradients: one float per trained parameter
 /// - optimizer state: two floats (AdamW's moments) per trained parameter
-/// - activations: [`ModelShape::activation_floats`] per token and layer, the same once more for the layer whose gradients are being
-///   computed, and `3 intermediate` of results whose memory is handed on; with `gradient_checkpointing`, of that layer alone and the states between layers; without
-///   a backward pass, of one layer only
-/// - logits: of at most 256 targets at once, with their gradient when training; when sampling one row per response
+/// - activations: [`ModelShape::activation_floats`] per token and layer, once more for the layer whose gradients are being
+///   computed, and `3 intermediate` of reused buffers; with `gradient_checkpointing` of that layer only, and the states between
+///   layers; without a backward pass, of one layer only
+/// - logits: of at most 256 targets at once, with their gradient in training; in generation one row per response
 /// - KV cache: `batch x (prompt + response) x layers x 2 x kv_heads x head_dim`
 /// - program: 128 MiB, as measured
 ///
-/// Sampling and training alternate in PPO, so only the larger of the two is counted. Allocator slack is not.
-pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
+/// Generation and training alternate in PPO, so only the larger of the two is counted. Allocator slack is not counted.
+pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
     let weights = |networks: u64| shape.frozen_bytes() + FLOAT * networks * shape.trainable_params;
     let mut parts = Vec::new();
     let mut part = |name: &str, bytes: u64| parts.push((name.to_string(), bytes));
     match work {
-        Work::Train {
+        Workload::Train {
             micro_tokens,
             targets,
         } => {
@@ -172,7 +172,7 @@ pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
             part("activations", activations(shape, micro_tokens, true));
             part("logits", logits(shape, targets));
         }
-        Work::Generate {
+        Workload::Generate {
             batch,
             prompt,
             response,
@@ -182,7 +182,7 @@ pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
                 part(name, bytes);
             }
         }
-        Work::Ppo {
+        Workload::Ppo {
             micro_tokens,
             targets,
             batch,
@@ -197,7 +197,7 @@ pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
                 "optimizer state",
                 2 * FLOAT * trained * shape.trainable_params,
             );
-            // Policy and value are trained one after the other; their activations never exist together.
+            // Policy and value are trained one after the other, so only one of them has activations at a time.
             let training = [
                 ("activations", activations(shape, micro_tokens, true)),
                 ("logits", logits(shape, targets)),
@@ -218,7 +218,7 @@ pub fn estimate(work: Work, shape: &ModelShape) -> Vec<(String, u64)> {
     parts
 }
 
-/// KV cache, activations of the prefill and logits of one sampling pass.
+/// KV cache, activations of the prefill and logits of one decoding step.
 fn sampling(
     shape: &ModelShape,
     batch: u64,
@@ -286,7 +286,7 @@ mod tests {
             ..SMOLLM2
         };
         assert_eq!(full.activation_floats(), 5769 + 2688);
-        let work = Work::Train {
+        let work = Workload::Train {
             micro_tokens: 1024,
             targets: 1024,
         };
@@ -341,14 +341,14 @@ mod tests {
     }
 
     #[test]
-    fn frozen_weights_in_fewer_bits_are_counted_so() {
+    fn reduced_weights_are_counted_at_their_size() {
         let weights = |precision| {
             let shape = ModelShape {
                 precision,
                 trainable_params: 1000,
                 ..SMOLLM2
             };
-            let work = Work::Train {
+            let work = Workload::Train {
                 micro_tokens: 64,
                 targets: 0,
             };
@@ -356,13 +356,13 @@ mod tests {
         };
         let (trained, frozen) = (1000, SMOLLM2.total_params - 1000);
         assert_eq!(weights(Precision::Bf16), 2 * frozen + 4 * trained);
-        // A byte, and four of scale and four of shift for 64 weights.
+        // One byte per weight; four bytes of scale and four of shift per 64 weights.
         assert_eq!(weights(Precision::Int8), frozen + frozen / 8 + 4 * trained);
     }
 
     #[test]
     fn sampling_counts_the_cache() {
-        let work = Work::Generate {
+        let work = Workload::Generate {
             batch: 16,
             prompt: 300,
             response: 48,
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn ppo_counts_the_larger_phase_and_shares_the_base() {
-        let work = |micro_tokens, batch| Work::Ppo {
+        let work = |micro_tokens, batch| Workload::Ppo {
             micro_tokens,
             targets: 48,
             batch,

@@ -1,4 +1,4 @@
-//! What a stage will do and need, before any weight is loaded.
+//! The plan of a stage, made before any weight is loaded.
 
 mod lengths;
 mod memory;
@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 pub use lengths::Lengths;
 pub(super) use lengths::RowLength;
 pub(super) use memory::FLOAT;
-pub use memory::{ModelShape, Work, estimate};
+pub use memory::{ModelShape, Workload, estimate};
 
 use super::config::Peft;
-use super::{GenerationSettings, Gives, Stage, TrainingSettings};
+use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
     CheckedData, Comparisons, DataCheck, DataConfig, Example, Prompt, Row, RowKind, Tokenizer,
     encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text,
@@ -21,18 +21,18 @@ use crate::model::{ModelConfig, trained_tensors};
 use crate::ops::Precision;
 use crate::params::lowest_trained_layer;
 
-/// What one stage will do and need.
+/// The plan of one stage: sizes, steps and memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StagePlan {
     /// The stage's name.
     pub name: String,
     /// The stage's kind, as the recipe writes it.
     pub kind: String,
-    /// Parameters that are trained, over all trained networks.
+    /// Trained parameters of all networks.
     pub trainable_params: u64,
-    /// Parameters held in all.
+    /// All parameters in memory.
     pub total_params: u64,
-    /// Rows of data in use.
+    /// Rows of data that are used.
     pub rows: u64,
     /// Tokens that pass through the model in the whole stage.
     pub tokens: u64,
@@ -40,13 +40,13 @@ pub struct StagePlan {
     pub steps: u64,
     /// Estimated bytes by component at the peak.
     pub memory: Vec<(String, u64)>,
-    /// Sizes of its model.
+    /// Sizes of the model.
     pub shape: ModelShape,
-    /// Rank of the low-rank products that it trains.
+    /// Rank of the trained low-rank adapters.
     pub rank: Option<usize>,
-    /// The rows that the stage is expected to leave.
+    /// The scored rows that the stage is expected to write.
     pub leaves: Option<ScoredRows>,
-    /// What has no effect though it looks as if it had, by key below the stage.
+    /// Settings and data without effect, by key below the stage.
     pub warnings: Vec<(&'static str, String)>,
 }
 
@@ -57,19 +57,19 @@ impl StagePlan {
     }
 }
 
-/// Scored responses that a stage is expected to leave.
+/// Scored responses that a stage is expected to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredRows {
-    /// Rows.
+    /// Number of prompts, each a row.
     pub prompts: u64,
-    /// Responses of each.
+    /// Responses to each prompt.
     pub responses: usize,
     /// Mean length of prompt and response, in tokens.
     pub len: f64,
 }
 
 impl ScoredRows {
-    /// As rows of this kind: all responses of a prompt together where they are compared, else one of them.
+    /// Lengths of these rows when read as `kind`: as comparisons all responses to a prompt together, otherwise one response.
     fn lengths(&self, kind: RowKind) -> Lengths {
         let responses = match kind {
             RowKind::Preference => self.responses,
@@ -79,28 +79,29 @@ impl ScoredRows {
     }
 }
 
-/// A model as far as plans need it.
+/// The parts of a model that plans need.
 #[derive(Debug, Clone, Copy)]
 pub struct PlannedModel<'a> {
     /// Its configuration.
     pub config: &'a ModelConfig,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
-    /// How frozen weights are stored.
+    /// Storage precision of frozen weights.
     pub precision: Precision,
 }
 
-/// What the plan of a stage is made from, and what is found wrong on the way.
+/// The inputs of a stage's plan, and the problems found while planning.
 pub struct Planner<'a> {
     model: PlannedModel<'a>,
     data: &'a CheckedData,
-    /// Rows that earlier stages will leave, by stage.
+    /// Scored rows that earlier stages will write, by stage.
     rows_of_stages: &'a BTreeMap<String, ScoredRows>,
     problems: Vec<(String, Error)>,
 }
 
 impl Stage {
-    /// Its plan, and problems by key below the stage, from what was found of its `data`; `rows_of_stages` says what rows earlier stages will leave.
+    /// Plans the stage from the checks of its `data`; also returns problems by key below the stage. `rows_of_stages`: the rows that
+    /// earlier stages will write.
     ///
     /// # Errors
     /// `Error::Usage` if `peft` names layers that the model does not have.
@@ -135,7 +136,7 @@ impl Stage {
         Ok((plan, planner.problems))
     }
 
-    /// The sizes of its model, what it adds to it included.
+    /// The sizes of the stage's model, adapters and heads that it adds included.
     ///
     /// # Errors
     /// As [`Stage::plan`].
@@ -143,14 +144,15 @@ impl Stage {
         let mut shape = ModelShape::of(model.config, model.precision);
         if let Some(training) = self.training() {
             shape.gradient_checkpointing = training.gradient_checkpointing;
-            let scores = self.gives() == Gives::RewardModel;
+            let scores = self.output() == StageOutput::RewardModel;
             plan_trained(&mut shape, model.config, training.peft, scores)?;
         }
         Ok(shape)
     }
 }
 
-/// Notes in `shape` the parameters that `peft` trains, and how far down gradients reach; `scores`: the head is a score head.
+/// Sets in `shape` the parameters that `peft` trains and the lowest layer that gradients reach; `scores`: the model has a score
+/// head.
 fn plan_trained(
     shape: &mut ModelShape,
     config: &ModelConfig,
@@ -184,19 +186,18 @@ fn plan_trained(
 }
 
 impl Planner<'_> {
-    /// What was found of a data set.
+    /// The check of a data set.
     pub(super) fn found(&self, data: &DataConfig, kind: RowKind) -> Option<&DataCheck> {
         self.data.found(data, kind)
     }
 
-    /// Notes a problem with the value of `key`.
+    /// Adds a problem with the value of `key`.
     pub(super) fn problem(&mut self, key: &str, message: impl Into<String>) {
         let error = Error::Usage(message.into());
         self.problems.push((key.to_owned(), error));
     }
 
-    /// Rows of a data set and their lengths, from a sample; `key` is where the stage holds it. A data set of which nothing is
-    /// left to use is a problem.
+    /// Rows of the data set at `key` and their lengths, from a sample. A data set without usable rows is a problem.
     pub(super) fn lengths(
         &mut self,
         key: &str,
@@ -227,7 +228,7 @@ impl Planner<'_> {
                 RowKind::Completion | RowKind::TextOrCompletion => {
                     encode_completions(rows, tokenizer, format, max_length, true)?
                 }
-                // No file that is here holds them.
+                // The file is not on this machine.
                 RowKind::Scored => return Ok(Vec::new()),
                 RowKind::Preference => {
                     let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
@@ -240,7 +241,7 @@ impl Planner<'_> {
             };
             Ok(examples.items.iter().map(of_example).collect())
         };
-        // A sample that is wholly left out says nothing of the rest.
+        // If all rows of the sample are left out, nothing is known of the rest.
         let sample = lens(sample).or_else(|error| match num_rows > sample.len() {
             true => lens(&self.data.rows(data)?),
             false => Err(error),
@@ -252,8 +253,8 @@ impl Planner<'_> {
         Lengths::new(num_rows as u64, &sample)
     }
 
-    /// Plans training by passes over `data`; `longest` is the most tokens of a row. With `targets`, log-probabilities are taken;
-    /// a reward model has a score where a language model has logits.
+    /// Plans training by epochs over `data`; `longest` is the longest row in tokens. `targets`: whether log-probabilities are
+    /// computed; a reward model has scores instead of logits.
     pub(super) fn train(
         &self,
         plan: &mut StagePlan,
@@ -266,7 +267,7 @@ impl Planner<'_> {
         plan.rows = data.rows;
         plan.tokens = (data.rows as f64 * data.mean) as u64 * epochs;
         plan.steps = data.rows.div_ceil(batch_size as u64) * epochs;
-        // A step may have fewer tokens than fit into a pass.
+        // A step may have fewer tokens than fit in one pass.
         let most = batch_size.saturating_mul(longest);
         let step = data.largest(batch_size, plan.steps);
         let step = step.map_or(most, |step| step.min(most));
@@ -275,14 +276,14 @@ impl Planner<'_> {
             true => data.targets_of(micro_tokens),
             false => 0,
         };
-        let work = Work::Train {
+        let work = Workload::Train {
             micro_tokens,
             targets,
         };
         plan.memory = estimate(work, &plan.shape);
     }
 
-    /// Estimates the memory of generating responses to `data`.
+    /// Plans generation of responses to `data`.
     pub(super) fn generate(
         &self,
         plan: &mut StagePlan,
@@ -290,7 +291,7 @@ impl Planner<'_> {
         data: &Lengths,
     ) {
         let Some(generation) = generation else { return };
-        let work = Work::Generate {
+        let work = Workload::Generate {
             batch: generation.generation_batch_size as u64,
             prompt: longest(data, generation.max_prompt_length),
             response: generation.response_length as u64,
@@ -299,7 +300,7 @@ impl Planner<'_> {
     }
 }
 
-/// The longest of a data set's rows that is expected, in tokens; at most `most`.
+/// Expected longest row of a data set in tokens; at most `most`.
 pub(super) fn longest(data: &Lengths, most: usize) -> u64 {
     (data.largest(1, data.rows)).map_or(most, |len| len.min(most)) as u64
 }

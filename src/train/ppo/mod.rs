@@ -1,8 +1,8 @@
-//! Proximal policy optimisation with a KL leash to the initial policy: the rollout core with a value function.
+//! Proximal policy optimisation with a KL penalty to the initial policy: the rollout core with a value function.
 //!
 //! # Source
 //! Schulman et al. 2017, arXiv:1707.06347; Ziegler et al. 2019, arXiv:1909.08593; details as in Huang et al. 2024,
-//! arXiv:2403.17031 ("N+"), on packed rows. `docs/ppo-details.md` goes through that paper's details one by one.
+//! arXiv:2403.17031 ("N+"), on packed rows. `docs/ppo-details.md` lists that paper's details one by one.
 
 mod config;
 mod settings;
@@ -30,8 +30,7 @@ use crate::rng::Seed;
 pub use config::{PpoConfig, PtxConfig, ValueInit, ValueTrunk};
 pub use value::{OTHER_TOKENS, value_function, value_network};
 
-/// PPO's rollout: what follows from `episodes` by forward passes, then rewards, advantages and returns. `kl_coef` is the
-/// present weight of the KL term.
+/// PPO's rollout: forward passes over `episodes`, then rewards, advantages and returns. `kl_coef` is the current KL coefficient.
 ///
 /// # Panics
 /// If a query or a response is empty, a response is longer than `config.response_length`, `models` lack the reference or the
@@ -116,12 +115,12 @@ pub(super) fn ppo<B: ModelBackend>(
     while journal.position.step < updates {
         let done = journal.position.step;
         let batch = next_prompts(&train, config.batch_size, done, seed.fork("order"));
-        // Where inputs are rounded, a sum in another order moves them across the edge of a step, and layers multiply that:
-        // generation, with its cache, is up to a nat (in 8 bits) away from the update's passes. The ratio begins at 1 only
-        // with numbers of such a pass.
+        // With rounded inputs, another order of summation moves values across rounding boundaries, and the layers amplify that:
+        // generation with its cache differs from the update's passes by up to a nat (in 8 bits). For a ratio that starts at 1 the
+        // old log-probabilities must come from such a pass.
         let rounded = session.numerics.round_inputs();
         let (rollout, gold) = {
-            // Gone before the update, which could not work in place on weights that something else holds.
+            // Dropped before the update: weights with a second owner could not be updated in place.
             let now = state.networks.policy.valid();
             let value = state.networks.value.as_ref().map(|value| value.valid());
             let (episodes, gold) = generator.episodes(
@@ -203,7 +202,7 @@ pub(super) fn ppo<B: ModelBackend>(
     })
 }
 
-/// Rows of the pre-training text; none without `ptx`.
+/// Rows of the pre-training text; empty without `ptx`.
 fn texts<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &PpoConfig,
@@ -215,11 +214,11 @@ fn texts<B: ModelBackend>(
     let rows = session.rows(&ptx.data)?;
     let (tokenizer, format) = (&policy.tokenizer, &ptx.data.format);
     let encoded = encode_text(&rows, tokenizer, format, ptx.max_length)?;
-    session.tell("pre-training text", &encoded.report);
+    session.report_rows("pre-training text", &encoded.report);
     Ok(encoded.items)
 }
 
-/// Records where weights, prompts and text came from.
+/// Records the origin of weights, prompts and text.
 fn record<B: ModelBackend>(
     session: &Session<'_, B>,
     config: &PpoConfig,
@@ -236,7 +235,7 @@ fn record<B: ModelBackend>(
     session.record(&config.name, &init, &policy.files, &data)
 }
 
-/// The pre-training text of each optimiser step of one update; none without `ptx`.
+/// The pre-training text of each optimiser step of one update; empty without `ptx`.
 fn ptx_batches<'a>(
     texts: &'a [Example],
     config: &PpoConfig,

@@ -1,9 +1,9 @@
-//! What a PPO configuration asks of the rollout core.
+//! Settings of the rollout core from a PPO configuration.
 
 use crate::generate::SamplingConfig;
 use crate::optim::lr_at;
 use crate::rl::KlTerm;
-use crate::rl::rollout::{Advantage, LossMean, Objective};
+use crate::rl::rollout::{AdvantageEstimator, LossMean, Objective};
 use crate::train::config::{OptimConfig, PpoConfig, ValueInit, ValueTrunk};
 use crate::train::generation::Generation;
 use crate::train::rollout::{
@@ -11,7 +11,7 @@ use crate::train::rollout::{
 };
 
 impl PpoConfig {
-    /// The temperature of every log-probability of the stage: of generation, of the reference, and of every pass of the update.
+    /// Temperature of all log-probabilities of the stage: in generation, of the reference, and in every pass of the update.
     ///
     /// # Source
     /// The `logits /= temperature + 1e-7` of lm-human-preferences and of the N+ code.
@@ -19,19 +19,19 @@ impl PpoConfig {
         self.temperature + 1e-7
     }
 
-    /// Updates of the stage.
+    /// Number of updates.
     pub(super) fn num_updates(&self) -> usize {
         self.total_episodes / self.batch_size
     }
 
-    /// The reward model, a stage or a folder, that a value network of its own starts from; `None` if it starts elsewhere.
+    /// The reward model (a stage or a folder) that a separate value network starts from, if it does.
     pub fn value_start(&self) -> Option<&str> {
         let own = self.value_trunk == ValueTrunk::Own;
         let from_reward = self.value_init.unwrap_or_default() == ValueInit::Reward;
         self.reward.learned().filter(|_| own && from_reward)
     }
 
-    /// Optimiser of a value network of its own.
+    /// Optimiser of a separate value network.
     pub(super) fn value_optim(&self) -> &OptimConfig {
         self.value_optim.as_ref().unwrap_or(&self.optim)
     }
@@ -40,7 +40,7 @@ impl PpoConfig {
     pub(super) fn generation(&self) -> Generation<'_> {
         Generation {
             response_length: self.response_length,
-            // No top-k and no top-p: the ratio of PPO needs the distribution that tokens were chosen from.
+            // No top-k and no top-p: PPO's ratio needs the distribution that tokens were sampled from.
             sampling: SamplingConfig {
                 temperature: self.logprob_temperature(),
                 ..SamplingConfig::default()
@@ -50,7 +50,7 @@ impl PpoConfig {
         }
     }
 
-    /// How samples come from responses.
+    /// Settings of the forward passes over responses.
     pub fn sample_settings(&self) -> SampleSettings {
         SampleSettings {
             response_length: self.response_length,
@@ -61,8 +61,8 @@ impl PpoConfig {
     }
 
     /// How advantages are estimated.
-    pub fn advantage(&self) -> Advantage {
-        Advantage::Gae {
+    pub fn advantage(&self) -> AdvantageEstimator {
+        AdvantageEstimator::Gae {
             gamma: self.gamma,
             lam: self.lam,
             whiten_rewards: self.whiten_rewards,
@@ -70,7 +70,7 @@ impl PpoConfig {
         }
     }
 
-    /// The KL term of a rollout, at its present weight.
+    /// The KL term of a rollout with coefficient `coef`.
     pub fn kl_term(&self, coef: f64) -> KlTerm {
         KlTerm {
             coef,
@@ -79,7 +79,7 @@ impl PpoConfig {
         }
     }
 
-    /// What the update numbered `update` of `num_updates` is done with; `ptx` is its pre-training text.
+    /// Settings of update `update` of `num_updates`; `ptx` is its pre-training text.
     pub fn update_settings<'a>(
         &self,
         update: usize,

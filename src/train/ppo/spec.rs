@@ -1,4 +1,4 @@
-//! What a Ppo stage says of itself.
+//! The stage specification of Ppo.
 
 use super::{PpoConfig, ValueTrunk};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
@@ -7,28 +7,29 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::{check_optim, check_row_length};
 use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos};
-use crate::train::plan::{Planner, StagePlan, Work, estimate, longest};
+use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest};
 use crate::train::{
-    GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings,
+    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
+    TrainingSettings,
 };
 
 impl StageSpec for PpoConfig {
-    const GIVES: Gives = Gives::Policy;
+    const OUTPUT: StageOutput = StageOutput::Policy;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn reads(&self) -> Reads<'_> {
+    fn inputs(&self) -> StageInputs<'_> {
         let ptx = self.ptx.as_ref().map(|ptx| &ptx.data);
-        let mut reads = Reads::of("init", &self.init)
+        let mut inputs = StageInputs::of("init", &self.init)
             .data("data", &self.data, RowKind::Prompt)
             .data("eval_data", self.eval_data.as_ref(), RowKind::Prompt)
             .data("ptx.data", ptx, RowKind::Text)
             .reward("reward", &self.reward)
             .reward("gold", self.gold.as_ref());
-        reads.value_start = self.value_start().map(|stage| ("reward", stage));
-        reads
+        inputs.value_start = self.value_start().map(|stage| ("reward", stage));
+        inputs
     }
 
     fn data_mut(&mut self) -> Vec<&mut DataConfig> {
@@ -81,11 +82,11 @@ impl StageSpec for PpoConfig {
                 ("value_init", self.value_init.is_some()),
             ] {
                 if given {
-                    checks.say(
+                    checks.problem(
                         format!("{path}.{key}"),
-                        "is of a value network, and with `value_trunk: Policy` there is none: its head starts at zero and is trained by `optim`",
+                        "applies to a separate value network, and with `value_trunk: Policy` there is none: the head starts at zero and is trained by `optim`",
                     );
-                    checks.help(format!("leave out `{key}`, or `value_trunk`"));
+                    checks.help(format!("leave out `{key}` or `value_trunk`"));
                 }
             }
         }
@@ -98,19 +99,19 @@ impl StageSpec for PpoConfig {
         }
         let batch_size = format!("{path}.batch_size");
         if self.num_mini_batches >= 1 && !self.batch_size.is_multiple_of(self.num_mini_batches) {
-            checks.say(
+            checks.problem(
                 format!("{path}.num_mini_batches"),
                 format!(
                     "must divide batch_size {}, found {}",
                     self.batch_size, self.num_mini_batches
                 ),
             );
-            checks.rests_on(&batch_size);
+            checks.depends_on(&batch_size);
         }
         if self.batch_size >= 1 && self.total_episodes >= 1 {
             let total = self.total_episodes;
             if total < self.batch_size || !total.is_multiple_of(self.batch_size) {
-                checks.say(
+                checks.problem(
                     format!("{path}.total_episodes"),
                     format!(
                         "must be a multiple of batch_size {}, found {total}",
@@ -122,20 +123,20 @@ impl StageSpec for PpoConfig {
                     "e.g. {nearest}, which is {} updates",
                     nearest / self.batch_size
                 ));
-                checks.rests_on(&batch_size);
+                checks.depends_on(&batch_size);
             }
         }
         let longest = self.max_prompt_length.saturating_add(self.response_length);
         if self.micro_batch_tokens < longest {
-            checks.say(
+            checks.problem(
                 format!("{path}.micro_batch_tokens"),
                 format!(
                     "must be at least max_prompt_length + response_length = {longest}, found {}",
                     self.micro_batch_tokens
                 ),
             );
-            checks.rests_on(format!("{path}.max_prompt_length"));
-            checks.rests_on(format!("{path}.response_length"));
+            checks.depends_on(format!("{path}.max_prompt_length"));
+            checks.depends_on(format!("{path}.response_length"));
         }
 
         checks.above_zero(path, "temperature", self.temperature);
@@ -145,12 +146,12 @@ impl StageSpec for PpoConfig {
             checks.above_zero(path, "kl_control.horizon", horizon);
         }
         if (self.kl_in, self.kl_estimator) == (KlIn::Loss, KlEstimator::K1) {
-            checks.say(
+            checks.problem(
                 format!("{path}.kl_estimator"),
-                "k1 cannot be in the loss: its gradient is zero on average, so it would hold nothing back",
+                "k1 cannot be in the loss: its expected gradient is zero, so it would have no effect",
             );
-            checks.help("k2 (the gradient of the KL) or k3, or `kl_in: Reward`");
-            checks.rests_on(format!("{path}.kl_in"));
+            checks.help("use k2 (whose gradient is that of the KL) or k3, or `kl_in: Reward`");
+            checks.depends_on(format!("{path}.kl_in"));
         }
         checks.above_zero(path, "cliprange", self.cliprange);
         checks.above_zero(path, "cliprange_value", self.cliprange_value);
@@ -178,14 +179,14 @@ impl StageSpec for PpoConfig {
             checks.positive(&ptx_path, "batch_size", ptx.batch_size);
             check_row_length(checks, &ptx_path, ptx.max_length);
             if self.micro_batch_tokens < ptx.max_length {
-                checks.say(
+                checks.problem(
                     format!("{path}.micro_batch_tokens"),
                     format!(
                         "must be at least ptx.max_length {}, found {}",
                         ptx.max_length, self.micro_batch_tokens
                     ),
                 );
-                checks.rests_on(format!("{ptx_path}.max_length"));
+                checks.depends_on(format!("{ptx_path}.max_length"));
             }
         }
     }
@@ -210,7 +211,7 @@ impl StageSpec for PpoConfig {
         let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);
         let responses = minibatch.saturating_mul(self.response_length);
         let step = prompts.min(minibatch.saturating_mul(prompt)) + responses;
-        let work = Work::Ppo {
+        let work = Workload::Ppo {
             micro_tokens: self.micro_batch_tokens.min(step) as u64,
             targets: responses as u64,
             batch: self.generation_batch_size as u64,

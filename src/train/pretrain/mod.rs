@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
 use crate::train::session::{Outcome, data_file, stopping};
-use crate::train::supervised::{Supervised, run};
+use crate::train::supervised::{SupervisedTraining, run};
 
 /// Trains on every token of the text.
 ///
@@ -28,7 +28,7 @@ pub(super) fn pretrain<B: ModelBackend>(
         &config.data.format,
         config.max_length,
     )?;
-    session.tell("training data", &train.report);
+    session.report_rows("training data", &train.report);
     let valid = match &config.eval_data {
         Some(data) => {
             let rows = session.rows(data)?;
@@ -44,7 +44,7 @@ pub(super) fn pretrain<B: ModelBackend>(
         &policy.files,
         &[data],
     )?;
-    let work = Supervised {
+    let work = SupervisedTraining {
         stage: &config.name,
         peft: &config.peft,
         optim: &config.optim,

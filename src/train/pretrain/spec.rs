@@ -1,4 +1,4 @@
-//! What a Pretrain stage says of itself.
+//! The stage specification of Pretrain.
 
 use super::PretrainConfig;
 use crate::data::{Row, RowKind, Tokenizer, encode_text};
@@ -7,17 +7,19 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, StagePlan};
-use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
+use crate::train::{
+    Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+};
 
 impl StageSpec for PretrainConfig {
-    const GIVES: Gives = Gives::Policy;
+    const OUTPUT: StageOutput = StageOutput::Policy;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn reads(&self) -> Reads<'_> {
-        Reads::of("init", &self.init)
+    fn inputs(&self) -> StageInputs<'_> {
+        StageInputs::of("init", &self.init)
             .data("data", &self.data, RowKind::Text)
             .data("eval_data", self.eval_data.as_ref(), RowKind::Text)
     }

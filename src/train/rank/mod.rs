@@ -1,4 +1,4 @@
-//! Comparisons without people: K responses per prompt, ranked by a reward source.
+//! K responses per prompt, ranked by a reward source.
 
 mod config;
 mod spec;
@@ -24,10 +24,10 @@ use crate::train::generation::Generation;
 use crate::train::journal::Journal;
 use crate::train::session::{Outcome, data_file};
 
-/// Prompts answered between two writes: what a crash can lose.
+/// Prompts processed between two writes: at most this many are lost in a crash.
 const PROMPTS_PER_STEP: usize = 32;
 
-/// Draws, ranks and writes `train.jsonl` and `valid.jsonl`.
+/// Generates and ranks responses; writes `train.jsonl` and `valid.jsonl`.
 ///
 /// # Errors
 /// Those of data, models and the reward source; `Error::Interrupted`.
@@ -44,7 +44,7 @@ pub(super) fn rank<B: ModelBackend>(
         &config.data.format,
         config.max_prompt_length,
     )?;
-    session.tell("prompts", &prompts.report);
+    session.report_rows("prompts", &prompts.report);
     let prompts = prompts.items;
     let data = (data_file(&config.data, session.run.path()), rows.len());
     session.record(
@@ -68,7 +68,7 @@ pub(super) fn rank<B: ModelBackend>(
         config.num_responses,
         prompts.len()
     );
-    // A step is a handful of prompts; each is kept in `partial.jsonl`, so every step is a checkpoint.
+    // A step is a few prompts. Their rows are appended to `partial.jsonl`, so that every step can be a checkpoint.
     let cadence = crate::train::config::Cadence {
         save_steps: Some(1),
         save_total_limit: 1,
@@ -165,9 +165,9 @@ pub(super) fn rank<B: ModelBackend>(
     })
 }
 
-/// The files of a Rank stage with a line for each prompt.
+/// The files of a Rank stage, with one line per prompt.
 struct Files {
-    /// All prompts answered so far, in order; gone when the stage is done.
+    /// The rows of all prompts so far, in order; removed when the stage is done.
     partial: PathBuf,
     train: PathBuf,
     valid: PathBuf,
@@ -182,16 +182,16 @@ impl Files {
         }
     }
 
-    /// Files of a stage that begins.
+    /// Creates the files of a stage that begins.
     fn begin(&self) -> Result<()> {
-        // What an earlier run left would be taken for this one's.
+        // Files of an earlier run would be taken for this one's.
         remove(&self.train)?;
         remove(&self.valid)?;
         write_atomic(&self.partial, b"")
     }
 
-    /// The lines of the first `count` prompts: of the partial file, or, if it is gone since both parts were written, of these.
-    /// None where lines are missing.
+    /// The lines of the first `count` prompts, from the partial file or, once that is removed, from the two parts. `None` if lines
+    /// are missing.
     fn earlier_lines(&self, count: usize, held_out: &[bool]) -> Result<Option<String>> {
         let first = |lines: &mut dyn Iterator<Item = &str>| {
             let kept: Vec<&str> = lines.take(count).collect();
@@ -213,7 +213,7 @@ impl Files {
         Ok(first(&mut joined))
     }
 
-    /// Divides the lines of the partial file, which stays.
+    /// Splits the lines of the partial file into the two parts; the partial file remains.
     fn split(&self, held_out: &[bool]) -> Result<()> {
         let text = lines_of(&self.partial)?;
         let part = |wanted: bool| -> String {
@@ -227,7 +227,7 @@ impl Files {
     }
 }
 
-/// Which of `count` prompts are held out: a fraction of them, in a random order.
+/// Chooses at random which of `count` prompts are held out.
 fn held_out(count: usize, fraction: f64, seed: Seed) -> Vec<bool> {
     let number = (count as f64 * fraction).round() as usize;
     let mut held_out = vec![false; count];
@@ -237,7 +237,7 @@ fn held_out(count: usize, fraction: f64, seed: Seed) -> Vec<bool> {
     held_out
 }
 
-/// The complete lines of a file, of which there are none if it is not there.
+/// The complete lines of a file; empty if there is no such file.
 fn lines_of(path: &Path) -> Result<String> {
     match path.exists() {
         true => complete_lines(path),

@@ -1,4 +1,4 @@
-//! What a Rank stage says of itself.
+//! The stage specification of Rank.
 
 use super::RankConfig;
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
@@ -7,17 +7,19 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, ScoredRows, StagePlan};
-use crate::train::{GenerationSettings, Gives, Outcome, Preview, Reads, Session, StageSpec};
+use crate::train::{
+    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
+};
 
 impl StageSpec for RankConfig {
-    const GIVES: Gives = Gives::Rows(RowKind::Scored);
+    const OUTPUT: StageOutput = StageOutput::Rows(RowKind::Scored);
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn reads(&self) -> Reads<'_> {
-        Reads::of("init", &self.init)
+    fn inputs(&self) -> StageInputs<'_> {
+        StageInputs::of("init", &self.init)
             .data("data", &self.data, RowKind::Prompt)
             .reward("reward", &self.reward)
     }
@@ -45,7 +47,7 @@ impl StageSpec for RankConfig {
         );
         checks.not_negative(path, "tie_margin", self.tie_margin);
         checks.below_one(path, "valid_fraction", self.valid_fraction);
-        // At temperature 0 all responses to a prompt are the same one.
+        // At temperature 0 all responses to a prompt are equal.
         checks.above_zero(path, "sampling.temperature", self.sampling.temperature);
     }
 

@@ -1,4 +1,4 @@
-//! A reward model from comparisons: all responses to a prompt in one batch element.
+//! Trains a reward model on comparisons. A batch element is a prompt with all its responses.
 
 mod config;
 mod held_out;
@@ -19,13 +19,13 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::loss::RewardLoss;
-use crate::model::{Prepared, ScalarModel, prepare_adapters, trained_tensors};
+use crate::model::{PreparedAdapters, ScalarModel, prepare_adapters, trained_tensors};
 use crate::ops::ModelBackend;
 use crate::train::config::DataConfig;
 use held_out::{HeldOut, evaluate};
 use micro_batch::MicroBatch;
 
-/// Trains, measures accuracy on held-out comparisons, and centres the scores.
+/// Trains, evaluates accuracy on held-out comparisons, and centres the scores.
 ///
 /// # Errors
 /// Those of data and models; `Error::NonFinite`; `Error::Interrupted`.
@@ -54,7 +54,7 @@ pub(super) fn reward_model<B: ModelBackend>(
 
     let mut backbone = model.into_backbone();
     trained_tensors(&config.peft, &model_config.classifier_tensors())?;
-    let Prepared { adapter, merged } = prepare_adapters(
+    let PreparedAdapters { adapter, merged } = prepare_adapters(
         &mut backbone,
         &model_config,
         present.as_ref(),
@@ -62,7 +62,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         seed,
     )?;
     if config.peft.trains_base() {
-        session.forget_bases();
+        session.free_bases();
     }
     if merged {
         return Err(Error::Stage {
@@ -198,7 +198,7 @@ pub(super) fn reward_model<B: ModelBackend>(
     Ok(Outcome { summary, table })
 }
 
-/// The comparisons of a data set that the recipe's loss can use, and the number of its rows.
+/// The comparisons of a data set that the loss can use, and the number of rows.
 fn comparisons<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &RewardModelConfig,
@@ -208,7 +208,7 @@ fn comparisons<B: ModelBackend>(
 ) -> Result<(Vec<Comparisons>, usize)> {
     let rows = session.rows(data)?;
     let encoded = encode_comparisons(&rows, tokenizer, &data.format, config.max_length)?;
-    session.tell(what, &encoded.report);
+    session.report_rows(what, &encoded.report);
     let items = encoded.items;
     if config.loss_type == RewardLoss::BradleyTerry {
         return Ok((items, rows.len()));

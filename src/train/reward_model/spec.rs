@@ -1,4 +1,4 @@
-//! What a RewardModel stage says of itself.
+//! The stage specification of RewardModel.
 
 use super::RewardModelConfig;
 use crate::data::{Row, RowKind, Tokenizer, encode_comparisons};
@@ -8,17 +8,19 @@ use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::{DataConfig, RewardLoss};
 use crate::train::plan::{Planner, StagePlan};
-use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
+use crate::train::{
+    Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+};
 
 impl StageSpec for RewardModelConfig {
-    const GIVES: Gives = Gives::RewardModel;
+    const OUTPUT: StageOutput = StageOutput::RewardModel;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn reads(&self) -> Reads<'_> {
-        Reads::of("init", &self.init)
+    fn inputs(&self) -> StageInputs<'_> {
+        StageInputs::of("init", &self.init)
             .data("data", &self.data, RowKind::Preference)
             .data("eval_data", self.eval_data.as_ref(), RowKind::Preference)
             .data("center_on", self.center_on.as_ref(), RowKind::Completion)
@@ -46,24 +48,24 @@ impl StageSpec for RewardModelConfig {
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
-        check_comparisons(checks, path, "a reward model", self.reads());
+        check_comparisons(checks, path, "a reward model", self.inputs());
         if self.use_margin && self.loss_type == RewardLoss::BestOfK {
-            checks.say(
+            checks.problem(
                 format!("{path}.use_margin"),
                 "only the loss `bradley_terry` knows margins",
             );
-            checks.rests_on(format!("{path}.loss_type"));
+            checks.depends_on(format!("{path}.loss_type"));
         }
         if self.standardize && self.center_on.is_none() {
-            checks.say(
+            checks.problem(
                 format!("{path}.standardize"),
                 "needs `center_on`: the responses whose scores are to have variance 1",
             );
         }
         if !self.accuracy_by.is_empty() && self.eval_data.is_none() {
-            checks.say(
+            checks.problem(
                 format!("{path}.accuracy_by"),
-                "needs `eval_data`: accuracy is told apart on held-out comparisons",
+                "needs `eval_data`: accuracy is reported by group on held-out comparisons",
             );
         }
     }
@@ -78,7 +80,7 @@ impl StageSpec for RewardModelConfig {
 
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
         let encoded = encode_comparisons(rows, tokenizer, &self.data.format, self.max_length)?;
-        // The score is read at the last token.
+        // The loss reads the score at the last token.
         Ok(Preview::comparisons(encoded, |i, _, len| i + 1 == len))
     }
 
@@ -88,7 +90,7 @@ impl StageSpec for RewardModelConfig {
 }
 
 impl RewardModelConfig {
-    /// Notes margins that are asked for and not there, and those that are there and not asked for.
+    /// Reports missing margins if they are used, and unused margins if there are any.
     fn plan_margins(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
         let Some(found) = planner.found(&self.data, RowKind::Preference) else {
             return;
@@ -105,7 +107,7 @@ impl RewardModelConfig {
         } else if with == 0 {
             planner.problem(
                 "use_margin",
-                "no row of the data has a column `margin`: leave out `use_margin`, or say in `margin` by how much `chosen` is better",
+                "no row of the data has a column `margin`: leave out `use_margin`, or add the column",
             );
         } else if with < rows {
             let message = format!(

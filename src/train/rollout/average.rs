@@ -1,4 +1,4 @@
-//! Moving average of the policy's weights.
+//! Exponential moving average of the policy's weights.
 
 use std::path::Path;
 
@@ -8,27 +8,27 @@ use crate::checkpoint::TensorMap;
 use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
-use crate::snapshot::{Pending, Snapshot};
+use crate::snapshot::{Snapshot, SnapshotTensor};
 use crate::train::state::{restore_weights, trained_weights};
 
-/// The exponential moving average of what is trained of a policy, on the host.
+/// Exponential moving average of a policy's trained weights, on the host.
 ///
 /// # Source
 /// Ouyang et al. 2022, arXiv:2203.02155, appendix C.4, with a decay of 0.992 per update.
 #[derive(Debug, Clone)]
-pub(super) struct Average {
+pub(super) struct WeightAverage {
     decay: f64,
     weights: TensorMap,
 }
 
-impl Average {
+impl WeightAverage {
     /// Starts at the policy's weights.
     pub(super) fn new<B: ModelBackend>(
         decay: f64,
         policy: &mut LanguageModel<Autodiff<B>>,
     ) -> Self {
         let weights = trained_weights(policy);
-        let entry = |tensor: &Pending<'_>| {
+        let entry = |tensor: &SnapshotTensor<'_>| {
             let values = tensor.read().into_owned();
             (tensor.name.clone(), (tensor.shape.clone(), values))
         };
@@ -74,7 +74,7 @@ impl Average {
         weights
     }
 
-    /// Takes the weights of the checkpoint `folder`, without their prefix.
+    /// Restores the average from the weights of the checkpoint `folder`, given without their prefix.
     ///
     /// # Errors
     /// `Error::Format` if they are of another model.

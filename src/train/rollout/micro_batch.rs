@@ -1,4 +1,4 @@
-//! Rows of a minibatch that pass through the models together: their losses, and what they report.
+//! A micro-batch of a rollout: losses, gradients and statistics.
 
 use std::sync::Arc;
 
@@ -9,20 +9,20 @@ use super::report::MinibatchReport;
 use super::update::{PolicyUpdate, UpdateSettings, ValueUpdate};
 use super::value::WithHead;
 use super::{PassSettings, Rollout, ValueTargets};
-use crate::host::{Later, floats, indices};
+use crate::host::{DeferredReads, floats, indices};
 use crate::loss::{kl_loss, policy_loss, value_loss};
-use crate::model::{CausalLm, LanguageModel, ScalarModel, Tape, Trained};
+use crate::model::{CausalLm, LanguageModel, ScalarModel, Tape, TrainableModel};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
 use crate::rl::ResponseLayout;
 use crate::tokens::{Segments, TokenBatch};
 use crate::train::shared::{Accumulator, NonFinite, finite};
 
-/// Some rows of a rollout, packed.
+/// Packed rows of a rollout.
 pub(super) struct MicroBatch<'a, B: ModelBackend> {
     rollout: &'a Rollout,
     rows: Vec<usize>,
-    /// Of these rows.
+    /// Positions of these rows.
     layout: ResponseLayout,
     batch: TokenBatch<Autodiff<B>>,
     policy: PolicyUpdate,
@@ -52,7 +52,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         }
     }
 
-    /// Adds the policy's gradients, and keeps what [`MicroBatch::report_policy`] reads.
+    /// Adds the policy's gradients; pushes the numbers that [`MicroBatch::report_policy`] reads.
     pub(super) fn policy(&self, policy: &mut LanguageModel<Autodiff<B>>, sum: &mut Accumulator<B>) {
         let positions = self.layout.logprob_positions(&self.batch.segments);
         let (states, tape) = self.states(policy, &positions);
@@ -60,14 +60,14 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         sum.backward(&loss, tape, policy);
     }
 
-    /// Adds the value network's gradients, and keeps what [`MicroBatch::report_value`] reads.
+    /// Adds the value network's gradients; pushes the numbers that [`MicroBatch::report_value`] reads.
     pub(super) fn value(
         &self,
         value: &mut ScalarModel<Autodiff<B>>,
         targets: &ValueTargets,
         settings: &ValueUpdate,
         sum: &mut GradientSum<B>,
-        numbers: &mut Later<B>,
+        numbers: &mut DeferredReads<B>,
     ) {
         let positions = self.layout.value_positions(&self.batch.segments);
         let (states, tape) = self.states(value, &positions);
@@ -75,7 +75,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         tape.backward(&loss, value, sum);
     }
 
-    /// The same for a value head on the policy, in one pass: the gradient of the sums `policy loss + weight * value loss`.
+    /// The same for a value head on the policy, in one pass: adds the gradients of `policy loss + weight * value loss`.
     pub(super) fn both(
         &self,
         model: &mut WithHead<'_, B>,
@@ -94,8 +94,8 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         sum.backward(&(policy_loss + value_loss * weight), tape, model);
     }
 
-    /// The states of `model` at `positions` of the batch, and the way back.
-    fn states<M: Trained<B>>(
+    /// The states of `model` at `positions` of the batch, and the tape for the backward pass.
+    fn states<M: TrainableModel<B>>(
         &self,
         model: &M,
         positions: &[usize],
@@ -105,7 +105,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         Tape::states_at(model, self.batch.clone(), at, None, checkpointing)
     }
 
-    /// An array of the rollout at these rows.
+    /// The entries of a rollout array at these rows.
     fn gather(&self, values: &[f32], segments: &Segments) -> Vec<f32> {
         (self.rows.iter())
             .flat_map(|&row| &values[segments.range(row)])
@@ -113,12 +113,12 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
             .collect()
     }
 
-    /// An array by response token at these rows.
+    /// The entries of an array by response token.
     fn at_tokens(&self, values: &[f32]) -> Vec<f32> {
         self.gather(values, self.rollout.samples.layout.responses())
     }
 
-    /// An array by value position at these rows.
+    /// The entries of an array by value position.
     fn at_values(&self, values: &[f32]) -> Vec<f32> {
         self.gather(values, self.rollout.samples.layout.values())
     }
@@ -132,7 +132,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         &self,
         policy: &LanguageModel<Autodiff<B>>,
         states: Tensor<Autodiff<B>, 2>,
-        numbers: &mut Later<B>,
+        numbers: &mut DeferredReads<B>,
     ) -> Tensor<Autodiff<B>, 1> {
         let samples = &self.rollout.samples;
         let targets: Vec<u32> = (self.rows.iter())
@@ -143,7 +143,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         let (logprobs, entropy) = policy.logprobs(states, &Arc::new(targets), temperature);
         numbers.push(logprobs.clone().inner());
         numbers.push(entropy.inner());
-        // Summed over this micro-batch; the whole minibatch is divided by a count of its own.
+        // Summed over this micro-batch; the divisor is that of the whole minibatch.
         let weights = self.policy.mean.weights(self.layout.responses());
         let weights = weights.map(|weights| self.upload(&weights));
         let total = |per_token: Tensor<Autodiff<B>, 1>| match &weights {
@@ -166,7 +166,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         loss
     }
 
-    /// Weight of the KL term in the loss, and the reference's log-probabilities.
+    /// Coefficient of the KL term in the loss, and the reference's log-probabilities.
     fn kl_in_loss(&self) -> Option<(f64, &[f32])> {
         let coef = self.rollout.kl.loss_coef()?;
         Some((coef, self.rollout.samples.ref_logprobs.as_deref()?))
@@ -178,7 +178,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         values: Tensor<Autodiff<B>, 1>,
         targets: &ValueTargets,
         settings: &ValueUpdate,
-        numbers: &mut Later<B>,
+        numbers: &mut DeferredReads<B>,
     ) -> Tensor<Autodiff<B>, 1> {
         numbers.push(values.clone().inner());
         let loss = value_loss(
@@ -191,8 +191,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         loss
     }
 
-    /// Adds the policy's sums of loss and entropy, and statistics, to `done`; returns the largest change of a
-    /// log-probability since the rollout.
+    /// Adds the policy's loss, entropy and statistics to `done`; returns the largest change of a log-probability since the rollout.
     pub(super) fn report_policy(
         &self,
         numbers: &mut impl Iterator<Item = Vec<f32>>,
@@ -215,7 +214,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         Ok(changes.fold(0.0, f64::max))
     }
 
-    /// Adds the value function's sum of loss, and statistics, to `done`.
+    /// Adds the value function's loss and statistics to `done`.
     pub(super) fn report_value(
         &self,
         targets: &ValueTargets,

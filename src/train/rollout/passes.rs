@@ -1,5 +1,5 @@
-//! The forward passes over generated responses: log-probabilities of the reference, values, and where needed the policy's
-//! own.
+//! Forward passes over generated responses: the reference's log-probabilities, values and, where needed, the policy's
+//! log-probabilities.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use super::Episodes;
 use super::value::FrozenValue;
 use crate::data::micro_batches;
 use crate::host::{indices, read};
-use crate::model::{CausalLm, LanguageModel, Together};
+use crate::model::{CausalLm, LanguageModel, SharedBaseModels};
 use crate::ops::ModelBackend;
 use crate::rl::rollout::Samples;
 use crate::rl::{MissingEos, ResponseLayout, apply_missing_eos};
 use crate::tokens::{Segments, TokenBatch};
 use crate::train::forward::row_logprobs;
 
-/// The models that responses are passed through.
+/// The models of the forward passes.
 #[derive(Debug, Clone, Copy)]
 pub struct Models<'a, B: ModelBackend> {
     /// The policy that generated them.
@@ -25,26 +25,26 @@ pub struct Models<'a, B: ModelBackend> {
     pub reference: Option<&'a LanguageModel<B>>,
     /// The value function; `None` for a method without one.
     pub value: Option<&'a FrozenValue<B>>,
-    /// Whether the old log-probabilities are to come from a pass like the update's, and not from generation.
+    /// Whether the old log-probabilities come from a forward pass as in the update instead of from generation.
     pub recompute_logprobs: bool,
-    /// Whether the weights that adapters stand on are frozen: then models over one base pass together.
+    /// Whether the weights under adapters are frozen: models on one base can then share a pass.
     pub frozen_base: bool,
 }
 
-/// How samples come from episodes.
+/// Settings of the forward passes over responses.
 #[derive(Debug, Clone, Copy)]
 pub struct SampleSettings {
-    /// Most tokens of a response: one that ends before has a value after its last token.
+    /// Most tokens of a response; a shorter one has one more value position after its last token.
     pub response_length: usize,
-    /// Of every log-probability.
+    /// Temperature of all log-probabilities.
     pub temperature: f64,
     /// Tokens of one pass at most.
     pub micro_batch_tokens: usize,
-    /// What happens to scores of responses without EOS.
+    /// Rule for scores of responses without EOS.
     pub missing_eos: MissingEos,
 }
 
-/// Rows of query and response, and how they are passed.
+/// Rows of query and response, with the settings of their passes.
 #[derive(Debug, Clone, Copy)]
 struct Batch<'a> {
     rows: &'a [&'a [u32]],
@@ -54,7 +54,7 @@ struct Batch<'a> {
     micro_batch_tokens: usize,
 }
 
-/// What is read off a model's states.
+/// What to read off a model's states.
 #[derive(Debug, Clone, Copy)]
 struct Readout {
     logprobs: bool,
@@ -74,14 +74,14 @@ const BOTH: Readout = Readout {
     values: true,
 };
 
-/// Numbers of one model, row by row; empty where nothing was read.
+/// Results of one model, row by row; empty where nothing was read.
 #[derive(Debug, Default)]
 struct RowNumbers {
     logprobs: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
 }
 
-/// Numbers of all models, packed; `None` for a model that is not there.
+/// Results of all models, packed; `None` for an absent model.
 struct PassResult {
     logprobs: Option<Vec<f32>>,
     ref_logprobs: Option<Vec<f32>>,
@@ -89,8 +89,8 @@ struct PassResult {
 }
 
 impl<B: ModelBackend> Models<'_, B> {
-    /// Adds what forward passes say to `episodes`: the reference's log-probabilities, and the values at the value positions,
-    /// if there is a value function. Generates nothing, trains nothing.
+    /// Adds the results of forward passes to `episodes`: the reference's log-probabilities and, with a value function, the values at
+    /// the value positions.
     ///
     /// # Panics
     /// If a query or a response is empty, a response is longer than `response_length`, or the lengths of `episodes` differ.
@@ -140,7 +140,7 @@ impl<B: ModelBackend> Models<'_, B> {
         (samples, values)
     }
 
-    /// All passes over `batch`. Values that were read during `generation` stand where its log-probabilities do.
+    /// All passes over `batch`. Values read during `generation` are used together with its log-probabilities.
     fn pass(
         &self,
         batch: Batch<'_>,
@@ -161,8 +161,8 @@ impl<B: ModelBackend> Models<'_, B> {
         }
     }
 
-    /// The same with the policy's log-probabilities, which passes by itself, as in the update: in a batch of another kind
-    /// they would be others in the last bits.
+    /// The same with the policy's log-probabilities. The policy has a pass of its own, as in the update: sharing one would change
+    /// the last bits.
     fn pass_again(&self, batch: Batch<'_>, device: &B::Device) -> PassResult {
         if let Some(FrozenValue::Head(_)) = self.value {
             let policy = self.alone(self.policy, BOTH, batch, device);
@@ -193,13 +193,13 @@ impl<B: ModelBackend> Models<'_, B> {
         Some(numbers.logprobs.concat())
     }
 
-    /// What there is of the reference's log-probabilities and of the values.
+    /// The reference's log-probabilities and the values, where these models exist.
     fn reference_and_values(
         &self,
         batch: Batch<'_>,
         device: &B::Device,
     ) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
-        // The decoder whose states the values are read from.
+        // The decoder that the values are read from.
         let decoder = match self.value {
             Some(FrozenValue::Network(model)) => &model.backbone,
             Some(FrozenValue::Head(_)) => self.policy,
@@ -215,7 +215,7 @@ impl<B: ModelBackend> Models<'_, B> {
         (Some(ref_logprobs), Some(value.values.concat()))
     }
 
-    /// Two models, together if they have one base.
+    /// Two models, in one pass if they share a base.
     fn pair(
         &self,
         models: [(&LanguageModel<B>, Readout); 2],
@@ -223,14 +223,14 @@ impl<B: ModelBackend> Models<'_, B> {
         device: &B::Device,
     ) -> [RowNumbers; 2] {
         let together = match self.frozen_base {
-            true => Together::new(&models.map(|(model, _)| model)),
+            true => SharedBaseModels::new(&models.map(|(model, _)| model)),
             false => None,
         };
         let Some(together) = together else {
             return models.map(|(model, readout)| self.alone(model, readout, batch, device));
         };
         let mut out = [RowNumbers::new(batch), RowNumbers::new(batch)];
-        // As many tokens in a pass as without.
+        // Both models' rows together fill a pass.
         let most = batch.micro_batch_tokens / together.count();
         for part in batch.parts(most) {
             let (packed, positions) = batch.packed(&part);
@@ -306,13 +306,13 @@ impl RowNumbers {
 }
 
 impl<'a> Batch<'a> {
-    /// Rows that pass together, at most `tokens` tokens where rows allow.
+    /// Groups of rows of at most `tokens` tokens each, where the rows' lengths allow it.
     fn parts(&self, tokens: usize) -> Vec<Vec<usize>> {
         let lens: Vec<usize> = self.rows.iter().map(|row| row.len()).collect();
         micro_batches(&lens, tokens)
     }
 
-    /// Some rows, and their value positions when they are packed.
+    /// The chosen rows, and their value positions in the packed batch.
     fn packed(&self, part: &[usize]) -> (Vec<&'a [u32]>, Vec<usize>) {
         let packed: Vec<&[u32]> = part.iter().map(|&row| self.rows[row]).collect();
         let segments = Segments::from_lens(packed.iter().map(|row| row.len()));
@@ -320,7 +320,7 @@ impl<'a> Batch<'a> {
         (packed, positions)
     }
 
-    /// The response tokens of some rows.
+    /// The response tokens of the chosen rows.
     fn response_tokens(&self, part: &[usize]) -> Vec<u32> {
         (part.iter())
             .flat_map(|&row| &self.rows[row][self.query_lens[row]..])

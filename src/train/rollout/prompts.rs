@@ -1,4 +1,4 @@
-//! The prompts of a stage, and which rows an update takes in which order.
+//! The prompts of a stage, and the order of rows in updates.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::train::Session;
 use crate::train::config::DataConfig;
 use crate::train::policy::Policy;
 
-/// All prompts of a data set of at most `max_prompt_length` tokens; reports under the name `what` how many are longer.
+/// All prompts of a data set of at most `max_prompt_length` tokens; reports the number of longer ones under the name `what`.
 ///
 /// # Errors
 /// Those of the data.
@@ -23,11 +23,11 @@ pub(crate) fn prompts<B: ModelBackend>(
 ) -> Result<Vec<Prompt>> {
     let rows = session.rows(data)?;
     let encoded = encode_prompts(&rows, &policy.tokenizer, &data.format, max_prompt_length)?;
-    session.tell(what, &encoded.report);
+    session.report_rows(what, &encoded.report);
     Ok(encoded.items)
 }
 
-/// A fresh order of the rollout's rows for each epoch.
+/// A random order of the rollout's rows for each epoch.
 pub fn minibatch_orders(seed: Seed, num_rows: usize, num_epochs: usize) -> Vec<Vec<usize>> {
     (0..num_epochs as u64)
         .map(|epoch| seed.fork_index(epoch).permutation(num_rows))
@@ -46,7 +46,7 @@ pub(crate) fn next_prompts(
         .collect()
 }
 
-/// Part of an endless walk over `len` rows: a fresh order at each pass, with no short batch at the end of a pass.
+/// Part of an endless sequence over `len` rows: each pass has a new random order, and batches may span two passes.
 pub(crate) fn endless(len: usize, part: Range<usize>, seed: Seed) -> impl Iterator<Item = usize> {
     let (mut pass, mut order) = (usize::MAX, Vec::new());
     part.map(move |k| {

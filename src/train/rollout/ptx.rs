@@ -6,7 +6,7 @@ use burn::backend::Autodiff;
 
 use super::PassSettings;
 use crate::data::{Example, micro_batches};
-use crate::host::{Later, indices};
+use crate::host::{DeferredReads, indices};
 use crate::loss::cross_entropy;
 use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
@@ -15,24 +15,24 @@ use crate::tokens::TokenBatch;
 use crate::train::forward::trained_positions;
 use crate::train::shared::{NonFinite, finite};
 
-/// Text for the optimiser steps of one update.
+/// Pre-training text for the optimiser steps of one update.
 ///
-/// The policy then minimises `policy loss + coef * cross-entropy`, the latter a mean over the text's tokens: text that the
-/// base was trained on keeps it from forgetting.
+/// The policy minimises `policy loss + coef * cross-entropy`, the latter averaged over the text's tokens: text like that of the
+/// base's training counteracts forgetting.
 ///
 /// # Source
 /// Ouyang et al. 2022, arXiv:2203.02155, eq. 2 (PPO-ptx, with a weight of 27.8).
 #[derive(Debug, Clone, Copy)]
 pub struct Ptx<'a> {
-    /// Weight of the text's loss beside the policy's.
+    /// Coefficient of the text's cross-entropy.
     pub coef: f64,
     /// Rows of each optimiser step of the update, in order.
     pub batches: &'a [Vec<&'a Example>],
 }
 
 impl Ptx<'_> {
-    /// Adds the gradient of `coef * cross-entropy` of step `step`'s rows to `sum`, which is going to be divided by
-    /// `divisor`. Returns the cross-entropy, nats per token.
+    /// Adds the gradient of `coef * cross-entropy` of the rows of step `step` to `sum`, scaled for a later division of `sum` by
+    /// `divisor`. Returns the cross-entropy in nats per token.
     ///
     /// # Panics
     /// If the update has more steps than batches.
@@ -49,7 +49,7 @@ impl Ptx<'_> {
         let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
         let trained = |row: &&Example| row.trained.iter().filter(|&&t| t).count();
         let targets = rows.iter().map(trained).sum::<usize>() as f64;
-        let mut losses = Later::default();
+        let mut losses = DeferredReads::default();
         for part in micro_batches(&lens, passes.micro_batch_tokens) {
             let part: Vec<&Example> = part.into_iter().map(|i| rows[i]).collect();
             let ids: Vec<&[u32]> = part.iter().map(|row| row.ids.as_slice()).collect();

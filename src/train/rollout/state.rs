@@ -1,36 +1,36 @@
-//! What changes over the updates of an on-policy method.
+//! The state of an on-policy method between updates.
 
 use burn::backend::Autodiff;
 
 use super::Networks;
-use super::average::Average;
+use super::average::WeightAverage;
 use crate::error::Result;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::rl::KlController;
 use crate::train::Session;
-use crate::train::journal::{Journal, Restored};
+use crate::train::journal::{Journal, RestoredCheckpoint};
 use crate::train::state::under;
 
 /// Prefix of the averaged weights in checkpoints.
 const AVERAGE: &str = "average.";
 
-/// Networks, moving average and KL weight: what a checkpoint holds.
+/// Networks, moving average and KL coefficient: the contents of a checkpoint.
 pub(crate) struct State<B: ModelBackend> {
-    /// What is trained.
+    /// The trained networks.
     pub(crate) networks: Networks<B>,
-    /// Of the policy's weights, if the recipe asks for one.
-    average: Option<Average>,
-    /// Weight of the KL term.
+    /// Moving average of the policy's weights, if the recipe has one.
+    average: Option<WeightAverage>,
+    /// Controller of the KL coefficient.
     pub(crate) kl: KlController,
 }
 
 impl<B: ModelBackend> State<B> {
-    /// Before the first update. `ema_decay` is the decay per update of a moving average of the policy's weights, which is
-    /// then what is evaluated and saved.
+    /// The state before the first update. `ema_decay`: decay per update of a moving average of the policy's weights, which is then
+    /// evaluated and saved.
     pub(crate) fn new(mut networks: Networks<B>, kl: KlController, ema_decay: Option<f64>) -> Self {
         Self {
-            average: ema_decay.map(|decay| Average::new(decay, &mut networks.policy)),
+            average: ema_decay.map(|decay| WeightAverage::new(decay, &mut networks.policy)),
             networks,
             kl,
         }
@@ -42,7 +42,7 @@ impl<B: ModelBackend> State<B> {
     /// `Error::Format` if it belongs to other models.
     pub(crate) fn restore(
         &mut self,
-        (folder, checkpoint): Restored,
+        (folder, checkpoint): RestoredCheckpoint,
         device: &B::Device,
     ) -> Result<()> {
         let position = &checkpoint.state;
@@ -66,7 +66,7 @@ impl<B: ModelBackend> State<B> {
         }
     }
 
-    /// Takes note of an update in the journal, and averages the policy's weights.
+    /// Records an update in the journal and averages the policy's weights.
     pub(crate) fn updated(&mut self, journal: &mut Journal, mean_kl: f64, num_episodes: usize) {
         if let Some(average) = &mut self.average {
             average.update(&mut self.networks.policy);

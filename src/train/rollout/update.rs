@@ -1,4 +1,4 @@
-//! Epochs over one rollout: minibatches, micro-batches, optimiser steps.
+//! The update: epochs over one rollout in minibatches, micro-batches and optimiser steps.
 
 use super::micro_batch::MicroBatch;
 use super::networks::Networks;
@@ -13,40 +13,40 @@ use crate::optim::GradientSum;
 use crate::rl::rollout::{LossMean, Objective};
 use crate::train::shared::{Accumulator, NonFinite, optimise};
 
-/// How the policy is updated.
+/// Settings of the policy's update.
 #[derive(Debug, Clone, Copy)]
 pub struct PolicyUpdate {
-    /// What is maximised.
+    /// The objective that is maximised.
     pub objective: Objective,
-    /// What its loss is a mean over.
+    /// What the loss is averaged over.
     pub mean: LossMean,
-    /// Of the log-probabilities: that of generation.
+    /// Temperature of the log-probabilities: that of generation.
     pub temperature: f64,
     /// Learning rate.
     pub lr: f64,
 }
 
-/// How the value function is updated.
+/// Settings of the value function's update.
 #[derive(Debug, Clone, Copy)]
 pub struct ValueUpdate {
-    /// How far values count that move away from those of the rollout.
+    /// Clip range around the values of the rollout.
     pub cliprange_value: f64,
-    /// Weight of the value loss.
+    /// Coefficient of the value loss.
     pub vf_coef: f64,
-    /// Learning rate of a network of its own.
+    /// Learning rate of a separate network.
     pub lr: f64,
 }
 
-/// What one update is done with.
+/// Settings of one update.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateSettings<'a> {
     /// Optimiser steps of an epoch.
     pub num_mini_batches: usize,
-    /// Tokens per forward pass, and recomputation.
+    /// Tokens per pass, and recomputation.
     pub passes: PassSettings,
-    /// The policy's.
+    /// Settings of the policy.
     pub policy: PolicyUpdate,
-    /// The value function's, if there is one.
+    /// Settings of the value function, if there is one.
     pub value: Option<ValueUpdate>,
     /// Pre-training text to mix in.
     pub ptx: Option<Ptx<'a>>,
@@ -71,7 +71,7 @@ pub fn update<B: ModelBackend>(
     settings: &UpdateSettings<'_>,
     device: &B::Device,
 ) -> Result<UpdateReport, NonFinite> {
-    let _turn = guard::gradients();
+    let _lock = guard::lock_gradients();
     let mut report = UpdateReport::default();
     for order in orders {
         let size = (order.len() / settings.num_mini_batches).max(1);
@@ -83,13 +83,13 @@ pub fn update<B: ModelBackend>(
     Ok(report)
 }
 
-/// Some rows of a rollout.
+/// The rows of one minibatch.
 struct Minibatch<'a> {
     rollout: &'a Rollout,
     rows: &'a [usize],
 }
 
-/// A value function in an update, and what it is trained on.
+/// The value function of an update with its targets.
 struct Critic<'a, B: ModelBackend> {
     function: &'a mut ValueFunction<B>,
     targets: &'a ValueTargets,
@@ -199,7 +199,7 @@ impl<'a> Minibatch<'a> {
         if let Some(critic) = critic
             && let ValueFunction::Network { model, optim } = critic.function
         {
-            // The weight of the value loss enters here: `sum * vf_coef / positions`.
+            // `vf_coef` enters here: `sum * vf_coef / positions`.
             let divisor = values / critic.settings.vf_coef;
             let norm = optimise(model, optim, value_sum, divisor, critic.settings.lr);
             let norm = norm.map_err(|_| NonFinite("gradient norm of the value network"))?;

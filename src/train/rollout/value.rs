@@ -1,42 +1,42 @@
-//! The value function of an on-policy method: a network of its own, or a head on the policy.
+//! The value function of an on-policy method: a separate network, or a head on the policy.
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::model::{LanguageModel, ScalarModel, Trained, scalar_head};
+use crate::model::{LanguageModel, ScalarModel, TrainableModel, scalar_head};
 use crate::ops::ModelBackend;
 use crate::optim::AdamW;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 
-/// What estimates the return at each position.
+/// Estimates the return at each position; in training.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one of them")]
 pub enum ValueFunction<B: ModelBackend> {
-    /// A network beside the policy.
+    /// A separate network.
     Network {
         /// The network.
         model: ScalarModel<Autodiff<B>>,
         /// Its optimiser.
         optim: AdamW<B>,
     },
-    /// A head on the policy's states, which is trained with the policy, by its optimiser: half of the arithmetic of an update,
-    /// and the value loss moves the policy's weights too.
+    /// A head on the policy's states, trained with the policy by its optimiser. It saves half of an update's arithmetic; the
+    /// gradient of the value loss reaches the policy's weights.
     Head(ValueHead<Autodiff<B>>),
 }
 
-/// A value function that takes part in no update.
+/// A value function without gradients.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "there is one of them")]
 pub enum FrozenValue<B: Backend> {
-    /// A network beside the policy.
+    /// A separate network.
     Network(ScalarModel<B>),
     /// A head on the policy's states.
     Head(ValueHead<B>),
 }
 
-/// One number for each state of the policy.
+/// A linear head that maps a state of the policy to its value.
 #[derive(Module, Debug)]
 pub struct ValueHead<B: Backend> {
     /// `[hidden]`.
@@ -44,7 +44,7 @@ pub struct ValueHead<B: Backend> {
 }
 
 impl<B: Backend> ValueHead<B> {
-    /// A head that says 0.
+    /// A head whose values are 0.
     pub fn zero(hidden: usize, device: &B::Device) -> Self {
         Self {
             score: Param::initialized(ParamId::new(), Tensor::zeros([hidden], device)),
@@ -81,14 +81,14 @@ impl<B: ModelBackend> Parameters<Autodiff<B>> for WithHead<'_, B> {
     }
 }
 
-impl<B: ModelBackend> Trained<B> for WithHead<'_, B> {
+impl<B: ModelBackend> TrainableModel<B> for WithHead<'_, B> {
     fn decoder(&self) -> &LanguageModel<Autodiff<B>> {
         self.policy
     }
 }
 
 impl<B: ModelBackend> ValueFunction<B> {
-    /// On the inner backend.
+    /// The value function on the inner backend.
     pub fn valid(&self) -> FrozenValue<B> {
         match self {
             Self::Network { model, .. } => FrozenValue::Network(model.valid()),
@@ -96,7 +96,7 @@ impl<B: ModelBackend> ValueFunction<B> {
         }
     }
 
-    /// Its weights.
+    /// Its parameters.
     pub fn parameters(&mut self) -> &mut dyn Parameters<Autodiff<B>> {
         match self {
             Self::Network { model, .. } => model,

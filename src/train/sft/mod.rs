@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
 use crate::train::session::{Outcome, data_file, stopping};
-use crate::train::supervised::{Supervised, run};
+use crate::train::supervised::{SupervisedTraining, run};
 
 /// Trains on the completions (or on prompts too), token-weighted over the batch.
 ///
@@ -25,15 +25,15 @@ pub(super) fn sft<B: ModelBackend>(
     let encode = |rows: &[Row], format: &RowFormat| config.encode(rows, &tokenizer, format);
     let rows = session.rows(&config.data)?;
     let train = encode(&rows, &config.data.format)?;
-    session.tell("training data", &train.report);
+    session.report_rows("training data", &train.report);
     policy.tokenizer = stopping(&tokenizer, &train.report)?;
     let (mut valid, mut prompts) = (Vec::new(), Vec::new());
     if let Some(data) = &config.eval_data {
         let rows = session.rows(data)?;
         let encoded = encode(&rows, &data.format)?;
-        session.tell("held-out data", &encoded.report);
+        session.report_rows("held-out data", &encoded.report);
         valid = encoded.items;
-        // Conversations have no single prompt to answer: then there are no samples.
+        // No samples for conversations: they have no single prompt.
         let head = &rows[..rows.len().min(config.cadence.num_samples)];
         prompts = encode_prompts(head, &tokenizer, &data.format, config.max_length)
             .map_or(Vec::new(), |p| p.items);
@@ -45,7 +45,7 @@ pub(super) fn sft<B: ModelBackend>(
         &policy.files,
         &[data],
     )?;
-    let work = Supervised {
+    let work = SupervisedTraining {
         stage: &config.name,
         peft: &config.peft,
         optim: &config.optim,

@@ -1,8 +1,8 @@
-//! What an Sft stage says of itself.
+//! The stage specification of Sft.
 
 use super::SftConfig;
 use crate::data::{
-    Encoded, Example, Row, RowFormat, RowKind, Tokenizer, encode_completions, encode_text,
+    EncodedRows, Example, Row, RowFormat, RowKind, Tokenizer, encode_completions, encode_text,
     is_plain_text,
 };
 use crate::error::Result;
@@ -10,10 +10,12 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, StagePlan};
-use crate::train::{Gives, Outcome, Preview, Reads, Session, StageSpec, TrainingSettings};
+use crate::train::{
+    Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+};
 
 impl SftConfig {
-    /// What it needs of a row.
+    /// The kind of rows that it reads.
     fn row_kind(&self) -> RowKind {
         match self.completion_only_loss {
             true => RowKind::Completion,
@@ -21,13 +23,13 @@ impl SftConfig {
         }
     }
 
-    /// Rows as they are trained on.
+    /// Encodes rows for training.
     pub(super) fn encode(
         &self,
         rows: &[Row],
         tokenizer: &Tokenizer,
         format: &RowFormat,
-    ) -> Result<Encoded<Example>> {
+    ) -> Result<EncodedRows<Example>> {
         let is_text = rows.first().is_some_and(is_plain_text);
         if is_text && !self.completion_only_loss {
             return encode_text(rows, tokenizer, format, self.max_length);
@@ -38,14 +40,14 @@ impl SftConfig {
 }
 
 impl StageSpec for SftConfig {
-    const GIVES: Gives = Gives::Policy;
+    const OUTPUT: StageOutput = StageOutput::Policy;
 
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn reads(&self) -> Reads<'_> {
-        Reads::of("init", &self.init)
+    fn inputs(&self) -> StageInputs<'_> {
+        StageInputs::of("init", &self.init)
             .data("data", &self.data, self.row_kind())
             .data("eval_data", self.eval_data.as_ref(), self.row_kind())
     }

@@ -1,4 +1,4 @@
-//! The header of a GGUF file: its metadata, and where each tensor lies.
+//! The header of a GGUF file: metadata and tensor offsets.
 
 use std::collections::BTreeMap;
 
@@ -58,13 +58,13 @@ impl MetadataValue {
 
 pub(super) struct Header {
     pub(super) metadata: BTreeMap<String, MetadataValue>,
-    pub(super) tensors: Vec<Info>,
+    pub(super) tensors: Vec<TensorInfo>,
 }
 
-pub(super) struct Info {
+pub(super) struct TensorInfo {
     pub(super) name: String,
     pub(super) dtype: Dtype,
-    /// Slowest first.
+    /// Slowest dimension first.
     pub(super) shape: Vec<usize>,
     pub(super) len: usize,
     /// From the start of the file.
@@ -133,7 +133,7 @@ impl Header {
     }
 }
 
-/// Reads a header piece by piece; knows the file's length, so no announced size is believed unchecked.
+/// Reads a header value by value; checks every stored size against the file's length.
 struct Cursor<'a> {
     blob: &'a Blob,
     position: u64,
@@ -192,7 +192,7 @@ impl<'a> Cursor<'a> {
     fn string(&mut self) -> Result<String> {
         let len = self.u64()?;
         let bytes = self.take(len)?;
-        // Byte-level vocabularies may hold pieces that are not UTF-8 by themselves.
+        // Tokens of byte-level vocabularies need not be valid UTF-8.
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
@@ -229,7 +229,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    fn tensor_info(&mut self) -> Result<Info> {
+    fn tensor_info(&mut self) -> Result<TensorInfo> {
         let name = self.string()?;
         let rank = self.u32()?;
         if rank > 4 {
@@ -257,7 +257,7 @@ impl<'a> Cursor<'a> {
             other => Dtype::Other(other_type(other)),
         };
         let offset = self.u64()?;
-        Ok(Info {
+        Ok(TensorInfo {
             name,
             dtype,
             shape,
@@ -267,7 +267,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The f64 that prints like the f32: 1e-5, not 9.999999747378752e-6.
+/// The f64 with the shortest decimal form of the f32: 1e-5, not 9.999999747378752e-6.
 fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| f64::from(x))
 }

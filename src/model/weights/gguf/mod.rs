@@ -86,7 +86,7 @@ impl GgufFile {
         &self.metadata
     }
 
-    /// The model's configuration as the metadata gives it, for a file without `config.json`.
+    /// The model's configuration from the metadata, for a file without `config.json`.
     ///
     /// # Errors
     /// `Error::Format` for missing or unsupported keys.
@@ -113,7 +113,7 @@ impl GgufFile {
         if self.tensors.contains_key("rope_freqs.weight")
             || scaling.is_some_and(|kind| kind != "none")
         {
-            return Err("RoPE scaling cannot be told from GGUF metadata".into());
+            return Err("RoPE scaling cannot be read from GGUF metadata".into());
         }
         let embedding = match self.architecture {
             Architecture::Gpt2 => "transformer.wte.weight",
@@ -330,7 +330,7 @@ mod tests {
             ("tokenizer.ggml.eos_token_id".into(), Meta::U32(1)),
         ];
         let meta: Vec<(&str, Meta<'_>)> = keys.into_iter().map(|(k, v)| (&*k.leak(), v)).collect();
-        // Row r of q holds 4 copies of r.
+        // Row r of q is r repeated 4 times.
         let q = f32s((0..32).map(|i| (i / 4) as f32));
         let mut tensors: Vec<(&str, &[u64], u32, Vec<u8>)> = vec![
             (

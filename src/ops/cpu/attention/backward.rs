@@ -12,7 +12,7 @@ use crate::ops::cpu::{contiguous, dims2, slice, tensor};
 use crate::ops::kernels::{self, Left, PackedRight, Right};
 use crate::tokens::Span;
 
-/// What a thread keeps from task to task.
+/// Buffers that a thread reuses from task to task.
 #[derive(Default)]
 struct Room {
     keys: PackedRight,
@@ -22,11 +22,11 @@ struct Room {
     grads: PackedRight,
     p: Vec<f32>,
     ds: Vec<f32>,
-    /// Of capped scores.
+    /// Derivatives of capped scores.
     slopes: Vec<f32>,
 }
 
-/// What the forward pass has read and left, and the gradient of its output.
+/// Inputs and results of the forward pass, and the gradient of its output.
 #[derive(Clone, Copy)]
 struct Saved<'a> {
     qkv: View<'a>,
@@ -90,7 +90,7 @@ pub(in crate::ops::cpu) fn packed_attention_backward(
             }
         }
     });
-    // What several rows continue gathers the gradients of all of them.
+    // A parent sums the gradients of all rows that continue it.
     for (task, sums) in tasks.all.iter().zip(&gradients) {
         let context = task.span.context.clone();
         for (column, sum) in task.key_columns(layout).into_iter().zip(&sums.keys) {
@@ -135,7 +135,7 @@ impl Room {
         }
     }
 
-    /// The gradient of one head's queries, `[queries, head_dim]`; what it adds to those of keys and values.
+    /// The gradient of one head's queries, `[queries, head_dim]`; adds to those of keys and values.
     #[allow(clippy::too_many_arguments)]
     fn head(
         &mut self,
@@ -179,10 +179,10 @@ impl Room {
             if let Some(slopes) = slopes {
                 kernels::multiply(ds, slopes);
             }
-            let left = |values, turned| Left {
+            let left = |values, transposed| Left {
                 values,
                 stride,
-                turned,
+                turned: transposed,
             };
             let places = part.keys.start * head_dim..part.keys.end * head_dim;
             self.grads.product(

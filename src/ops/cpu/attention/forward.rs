@@ -11,7 +11,7 @@ use crate::ops::cpu::buffers::buffer;
 use crate::ops::cpu::{contiguous, dims2, slice, tensor};
 use crate::ops::kernels::{self, Left, PackedRight, Right};
 
-/// What a thread keeps from task to task.
+/// Buffers that a thread reuses from task to task.
 #[derive(Default)]
 struct Room {
     /// Transposed.
@@ -22,7 +22,7 @@ struct Room {
 }
 
 /// Output and log-sum-exp of a block of queries, one head after another: `[heads, queries, head_dim]` and `[heads, queries]`.
-struct Attended {
+struct AttentionOutput {
     output: Vec<f32>,
     lse: Vec<f32>,
 }
@@ -37,7 +37,7 @@ pub(in crate::ops::cpu) fn packed_attention(
     let (values, head_dim) = (slice(&qkv), layout.head_dim);
     let view = View { values, width };
     let tasks = Tasks::new(attend);
-    let blocks: Vec<Vec<Attended>> = (tasks.all.par_iter())
+    let blocks: Vec<Vec<AttentionOutput>> = (tasks.all.par_iter())
         .map_init(Room::default, |room, task| {
             let [keys, values] =
                 (task.key_columns(layout)).map(|column| task.keys(view, column, head_dim));
@@ -77,14 +77,14 @@ pub(in crate::ops::cpu) fn packed_attention(
 }
 
 impl Room {
-    /// A block of queries over the keys and values that are packed.
+    /// Attention of a block of queries over the packed keys and values.
     fn attend(
         &mut self,
         qkv: View<'_>,
         attend: &Attend,
         task: &Task,
         block: Range<usize>,
-    ) -> Attended {
+    ) -> AttentionOutput {
         let (len, layout) = (block.len(), attend.layout);
         let head_dim = layout.head_dim;
         let mut output = vec![0f32; task.queries.len() * len * head_dim];
@@ -133,11 +133,11 @@ impl Room {
             }
             lse.extend(so_far.into_iter().flatten());
         }
-        Attended { output, lse }
+        AttentionOutput { output, lse }
     }
 }
 
-/// `output` over two blocks of keys, and its log-sum-exp. Outputs: `[queries, head_dim]`.
+/// Combines the outputs over two blocks of keys in `output` and returns the log-sum-exp. Outputs: `[queries, head_dim]`.
 fn joined(output: &mut [f32], mut lse: Vec<f32>, later: &[f32], later_lse: &[f32]) -> Vec<f32> {
     let head_dim = output.len() / lse.len();
     let rows = output
@@ -145,7 +145,7 @@ fn joined(output: &mut [f32], mut lse: Vec<f32>, later: &[f32], later_lse: &[f32
         .zip(later.chunks_exact(head_dim));
     for ((row, later), (lse, later_lse)) in rows.zip(lse.iter_mut().zip(later_lse)) {
         if *later_lse == f32::NEG_INFINITY {
-            // The query sees none of the later keys, perhaps none so far.
+            // The query attends to none of the later keys, and possibly to none before.
             continue;
         }
         let top = lse.max(*later_lse);
