@@ -1,8 +1,8 @@
-//! Sampling as a recipe names it.
+//! The sampling keys of a recipe.
 
 use serde::{Deserialize, Serialize};
 
-/// How responses are drawn.
+/// How tokens are sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingConfig {
@@ -28,12 +28,12 @@ impl Default for SamplingConfig {
 ///
 /// # Source
 /// `truncate_token` and `truncate_after` of lm-human-preferences: `.` from index 16 on, so that a continuation ends with a
-/// sentence. There the tokens after it are drawn and then cut off; here drawing stops, with the same result.
+/// sentence. There the tokens after it are sampled and then cut off; here generation stops, with the same result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Truncate {
-    /// Its text, one token of the vocabulary.
+    /// The token's text; must be one token of the vocabulary.
     pub token: String,
-    /// 0-based index in the response before which the token is one like any other.
+    /// 0-based index in the response before which the token does not end it.
     pub after: usize,
 }

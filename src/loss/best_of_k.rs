@@ -1,16 +1,15 @@
-//! Reward-model loss of a choice among K responses.
+//! Reward-model loss for the choice of the best among K responses.
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-/// Added to a logit that stands for no response: `exp` of it is zero beside any score, and it is finite, so that no
-/// backend meets infinity minus infinity.
+/// Masks the logits of absent responses: its `exp` is zero beside any score, and being finite it avoids infinity minus infinity.
 const ABSENT: f32 = -1e30;
 
-/// The best of each prompt's responses, and the others.
+/// The best response to each prompt, and the others.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Choices {
-    /// Indices into the scores of the micro-batch, by prompt; the best response stands first.
+    /// Indices into the scores of the micro-batch, by prompt; the best response is first.
     prompts: Vec<Vec<usize>>,
 }
 
@@ -23,7 +22,7 @@ impl Choices {
     /// Adds a prompt.
     ///
     /// # Panics
-    /// If there is no other response than the best.
+    /// If there are no other responses.
     pub fn push_prompt(&mut self, best: usize, others: impl IntoIterator<Item = usize>) {
         let responses: Vec<usize> = std::iter::once(best).chain(others).collect();
         assert!(responses.len() > 1, "a choice needs two responses");
@@ -107,7 +106,7 @@ mod tests {
     fn gradients_match_central_differences<B: Backend>() {
         let at = [0.5, -1.0, 0.25, 2.0, 1.0, -0.5];
         check_gradient::<B>(&at, |scores| best_of_k(scores, &choices()));
-        // What the softmax gives, less one for the best: exactly, however far apart the scores are.
+        // The softmax, minus one for the best: exact for any distance of scores.
         let got = gradient::<B>(&[-80.0, 80.0, -80.0, -80.0, 80.0, -80.0], |scores| {
             best_of_k(scores, &choices())
         });

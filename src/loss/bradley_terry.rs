@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use burn::tensor::{Tensor, activation::log_sigmoid, backend::Backend};
 
-/// What a reward model's training minimises.
+/// Losses of reward models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RewardLoss {
@@ -18,15 +18,15 @@ pub enum RewardLoss {
 
 /// The comparisons among the responses of a micro-batch, prompt by prompt.
 ///
-/// A response may take part in many pairs and is scored once: all pairs of a prompt stand in one batch, as InstructGPT
-/// recommends against over-fitting.
+/// A response may be in many pairs but is scored once. All pairs of a prompt are in one batch element, as InstructGPT recommends
+/// against over-fitting.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Comparisons {
     /// Index of each pair's preferred response.
     chosen: Vec<usize>,
-    /// Index of its other response.
+    /// Index of each pair's rejected response.
     rejected: Vec<usize>,
-    /// By how much the preferred score should lead, per pair.
+    /// Margin of each pair.
     margins: Vec<f32>,
     /// Number of pairs of each prompt, in order.
     group_sizes: Vec<usize>,
@@ -59,7 +59,7 @@ impl Comparisons {
         self.group_sizes.push(size);
     }
 
-    /// Number of prompts: what the summed loss is divided by.
+    /// Number of prompts, the divisor of the summed loss.
     pub fn num_prompts(&self) -> usize {
         self.group_sizes.len()
     }
@@ -87,7 +87,7 @@ impl Comparisons {
             .zip(self.rejected.iter().copied())
     }
 
-    /// The values of each pair's preferred and of its other response, both `[pairs]`.
+    /// The values of each pair's chosen and rejected response, both `[pairs]`.
     pub(super) fn sides<B: Backend>(&self, values: Tensor<B, 1>) -> (Tensor<B, 1>, Tensor<B, 1>) {
         let device = values.device();
         let pick = |places: &[usize]| values.clone().select(0, indices(places, &device));

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 /// Divide by the number of trained positions of the whole minibatch for the mean; its exponential is the perplexity.
 ///
 /// # Shapes
-/// - `logprobs`: `[trained positions]`, log-probability of each token that is trained on; other positions are not there
+/// - `logprobs`: `[trained positions]`, log-probability of each trained token
 /// - returns: `[1]`
 pub fn cross_entropy<B: Backend>(logprobs: Tensor<B, 1>) -> Tensor<B, 1> {
     logprobs.sum().neg()

@@ -1,4 +1,4 @@
-//! Direct preference optimisation: losses on how much more than its reference the policy prefers one response to another.
+//! Losses of direct preference optimisation, on differences of log ratios of policy to reference.
 
 use burn::tensor::activation::{log_sigmoid, relu};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Comparisons;
 
-/// Function of a pair's margin that is minimised; the names are TRL's.
+/// Loss as a function of a pair's margin; the names are TRL's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum DpoLoss {
@@ -21,12 +21,12 @@ pub enum DpoLoss {
     Robust,
 }
 
-/// A loss with its parameters.
+/// A DPO loss with its parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DpoObjective {
-    /// The function.
+    /// The loss.
     pub loss_type: DpoLoss,
-    /// Scale of the implicit rewards: how strongly the policy is held to its reference (IPO's tau).
+    /// Scale of the implicit rewards: the strength of the implicit KL constraint (IPO's tau).
     pub beta: f64,
     /// Assumed probability that a label is wrong, `epsilon` below; `Hinge` and `Ipo` take none.
     pub label_smoothing: f64,
@@ -35,7 +35,7 @@ pub struct DpoObjective {
 /// Sums a packed batch's values response by response.
 ///
 /// # Shapes
-/// - `values`: `[tokens]`, the responses' tokens laid end to end
+/// - `values`: `[tokens]`, of all responses' tokens, concatenated
 /// - `lens`: tokens of each response
 /// - returns: `[responses]`; 0 for a response without tokens
 ///
@@ -71,7 +71,7 @@ pub fn response_sums<B: Backend>(values: Tensor<B, 1>, lens: &[usize]) -> Tensor
 /// | `Hinge` | `max(0, 1 - beta * margin)` |
 /// | `Ipo` | `(log_ratio_chosen / len_chosen - log_ratio_rejected / len_rejected - 1 / (2 beta))^2` |
 ///
-/// A policy that is its reference pays `ln 2`, `ln 2`, 1 and `1 / (4 beta^2)` for each prompt.
+/// If the policy equals its reference the loss per prompt is `ln 2`, `ln 2`, 1 and `1 / (4 beta^2)`.
 ///
 /// # Shapes
 /// - `log_ratios`: `[responses]`, nats
@@ -85,7 +85,7 @@ pub fn response_sums<B: Backend>(values: Tensor<B, 1>, lens: &[usize]) -> Tensor
 /// Rafailov et al. 2023, arXiv:2305.18290, eq. 7. Conservative: Mitchell 2023, "A note on DPO with noisy preferences and
 /// relationship to IPO", eq. 3. Robust: Chowdhury et al. 2024, arXiv:2403.00409, eq. 7. Hinge: Zhao et al. 2023,
 /// arXiv:2305.10425, as TRL has it. IPO: Azar et al. 2023, arXiv:2310.12036, eq. 17; the division by the number of tokens is
-/// TRL's, confirmed by its authors. TRL 1.16 knows `label_smoothing` for `robust` and ignores it for `sigmoid`.
+/// TRL's, confirmed by its authors. TRL 1.16 uses `label_smoothing` for `robust` and ignores it for `sigmoid`.
 pub fn dpo<B: Backend>(
     log_ratios: Tensor<B, 1>,
     lens: &[usize],

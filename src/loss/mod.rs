@@ -1,8 +1,8 @@
 //! Losses: tensors in, tensors out, summed.
 //!
-//! Each loss returns a *sum* as `[1]`, over tokens or over prompts as its doc says; those of a policy return their tokens, because
-//! methods weigh tokens differently before they sum. The caller divides by the count of the whole
-//! minibatch before it calls `backward`, so splitting a minibatch into micro-batches does not change the gradient.
+//! Each loss returns a *sum* as `[1]`, over tokens or over prompts. Policy losses return one entry per token, because methods weight
+//! tokens differently. The caller divides by the count of the whole minibatch, so that the split into micro-batches does not
+//! change the gradient.
 
 mod best_of_k;
 mod bradley_terry;

@@ -14,9 +14,8 @@ const MAX_LOG_RATIO: f64 = 20.0;
 /// With `rho = exp(logprob - old_logprob)` the clip is `max(-A rho, -A clip(rho, 1 - low, 1 + high))`; at `rho = 1` it is
 /// `-A`. A change of log-probability beyond ±20 is cut there and has no gradient.
 ///
-/// The N+ code averages each micro-batch over its own tokens and then averages the averages, so its result depends on how
-/// rows fall into micro-batches. Summed, and divided by a count of the minibatch ([`crate::rl::rollout::LossMean`]), this
-/// one's does not.
+/// The N+ code averages over the tokens of each micro-batch and then over micro-batches, so that its result depends on the split.
+/// Here losses are summed and divided by a count of the minibatch ([`crate::rl::rollout::LossMean`]).
 ///
 /// # Shapes
 /// - `logprobs` (with gradient), `old_logprobs`, `advantages`: `[response tokens]`
@@ -51,7 +50,7 @@ pub fn policy_loss<B: Backend>(
     }
 }
 
-/// KL of the policy from the reference as a term of the loss, at each response token: `estimator` with its gradient.
+/// KL of the policy from the reference as a loss term at each response token: `estimator` with its gradient.
 ///
 /// On tokens that the policy itself generated, the expected gradient of `K2` is that of `KL(policy || reference)` and `K3`'s that
 /// of `KL(reference || policy)`; `K1`'s is zero, so that recipes may not ask for it. `logr` is cut to ±20 in `K3` and has no

@@ -10,7 +10,7 @@ use super::progress::{EvalReport, Reporter, RolloutReport, StageInfo, StepReport
 const STAGE_BAR: &str = "{prefix:.bold} {bar:24.cyan} {pos}/{len} {elapsed} eta {eta}  {wide_msg}";
 const PART_BAR: &str = "  {prefix} {bar:16.dim} {pos}/{len}  {wide_msg}";
 
-/// One bar per stage, with a second one under it while responses are drawn or an evaluation runs.
+/// One bar per stage, with a second one under it while responses are generated or an evaluation runs.
 pub(crate) struct BarsReporter {
     bars: MultiProgress,
     stage: Option<ProgressBar>,
@@ -21,7 +21,7 @@ pub(crate) struct BarsReporter {
 }
 
 impl BarsReporter {
-    /// Draws on stderr.
+    /// Bars on stderr.
     pub(crate) fn new() -> Self {
         Self::on(ProgressDrawTarget::stderr())
     }

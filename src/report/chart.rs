@@ -12,12 +12,12 @@ const COLORS: [RGBColor; 4] = [
     RGBColor(130, 82, 170),
 ];
 
-/// Points drawn at most per line; longer series are averaged bucket by bucket.
+/// Most points of a line; longer series are averaged bucket by bucket.
 const MAX_POINTS: usize = 400;
 
 /// One line of a chart.
 pub(crate) struct Line<'a> {
-    /// What the legend calls it.
+    /// Its name in the legend.
     pub(crate) label: &'a str,
     /// `(step, value)`, steps rising, values finite.
     pub(crate) points: Vec<(usize, f64)>,
@@ -29,7 +29,7 @@ pub(crate) fn css_color(index: usize) -> String {
     format!("rgb({r},{g},{b})")
 }
 
-/// An SVG element with all lines over the steps; `Err` holds the drawing crate's words.
+/// An SVG element with all lines over the steps; `Err` holds the plotting crate's message.
 pub(crate) fn line_chart(lines: &[Line<'_>]) -> Result<String, String> {
     let steps = || lines.iter().flat_map(|l| l.points.iter().map(|p| p.0));
     let values = || lines.iter().flat_map(|l| l.points.iter().map(|p| p.1));
@@ -39,7 +39,7 @@ pub(crate) fn line_chart(lines: &[Line<'_>]) -> Result<String, String> {
     if !y0.is_finite() || !y1.is_finite() {
         return Err("a chart needs at least one finite value".into());
     }
-    // A flat line gets room around it, and every line some air.
+    // Margins above and below, also around a flat line.
     let air = if y1 > y0 {
         (y1 - y0) * 0.05
     } else {
@@ -87,7 +87,7 @@ fn draw<'a>(
         if let [point] = points[..] {
             chart.draw_series([Circle::new(point, 3, color.filled())])?;
         } else if points.len() > 20 {
-            // The raw line pale, its moving average over it.
+            // The raw line in a pale colour, its moving average on top.
             chart.draw_series(LineSeries::new(points.iter().copied(), color.mix(0.3)))?;
             let smooth = moving_average(&points, points.len() / 20);
             chart.draw_series(LineSeries::new(smooth, color.stroke_width(2)))?;

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first one asks a run to stop after its step, the second one ends the process.
+//! Ctrl-C: the first one makes a run stop after its current step, the second one ends the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 /// Exit code of a process ended by Ctrl-C: 128 plus the number of SIGINT.
 const ENDED_BY_SIGINT: i32 = 130;
 
-/// The wish that one run stops. Clones share it: the run asks, whoever holds a clone requests. Another run of the same
-/// process has its own.
+/// A request to stop one run, shared by its clones: the run polls it, any holder of a clone sets it. Every run of a process
+/// has its own.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// An interrupt that Ctrl-C, SIGTERM and SIGHUP request from now on; a second signal ends the process.
+    /// An interrupt that Ctrl-C, SIGTERM and SIGHUP set from now on; a second signal ends the process.
     ///
     /// # Errors
     /// When the system refuses, or the process has a handler already.
@@ -32,12 +32,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Asks the run to stop. Returns whether it had been asked before.
+    /// Requests that the run stops. Returns whether that had been requested before.
     pub fn request(&self) -> bool {
         self.0.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether the run shall stop. Stages ask after every step, write a checkpoint and return.
+    /// Whether the run is to stop. Stages check this after every step, write a checkpoint and return.
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

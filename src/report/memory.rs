@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Instant;
 
-/// The most memory this process has held so far, in bytes (`VmHWM` of Linux); `None` on other systems.
+/// Peak resident memory of this process in bytes (`VmHWM` of Linux); `None` on other systems.
 pub fn peak_rss_bytes() -> Option<u64> {
     peak_from_status(&fs::read_to_string("/proc/self/status").ok()?)
 }
@@ -24,7 +24,7 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Starts now, with `tokens` already processed (by the run that is resumed, say).
+    /// Starts now, with `tokens` already processed (before a resume, for example).
     pub fn start(tokens: u64) -> Self {
         Self {
             start: Instant::now(),

@@ -11,8 +11,7 @@ use crate::error::Result;
 /// Writes a stage's `metrics.jsonl` and, beside it, `timing.jsonl`.
 ///
 /// What depends on the clock (`tokens_per_s`, `elapsed_s`) goes to `timing.jsonl`, so that `metrics.jsonl` is
-/// reproducible to the byte. Numbers are written with as many digits as they need to be read back exactly; what is
-/// not finite is written as `null`.
+/// reproducible to the byte. Numbers are written with enough digits to be read back exactly, non-finite ones as `null`.
 #[derive(Debug)]
 pub struct MetricsLog {
     metrics: JsonlLog,
@@ -32,13 +31,12 @@ impl MetricsLog {
         })
     }
 
-    /// Continues the logs of a run that resumes from a checkpoint of `step` with this [`MetricsLog::mark`]: later lines are cut
-    /// off, so that `metrics.jsonl` ends up as an uninterrupted run would have written it. `timing.jsonl`, which no result
-    /// depends on, may lack lines.
+    /// Continues the logs from a checkpoint of `step` with this [`MetricsLog::mark`]. Later lines are cut off, so that
+    /// `metrics.jsonl` ends up as in an uninterrupted run. `timing.jsonl`, on which no result depends, may lack lines.
     ///
     /// # Errors
-    /// When `metrics.jsonl` is not what it was at the mark, a file cannot be read or replaced, or a line of `timing.jsonl` is
-    /// not one of a log.
+    /// When `metrics.jsonl` has changed since the mark, a file cannot be read or replaced, or a line of `timing.jsonl` is not
+    /// a log line.
     pub fn resume(path: impl AsRef<Path>, step: usize, mark: &LogMark) -> Result<Self> {
         let path = path.as_ref();
         Ok(Self {
@@ -47,7 +45,7 @@ impl MetricsLog {
         })
     }
 
-    /// How far `metrics.jsonl` goes.
+    /// The present end of `metrics.jsonl`.
     pub fn mark(&self) -> LogMark {
         self.metrics.mark()
     }
@@ -68,11 +66,11 @@ impl MetricsLog {
         self.timing.write(&row(step, values))
     }
 
-    /// Returns once every line is on the disk. To be called before a checkpoint is marked complete: a checkpoint must
-    /// not outlive the lines that lead to it.
+    /// Returns once every line is on the disk. Call before a checkpoint is marked complete: the lines before a checkpoint must
+    /// survive as long as it does.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the system reports a failure.
     pub fn sync(&mut self) -> Result<()> {
         self.metrics.sync()?;
         self.timing.sync()
@@ -102,7 +100,7 @@ impl MetricsRow {
 /// All lines of a `metrics.jsonl` or `timing.jsonl`; none if there is no such file.
 ///
 /// # Errors
-/// When the file cannot be read or a line is not one of a log.
+/// When the file cannot be read or a line is not a log line.
 pub fn read_metrics(path: impl AsRef<Path>) -> Result<Vec<MetricsRow>> {
     read_rows(path.as_ref())
 }

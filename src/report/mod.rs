@@ -1,4 +1,4 @@
-//! What a run leaves behind and what it shows while running: `metrics.jsonl`, `samples.jsonl`, progress, `report.html`.
+//! What a run records and shows: `metrics.jsonl`, `samples.jsonl`, progress, `report.html`.
 //!
 //! Results go to the run folder and to stdout; progress goes to stderr. Nothing here holds a tensor.
 

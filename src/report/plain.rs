@@ -9,8 +9,8 @@ use super::progress::{EvalReport, Reporter, RolloutReport, StageInfo, StepReport
 /// Seconds between two lines of one stage.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Writes `stage step/total key=value ..` lines: the first step, the last one, every evaluation, and in between at most
-/// one step every few seconds.
+/// Writes `stage step/total key=value ..` lines: for the first and the last step, every evaluation, and otherwise at most
+/// one every few seconds.
 #[derive(Debug)]
 pub struct PlainReporter<W: Write + Send> {
     out: W,

@@ -1,4 +1,4 @@
-//! `samples.jsonl`: what the model says, so that a person can look.
+//! `samples.jsonl`: generated responses for people to read.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,12 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::jsonl::{JsonlLog, LogMark, read_rows};
 use crate::error::Result;
 
-/// One generated response.
+/// One generated response with its prompt.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Sample {
-    /// The optimiser step (for PPO: the update) after which it was drawn.
+    /// The optimiser step (for PPO: the update) after which it was generated.
     pub step: usize,
-    /// Which policy answered, where a file holds more than one.
+    /// The policy that generated it, where a file holds responses of more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
     /// Prompt text.
@@ -23,7 +23,7 @@ pub struct Sample {
     /// The data row's own completion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
-    /// Whether the response ended by itself, with EOS.
+    /// Whether the response ended with EOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<bool>,
     /// Scores by name; null in the file (NaN here) where one is not finite.
@@ -48,15 +48,15 @@ impl SamplesLog {
         JsonlLog::create(path.as_ref()).map(Self)
     }
 
-    /// Continues the log of a run that resumes from a checkpoint with this [`SamplesLog::mark`]; later lines are cut off.
+    /// Continues the log from a checkpoint with this [`SamplesLog::mark`]; later lines are cut off.
     ///
     /// # Errors
-    /// When the log is not what it was at the mark, or the file cannot be read or cut.
+    /// When the log has changed since the mark, or the file cannot be read or cut.
     pub fn resume(path: impl AsRef<Path>, mark: &LogMark) -> Result<Self> {
         JsonlLog::resume(path.as_ref(), mark).map(Self)
     }
 
-    /// How far it goes.
+    /// The present end of the log.
     pub fn mark(&self) -> LogMark {
         self.0.mark()
     }
@@ -72,7 +72,7 @@ impl SamplesLog {
     /// Returns once every line is on the disk.
     ///
     /// # Errors
-    /// When the disk refuses.
+    /// When the system reports a failure.
     pub fn sync(&mut self) -> Result<()> {
         self.0.sync()
     }

@@ -1,6 +1,6 @@
-//! burn-train's full-screen view (`--tui`): charts of every metric, drawn on stdout's terminal.
+//! burn-train's full-screen view (`--tui`): charts of every metric on stdout's terminal.
 //!
-//! The view takes the keyboard: `q` offers to stop, which is passed on as a Ctrl-C is, so that a checkpoint is written.
+//! The view reads the keyboard: `q` offers to stop the run, which then writes a checkpoint as after Ctrl-C.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use super::interrupt::Interrupt;
 use super::memory::Timer;
 use super::progress::{EvalReport, Reporter, RolloutReport, StageInfo, StepReport, format_value};
 
-/// One view per stage; what is said meanwhile is printed when the view closes.
+/// One view per stage; messages are printed when the view closes.
 pub(crate) struct TuiReporter {
     view: Option<TuiMetricsRendererWrapper>,
-    /// The view's own wish to stop, and the run's.
+    /// The view's own request to stop, and the run's.
     interrupter: Interrupter,
     interrupt: Interrupt,
     known: BTreeSet<String>,
@@ -46,7 +46,7 @@ impl TuiReporter {
         }
     }
 
-    /// The metrics as burn-train's states; what is not finite is left out, as the charts cannot place it.
+    /// The metrics as burn-train's states; non-finite values are left out, as charts cannot show them.
     fn states(&mut self, metrics: &[(&str, f64)]) -> Vec<MetricState> {
         let Some(view) = &mut self.view else {
             return Vec::new();

@@ -1,8 +1,8 @@
-//! Reward sources as a recipe names them.
+//! The reward sources of a recipe.
 
 use serde::{Deserialize, Serialize};
 
-/// What gives a response its score.
+/// A source of scores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum RewardConfig {
@@ -19,15 +19,15 @@ pub enum RewardConfig {
         /// Column holding the reference text.
         #[serde(default = "completion")]
         reference: String,
-        /// Compare the first line of the response alone: fair to a base model, which was never taught to stop.
+        /// Compare only the first line of the response: fair to a base model that was not trained to stop.
         #[serde(default)]
         first_line: bool,
     },
     /// The known scorer of the embedded posts.
     Gold,
-    /// Negative distance of the response's length from a wish, in words, divided by the wish.
+    /// Negative distance of the response's length from a target, in words, divided by the target.
     Length {
-        /// Wished number of words.
+        /// Target number of words.
         target: usize,
     },
     /// 1 when the response matches, else 0.
@@ -35,12 +35,12 @@ pub enum RewardConfig {
         /// A regular expression.
         regex: String,
     },
-    /// A program that reads one JSON object a line, `{"prompt": .., "completion": .., "row": {the row's columns}}`, and
-    /// answers each with `{"score": x}`.
+    /// A program that reads one JSON object a line, `{"prompt": .., "completion": .., "row": {the row's columns}}`, and writes
+    /// `{"score": x}` for each.
     Command {
         /// Program and arguments.
         command: Vec<String>,
-        /// Seconds without an answer after which the source counts as failed.
+        /// Seconds without an output line after which the source counts as failed.
         #[serde(default = "minute")]
         timeout_s: f64,
     },
@@ -49,7 +49,7 @@ pub enum RewardConfig {
 }
 
 impl RewardConfig {
-    /// The stage or folder of the reward model, if the source is one.
+    /// The stage or folder of the reward model, for a `Learned` source.
     pub fn learned(&self) -> Option<&str> {
         match self {
             Self::Learned { stage } => Some(stage),
@@ -57,7 +57,7 @@ impl RewardConfig {
         }
     }
 
-    /// Text columns that every row must have for the source to score a response to it.
+    /// Text columns that the source needs in every row.
     pub fn columns(&self) -> Vec<String> {
         match self {
             Self::Rouge { reference, .. } => vec![reference.clone()],

@@ -1,9 +1,9 @@
-//! A wish for a response's length.
+//! A target for a response's length.
 
 use super::{Completion, RewardSource};
 use crate::error::Result;
 
-/// `-|words - target| / target`: 0 at the wished length, -1 for an empty response. Words stand between blanks.
+/// `-|words - target| / target`: 0 at the target, -1 for an empty response. Words are separated by white space.
 pub(super) struct Length {
     pub(super) target: usize,
 }

@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 /// Precision, recall and their harmonic mean, each in `[0, 1]`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RougeScore {
-    /// Overlap by the candidate's size.
+    /// Overlap divided by the candidate's size.
     pub precision: f64,
-    /// Overlap by the reference's size.
+    /// Overlap divided by the reference's size.
     pub recall: f64,
     /// `2 p r / (p + r)`, 0 when both are 0.
     pub fmeasure: f64,
@@ -36,9 +36,9 @@ impl RougeScore {
 
 /// ROUGE of one pair of texts.
 ///
-/// Texts are lowercased and cut into runs of `[a-z0-9]`; with `stem`, words of more than three letters are stemmed.
-/// Agrees with the Python package `rouge_score` (`use_stemmer = stem`). Whole texts are compared: give
-/// [`first_line`] of the candidate to compare that alone.
+/// Texts are lowercased and split into runs of `[a-z0-9]`; with `stem`, words of more than three letters are stemmed.
+/// Agrees with the Python package `rouge_score` (`use_stemmer = stem`). Compares whole texts; pass [`first_line`] of the candidate
+/// to compare its first line only.
 ///
 /// # Source
 /// Lin 2004, "ROUGE: a package for automatic evaluation of summaries".
@@ -55,7 +55,7 @@ pub fn rouge(variant: RougeVariant, reference: &str, candidate: &str, stem: bool
     }
 }
 
-/// The first line that holds more than blanks, trimmed; empty if there is none.
+/// The first line that is not blank, trimmed; empty if there is none.
 pub fn first_line(text: &str) -> &str {
     text.lines()
         .map(str::trim)

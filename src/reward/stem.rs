@@ -1,6 +1,6 @@
-//! The Porter stemmer with NLTK's departures, which is what `rouge_score` stems with.
+//! The Porter stemmer with NLTK's extensions, as `rouge_score` uses it.
 
-/// Words that the rules would spoil, with their stems.
+/// Irregular words with their stems.
 const IRREGULAR: &[(&str, &str)] = &[
     ("sky", "sky"),
     ("skies", "sky"),
@@ -20,13 +20,13 @@ const IRREGULAR: &[(&str, &str)] = &[
     ("succeed", "succeed"),
 ];
 
-/// A suffix, what replaces it, and what must hold of the stem before it.
+/// A suffix, its replacement, and a condition on the stem before it.
 type Rule = (&'static str, &'static str, fn(&str) -> bool);
 
 /// The stem of a lowercase ASCII word.
 ///
 /// # Source
-/// Porter 1980, "An algorithm for suffix stripping", with the departures of NLTK's default mode: irregular words, `ies`
+/// Porter 1980, "An algorithm for suffix stripping", with the extensions of NLTK's default mode: irregular words, `ies`
 /// and `ied` of four-letter words become `ie`, final `y` becomes `i` after any consonant, and the later rules `bli`,
 /// `fulli`, `logi` and `alli` before a second pass of step 2.
 pub(super) fn stem(word: &str) -> String {

@@ -1,31 +1,31 @@
-//! The KL leash and the missing-EOS rule as a recipe names them.
+//! The recipe keys of the KL term and of the missing-EOS rule.
 
 use serde::{Deserialize, Serialize};
 
-/// What happens to the score of a response that does not end with EOS.
+/// The score of a response that does not end with EOS.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub enum MissingEos {
-    /// Nothing.
+    /// The reward source's own score.
     #[default]
     Keep,
-    /// The score is replaced by this value (lm-human-preferences and N+: -1).
+    /// This value (lm-human-preferences and N+: -1).
     Replace(f64),
-    /// This penalty is subtracted from the score (TRL's `missing_eos_penalty`).
+    /// The source's score minus this penalty (TRL's `missing_eos_penalty`).
     Subtract(f64),
 }
 
-/// The KL leash's weight.
+/// How the weight of the KL term changes over a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum KlControl {
-    /// Always `kl_coef`.
+    /// Not at all: always `kl_coef`.
     Fixed,
     /// Proportional controller on the KL per response (Ziegler et al. 2019, section 2.2).
     Adaptive {
-        /// Wanted KL in nats per response.
+        /// Target KL in nats per response.
         target: f64,
-        /// Episodes over which the weight may change by one part.
+        /// Episodes over which a relative error of 1 doubles the weight; errors are clipped to 0.2.
         horizon: f64,
     },
 }

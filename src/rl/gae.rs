@@ -7,7 +7,7 @@ use crate::tokens::Segments;
 pub struct Gae {
     /// Before any whitening.
     pub advantages: Vec<f32>,
-    /// What the value network should have said: `advantages + values`.
+    /// Targets of the value function: `advantages + values`.
     pub returns: Vec<f32>,
 }
 

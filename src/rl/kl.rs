@@ -1,10 +1,10 @@
-//! KL between policy and reference, per token, and the controllers of its weight.
+//! KL between policy and reference, per token, and the controllers of its coefficient.
 
 use serde::{Deserialize, Serialize};
 
 use super::{KlControl, KlEstimator, KlIn};
 
-/// Largest `|logr|` that [`KlEstimator::K3`] exponentiates; keeps one outlier from turning the whole batch infinite.
+/// Largest `|logr|` that [`KlEstimator::K3`] exponentiates, so that one outlier does not make the whole batch infinite.
 pub(crate) const MAX_LOG_RATIO: f64 = 20.0;
 
 /// Estimates `KL(policy || ref)` at each sampled token, in nats, from `logr = logprob - ref_logprob`.
@@ -45,19 +45,19 @@ pub fn kl_per_token(estimator: KlEstimator, logprobs: &[f32], ref_logprobs: &[f3
         .collect()
 }
 
-/// The KL term of a rollout: its weight, its estimator, and where it enters.
+/// The KL term of a rollout: its coefficient, its estimator, and where it enters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KlTerm {
-    /// Its weight in this rollout.
+    /// Coefficient in this rollout.
     pub coef: f64,
-    /// What is estimated at each token.
+    /// Estimator at each token.
     pub estimator: KlEstimator,
     /// Reward or loss.
     pub place: KlIn,
 }
 
 impl KlTerm {
-    /// Its weight in the rewards: 0 if it is in the loss.
+    /// Coefficient in the rewards: 0 if the term is in the loss.
     pub fn reward_coef(&self) -> f64 {
         match self.place {
             KlIn::Reward => self.coef,
@@ -65,7 +65,7 @@ impl KlTerm {
         }
     }
 
-    /// Its weight in the loss; `None` if it is in the rewards.
+    /// Coefficient in the loss; `None` if the term is in the rewards.
     pub fn loss_coef(&self) -> Option<f64> {
         match self.place {
             KlIn::Reward => None,
@@ -74,21 +74,21 @@ impl KlTerm {
     }
 }
 
-/// The weight of the KL term over a run. Plain data: a checkpoint stores it whole.
+/// The coefficient of the KL term over a run. Plain data: a checkpoint stores it whole.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum KlController {
-    /// Never changes.
+    /// Constant.
     Fixed {
-        /// The weight.
+        /// The coefficient.
         coef: f64,
     },
-    /// Follows a target.
+    /// Adapts to a target KL.
     Adaptive(AdaptiveKl),
 }
 
 impl KlController {
-    /// The controller a recipe asks for, starting at `kl_coef`.
+    /// The controller that a recipe names, starting at `kl_coef`.
     pub fn new(control: KlControl, kl_coef: f64) -> Self {
         match control {
             KlControl::Fixed => Self::Fixed { coef: kl_coef },
@@ -100,7 +100,7 @@ impl KlController {
         }
     }
 
-    /// The weight to use for the next rollout.
+    /// The coefficient for the next rollout.
     pub fn coef(&self) -> f64 {
         match self {
             Self::Fixed { coef } => *coef,
@@ -116,7 +116,7 @@ impl KlController {
     }
 }
 
-/// Proportional controller in log space: the weight moves by at most 20 % per `horizon` episodes.
+/// Proportional controller in log space: the coefficient changes by at most 20 % per `horizon` episodes.
 ///
 /// `coef <- coef * (1 + clip(kl / target - 1, -0.2, 0.2) * num_episodes / horizon)`
 ///
@@ -125,11 +125,11 @@ impl KlController {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdaptiveKl {
-    /// The weight.
+    /// The coefficient.
     pub coef: f64,
-    /// Wanted KL in nats per response.
+    /// Target KL in nats per response.
     pub target: f64,
-    /// Episodes over which an error of one changes the weight by one part.
+    /// Episodes over which a relative error of 1 doubles the coefficient; errors are clipped to 0.2.
     pub horizon: f64,
 }
 

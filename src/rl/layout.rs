@@ -11,8 +11,8 @@ use crate::tokens::Segments;
 /// # Why one more
 /// The N+ code pads each response to `T` tokens. With EOS at index `L` it keeps the policy loss on `0..=L` (its
 /// `padding_mask`) but values and rewards on `0..=L+1` (`padding_mask_p1`), and pays the score at `L+1` if `L+1 < T`, else at `L`.
-/// The value at `L+1` is read from the hidden state *of the EOS token*, the last token of the row, so nothing has to be
-/// fed to the model that a packed row does not hold. What lies beyond `L+1` is zero and drops out.
+/// The value at `L+1` is read from the hidden state *of the EOS token*, the last token of the row, so that a packed row holds
+/// all that the model needs. Everything beyond `L+1` is zero and drops out.
 ///
 /// # Example
 /// `T = 4`, one response `[a, EOS]` and one full one `[b, c, d, e]`:
@@ -87,7 +87,7 @@ impl ResponseLayout {
         self.values.last_tokens()
     }
 
-    /// The layout of some rows, in this order.
+    /// The layout of the chosen rows, in this order.
     ///
     /// # Panics
     /// If there is no such row.

@@ -1,6 +1,6 @@
 //! From scores to advantages: pure functions on packed rows, on the host.
 //!
-//! A rollout's numbers are `f32` slices, one per response token, with [`Segments`](crate::tokens::Segments) telling the rows apart.
+//! A rollout's numbers are `f32` slices, one per response token, with the row boundaries in [`Segments`](crate::tokens::Segments).
 //! They are a few bytes per token, so they live on the host; the losses that need gradients are in [`crate::loss`].
 //!
 //! # The chain of one PPO rollout

@@ -2,7 +2,7 @@
 
 use super::{MissingEos, ResponseLayout};
 
-/// Applies the missing-EOS rule to the scores of responses that did not end by themselves.
+/// Applies the missing-EOS rule to the scores of responses without EOS.
 ///
 /// `Replace(v)` is the "EOS trick" of lm-human-preferences and N+ (`v = -1`); `Subtract(p)` is TRL's `missing_eos_penalty`.
 /// Whether a response has an EOS is known from where it stopped, never by searching for a token id.
@@ -25,8 +25,8 @@ pub fn apply_missing_eos(scores: &mut [f32], has_eos: &[bool], rule: MissingEos)
 
 /// Per-token rewards: `-kl_coef * kl` at each response token, and the score at the row's last value position.
 ///
-/// With [`ResponseLayout::after_eos`] a response that ended early is paid one position after its EOS, where KL is 0; with
-/// [`ResponseLayout::on_last_token`], and for full responses in either layout, KL and score meet on the last token.
+/// With [`ResponseLayout::after_eos`] the score of a response that ended early is one position after its EOS, where KL is 0; with
+/// [`ResponseLayout::on_last_token`], and for full responses in either layout, KL and score add up on the last token.
 ///
 /// # Shapes
 /// - `kl`: `[response tokens]`; `scores`: `[rows]`

@@ -2,7 +2,7 @@
 
 use super::stats::moments;
 
-/// Which variance divides.
+/// Which estimate of the variance divides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variance {
     /// Divided by `n` (lm-human-preferences, N+).

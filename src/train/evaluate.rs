@@ -1,4 +1,4 @@
-//! Answers to held-out prompts, and what they are worth.
+//! Generates and scores responses to held-out prompts.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use crate::report::Sample;
 use crate::reward::{Completion, RewardSource};
 use crate::rng::Seed;
 
-/// Which prompts to answer for people to read.
+/// Which prompts to generate samples for.
 pub(super) struct SampleRequest<'a> {
     pub(super) prompts: &'a [Prompt],
     pub(super) max_new_tokens: usize,
     pub(super) step: usize,
 }
 
-/// Greedy responses, for people to read.
+/// Greedy responses for `samples.jsonl`.
 pub(super) fn greedy_samples<B: ModelBackend>(
     model: &LanguageModel<B>,
     tokenizer: &Tokenizer,
@@ -46,7 +46,7 @@ pub(super) fn greedy_samples<B: ModelBackend>(
         .collect())
 }
 
-/// A response for people to read.
+/// An entry of `samples.jsonl`.
 pub(super) fn sample(completion: &Completion, ended: bool, step: usize) -> Sample {
     let reference = completion.row.get("completion").and_then(|v| v.as_str());
     Sample {
@@ -59,7 +59,7 @@ pub(super) fn sample(completion: &Completion, ended: bool, step: usize) -> Sampl
     }
 }
 
-/// Responses as reward sources take them: text without the stop token.
+/// Responses in the form that reward sources take: text without the stop token.
 pub(super) fn completions(
     prompts: &[Prompt],
     responses: &[Response],
@@ -81,13 +81,13 @@ pub(super) fn completions(
         .collect()
 }
 
-/// How a policy does on held-out prompts.
+/// The result of an evaluation on held-out prompts.
 pub(super) struct Evaluation {
     /// Mean score by source.
     pub(super) scores: BTreeMap<String, f64>,
     /// Sum over a response's tokens of `logprob - ref_logprob`, mean over responses, nats.
     pub(super) kl: f64,
-    /// Mean tokens of a response.
+    /// Mean length of a response in tokens.
     pub(super) response_length: f64,
     /// Fraction of responses that ended with EOS.
     pub(super) eos_rate: f64,
@@ -95,7 +95,7 @@ pub(super) struct Evaluation {
     pub(super) samples: Vec<Sample>,
 }
 
-/// What to evaluate with.
+/// Prompts, models and reward sources of an evaluation.
 pub(super) struct Evaluator<'a, B: ModelBackend> {
     pub(super) prompts: &'a [Prompt],
     pub(super) tokenizer: &'a Tokenizer,
@@ -106,7 +106,7 @@ pub(super) struct Evaluator<'a, B: ModelBackend> {
 }
 
 impl<B: ModelBackend> Evaluator<'_, B> {
-    /// Answers every prompt and scores the answers with every source.
+    /// Generates a response to every prompt and scores it by every source.
     pub(super) fn run(
         &self,
         model: &LanguageModel<B>,
@@ -144,7 +144,7 @@ impl<B: ModelBackend> Evaluator<'_, B> {
         let Some(reference) = self.reference else {
             return 0.0;
         };
-        // Greedy responses carry log-probabilities at temperature 1, and so are compared at 1.
+        // Greedy responses have log-probabilities at temperature 1, so the reference's are taken at 1.
         let temperature = match self.options.sampling.temperature {
             0.0 => 1.0,
             temperature => temperature,

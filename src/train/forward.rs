@@ -1,4 +1,4 @@
-//! Forward passes over rows of tokens, without gradient: log-probabilities and losses by micro-batch.
+//! Forward passes over rows without gradients: log-probabilities and losses, by micro-batch.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::model::CausalLm;
 use crate::ops::ModelBackend;
 use crate::tokens::{Segments, TokenBatch};
 
-/// The states that predict trained tokens, and those tokens: for a trained token at `i`, the state at `i - 1`.
+/// Positions of the states that predict trained tokens, and these tokens: the state at `i - 1` predicts token `i`.
 pub(super) fn trained_positions(
     examples: &[&Example],
     segments: &Segments,
@@ -28,7 +28,7 @@ pub(super) fn trained_positions(
     (positions, targets)
 }
 
-/// Summed negative log-likelihood in nats over the trained tokens of all examples, and their number.
+/// Negative log-likelihood in nats, summed over the trained tokens of all examples, and the number of these tokens.
 pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
     model: &M,
     examples: &[Example],
@@ -51,7 +51,7 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
     (sum, count)
 }
 
-/// Log-probabilities at `temperature` of each row's tokens from `prompt_lens[row]` on (at least 1), row by row.
+/// Log-probabilities at `temperature` of each row's tokens from `prompt_lens[row]` (at least 1) on, row by row.
 pub fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
     model: &M,
     rows: &[&[u32]],

@@ -1,23 +1,23 @@
-//! How a stage generates responses.
+//! Generation settings of a stage.
 
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::generate::{GenerateOptions, SamplingConfig, Truncate, TruncateAt};
 
-/// What the stages that generate responses say about it, in their own keys.
+/// Generation settings, from the keys of a stage.
 pub(super) struct Generation<'a> {
     /// Most tokens of a response.
     pub(super) response_length: usize,
-    /// How each token is chosen.
+    /// How tokens are sampled.
     pub(super) sampling: SamplingConfig,
-    /// A token that ends a response beside EOS.
+    /// A further token that ends a response.
     pub(super) truncate: Option<&'a Truncate>,
     /// Responses generated at once.
     pub(super) batch_size: usize,
 }
 
 impl Generation<'_> {
-    /// The same with the tokenizer's stop tokens.
+    /// The options of [`generate`](crate::generate::generate), with the tokenizer's stop tokens.
     ///
     /// # Errors
     /// `Error::Usage` if the text to truncate at is not one token.

@@ -12,7 +12,7 @@ use crate::params::Parameters;
 use crate::report::LogMark;
 use crate::snapshot::Snapshot;
 
-/// Where a stage stands after `step` steps. Randomness is a function of the step, so it needs no state of its own.
+/// The position of a stage after `step` steps. Randomness is a function of the step and has no state.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Position {
     /// Optimiser steps (PPO: updates) done.
@@ -23,7 +23,7 @@ pub(super) struct Position {
     pub(super) updates: Vec<usize>,
     /// KL controller of PPO.
     pub(super) kl: Option<crate::rl::KlController>,
-    /// How far `metrics.jsonl` and `samples.jsonl` go.
+    /// Marks of `metrics.jsonl` and `samples.jsonl`.
     pub(super) logs: [LogMark; 2],
 }
 
@@ -31,7 +31,7 @@ impl Position {
     /// Updates done of the network at `index`.
     ///
     /// # Errors
-    /// `Error::Format` if the checkpoint `folder` does not say.
+    /// `Error::Format` if the checkpoint `folder` lacks it.
     pub(super) fn updates_of(&self, index: usize, folder: &Path) -> Result<usize> {
         self.updates.get(index).copied().ok_or_else(|| {
             let message = format!(
@@ -58,7 +58,7 @@ pub(super) fn trained_weights<'a, B: ModelBackend>(
     weights
 }
 
-/// Puts the weights of [`trained_weights`] back.
+/// Restores the weights of [`trained_weights`].
 ///
 /// # Errors
 /// `Error::Format` if the checkpoint belongs to another model.
@@ -101,7 +101,7 @@ pub(super) fn restore_weights<B: ModelBackend>(
     }
 }
 
-/// The part of a map under `prefix`, without it.
+/// The entries under `prefix`, with the prefix removed.
 pub(super) fn under(map: &TensorMap, prefix: &str) -> TensorMap {
     map.iter()
         .filter_map(|(name, value)| {

@@ -2,7 +2,7 @@
 
 use crate::rl::{Variance, mean};
 
-/// What advantages of a group are divided by.
+/// Scale of a group's advantages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ScaleRewards {
     /// The standard deviation over the group (GRPO).
@@ -10,7 +10,7 @@ pub enum ScaleRewards {
     Group,
     /// The standard deviation over all rewards (TRL; Liu et al. 2025, arXiv:2508.08221).
     Batch,
-    /// Nothing: no bias towards prompts that are easy or hard (Dr. GRPO).
+    /// 1: no bias towards easy or hard prompts (Dr. GRPO).
     None,
 }
 
@@ -22,7 +22,7 @@ const EPSILON: f64 = 1e-4;
 /// A group of equal rewards has advantages of exactly zero, and no gradient.
 ///
 /// # Shapes
-/// - `rewards`: `[rows]`, groups of `size` responses to one prompt one after the other
+/// - `rewards`: `[rows]`, consecutive groups of `size` responses to one prompt
 /// - returns: `[rows]`
 ///
 /// # Panics
@@ -47,8 +47,8 @@ pub fn group_advantages(rewards: &[f32], size: usize, scale: ScaleRewards) -> Ve
         .collect()
 }
 
-/// Advantages over the mean of the *other* responses of the group, `r_i - sum of r_j, j != i / (size - 1)`: an unbiased
-/// baseline without a model of its own.
+/// Advantages over the mean of the *other* responses of the group, `r_i - (sum of r_j, j != i) / (size - 1)`: an unbiased
+/// baseline without a value model.
 ///
 /// # Shapes
 /// - as [`group_advantages`]

@@ -1,26 +1,25 @@
-//! Responses of a policy, and what is known of them before any advantage.
+//! Responses of a policy with scores and log-probabilities.
 
 use crate::rl::{KlEstimator, KlTerm, ResponseLayout, kl_per_token, mean, row_sums, token_rewards};
 
 /// Responses of a policy with their scores and log-probabilities.
 ///
-/// Arrays by token are packed, row after row as [`ResponseLayout::responses`] says. Nothing stands at positions that do not
-/// count.
+/// Arrays by token are packed row after row, as in [`ResponseLayout::responses`]; there are no entries for padding.
 #[derive(Debug, Clone)]
 pub struct Samples {
     /// Query and response, row by row.
     pub rows: Vec<Vec<u32>>,
-    /// Tokens of each row that are the query.
+    /// Length of each row's query in tokens.
     pub query_lens: Vec<usize>,
-    /// Which positions of the responses count for the policy and for a value function.
+    /// Policy and value positions of the responses.
     pub layout: ResponseLayout,
-    /// Whether each response ended by itself.
+    /// Whether each response ended with EOS.
     pub has_eos: Vec<bool>,
     /// Score of each response, after the missing-EOS rule.
     pub scores: Vec<f32>,
-    /// `[response tokens]`, nats: of the policy that generated.
+    /// `[response tokens]`, nats, under the policy that generated the responses.
     pub logprobs: Vec<f32>,
-    /// `[response tokens]`, nats: of the reference; `None` for a method without one.
+    /// `[response tokens]`, nats, under the reference; `None` for a method without one.
     pub ref_logprobs: Option<Vec<f32>>,
 }
 
@@ -38,7 +37,7 @@ impl Samples {
         }
     }
 
-    /// Mean over responses of the summed `logprob - ref_logprob`, nats: what is reported and controlled, whichever
+    /// Mean over responses of the summed `logprob - ref_logprob`, nats: the KL that is reported and controlled, whichever
     /// estimator enters the rewards.
     pub fn mean_kl(&self) -> f64 {
         mean(&row_sums(
@@ -53,7 +52,7 @@ impl Samples {
         token_rewards(&per_token, &self.scores, kl.reward_coef(), &self.layout)
     }
 
-    /// `[rows]`: the score less the KL term of the whole response, for methods whose action is the response.
+    /// `[rows]`: the score minus the KL term of the whole response, for methods whose action is the response.
     pub fn response_rewards(&self, kl: &KlTerm) -> Vec<f32> {
         let sums = row_sums(&self.kl(kl.estimator), self.layout.responses());
         (self.scores.iter().zip(sums))
@@ -61,7 +60,7 @@ impl Samples {
             .collect()
     }
 
-    /// Numbers of responses at each of their tokens: `[rows] -> [response tokens]`.
+    /// Repeats a number per response at each of its tokens: `[rows] -> [response tokens]`.
     ///
     /// # Panics
     /// If `per_row` does not have one entry per row.

@@ -9,20 +9,20 @@ use crate::train::config::{
     DataConfig, Init, SamplingConfig, Truncate, default_max_length, default_rollout_batch, four,
 };
 
-/// The closing table: stages side by side on held-out prompts.
+/// Compares policies on held-out prompts, in a table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CompareConfig {
     /// The stage's name, unique in the recipe.
     pub name: String,
-    /// Policies to compare, the first one being the reference for KL: `Base` and `Stage(..)`.
+    /// Policies to compare.
     pub policies: Vec<Init>,
-    /// The policy that KL is measured against; the first of `policies` if absent.
+    /// The reference of the KL; the first of `policies` if absent.
     #[serde(default)]
     pub reference: Option<Init>,
     /// Held-out prompts, with a `completion` column for ROUGE if there is one.
     pub data: DataConfig,
-    /// Scores to show, by column title.
+    /// Reward sources by column title.
     pub rewards: BTreeMap<String, RewardConfig>,
     /// Most tokens of a response.
     pub response_length: usize,
@@ -32,13 +32,13 @@ pub struct CompareConfig {
     /// How responses are generated.
     #[serde(default)]
     pub sampling: SamplingConfig,
-    /// A token that ends a response beside EOS.
+    /// A further token that ends a response.
     #[serde(default)]
     pub truncate: Option<Truncate>,
     /// Responses generated at once.
     #[serde(default = "default_rollout_batch")]
     pub generation_batch_size: usize,
-    /// Prompts whose responses are shown side by side.
+    /// Number of prompts whose responses are shown side by side.
     #[serde(default = "four")]
     pub num_samples: usize,
 }

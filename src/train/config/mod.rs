@@ -1,7 +1,6 @@
-//! What stages have in common in a recipe, and the configurations of all of them. Plain values: nothing here loads, allocates
-//! or checks.
+//! Configurations of all stages, and what they share. Plain values: nothing here loads, allocates or checks.
 //!
-//! Keys take TRL's names where TRL has one. Lengths are in tokens unless a key says characters.
+//! Keys have TRL's names where TRL has one. Lengths are in tokens unless stated otherwise.
 
 use std::path::PathBuf;
 
@@ -32,11 +31,11 @@ pub enum Init {
     Stage(String),
     /// A model's folder (or weight file) in the layout of transformers, or an adapter's in PEFT's, whose base is the one it names.
     Folder(PathBuf),
-    /// Fresh random weights from a `config.json`, with the tokenizer files beside it.
+    /// Random initial weights for a `config.json`, with the tokenizer files beside it.
     Random(PathBuf),
 }
 
-/// What happens every so many optimiser steps.
+/// Intervals of evaluations and checkpoints, in optimiser steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cadence {
@@ -44,7 +43,7 @@ pub struct Cadence {
     pub eval_steps: Option<usize>,
     /// Steps between checkpoints (`None`: none but at Ctrl-C).
     pub save_steps: Option<usize>,
-    /// Checkpoints kept, the newest ones.
+    /// Number of newest checkpoints to keep.
     pub save_total_limit: usize,
     /// Samples generated at each evaluation.
     pub num_samples: usize,

@@ -31,28 +31,28 @@ pub struct DpoConfig {
     pub epochs: usize,
     /// Prompts (with all their comparisons) per optimiser step.
     pub batch_size: usize,
-    /// A new order of the rows in each epoch; without it always the order of the data.
+    /// Shuffle the rows anew in each epoch; otherwise they come in the order of the data.
     #[serde(default = "yes")]
     pub shuffle: bool,
     /// Tokens per forward pass at most; a prompt's responses are never split.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,
-    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    /// Recompute layers in the backward pass instead of storing their activations: less memory, more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
     /// Rows with more tokens are counted and dropped.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
-    /// How strongly the policy is held to the reference (IPO: its tau).
+    /// Strength of the implicit KL constraint to the reference (IPO: its tau).
     #[serde(default = "tenth")]
     pub beta: f64,
-    /// What is minimised.
+    /// The loss.
     #[serde(default)]
     pub loss_type: DpoLoss,
-    /// Assumed fraction of comparisons whose label is wrong; `sigmoid` becomes conservative DPO by it.
+    /// Assumed fraction of wrong labels; makes `sigmoid` conservative DPO.
     #[serde(default)]
     pub label_smoothing: f64,
-    /// Take the reference's log-probabilities of all comparisons before training, and free the reference.
+    /// Compute the reference's log-probabilities of all comparisons before training, then free the reference.
     #[serde(default)]
     pub precompute_ref_log_probs: bool,
     /// Evaluation and checkpoints.

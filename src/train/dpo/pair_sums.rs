@@ -1,9 +1,9 @@
-//! What a step or an evaluation of comparisons says, summed over pairs.
+//! Metrics of a DPO step or evaluation, summed over pairs.
 
 use super::MicroBatch;
 use crate::train::shared::{NonFinite, finite};
 
-/// What a step and an evaluation report, in the order of [`PairSums::means`].
+/// Names of the metrics, in the order of [`PairSums::means`].
 pub(super) const NAMES: [&str; 7] = [
     "loss",
     "rewards/chosen",
@@ -30,13 +30,13 @@ pub(super) struct PairSums {
     prompts: usize,
     pairs: usize,
     correct: usize,
-    /// Log ratio and log-probability of the chosen, then of the rejected responses.
+    /// Of the chosen, then of the rejected responses; likewise below.
     log_ratios: [f64; 2],
     logps: [f64; 2],
 }
 
 impl PairSums {
-    /// Adds a micro-batch by the log-probabilities of its responses' tokens and its summed loss.
+    /// Adds a micro-batch, given the log-probabilities of its responses' tokens and its summed loss.
     pub(super) fn add(
         &mut self,
         micro: &MicroBatch<'_>,
@@ -58,7 +58,7 @@ impl PairSums {
         self.loss += loss;
     }
 
-    /// Adds a micro-batch by what [`MicroBatch::backward`] reported.
+    /// Adds a micro-batch, given the numbers that [`MicroBatch::backward`] reported.
     ///
     /// # Errors
     /// [`NonFinite`] if its loss is not finite.
@@ -74,7 +74,7 @@ impl PairSums {
         Ok(())
     }
 
-    /// Means over prompts (the loss) and over pairs (all else) under `names`.
+    /// Means over prompts (the loss) and over pairs (all others) under `names`.
     pub(super) fn means(&self, names: [&'static str; 7], beta: f64) -> Vec<(&'static str, f64)> {
         let pairs = self.pairs as f64;
         let [chosen, rejected] = self.log_ratios.map(|sum| beta * sum / pairs);

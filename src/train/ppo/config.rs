@@ -9,45 +9,46 @@ use crate::train::config::{
     yes,
 };
 
-/// Where the value network's weights start.
+/// Initial weights of the value network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub enum ValueInit {
-    /// The learned reward model (with any other reward source: the policy).
+    /// The reward model's (the policy's, if the reward source is not `Learned`).
     #[default]
     Reward,
-    /// The policy, with a zero head.
+    /// The policy's, with a zero head.
     Policy,
 }
 
-/// What the value function stands on.
+/// The backbone of the value function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub enum ValueTrunk {
-    /// A network of its own.
+    /// A separate network.
     #[default]
     Own,
-    /// The policy: a zero head on its states, trained with it by its optimiser. An update takes about 0.6 of the time.
+    /// The policy: a head on its states that starts at zero and is trained with it by its optimiser. An update takes about 0.6 of
+    /// the time.
     Policy,
 }
 
-/// Pre-training text beside the rollouts: InstructGPT's PPO-ptx.
+/// Pre-training text mixed into the updates: InstructGPT's PPO-ptx.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PtxConfig {
     /// Text rows.
     pub data: DataConfig,
-    /// Weight of their cross-entropy (nats per token) beside the policy loss.
+    /// Coefficient of their cross-entropy (nats per token).
     #[serde(default = "default_ptx_coef")]
     pub coef: f64,
     /// Rows per optimiser step.
     pub batch_size: usize,
-    /// Longer rows are cut.
+    /// Longer rows are truncated.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
 }
 
-/// Proximal policy optimisation against a reward source with a KL leash to the initial policy.
+/// Proximal policy optimisation against a reward source, with a KL penalty to the initial policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PpoConfig {
@@ -60,9 +61,9 @@ pub struct PpoConfig {
     /// Held-out prompts for evaluation.
     #[serde(default)]
     pub eval_data: Option<DataConfig>,
-    /// What is maximised.
+    /// The reward source that is maximised.
     pub reward: RewardConfig,
-    /// A second source that is reported and never trained on: shows reward hacking.
+    /// A second source that is reported but not trained on; it reveals reward hacking.
     #[serde(default)]
     pub gold: Option<RewardConfig>,
     /// Which weights of policy and value network are trained.
@@ -71,13 +72,13 @@ pub struct PpoConfig {
     /// Policy optimiser.
     #[serde(default)]
     pub optim: OptimConfig,
-    /// Optimiser of a value network of its own; the policy's if absent.
+    /// Optimiser of a separate value network; that of the policy if absent.
     #[serde(default)]
     pub value_optim: Option<OptimConfig>,
-    /// What the value function stands on.
+    /// The backbone of the value function.
     #[serde(default)]
     pub value_trunk: ValueTrunk,
-    /// Where a value network of its own starts; [`ValueInit::Reward`] if absent.
+    /// Initial weights of a separate value network; [`ValueInit::Reward`] if absent.
     #[serde(default)]
     pub value_init: Option<ValueInit>,
     /// Responses generated in the whole stage.
@@ -93,7 +94,7 @@ pub struct PpoConfig {
     /// Tokens per forward pass at most.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,
-    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    /// Recompute layers in the backward pass instead of storing their activations: less memory, more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
     /// Responses generated at once.
@@ -107,19 +108,19 @@ pub struct PpoConfig {
     /// Sampling temperature; every log-probability of the stage is taken at this temperature.
     #[serde(default = "default_temperature")]
     pub temperature: f64,
-    /// A token that ends a response beside EOS.
+    /// A further token that ends a response.
     #[serde(default)]
     pub truncate: Option<Truncate>,
-    /// Initial weight of the KL term.
+    /// Initial KL coefficient.
     #[serde(default = "default_kl_coef")]
     pub kl_coef: f64,
-    /// Fixed or adaptive.
+    /// Fixed or adaptive KL coefficient.
     #[serde(default = "fixed")]
     pub kl_control: KlControl,
-    /// Which estimator enters.
+    /// KL estimator.
     #[serde(default)]
     pub kl_estimator: KlEstimator,
-    /// Where it enters.
+    /// Where the KL term enters.
     #[serde(default)]
     pub kl_in: KlIn,
     /// Policy ratio clip.
@@ -128,7 +129,7 @@ pub struct PpoConfig {
     /// Value clip.
     #[serde(default = "fifth")]
     pub cliprange_value: f64,
-    /// Weight of the value loss.
+    /// Coefficient of the value loss.
     #[serde(default = "tenth")]
     pub vf_coef: f64,
     /// Discount per token.
@@ -143,14 +144,14 @@ pub struct PpoConfig {
     /// Shift and scale advantages to mean 0 and variance 1 over the rollout.
     #[serde(default = "yes")]
     pub whiten_advantages: bool,
-    /// Score of a response without EOS.
+    /// Rule for scores of responses without EOS.
     #[serde(default)]
     pub missing_eos: MissingEos,
-    /// Pre-training text to mix into the policy's updates.
+    /// Pre-training text mixed into the policy's updates.
     #[serde(default)]
     pub ptx: Option<PtxConfig>,
-    /// Decay per update of a moving average of the policy's weights, which is then what is evaluated and saved; responses
-    /// are generated by the policy itself.
+    /// Decay per update of an exponential moving average of the policy's weights. The average is evaluated and saved; the policy
+    /// itself generates the responses.
     #[serde(default)]
     pub ema_decay: Option<f64>,
     /// Evaluation and checkpoints, counted in PPO updates.

@@ -1,4 +1,4 @@
-//! Where PPO's value function starts.
+//! Initialisation of PPO's value function.
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -13,11 +13,11 @@ use crate::train::config::{PpoConfig, ValueTrunk};
 use crate::train::policy::{Policy, RewardModel};
 use crate::train::rollout::{ValueFunction, ValueHead};
 
-/// Why a value network cannot start from a reward model with another tokenizer, and what to do.
+/// Error message for a value network that would start from a reward model with another tokenizer.
 pub const OTHER_TOKENS: &str = "the value network starts from the reward model, which has another tokenizer than the policy and cannot read \
      its tokens; set `value_init: Policy`";
 
-/// The value function that `config` asks for; `reward` is the model of [`PpoConfig::value_start`].
+/// The value function by `config`; `reward` is the model of [`PpoConfig::value_start`].
 ///
 /// # Errors
 /// As [`value_network`].
@@ -39,8 +39,9 @@ pub fn value_function<B: ModelBackend>(
     })
 }
 
-/// A network of its own, over the same frozen base where the adapters allow: the weights of `reward`, head and centre
-/// included, or without one those of the policy under a zero head. With adapters only they and the head are trained.
+/// A separate network, over the policy's frozen base where the adapters allow it. Starts with the weights of `reward`, head and
+/// offset included; without `reward` with those of the policy under a zero head. With adapters, only they and the head are
+/// trained.
 ///
 /// # Errors
 /// `Error::Usage` for an adapter target that matches no layer; `Error::Stage` for a reward model with another tokenizer.

@@ -32,16 +32,16 @@ pub struct PretrainConfig {
     pub epochs: usize,
     /// Rows per optimiser step.
     pub batch_size: usize,
-    /// A new order of the rows in each epoch; without it always the order of the data.
+    /// Shuffle the rows anew in each epoch; otherwise they come in the order of the data.
     #[serde(default = "yes")]
     pub shuffle: bool,
     /// Tokens per forward pass at most; a step is split into as many passes as needed.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,
-    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    /// Recompute layers in the backward pass instead of storing their activations: less memory, more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
-    /// Longer rows are cut.
+    /// Longer rows are truncated.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
     /// Evaluation and checkpoints.

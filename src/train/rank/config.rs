@@ -8,13 +8,13 @@ use crate::train::config::{
     tenth,
 };
 
-/// Samples K responses per prompt and ranks them by a reward source: comparisons without people.
+/// Generates K responses per prompt and ranks them by a reward source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RankConfig {
     /// The stage's name, unique in the recipe.
     pub name: String,
-    /// The model that answers.
+    /// The policy that generates the responses.
     pub init: Init,
     /// Prompts.
     pub data: DataConfig,
@@ -29,10 +29,10 @@ pub struct RankConfig {
     /// How responses are generated.
     #[serde(default)]
     pub sampling: SamplingConfig,
-    /// A token that ends a response beside EOS.
+    /// A further token that ends a response.
     #[serde(default)]
     pub truncate: Option<Truncate>,
-    /// Who ranks.
+    /// The reward source that ranks.
     pub reward: RewardConfig,
     /// Two responses whose scores differ by no more than this are a tie and make no comparison.
     #[serde(default)]

@@ -7,13 +7,13 @@ use crate::train::config::{
     default_micro_tokens, one, yes,
 };
 
-/// Bradley-Terry reward model on comparisons.
+/// Reward model trained on comparisons.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RewardModelConfig {
     /// The stage's name, unique in the recipe.
     pub name: String,
-    /// Where the backbone comes from.
+    /// Initial backbone.
     pub init: Init,
     /// Comparisons: preference rows, or `Stage("..")` for all pairs of a `Rank` stage.
     pub data: DataConfig,
@@ -31,32 +31,33 @@ pub struct RewardModelConfig {
     pub epochs: usize,
     /// Prompts (with all their comparisons) per optimiser step.
     pub batch_size: usize,
-    /// A new order of the rows in each epoch; without it always the order of the data.
+    /// Shuffle the rows anew in each epoch; otherwise they come in the order of the data.
     #[serde(default = "yes")]
     pub shuffle: bool,
     /// Tokens per forward pass at most; a prompt's responses are never split.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,
-    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    /// Recompute layers in the backward pass instead of storing their activations: less memory, more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
     /// Rows with more tokens are counted and dropped.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
-    /// What is minimised.
+    /// The loss.
     #[serde(default)]
     pub loss_type: RewardLoss,
     /// Subtract the row's `margin` inside the loss (Llama 2, arXiv:2307.09288, eq. 2).
     #[serde(default)]
     pub use_margin: bool,
-    /// After training shift scores so that the mean over these SFT responses is zero: prompts with completions.
+    /// After training, shift scores so that their mean over these reference responses (prompts with completions) is zero.
     #[serde(default)]
     pub center_on: Option<DataConfig>,
-    /// Divide scores by their standard deviation over these responses, before training and after (lm-human-preferences).
+    /// Divide scores by their standard deviation over the responses of `center_on`, before and after training
+    /// (lm-human-preferences).
     #[serde(default)]
     pub standardize: bool,
-    /// Columns of the held-out comparisons by whose values accuracy is told apart, e.g. the annotators' confidence; a
-    /// dot goes into an object.
+    /// Columns of the held-out comparisons: accuracy is also reported by their values, e.g. the annotators' confidence. A dot
+    /// addresses a key of a nested object.
     #[serde(default)]
     pub accuracy_by: Vec<String>,
     /// Evaluation and checkpoints.

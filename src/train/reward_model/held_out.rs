@@ -1,4 +1,4 @@
-//! How a reward model does on comparisons that it was not trained on.
+//! Evaluates a reward model on held-out comparisons.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::train::Session;
 use crate::train::config::RewardModelConfig;
 use crate::train::journal::Journal;
 
-/// Right and all comparisons.
+/// Numbers of correct and of all comparisons.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Count {
     right: usize,
@@ -31,11 +31,11 @@ impl Count {
 pub(super) struct HeldOut {
     /// Fraction of comparisons in which the chosen response has the higher score.
     pub(super) accuracy: f64,
-    /// Accuracy by the values of the recipe's `accuracy_by`, as a table; empty if it names none.
+    /// Accuracy by label of the recipe's `accuracy_by` columns, as a table; empty without such columns.
     pub(super) table: String,
 }
 
-/// Loss and accuracy on the held-out comparisons, if there are any.
+/// Evaluates loss and accuracy on the held-out comparisons, if there are any.
 pub(super) fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
     journal: &mut Journal,
@@ -72,10 +72,10 @@ pub(super) fn evaluate<B: ModelBackend>(
     }))
 }
 
-/// Counts by column and value, in the order of the columns' names and of the values as numbers where they are such.
+/// Counts by column and label; columns in the order of their names, numeric labels in numeric order.
 type ByLabel = BTreeMap<(String, Label), Count>;
 
-/// A label that sorts as a number if it is one.
+/// A label that sorts as a number if it is numeric.
 #[derive(Debug, Clone, PartialEq)]
 struct Label(String);
 
@@ -89,7 +89,7 @@ impl PartialOrd for Label {
 
 impl Ord for Label {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        // What is no number comes after those that are.
+        // Numbers come before other labels.
         let number = |label: &Self| label.0.parse::<f64>().unwrap_or(f64::INFINITY);
         number(self)
             .total_cmp(&number(other))

@@ -1,4 +1,4 @@
-//! Comparisons that pass through the model together.
+//! A micro-batch of comparisons.
 
 use burn::backend::Autodiff;
 use burn::tensor::Tensor;
@@ -14,7 +14,7 @@ use crate::tokens::TokenBatch;
 use crate::train::config::RewardModelConfig;
 use crate::train::shared::Accumulator;
 
-/// The rows of one micro-batch by prompt, and what is preferred to what among them, counted over all rows.
+/// The rows of one micro-batch by prompt, and the preferences among them as indices into all rows.
 pub(super) struct MicroBatch<'a> {
     pub(super) groups: Vec<Vec<&'a [u32]>>,
     pub(super) pairs: loss::Comparisons,
@@ -59,7 +59,7 @@ impl<'a> MicroBatch<'a> {
         micro
     }
 
-    /// Adds the gradient of the loss to `sum`, and reports the scores of all rows and the loss.
+    /// Adds the gradient of the loss to `sum`; reports the scores of all rows and the loss.
     pub(super) fn backward<B: ModelBackend>(
         &self,
         model: &mut ScalarModel<Autodiff<B>>,

@@ -21,21 +21,21 @@ pub(crate) const SCORE: &str = "score";
 /// Name of a second source, which is reported only.
 pub(crate) const GOLD: &str = "gold";
 
-/// Queries, the response generated to each, and what the reward source says of it.
+/// Queries, a generated response to each, and the scores of the responses.
 #[derive(Debug, Clone, Default)]
 pub struct Episodes {
     /// Token ids of each query, at least one.
     pub queries: Vec<Vec<u32>>,
-    /// Its response, at least one token, with the log-probabilities of the policy that generated it.
+    /// The response to each query, at least one token, with the log-probabilities of the policy that generated it.
     pub responses: Vec<Response>,
-    /// Its values at the value positions, if they were read during generation.
+    /// Values of each response at its value positions, if they were read during generation.
     pub values: Option<Vec<Vec<f32>>>,
-    /// Its score, before the missing-EOS rule.
+    /// Score of each response, before the missing-EOS rule.
     pub scores: Vec<f32>,
 }
 
 impl Episodes {
-    /// Each query with its response.
+    /// Token ids of each query with its response.
     pub(super) fn rows(&self) -> Vec<Vec<u32>> {
         (self.queries.iter().zip(&self.responses))
             .map(|(query, response)| [query.as_slice(), &response.ids].concat())
@@ -43,17 +43,17 @@ impl Episodes {
     }
 }
 
-/// Has responses generated and scored.
+/// Generates and scores responses.
 pub(crate) struct Generator<'a> {
     tokenizer: &'a Tokenizer,
-    /// How tokens are chosen, and where responses end.
+    /// Sampling, and where responses end.
     pub(crate) options: GenerateOptions,
-    /// [`SCORE`], and perhaps [`GOLD`].
+    /// The reward sources by name: [`SCORE`] and optionally [`GOLD`].
     pub(crate) sources: BTreeMap<String, Box<dyn RewardSource>>,
 }
 
 impl<'a> Generator<'a> {
-    /// For responses of `policy` and what is trained of it. `reward` is what is maximised; `gold` is reported only.
+    /// A generator for `policy`. `reward` is the source that is maximised; `gold` is reported only.
     ///
     /// # Errors
     /// Those of the sources; `Error::Usage` if the text to truncate at is not one token.
@@ -78,8 +78,8 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// A response of `policy` to each prompt, with its score; the second result is the mean gold score, if there is a gold
-    /// source. The values of a `value` head are read on the way, from the states that tokens are chosen from.
+    /// Generates and scores one response of `policy` per prompt; also returns the mean gold score, if there is a gold source. With a
+    /// `value` head, values are read during generation from the states that predict the tokens.
     ///
     /// # Errors
     /// Those of the sources, and `Error::Reward` for a score that is not finite.

@@ -1,4 +1,4 @@
-//! How a policy in training does on held-out prompts.
+//! Evaluates a policy in training on held-out prompts.
 
 use std::collections::BTreeMap;
 

@@ -1,13 +1,16 @@
-//! The rollout core: what every on-policy method does with a policy, whatever its advantages and its objective are.
+//! The rollout core: the steps common to all on-policy methods, independent of advantage estimator and objective.
 //!
 //! # How an update flows
-//! A `Generator` has responses generated and scored ([`Episodes`]); [`Models::samples`] adds what forward passes say of
-//! them; an [`Advantage`](crate::rl::rollout::Advantage) makes a [`Rollout`] of that; [`minibatch_orders`] shuffles;
-//! [`update`] trains. All but the first take no part in I/O or sampling, so that a given rollout can be checked against
-//! another implementation, number by number.
+//! 1. A `Generator` generates and scores responses: [`Episodes`].
+//! 2. [`Models::samples`] adds log-probabilities and values from forward passes.
+//! 3. An [`AdvantageEstimator`](crate::rl::rollout::AdvantageEstimator) turns these samples into a [`Rollout`].
+//! 4. [`minibatch_orders`] shuffles its rows, and [`update`] trains.
 //!
-//! A stage on this core is its configuration, what it says of itself, and a loop that names these steps in order. A value
-//! function, a reference and pre-training text are each optional.
+//! Only the first step does I/O or sampling, so that a given rollout can be compared with another implementation number by
+//! number.
+//!
+//! A stage on this core consists of a configuration, a stage specification, and a loop over these steps. A value function, a
+//! reference and pre-training text are each optional.
 
 mod average;
 mod episodes;
@@ -37,11 +40,11 @@ pub(super) use state::State;
 pub use update::{PolicyUpdate, UpdateSettings, ValueUpdate, update};
 pub use value::{FrozenValue, ValueFunction, ValueHead};
 
-/// How much passes through a model at once in an update.
+/// Settings of the forward and backward passes of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassSettings {
     /// Tokens of one pass at most.
     pub micro_batch_tokens: usize,
-    /// Keep only the states between layers and compute the rest again in the backward pass.
+    /// Recompute layers in the backward pass instead of storing their activations.
     pub gradient_checkpointing: bool,
 }

@@ -1,4 +1,4 @@
-//! What an on-policy method trains.
+//! The trained networks of an on-policy method.
 
 use std::path::Path;
 
@@ -18,19 +18,19 @@ const POLICY: &str = "policy.";
 /// Prefix of the value function's.
 const VALUE: &str = "value.";
 
-/// The networks that an update trains.
+/// The trained networks with their optimisers.
 #[derive(Debug)]
 pub struct Networks<B: ModelBackend> {
     /// The policy.
     pub policy: LanguageModel<Autodiff<B>>,
-    /// The policy's optimiser, and that of a value head.
+    /// Optimiser of the policy, and of a value head on it.
     pub policy_optim: AdamW<B>,
     /// The value function; `None` for a method without one.
     pub value: Option<ValueFunction<B>>,
 }
 
 impl<B: ModelBackend> Networks<B> {
-    /// Optimiser steps done, by network; a value head has the policy's.
+    /// Optimiser steps done, by network; a value head shares those of the policy.
     pub(super) fn num_updates(&self) -> Vec<usize> {
         let policy = self.policy_optim.num_updates();
         match &self.value {

@@ -1,50 +1,50 @@
-//! What an update reports.
+//! Reports of an update.
 
 use crate::rl::UpdateStats;
 
-/// One minibatch, before its optimiser steps. Means are over all its positions that count.
+/// Report of one minibatch, before its optimiser steps. Means are over its policy or value positions.
 #[derive(Debug, Clone, Default)]
 pub struct MinibatchReport {
     /// Sums over tokens and value positions.
     pub stats: UpdateStats,
-    /// The policy's loss without its KL term: the mean that the method takes.
+    /// The policy's loss without its KL term, averaged as the method does.
     pub policy_loss: f64,
-    /// Clipped value loss with its factor 0.5 and without its weight, mean over value positions; 0 without a value function.
+    /// Clipped value loss with its factor 0.5 and without `vf_coef`, mean over value positions; 0 without a value function.
     pub value_loss: f64,
-    /// KL term of the loss before its weight, nats per response token (or the mean that the method takes), if it is there.
+    /// KL term of the loss without its coefficient, in nats per response token (or averaged as the method does), if there is one.
     pub kl_loss: Option<f64>,
-    /// Nats per response token.
+    /// Entropy, nats per response token.
     pub entropy: f64,
     /// Cross-entropy of the pre-training text, nats per token, if there is any.
     pub ptx_loss: Option<f64>,
-    /// Response tokens.
+    /// Number of response tokens.
     pub num_tokens: usize,
-    /// Value positions.
+    /// Number of value positions.
     pub num_values: usize,
-    /// Norm of the policy's gradient before clipping; with a value head that of both, the value's weight included.
+    /// Gradient norm of the policy before clipping; with a value head that of both, `vf_coef` included.
     pub policy_grad_norm: f64,
-    /// Norm of a value network's gradient, its weight included, before clipping.
+    /// Gradient norm of a separate value network before clipping, `vf_coef` included.
     pub value_grad_norm: Option<f64>,
 }
 
-/// All minibatches of an update.
+/// Report of an update.
 #[derive(Debug, Clone, Default)]
 pub struct UpdateReport {
-    /// In the order of their steps.
+    /// Its minibatches, in order.
     pub minibatches: Vec<MinibatchReport>,
-    /// Largest difference in nats between a log-probability of generation and of the first minibatch's policy pass, which
-    /// is done with the weights that generated: the error of having two programs, one with a cache and one without.
+    /// Largest difference in nats between log-probabilities of generation (with a cache) and of the first minibatch's policy pass
+    /// (without one, with the same weights).
     pub logprob_max_diff: f64,
 }
 
-/// Difference in nats between generation and training above which the numbers cannot be trusted.
+/// Limit in nats on the difference between generation and training.
 const LOGPROB_DIFF_HIGH: f64 = 1e-3;
-/// The same where inputs of products are rounded: a sum in another order may move an input across the edge of a step.
+/// The limit with rounded inputs of products: another order of summation may move an input across a rounding boundary.
 const LOGPROB_DIFF_HIGH_ROUNDED: f64 = 2e-2;
 
 impl UpdateReport {
-    /// A warning if log-probabilities of generation and training differ by more than rounding explains. With `rounded` inputs of
-    /// products the limit is higher, and is added to `metrics`.
+    /// Returns a warning if log-probabilities of generation and training differ by more than rounding explains. With `rounded`
+    /// inputs of products the limit is higher and is added to `metrics`.
     pub(crate) fn check(
         &self,
         rounded: bool,
@@ -63,7 +63,7 @@ impl UpdateReport {
         })
     }
 
-    /// What `metrics.jsonl` says of the update: means over tokens (value positions), norms over minibatches.
+    /// The update's entries in `metrics.jsonl`: means over tokens or value positions; norms averaged over minibatches.
     pub fn metrics(&self) -> Vec<(&'static str, f64)> {
         let mut stats = UpdateStats::default();
         let (mut tokens, mut values) = (0, 0);

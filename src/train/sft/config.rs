@@ -32,19 +32,19 @@ pub struct SftConfig {
     pub epochs: usize,
     /// Rows per optimiser step.
     pub batch_size: usize,
-    /// A new order of the rows in each epoch; without it always the order of the data.
+    /// Shuffle the rows anew in each epoch; otherwise they come in the order of the data.
     #[serde(default = "yes")]
     pub shuffle: bool,
     /// Tokens per forward pass at most; a step is split into as many passes as needed.
     #[serde(default = "default_micro_tokens")]
     pub micro_batch_tokens: usize,
-    /// Keep only the states between layers and compute the rest again in the backward pass: less memory, more time.
+    /// Recompute layers in the backward pass instead of storing their activations: less memory, more time.
     #[serde(default)]
     pub gradient_checkpointing: bool,
-    /// Longer rows are cut; a row whose completion is cut away is counted and dropped.
+    /// Longer rows are truncated; a row that loses its whole completion is counted and dropped.
     #[serde(default = "default_max_length")]
     pub max_length: usize,
-    /// Train on completions only (the default) or on prompts too.
+    /// Train on completions only, not on prompts.
     #[serde(default = "yes")]
     pub completion_only_loss: bool,
     /// Evaluation and checkpoints.

@@ -1,4 +1,4 @@
-//! What the stages' loops have in common, once.
+//! Parts shared by the stages' loops.
 
 mod optimise;
 mod training;

@@ -1,4 +1,4 @@
-//! A model in training: its optimiser, its schedule, and the journal that says where it stands.
+//! A training run of one model: optimiser, schedule and journal.
 
 use burn::backend::Autodiff;
 
@@ -14,7 +14,7 @@ use crate::train::state::{restore_weights, trained_weights};
 
 /// The training of one model over a known number of optimiser steps, resumable after each.
 pub(crate) struct Training<B: ModelBackend> {
-    /// Metrics, samples, checkpoints and position.
+    /// Metrics, samples, checkpoints and the current position.
     pub(crate) journal: Journal,
     optim: AdamW<B>,
     config: OptimConfig,
@@ -22,7 +22,7 @@ pub(crate) struct Training<B: ModelBackend> {
 }
 
 impl<B: ModelBackend> Training<B> {
-    /// Begins the training of `model`; on resume continues from the newest checkpoint.
+    /// Starts the training of `model`, or on resume continues from the newest checkpoint.
     ///
     /// # Errors
     /// `Error::Io`, and `Error::Format` if the checkpoint belongs to another model.
@@ -51,18 +51,18 @@ impl<B: ModelBackend> Training<B> {
         })
     }
 
-    /// Whether no step is done yet, in this run or in one that it resumes.
+    /// Whether no step has been done yet, before a resume included.
     pub(crate) fn is_fresh(&self) -> bool {
         self.journal.position.step == 0
     }
 
-    /// Index of the step to take; `None` when all are done.
+    /// Index of the next step; `None` when all are done.
     pub(crate) fn next_step(&self) -> Option<usize> {
         let step = self.journal.position.step;
         (step < self.num_steps).then_some(step)
     }
 
-    /// Takes the step: see [`optimise`]. Returns its metrics `grad_norm` and `lr`. `rows` are those of the batch, to be
+    /// Does the optimiser step, see [`optimise`]; returns its metrics `grad_norm` and `lr`. `rows`, the rows of the batch, are
     /// saved if the gradient is not finite.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl<B: ModelBackend> Training<B> {
         Ok([("grad_norm", norm), ("lr", lr)])
     }
 
-    /// The error for a number that is not finite; saves `rows`, which made it so.
+    /// The error for a number that is not finite; saves the `rows` that caused it.
     pub(crate) fn non_finite(&self, problem: NonFinite, rows: &[&[u32]]) -> Error {
         self.journal.non_finite(problem.0, rows)
     }
