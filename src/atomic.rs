@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all: written under a temporary name in the same folder, synced, then renamed.
+//! Atomic writes of files: under a temporary name in the same folder, synced, then renamed.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Names that start so are unfinished and may be deleted.
+/// Prefix of unfinished files and folders, which may be deleted.
 pub const TEMPORARY_PREFIX: &str = ".tmp-";
 
 /// Replaces the file at `path` by `bytes`.
 ///
 /// # Errors
-/// `Error::Io`; the file at `path` is then what it was, and nothing else is left behind.
+/// `Error::Io`; the file at `path` is unchanged then, and no other file is left.
 pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
     write_atomic_with(path, |out| {
@@ -21,10 +21,10 @@ pub fn write_atomic(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// Replaces the file at `path` by what `fill` writes.
+/// Replaces the file at `path` by the output of `fill`.
 ///
 /// # Errors
-/// `Error::Io`, or the error of `fill`; the file at `path` is then what it was, and nothing else is left behind.
+/// `Error::Io`, or the error of `fill`; the file at `path` is unchanged then, and no other file is left.
 pub fn write_atomic_with(
     path: impl AsRef<Path>,
     fill: impl FnOnce(&mut dyn Write) -> Result<()>,
@@ -56,17 +56,17 @@ fn write_file(
     sync_parent(path)
 }
 
-/// Symbolic links that are followed at most, as in Linux.
+/// Most symbolic links to follow, as in Linux.
 const MOST_LINKS: usize = 40;
 
-/// Writes `bytes` to a path that the user named, whatever stands there.
+/// Writes `bytes` to a path given by the user.
 ///
-/// A regular file, or a name that is free, is written by [`write_atomic`] with the permissions of the file that it replaces.
-/// Symbolic links are followed and stay. A device or a FIFO is opened and written to: a rename would remove it. So is what
-/// an open file descriptor names (`/dev/stdout`, `/dev/fd/3`).
+/// Regular and new files are written by [`write_atomic`], preserving the permissions of an existing file. Symbolic links are
+/// followed and kept. Devices, FIFOs and open file descriptors (`/dev/stdout`, `/dev/fd/3`) are opened and written to: a rename
+/// would remove them.
 ///
 /// # Errors
-/// `Error::Io`; a regular file is then what it was.
+/// `Error::Io`; a regular file is unchanged then.
 pub fn write_output(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     let path = path.as_ref();
     let Destination { path: end, replace } =
@@ -79,24 +79,24 @@ pub fn write_output(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         .open(path)
         .map_err(Error::io("open", path))?;
     match file.write_all(bytes).and_then(|()| file.flush()) {
-        // A reader that has seen enough closes its end.
+        // A closed pipe is not an error.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         outcome => outcome.map_err(Error::io("write", path)),
     }
 }
 
-/// Where the links of a path end.
+/// The target of a path's links.
 struct Destination {
     path: PathBuf,
-    /// Whether a rename may put a file there.
+    /// Whether it can be replaced by a rename.
     replace: bool,
 }
 
-/// Follows symbolic links, also to a name that is free.
+/// Follows symbolic links, also to a name that does not exist.
 fn destination(path: &Path) -> io::Result<Destination> {
     let mut end = path.to_path_buf();
     for _ in 0..MOST_LINKS {
-        // Entries of these folders look like links, and stand for files that are open already.
+        // Entries of these folders look like links but are open files.
         let descriptor = end.starts_with("/proc") || end.starts_with("/dev/fd");
         let kind = match fs::symlink_metadata(&end) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -120,7 +120,7 @@ fn destination(path: &Path) -> io::Result<Destination> {
     Err(io::Error::other("too many symbolic links"))
 }
 
-/// [`write_atomic`] with the permissions of the file that is there.
+/// [`write_atomic`] with the permissions of the existing file.
 fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let permissions = fs::metadata(path).map(|metadata| metadata.permissions());
     write_file(path, permissions.ok(), |out| {
@@ -128,7 +128,7 @@ fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// A name beside `path` that no other writer uses: it holds the process and a counter.
+/// A unique temporary name beside `path`, from process id and a counter.
 ///
 /// # Errors
 /// `Error::Format` for a path without a file name.
@@ -152,7 +152,7 @@ pub(crate) fn temporary_name(path: &Path) -> Result<PathBuf> {
 /// # Errors
 /// `Error::Io`.
 pub(crate) fn sync_parent(path: &Path) -> Result<()> {
-    // Elsewhere a folder cannot be opened for syncing.
+    // Other systems cannot open a folder for syncing.
     #[cfg(unix)]
     {
         let parent = match path.parent() {
@@ -168,7 +168,7 @@ pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A file or folder that is removed again unless it is kept.
+/// A temporary file or folder, removed on drop unless taken.
 pub(crate) struct Temporary(pub(crate) Option<PathBuf>);
 
 impl Temporary {
@@ -184,7 +184,7 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // The error that led here is reported; a second one would hide it.
+            // The first error is reported; an error of the removal would hide it.
             let _ = if path.is_dir() {
                 fs::remove_dir_all(path)
             } else {

@@ -1,4 +1,4 @@
-//! One error type, by cause: each variant says where, what was expected and what was found.
+//! The error type, by cause: each variant says where, what was expected and what was found.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 /// Shorthand used throughout the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What is wrong with one place of the user's input, and how to mend it.
+/// A problem in the user's input, with its place and advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// Where: `recipes/x.ron:12:5`, `stages.ppo.kl_coef` or `data.jsonl:57`.
     pub place: String,
     /// What was expected and what was found.
     pub message: String,
-    /// How to mend it, if that can be said.
+    /// Advice on how to fix it, if there is any.
     pub help: Option<String>,
 }
 
@@ -44,11 +44,11 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that can go wrong, by cause.
+/// All errors, by cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The command line asks for something that does not exist or does not fit together.
+    /// Invalid or inconsistent arguments.
     #[error("{0}")]
     Usage(String),
     /// All problems of a recipe and of the files it names; nothing was loaded.
@@ -76,7 +76,7 @@ pub enum Error {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -99,7 +99,7 @@ pub enum Error {
     /// The backend is not compiled in, has no device, or failed while running.
     #[error("{0}")]
     Backend(String),
-    /// A loss or gradient stopped being a number; the batch was saved.
+    /// A loss or gradient is not finite; the batch was saved.
     #[error("{stage}, step {step}: {what} is not finite; the batch was saved to {}", saved.display())]
     NonFinite {
         /// The stage's name.
@@ -160,7 +160,7 @@ impl Error {
         }
     }
 
-    /// The process exit code: 2 for bad usage or a bad recipe, 1 for everything that failed later.
+    /// The exit code: 2 for invalid arguments or an invalid recipe, 1 for later failures.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Invalid { .. } => 2,

@@ -4,24 +4,28 @@
 //! A recipe file is read and checked ([`recipe`]), then its stages run in order ([`train`]). A stage reads rows and turns
 //! them into token ids ([`data`]), takes a model ([`model`]) with adapters ([`peft`]) from the base or an earlier stage,
 //! and computes on packed batches ([`tokens::TokenBatch`]: rows end to end, no padding) with fused operations ([`ops`]).
-//! Losses ([`loss`]) give gradients, summed and clipped, and AdamW steps ([`optim`]). PPO draws responses ([`generate`]),
-//! scores them ([`reward`]), and turns scores and KL into advantages ([`rl`]). What a stage leaves are checkpoints
-//! ([`checkpoint`]), and metrics, samples and a report ([`report`]).
+//! Losses ([`loss`]) give gradients, summed and clipped, and AdamW steps ([`optim`]). PPO generates responses ([`generate`]),
+//! scores them ([`reward`]), and turns scores and KL into advantages ([`rl`]). A stage writes checkpoints ([`checkpoint`]), metrics,
+//! samples and a report ([`report`]).
 //!
 //! # Backends
-//! Everything is generic over [`ops::ModelBackend`], burn's `Backend` with the operations that deserve kernels of their
-//! own; each has a portable body in plain burn. Concrete backends are named in [`mod@backend`] alone.
+//! Everything is generic over [`ops::ModelBackend`]: burn's `Backend` with fused operations, each with a portable body in plain
+//! burn. Only [`mod@backend`] names concrete backends.
 //!
 //! # Words
 //! | word | meaning |
 //! |---|---|
-//! | query, response | what the policy is given, and what it draws; together a row |
-//! | policy, reference | the model that is trained, and the frozen one that the KL term holds it to |
+//! | query, response | the input of the policy, and the tokens that it generates; together a row |
+//! | sample, generate | sample one token from a distribution; generate a whole response |
+//! | policy, reference | the trained model, and the frozen one that the KL term compares it with |
 //! | score | one number per response, of a reward source |
 //! | reward | one number per token: the KL term, and the score at the end |
-//! | value | what the value network expects of the rewards from a token on |
+//! | value | expected sum of rewards from a token on, as estimated by the value function |
 //! | stop token | EOS, or another token that ends a response; it is part of the response |
-//! | gold | a reward source that judges and is not trained against |
+//! | gold | a reward source that is reported but not trained against |
+//! | frozen | not trained |
+//! | reduced | stored in less than f32; reduced weights are frozen |
+//! | packed | laid out for a kernel: rows in a batch, weights in panels |
 
 pub mod atomic;
 pub mod backend;

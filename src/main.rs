@@ -1,4 +1,4 @@
-//! The `temper` binary: allocator, threads, and what the exit code says.
+//! The `temper` binary: allocator, threads and exit code.
 
 use std::error::Error as _;
 use std::io::Write;
@@ -20,14 +20,14 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nothing is left to be done when stderr is closed too.
+            // If stderr is closed too, the error cannot be reported.
             let _ = writeln!(std::io::stderr(), "error: {}", chain(&error));
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-/// The message and its causes; a cause that the message already quotes is not repeated.
+/// The message with its causes, except causes that the message already contains.
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,14 +1,14 @@
-//! What a program does first.
+//! Process start-up: allocator settings and the thread pool.
 
-/// mimalloc's setting for how long freed memory is kept, in milliseconds.
+/// mimalloc's delay before freed memory is returned to the system, in milliseconds.
 const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
 
-/// Starts this program anew with mimalloc told to keep what is freed.
+/// Restarts the process with mimalloc set to retain freed memory.
 ///
-/// By default mimalloc gives large blocks back to the system at once, and every step of a training run asks for the same
-/// blocks again: zeroing the fresh pages costs a third of the speed. The setting is read from the environment before
-/// `main`, and changing one's own environment is not safe code, hence the new start. A value that the user has set
-/// stands, which also keeps this from happening twice.
+/// By default mimalloc returns large blocks to the system at once. Every training step allocates the same blocks again, and
+/// zeroing fresh pages costs a third of the speed. mimalloc reads its settings from the environment before `main`, and changing
+/// the environment of a running process is not safe; hence the restart. A value set by the user is respected, which also prevents
+/// a second restart.
 pub fn keep_freed_memory() {
     #[cfg(unix)]
     if std::env::var_os(PURGE_DELAY).is_none()
@@ -20,21 +20,21 @@ pub fn keep_freed_memory() {
         if let Some(name) = arguments.next() {
             command.arg0(name);
         }
-        // Returns only when it failed; then this process goes on, slower.
+        // `exec` returns only on failure; the process then continues at lower speed.
         let _ = command.args(arguments).env(PURGE_DELAY, "-1").exec();
     }
 }
 
-/// Stack of a worker: as much as a program's first thread has.
+/// Stack size of a worker thread: that of a main thread.
 const STACK: usize = 8 << 20;
 
-/// Runs `work` on a thread of rayon's pool, of `threads` or as many as there are cores.
+/// Runs `work` on a worker of rayon's global pool, with `threads` threads or one per core.
 ///
-/// From a thread outside, each parallel loop puts that thread to sleep and wakes another one: tens of microseconds, hundreds of
-/// times for a token that is drawn. A worker begins at once by itself.
+/// On a thread outside the pool every parallel loop sleeps and wakes a worker, which costs tens of microseconds, hundreds of times
+/// per generated token. A worker starts a loop itself.
 ///
 /// # Errors
-/// If the pool exists already, or cannot be made.
+/// If the pool exists already or cannot be created.
 pub fn in_pool<R: Send>(
     threads: Option<usize>,
     work: impl FnOnce() -> R + Send,

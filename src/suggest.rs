@@ -1,8 +1,8 @@
-//! "Did you mean": the known name nearest to a mistyped one.
+//! "Did you mean": the known name closest to a mistyped one.
 
 use strsim::osa_distance;
 
-/// The known name nearest to `found`, if it is near enough to be meant.
+/// The known name closest to `found`, if it is close enough.
 pub(crate) fn nearest<'a>(
     found: &str,
     known: impl IntoIterator<Item = &'a str>,
@@ -19,7 +19,7 @@ pub(crate) fn nearest<'a>(
         .map(|(_, name)| name)
 }
 
-/// `` did you mean `x`? ``, if a known name is near.
+/// `` did you mean `x`? ``, if a known name is close.
 pub(crate) fn did_you_mean<'a>(
     found: &str,
     known: impl IntoIterator<Item = &'a str>,

@@ -1,33 +1,33 @@
-//! Rows of tokens laid end to end, without padding, and the boundaries between them.
+//! Packed batches: rows of tokens concatenated without padding, and their boundaries.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-/// Where each row of a packed batch starts and ends. Rows follow one another without gaps.
+/// The boundaries of rows in a packed batch.
 ///
-/// A row may continue an earlier one: it then attends to that row's tokens and its own, its positions go on from there,
-/// and several rows with one beginning hold that beginning once.
+/// A row may continue an earlier row, its parent: it attends to the parent's tokens and its own, and its positions continue those
+/// of the parent. Rows with a common prefix thus share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segments {
     /// `rows + 1` offsets, from 0 to the number of tokens.
     offsets: Arc<Vec<usize>>,
-    /// The row that each row continues; empty if none does.
+    /// The parent of each row; empty if no row has one.
     parents: Arc<Vec<Option<usize>>>,
 }
 
 /// The tokens of one row in a packed batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
-    /// Tokens of the row that it continues; empty if it continues none.
+    /// Tokens of the parent; empty without one.
     pub context: Range<usize>,
     /// Its own tokens.
     pub own: Range<usize>,
 }
 
 impl Span {
-    /// Length of the row in tokens, with what it continues.
+    /// Length of the row in tokens, parent included.
     pub fn len(&self) -> usize {
         self.context.len() + self.own.len()
     }
@@ -37,7 +37,7 @@ impl Span {
         self.len() == 0
     }
 
-    /// Place in the batch of the row's token `position`.
+    /// Index in the batch of the row's token at `position`.
     ///
     /// # Panics
     /// If the row is shorter.
@@ -63,10 +63,10 @@ impl Segments {
         }
     }
 
-    /// Segments of the given lengths in tokens, each with the row that it continues.
+    /// Segments of the given lengths in tokens, each with its parent.
     ///
     /// # Panics
-    /// If a row continues one that does not come before it, or one that itself continues another.
+    /// If a parent does not come before its row, or has a parent itself.
     pub fn continuing(rows: &[(usize, Option<usize>)]) -> Self {
         for (row, (_, parent)) in rows.iter().enumerate() {
             if let Some(parent) = *parent {
@@ -96,17 +96,17 @@ impl Segments {
         self.offsets[row]..self.offsets[row + 1]
     }
 
-    /// Length of `row` in tokens, without what it continues.
+    /// Length of `row` in tokens, without its parent.
     pub fn row_len(&self, row: usize) -> usize {
         self.range(row).len()
     }
 
-    /// The row that `row` continues.
+    /// The parent of `row`.
     pub fn parent(&self, row: usize) -> Option<usize> {
         self.parents.get(row).copied().flatten()
     }
 
-    /// Tokens of `row`, and of the row that it continues.
+    /// The tokens of `row` and of its parent.
     pub fn span(&self, row: usize) -> Span {
         Span {
             context: self.parent(row).map_or(0..0, |parent| self.range(parent)),
@@ -124,7 +124,7 @@ impl Segments {
         (0..self.num_rows()).map(|row| self.span(row))
     }
 
-    /// Position of each token within its own row, counted from the beginning of what the row continues.
+    /// Position of each token within its row, parent included.
     pub fn positions(&self) -> Vec<usize> {
         self.spans()
             .flat_map(|span| span.context.len()..span.len())
@@ -148,7 +148,7 @@ impl Segments {
 /// A packed batch on the device.
 #[derive(Debug, Clone)]
 pub struct TokenBatch<B: Backend> {
-    /// `[tokens]`, rows laid end to end.
+    /// `[tokens]`, rows concatenated.
     pub input_ids: Tensor<B, 1, Int>,
     /// Row boundaries.
     pub segments: Segments,
@@ -161,8 +161,8 @@ impl<B: Backend> TokenBatch<B> {
         Self::new(rows.iter().flat_map(AsRef::as_ref), segments, device)
     }
 
-    /// Packs groups of rows onto `device`, the tokens with which all rows of a group begin once. Returns the batch and
-    /// where the tokens of each row are, group by group. What a row is shown and what it adds to a loss do not change.
+    /// Packs groups of rows onto `device`; the common prefix of a group's rows is in the batch once. Returns the batch and the span of
+    /// each row, group by group. Attention and losses of a row do not change.
     pub fn from_groups<R: AsRef<[u32]>>(
         groups: &[Vec<R>],
         device: &B::Device,
@@ -185,7 +185,7 @@ impl<B: Backend> TokenBatch<B> {
     }
 }
 
-/// The groups' tokens, the rows they form, and where each given row is.
+/// The tokens of the groups, the segments, and the span of each given row.
 fn pack_groups<R: AsRef<[u32]>>(groups: &[Vec<R>]) -> (Vec<&u32>, Segments, Vec<Span>) {
     let (mut lens, mut ids): (Vec<(usize, Option<usize>)>, Vec<&u32>) = Default::default();
     let mut places = Vec::new();
@@ -208,14 +208,14 @@ fn pack_groups<R: AsRef<[u32]>>(groups: &[Vec<R>]) -> (Vec<&u32>, Segments, Vec<
     (ids, segments, spans)
 }
 
-/// Tokens that a group of rows takes in [`TokenBatch::from_groups`].
+/// Number of tokens of a group of rows in [`TokenBatch::from_groups`].
 pub fn packed_len<R: AsRef<[u32]>>(group: &[R]) -> usize {
     let shared = shared_len(group);
     let own: usize = group.iter().map(|row| row.as_ref().len() - shared).sum();
     shared + own
 }
 
-/// Tokens with which all rows of a group begin; each row keeps one of its own, and a lone row all.
+/// Length of the common prefix of a group's rows. It leaves each row at least one own token; for a single row it is 0.
 fn shared_len<R: AsRef<[u32]>>(group: &[R]) -> usize {
     let [first, others @ ..] = group else {
         return 0;

@@ -1,4 +1,4 @@
-//! Folders that appear whole or not at all.
+//! Atomic writes of folders.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,10 +12,10 @@ use crate::model::manifest::sha256_file;
 
 pub use crate::atomic::{write_atomic, write_atomic_with};
 
-/// The file whose presence says that a folder was written to its end.
+/// Marker file of completely written folders.
 pub const COMPLETE: &str = "COMPLETE";
 
-/// Replaces the folder at `path` by one that `fill` writes; its marker is empty.
+/// Replaces the folder at `path` by one that `fill` writes, with an empty marker.
 ///
 /// # Errors
 /// As [`write_dir_with_checksums`].
@@ -26,14 +26,14 @@ pub fn write_dir_atomic(
     write_dir(path.as_ref(), fill, |_| Ok(String::new()))
 }
 
-/// Replaces the folder at `path` by one that `fill` writes: built under a temporary name, synced, marked complete, renamed. The
-/// marker holds the SHA-256 of every file, in the layout of `sha256sum`, for [`verify`].
+/// Replaces the folder at `path` by one that `fill` writes: written under a temporary name, synced, marked complete, renamed. The
+/// marker holds the SHA-256 of every file in the format of `sha256sum`, for [`verify`].
 ///
-/// An older folder of that name is moved aside first and removed last; a crash between the two renames leaves both
-/// under temporary names, which [`prune`](super::prune) removes. Checkpoints have new names and are never in that case.
+/// An older folder of that name is renamed first and removed last; a crash between the two renames leaves both under temporary
+/// names, which [`prune`](super::prune) removes. Checkpoints have unique names and are not affected.
 ///
 /// # Errors
-/// `Error::Io`, or the error of `fill`; the folder at `path` is then what it was, and nothing else is left behind.
+/// `Error::Io`, or the error of `fill`; the folder at `path` is unchanged then, and no other files are left.
 pub fn write_dir_with_checksums(
     path: impl AsRef<Path>,
     fill: impl FnOnce(&Path) -> Result<()>,
@@ -54,7 +54,7 @@ fn write_dir(
     fs::create_dir(building).map_err(Error::io("create", path))?;
     fill(building)?;
     sync_tree(building)?;
-    // The marker comes after everything else is on disk.
+    // The marker is written after all other files are on disk.
     write_atomic(building.join(COMPLETE), marker(building)?.as_bytes())?;
     let old = Temporary(if path.exists() {
         let aside = temporary_name(path)?;
@@ -65,7 +65,7 @@ fn write_dir(
     });
     if let Err(source) = fs::rename(building, path) {
         if old.0.is_some() {
-            // Should this fail too, the old folder stays under its temporary name rather than being removed.
+            // If this fails too, the old folder remains under its temporary name.
             let _ = fs::rename(old.path(), path);
             old.keep();
         }
@@ -75,12 +75,12 @@ fn write_dir(
     sync_parent(path)
 }
 
-/// Whether the folder was written to its end.
+/// Whether the folder has its marker.
 pub fn is_complete(folder: impl AsRef<Path>) -> bool {
     folder.as_ref().join(COMPLETE).is_file()
 }
 
-/// One line for each file of a folder: its SHA-256, two spaces, its name.
+/// One line per file of a folder: SHA-256, two spaces, name.
 fn checksums(folder: &Path) -> Result<String> {
     let mut files: Vec<PathBuf> = (fs::read_dir(folder).map_err(Error::io("read", folder))?)
         .map(|entry| Ok(entry.map_err(Error::io("read", folder))?.path()))
@@ -95,10 +95,10 @@ fn checksums(folder: &Path) -> Result<String> {
     Ok(lines.concat())
 }
 
-/// Compares the files `names` of a folder with the checksums in its marker.
+/// Checks the files `names` of a folder against the checksums in its marker.
 ///
 /// # Errors
-/// `Error::Format` if there is no marker, it lacks one of the files, or a file is gone or holds something else; `Error::Io`.
+/// `Error::Format` if there is no marker, it lacks one of the files, or a file is missing or has changed; `Error::Io`.
 pub fn verify(folder: &Path, names: &[&str]) -> Result<()> {
     let marker = folder.join(COMPLETE);
     if !marker.is_file() {

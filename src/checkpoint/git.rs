@@ -1,24 +1,23 @@
 //! The commit of a git work tree, read from its files.
 //!
-//! git itself is not run: the configuration of a downloaded folder can name programs that it would start
-//! (`core.fsmonitor`, filters, hooks).
+//! git itself is not run: the configuration of a downloaded folder can make it start programs (`core.fsmonitor`, filters, hooks).
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// Symbolic references that are followed at most.
+/// Most symbolic references to follow.
 const MOST_REFS: usize = 5;
-/// Bytes of a file with one reference in it, at most.
+/// Largest reference file in bytes.
 const MOST_BYTES: u64 = 4096;
 
-/// The commit that is checked out in the work tree around `folder`; none outside one, before its first commit, and where
-/// references are not kept as files.
+/// The commit checked out in the work tree around `folder`; `None` outside a work tree, before its first commit, and where
+/// references are not stored as files.
 pub(super) fn commit(folder: &Path) -> Option<String> {
     let folder = folder.canonicalize().ok()?;
     let dot_git = folder.ancestors().map(|above| above.join(".git"));
     let git_dir = git_dir(&dot_git.into_iter().find(|path| path.exists())?)?;
-    // A linked work tree has a HEAD of its own and shares its references.
+    // A linked work tree has its own HEAD and shares the references.
     let common = match read_line(&git_dir.join("commondir")) {
         Some(common) => git_dir.join(common),
         None => git_dir.clone(),
@@ -39,7 +38,7 @@ pub(super) fn commit(folder: &Path) -> Option<String> {
     None
 }
 
-/// The folder that `.git` is, or that a file of that name points to.
+/// The git folder: `.git` itself, or the folder that a file of that name points to.
 fn git_dir(dot_git: &Path) -> Option<PathBuf> {
     if dot_git.is_dir() {
         return Some(dot_git.to_path_buf());
@@ -59,7 +58,7 @@ fn read_line(path: &Path) -> Option<String> {
     Some(text.lines().next()?.trim().to_owned())
 }
 
-/// The commit of a reference in `packed-refs`: lines of `<commit> <name>`.
+/// The commit of a reference in `packed-refs`, whose lines are `<commit> <name>`.
 fn packed(path: &Path, name: &str) -> Option<String> {
     BufReader::new(open(path)?)
         .lines()
@@ -70,18 +69,18 @@ fn packed(path: &Path, name: &str) -> Option<String> {
         })
 }
 
-/// Opens a regular file: a FIFO would wait for a writer for ever.
+/// Opens a file if it is regular: opening a FIFO could block for ever.
 fn open(path: &Path) -> Option<File> {
     fs::metadata(path).ok()?.is_file().then_some(())?;
     File::open(path).ok()
 }
 
-/// SHA-1 or SHA-256 in hexadecimal.
+/// Whether `text` is a SHA-1 or SHA-256 in hexadecimal.
 fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether the name stays inside the git folder.
+/// Whether `name` is a reference inside the git folder.
 fn is_ref_name(name: &str) -> bool {
     name.starts_with("refs/") && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }

@@ -1,4 +1,4 @@
-//! What a run leaves on disk: its folder, its lineage, and checkpoints that a crash cannot half-write.
+//! Run folders, lineage and atomic checkpoints.
 
 pub mod atomic;
 mod git;

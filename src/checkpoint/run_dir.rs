@@ -1,4 +1,4 @@
-//! A run's folder: the resolved recipe, what produced it, and one folder per stage.
+//! A run's folder: the resolved recipe, `run.json`, and one folder per stage.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::git;
 use crate::error::{Error, Result};
 use crate::model::manifest::sha256_file;
 
-/// `run.json`: what is needed to tell where the results come from.
+/// `run.json`: the origin of a run's results.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunInfo {
@@ -25,21 +25,21 @@ pub struct RunInfo {
     pub threads: usize,
     /// The recipe's seed.
     pub seed: u64,
-    /// Commit that is checked out in the folder the program was started in, if that is a git work tree.
+    /// Commit checked out in the working directory, if that is a git work tree.
     pub git_commit: Option<String>,
     /// Start of the run, UTC, as `2026-01-31T12:00:00Z`.
     pub started: String,
-    /// What went into each stage, in the order they ran.
+    /// Inputs of each stage, in the order of execution.
     pub lineage: Vec<StageLineage>,
 }
 
-/// What went into a stage.
+/// Inputs of a stage.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StageLineage {
     /// The stage's name.
     pub stage: String,
-    /// Where its model came from, e.g. `base`, `stage sft`, `random`.
+    /// Origin of its model, e.g. `base`, `stage sft`, `random`.
     pub init: String,
     /// Data files.
     pub data: Vec<FileHash>,
@@ -47,7 +47,7 @@ pub struct StageLineage {
     pub weights: Vec<FileHash>,
 }
 
-/// A file by content.
+/// A file with its hash.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileHash {
     /// The file.
@@ -60,7 +60,7 @@ pub struct FileHash {
 }
 
 impl RunInfo {
-    /// What can be said of a run that begins now: version, commit and time.
+    /// The facts known at the start of a run: version, commit and time.
     pub fn begin() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -86,19 +86,19 @@ impl FileHash {
     }
 }
 
-/// The file that an open run folder locks.
+/// Lock file of an open run folder.
 const LOCK: &str = ".lock";
 
-/// An open run folder; no other process can open it until this is dropped.
+/// An open run folder, locked against other processes until dropped.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    /// Held for its lock, which the system lets go even after a crash.
+    /// Holds the lock, which the system releases even after a crash.
     _lock: File,
 }
 
 impl RunDir {
-    /// Starts a run in a new folder, or in one that holds no run yet.
+    /// Starts a run in a new folder, or in one without a run.
     ///
     /// # Errors
     /// `Error::Usage` if the folder holds a run or another process uses it; `Error::Io`.
@@ -115,7 +115,7 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Continues the run in a folder, which may have ended before it wrote more than its lock.
+    /// Continues the run in a folder, even if it ended right after creating its lock.
     ///
     /// # Errors
     /// `Error::Usage` if there is no run or another process uses it; `Error::Io`.
@@ -130,7 +130,7 @@ impl RunDir {
         Self::lock(path)
     }
 
-    /// Whether the run has its `run.json`.
+    /// Whether `run.json` exists.
     pub fn has_info(&self) -> bool {
         self.path.join("run.json").exists()
     }
@@ -197,7 +197,7 @@ impl RunDir {
         read_info(&self.path)
     }
 
-    /// Adds a stage to the lineage in `run.json`, in place of an older entry of that stage.
+    /// Adds a stage to the lineage in `run.json`, replacing an older entry of that stage.
     ///
     /// # Errors
     /// As [`RunDir::read_info`] and [`RunDir::write_info`].

@@ -21,10 +21,10 @@ const WEIGHTS: &str = "weights.safetensors";
 const OPTIM: &str = "optim.safetensors";
 const STATE: &str = "state.json";
 
-/// Names of checkpoints that were found damaged begin so.
+/// Prefix of the names of damaged checkpoints.
 const DAMAGED_PREFIX: &str = "damaged-";
 
-/// One checkpoint, in memory. `state` is whatever the stage needs to continue: step, position, controllers.
+/// A checkpoint in memory. `state`: the stage's further state, such as step, position and controllers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepCheckpoint<S> {
     /// Trained weights by parameter name.
@@ -36,7 +36,7 @@ pub struct StepCheckpoint<S> {
 }
 
 impl<S: DeserializeOwned> StepCheckpoint<S> {
-    /// Reads a checkpoint's folder, after it was compared with its checksums.
+    /// Verifies and reads a checkpoint's folder.
     ///
     /// # Errors
     /// `Error::Format` for an incomplete folder, a damaged file, or a state of another shape or of another step than the
@@ -65,10 +65,10 @@ impl<S: DeserializeOwned> StepCheckpoint<S> {
     }
 }
 
-/// Writes the checkpoint of `step` under `stage_dir`, whole or not at all, and returns its folder. `state` has a key `step`.
+/// Writes the checkpoint of `step` under `stage_dir` atomically and returns its folder. `state` must have a key `step`.
 ///
 /// # Errors
-/// `Error::Io`; nothing is then left behind.
+/// `Error::Io`; leaves no files then.
 pub fn save<S: Serialize>(
     stage_dir: impl AsRef<Path>,
     step: usize,
@@ -95,7 +95,7 @@ pub fn latest(stage_dir: impl AsRef<Path>) -> Option<PathBuf> {
     complete_checkpoints(stage_dir.as_ref()).pop()
 }
 
-/// All checkpoints of a stage, oldest first, also those that lack their marker.
+/// All checkpoints of a stage, oldest first, incomplete ones included.
 pub fn all(stage_dir: impl AsRef<Path>) -> Vec<PathBuf> {
     let mut found: Vec<(usize, PathBuf)> = fs::read_dir(stage_dir.as_ref().join(CHECKPOINTS))
         .into_iter()
@@ -109,7 +109,7 @@ pub fn all(stage_dir: impl AsRef<Path>) -> Vec<PathBuf> {
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-/// Gives a checkpoint that cannot be used another name, so that it is neither resumed from nor counted as the newest.
+/// Renames a damaged checkpoint, so that it is neither resumed from nor counted as the newest.
 ///
 /// # Errors
 /// `Error::Io`.
@@ -122,7 +122,7 @@ pub fn set_aside(folder: &Path) -> Result<()> {
     fs::rename(folder, &aside).map_err(Error::io("rename", folder))
 }
 
-/// Removes all checkpoints of a stage that begins anew. They vanish at once: a crash leaves all or none.
+/// Removes all checkpoints of a stage that starts again. Atomic: a crash leaves all or none.
 ///
 /// # Errors
 /// `Error::Io`.
@@ -136,7 +136,7 @@ pub fn clear(stage_dir: impl AsRef<Path>) -> Result<()> {
     fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))
 }
 
-/// Removes all but the `keep` newest complete checkpoints (never the newest), and what crashed writers left.
+/// Removes all but the `keep` newest complete checkpoints (never the newest one), and leftovers of crashed writes.
 ///
 /// # Errors
 /// `Error::Io`.
@@ -161,7 +161,7 @@ pub fn prune(stage_dir: impl AsRef<Path>, keep: usize) -> Result<()> {
     }
     for path in remove {
         let removed = if path.is_dir() {
-            // The marker first: what a crash leaves of the rest is no checkpoint.
+            // The marker first, so that a partly removed folder does not count as a checkpoint.
             let _ = fs::remove_file(path.join(COMPLETE));
             fs::remove_dir_all(&path)
         } else {
@@ -200,7 +200,7 @@ mod tests {
         [("w".to_owned(), (vec![1], vec![x]))].into()
     }
 
-    /// [`weights`], to be saved.
+    /// [`weights`] as a snapshot.
     fn held(x: f32) -> Snapshot<'static> {
         let mut snapshot = Snapshot::default();
         snapshot.insert("w", vec![1], move || vec![x].into());

@@ -1,4 +1,4 @@
-//! Named host tensors as safetensors: what checkpoints hold.
+//! Tensors of checkpoints: named host tensors in safetensors files.
 
 use std::collections::BTreeMap;
 use std::path::Path;

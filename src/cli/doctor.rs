@@ -10,11 +10,11 @@ use crate::ops::{ModelBackend, Numerics};
 use crate::recipe::{self, RunOptions};
 use crate::report::table;
 
-/// Devices of one backend that are looked for.
+/// Most devices per backend to look for.
 const MAX_DEVICES: usize = 16;
 
-/// Prints what this build can run on, and the largest differences between the chosen backend's numbers and the
-/// reference backend's; for a recipe with a base in fewer bits, also what that costs.
+/// Prints the available backends and devices, and the largest differences between the chosen backend's numbers and the reference
+/// backend's. For a recipe with reduced precision, also measures its cost.
 ///
 /// # Errors
 /// `Error::Backend` when a difference is larger than [`parity::TOLERANCE`]; `Error::Usage` when the backend cannot run;
@@ -43,7 +43,7 @@ pub(super) fn run(args: &DoctorArgs, compute: &ComputeArgs) -> Result<()> {
         let (name, found) = dispatch(compute.backend, compute.device, Parity { shapes })?;
         let (reference, differences) = match parity::against_reference(name, &found, shapes) {
             Ok(compared) => compared,
-            // A build without a reference backend can still run; it cannot be checked.
+            // A build without a reference backend can run, but cannot be checked.
             Err(error @ Error::Usage(_)) => {
                 return print(&format!("parity of {name} was not checked: {error}\n"));
             }
@@ -122,7 +122,7 @@ fn devices() -> String {
     table(&["backend", "device", "what it is"], &rows)
 }
 
-/// How the backend calls a device.
+/// Queries the backend's name for a device.
 struct DeviceName;
 
 impl Task for DeviceName {

@@ -1,4 +1,4 @@
-//! The command line: what it accepts ([`args`]), and one file per subcommand.
+//! The command line: its definition ([`args`]), and one file per subcommand.
 
 pub mod args;
 mod doctor;
@@ -25,7 +25,7 @@ use args::{Cli, Command};
 /// Runs a subcommand.
 ///
 /// # Errors
-/// Those of the subcommand; [`crate::error::Error::exit_code`] says what the process should exit with.
+/// Those of the subcommand; [`crate::error::Error::exit_code`] gives the exit code.
 pub fn run(cli: &Cli) -> Result<()> {
     let compute = &cli.compute;
     match &cli.command {

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::model::manifest::{self, Source};
 use crate::report::table;
 
-/// Prints what `--model NAME` can be.
+/// Prints the models known by name.
 ///
 /// # Errors
 /// When stdout cannot be written.

@@ -1,4 +1,4 @@
-//! Where results go: stdout, a file that appears whole or not at all, or a device or FIFO.
+//! Output of results: to stdout, atomically to a file, or to a device or FIFO.
 
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -8,13 +8,12 @@ use serde::Serialize;
 use crate::atomic::write_output;
 use crate::error::{Error, Result};
 
-/// Whether `path` means stdout. By its name in `/dev` it would be opened anew, and what stands in a file before be
-/// overwritten.
+/// Whether `path` means stdout. Opening it by its name in `/dev` would overwrite earlier output in a redirected file.
 pub(super) fn is_stdout(path: &Path) -> bool {
     path == Path::new("-") || path == Path::new("/dev/stdout")
 }
 
-/// Refuses an output file whose folder is not there, before anything is computed.
+/// Refuses an output file without an existing folder, before anything is computed.
 ///
 /// # Errors
 /// `Error::Usage`.
@@ -33,7 +32,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
     )))
 }
 
-/// Writes `text` to stdout. A reader that has seen enough (`| head`) is no error.
+/// Writes `text` to stdout. A closed pipe (`| head`) is not an error.
 ///
 /// # Errors
 /// `Error::Io`.
@@ -48,7 +47,7 @@ pub(super) fn print(text: &str) -> Result<()> {
 /// Writes one JSON object a line to a file, or to stdout if the path is `-` or `/dev/stdout`.
 ///
 /// # Errors
-/// `Error::Io`; a file at `path` is then what it was.
+/// `Error::Io`; a file at `path` is unchanged then.
 pub(super) fn write_lines<T: Serialize>(path: &Path, rows: &[T]) -> Result<()> {
     let mut text = String::new();
     for row in rows {

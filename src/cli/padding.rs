@@ -1,7 +1,7 @@
 //! The padding token of an exported reward model.
 //!
-//! transformers reads a classifier's score at the last token that is not `pad_token_id`, and refuses to score several
-//! rows at once without one. Where padding and EOS are one token, the score is read one token too early, silently.
+//! transformers reads a classifier's score at the last token that is not `pad_token_id`, and refuses batches without one. If padding
+//! and EOS are the same token, the score is silently read one token too early.
 
 use std::fs;
 use std::path::Path;
@@ -13,21 +13,21 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
-/// Text of a padding token that is added where no other token can serve.
+/// Text of a new padding token, added if no existing token can be used.
 const NEW_TOKEN: &str = "<|pad|>";
 
-/// A token to pad with that no response ends with.
+/// A padding token that no response ends with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Padding {
     pub(super) id: u32,
     pub(super) text: String,
-    /// The vocabulary does not have it yet.
+    /// Whether it must be added to the vocabulary.
     pub(super) is_new: bool,
 }
 
 impl Padding {
-    /// The padding token of the model's own files if it can serve, otherwise a special token of the vocabulary that means
-    /// nothing in a text, otherwise a new one.
+    /// Chooses the padding token of the model's files if it can be used, otherwise an unused special token of the vocabulary,
+    /// otherwise a new token.
     pub(super) fn choose(tokenizer: &Tokenizer, config: &ModelConfig) -> Self {
         let is_end = |id: u32| tokenizer.stop_ids().contains(&id) || config.eos_ids().contains(&id);
         let configured = config.raw().get("pad_token_id").and_then(Value::as_u64);
@@ -62,10 +62,10 @@ impl Padding {
         }
     }
 
-    /// Makes it the padding token of the tokenizer files in `folder`, which then hold it.
+    /// Sets it as the padding token in the tokenizer files in `folder`.
     ///
     /// # Errors
-    /// `Error::Io`; `Error::Format` for files that are no JSON objects.
+    /// `Error::Io`; `Error::Format` for files that are not JSON objects.
     pub(super) fn write_tokenizer(&self, folder: &Path) -> Result<()> {
         let token = json!({
             "id": self.id, "content": self.text, "single_word": false, "lstrip": false, "rstrip": false,

@@ -1,13 +1,13 @@
-//! Progress of the subcommands on stderr, shown only when the work takes long enough to wonder.
+//! Progress of the subcommands on stderr, shown only for long work.
 
 use std::time::{Duration, Instant};
 
 use crate::report::{Interrupt, Reporter, ReporterKind, RolloutReport, reporter};
 
-/// Work shorter than this shows nothing.
+/// Shorter work shows nothing.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Counts what is done.
+/// A progress counter.
 pub(super) struct Progress {
     what: &'static str,
     total: usize,
@@ -28,7 +28,7 @@ impl Progress {
     /// `done` items of the total, `tokens` so far.
     pub(super) fn update(&mut self, done: usize, tokens: u64) {
         if self.shown.is_none() && self.started.elapsed() >= PATIENCE && done < self.total {
-            // The work goes on unseen where progress cannot be shown.
+            // Failures of showing progress are ignored.
             self.shown = reporter(ReporterKind::Auto, &Interrupt::default()).ok();
         }
         if let Some(reporter) = &mut self.shown {

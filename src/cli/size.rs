@@ -1,6 +1,6 @@
-//! Sizes of memory as people write them.
+//! Parses memory sizes.
 
-/// Units and their bytes; the longest names first, since the shorter ones end them.
+/// Units in bytes; longer names first, since shorter ones are suffixes of them.
 const UNITS: [(&str, f64); 13] = [
     ("KIB", 1024.0),
     ("MIB", 1_048_576.0),
@@ -17,10 +17,10 @@ const UNITS: [(&str, f64); 13] = [
     ("B", 1.0),
 ];
 
-/// Bytes of `24GiB`, `24G` (the same), `24.5 GB` (thousands), or a plain number of bytes.
+/// Parses `24GiB`, `24G` (the same), `24.5 GB` (powers of 1000), or a plain number of bytes.
 ///
 /// # Errors
-/// What was expected, for clap.
+/// A message for clap.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let upper = text.trim().to_uppercase();
     let (number, unit) = UNITS

@@ -1,5 +1,4 @@
-//! Chat templates: a conversation as the text that a model was taught to read, as transformers' `apply_chat_template`
-//! renders it.
+//! Chat templates: conversations rendered to text as transformers' `apply_chat_template` does.
 //!
 //! # Source
 //! transformers 5.23, `utils/chat_template_utils.py` and `tokenization_utils_base.py`.
@@ -18,41 +17,41 @@ use serde_json::{Map, Value};
 use crate::data::jinja::{self, TEMPLATE};
 use crate::error::{Error, Result};
 
-/// Private-use characters around what a template marks with `{% generation %}`.
+/// Private-use characters around the text of `{% generation %}` blocks.
 const OPEN: char = '\u{f5e0}';
 const CLOSE: char = '\u{f5e1}';
 
-/// Written after the message to continue, and cut off with what the template writes after it (transformers' own word).
+/// Appended to the message to continue; cut off together with everything after it (transformers' own tag).
 const CONTINUE: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// Names under which data sets keep a message's reasoning; the first is the one that templates read.
+/// Keys of a message's reasoning in data sets; templates read the first one.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// Which of the assistant's turns are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum AssistantTurns {
-    /// Every one.
+    /// All.
     #[default]
     All,
-    /// The last one: earlier ones are context. What a template that drops earlier reasoning asks for.
+    /// Only the last one, with earlier ones as context: for templates that drop earlier reasoning.
     Last,
 }
 
-/// What a template is given beside the messages.
+/// Inputs of a template beside the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatOptions {
-    /// Descriptions of tools, a list of JSON schemas.
+    /// Tools, a list of JSON schemas.
     pub tools: Option<Value>,
     /// Open the assistant's turn at the end.
     pub add_generation_prompt: bool,
     /// Leave the last message open, for the model to continue.
     pub continue_final_message: bool,
-    /// Further variables (`enable_thinking`, `date_string`, `documents`). They go before special tokens of the same name.
+    /// Further variables (`enable_thinking`, `date_string`, `documents`). They override special tokens of the same name.
     pub variables: Map<String, Value>,
 }
 
 impl ChatOptions {
-    /// The same with or without the opening of the assistant's turn.
+    /// The same with `add_generation_prompt` set.
     pub fn with_generation_prompt(&self, add_generation_prompt: bool) -> Self {
         Self {
             add_generation_prompt,
@@ -61,18 +60,18 @@ impl ChatOptions {
     }
 }
 
-/// A conversation's text and what the assistant wrote of it.
+/// A rendered conversation and the spans that the assistant wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssistantSpans {
     /// The whole text.
     pub text: String,
     /// Byte ranges of `text`, ascending.
     pub spans: Vec<Range<usize>>,
-    /// Whether the template marks them itself (`{% generation %}`). Otherwise each reaches to the end of what the
-    /// template writes for the turn, white space after the end-of-turn token included.
+    /// Whether the template marks the spans (`{% generation %}`). Otherwise a span reaches to the end of the rendered turn, white
+    /// space after the end-of-turn token included.
     pub marked: bool,
-    /// The conversation up to a span, opened for a response, where the text does not begin like that: by the index of the
-    /// span, which then starts where the two part.
+    /// By index of a span: the conversation before it rendered with the generation prompt, where that is no prefix of `text`. The
+    /// span then starts where the two texts diverge.
     pub prompts: BTreeMap<usize, String>,
 }
 
@@ -83,14 +82,14 @@ pub struct ChatTemplate {
     source: Arc<str>,
     specials: BTreeMap<String, String>,
     path: PathBuf,
-    /// The same template with [`OPEN`] and [`CLOSE`] around what it marks as generated, if it marks anything.
+    /// The same template with [`OPEN`] and [`CLOSE`] around its `{% generation %}` blocks, if it has any.
     marked: Option<Arc<Environment<'static>>>,
-    /// What a conversation with tools is rendered by instead, if the tokenizer has another template for it.
+    /// Another template for conversations with tools, if there is one.
     for_tools: Option<Box<Self>>,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`. `specials` holds `bos_token`, `eos_token` and their like, by name; `path` is what errors name.
+    /// Compiles `source`. `specials`: special tokens (`bos_token`, `eos_token`, ..) by name; `path`: the file for error messages.
     ///
     /// # Errors
     /// If the template does not parse.
@@ -104,7 +103,7 @@ impl ChatTemplate {
         self.source == other.source && tools(self) == tools(other)
     }
 
-    /// The same template at a fixed time: `strftime_now` tells `now`, in seconds since 1970 (UTC).
+    /// The same template at a fixed time: `strftime_now` returns `now`, in seconds since 1970 (UTC).
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
@@ -117,8 +116,7 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The same template, but conversations with tools are rendered by `source` (a tokenizer's `tool_use` template);
-    /// `path` is what errors in it name.
+    /// Renders conversations with tools by `source` instead (a tokenizer's `tool_use` template); `path`: its file for error messages.
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
@@ -141,7 +139,7 @@ impl ChatTemplate {
         path: &Path,
         now: Option<i64>,
     ) -> Result<Self> {
-        // Jinja2 reads every line end as a line feed.
+        // Jinja2 reads every line ending as a line feed.
         let source = source.replace("\r\n", "\n").replace('\r', "\n");
         let compile = |source: Cow<'_, str>| -> Result<Arc<Environment<'static>>> {
             let mut env = jinja::environment(UndefinedBehavior::Lenient, now);
@@ -166,8 +164,7 @@ impl ChatTemplate {
 
     /// Text of a conversation.
     ///
-    /// Before the template sees them, keys of a message that hold `null` are dropped, and reasoning is given under each
-    /// of the names that templates read, as transformers does.
+    /// As in transformers, keys of a message with value `null` are dropped, and reasoning is passed under all of its names.
     ///
     /// # Errors
     /// If the template fails or refuses the conversation (`raise_exception`); if a message is not an object; and where
@@ -186,14 +183,14 @@ impl ChatTemplate {
         self.cut_at_tag(text, &last_words)
     }
 
-    /// Text of a conversation and what in it the assistant wrote.
+    /// Text of a conversation, and the spans that the assistant wrote.
     ///
-    /// A template that marks it with `{% generation %}` is taken at its word. Any other is rendered on growing
-    /// prefixes of the conversation: a turn starts where the text with the generation prompt ends, or parts from it.
+    /// Spans are the template's `{% generation %}` blocks, if it has any. Otherwise growing prefixes of the conversation are
+    /// rendered: a turn starts where the text with the generation prompt ends, or where it diverges from the whole text.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render`], and if rendering a prefix of the conversation does not give a prefix of the text:
-    /// then the turns cannot be found.
+    /// As [`ChatTemplate::render`], and if the rendered prefixes of a conversation are no prefixes of its text, so that the turns
+    /// cannot be found.
     pub fn assistant_spans(
         &self,
         messages: &[Value],
@@ -262,7 +259,7 @@ impl ChatTemplate {
                 spans.push(before.len()..after.len());
                 continue;
             }
-            // What opens a turn for a response (`<think>`) may be missing from a finished one. What comes before it may not.
+            // The opening of a response (`<think>`) may be missing from a finished turn; the text before it may not.
             let history = self.render_in(&self.env, prepared[..i].to_vec(), &closed)?;
             if !after.starts_with(&history) {
                 let what = "the template renders the messages before it differently without it";
@@ -282,7 +279,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Messages as transformers hands them to a template.
+    /// Messages as transformers passes them to a template.
     fn prepare(&self, messages: &[Value]) -> Result<Vec<Value>> {
         let prepare = |(i, message): (usize, &Value)| {
             let Value::Object(message) = message else {
@@ -348,7 +345,7 @@ impl ChatTemplate {
         let kept_as_it_is = text[at..].starts_with(CONTINUE);
         text.truncate(at);
         if !kept_as_it_is {
-            // The template trims messages: the space before the tag is gone with it.
+            // The template trims messages, and with them the space before the tag.
             text.truncate(text.trim_end().len());
         }
         Ok(text)
@@ -377,7 +374,7 @@ impl ChatTemplate {
             .map_err(|e| Error::format(&self.path, jinja::explain(&e)))
     }
 
-    /// Ranges between the marks, in the text without them.
+    /// Ranges between the marks, as positions in the text without marks.
     fn marked_spans(&self, marked: &str) -> Result<Vec<Range<usize>>> {
         let mut spans = Vec::new();
         let (mut len, mut open) = (0, None);
@@ -406,15 +403,15 @@ static GENERATION: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is a literal")
 });
 
-/// Writes transformers' `{% generation %}` blocks in plain jinja: scopes of their own (what is set inside is not seen
-/// after), optionally with the marks printed inside.
+/// Rewrites transformers' `{% generation %}` blocks in plain jinja: as scopes (variables set inside are not visible after),
+/// optionally with marks printed inside.
 fn replace_generation(source: &str, mark: bool) -> Cow<'_, str> {
     GENERATION.replace_all(source, |tag: &regex::Captures<'_>| {
         let (left, right, end) = (&tag[1], &tag[3], tag.get(2).is_some());
         match (mark, end) {
             (false, false) => format!("{{%{left} with _marked = true {right}%}}"),
             (false, true) => format!("{{%{left} endwith {right}%}}"),
-            // The outer tags keep the whitespace control of the original; what is printed stands between them.
+            // The outer tags keep the whitespace control of the original; the marks are printed between them.
             (true, false) => {
                 format!("{{%{left} with _marked = true %}}{{{{ '{OPEN}' }}}}{{% set _mark = 0 {right}%}}")
             }

@@ -1,16 +1,16 @@
-//! Data sets that were checked, each once however many stages read it.
+//! Checks of data sets, each done once for all stages that read it.
 
 use super::{DataCheck, DataConfig, DataContext, Row, RowKind, check_source, read_rows};
 use crate::error::Result;
 
-/// What was found of data sets.
+/// The checks of all data sets of a recipe.
 #[derive(Debug, Default)]
 pub struct CheckedData {
     context: DataContext,
     sets: Vec<CheckedSet>,
 }
 
-/// A data set, what was asked of it, and what was found.
+/// A data set, the kind of rows expected, and the result of its check.
 #[derive(Debug)]
 struct CheckedSet {
     config: DataConfig,
@@ -20,7 +20,7 @@ struct CheckedSet {
 }
 
 impl CheckedData {
-    /// Nothing checked yet.
+    /// No checks yet.
     pub fn new(context: DataContext) -> Self {
         Self {
             context,
@@ -28,7 +28,7 @@ impl CheckedData {
         }
     }
 
-    /// Checks a data set as [`check_source`] does; `None` if the same was asked of it before.
+    /// Checks a data set by [`check_source`]; `None` if the same check was done before.
     pub fn check(
         &mut self,
         config: &DataConfig,
@@ -49,7 +49,7 @@ impl CheckedData {
         self.sets.last().map(|set| &set.found)
     }
 
-    /// What was found of a data set.
+    /// The check of a data set.
     pub fn found(&self, config: &DataConfig, kind: RowKind) -> Option<&DataCheck> {
         let is_same = |set: &&CheckedSet| set.config == *config && set.kind == kind;
         self.sets.iter().find(is_same).map(|set| &set.found)

@@ -1,4 +1,4 @@
-//! What is wrong with a row, in words.
+//! Error messages about rows.
 
 use minijinja::Environment;
 use serde_json::{Map, Value};
@@ -7,7 +7,7 @@ use crate::data::jinja::{self, TEMPLATE};
 use crate::data::rows::{Row, json_kind};
 use crate::error::Error;
 
-/// The error of a row that lacks columns: those of `names` that are null are named.
+/// The error for a row that lacks columns; names those of `names` that are null.
 pub(crate) fn missing(row: &Row, names: &[&str], expected: &str) -> Error {
     let nulls: Vec<String> = (names.iter())
         .filter(|name| row.columns.get(**name) == Some(&Value::Null))
@@ -27,7 +27,7 @@ pub(crate) fn missing(row: &Row, names: &[&str], expected: &str) -> Error {
     }
 }
 
-/// How rows of widespread data sets are read.
+/// Advice for rows in the layout of widespread data sets.
 fn advice_on_columns(columns: &Map<String, Value>) -> String {
     let has = |name: &str| columns.contains_key(name);
     if has("conversations") {
@@ -56,7 +56,7 @@ fn advice_on_columns(columns: &Map<String, Value>) -> String {
     )
 }
 
-/// What is wrong with a message, if anything.
+/// The problem of a message, if any.
 pub(crate) fn message_problem(message: &Value) -> Option<String> {
     let kind = json_kind(message);
     match message.get("role") {
@@ -66,7 +66,7 @@ pub(crate) fn message_problem(message: &Value) -> Option<String> {
         }
         _ => return Some(format!("{kind} without a role")),
     }
-    // A call of tools needs no words; and of an assistant that says nothing templates decide, as in transformers.
+    // A tool call needs no content; how an assistant's empty turn is rendered is the template's choice, as in transformers.
     let says_nothing = message["role"] == "assistant" && message.get("content").is_some();
     let speaks_otherwise = [
         "tool_calls",
@@ -84,7 +84,7 @@ pub(crate) fn message_problem(message: &Value) -> Option<String> {
     }
 }
 
-/// How the messages of widespread data sets are read.
+/// Advice for messages in the layout of widespread data sets.
 pub(crate) fn advice_on_messages(message: &Value) -> &'static str {
     match message.get("from").is_some() && message.get("value").is_some() {
         true => "; it looks like ShareGPT's: name its keys `role` (user, assistant) and `content`",
@@ -92,7 +92,7 @@ pub(crate) fn advice_on_messages(message: &Value) -> &'static str {
     }
 }
 
-/// Columns that a template names.
+/// The columns that a template names.
 pub(crate) fn columns_of(env: &Environment<'_>) -> Vec<String> {
     let Ok(template) = env.get_template(TEMPLATE) else {
         return Vec::new();
@@ -105,8 +105,8 @@ pub(crate) fn columns_of(env: &Environment<'_>) -> Vec<String> {
     names
 }
 
-/// Names that a template slices, as in `prompt[:900]`, which minijinja 2.24 leaves out of a template's variables. Loop
-/// variables are among them: for templates that failed.
+/// Names that a template slices, as in `prompt[:900]`; minijinja 2.24 omits them from a template's variables. Includes loop
+/// variables, so it is for templates that failed.
 fn sliced_names(env: &Environment<'_>) -> Vec<String> {
     let Ok(template) = env.get_template(TEMPLATE) else {
         return Vec::new();
@@ -125,7 +125,7 @@ fn sliced_names(env: &Environment<'_>) -> Vec<String> {
     names
 }
 
-/// Why a template cannot be rendered; a column that it names and the row lacks is named.
+/// The error for a template that cannot be rendered; names the columns that the row lacks.
 pub(crate) fn template_error(
     row: &Row,
     name: &str,
@@ -150,7 +150,7 @@ pub(crate) fn template_error(
     ))
 }
 
-/// The roles of a conversation, each once, for messages.
+/// The distinct roles of a conversation, for messages.
 pub(crate) fn roles(messages: &[Value]) -> String {
     let mut names: Vec<&str> = Vec::new();
     for message in messages {
@@ -162,7 +162,7 @@ pub(crate) fn roles(messages: &[Value]) -> String {
     names.join(", ")
 }
 
-/// The names of a row's columns, for messages.
+/// The columns of a row, for messages.
 pub(crate) fn column_names(columns: &Map<String, Value>) -> String {
     if columns.is_empty() {
         return "no columns".into();

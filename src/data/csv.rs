@@ -1,4 +1,4 @@
-//! Rows of CSV files: the first line names the columns.
+//! CSV files as rows: the first line names the columns.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use crate::data::file::{RowReader, text};
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
 
-/// The column that stages read as a number; every other one is text.
+/// The only numeric column; all others are text.
 const NUMBER: &str = "margin";
 
-/// Opens a CSV file (RFC 4180, UTF-8, gzipped or not): fields are separated by commas, in a file named `.tsv` or `.tsv.gz` by
-/// tabs. Every field is text, but for the column `margin`.
+/// Opens a CSV file (RFC 4180, UTF-8, optionally gzipped): fields are separated by commas, in `.tsv` and `.tsv.gz` files by tabs.
+/// All fields are text except those of the column `margin`.
 ///
 /// # Errors
-/// `Error::Io`; `Error::Format` if it is no text, or its first line does not name columns.
+/// `Error::Io`; `Error::Format` if the file is not text or its first line does not name columns.
 pub(crate) fn open(path: &Path) -> Result<RowReader> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let is_tsv = [".tsv", ".tsv.gz"].iter().any(|end| name.ends_with(end));
@@ -39,7 +39,7 @@ pub(crate) fn open(path: &Path) -> Result<RowReader> {
     Ok(RowReader::of(path, Box::new(rows)))
 }
 
-/// Refuses columns without a name or with that of another, and files with another separator.
+/// Refuses unnamed and duplicate columns, and files with another separator.
 fn check_names(path: &Path, names: &StringRecord) -> Result<()> {
     let error = |message: String| Err(Error::format(path, message));
     let all: Vec<&str> = names.iter().collect();
@@ -64,7 +64,7 @@ struct Rows {
     path: PathBuf,
     names: StringRecord,
     reader: csv::Reader<Box<dyn BufRead>>,
-    /// Whether lines end with `\r\n`: a record's position is then before the `\n` of the line above it.
+    /// Whether lines end with `\r\n`: the reader then counts one line too few.
     carriage_returns: bool,
 }
 
@@ -112,7 +112,7 @@ fn line_of(position: Option<&Position>) -> usize {
     position.map_or(0, |at| usize::try_from(at.line()).unwrap_or(usize::MAX))
 }
 
-/// What is wrong with a record, and where.
+/// The error of a record, with its line.
 fn csv_error(path: &Path, error: &csv::Error) -> Error {
     let message = match error.kind() {
         csv::ErrorKind::UnequalLengths {

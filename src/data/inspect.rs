@@ -1,4 +1,4 @@
-//! Shows on a terminal which tokens of a row are trained on.
+//! Shows the trained tokens of a row on a terminal.
 
 use crate::data::Tokenizer;
 
@@ -6,12 +6,11 @@ const DIM: &str = "\u{1b}[2m";
 const GREEN: &str = "\u{1b}[32m";
 const RESET: &str = "\u{1b}[0m";
 
-/// One row's tokens, `|` between them, and a line of counts below, with whether it begins with BOS if the tokenizer has
+/// A row's tokens, separated by `|`, and a line of counts, which also says whether the row begins with BOS if the tokenizer has
 /// one.
 ///
-/// Tokens that are trained on are green and the others dim, or without `color` the former stand in `«..»`. Spaces show
-/// as `·`, tabs as `→`, line breaks as `↵` (and break the line); a token that is not whole UTF-8 shows as its bytes' entry
-/// in the vocabulary.
+/// Trained tokens are green and others dim; without `color`, trained ones are in `«..»`. Spaces are shown as `·`, tabs as `→`,
+/// line breaks as `↵` (and break the line); a token that is not valid UTF-8 is shown by its entry in the vocabulary.
 ///
 /// # Panics
 /// If `trained` is not as long as `ids`.
@@ -91,7 +90,7 @@ fn token_text(id: u32, tokenizer: &Tokenizer) -> String {
             '\t' => out.push('→'),
             '\r' => out.push('␍'),
             '\n' => out.push_str("↵\n"),
-            // Other control characters (an escape in the data must not reach the terminal).
+            // Other control characters: an escape sequence in the data must not reach the terminal.
             c if c.is_control() => out.extend(c.escape_unicode()),
             c => out.push(c),
         }

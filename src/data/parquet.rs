@@ -1,4 +1,4 @@
-//! Rows of parquet files, as datasets of the hub mostly come.
+//! Parquet files as rows: the usual format of datasets on the hub.
 
 use std::fs::File;
 use std::path::Path;
@@ -15,7 +15,7 @@ pub(crate) type Objects = Box<dyn Iterator<Item = Result<Map<String, Value>>>>;
 /// The file's rows as JSON objects, one at a time.
 ///
 /// # Errors
-/// If the file is no parquet file, and where a row cannot be read.
+/// If the file is not parquet, and where a row cannot be read.
 pub(crate) fn objects(path: &Path) -> Result<Objects> {
     let file = File::open(path).map_err(Error::io("read", path))?;
     let reader = SerializedFileReader::new(file)

@@ -1,4 +1,4 @@
-//! Where rows come from and how a row becomes text, as a recipe says it.
+//! The data keys of a recipe: sources of rows, and the format that maps a row to text.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,9 @@ use crate::error::Result;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum DataSource {
-    /// One JSON object a line, or one JSON array of objects, gzipped or not, or parquet. Relative paths are taken from the working
-    /// directory.
+    /// JSONL or one JSON array of objects, optionally gzipped, or parquet. Relative paths start at the working directory.
     Jsonl(PathBuf),
-    /// A CSV file in UTF-8 whose first line names the columns; tabs separate the fields of `.tsv` files. Fields are text, but for
+    /// A CSV file in UTF-8 whose first line names the columns; `.tsv` files are separated by tabs. Fields are text, except those of
     /// the column `margin`.
     Csv(PathBuf),
     /// A JSONL, JSONL.gz or parquet file of a Hugging Face dataset repository.
@@ -30,20 +29,20 @@ pub enum DataSource {
         #[serde(default = "main_branch")]
         revision: String,
     },
-    /// The embedded short posts with a planted point; any number of rows, the same ones for the same seed.
+    /// The embedded short posts; any number of rows, determined by the seed.
     Posts {
         /// Number of rows.
         rows: usize,
         /// Rows of different seeds are independent.
         seed: u64,
     },
-    /// The rows that an earlier stage leaves, those for training.
+    /// The training rows that an earlier stage writes.
     Stage(String),
-    /// The rows that an earlier stage holds out.
+    /// The held-out rows that an earlier stage writes.
     HeldOut(String),
-    /// A set of the recipe's `data`, by its name.
+    /// A named data set of the recipe's `data`.
     Data(String),
-    /// `Stage` or `HeldOut` of a `Rank` stage, as older recipes write them.
+    /// Older spelling of `Stage` and `HeldOut`.
     Ranked {
         /// The `Rank` stage.
         stage: String,
@@ -53,7 +52,7 @@ pub enum DataSource {
     },
 }
 
-/// The rows that an earlier stage leaves.
+/// Rows that an earlier stage writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StageRows<'a> {
     /// The stage's name.
@@ -63,7 +62,7 @@ pub struct StageRows<'a> {
 }
 
 impl StageRows<'_> {
-    /// The file of the stage's folder that holds them.
+    /// Their file in the stage's folder.
     pub fn file(&self) -> &'static str {
         match self.valid {
             true => "valid.jsonl",
@@ -73,7 +72,7 @@ impl StageRows<'_> {
 }
 
 impl DataSource {
-    /// The rows of an earlier stage, if that is what it names.
+    /// The rows of an earlier stage, for a source that names one.
     pub fn stage(&self) -> Option<StageRows<'_>> {
         let (stage, valid) = match self {
             Self::Stage(stage) => (stage, false),
@@ -84,7 +83,7 @@ impl DataSource {
         Some(StageRows { stage, valid })
     }
 
-    /// The file on this machine, if it names one.
+    /// The local file, for a source that names one.
     pub fn file(&self) -> Option<&Path> {
         match self {
             Self::Jsonl(path) | Self::Csv(path) => Some(path),
@@ -92,8 +91,7 @@ impl DataSource {
         }
     }
 
-    /// The file of this machine that the rows are read from, in a run in the folder `run_dir`: none for posts, and for files
-    /// of the hub.
+    /// The local file that a run in `run_dir` reads; `None` for posts and for files of the hub.
     pub fn local_file(&self, run_dir: &Path) -> Option<PathBuf> {
         let stage = self.stage();
         let of_stage = stage.map(|rows| run_dir.join(rows.stage).join(rows.file()));
@@ -120,22 +118,22 @@ fn main_branch() -> String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Where rows come from.
+    /// The source of the rows.
     pub source: DataSource,
     /// How a row becomes prompt, completion, chosen and rejected text.
     #[serde(default)]
     pub format: RowFormat,
-    /// Rows to leave out at the start.
+    /// Number of rows to skip at the start.
     #[serde(default)]
     pub skip: usize,
-    /// Rows to use at most, after `skip`.
+    /// Most rows to use, after `skip`.
     #[serde(default)]
     pub limit: Option<usize>,
 }
 
 /// How a row becomes text: jinja templates over its columns, e.g. `prompt: "{{ prompt[:900] }}\n\nTL;DR:"`.
 ///
-/// An absent template takes the column of that name as it stands.
+/// Without a template, the column of that name is used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RowFormat {
@@ -145,37 +143,37 @@ pub struct RowFormat {
     pub prompt: Option<String>,
     /// Completion text.
     pub completion: Option<String>,
-    /// Preferred response.
+    /// Chosen response.
     pub chosen: Option<String>,
-    /// Other response.
+    /// Rejected response.
     pub rejected: Option<String>,
-    /// Render string prompts as one user message through the tokenizer's chat template (message lists always are).
+    /// Render text prompts as one user message by the chat template (message lists always are).
     pub chat: bool,
-    /// System message put before a chat prompt.
+    /// System message prepended to chat prompts.
     pub system: Option<String>,
-    /// End completions with the EOS token (plain text rows; chat templates end their own turns).
+    /// Append the EOS token to completions (plain text rows; chat templates end their own turns).
     pub append_eos: bool,
-    /// Variables for the chat template, e.g. `enable_thinking`; a row's column `chat_template_kwargs` goes before them.
+    /// Variables for the chat template, e.g. `enable_thinking`; a row's column `chat_template_kwargs` overrides them.
     pub chat_template_kwargs: BTreeMap<String, Value>,
     /// Which of the assistant's turns of a conversation are trained on.
     pub assistant_turns: AssistantTurns,
-    /// What is kept of a row that is longer than the stage's `max_length`.
+    /// Which tokens of a row longer than the stage's `max_length` are kept.
     pub truncation_mode: TruncationMode,
-    /// What is taken of the rows of a stage that scored several responses to each prompt.
+    /// Selection among the scored responses to a prompt.
     pub take: Option<Take>,
-    /// Text column that is cut at its last line break, again and again, until a row that is too long fits; where no break
-    /// is left, between characters. As the query of openai/summarize-from-feedback, whose column is `post`.
+    /// Text column of rows that are too long: it is cut at its last line break until the row fits, and between characters where no
+    /// break is left. As in openai/summarize-from-feedback, whose column is `post`.
     pub shorten: Option<String>,
 }
 
-/// What is kept of a row that is too long, in TRL's words.
+/// Truncation of rows that are too long, by TRL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TruncationMode {
-    /// Its first tokens. A row whose prompt fills the limit is left out.
+    /// Keep the first tokens. A row whose prompt fills the limit is left out.
     #[default]
     KeepStart,
-    /// Its last tokens (deprecated in TRL 1.16).
+    /// Keep the last tokens (deprecated in TRL 1.16).
     KeepEnd,
 }
 
@@ -199,23 +197,23 @@ impl Default for RowFormat {
     }
 }
 
-/// What is taken of a prompt's scored responses.
+/// Selection among the scored responses to a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Take {
-    /// All of them: to learn each, or as comparisons every pair whose scores differ (the default of comparisons).
+    /// All: each is trained on, or as comparisons every pair whose scores differ (the default for comparisons).
     All,
-    /// The response with the highest score, to be learned (the default where responses are learned): best of K, as rejection
-    /// sampling (Touvron et al. 2023, arXiv:2307.09288, section 3.2.3).
+    /// Train on the response with the highest score (the default for fine-tuning): best of K, as in rejection sampling (Touvron et
+    /// al. 2023, arXiv:2307.09288, section 3.2.3).
     Best,
-    /// The responses with a score above this one, to be learned: ReST's improve step (Gulcehre et al. 2023, arXiv:2308.08998,
-    /// section 3). A prompt may have none.
+    /// Train on the responses with a score above this one: ReST's improve step (Gulcehre et al. 2023, arXiv:2308.08998, section 3). A
+    /// prompt may have none.
     Above(f64),
     /// The response with the highest score against the one with the lowest.
     BestAndWorst,
 }
 
 impl DataConfig {
-    /// The set that this use of `named` stands for: its source and format, and its part of the rows unless the use says another.
+    /// Resolves a use of the data set `named`: its source and format, with this use's `skip` and `limit` where given.
     pub fn of_named(&self, named: &Self) -> Self {
         Self {
             source: named.source.clone(),

@@ -1,4 +1,4 @@
-//! A recipe: a model, and stages whose configurations live beside the code they configure.
+//! The recipe: a model and a list of stages. Stage configurations are defined beside the stages.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,20 +13,19 @@ use crate::train::Stage;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// Names the run folder.
+    /// Name of the recipe and of its run folder.
     pub name: String,
     /// The base model: a name of `temper models`, or a folder / GGUF file. May be absent when every stage has an `init` of its own.
     #[serde(default)]
     pub model: Option<String>,
-    /// The token that ends a text or a turn, instead of the one that the models' tokenizers name: TRL's key. Rows, sampling and
-    /// all files that are written follow it.
+    /// Overrides the EOS token of the models' tokenizers, in encoding, generation and written files. TRL's key.
     #[serde(default)]
     pub eos_token: Option<String>,
-    /// How the weights of the base model and of whole models from earlier stages are kept; anything but f32 keeps them frozen, so
-    /// that stages train adapters only.
+    /// Storage precision of the base model and of whole models from earlier stages. Anything but f32 freezes them: stages can then
+    /// train adapters only.
     #[serde(default)]
     pub base_precision: Precision,
-    /// How products with weights are computed, those of the base and those that stages train.
+    /// Precision of products with weights, frozen and trained.
     #[serde(default)]
     pub matmul_precision: MatmulPrecision,
     /// Root of all randomness.
@@ -35,7 +34,7 @@ pub struct Recipe {
     /// Run folder; `runs/<name>` if absent.
     #[serde(default)]
     pub output: Option<PathBuf>,
-    /// Data sets by name, for stages to read as `source: Data("name")`.
+    /// Named data sets, which stages read as `source: Data("name")`.
     #[serde(default)]
     pub data: BTreeMap<String, DataConfig>,
     /// The stages, in order.
@@ -43,7 +42,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// How weights are kept and multiplied.
+    /// Storage and product precision of weights.
     pub fn numerics(&self) -> Numerics {
         Numerics {
             storage: self.base_precision,

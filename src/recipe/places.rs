@@ -1,4 +1,4 @@
-//! Where each key of a recipe stands, for messages that name line and column.
+//! Positions of a recipe's keys, for messages with line and column.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,8 +8,8 @@ use crate::recipe::scan::{Kind, Node, line_column, scan};
 
 /// The position of every key path of a recipe file.
 ///
-/// A key path goes by stage name and keys: `seed`, `stages.ppo.optim.lr`, `stages.compare.policies.0`. Variant names are
-/// not part of it: `stages.sft.data.source.rows` for `source: Posts(rows: 100, seed: 1)`.
+/// A key path consists of stage name and keys: `seed`, `stages.ppo.optim.lr`, `stages.compare.policies.0`. Variant names are not
+/// part of it: `stages.sft.data.source.rows` for `source: Posts(rows: 100, seed: 1)`.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
     file: String,
@@ -19,7 +19,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// The places of `text`, which was read from `file`. Text that is not RON has none.
+    /// The positions in `text`, the content of `file`; empty if it is not RON.
     pub fn scan(file: &Path, text: &str) -> Self {
         let text: Vec<char> = text.chars().collect();
         match scan(&text) {
@@ -82,20 +82,19 @@ impl Places {
             .or_insert_with(|| line_column(text, at));
     }
 
-    /// 1-based line and column of a key, or of the nearest key above it when it is not written out; `None` when not even
-    /// that stands in the file.
+    /// 1-based line and column of a key, or of its nearest ancestor in the file; `None` if there is no ancestor either.
     pub fn position(&self, key_path: &str) -> Option<(usize, usize)> {
         ancestors(key_path).find_map(|path| self.positions.get(path).copied())
     }
 
-    /// Whether the file or the command line gives this very key a value.
+    /// Whether the file or the command line sets this key itself.
     pub fn is_written(&self, key_path: &str) -> bool {
         self.positions.contains_key(key_path) || self.sets.contains_key(key_path)
     }
 
     /// A problem with the value of a key: `recipes/x.ron:12:9: stages.ppo.kl_coef: <message>`.
     ///
-    /// A key that came from the command line is named as such instead: `--set stages.ppo.kl_coef=-1: ..`.
+    /// For a key set on the command line, the place is its argument: `--set stages.ppo.kl_coef=-1: ..`.
     pub fn problem(&self, key_path: &str, message: impl Into<String>) -> Problem {
         if let Some(set) = ancestors(key_path).find_map(|path| self.sets.get(path)) {
             return Problem::new(format!("--set {set}"), message);
@@ -122,7 +121,7 @@ impl Places {
         }
     }
 
-    /// The key path of the stage at `index`: `stages.<name>`, or `stages.<index>` where the name cannot tell.
+    /// The key path of the stage at `index`: `stages.<name>`, or `stages.<index>` if the name is not unique.
     pub fn stage_path(&self, index: usize, name: &str) -> String {
         self.stages
             .get(index)
@@ -135,7 +134,7 @@ impl Places {
         self.sets.insert(path.to_string(), argument.to_string());
     }
 
-    /// Line and column at the head of a problem's place, to sort problems in the order of the file.
+    /// Line and column of a problem, for sorting problems in the order of the file.
     pub(super) fn order(&self, problem: &Problem) -> (usize, usize) {
         let last = (usize::MAX, usize::MAX);
         let Some(rest) = problem
@@ -153,12 +152,12 @@ impl Places {
     }
 }
 
-/// A path and the paths above it, longest first.
+/// A path and its ancestors, longest first.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| path.rfind('.').map(|dot| &path[..dot]))
 }
 
-/// The key path of each stage: by name, or by index for a stage without a name of its own.
+/// The key path of each stage: by name, or by index if the name is missing or not unique.
 pub(super) fn stage_paths(stages: &[Node]) -> Vec<String> {
     let mut paths: Vec<String> = Vec::new();
     for (index, stage) in stages.iter().enumerate() {

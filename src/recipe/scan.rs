@@ -1,11 +1,11 @@
-//! A spanned reading of RON text: what stands where, without knowing the types.
+//! An untyped RON parser that records positions.
 //!
-//! The `ron` crate stops at its first error and keeps no positions of what it read. This scanner keeps the position of
-//! every key and value, so that every problem of a recipe can be reported at once, each with its line and column.
+//! The `ron` crate stops at its first error and records no positions. With the position of every key and value, all problems of a
+//! recipe can be reported at once, each with line and column.
 
 use std::ops::Range;
 
-/// Deepest nesting that is followed; recipes need about eight levels.
+/// Deepest nesting; recipes need about eight levels.
 const MAX_DEPTH: usize = 64;
 
 /// A value of the text. Positions are indices into the text's characters (not bytes).
@@ -13,11 +13,11 @@ const MAX_DEPTH: usize = 64;
 pub(super) struct Node {
     /// The value's characters, its variant name included.
     pub(super) span: Range<usize>,
-    /// What it is made of.
+    /// Its kind.
     pub(super) kind: Kind,
 }
 
-/// What a value is made of.
+/// The kind of a value, with its parts.
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
     /// `(key: value, ..)`, `Name(key: value, ..)` or `{ "key": value, .. }`.
@@ -26,7 +26,7 @@ pub(super) enum Kind {
     Items(Vec<Node>),
     /// A string, unescaped.
     Text(String),
-    /// A number, a character or a lone name.
+    /// A number, a character or a bare name.
     Leaf,
 }
 
@@ -72,7 +72,7 @@ pub(super) struct SyntaxError {
     pub(super) message: String,
 }
 
-/// Reads one value that fills the whole text.
+/// Parses a text that consists of one value.
 pub(super) fn scan(text: &[char]) -> Result<Node, SyntaxError> {
     let mut scanner = Scanner { text, at: 0 };
     scanner.skip_attributes()?;
@@ -171,7 +171,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Skips `#![enable(..)]` lines: the loader enables what recipes need.
+    /// Skips `#![enable(..)]` lines: the loader enables the needed extensions.
     fn skip_attributes(&mut self) -> Result<(), SyntaxError> {
         self.skip_space()?;
         while self.starts_with("#!") {
@@ -284,7 +284,7 @@ impl Scanner<'_> {
                     return Ok(value);
                 }
                 Some('\\') => {
-                    // Keys and stage names hold no exotic escapes; ron itself checks them all.
+                    // Simple escapes suffice for keys and stage names; ron checks all others.
                     match self.text.get(self.at + 1) {
                         Some('n') => value.push('\n'),
                         Some('t') => value.push('\t'),
@@ -425,7 +425,7 @@ impl Scanner<'_> {
         }
     }
 
-    /// Takes the comma after a value, or checks that the closing bracket follows.
+    /// Consumes the comma after a value, or checks that the closing bracket follows.
     fn comma(&mut self, open: usize, close: char) -> Result<(), SyntaxError> {
         let end = self.at;
         self.skip_space()?;

@@ -1,4 +1,4 @@
-//! `--set path=value`: one key of a recipe changed from the command line.
+//! `--set path=value`: changes a key of a recipe from the command line.
 
 use crate::error::Problem;
 use crate::recipe::Recipe;
@@ -8,13 +8,13 @@ use crate::recipe::scan::{Kind, Node, scan};
 use crate::recipe::write::to_ron;
 use crate::suggest::{did_you_mean, quoted};
 
-/// Applies `path=value` arguments in order; a later one wins.
+/// Applies `path=value` arguments in order; later ones override earlier ones.
 ///
-/// A path goes by stage name and keys (`seed`, `stages.ppo.optim.lr`, `stages.rank.data.source.rows`); the value is RON
-/// (`0.1`, `Cosine(warmup_ratio: 0.1)`, `None`), and a plain word is taken as a string where a string is wanted.
+/// A path consists of stage name and keys (`seed`, `stages.ppo.optim.lr`, `stages.rank.data.source.rows`). The value is RON
+/// (`0.1`, `Cosine(warmup_ratio: 0.1)`, `None`); a bare word is accepted as a string.
 ///
-/// Works on the recipe's text with every default spelled out, so any key that exists can be set, and what is wrong is said
-/// in the same words as for the file.
+/// Works on the recipe's text with all defaults written out, so that any key can be set, with the same error messages as for the
+/// file.
 pub(super) fn apply(recipe: &mut Recipe, places: &mut Places, sets: &[String]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for set in sets {
@@ -60,7 +60,7 @@ fn edit(recipe: &Recipe, path: &str, value: &str) -> Result<Recipe, (String, Opt
         Ok(_) => first_error(&replaced(value)),
         Err(error) => Err((format!("the value is not RON: {}", error.message), None)),
     };
-    // Shells eat quotes: a word that is no value of its own may be meant as a string.
+    // Shells remove quotes, so a bare word may be meant as a string.
     read.or_else(|error| first_error(&replaced(&format!("{value:?}"))).map_err(|_| error))
 }
 

@@ -1,4 +1,4 @@
-//! A recipe as text, every default spelled out.
+//! Writes a recipe with all defaults.
 
 use ron::Options;
 use ron::extensions::Extensions;
@@ -6,7 +6,7 @@ use ron::ser::PrettyConfig;
 
 use crate::recipe::Recipe;
 
-/// The RON dialect of recipes: `Some` and newtype wrappers are left out.
+/// The RON dialect of recipes: `Some` and newtype wrappers are implicit.
 pub(super) fn dialect() -> Options {
     Options::default().with_default_extension(
         Extensions::IMPLICIT_SOME
@@ -15,7 +15,7 @@ pub(super) fn dialect() -> Options {
     )
 }
 
-/// The recipe in RON, with every default spelled out; reading it gives an equal recipe.
+/// The recipe in RON with all defaults; parsing it gives an equal recipe.
 pub fn to_ron(recipe: &Recipe) -> String {
     let pretty = PrettyConfig::new().new_line("\n").indentor("    ");
     // Invariant: recipes hold plain numbers, strings, lists and maps with string keys, all of which RON can write.

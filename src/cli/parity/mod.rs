@@ -1,4 +1,4 @@
-//! The same small computations on any backend, forward and backward, to compare two backends.
+//! Small computations, forward and backward, for comparing two backends.
 
 mod model;
 mod ops;
@@ -10,10 +10,10 @@ use crate::backend::{BackendChoice, Task, dispatch};
 use crate::error::{Error, Result};
 use crate::ops::{Gate, Gelu, ModelBackend};
 
-/// Largest difference allowed, as a part of the reference's largest value.
+/// Largest allowed difference, relative to the reference's largest value.
 pub(super) const TOLERANCE: f64 = 1e-3;
 
-/// What one computation gave.
+/// The results of one computation.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
     name: String,
@@ -21,14 +21,14 @@ pub(super) struct Case {
     results: Vec<(String, Vec<f32>)>,
 }
 
-/// How far two backends are apart in one computation.
+/// The difference of two backends in one computation.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Difference {
     /// The computation.
     pub(super) case: String,
-    /// Largest difference of all its results, each as a part of the reference's largest value.
+    /// Largest difference over its results, each relative to the reference's largest value.
     pub(super) largest: f64,
-    /// The result that it belongs to.
+    /// The result with this difference.
     pub(super) worst: String,
 }
 
@@ -72,7 +72,7 @@ fn relative_difference(found: &[f32], expected: &[f32]) -> f64 {
         .iter()
         .zip(expected)
         .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs() / largest);
-    // `f64::max` drops what is not a number.
+    // `f64::max` ignores NaN.
     differences.fold(0.0, |worst: f64, x| {
         if x.is_nan() {
             f64::INFINITY
@@ -82,8 +82,7 @@ fn relative_difference(found: &[f32], expected: &[f32]) -> f64 {
     })
 }
 
-/// The backend that others are compared with: Flex, whose kernels are checked against plain operations by this project's
-/// tests; Flex itself is compared with ndarray.
+/// The reference backends by preference: Flex, whose kernels are tested against plain operations; for Flex itself, ndarray.
 fn reference_of(name: &str) -> [BackendChoice; 2] {
     if name == "flex" {
         [BackendChoice::NdArray, BackendChoice::Flex]
@@ -117,10 +116,10 @@ pub(super) fn against_reference(
     result
 }
 
-/// Fails if a computation is wrong.
+/// Fails if a difference exceeds [`TOLERANCE`].
 ///
 /// # Errors
-/// `Error::Backend` that lists them.
+/// `Error::Backend` that lists the computations.
 pub(super) fn require(name: &str, differences: &[Difference]) -> Result<()> {
     let wrong: Vec<&str> = differences
         .iter()
@@ -149,7 +148,7 @@ impl Task for Parity<'_> {
     }
 }
 
-/// The computations at `shapes`, on one device.
+/// Runs the computations at `shapes` on one device.
 pub(super) fn cases<B: ModelBackend>(shapes: &Shapes, device: &B::Device) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for &(tokens, hidden) in &shapes.norms {

@@ -1,4 +1,4 @@
-//! A whole small model: training and decoding.
+//! Parity of a whole small model in training and decoding.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::peft::LoraConfig;
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
-/// A whole small llama: log-probabilities, gradients of what is trained, and cached greedy decoding.
+/// A small llama: log-probabilities, gradients of trained parameters, and cached greedy decoding.
 pub(super) fn model<B: ModelBackend>(
     tied: bool,
     rank: Option<usize>,
@@ -44,7 +44,7 @@ pub(super) fn model<B: ModelBackend>(
         attach_adapters(&mut plain, &config, &lora, Seed::new(5))?;
         plain.for_each_parameter(&mut |meta, mut slot| {
             if meta.kind == ParamKind::Adapter {
-                // Zero at the start, B would hide what A does.
+                // With B at zero the values of A would have no effect.
                 let shape = slot.shape();
                 slot.assign(
                     numbers(meta.key(), shape.iter().product(), 0.1),

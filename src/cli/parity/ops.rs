@@ -1,4 +1,4 @@
-//! Each fused operation by itself, forward and backward.
+//! Parity of each fused operation, forward and backward.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::ops::{
 use crate::rng::Seed;
 use crate::tokens::Segments;
 
-/// Normal numbers that depend on the label only.
+/// Normal random numbers determined by the label.
 pub(super) fn numbers(label: &str, len: usize, std: f64) -> Vec<f32> {
     let seed = Seed::new(7).fork(label);
     (0..len as u64)
@@ -233,7 +233,7 @@ pub(super) fn lora_linear<B: ModelBackend>(
     )
 }
 
-/// A product with a weight in fewer bits.
+/// A product with a reduced weight.
 pub(super) fn reduced_linear<B: ModelBackend>(
     [tokens, inputs, outputs]: [usize; 3],
     precision: Precision,
@@ -256,7 +256,7 @@ pub(super) fn reduced_linear<B: ModelBackend>(
     Some(case)
 }
 
-/// Products in bfloat16, with a weight in f32 that is trained, and with one that is kept in bfloat16.
+/// Products in bfloat16, with a trained weight in f32 and with a frozen one stored in bfloat16.
 pub(super) fn bf16_products<B: ModelBackend>(
     [tokens, inputs, outputs]: [usize; 3],
     device: &B::Device,

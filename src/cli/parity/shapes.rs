@@ -1,12 +1,12 @@
-//! Which sizes are compared: a fixed set that has met trouble before, and those of a recipe.
+//! Sizes of parity computations: a fixed set that includes sizes of past failures, and the sizes of a recipe.
 
 use crate::ops::{HeadLayout, Precision};
 use crate::train::plan::StagePlan;
 
-/// Rows of an attention case: lengths, and the row that each continues.
+/// Rows of an attention case: their lengths and parent rows.
 type Rows = Vec<(usize, Option<usize>)>;
 
-/// Sizes of the computations. Tokens are few: what goes wrong on a GPU depends on the inner and outer dimensions.
+/// Sizes of the computations. Tokens are few: failures on GPUs depend on the inner and outer dimensions.
 #[derive(Debug, Clone)]
 pub(in crate::cli) struct Shapes {
     /// Tokens and width.
@@ -20,7 +20,7 @@ pub(in crate::cli) struct Shapes {
     pub(super) heads: Vec<(usize, usize, usize)>,
     /// Tokens, input width, output widths and rank.
     pub(super) linears: Vec<(usize, usize, Vec<usize>, usize)>,
-    /// Tokens, input and output width of products with weights in fewer bits.
+    /// Tokens, input and output width of products with reduced weights.
     pub(super) reduced: Vec<([usize; 3], Precision)>,
     /// The same of products in bfloat16.
     pub(super) bf16: Vec<[usize; 3]>,
@@ -30,8 +30,7 @@ pub(in crate::cli) struct Shapes {
     pub(super) models: Vec<(bool, Option<usize>)>,
 }
 
-/// Rows of the vocabulary that are enough: the product with the head is formed in chunks of rows of tokens, and a
-/// matrix of the whole vocabulary would take longer to fill than all other checks together.
+/// Largest vocabulary: filling a head of the whole vocabulary would take longer than all other checks together.
 const MAX_VOCAB: usize = 16_411;
 
 fn lens(lens: &[usize]) -> Rows {
@@ -59,11 +58,11 @@ impl Default for Shapes {
                 ),
             ],
             heads: vec![(1, 32, 97), (37, 48, 1000), (300, 64, 257)],
-            // Inner dimensions that are odd multiples of eight met a bug of double-buffered products.
+            // Inner dimensions that are odd multiples of eight once triggered a bug of double-buffered products.
             linears: [4, 8, 16, 24, 40]
                 .map(|rank| (37, 48, vec![40, 24], rank))
                 .into(),
-            // Few rows and many, widths that fill no group.
+            // Few and many rows, widths that are no multiples of a group.
             reduced: [Precision::Bf16, Precision::Int8]
                 .into_iter()
                 .flat_map(|precision| [([3, 70, 33], precision), ([40, 130, 65], precision)])

@@ -37,7 +37,7 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     Ok(Value::from(writer.out))
 }
 
-/// The text so far and how to go on.
+/// The text so far and the formatting options.
 struct Writer {
     out: String,
     indent: Option<String>,

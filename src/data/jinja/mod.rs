@@ -1,5 +1,4 @@
-//! Jinja as Python's Jinja2 and transformers write it, on minijinja: the environment that chat templates and row
-//! formats share.
+//! Jinja as in Python's Jinja2 and transformers, on minijinja: the environment of chat templates and row formats.
 
 mod date;
 mod json;
@@ -17,8 +16,8 @@ pub(crate) const TEMPLATE: &str = "template";
 /// An environment with Python's string methods, Python's spelling of printed values, and transformers' `tojson`,
 /// `raise_exception` and `strftime_now`. Nothing is escaped.
 ///
-/// `now` is the time that `strftime_now` tells, in seconds since 1970; the clock's if absent. It is told in UTC, where
-/// transformers tells local time.
+/// `now` is the time of `strftime_now` in seconds since 1970, by default the clock's. It is formatted in UTC; transformers uses
+/// local time.
 pub(crate) fn environment(undefined: UndefinedBehavior, now: Option<i64>) -> Environment<'static> {
     let mut env = Environment::new();
     env.set_auto_escape_callback(|_| AutoEscape::None);
@@ -32,7 +31,7 @@ pub(crate) fn environment(undefined: UndefinedBehavior, now: Option<i64>) -> Env
             _ => Value::from(print::python_repr(value)?),
         })
     });
-    // In Python whatever has a length and parts is a sequence: strings, mappings, and Jinja2's undefined value.
+    // In Python everything with a length and items is a sequence: strings, mappings, and Jinja2's undefined value.
     env.add_test("sequence", |value: &Value| {
         matches!(
             value.kind(),
@@ -62,7 +61,7 @@ pub(crate) fn environment(undefined: UndefinedBehavior, now: Option<i64>) -> Env
     env
 }
 
-/// An error with its causes in one line: minijinja keeps the useful half in `source`.
+/// An error with its causes in one line: minijinja puts details in `source`.
 pub(crate) fn explain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

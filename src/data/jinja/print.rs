@@ -1,4 +1,4 @@
-//! Values as Python prints them.
+//! Formats values as Python does.
 
 use std::sync::LazyLock;
 
@@ -23,7 +23,7 @@ pub(super) fn write_like_python(
     }
 }
 
-/// Characters that Python's `repr` escapes, the space excepted: control, format, unassigned and separating ones.
+/// Characters that Python's `repr` escapes, except the space: control, format, unassigned and separator characters.
 static NOT_PRINTED: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"[\p{C}\p{Z}]").expect("the pattern is a literal"));
 

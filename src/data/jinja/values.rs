@@ -1,4 +1,4 @@
-//! Data for templates that turns into text as Python's does, whatever turns it: a filter, `~`, printing.
+//! Template values that convert to text as in Python, in filters, with `~` and when printed.
 
 use std::fmt;
 use std::sync::Arc;

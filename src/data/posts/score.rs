@@ -11,7 +11,7 @@ use super::{Facts, words};
 const WRONG: f64 = 0.2;
 /// Taken off per word beyond [`MAX_WORDS`].
 const EXCESS: f64 = 0.05;
-/// Taken off per word that has been said before, [`SMALL_WORDS`] apart.
+/// Taken off per repeated word, except [`SMALL_WORDS`].
 const REPEATED: f64 = 0.1;
 /// Taken off per word that no post or summary uses.
 const JUNK: f64 = 0.1;
@@ -20,7 +20,7 @@ const MAX_WORDS: usize = 12;
 /// Words that a good summary may use twice.
 const SMALL_WORDS: &[&str] = &["the", "a", "at", "in", "on", "by", "was", "and"];
 
-/// How good a summary is, known exactly; in `[-1, 1]`, 1 being complete, faithful and short.
+/// The exact quality of a summary in `[-1, 1]`; 1 is complete, faithful and short.
 ///
 /// With words lowercased and punctuation ignored:
 ///
@@ -28,11 +28,11 @@ const SMALL_WORDS: &[&str] = &["the", "a", "at", "in", "on", "by", "was", "and"]
 /// score = stated / 6 - 0.2 wrong - 0.05 excess - 0.1 repeated - 0.1 junk,   cut to [-1, 1]
 /// ```
 ///
-/// - `stated`: planted facts that are said: the name, the verb, the object, the quality between article and object
+/// - `stated`: number of planted facts in the summary: the name, the verb, the object, the quality between article and object
 ///   ("the red key"), place and time each with their preposition
 /// - `wrong`: distinct values of the six kinds that are not the planted ones, be they from an aside or invented
 /// - `excess`: words beyond 12
-/// - `repeated`: words said before, articles and prepositions apart
+/// - `repeated`: repeated words, articles and prepositions excepted
 /// - `junk`: words that no post uses
 ///
 /// A response without words scores -1. A row without `facts` has no score: NaN.
@@ -91,7 +91,7 @@ fn split(text: &str) -> impl Iterator<Item = &str> {
         .filter(|word| !word.is_empty())
 }
 
-/// Whether the words of `phrase` stand in `said` side by side.
+/// Whether `said` contains the words of `phrase` in sequence.
 fn says(said: &[&str], phrase: &str) -> bool {
     let phrase = phrase.to_lowercase();
     let wanted: Vec<&str> = split(&phrase).collect();
@@ -116,7 +116,7 @@ fn is_wrong(facts: &Facts, word: &str) -> bool {
     })
 }
 
-/// The word that tells a value apart from the others of its kind.
+/// The word that distinguishes a value from the others of its kind.
 fn last_word(phrase: &str) -> &str {
     phrase.rsplit(' ').next().unwrap_or(phrase)
 }
@@ -184,7 +184,7 @@ mod tests {
                 "Ana lost the red key at the market on Friday.",
                 4.0 * sixth - 0.4,
             ),
-            // Retells an aside: nothing stated, three wrong.
+            // States an aside: nothing of the point, three wrong.
             ("Ben was at the market on Friday.", -0.6),
             // The quality belongs to the object: "red" alone does not state it.
             (

@@ -26,7 +26,7 @@ pub(super) const THINGS: &[&str] = &[
     "bottle", "ladder",
 ];
 
-/// Places, each with its preposition; the last word tells them apart.
+/// Places, each with its preposition; the last words differ.
 pub(super) const PLACES: &[&str] = &[
     "at the station",
     "in the park",
@@ -50,7 +50,7 @@ pub(super) const PLACES: &[&str] = &[
     "at the theater",
 ];
 
-/// Times; the last word tells them apart.
+/// Times; the last words differ.
 pub(super) const TIMES: &[&str] = &[
     "on Monday",
     "on Tuesday",
@@ -75,7 +75,7 @@ pub(super) const POINTS: &[&str] = &[
     "{when} the {kind} {what} was {did} by {who} {where}.",
 ];
 
-/// Sentences with facts beside the point. None holds an action of [`VERBS`], which is how the point is known.
+/// Sentences with facts beside the point. None contains one of [`VERBS`]: that identifies the point.
 pub(super) const ASIDES: &[&str] = &[
     "{who} was {where} {when}.",
     "{who} likes the {kind} {what}.",

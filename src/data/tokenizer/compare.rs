@@ -1,10 +1,10 @@
-//! Whether two tokenizers mean the same by their ids.
+//! Compares tokenizers.
 
 use super::Tokenizer;
 
 impl Tokenizer {
-    /// Whether ids of `other` can be read with this tokenizer's model: every token of `other` has the same id here, and
-    /// text is split in the same way. This one may have more tokens.
+    /// Whether this tokenizer's model can read ids of `other`: every token of `other` has the same id here, and text is split in the
+    /// same way. This tokenizer may have more tokens.
     pub fn reads_ids_of(&self, other: &Self) -> bool {
         let known = self.inner.get_vocab(true);
         let same_ids = || {
@@ -30,7 +30,7 @@ impl Tokenizer {
             && same(left.get_model(), right.get_model())
     }
 
-    /// Whether a conversation is rendered alike by both, or one of them has no chat template.
+    /// Whether both render conversations alike, or one of them has no chat template.
     pub fn renders_as(&self, other: &Self) -> bool {
         match (&self.chat, &other.chat) {
             (Some(own), Some(theirs)) => own.same_source(theirs),
@@ -78,7 +78,7 @@ mod tests {
             json!([added(5, "<pad>")]),
         ));
         assert!(policy.reads_ids_of(&policy) && with_pad.reads_ids_of(&policy));
-        // The policy may draw an id that the other one does not have.
+        // The policy may generate an id that the other tokenizer lacks.
         assert!(!policy.reads_ids_of(&with_pad));
         let other_ids = json!({"a": 1, "b": 0, "c": 2, "ab": 3, "bc": 4});
         let other_ids = tokenizer(&file(other_ids, merges, json!([])));

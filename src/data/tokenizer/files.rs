@@ -1,4 +1,4 @@
-//! The files of a tokenizer: read from one folder or from several that lie over one another, edited, and written on.
+//! The files of a tokenizer: read from one folder or several layered ones, edited, written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,10 +18,10 @@ pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 pub(super) const ADDED_TOKENS: &str = "added_tokens.json";
 /// `generation_config.json`
 pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
-/// `config.json`: read for what it says about EOS and the vocabulary, never written, since it belongs to the model.
+/// `config.json`: read for EOS and vocabulary size; never written, since it belongs to the model.
 pub(super) const MODEL_CONFIG: &str = "config.json";
 
-/// What a vocabulary can stand in; these files belong together.
+/// Files of a vocabulary; they belong together.
 const VOCABULARY: [&str; 5] = [
     "tokenizer.json",
     "vocab.json",
@@ -29,12 +29,12 @@ const VOCABULARY: [&str; 5] = [
     "encoder.json",
     "vocab.bpe",
 ];
-/// What says more about a vocabulary's tokens.
+/// Files with properties of tokens.
 const TOKENS: [&str; 3] = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS];
-/// What says more about the model.
+/// Files of the model.
 const MODEL: [&str; 2] = [GENERATION_CONFIG, MODEL_CONFIG];
 
-/// Files by name, each with the folder that it came from.
+/// Files by name, each with its folder.
 #[derive(Debug, Clone)]
 pub(super) struct Files {
     bytes: BTreeMap<String, Vec<u8>>,
@@ -43,7 +43,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Files in memory; `origin` is what errors name.
+    /// Files in memory; `origin`: the path for error messages.
     pub(super) fn new(bytes: BTreeMap<String, Vec<u8>>, origin: &Path) -> Self {
         Self {
             bytes,
@@ -86,12 +86,12 @@ impl Files {
         Ok(Self::new(bytes, folder))
     }
 
-    /// The files of several folders, those of earlier ones first: the vocabulary of the first that has one, with what
-    /// that folder and those before it say about its tokens; the templates of the first that has any; and each of the
-    /// model's files from the first that has it.
+    /// The files of layered folders, where earlier ones override later ones: the vocabulary of the first folder that has one, with the
+    /// token properties in that folder and those before it; the templates of the first folder with any; each of the model's files
+    /// from the first folder that has it.
     ///
     /// # Errors
-    /// `Error::Io`, and if a template's file does not parse.
+    /// `Error::Io`, and if a template file does not parse.
     pub(super) fn layered(folders: &[&Path]) -> Result<Self> {
         let layers = folders
             .iter()
@@ -114,7 +114,7 @@ impl Files {
         for name in TOKENS {
             merged.take(name, upper.iter().find(|files| files.has(name)));
         }
-        // A vocabulary alone does not say where a text ends.
+        // A vocabulary alone does not define the EOS.
         if !merged.has(TOKENIZER_CONFIG) {
             let below = layers.iter().find(|files| files.has(TOKENIZER_CONFIG));
             merged.take(TOKENIZER_CONFIG, below);
@@ -131,7 +131,7 @@ impl Files {
             for name in names.iter().filter(|name| templates::is_template(name)) {
                 merged.take(name, Some(layer));
             }
-            // A template that stood in a configuration which another one overrides moves into files of its own.
+            // A template in an overridden configuration moves into a file of its own.
             if templates::find(&merged)? != found {
                 merged.bytes.retain(|name, _| !templates::is_template(name));
                 for (name, template) in &found {
@@ -158,12 +158,12 @@ impl Files {
         self.folders.get(name).unwrap_or(&self.origin).clone()
     }
 
-    /// What errors that concern no single file name.
+    /// The path for errors that concern no single file.
     pub(super) fn origin(&self) -> &Path {
         &self.origin
     }
 
-    /// Where a file came from, or would stand.
+    /// Path of a file, present or not.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder(name).join(name)
     }
@@ -207,7 +207,7 @@ impl Files {
         }
     }
 
-    /// Rows of the model's embedding, as its configuration has them.
+    /// Rows of the model's embedding, from its configuration.
     ///
     /// # Errors
     /// As [`Files::object`].
@@ -221,7 +221,7 @@ impl Files {
         Ok(rows.and_then(|rows| usize::try_from(rows).ok()))
     }
 
-    /// Puts an object into a file.
+    /// Sets a file's content to an object.
     pub(super) fn set(&mut self, name: &str, object: Map<String, Value>) {
         let text = format!("{:#}\n", Value::Object(object));
         self.bytes.insert(name.to_owned(), text.into_bytes());

@@ -1,6 +1,6 @@
-//! What a tokenizer's post-processor puts around a text.
+//! Special tokens that a tokenizer's post-processor adds around a text.
 
-/// Tokens before and after a text.
+/// Special tokens before and after a text.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Frame {
     before: Vec<u32>,
@@ -8,10 +8,10 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Asks the post-processor with a short text.
+    /// Determines the tokens by processing a short text.
     ///
     /// # Errors
-    /// In words, if it does anything but to put tokens before and after.
+    /// A message, if the post-processor does more than add tokens before and after.
     pub(super) fn of(inner: &tokenizers::Tokenizer) -> Result<Self, String> {
         const PROBE: &str = "a";
         let encode = |special| inner.encode(PROBE, special).map_err(|e| e.to_string());
@@ -31,9 +31,9 @@ impl Frame {
         Ok(frame)
     }
 
-    /// `ids` with what stands before a text, unless they begin with it.
+    /// Prepends the tokens before a text, unless `ids` begin with them.
     pub(super) fn start(&self, ids: Vec<u32>) -> Vec<u32> {
-        // What a text brings itself is as a rule the BOS alone.
+        // A text usually brings the BOS only.
         let brings = ids
             .first()
             .is_some_and(|id| self.before.first() == Some(id));
@@ -43,7 +43,7 @@ impl Frame {
         [self.before.as_slice(), &ids].concat()
     }
 
-    /// What is to be put after a text of these `ids`: nothing where they end with it.
+    /// The tokens to append to `ids`: none if they end with them already.
     pub(super) fn after(&self, ids: &[u32]) -> &[u32] {
         match ids.ends_with(&self.after) {
             true => &[],

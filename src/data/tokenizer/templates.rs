@@ -1,4 +1,4 @@
-//! Where a tokenizer's chat templates stand, and which of them renders what.
+//! Finds a tokenizer's chat templates and selects among them.
 //!
 //! # Source
 //! transformers 5.23: `PreTrainedTokenizerBase._from_pretrained` and `get_chat_template`; for `chat_template.json`
@@ -13,29 +13,29 @@ use super::files::{Files, TOKENIZER_CONFIG};
 use crate::data::chat::ChatTemplate;
 use crate::error::{Error, Result};
 
-/// Files with templates, beside `tokenizer_config.json`.
+/// Template files beside `tokenizer_config.json`.
 pub(super) const FILES: [&str; 2] = ["chat_template.jinja", "chat_template.json"];
-/// Folder of further templates, each in a file `<name>.jinja`.
+/// Folder of further templates, files `<name>.jinja`.
 pub const FOLDER: &str = "additional_chat_templates";
 
-/// The template for every conversation that has none of its own.
+/// The default template.
 const DEFAULT: &str = "default";
 /// The template for conversations with tools.
 const TOOL_USE: &str = "tool_use";
 
-/// A template and the file that it stands in.
+/// A template and its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Template {
     pub(super) source: String,
     path: PathBuf,
 }
 
-/// Whether a file holds a template and nothing else.
+/// Whether a file is a template file.
 pub(super) fn is_template(name: &str) -> bool {
     FILES.contains(&name) || name.starts_with(FOLDER)
 }
 
-/// The file for the template of a name.
+/// File name for a named template.
 pub(super) fn file_name(template: &str) -> String {
     match template {
         DEFAULT => FILES[0].to_owned(),
@@ -43,11 +43,11 @@ pub(super) fn file_name(template: &str) -> String {
     }
 }
 
-/// All templates by name: those of `chat_template.jinja` and of the folder beside it; where there are none, that of
-/// `tokenizer_config.json`, or its list of named ones; where there is none either, that of `chat_template.json`.
+/// All templates by name: those of `chat_template.jinja` and of the folder beside it; or else that of `tokenizer_config.json` (one,
+/// or a list of named ones); or else that of `chat_template.json`.
 ///
 /// # Errors
-/// If a file cannot be read as what it should be.
+/// If a file has another form.
 pub(super) fn find(files: &Files) -> Result<BTreeMap<String, Template>> {
     let mut found = BTreeMap::new();
     let template = |source: &str, file: &str| Template {
@@ -101,11 +101,11 @@ fn named(value: &Value) -> Option<Vec<(String, String)>> {
     }
 }
 
-/// The compiled templates: `tool_use` for conversations with tools, `default` for all others. Without a `default` those
-/// are refused when they come, as in transformers.
+/// Compiles the templates: `tool_use` for conversations with tools, `default` for all others. As in transformers, a missing
+/// `default` is an error only when it is needed.
 ///
 /// # Errors
-/// If a template cannot be found or does not parse.
+/// If a template is missing or does not parse.
 pub(super) fn compile(
     files: &Files,
     specials: BTreeMap<String, String>,

@@ -1,9 +1,8 @@
-//! The vocabulary: `tokenizer.json` as it is, or `vocab.json` with `merges.txt` as the class that the folder names reads
-//! them.
+//! Loads the vocabulary: `tokenizer.json`, or `vocab.json` with `merges.txt` read as the tokenizer class that the folder names.
 //!
 //! # Source
 //! transformers 5.23: `GPT2Tokenizer`, `CodeGenTokenizer`, `GPTNeoXTokenizer`, `Qwen2Tokenizer`, and
-//! `AutoTokenizer.from_pretrained` for which of them it is.
+//! `AutoTokenizer.from_pretrained` for the choice among them.
 
 use serde_json::{Map, Value, json};
 use tokenizers::PostProcessorWrapper;
@@ -11,25 +10,25 @@ use tokenizers::PostProcessorWrapper;
 use super::files::{Files, MODEL_CONFIG, TOKENIZER_CONFIG};
 use crate::error::{Error, Result};
 
-/// Names of a vocabulary and its merges; the second pair is GPT-2's own.
+/// File names of vocabulary and merges; the second pair is GPT-2's original one.
 const PAIRS: [(&str, &str); 2] = [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")];
 
-/// GPT-2's token, which several classes name where the configuration does not.
+/// GPT-2's special token, the default of several classes.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// How a tokenizer class of transformers reads a vocabulary and merges, both over bytes.
+/// How a tokenizer class of transformers reads a byte-level vocabulary with merges.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Class {
     name: &'static str,
-    /// Texts are composed (NFC) first.
+    /// Whether texts are normalised (NFC) first.
     composes: bool,
-    /// What a text is split at; GPT-2's own pattern if absent.
+    /// Pre-tokenisation pattern; GPT-2's if absent.
     pattern: Option<&'static str>,
-    /// Special tokens that it names where the configuration does not.
+    /// Default named special tokens.
     pub(super) named: &'static [(&'static str, &'static str)],
 }
 
-/// Words with their contractions and a leading character, single digits, punctuation with line breaks, white space.
+/// Qwen2's pattern: words with contractions and a leading character, single digits, punctuation with line breaks, white space.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const GPT2_NAMED: &[(&str, &str)] = &[
@@ -73,7 +72,7 @@ const CLASSES: [Class; 4] = [
     },
 ];
 
-/// The class of a `model_type`, where the folder names none.
+/// The class by `model_type`, if the folder names none.
 const BY_MODEL_TYPE: [(&str, &str); 13] = [
     ("codegen", "GPT2Tokenizer"),
     ("gpt2", "GPT2Tokenizer"),
@@ -90,20 +89,20 @@ const BY_MODEL_TYPE: [(&str, &str); 13] = [
     ("qwen3_moe", "Qwen2Tokenizer"),
 ];
 
-/// Model types whose published folders name a wrong class; theirs counts.
+/// Model types whose published folders name a wrong class; the class of the model type overrides it.
 const MODEL_TYPE_COUNTS: [&str; 1] = ["qwen2"];
 
-/// A vocabulary, and the class that read it if that matters.
+/// A vocabulary, with the class that read it.
 pub(super) struct Vocabulary {
     pub(super) inner: tokenizers::Tokenizer,
-    /// Absent for `tokenizer.json`, which says everything itself.
+    /// Absent for `tokenizer.json`, which is complete.
     pub(super) class: Option<&'static Class>,
 }
 
-/// The vocabulary of a folder.
+/// Loads the vocabulary of a folder.
 ///
 /// # Errors
-/// If there is none, it does not parse, or a class is named that this program does not know.
+/// If there is none, it does not parse, or the class is unknown.
 pub(super) fn load(files: &Files) -> Result<Vocabulary> {
     if let Some(bytes) = files.get("tokenizer.json") {
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
@@ -132,8 +131,7 @@ pub(super) fn load(files: &Files) -> Result<Vocabulary> {
     ))
 }
 
-/// The class that `tokenizer_config.json` or `config.json` names, or that the model's type goes with; GPT-2's where
-/// there is neither.
+/// The class named by `tokenizer_config.json` or `config.json`, or that of the model type; GPT-2's if there is neither.
 fn class(files: &Files) -> Result<&'static Class> {
     let (config, model) = (files.object(TOKENIZER_CONFIG)?, files.object(MODEL_CONFIG)?);
     let text = |object: &Map<String, Value>, key: &str| {
@@ -175,7 +173,7 @@ fn class(files: &Files) -> Result<&'static Class> {
     })
 }
 
-/// A vocabulary with its merges in the form of `tokenizer.json`.
+/// Vocabulary and merges in the form of `tokenizer.json`.
 fn tokenizer_json(
     class: &Class,
     vocab: Map<String, Value>,
@@ -206,8 +204,8 @@ fn tokenizer_json(
     })
 }
 
-/// What a class puts around a text: BOS and EOS as `add_bos_token` and `add_eos_token` of the configuration say.
-/// (Beside `tokenizer.json` these two say nothing in transformers 5: its post-processor does.)
+/// The post-processor of a class: adds BOS and EOS by the configuration's `add_bos_token` and `add_eos_token`. (Beside
+/// `tokenizer.json` transformers 5 ignores these keys and uses its post-processor.)
 pub(super) fn post_processor(
     config: &Map<String, Value>,
     token: impl Fn(&str) -> Option<(u32, String)>,
