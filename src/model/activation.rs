@@ -4,19 +4,19 @@ use burn::tensor::{Tensor, activation};
 
 use crate::ops::{self, Gelu, ModelBackend};
 
-/// What lies between the two products of an MLP.
+/// The activation between the two products of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x * Phi(x)` with the normal distribution's `Phi`.
     Gelu,
-    /// The same with `Phi` replaced by a tanh.
+    /// GELU's tanh approximation.
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
 }
 
 impl Activation {
-    /// Hugging Face's names, each with what it computes. `gelu_fast` is the tanh form, multiplied out.
+    /// Hugging Face's names. `gelu_fast` is the tanh form, expanded.
     const NAMES: [(&'static str, Self); 7] = [
         ("gelu", Self::Gelu),
         ("gelu_python", Self::Gelu),
@@ -27,7 +27,7 @@ impl Activation {
         ("relu", Self::Relu),
     ];
 
-    /// The function that a `config.json` names; the names there are if it is another one.
+    /// The activation named in a `config.json`; for an unknown name the error lists the known ones.
     pub(super) fn named(name: &str) -> Result<Self, String> {
         let known = Self::NAMES.iter().find(|(known, _)| *known == name);
         known.map(|(_, activation)| *activation).ok_or_else(|| {
@@ -36,7 +36,7 @@ impl Activation {
         })
     }
 
-    /// Applies it to each entry.
+    /// Applies the activation to each entry.
     pub(super) fn forward<B: ModelBackend>(self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Gelu => ops::gelu(x, Gelu::Erf),

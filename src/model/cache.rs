@@ -1,4 +1,4 @@
-//! Keys and values of the tokens seen so far.
+//! The KV cache.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -6,19 +6,19 @@ use burn::tensor::backend::Backend;
 use crate::ops::{self, Attend, CacheWrite, HeadLayout, ModelBackend};
 use crate::tokens::Segments;
 
-/// Preallocated keys and values, `[slots, capacity, kv_width]` per layer, and how much of each slot is filled.
+/// Preallocated keys and values, `[slots, capacity, kv_width]` per layer, with the length of each slot.
 #[derive(Debug)]
 pub struct KvCache<B: Backend> {
-    /// Keys and values; taken out while they are written, so that a sole owner is written in place.
+    /// Keys and values; taken out during writes, so that their sole owner can be written in place.
     layers: Vec<Option<[Tensor<B, 3>; 2]>>,
     /// Tokens held by each slot.
     lens: Vec<usize>,
-    /// Slots of each row of the batch at hand.
+    /// Slots of each row of the current batch.
     slots: Vec<Vec<usize>>,
 }
 
 impl<B: ModelBackend> KvCache<B> {
-    /// Room for `slots` rows of `capacity` tokens.
+    /// An empty cache for `slots` rows of `capacity` tokens.
     pub fn new(
         num_layers: usize,
         slots: usize,
@@ -34,14 +34,14 @@ impl<B: ModelBackend> KvCache<B> {
         }
     }
 
-    /// Names the slot of each row of the next batch: no slot twice, rows of any length. A row continues what its slot
-    /// holds, so that a prompt may come whole, in chunks or token by token.
+    /// Sets the slot of each row of the next batch; slots must differ. A row continues the tokens in its slot, so that a prompt may
+    /// be fed whole, in chunks or token by token.
     pub fn select(&mut self, slots: &[usize]) {
         self.slots = slots.iter().map(|&slot| vec![slot]).collect();
     }
 
-    /// As [`KvCache::select`] before a prefill, with several empty slots for a row: each gets a copy of what the row
-    /// leaves, as several responses to one prompt need it.
+    /// As [`KvCache::select`] before a prefill, with several empty slots per row: each gets a copy of the row's keys and values, for
+    /// several responses to one prompt.
     ///
     /// # Panics
     /// If a row has no slot.
@@ -50,12 +50,12 @@ impl<B: ModelBackend> KvCache<B> {
         self.slots = slots;
     }
 
-    /// Empties a slot for another row.
+    /// Empties a slot.
     pub fn clear(&mut self, slot: usize) {
         self.lens[slot] = 0;
     }
 
-    /// Position of each token of the batch in its row.
+    /// Position of each token of the batch within its row.
     pub fn positions(&self, segments: &Segments) -> Vec<usize> {
         let starts = self.slots.iter().map(|slots| self.lens[slots[0]]);
         segments
@@ -65,17 +65,17 @@ impl<B: ModelBackend> KvCache<B> {
             .collect()
     }
 
-    /// Counts the batch's tokens as held; called once after the last layer.
+    /// Adds the batch's tokens to the lengths of their slots; called once after the last layer.
     pub fn advance(&mut self, segments: &Segments) {
         for (row, slots) in segments.iter().zip(&self.slots) {
             slots.iter().for_each(|&slot| self.lens[slot] += row.len());
         }
     }
 
-    /// Writes the batch's keys and values of `layer` and attends over what the slots hold.
+    /// Writes the batch's keys and values of `layer` and attends over the contents of the slots.
     ///
     /// # Panics
-    /// If the batch does not bring one row for each that [`KvCache::select`] gave a slot.
+    /// If the number of rows differs from that given to [`KvCache::select`].
     pub fn attend(&mut self, layer: usize, qkv: Tensor<B, 2>, attend: &Attend) -> Tensor<B, 2> {
         let (layout, segments) = (attend.layout, &attend.segments);
         assert_eq!(self.slots.len(), segments.num_rows(), "a slot per row");

@@ -1,4 +1,4 @@
-//! Decoders that predict the next token.
+//! The interface of decoders that predict the next token.
 
 use std::sync::Arc;
 
@@ -14,12 +14,11 @@ use crate::tokens::TokenBatch;
 
 /// A decoder that predicts the next token.
 pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
-    /// States that a head reads at the chosen `positions` of the packed batch, `[positions, hidden]`: those after the final
-    /// norm, and after OPT's projection out. All positions if `None`.
+    /// Final states at the chosen `positions` of the packed batch, `[positions, hidden]`: after the final norm and OPT's output
+    /// projection. All positions if `None`.
     ///
-    /// The last layer computes nothing but keys and values for the others: a few percent of a deep model, a quarter of one
-    /// with four layers. With a cache, the batch's rows continue the slots that [`KvCache::select`] named. `dropout` gives the
-    /// adapters' dropout masks; `None` drops nothing.
+    /// For other positions the last layer computes keys and values only. With a cache, the batch's rows continue the slots set by
+    /// [`KvCache::select`]. `dropout` seeds the adapters' dropout masks; `None`: no dropout.
     fn states_at(
         &self,
         batch: &TokenBatch<B>,
@@ -47,12 +46,12 @@ pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
     /// Number of layers.
     fn num_layers(&self) -> usize;
 
-    /// Logits, `[positions, vocab]`; ask only for the positions that need them.
+    /// Logits, `[positions, vocab]`.
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         ops::logits(hidden, &self.head())
     }
 
-    /// Log-probability (differentiable) and entropy of `targets` given the states before them, both `[positions]`.
+    /// Log-probabilities (differentiable) and entropies for `targets`, given the states that predict them; both `[positions]`.
     fn logprobs(
         &self,
         hidden: Tensor<B, 2>,
@@ -72,7 +71,7 @@ impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
         match positions {
-            // A layer over no rows at all is a case that kernels need not know.
+            // Kernels need not support empty batches.
             Some(none) if none.dims()[0] == 0 => {
                 let states = self.states_at(batch, None, cache, dropout);
                 states.select(0, none)

@@ -1,10 +1,10 @@
-//! What a family of models is.
+//! The description of a model family.
 
 use super::Architecture;
 use super::config::keys::Keys;
 use crate::error::Result;
 
-/// A family: transformers' names, and how its `config.json` is read.
+/// A model family: transformers' names, and its parser of `config.json`.
 #[derive(Debug)]
 pub(crate) struct Family {
     /// Value of `model_type`.
@@ -17,11 +17,11 @@ pub(crate) struct Family {
     pub(super) embedding: &'static str,
     /// The output head's tensor.
     pub(super) head: &'static str,
-    /// Reads a configuration, or refuses what is not computed.
+    /// Reads a configuration; refuses unsupported values.
     pub(super) parse: fn(&Keys<'_>) -> Result<Architecture>,
 }
 
-/// There is one of each.
+/// By identity: there is one static value per family.
 impl PartialEq for Family {
     fn eq(&self, other: &Self) -> bool {
         self.model_type == other.model_type

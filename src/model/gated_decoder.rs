@@ -1,4 +1,4 @@
-//! The decoder of Llama, Qwen2, Qwen3 and their like: RMSNorm, rotary grouped-query attention, SwiGLU.
+//! The decoder of Llama, Mistral, Qwen2 and Qwen3: RMSNorm, rotary grouped-query attention, SwiGLU.
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
@@ -59,15 +59,15 @@ pub struct GatedDecoderConfig {
     pub tie_word_embeddings: bool,
     /// Longest row in tokens.
     pub max_position_embeddings: usize,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
-    /// What each layer's attention sees.
+    /// The attention mask of each layer.
     pub masks: Vec<Mask>,
 }
 
 impl GatedDecoderConfig {
-    /// What the families have in common, without biases, norms of heads and windows. `head_dim` is that of a file without the
-    /// key; `None` divides the hidden size among the heads.
+    /// The settings common to these families, without biases, head norms and windows. `head_dim`: the default of the key; `None`: the
+    /// hidden size divided by the number of heads.
     pub(super) fn plain(keys: &Keys<'_>, head_dim: Option<usize>) -> Result<Self> {
         keys.one_of("hidden_act", "silu", &["silu"])?;
         let heads = keys.count("num_attention_heads")?;
@@ -148,7 +148,7 @@ pub struct GatedDecoderLayer<B: Backend> {
     pub mlp: GatedMlp<B>,
 }
 
-/// A llama, Qwen2 or Qwen3 model.
+/// A Llama, Mistral, Qwen2 or Qwen3 model.
 #[derive(Module, Debug)]
 pub struct GatedDecoder<B: Backend> {
     /// `[vocab, hidden]`.
@@ -166,7 +166,7 @@ pub struct GatedDecoder<B: Backend> {
 }
 
 impl<B: Backend> GatedDecoder<B> {
-    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    /// An unfilled model; `with_head`: whether it has an output head.
     pub fn new(config: &GatedDecoderConfig, with_head: bool, device: &B::Device) -> Self {
         let (layout, hidden) = (config.layout(), config.hidden_size);
         let norm = |path: String, width| RmsNorm::new(path, width, config.rms_norm_eps, device);
@@ -286,7 +286,7 @@ impl<B: Backend> Parts<B> for GatedDecoder<B> {
     }
 }
 
-/// RMSNorm over each query head and each key head of the joint matrix; values stay.
+/// RMSNorm over each query and key head of the joint matrix; values are unchanged.
 fn norm_heads<B: ModelBackend>(
     qkv: Tensor<B, 2>,
     q_norm: &RmsNorm<B>,

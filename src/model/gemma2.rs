@@ -1,5 +1,5 @@
-//! Gemma 2: RMSNorm before and after attention and MLP with weights around zero, GEGLU, capped scores and logits, embeddings scaled
-//! by the root of their width, and a window in every other layer.
+//! Gemma 2: RMSNorm before and after attention and MLP with zero-centred weights, GEGLU, capped scores and logits, embeddings
+//! scaled by the square root of their width, and a window in every other layer.
 //!
 //! # Source
 //! Gemma Team 2024, arXiv:2408.00118, section 2.
@@ -48,7 +48,7 @@ pub struct Gemma2Config {
     pub num_key_value_heads: usize,
     /// Width of a head; even.
     pub head_dim: usize,
-    /// Scores are divided by its square root.
+    /// Attention scores are divided by its square root.
     pub query_pre_attn_scalar: f64,
     /// The gate's activation.
     pub hidden_activation: Gate,
@@ -60,17 +60,17 @@ pub struct Gemma2Config {
     pub rope_theta: f64,
     /// Llama 3's scaling, if any.
     pub rope_scaling: Option<RopeScaling>,
-    /// What each layer's attention sees.
+    /// The attention mask of each layer.
     pub masks: Vec<Mask>,
-    /// Bound on the scores of attention.
+    /// Soft cap of attention scores.
     pub attn_logit_softcapping: Option<f64>,
-    /// Bound on the logits.
+    /// Soft cap of logits.
     pub final_logit_softcapping: Option<f64>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
     /// Longest row in tokens.
     pub max_position_embeddings: usize,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
 }
 
@@ -143,13 +143,13 @@ pub struct Gemma2Layer<B: Backend> {
     pub qkv_proj: Projection<B>,
     /// Attention output.
     pub o_proj: Projection<B>,
-    /// Norm of what attention adds.
+    /// Norm of the attention output.
     pub post_attention_layernorm: RmsNorm<B>,
     /// Norm before the MLP.
     pub pre_feedforward_layernorm: RmsNorm<B>,
     /// Gated MLP.
     pub mlp: GatedMlp<B>,
-    /// Norm of what the MLP adds.
+    /// Norm of the MLP output.
     pub post_feedforward_layernorm: RmsNorm<B>,
 }
 
@@ -171,7 +171,7 @@ pub struct Gemma2<B: Backend> {
 }
 
 impl<B: Backend> Gemma2<B> {
-    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    /// An unfilled model; `with_head`: whether it has an output head.
     pub fn new(config: &Gemma2Config, with_head: bool, device: &B::Device) -> Self {
         let (layout, hidden) = (config.layout(), config.hidden_size);
         let norm =

@@ -42,13 +42,13 @@ pub struct Gpt2Config {
     pub n_positions: usize,
     /// Width of the MLP.
     pub n_inner: usize,
-    /// What lies between the MLP's products.
+    /// Activation of the MLP.
     pub activation_function: Activation,
     /// Added to the variance inside LayerNorm.
     pub layer_norm_epsilon: f64,
     /// Whether the output head is the token embedding.
     pub tie_word_embeddings: bool,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
 }
 
@@ -110,7 +110,7 @@ impl Gpt2Config {
 pub struct Gpt2Layer<B: Backend> {
     /// Norm before attention.
     pub ln_1: LayerNorm<B>,
-    /// Queries, keys and values, joint in the files too.
+    /// Queries, keys and values; one matrix in files too.
     pub c_attn: Projection<B>,
     /// Attention output.
     pub c_proj: Projection<B>,
@@ -138,13 +138,13 @@ pub struct Gpt2<B: Backend> {
 }
 
 impl<B: Backend> Gpt2<B> {
-    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    /// An unfilled model; `with_head`: whether it has an output head.
     pub fn new(config: &Gpt2Config, with_head: bool, device: &B::Device) -> Self {
         let (hidden, inner) = (config.n_embd, config.n_inner);
         let norm = |path: String| LayerNorm::new(path, hidden, config.layer_norm_epsilon, device);
         let layers = (0..config.n_layer).map(|i| {
             let path = |name: &str| format!("transformer.h.{i}.{name}");
-            // Conv1D holds [in, out].
+            // Conv1D stores [in, out].
             let conv = |name: &str, [inputs, outputs]: [usize; 2]| {
                 Projection::new(inputs, &[(path(name), outputs)], true, false, device)
             };

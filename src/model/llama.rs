@@ -1,4 +1,4 @@
-//! Llama (SmolLM2, Llama 2 and 3): biases where the file says so.
+//! Llama (SmolLM2, Llama 2 and 3): biases by configuration.
 
 use super::Architecture;
 use super::config::keys::Keys;

@@ -1,4 +1,4 @@
-//! Filling models from weight files, and giving their tensors back.
+//! Loads models from weight files, and returns their tensors in the layout of files.
 
 use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
@@ -17,7 +17,7 @@ use crate::rng::Seed;
 use crate::snapshot::Snapshot;
 
 impl<B: Backend> LanguageModel<B> {
-    /// A model with an output head, from a weight file whose tensors are all checked first. Every parameter is frozen.
+    /// Loads a model with an output head, after checking all tensors of the file. All parameters are frozen.
     ///
     /// # Errors
     /// One `Error::Weights` listing all missing, surplus and mis-shaped tensors; `Error::Io` while reading.
@@ -29,8 +29,8 @@ impl<B: Backend> LanguageModel<B> {
         Self::load_as(config, source, Numerics::default(), device)
     }
 
-    /// [`LanguageModel::load`] with the weights kept and multiplied as `numerics` says ([`LanguageModel::store_as`]). Each is rounded as it is
-    /// read: at no time are all of them there in f32.
+    /// [`LanguageModel::load`] with the storage and product precision of `numerics` (see [`LanguageModel::store_as`]). Weights are
+    /// rounded one by one as they are read, so that the model is never in memory as f32.
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
@@ -47,7 +47,7 @@ impl<B: Backend> LanguageModel<B> {
         Ok(model)
     }
 
-    /// A model without an output head, as the backbone of a score head, its weights kept and multiplied as `numerics` says.
+    /// Loads a model without an output head, for a score head, with the storage and product precision of `numerics`.
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
@@ -64,7 +64,7 @@ impl<B: Backend> LanguageModel<B> {
         Ok(model)
     }
 
-    /// The same model without an output head of its own.
+    /// The same model without its output head.
     pub fn into_backbone(mut self) -> Self {
         self.parts().remove_head();
         self
@@ -72,7 +72,7 @@ impl<B: Backend> LanguageModel<B> {
 }
 
 impl<B: Backend> ScalarModel<B> {
-    /// A reward model from a classification checkpoint (`score.weight`, `[1, hidden]`).
+    /// Loads a reward model from a classification checkpoint (`score.weight`, `[1, hidden]`).
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
@@ -84,7 +84,7 @@ impl<B: Backend> ScalarModel<B> {
         Self::load_as(config, source, Numerics::default(), device)
     }
 
-    /// [`ScalarModel::load`] with the weights but the score head kept and multiplied as `numerics` says.
+    /// [`ScalarModel::load`] with the storage and product precision of `numerics` for all weights except the score head.
     ///
     /// # Errors
     /// As [`LanguageModel::load`].
@@ -102,7 +102,7 @@ impl<B: Backend> ScalarModel<B> {
         Ok(model)
     }
 
-    /// A backbone with a zero head: every value is 0 at the start (lm-human-preferences' value head).
+    /// A backbone with a zero head, so that all values are 0 at first (lm-human-preferences' value head).
     pub fn with_zero_head(backbone: LanguageModel<B>, hidden: usize, device: &B::Device) -> Self {
         let score = Tensor::zeros([hidden], device);
         Self {
@@ -112,7 +112,7 @@ impl<B: Backend> ScalarModel<B> {
         }
     }
 
-    /// A backbone with a head drawn from `N(0, 1 / sqrt(hidden + 1))`.
+    /// A backbone with a random head from `N(0, 1 / sqrt(hidden + 1))`.
     ///
     /// # Source
     /// Stiennon et al. 2020, appendix B.1; the square root as in their code.
@@ -140,7 +140,7 @@ impl<B: Backend> ScalarModel<B> {
 }
 
 impl ModelSource {
-    /// The base with an output head, and with all adapters but the outermost merged into it.
+    /// Loads the base with an output head, and merges all adapters but the outermost into it.
     ///
     /// # Errors
     /// Those of loading.
@@ -154,7 +154,7 @@ impl ModelSource {
         self.merge_inner(model, device)
     }
 
-    /// As [`ModelSource::load_base`] without an output head, which a classification checkpoint may lack.
+    /// As [`ModelSource::load_base`], without the output head, which a classification checkpoint may lack.
     ///
     /// # Errors
     /// Those of loading.
@@ -182,7 +182,7 @@ impl ModelSource {
         Ok(model)
     }
 
-    /// Puts the outermost adapter on what [`ModelSource::load_base`] gives.
+    /// Attaches the outermost adapter to the model of [`ModelSource::load_base`].
     ///
     /// # Errors
     /// Those of [`load_adapter`].
@@ -197,7 +197,7 @@ impl ModelSource {
         load_adapter(model, &self.config, folder, device).map(Some)
     }
 
-    /// The reward model over a backbone that [`ModelSource::load_base`] or [`ModelSource::load_backbone`] gave.
+    /// The reward model on a backbone from [`ModelSource::load_base`] or [`ModelSource::load_backbone`].
     ///
     /// # Errors
     /// As [`ModelSource::check_reward`], and those of loading.
@@ -216,7 +216,7 @@ impl ModelSource {
     }
 }
 
-/// Reads every parameter but adapters and score heads from `source`.
+/// Reads all parameters except adapters and score heads from `source`.
 fn fill<B: Backend>(
     model: &mut dyn Parameters<B>,
     source: &dyn WeightSource,
@@ -233,7 +233,7 @@ fn fill<B: Backend>(
     outcome
 }
 
-/// All tensors of the chosen kinds as files hold them. Reads the device.
+/// All tensors of the chosen kinds in the layout of files. Reads the device.
 pub fn host_tensors<B: Backend>(
     model: &mut dyn Parameters<B>,
     choose: &dyn Fn(ParamKind) -> bool,
@@ -247,7 +247,7 @@ pub fn host_tensors<B: Backend>(
     tensors
 }
 
-/// All tensors but those of adapters as files hold them, to be written one at a time.
+/// All tensors except those of adapters in the layout of files, to be written one at a time.
 pub fn stored_tensors<B: Backend>(model: &mut dyn Parameters<B>) -> Snapshot<'static> {
     let mut snapshot = Snapshot::default();
     model.for_each_parameter(&mut |meta, slot| {

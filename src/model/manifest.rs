@@ -1,4 +1,4 @@
-//! What `--model NAME` can be: the manifests under `models/`, and where a model's files are found.
+//! Models known by name: the manifests under `models/`, and the search for a model's files.
 
 use std::fs::{self, File};
 use std::io::{IsTerminal, Read};
@@ -14,7 +14,7 @@ use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 use crate::suggest::{did_you_mean, quoted};
 
-/// Description of a model that is known by name: data only.
+/// Description of a model known by name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -22,25 +22,25 @@ pub struct Manifest {
     pub name: String,
     /// `model_type` of its `config.json`.
     pub family: String,
-    /// One line for people.
+    /// One-line description.
     pub about: String,
     /// SPDX expression of the weights' licence.
     pub licence: String,
-    /// Where its files come from.
+    /// Origin of its files.
     pub source: Source,
     /// Its files.
     pub files: Vec<ManifestFile>,
-    /// How to get it, for people.
+    /// Instructions for getting the files.
     pub how: String,
 }
 
-/// Where a model's files come from.
+/// Origin of a model's files.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Source {
-    /// Inside the program.
+    /// Embedded in the program.
     Embedded,
-    /// Put there by the user.
+    /// Provided by the user.
     Local,
     /// A repository of the Hugging Face hub.
     Hub {
@@ -57,10 +57,10 @@ pub enum Source {
 pub struct ManifestFile {
     /// Its name.
     pub name: String,
-    /// Its SHA-256 in hexadecimal, where known.
+    /// Its SHA-256 in hexadecimal, if known.
     #[serde(default)]
     pub sha256: Option<String>,
-    /// The model works without it.
+    /// Whether the model works without it.
     #[serde(default)]
     pub optional: bool,
 }
@@ -68,17 +68,17 @@ pub struct ManifestFile {
 /// A model's files on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
-    /// What the user called it.
+    /// The user's name for it.
     pub name: String,
     /// The folder with `config.json` and the tokenizer.
     pub dir: PathBuf,
-    /// What `weights::open` and `ModelConfig::load` take: the folder, or the one weight file that was named.
+    /// The path for `weights::open` and `ModelConfig::load`: the folder, or the named weight file.
     pub weights: PathBuf,
     /// The manifest, for a model known by name.
     pub manifest: Option<Manifest>,
 }
 
-/// The manifests, each by its text.
+/// The texts of all manifests.
 const MANIFESTS: [&str; 9] = [
     include_str!("../../models/tiny/manifest.ron"),
     include_str!("../../models/smollm2-135m/manifest.ron"),
@@ -91,7 +91,7 @@ const MANIFESTS: [&str; 9] = [
     include_str!("../../models/opt-125m/manifest.ron"),
 ];
 
-/// The files of `models/tiny/`; empty ones stand for a model that is not trained yet.
+/// The files of `models/tiny/`; empty if the model has not been trained yet.
 const EMBEDDED: [(&str, &[u8]); 4] = [
     (
         "config.json",
@@ -121,7 +121,7 @@ pub fn list() -> Vec<Manifest> {
         .collect()
 }
 
-/// The model that is known by this name, or whose repository of the Hugging Face hub this is (`Qwen/Qwen2.5-0.5B`).
+/// The known model with this name or Hugging Face repository (`Qwen/Qwen2.5-0.5B`).
 pub fn known(name: &str) -> Option<Manifest> {
     let is_repo = |source: &Source| match source {
         Source::Hub { repo, .. } => repo.eq_ignore_ascii_case(name),
@@ -134,15 +134,14 @@ pub fn known(name: &str) -> Option<Manifest> {
     Some(manifests.swap_remove(index))
 }
 
-/// Finds a model's files: a path that exists as it is, otherwise one of the [`known`] models.
+/// Finds the files of a model given as an existing path or as the name of a [`known`] model.
 ///
-/// A known model is looked for in `./models/<name>`, then in `<home>/models/<name>` (see [`home`]), then in the Hugging
-/// Face cache; then an embedded model is unpacked, and a hub model is downloaded into that cache and checked against the
-/// known hashes.
+/// A known model is searched for in `./models/<name>`, in `<home>/models/<name>` (see [`home`]) and in the Hugging Face cache. If
+/// it is not found, an embedded model is unpacked, and a hub model is downloaded into that cache and checked against its hashes.
 ///
 /// # Errors
-/// `Error::Usage` for an unknown name or a path that is not there; `Error::Format` for a model that is known and not
-/// here, naming the files and where to put them; `Error::Io`.
+/// `Error::Usage` for an unknown name or a missing path; `Error::Format` for a known model without files, naming the files and
+/// where to put them; `Error::Io`.
 pub fn find(name_or_path: &str) -> Result<ModelFiles> {
     let path = Path::new(name_or_path);
     if path.exists() {
@@ -167,7 +166,7 @@ pub fn find(name_or_path: &str) -> Result<ModelFiles> {
     )))
 }
 
-/// The files of a known model that need no download, if all of them are on this machine.
+/// The files of a known model, without downloading; `None` if some are missing.
 ///
 /// # Errors
 /// `Error::Io` if an embedded model cannot be unpacked.
@@ -178,7 +177,7 @@ pub fn find_local(manifest: &Manifest) -> Result<Option<ModelFiles>> {
     }
 }
 
-/// The file or folder at a path that exists.
+/// The files of a model at an existing path.
 pub(crate) fn at_path(name: &str, path: &Path) -> ModelFiles {
     let dir = match path.parent() {
         _ if path.is_dir() => path,
@@ -193,7 +192,7 @@ pub(crate) fn at_path(name: &str, path: &Path) -> ModelFiles {
     }
 }
 
-/// The folders that hold known models, each below its name.
+/// The folders with known models, each in a subfolder of its name.
 fn roots() -> [PathBuf; 2] {
     [PathBuf::from("models"), home().join("models")]
 }
@@ -231,7 +230,7 @@ pub fn sha256_file(path: impl AsRef<Path>) -> Result<String> {
     }
 }
 
-/// The folder `<root>/<name>` of the first root that has all files, or the one in the Hugging Face cache.
+/// The first folder `<root>/<name>` with all files, or the folder in the Hugging Face cache.
 fn unpacked(manifest: &Manifest, roots: &[PathBuf]) -> Option<ModelFiles> {
     let folders = roots.iter().map(|root| root.join(&manifest.name));
     let folder = folders
@@ -240,7 +239,7 @@ fn unpacked(manifest: &Manifest, roots: &[PathBuf]) -> Option<ModelFiles> {
     Some(found(manifest, folder))
 }
 
-/// The folder of a hub model in the Hugging Face cache.
+/// The folder of a hub model in the Hugging Face cache, if complete.
 fn cached(manifest: &Manifest) -> Option<PathBuf> {
     let Source::Hub { repo, revision } = &manifest.source else {
         return None;
@@ -250,7 +249,7 @@ fn cached(manifest: &Manifest) -> Option<PathBuf> {
     file.parent().map(Path::to_path_buf)
 }
 
-/// Looks into `<root>/<name>` of each root; what has to be unpacked goes into the last one.
+/// Searches `<root>/<name>` of each root; an embedded model is unpacked into the last one.
 fn find_in(manifest: &Manifest, roots: &[PathBuf]) -> Result<ModelFiles> {
     let folders: Vec<PathBuf> = roots.iter().map(|root| root.join(&manifest.name)).collect();
     if let Some(dir) = folders.iter().find(|dir| missing(manifest, dir).is_empty()) {
@@ -272,7 +271,7 @@ fn find_in(manifest: &Manifest, roots: &[PathBuf]) -> Result<ModelFiles> {
         (Source::Embedded | Source::Local, _) => "is not on this machine".into(),
     };
     let folders_text: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
-    // The folder that has most of the files already is the one to complete.
+    // Name the folder that already has most of the files.
     let best = folders
         .iter()
         .map(|dir| missing(manifest, dir))
@@ -299,7 +298,7 @@ fn found(manifest: &Manifest, dir: PathBuf) -> ModelFiles {
     }
 }
 
-/// The needed files that a folder lacks or holds empty.
+/// The required files that are missing from a folder or empty.
 fn missing<'a>(manifest: &'a Manifest, dir: &Path) -> Vec<&'a str> {
     manifest
         .files
@@ -311,13 +310,13 @@ fn missing<'a>(manifest: &'a Manifest, dir: &Path) -> Vec<&'a str> {
 }
 
 enum Download {
-    /// The network or the hub said no: the user can put the files there.
+    /// Network or hub failure: the user can provide the files.
     Failed(String),
-    /// What came is not what was announced.
+    /// A downloaded file has the wrong hash.
     Refused(Error),
 }
 
-/// Fetches every file into the Hugging Face cache, where other programs find them too, and returns their folder.
+/// Downloads all files into the Hugging Face cache, shared with other programs, and returns their folder.
 fn download(manifest: &Manifest, repo: &str, revision: &str) -> Result<PathBuf, Download> {
     let failed = |e: ApiError| Download::Failed(e.to_string());
     let api = ApiBuilder::from_env()

@@ -1,4 +1,4 @@
-//! Mistral: a llama without biases, and with one window in all layers unless `sliding_window` is null.
+//! Mistral: as Llama without biases, and with a window in all layers unless `sliding_window` is null.
 
 use super::Architecture;
 use super::config::keys::Keys;

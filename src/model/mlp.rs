@@ -71,7 +71,7 @@ impl<B: Backend> GatedMlp<B> {
 }
 
 impl<B: ModelBackend> GatedMlp<B> {
-    /// Of the states `x` before `norm`.
+    /// The MLP of `norm(x)`.
     pub(super) fn forward(
         &self,
         x: Tensor<B, 2>,

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use crate::ops::{self, LinearInput, ModelBackend, unwrap};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 
-/// A norm's weight, without bias.
+/// RMSNorm.
 #[derive(Module, Debug)]
 pub struct RmsNorm<B: Backend> {
     /// `[width]`.
@@ -31,7 +31,7 @@ impl<B: Backend> RmsNorm<B> {
         }
     }
 
-    /// The same with a weight that is one less than the factor, as Gemma's are: weight decay pulls the factor towards one.
+    /// The same with a stored weight of the factor minus one, as in Gemma: weight decay then pulls the factor towards one.
     pub fn around_zero(mut self) -> Self {
         self.around_zero = true;
         self
@@ -57,7 +57,7 @@ impl<B: ModelBackend> RmsNorm<B> {
         }
     }
 
-    /// The norm as what a linear layer reads.
+    /// The norm as the input of a linear layer.
     pub(super) fn input(&self) -> LinearInput<B> {
         LinearInput::RmsNorm {
             weight: unwrap(self.factor()),

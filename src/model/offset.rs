@@ -1,4 +1,4 @@
-//! Where a reward model's centre is kept: in `config.json` beside whole weights, in a file of its own beside an adapter.
+//! Storage of a reward model's score offset: in `config.json` for whole models, in a separate file for adapters.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use crate::error::{Error, Result};
 /// Key of the number that is subtracted from every score.
 pub const SCORE_OFFSET: &str = "score_offset";
 
-/// File beside an adapter that has what PEFT's files have no place for.
+/// File beside an adapter for values that PEFT's files cannot hold.
 pub const SIDECAR: &str = "tempering.json";
 
-/// The number in a JSON file; 0 if there is no file, or no such key.
+/// The offset in a JSON file; 0 if there is no file or no such key.
 ///
 /// # Errors
-/// `Error::Io`; `Error::Format` for what is no JSON, and for an offset that is no number.
+/// `Error::Io`; `Error::Format` if the file is not JSON or the offset is not a number.
 pub fn read_score_offset(file: &Path) -> Result<f64> {
     if !file.is_file() {
         return Ok(0.0);

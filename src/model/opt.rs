@@ -30,7 +30,7 @@ pub(super) const FAMILY: Family = Family {
 /// Added to the variance inside LayerNorm; OPT's files have no key for it.
 const LAYER_NORM_EPS: f64 = 1e-5;
 
-/// Rows of the position table before the one of position 0.
+/// Row of position 0 in the position table.
 const POSITION_OFFSET: usize = 2;
 
 /// Configuration of an OPT model; field names are Hugging Face's.
@@ -40,8 +40,7 @@ pub struct OptConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the token embedding and of the states that the output head reads. Where it is not `hidden_size` (350m),
-    /// a linear layer leads in and another one out.
+    /// Width of the token embedding and of the final states. If it is not `hidden_size` (350m), linear layers project in and out.
     pub word_embed_proj_dim: usize,
     /// Width of the MLP.
     pub ffn_dim: usize,
@@ -51,17 +50,17 @@ pub struct OptConfig {
     pub num_attention_heads: usize,
     /// Longest row in tokens; the position table has two rows more.
     pub max_position_embeddings: usize,
-    /// Whether norms stand before attention and MLP, or after the sums (350m).
+    /// Whether norms come before attention and MLP, or after the residual sums (350m).
     pub do_layer_norm_before: bool,
     /// Whether a norm follows the last layer: with norms before the layers, unless `_remove_final_layer_norm` is set.
     pub final_layer_norm: bool,
     /// Whether the layers' linear modules have biases.
     pub enable_bias: bool,
-    /// What lies between the MLP's products.
+    /// Activation of the MLP.
     pub activation_function: Activation,
     /// Whether the output head is the token embedding.
     pub tie_word_embeddings: bool,
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of initial weights.
     pub init_std: f64,
 }
 
@@ -91,7 +90,7 @@ impl OptConfig {
         })
     }
 
-    /// Whether linear layers lead from the embedding into the residual stream and out of it.
+    /// Whether linear layers project from the embedding to the residual stream and back.
     pub fn has_projections(&self) -> bool {
         self.word_embed_proj_dim != self.hidden_size
     }
@@ -130,7 +129,7 @@ pub struct OptLayer<B: Backend> {
     pub qkv_proj: Projection<B>,
     /// Attention output.
     pub out_proj: Projection<B>,
-    /// Norm of the attention.
+    /// Norm of attention.
     pub self_attn_layer_norm: LayerNorm<B>,
     /// `fc1` and `fc2`.
     pub mlp: Mlp<B>,
@@ -160,7 +159,7 @@ pub struct Opt<B: Backend> {
 }
 
 impl<B: Backend> Opt<B> {
-    /// An unfilled model; without an output head of its own if it is to carry a score head.
+    /// An unfilled model; `with_head`: whether it has an output head.
     pub fn new(config: &OptConfig, with_head: bool, device: &B::Device) -> Self {
         let (hidden, inner, bias) = (config.hidden_size, config.ffn_dim, config.enable_bias);
         let outer = config.word_embed_proj_dim;

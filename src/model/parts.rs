@@ -1,4 +1,4 @@
-//! A model as the list of its parts: one walk serves loading, saving, training, adapters, and the list of tensors in its files.
+//! A model as a list of parts: one traversal serves loading, saving, training, adapters and the list of tensors.
 
 use burn::tensor::backend::Backend;
 
@@ -7,20 +7,20 @@ use crate::ops::Numerics;
 use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::Projection;
 
-/// A part of a model that has parameters.
+/// A part of a model with parameters.
 pub(super) enum Part<'a, B: Backend> {
-    /// What tokens are looked up in, and predicted with if there is no [`Part::Head`].
+    /// The token embedding; also the output head, if there is no [`Part::Head`].
     Embedding(&'a mut Table<B>),
-    /// What tokens are predicted with.
+    /// The output head.
     Head(&'a mut Table<B>),
     /// Linear layers of the backbone.
     Linear(&'a mut Projection<B>),
-    /// A norm, or a table of positions.
+    /// A norm or a position table.
     Other(&'a mut dyn Parameters<B>),
 }
 
 impl<B: Backend> Part<'_, B> {
-    /// Walks the part's parameters.
+    /// Visits the part's parameters.
     pub(super) fn for_each_parameter(self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         match self {
             Self::Embedding(table) | Self::Head(table) => table.for_each_parameter(visit),
@@ -39,7 +39,7 @@ impl<B: Backend> Part<'_, B> {
     }
 }
 
-/// A model that can name its parts.
+/// A model that lists its parts.
 pub(super) trait Parts<B: Backend> {
     /// Calls `visit` for every part, in the order of the model: the embedding first, the head last.
     fn for_each_part(&mut self, visit: &mut dyn FnMut(Part<'_, B>));

@@ -1,4 +1,4 @@
-//! Qwen2 and Qwen2.5: biases of queries, keys and values; windows in the upper layers where the file says so.
+//! Qwen2 and Qwen2.5: biases of queries, keys and values; optional windows in the upper layers.
 
 use super::Architecture;
 use super::config::keys::Keys;
@@ -25,8 +25,8 @@ fn parse(keys: &Keys<'_>) -> Result<Architecture> {
     }))
 }
 
-/// As in transformers the layers from `max_window_layers` on have the window, if `use_sliding_window` is set and `layer_types` does
-/// not say otherwise.
+/// As in transformers, layers from `max_window_layers` on have the window if `use_sliding_window` is set; `layer_types` overrides
+/// this.
 pub(super) fn masks(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<Mask>> {
     let window = match keys.boolean("use_sliding_window", false)? {
         true => keys.count_or_null("sliding_window", 4096)?,

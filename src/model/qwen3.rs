@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(keys: &Keys<'_>) -> Result<Architecture> {
     let bias = keys.boolean("attention_bias", false)?;
-    // transformers' default for the width of a head, whatever the hidden size.
+    // transformers' default head width, independent of the hidden size.
     let config = GatedDecoderConfig::plain(keys, Some(128))?;
     Ok(Architecture::Gated(GatedDecoderConfig {
         qkv_bias: bias,

@@ -1,4 +1,4 @@
-//! Reward and value models: a backbone with one number per token.
+//! Reward and value models: a backbone with a scalar head.
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -25,7 +25,7 @@ pub struct ScalarModel<B: Backend> {
 }
 
 impl<B: ModelBackend> ScalarModel<B> {
-    /// One number for each of the chosen `positions` of the packed batch; all of them if `None`. `[positions]`.
+    /// Scores at the chosen `positions` of the packed batch, all if `None`: `[positions]`.
     pub fn scores(
         &self,
         batch: &TokenBatch<B>,
@@ -35,15 +35,15 @@ impl<B: ModelBackend> ScalarModel<B> {
         self.scores_of(self.backbone.states_at(batch, positions, None, dropout))
     }
 
-    /// One number for each state of the backbone, `[positions]`.
+    /// Scores of final states of the backbone: `[positions]`.
     pub fn scores_of(&self, states: Tensor<B, 2>) -> Tensor<B, 1> {
         scalar_head(states, self.score.val()).sub_scalar(self.offset)
     }
 }
 
-/// One number for each state: `[tokens, hidden]` and `[hidden]` to `[tokens]`.
+/// The scalar head: `[tokens, hidden]` and `[hidden]` to `[tokens]`.
 pub(crate) fn scalar_head<B: Backend>(states: Tensor<B, 2>, score: Tensor<B, 1>) -> Tensor<B, 1> {
-    // A product and a sum, not a linear layer with one output: burn 0.21 has a kernel bug there on GPUs.
+    // A product and a sum instead of a linear layer with one output, for which burn 0.21 has a kernel bug on GPUs.
     (states * score.unsqueeze::<2>())
         .sum_dim(1)
         .squeeze_dim::<1>(1)
@@ -57,7 +57,7 @@ impl<B: ModelBackend> ScalarModel<B> {
     }
 
     /// The score of each row's last token, with at most `micro_batch_tokens` tokens in one pass. Reads the device.
-    /// `on_progress` is told the rows and tokens done so far.
+    /// `on_progress` receives the rows and tokens done so far.
     pub fn row_scores(
         &self,
         rows: &[&[u32]],
@@ -70,8 +70,8 @@ impl<B: ModelBackend> ScalarModel<B> {
             .concat()
     }
 
-    /// As [`ScalarModel::row_scores`], for rows in groups that may begin alike: responses to one prompt pass through the
-    /// model with the prompt once.
+    /// As [`ScalarModel::row_scores`], for groups of rows with a common prefix, such as responses to one prompt: the prefix passes
+    /// through the model once.
     pub fn group_scores(
         &self,
         groups: &[Vec<&[u32]>],

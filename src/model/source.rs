@@ -1,4 +1,4 @@
-//! Which model, which tokens: from what a user calls a model to its weights, configuration, tokenizer and heads.
+//! Resolves a user's name for a model to weights, configuration, tokenizer and heads.
 //!
 //! A model is a folder in Hugging Face's layout, one weight file, a model known by name, the result of a stage, or an
 //! adapter on any of these, other adapters included. Commands, recipes, reward models and exports all resolve it here.
@@ -19,41 +19,41 @@ use crate::error::{Error, Result};
 use crate::peft::files::{ADAPTER_CONFIG, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
 
-/// Adapters that may be stacked.
+/// Most adapters in a stack.
 const MAX_ADAPTERS: usize = 8;
 
-/// A model whose files were found and whose headers were read. Its weights are still on disk.
+/// A model whose files have been found and whose headers have been read; the weights are still on disk.
 #[derive(Debug, Clone)]
 pub struct ModelSource {
-    /// What the user called it.
+    /// The user's name for it.
     pub name: String,
-    /// The base's configuration, with `tie_word_embeddings` as its weights have it.
+    /// The base's configuration, with `tie_word_embeddings` corrected by the stored tensors.
     pub config: ModelConfig,
     /// The folder with the base's configuration.
     pub dir: PathBuf,
-    /// The base's weights, as [`weights::open`] takes them.
+    /// Path of the base's weights, for [`weights::open`].
     pub weights: PathBuf,
-    /// Adapter folders, the one next to the base first.
+    /// Adapter folders, innermost first.
     pub adapters: Vec<PathBuf>,
-    /// What the user should know of the files.
+    /// Notes for the user about the files.
     pub notes: Vec<String>,
     manifest: Option<Manifest>,
     head_only: bool,
 }
 
-/// A score head as a file holds it.
+/// A score head in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScoreHead {
-    /// Numbers that it gives for each row; a reward model has one.
+    /// Number of labels; a reward model has one.
     pub labels: usize,
     /// The adapter's folder, or the base's weights.
     pub place: PathBuf,
-    /// The name that the tensor is stored under.
+    /// The stored name of the tensor.
     pub tensor: String,
 }
 
 impl ModelSource {
-    /// What `--model` names: a file or folder, or a known model.
+    /// Finds the model that `--model` names: a file or folder, or a known model.
     ///
     /// # Errors
     /// As [`ModelSource::find_on`].
@@ -61,7 +61,7 @@ impl ModelSource {
         Self::find_on(name, None)
     }
 
-    /// As [`ModelSource::find`]; `given_base` stands in for the base of an adapter if that is not on this machine.
+    /// As [`ModelSource::find`]; `given_base` is used if an adapter's base is not on this machine.
     ///
     /// # Errors
     /// `Error::Usage` for an unknown name, a path that is not there, and an adapter whose base is not found; `Error::Format`
@@ -69,7 +69,7 @@ impl ModelSource {
     pub fn find_on(name: &str, given_base: Option<&str>) -> Result<Self> {
         let mut notes = Vec::new();
         let mut adapters = Vec::new();
-        // Ids of hub repositories, `owner/name[@revision]`, would be resolved beside known names in `manifest::find`.
+        // `manifest::find` is the place to resolve further hub repositories, `owner/name[@revision]`.
         let mut files = result_of(manifest::find(name)?);
         while files.weights.join(ADAPTER_CONFIG).is_file() {
             if adapters.len() == MAX_ADAPTERS {
@@ -87,7 +87,7 @@ impl ModelSource {
         Self::open(name, files, adapters, notes)
     }
 
-    /// The file or folder at `path`; a known model of the same name is not meant.
+    /// The model at `path`, even if a known model has the same name.
     ///
     /// # Errors
     /// As [`ModelSource::find_on`].
@@ -96,7 +96,7 @@ impl ModelSource {
         Self::find_on(&path.to_string_lossy(), given_base)
     }
 
-    /// The result of the stage whose folder this is; `None` if there is none yet.
+    /// The result in a stage's folder; `None` if there is none yet.
     ///
     /// # Errors
     /// As [`ModelSource::find_on`].
@@ -108,10 +108,10 @@ impl ModelSource {
         }
     }
 
-    /// The same model with one more adapter on it, whatever base that names.
+    /// The same model with one more adapter on it, whatever base the adapter names.
     ///
     /// # Errors
-    /// `Error::Usage` if the folder is no adapter.
+    /// `Error::Usage` if the folder is not an adapter's.
     pub fn with_adapter(mut self, folder: &Path) -> Result<Self> {
         let folder = result_of(manifest::at_path("", folder)).dir;
         if !folder.join(ADAPTER_CONFIG).is_file() {
@@ -124,7 +124,7 @@ impl ModelSource {
         Ok(self)
     }
 
-    /// Configuration and tokenizer of a model that is to have random weights: a `config.json` or its folder.
+    /// Configuration and tokenizer for a model with random weights, given a `config.json` or its folder.
     ///
     /// # Errors
     /// Those of [`ModelConfig::load`] and [`Tokenizer::load`].
@@ -197,7 +197,7 @@ impl ModelSource {
         })
     }
 
-    /// The tokenizer: files of the outermost adapter first, then those of what it stands on, the base's last.
+    /// The tokenizer, from layered folders: the outermost adapter's first, the base's last.
     ///
     /// # Errors
     /// Those of [`Tokenizer::load_layered`]; `Error::Format` for a tokenizer with an id that the model has no
@@ -215,7 +215,7 @@ impl ModelSource {
         Ok(tokenizer)
     }
 
-    /// The score head that a reward model made of these files has: that of the outermost adapter with one, or the base's.
+    /// The score head of a reward model from these files: that of the outermost adapter with one, or the base's.
     ///
     /// # Errors
     /// When a weight file cannot be read.
@@ -254,7 +254,7 @@ impl ModelSource {
         }))
     }
 
-    /// Checks names and shapes of all tensors of a causal model and its adapters; reads none of them.
+    /// Checks names and shapes of all tensors of a causal model and its adapters without reading them.
     ///
     /// # Errors
     /// `Error::Weights` listing what is missing, surplus or mis-shaped; `Error::Format`; `Error::Io`.
@@ -311,7 +311,7 @@ impl ModelSource {
         source.read(&head.tensor)
     }
 
-    /// The number that the model's scores are centred by.
+    /// The score offset.
     ///
     /// # Errors
     /// As [`read_score_offset`].
@@ -322,8 +322,8 @@ impl ModelSource {
         }
     }
 
-    /// What PEFT's `base_model_name_or_path` says of an adapter in the place of the outermost one: the hub repository of a
-    /// known model, otherwise an absolute path.
+    /// The value of PEFT's `base_model_name_or_path` for the outermost adapter: the hub repository of a known model, otherwise an
+    /// absolute path.
     ///
     /// # Errors
     /// `Error::Io` if the current folder is not known.
@@ -338,12 +338,12 @@ impl ModelSource {
         {
             return Ok(repo.clone());
         }
-        // PEFT takes folders; only a file with a name of its own has to be said.
+        // PEFT takes folders; a file is named only if it has a non-standard name.
         let in_folder = self.weights.file_name() == Some("model.safetensors".as_ref());
         absolute(if in_folder { &self.dir } else { &self.weights })
     }
 
-    /// All files that the weights come from.
+    /// All weight files.
     ///
     /// # Errors
     /// As [`weights::open`].
@@ -356,7 +356,7 @@ impl ModelSource {
     }
 }
 
-/// Labels of a score head of this name.
+/// Number of labels of the score head `tensor`.
 fn labels(source: &dyn WeightSource, tensor: &str) -> Option<usize> {
     let shape = source.shape(tensor)?;
     Some(shape.first().copied().unwrap_or(0))
@@ -367,7 +367,7 @@ fn absolute(path: &Path) -> Result<String> {
     Ok(path.to_string_lossy().into_owned())
 }
 
-/// Of a stage's folder, the `adapter` or `model` inside; anything else as it is.
+/// Resolves a stage's folder to the `adapter` or `model` inside; other paths are unchanged.
 fn result_of(files: ModelFiles) -> ModelFiles {
     let holds_model = |dir: &Path| {
         [ADAPTER_CONFIG, "config.json"]
@@ -385,7 +385,7 @@ fn result_of(files: ModelFiles) -> ModelFiles {
     }
 }
 
-/// The files of the base that an adapter names, or else of the one given in its place.
+/// The files of the base that an adapter names, or else of `given`.
 fn base_of(folder: &Path, given: Option<&str>, notes: &mut Vec<String>) -> Result<ModelFiles> {
     let file = folder.join(ADAPTER_CONFIG);
     let named = named_base(&file)?;
@@ -426,11 +426,11 @@ fn base_of(folder: &Path, given: Option<&str>, notes: &mut Vec<String>) -> Resul
     )))
 }
 
-/// What the adapter in `folder` should name as its base so that PEFT finds it from anywhere: a hub repository or an absolute
-/// path. `None` where it names something that is not known here; nothing is downloaded.
+/// The base of the adapter in `folder` in a form that PEFT can find from anywhere: a hub repository or an absolute path. `None` if
+/// the base is unknown; nothing is downloaded.
 ///
 /// # Errors
-/// `Error::Io`; `Error::Format` for a configuration that is no JSON.
+/// `Error::Io`; `Error::Format` for a configuration that is not JSON.
 pub fn portable_base(folder: &Path) -> Result<Option<String>> {
     let Some(named) = named_base(&folder.join(ADAPTER_CONFIG))? else {
         return Ok(None);
@@ -451,7 +451,7 @@ pub fn portable_base(folder: &Path) -> Result<Option<String>> {
     })
 }
 
-/// `base_model_name_or_path` of an `adapter_config.json`, if it says anything.
+/// `base_model_name_or_path` of an `adapter_config.json`, if set.
 fn named_base(file: &Path) -> Result<Option<String>> {
     let text = fs::read_to_string(file).map_err(Error::io("read", file))?;
     let config: Value =
@@ -462,8 +462,8 @@ fn named_base(file: &Path) -> Result<Option<String>> {
     Ok(named.filter(|base| !base.is_empty()).map(str::to_owned))
 }
 
-/// The path that an adapter names its base by: as written, beside the adapter, or, in a run's folder that was moved, the
-/// stage's own base.
+/// Resolves the path that an adapter gives for its base: as written, relative to the adapter, or, in a moved run folder, to the
+/// result of the named stage.
 fn local_base(folder: &Path, named: &str) -> Option<PathBuf> {
     let parent = folder.parent().unwrap_or(Path::new("."));
     let mut places = vec![PathBuf::from(named), parent.join(named)];

@@ -1,4 +1,4 @@
-//! Embedding tables, output heads, and tables of learned positions.
+//! Token embeddings, output heads, and learned position embeddings.
 
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
@@ -7,10 +7,10 @@ use burn::tensor::{Int, Tensor, TensorData};
 use crate::ops::{Head, MatmulPrecision, ModelBackend, Numerics, reduced_columns};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, Reduced, placeholder};
 
-/// A vector for each token: what the model reads, what it predicts with, or both.
+/// A matrix with one row per token id: the embedding, the output head, or both.
 #[derive(Module, Debug)]
 pub struct Table<B: Backend> {
-    /// `[vocab, width]`; a placeholder if the table is kept in fewer bits.
+    /// `[vocab, width]`; a placeholder if the table is stored in reduced precision.
     pub weight: Param<Tensor<B, 2>>,
     #[module(skip)]
     reduced: Option<Reduced>,
@@ -34,7 +34,7 @@ impl<B: Backend> Table<B> {
         }
     }
 
-    /// Has the table, which is to be filled after this, kept and multiplied as `numerics` says: frozen if not kept in f32.
+    /// Sets the storage and product precision, before the table is loaded. Anything but f32 freezes it.
     pub(super) fn store_as(&mut self, numerics: Numerics) {
         self.reduced = Reduced::by_column(numerics);
         self.matmul = numerics.matmul;
@@ -66,14 +66,14 @@ impl<B: ModelBackend> Table<B> {
     }
 }
 
-/// A vector for each position of a row.
+/// Learned position embeddings.
 #[derive(Module, Debug)]
 pub struct PositionTable<B: Backend> {
     /// `[positions + offset, hidden]`.
     pub weight: Param<Tensor<B, 2>>,
     #[module(skip)]
     name: String,
-    /// The row of position 0.
+    /// Row of position 0.
     #[module(skip)]
     offset: usize,
 }
@@ -96,8 +96,8 @@ impl<B: Backend> PositionTable<B> {
     /// Rows of the table, `[tokens, hidden]`.
     ///
     /// # Panics
-    /// If a position has no row. Rows of data are held against `max_positions` before a model is loaded; a look-up outside
-    /// the table would give whatever the device makes of it.
+    /// If a position has no row: an out-of-range look-up is undefined on devices. Data is checked against `max_positions` before a
+    /// model is loaded.
     pub(super) fn look_up(&self, positions: &[usize]) -> Tensor<B, 2> {
         let table = self.weight.val();
         let most = table.dims()[0] - self.offset;

@@ -27,24 +27,24 @@ pub struct AdamWStep {
     pub bias_correction2: f32,
 }
 
-/// A parameter that is updated; all four tensors have one shape.
+/// A parameter with gradient and moments; all four tensors have one shape.
 #[derive(Debug, Clone)]
 pub struct AdamWParam<B: Backend> {
-    /// Its numbers. Updated in place where nothing else holds them, like the moments.
+    /// Its values. Like the moments, updated in place if there is no other owner.
     pub value: FloatTensor<B>,
-    /// Before [`AdamWStep::grad_scale`].
+    /// Gradient, before [`AdamWStep::grad_scale`].
     pub grad: FloatTensor<B>,
     /// First and second moment.
     pub moments: [FloatTensor<B>; 2],
-    /// Whether it decays.
+    /// Whether weight decay applies.
     pub decays: bool,
 }
 
-/// An updated parameter: its numbers and both moments.
+/// An updated parameter: its values and both moments.
 pub type AdamWResult<B> = (FloatTensor<B>, [FloatTensor<B>; 2]);
 
 impl AdamWStep {
-    /// Factor on the numbers of a parameter before its update.
+    /// Decay factor on a parameter's values before the update.
     pub(super) fn keep(&self, decays: bool) -> f32 {
         match decays {
             true => 1.0 - self.lr * self.weight_decay,
@@ -52,7 +52,7 @@ impl AdamWStep {
         }
     }
 
-    /// Factors on the old value and on the new one, `(beta, 1 - beta)`, of both moments.
+    /// Factors on old and new values, `(beta, 1 - beta)`, of both moments.
     pub(super) fn moment_factors(&self) -> [(f32, f32); 2] {
         [self.beta1, self.beta2].map(|beta| (beta as f32, (1.0 - beta) as f32))
     }

@@ -1,4 +1,4 @@
-//! What an attention layer computes: its heads, which keys a query sees, and how they are scored.
+//! The parameters of attention: heads, mask and score function.
 
 use std::ops::Range;
 
@@ -37,19 +37,19 @@ impl HeadLayout {
     }
 }
 
-/// Which keys of its row a query sees.
+/// Which keys of its row a query attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mask {
-    /// Its own and those before it.
+    /// Its own key and all before it.
     Causal,
-    /// All of them.
+    /// All keys.
     Full,
-    /// So many of [`Mask::Causal`]'s, the last ones: the query at position `i` sees the keys at `j` with `i - n < j <= i`. At least 1.
+    /// The last `n` keys of [`Mask::Causal`], at least 1: the query at position `i` attends to the keys at `j` with `i - n < j <= i`.
     Window(usize),
 }
 
 impl Mask {
-    /// Positions that the query at `position` sees, in a row of `len` tokens.
+    /// Positions that the query at `position` attends to, in a row of `len` tokens.
     pub fn seen(self, position: usize, len: usize) -> Range<usize> {
         match self {
             Self::Causal => 0..position + 1,
@@ -59,8 +59,8 @@ impl Mask {
     }
 }
 
-/// One attention: `softmax(score(q . k)) . v` for each query head, over the keys that `mask` shows within each row of `segments`
-/// and what the row continues.
+/// One attention: `softmax(score(q . k)) . v` for each query head, over the keys that `mask` allows in each row of `segments`, parent
+/// included.
 ///
 /// The score is `s = scale * (q . k)`, or `softcap * tanh(s / softcap)`.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,9 +71,9 @@ pub struct Attend {
     pub segments: Segments,
     /// Factor on the products of queries and keys.
     pub scale: f32,
-    /// Which keys a query sees.
+    /// Which keys a query attends to.
     pub mask: Mask,
-    /// Bound on the scores; positive.
+    /// Soft cap of the scores; positive.
     ///
     /// # Source
     /// Gemma 2, arXiv:2408.00118, section 2.
@@ -92,8 +92,8 @@ impl Attend {
         }
     }
 
-    /// For each token of the batch, where `slots[row]` of a cache held `held[row]` tokens before the batch and holds the row's now:
-    /// the slot, and the positions in it that the token sees.
+    /// For each token of the batch, its cache slot and the positions in it that the token attends to. `slots[row]` is the slot of a row,
+    /// `held[row]` its length before the batch, whose tokens have been written.
     pub(crate) fn cached(&self, slots: &[usize], held: &[usize]) -> Vec<(usize, Range<usize>)> {
         let rows = self.segments.iter().zip(slots).zip(held);
         rows.flat_map(|((row, &slot), &held)| {

@@ -1,4 +1,4 @@
-//! The weight of a linear layer that is not trained.
+//! The frozen weight of a linear layer.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -6,12 +6,12 @@ use burn::tensor::ops::FloatTensor;
 
 use super::{MatmulPrecision, ModelBackend, ReducedMatrix, unwrap};
 
-/// `[in, out]`, as it is or in fewer bits.
+/// A frozen weight, `[in, out]`, full or reduced.
 #[derive(Debug, Clone)]
 pub enum FrozenWeight<B: Backend> {
-    /// f32, and how it is multiplied.
+    /// f32, with the precision of products.
     Full(FloatTensor<B>, MatmulPrecision),
-    /// See [`Precision`](super::Precision).
+    /// Reduced, see [`Precision`](super::Precision).
     Reduced(ReducedMatrix),
 }
 

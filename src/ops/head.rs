@@ -11,11 +11,11 @@ use super::{MatmulPrecision, ModelBackend, ReducedMatrix};
 /// An output head.
 #[derive(Debug, Clone)]
 pub enum Head<B: Backend> {
-    /// `[vocab, hidden]`, and how it is multiplied; may be trained.
+    /// f32, `[vocab, hidden]`, with the precision of products; may be trained.
     Full(Tensor<B, 2>, MatmulPrecision),
-    /// `[hidden, vocab]`, frozen.
+    /// Reduced and frozen, `[hidden, vocab]`.
     Reduced(ReducedMatrix),
-    /// A head whose logits `z` become `cap * tanh(z / cap)`.
+    /// A head with soft-capped logits: `cap * tanh(z / cap)`.
     ///
     /// # Source
     /// Gemma 2, arXiv:2408.00118, section 2.
@@ -23,7 +23,7 @@ pub enum Head<B: Backend> {
 }
 
 impl<B: Backend> Head<B> {
-    /// Entries of a state.
+    /// Width of a state.
     pub fn width(&self) -> usize {
         match self {
             Self::Full(head, _) => head.dims()[1],
@@ -74,7 +74,7 @@ fn capped<B: Backend>(logits: Tensor<B, 2>, cap: f32) -> Tensor<B, 2> {
     logits.div_scalar(cap).tanh().mul_scalar(cap)
 }
 
-/// [`logits`] by the product that has a gradient, so that a pass without gradients gives the same bits as one with them.
+/// [`logits`] by the differentiable product, so that passes with and without gradients give the same bits.
 fn trained_logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tensor<B, 2> {
     let hidden = unwrap(hidden);
     wrap(match head {
@@ -86,7 +86,7 @@ fn trained_logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tens
     })
 }
 
-/// [`head_logprob`] of a capped head, in plain operations: where gradients are tracked the graph holds logits of all states.
+/// [`head_logprob`] of a capped head, in plain operations: with gradients, the graph stores the logits of all states.
 fn capped_logprob<B: ModelBackend>(
     hidden: Tensor<B, 2>,
     head: &Head<B>,
@@ -136,7 +136,7 @@ mod tests {
         near(read(entropies), [0.589_205_6, 0.589_205_6]);
         let (sharper, _) = head_logprob(hidden, head.clone(), &targets, 0.5);
         near(read(sharper.narrow(0, 0, 1)), [-0.135_780_78, 0.0]);
-        // A row of one token has nothing to predict.
+        // No targets: a row of one token has none.
         let nothing = Tensor::zeros([0, 2], &device);
         let (none, _) = head_logprob(nothing, head, &Arc::new(Vec::new()), 1.0);
         assert_eq!(none.dims(), [0]);

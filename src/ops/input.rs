@@ -1,13 +1,12 @@
-//! Inputs of linear layers that are computed again in the backward pass instead of being kept.
+//! Inputs of linear layers that are recomputed in the backward pass instead of being stored.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
 use super::{Gate, ModelBackend};
 
-/// How a linear layer's input comes from a source that is kept anyway: the states before a norm, or gate and up before the
-/// activation. A pass over memory is cheap beside the matrix product, and keeping the result of each costs a third of the
-/// activations of a layer.
+/// How a linear layer's input is computed from a source that is stored anyway: the states before a norm, or gate and up before the
+/// activation. Recomputing it is cheap beside the product; storing it would cost a third of a layer's activations.
 #[derive(Debug, Clone)]
 pub enum LinearInput<B: Backend> {
     /// The source itself.

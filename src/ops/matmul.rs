@@ -1,16 +1,16 @@
-//! How exactly products with the weights of linear layers and heads are computed.
+//! Precision of products with the weights of linear layers and heads.
 
 use burn::tensor::ops::FloatTensor;
 use serde::{Deserialize, Serialize};
 
 use super::{ModelBackend, Precision};
 
-/// How a model's weights are kept and multiplied.
+/// Storage and product precision of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Numerics {
-    /// How weights are kept.
+    /// Storage precision.
     pub storage: Precision,
-    /// How products with them are computed.
+    /// Precision of products.
     pub matmul: MatmulPrecision,
 }
 
@@ -20,7 +20,7 @@ impl Numerics {
         self.storage == Precision::Int8 || self.matmul != MatmulPrecision::F32
     }
 
-    /// In recipes: what differs from f32.
+    /// The settings that differ from f32, by their names in recipes.
     pub fn name(self) -> String {
         let Self { storage, matmul } = self;
         match (storage, matmul) {
@@ -40,15 +40,15 @@ impl From<Precision> for Numerics {
     }
 }
 
-/// What both sides of a product with a weight are rounded to; sums are f32, and so are weights and activations elsewhere.
-/// Products of adapters' low-rank matrices, attention and norms are always f32.
+/// Rounding of both sides of products with weights. Sums are f32, as are weights and activations elsewhere. Adapters' own products,
+/// attention and norms are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum MatmulPrecision {
-    /// Not at all.
+    /// None.
     #[default]
     F32,
-    /// bfloat16, forward and backward: mixed precision with f32 master weights. An 8-bit weight keeps its own forward product.
+    /// bfloat16, forward and backward: mixed precision with f32 master weights. 8-bit weights have their own forward product.
     Bf16,
 }
 

@@ -1,10 +1,11 @@
 //! Fused differentiable operations behind one extension trait.
 //!
 //! Every method of [`ModelBackend`] has a portable body in plain burn ops (`portable`), so a new backend works at once;
-//! `cpu` overrides them for Flex with rayon and SIMD kernels, `cube` for CUDA, Vulkan and Metal with kernels of one source. `autodiff` gives each operation one graph node with a
-//! hand-written backward pass, in terms of the inner backend's `*_backward` methods.
+//! `cpu` overrides them for Flex with rayon and SIMD kernels, `cube` for CUDA, Vulkan and Metal with one set of kernels.
+//! `autodiff` gives each operation one graph node with a hand-written backward pass, in terms of the inner backend's
+//! `*_backward` methods.
 //!
-//! All matrices are packed: `[tokens, features]`, rows laid end to end as [`Segments`](crate::tokens::Segments) says.
+//! All matrices are packed: `[tokens, features]`, with row boundaries in [`Segments`](crate::tokens::Segments).
 
 mod activation;
 mod adamw;
@@ -57,10 +58,10 @@ pub struct LowRankPart {
     pub width: usize,
 }
 
-/// Whose rows and parts are whose in [`ModelBackend::lora_linear_shared`].
+/// Assigns rows and parts to models in [`ModelBackend::lora_linear_shared`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owners<'a> {
-    /// Equal shares of the rows.
+    /// Number of equal shares of the rows, one per model.
     pub shares: usize,
     /// The share of each part.
     pub of_parts: &'a [usize],
@@ -85,39 +86,39 @@ impl Owners<'_> {
     }
 }
 
-/// Gradients of [`ModelBackend::layer_norm_of`]: of `x`, and of weight and bias if asked for.
+/// Gradients of [`ModelBackend::layer_norm_of`]: of `x`, and of weight and bias if requested.
 pub type LayerNormGradients<B> = (FloatTensor<B>, Option<[FloatTensor<B>; 2]>);
 
-/// Packed tokens, and where in a cache they go.
+/// A write of packed tokens into a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheWrite {
     /// Rows of the packed matrix.
     pub tokens: Range<usize>,
     /// Slot of the cache.
     pub slot: usize,
-    /// Position in the slot of the first of them.
+    /// Position of the first token in the slot.
     pub start: usize,
 }
 
-/// What `token_logprob` computes beside the log-probability.
+/// The results of `token_logprob`.
 #[derive(Debug, Clone)]
 pub struct LogprobOutput<B: Backend> {
     /// `[tokens]`, nats.
     pub logprobs: FloatTensor<B>,
     /// `[tokens]`, nats: the entropy of each position's distribution.
     pub entropy: FloatTensor<B>,
-    /// `[tokens, hidden]`: the gradient of each log-probability with respect to its own hidden state, if asked for.
+    /// `[tokens, hidden]`: the gradient of each log-probability with respect to its own hidden state, if requested.
     pub unit_gradient: Option<FloatTensor<B>>,
 }
 
-/// Operations of a language model that deserve a kernel of their own. f32 throughout.
+/// The fused operations of language models, in f32.
 pub trait ModelBackend: Backend {
     /// `x * rsqrt(mean(x^2) + eps) * weight` by row. `x`: `[tokens, hidden]`, `weight`: `[hidden]`.
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
         portable::rms_norm::<Self>(x, weight, eps)
     }
 
-    /// Gradients of [`ModelBackend::rms_norm`]: of `x`, and of `weight` if asked for.
+    /// Gradients of [`ModelBackend::rms_norm`]: of `x`, and of `weight` if requested.
     fn rms_norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -176,7 +177,7 @@ pub trait ModelBackend: Backend {
         portable::rope::<Self>(x, cos, sin, num_heads, inverse)
     }
 
-    /// `x + y`, the residual stream and what a part of a layer adds to it.
+    /// `x + y`: adds a layer's output to the residual stream.
     fn residual(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_add(x, y)
     }
@@ -195,8 +196,8 @@ pub trait ModelBackend: Backend {
         portable::gated_unit_backward::<Self>(gate_up, grad, gate)
     }
 
-    /// [`Attend`] of a joint matrix, within each row and what it continues. Returns the output `[tokens, heads * head_dim]` and the
-    /// log-sum-exp of the scores, `[heads, tokens]`.
+    /// [`Attend`] of a joint matrix, within each row and its parent. Returns the output `[tokens, heads * head_dim]` and the log-sum-exp
+    /// of the scores, `[heads, tokens]`.
     fn packed_attention(
         qkv: FloatTensor<Self>,
         attend: &Attend,
@@ -225,8 +226,8 @@ pub trait ModelBackend: Backend {
         portable::cache_write::<Self>(cache, packed, writes)
     }
 
-    /// [`Attend`] of queries (`[tokens, heads * head_dim]`) over a cache that holds their keys and values already: each row continues
-    /// its slot, `slots[row]`, which held `held[row]` tokens before.
+    /// [`Attend`] of queries (`[tokens, heads * head_dim]`) over a cache into which their keys and values have been written. Row `row`
+    /// continues slot `slots[row]`, which had `held[row]` tokens before.
     fn decode_attention(
         q: FloatTensor<Self>,
         keys: FloatTensor<Self>,
@@ -238,8 +239,7 @@ pub trait ModelBackend: Backend {
         portable::decode_attention::<Self>(q, keys, values, slots, held, attend)
     }
 
-    /// `a . b` of matrices in f32, products included: burn's own product multiplies TF32 on NVIDIA's tensor cores. Either may be a
-    /// transposed view.
+    /// `a . b` of matrices in true f32; burn's own product uses TF32 on NVIDIA's tensor cores. Either may be a transposed view.
     fn f32_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(a, b)
     }
@@ -250,8 +250,8 @@ pub trait ModelBackend: Backend {
         portable::bf16_matmul::<Self>(a, b)
     }
 
-    /// Log-probability of each row's target under `softmax(hidden . head^T * inv_temperature)`, in chunks of rows: no
-    /// `[tokens, vocab]` matrix is kept. `hidden`: `[tokens, hidden]`, `head`: `[vocab, hidden]`.
+    /// Log-probability of each row's target under `softmax(hidden . head^T * inv_temperature)`, in chunks of rows, so that there is
+    /// no `[tokens, vocab]` matrix. `hidden`: `[tokens, hidden]`, `head`: `[vocab, hidden]`.
     fn token_logprob(
         hidden: FloatTensor<Self>,
         head: FloatTensor<Self>,
@@ -283,7 +283,7 @@ pub trait ModelBackend: Backend {
         portable::token_logprob_backward::<Self>(hidden, head, targets, scale, grad, precision)
     }
 
-    /// [`ModelBackend::token_logprob`] with a frozen head in fewer bits, `[hidden, vocab]`; logits are those of
+    /// [`ModelBackend::token_logprob`] with a reduced head, `[hidden, vocab]`; logits are those of
     /// [`ModelBackend::reduced_linear`].
     fn reduced_token_logprob(
         hidden: FloatTensor<Self>,
@@ -319,12 +319,12 @@ pub trait ModelBackend: Backend {
         precision.matmul::<Self>(x, weight)
     }
 
-    /// `x . weight` with a weight in fewer bits; with 8 bits `x` is rounded likewise. `x`: `[tokens, in]`.
+    /// `x . weight` with a reduced weight; with 8 bits `x` is rounded likewise. `x`: `[tokens, in]`.
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {
         portable::reduced_linear::<Self>(x, weight)
     }
 
-    /// Gradient of [`ModelBackend::reduced_linear`] with respect to `x`, its rounding taken for the identity:
+    /// Gradient of [`ModelBackend::reduced_linear`] with respect to `x`, treating the rounding of `x` as the identity:
     /// `grad . weight^T`.
     fn reduced_linear_backward(
         grad: FloatTensor<Self>,
@@ -335,8 +335,7 @@ pub trait ModelBackend: Backend {
 
     /// `x . weight`, plus for each part `scale * (x . a_part) . b_part` in its columns. `x`: `[tokens, in]`, `weight`:
     /// `[in, out]`, `a`: `[in, sum of ranks]`, `b`: the parts' `[rank, width]` matrices, flattened one after another.
-    /// Also returns `x . a`, which the backward pass needs. Where gradients are tracked, [`ModelBackend::lora_linear_of`] is
-    /// the one to call.
+    /// Also returns `x . a`, which the backward pass needs. Use [`ModelBackend::lora_linear_of`] where gradients are tracked.
     fn lora_linear(
         x: FloatTensor<Self>,
         weight: &FrozenWeight<Self>,
@@ -348,8 +347,7 @@ pub trait ModelBackend: Backend {
         portable::add_low_rank::<Self>(y, x, a, b, parts)
     }
 
-    /// [`ModelBackend::lora_linear`] of an input that comes from `source`. Where gradients are tracked, the source is kept and
-    /// not the input.
+    /// [`ModelBackend::lora_linear`] of an input computed from `source`. With gradients, the source is stored instead of the input.
     fn lora_linear_of(
         source: FloatTensor<Self>,
         input: LinearInput<Self>,
@@ -361,8 +359,8 @@ pub trait ModelBackend: Backend {
         Self::lora_linear(input.of(source), weight, a, b, parts).0
     }
 
-    /// [`ModelBackend::lora_linear`] of rows that several models share: the rows are as many equal shares, one below the other, as
-    /// there are models, and `owners` says for each part to which share it belongs. Forward only.
+    /// [`ModelBackend::lora_linear`] for several models on one base: the rows consist of one equal share per model, and `owners` assigns
+    /// each part to a share. Forward only.
     fn lora_linear_shared(
         x: FloatTensor<Self>,
         weight: &FrozenWeight<Self>,
@@ -375,7 +373,7 @@ pub trait ModelBackend: Backend {
         portable::add_shared_low_rank::<Self>(y, x, a, b, parts, owners)
     }
 
-    /// Gradients of [`ModelBackend::lora_linear`] with respect to `x` (if asked for), `a` and `b`; the weight is frozen.
+    /// Gradients of [`ModelBackend::lora_linear`] with respect to `x` (if requested), `a` and `b`; the weight is frozen.
     #[allow(clippy::too_many_arguments)]
     fn lora_linear_backward(
         x: FloatTensor<Self>,
@@ -395,7 +393,7 @@ pub trait ModelBackend: Backend {
         portable::low_rank_backward::<Self>(dx, x, a, b, xa, grad, parts)
     }
 
-    /// The numbers of some columns of a matrix in fewer bits, `[columns, inputs]`: rows of an embedding table.
+    /// Columns of a reduced matrix in f32, `[columns, inputs]`: rows of an embedding.
     fn reduced_columns(weight: &ReducedMatrix, columns: IntTensor<Self>) -> FloatTensor<Self> {
         portable::reduced_columns::<Self>(weight, columns)
     }
@@ -405,7 +403,7 @@ pub trait ModelBackend: Backend {
         portable::sum_of_squares::<Self>(tensors)
     }
 
-    /// One AdamW update of all `params`, each of any shape; the results stand in their order.
+    /// One AdamW update of all `params`, of any shapes; results are in the same order.
     fn adamw(params: Vec<AdamWParam<Self>>, step: AdamWStep) -> Vec<AdamWResult<Self>> {
         let update = |param| adamw::portable::<Self>(param, step);
         params.into_iter().map(update).collect()
@@ -415,7 +413,7 @@ pub trait ModelBackend: Backend {
 #[cfg(feature = "ndarray")]
 impl ModelBackend for burn::backend::NdArray {}
 
-/// Rows of logits that are formed at once: 64 MiB at most, so that a chunk fits any device's largest allocation.
+/// Rows of logits per chunk: at most 64 MiB, which every device can allocate.
 pub(crate) fn logit_chunk_rows(vocab: usize) -> usize {
     (16 * 1024 * 1024 / vocab.max(1)).clamp(1, 256)
 }

@@ -1,4 +1,4 @@
-//! Parameters of which some columns are trained: a few of the layers that are stored as one matrix.
+//! Training some columns of a parameter, where several layers are stored as one matrix.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use burn::tensor::{Tensor, TensorMetadata};
 
 use crate::ops::{unwrap, wrap};
 
-/// Columns of a trained parameter (entries, for a vector) that are trained while the others stay as they are; `None` for all.
+/// Trained columns of a parameter (entries, for a vector), while others are frozen; `None` for all.
 pub type TrainedColumns = Option<Arc<Vec<Range<usize>>>>;
 
-/// The columns `ranges` of a matrix (entries of a vector), side by side.
+/// The columns `ranges` of a matrix (entries of a vector), concatenated.
 pub(crate) fn columns_of<B: Backend>(
     whole: FloatTensor<B>,
     ranges: &[Range<usize>],
@@ -34,7 +34,7 @@ pub(crate) fn columns_of<B: Backend>(
     }
 }
 
-/// `whole` with its columns `ranges` replaced by `columns`; see [`columns_of`].
+/// Replaces the columns `ranges` of `whole` by `columns`; see [`columns_of`].
 pub(crate) fn with_columns<B: Backend>(
     whole: FloatTensor<B>,
     columns: FloatTensor<B>,

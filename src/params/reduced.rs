@@ -1,8 +1,8 @@
-//! Weights in fewer bits.
+//! Parameters in reduced precision.
 
 use crate::ops::{Numerics, Precision, ReducedMatrix};
 
-/// A frozen matrix that is kept in fewer bits.
+/// A frozen matrix stored in reduced precision.
 #[derive(Debug, Clone)]
 pub struct Reduced {
     numerics: Numerics,

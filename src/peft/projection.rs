@@ -20,7 +20,7 @@ pub type ColumnOrder = Option<Arc<Vec<usize>>>;
 /// One or more linear layers with the same input, as one matrix product.
 #[derive(Module, Debug)]
 pub struct Projection<B: Backend> {
-    /// `[in, sum of out]`; a placeholder if the weight is kept in fewer bits.
+    /// `[in, sum of out]`; a placeholder if the weight is stored in reduced precision.
     pub weight: Param<Tensor<B, 2>>,
     /// `[sum of out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
@@ -48,7 +48,7 @@ pub struct Projection<B: Backend> {
 pub enum Base {
     /// A parameter in f32. Its numbers may have been trained meanwhile.
     Full(ParamId),
-    /// The address of a matrix in fewer bits.
+    /// The address of a reduced matrix.
     Reduced(usize),
 }
 
@@ -92,7 +92,7 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// Has the weight, which is to be filled after this, kept and multiplied as `numerics` says: frozen if not kept in f32.
+    /// Sets the storage and product precision of the weight, before it is loaded. Anything but f32 freezes it.
     pub fn store_as(&mut self, numerics: Numerics) {
         self.reduced = Reduced::by_row(numerics);
         self.matmul = numerics.matmul;
@@ -123,12 +123,12 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// The weight in fewer bits, if it is kept so.
+    /// The reduced weight, if it is stored so.
     fn matrix(&self) -> Option<&ReducedMatrix> {
         self.reduced.as_ref().and_then(Reduced::matrix)
     }
 
-    /// The weight in f32: a copy if it is kept in fewer bits.
+    /// The weight in f32; a copy if it is reduced.
     fn full_weight(&self) -> Tensor<B, 2> {
         let weight = self.weight.val();
         let Some(matrix) = self.matrix() else {
@@ -150,7 +150,7 @@ impl<B: Backend> Projection<B> {
         self.adapters[index] = Some(spec.fresh(&layer, seed, &self.weight.val().device()));
     }
 
-    /// What tells this projection's weight from others.
+    /// The identity of this projection's weight.
     pub fn identity(&self) -> Base {
         match self.matrix() {
             Some(matrix) => Base::Reduced(matrix.address()),
@@ -191,8 +191,8 @@ impl<B: Backend> Projection<B> {
         self.adapters.iter_mut().for_each(|adapter| *adapter = None);
     }
 
-    /// Adds the adapters to weight and bias and removes them; `None` where one cannot be, and nothing is changed. A weight in
-    /// fewer bits is one in f32 from then on: rounded again, it would lose part of the adapters.
+    /// Merges the adapters into weight and bias and removes them; `None`, without changes, if one cannot be merged. A reduced weight
+    /// becomes f32: rounded again, it would lose part of the adapters.
     pub fn merge(&mut self) -> Option<()>
     where
         B: ModelBackend,

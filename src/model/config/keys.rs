@@ -1,4 +1,4 @@
-//! Reads the keys of a `config.json` and refuses what this code does not compute.
+//! Reads the keys of a `config.json` and refuses unsupported values.
 
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// Refuses a switch that stands otherwise than what is computed.
+    /// Refuses a switch with another value than the supported one.
     pub(in crate::model) fn must_be(&self, key: &str, computed: bool) -> Result<()> {
         if self.boolean(key, computed)? == computed {
             return Ok(());
@@ -76,7 +76,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// A positive number, `None` where the file says null, `default` where it says nothing.
+    /// A positive number; `None` if the value is null, `default` if the key is absent.
     pub(in crate::model) fn positive_or_null(
         &self,
         key: &str,
@@ -113,7 +113,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// The activation of a gate.
+    /// The activation of a gated unit.
     pub(in crate::model) fn gate(&self, key: &str, default: &str) -> Result<Gate> {
         match self.string(key)?.unwrap_or(default) {
             "silu" => Ok(Gate::Silu),
@@ -169,7 +169,7 @@ impl<'a> Keys<'a> {
         self.get(key).map(whole).transpose()
     }
 
-    /// A positive whole number, `None` where the file says null, `default` where it says nothing.
+    /// A positive whole number; `None` if the value is null, `default` if the key is absent.
     pub(in crate::model) fn count_or_null(
         &self,
         key: &str,
@@ -181,7 +181,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The mask of each layer: as `layer_types` says where it is given, else a window where `windowed` says so and there is one.
+    /// The mask of each layer: by `layer_types` if given, otherwise a window for the layers chosen by `windowed`, if there is one.
     pub(in crate::model) fn masks(
         &self,
         num_layers: usize,

@@ -1,4 +1,4 @@
-//! `config.json` of the supported families, and the tensors that follow from it.
+//! `config.json` of the supported families, and the tensors that it implies.
 
 pub(super) mod keys;
 pub(super) mod rope;
@@ -22,12 +22,12 @@ use crate::peft::Adaptable;
 pub use crate::peft::LinearSpec;
 use keys::Keys;
 
-/// The values of `model_type` that can be loaded.
+/// The supported values of `model_type`.
 pub fn families() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|family| family.model_type)
 }
 
-/// The same for messages.
+/// The supported values of `model_type`, for messages.
 fn family_names() -> String {
     families().collect::<Vec<_>>().join(", ")
 }
@@ -37,11 +37,11 @@ fn family_names() -> String {
 pub struct ModelConfig {
     family: &'static Family,
     architecture: Architecture,
-    /// The file as read; written back on export.
+    /// The file's content; written on export.
     raw: Map<String, Value>,
 }
 
-/// The numbers of a configuration, in words that all families share.
+/// The sizes of a configuration, under names common to all families.
 pub(super) struct Sizes {
     pub(super) vocab: usize,
     pub(super) hidden: usize,
@@ -52,7 +52,7 @@ pub(super) struct Sizes {
     pub(super) max_positions: usize,
     pub(super) learned_positions: bool,
     pub(super) initializer_range: f64,
-    /// What the weights of norms begin with.
+    /// Initial weight of norms.
     pub(super) fresh_norm: f32,
     pub(super) tied: bool,
 }
@@ -64,7 +64,7 @@ pub struct TensorSpec {
     pub name: String,
     /// Stored shape.
     pub shape: Vec<usize>,
-    /// The parameter this one shares its values with; such a tensor may be absent from a file.
+    /// The parameter that this one is tied to; a tied tensor may be absent from a file.
     pub tied_to: Option<String>,
 }
 
@@ -107,8 +107,8 @@ impl ModelConfig {
     /// Reads a parsed `config.json`.
     ///
     /// # Errors
-    /// `Error::Format` for an unknown family, a missing or ill-typed key, numbers that do not fit together, and every
-    /// feature that would change the numbers and is not implemented (other RoPE scalings, other activations).
+    /// `Error::Format` for an unknown family, a missing or ill-typed key, inconsistent sizes, and unsupported features that would
+    /// change the numbers (other RoPE scalings, other activations).
     pub fn from_value(value: Value) -> Result<Self> {
         Self::parse(Path::new("config.json"), value)
     }
@@ -139,13 +139,13 @@ impl ModelConfig {
         })
     }
 
-    /// What the file says, by what computes it.
+    /// The configuration by architecture.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
 
-    /// The `config.json` to write beside exported weights: the one read, with `architectures` set to the causal model
-    /// or, for `classification`, to the sequence classifier with one label.
+    /// The `config.json` for exported weights: the original with `architectures` set to the causal model or, for `classification`, to
+    /// the sequence classifier with one label.
     pub fn to_json(&self, classification: bool) -> Value {
         let mut raw = self.raw.clone();
         let Family {
@@ -165,15 +165,15 @@ impl ModelConfig {
         Value::Object(raw)
     }
 
-    /// [`ModelConfig::to_json`] for weights that are stored as `dtype`, which `dtype` and, if the file that was read has
-    /// it, `torch_dtype` then name: transformers 5 loads a model in the number format that this key says.
+    /// [`ModelConfig::to_json`] for weights stored as `dtype`: sets the keys `dtype` and, if the original has it, `torch_dtype`.
+    /// transformers 5 loads a model in this number format.
     pub fn to_json_as(&self, classification: bool, dtype: StoreAs) -> Value {
         let mut json = self.to_json(classification);
         set_dtype(&mut json, dtype);
         json
     }
 
-    /// The same model with an output head that is stored apart from the embedding.
+    /// The same model with an untied output head.
     ///
     /// # Errors
     /// As [`ModelConfig::from_value`].
@@ -183,7 +183,7 @@ impl ModelConfig {
         Self::from_value(Value::Object(raw))
     }
 
-    /// Whether the file describes a sequence classifier (a reward model).
+    /// Whether the configuration is of a sequence classifier (a reward model).
     pub fn is_classifier(&self) -> bool {
         self.raw()
             .get("architectures")
@@ -204,7 +204,7 @@ impl ModelConfig {
         self.family.model_type
     }
 
-    /// The file as read.
+    /// The file's content.
     pub fn raw(&self) -> &Map<String, Value> {
         &self.raw
     }
@@ -219,8 +219,7 @@ impl ModelConfig {
         self.architecture.sizes().hidden
     }
 
-    /// Width of the states that the output head and a score head read: the hidden size but for OPT's
-    /// `word_embed_proj_dim`.
+    /// Width of the final states, which heads read: the hidden size, or OPT's `word_embed_proj_dim`.
     pub fn output_size(&self) -> usize {
         self.architecture.sizes().output
     }
@@ -245,18 +244,17 @@ impl ModelConfig {
         self.architecture.sizes().max_positions
     }
 
-    /// Whether positions are rows of a table, so that a longer row than [`ModelConfig::max_positions`] cannot be
-    /// computed at all.
+    /// Whether positions are rows of a table, so that rows longer than [`ModelConfig::max_positions`] cannot be computed.
     pub fn has_learned_positions(&self) -> bool {
         self.architecture.sizes().learned_positions
     }
 
-    /// Standard deviation of fresh weights.
+    /// Standard deviation of initial weights.
     pub fn initializer_range(&self) -> f64 {
         self.architecture.sizes().initializer_range
     }
 
-    /// What the weights of norms begin with.
+    /// Initial weight of norms.
     pub fn fresh_norm(&self) -> f32 {
         self.architecture.sizes().fresh_norm
     }
@@ -276,7 +274,7 @@ impl ModelConfig {
         }
     }
 
-    /// The parameters of the causal model in Hugging Face's names and shapes, the output head last.
+    /// The parameters of the causal model with Hugging Face's names and shapes, the output head last.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let mut specs = self.walk(true);
         if self.tie_word_embeddings() {
@@ -305,7 +303,7 @@ impl ModelConfig {
         specs
     }
 
-    /// A model for the names and shapes of its parts. Unfilled it holds no numbers, so the backend does not matter.
+    /// An unfilled model, for names and shapes. It holds no numbers, so the backend does not matter.
     fn unfilled(&self, with_head: bool) -> LanguageModel<NdArray> {
         LanguageModel::new(self, with_head, &Default::default())
     }
@@ -326,7 +324,7 @@ impl ModelConfig {
             .sum()
     }
 
-    /// Every linear layer but the output head, in the order of the model: what PEFT's "all-linear" adapts.
+    /// Every linear layer except the output head, in order: PEFT's "all-linear".
     pub fn linear_modules(&self) -> Vec<LinearSpec> {
         let mut modules = Vec::new();
         self.unfilled(false).for_each_projection(&mut |projection| {
@@ -341,7 +339,7 @@ impl ModelConfig {
     }
 }
 
-/// Says in a `config.json` how its weights are stored.
+/// Sets the number format of weights in a `config.json`.
 pub fn set_dtype(config: &mut Value, dtype: StoreAs) {
     let Some(config) = config.as_object_mut() else {
         return;

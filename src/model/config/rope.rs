@@ -1,37 +1,37 @@
-//! The keys of rotary positions, wherever a version of transformers keeps them.
+//! The keys of rotary positions in all layouts of transformers.
 
 use serde_json::{Map, Value};
 
 use super::keys::Keys;
 use crate::error::Result;
 
-/// Llama 3's stretching of long rotary wavelengths.
+/// Llama 3's scaling of long rotary wavelengths.
 ///
 /// # Source
 /// transformers, `modeling_rope_utils.py`, `rope_type` "llama3".
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RopeScaling {
-    /// Long wavelengths are stretched by this.
+    /// Factor for long wavelengths.
     pub factor: f64,
-    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched in full.
+    /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are scaled by `factor`.
     pub low_freq_factor: f64,
-    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` stay.
+    /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are unchanged.
     pub high_freq_factor: f64,
     /// Context length of pretraining, in tokens.
     pub original_max_position_embeddings: usize,
 }
 
-/// What the keys say about rotary positions.
+/// The settings of rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(in crate::model) struct Rope {
     pub(in crate::model) theta: f64,
     pub(in crate::model) scaling: Option<RopeScaling>,
-    /// Share of each head that is rotated, if given.
+    /// Fraction of each head that is rotated, if given.
     pub(in crate::model) partial_factor: Option<f64>,
 }
 
-/// Reads `rope_parameters` (transformers 5) or `rope_scaling` (4), which goes first as in transformers; the base and the
-/// rotated share may stand beside them under `theta_key` and `partial_key`.
+/// Reads `rope_scaling` (transformers 4), which has precedence as in transformers, or `rope_parameters` (5). Base and rotated
+/// fraction may also be under `theta_key` and `partial_key` beside them.
 pub(in crate::model) fn read(keys: &Keys<'_>, theta_key: &str, partial_key: &str) -> Result<Rope> {
     let dict = dictionary(keys, "rope_scaling")?.or(dictionary(keys, "rope_parameters")?);
     let number = |key: &str, beside: Option<&str>| -> Result<Option<f64>> {
@@ -76,7 +76,7 @@ pub(in crate::model) fn read(keys: &Keys<'_>, theta_key: &str, partial_key: &str
             };
             let original = "original_max_position_embeddings";
             let original = match keys.optional_count(original)? {
-                // transformers gives the key beside the dictionary the first word.
+                // As in transformers, the key beside the dictionary overrides the one inside.
                 Some(count) => Some(count as f64),
                 None => number(original, Some("max_position_embeddings"))?,
             };
@@ -100,7 +100,7 @@ pub(in crate::model) fn read(keys: &Keys<'_>, theta_key: &str, partial_key: &str
     }
 }
 
-/// A dictionary with anything in it, and the key it stands under.
+/// A non-empty dictionary, with its key.
 fn dictionary<'a>(
     keys: &Keys<'a>,
     place: &'static str,

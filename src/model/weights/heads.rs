@@ -1,4 +1,4 @@
-//! Output heads and score heads as files really hold them, which is not always as `config.json` says.
+//! Output heads and score heads as stored in files, which may differ from `config.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,25 +9,25 @@ use crate::model::ModelConfig;
 /// Name of a score head in a classification checkpoint.
 pub const SCORE: &str = "score.weight";
 
-/// What a file holds of a tied pair of embedding and output head.
+/// How a file stores embedding and output head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoredHead {
-    /// What the configuration says: one tensor for both, or two for an untied model.
+    /// As configured: one tensor for a tied pair, two for an untied one.
     AsConfigured,
-    /// The configuration ties them, and the stored head has other values than the embedding: it counts.
+    /// The configuration ties them, but the stored head differs from the embedding: it is used.
     Untied,
-    /// The configuration ties them, and only the head is stored: it is the embedding, too.
+    /// The configuration ties them, and only the head is stored: it is the embedding too.
     HeadOnly,
 }
 
-/// Compares what a file holds with `tie_word_embeddings`.
+/// Compares the stored tensors with `tie_word_embeddings`.
 ///
 /// # Errors
-/// `Error::Io` if tensors that have to be compared cannot be read.
+/// `Error::Io` if tensors cannot be read for comparison.
 ///
 /// # Source
-/// transformers 5.23, `PreTrainedModel.tie_weights`: a pair of which both are stored is tied only if all values are
-/// equal; a pair of which one is stored is tied to that one.
+/// transformers 5.23, `PreTrainedModel.tie_weights`: if both tensors are stored they are tied only if all values are equal; if one
+/// is stored the other is tied to it.
 pub fn stored_head(config: &ModelConfig, source: &dyn WeightSource) -> Result<StoredHead> {
     let Some((embedding, head)) = tied_pair(config) else {
         return Ok(StoredHead::AsConfigured);
@@ -35,7 +35,7 @@ pub fn stored_head(config: &ModelConfig, source: &dyn WeightSource) -> Result<St
     let (embedding, head) = (resolve(source, &embedding), resolve(source, &head));
     Ok(match (embedding, head) {
         (None, Some(_)) => StoredHead::HeadOnly,
-        // Another shape is no other head but a damaged file, which the check of all tensors reports.
+        // A head of another shape is an error, which the check of all tensors reports.
         (Some(embedding), Some(head))
             if source.shape(&embedding) == source.shape(&head)
                 && !source.same_values(&embedding, &head)? =>
@@ -46,13 +46,13 @@ pub fn stored_head(config: &ModelConfig, source: &dyn WeightSource) -> Result<St
     })
 }
 
-/// Names of the embedding and of the output head of a model whose configuration ties them.
+/// Names of embedding and output head, if the configuration ties them.
 pub fn tied_pair(config: &ModelConfig) -> Option<(String, String)> {
     let head = config.tensors().pop()?;
     Some((head.tied_to?, head.name))
 }
 
-/// A file of a tied model that holds its embedding under the head's name.
+/// A weight source of a tied model that stores its embedding under the head's name.
 pub(crate) struct HeadAsEmbedding {
     pub(crate) inner: Box<dyn WeightSource>,
     pub(crate) embedding: String,
@@ -114,7 +114,7 @@ mod tests {
         .unwrap()
     }
 
-    /// What a file with these embedding and head is taken for.
+    /// The result for a file with this embedding and head.
     fn found(tied: bool, embedding: Option<f32>, head: Option<f32>) -> StoredHead {
         let folder = tempfile::tempdir().unwrap();
         let tensor = |name: &str, last: f32| {

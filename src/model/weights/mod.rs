@@ -1,7 +1,7 @@
 //! Weights on disk: safetensors (one file or shards) and GGUF, read one tensor at a time as f32 in Hugging Face's layout.
 //!
-//! Files are streamed by positioned reads of a few hundred KiB rather than mapped: mapping needs `unsafe`, and a file
-//! cut short under a mapping kills the process instead of giving an error. Peak memory is the tensor being read.
+//! Files are read in chunks of a few hundred KiB instead of being memory-mapped: mapping needs `unsafe`, and truncation of a mapped
+//! file kills the process instead of giving an error. Peak memory is the tensor being read.
 
 pub mod gguf;
 pub mod heads;
@@ -22,13 +22,13 @@ pub use safetensors::SafetensorsFiles;
 pub use storage::Dtype;
 pub use write::{StoreAs, write_safetensors, write_safetensors_with, write_snapshot};
 
-/// Named tensors in Hugging Face's names and layout, wherever they come from.
+/// A source of tensors with Hugging Face's names and layout.
 pub trait WeightSource: Send + Sync {
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
     /// The shape of a tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
-    /// How a tensor is stored.
+    /// The stored number format of a tensor.
     fn dtype(&self, name: &str) -> Option<Dtype>;
     /// The values of a tensor in row-major order, as f32.
     ///
@@ -37,7 +37,7 @@ pub trait WeightSource: Send + Sync {
     fn read(&self, name: &str) -> Result<Vec<f32>>;
     /// The file or folder, for messages.
     fn path(&self) -> &Path;
-    /// The files that hold the tensors; none for weights that are not read.
+    /// The files of the tensors; empty for generated weights.
     fn files(&self) -> Vec<PathBuf>;
     /// Whether two stored tensors hold the same values.
     ///
@@ -51,7 +51,7 @@ pub trait WeightSource: Send + Sync {
 /// Opens the weights of a model: a `.safetensors` or `.gguf` file, or a folder with `model.safetensors`,
 /// `model.safetensors.index.json` and its shards, or exactly one `*.gguf`.
 ///
-/// Headers and sizes are checked here, before any tensor is read.
+/// Checks headers and sizes; reads no tensor.
 ///
 /// # Errors
 /// `Error::Io` for what cannot be read, `Error::Format` for a truncated or corrupt file, a missing shard, or no weights.
@@ -136,17 +136,17 @@ fn pickled(path: &Path) -> Error {
     )
 }
 
-/// The stored name of the tensor that Hugging Face's full model calls `name`.
+/// The stored name of the tensor called `name` in Hugging Face's full model.
 ///
-/// Base-model checkpoints lack the `model.`, `transformer.` or `gpt_neox.` in front; both spellings are found, and so is
-/// GPT-NeoX's output head under the name that it has inside transformers.
+/// Base-model checkpoints lack the prefix `model.`, `transformer.` or `gpt_neox.`; both spellings are found, and so is
+/// GPT-NeoX's output head under transformers' internal name.
 pub fn resolve(source: &dyn WeightSource, name: &str) -> Option<String> {
     candidates(name)
         .into_iter()
         .find(|candidate| source.shape(candidate).is_some())
 }
 
-/// Reads the tensor of a spec, in either spelling; a tied tensor that is not stored is read from its partner.
+/// Reads a tensor, in either spelling; a tied tensor that is not stored is read from its partner.
 ///
 /// # Errors
 /// As [`WeightSource::read`].
@@ -170,10 +170,10 @@ fn candidates(name: &str) -> Vec<String> {
     names
 }
 
-/// Checks that a source holds exactly the tensors of a model, in their shapes and in types that can be read.
+/// Checks that a source holds exactly the tensors of a model, with their shapes and in supported types.
 ///
-/// Not counted as surplus: known buffers (rotary frequencies, causal masks of GPT-2 and GPT-NeoX) and the heads
-/// `lm_head.weight`, `embed_out.weight` and `score.weight`, because a backbone may be taken from either kind of model. A tied tensor may be absent.
+/// Ignored: known buffers (rotary frequencies, causal masks of GPT-2 and GPT-NeoX) and the heads `lm_head.weight`,
+/// `embed_out.weight` and `score.weight`, because a backbone may come from either kind of model. A tied tensor may be absent.
 ///
 /// # Errors
 /// One `Error::Weights` that lists every missing, surplus and mis-shaped tensor.

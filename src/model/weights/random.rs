@@ -1,4 +1,4 @@
-//! Fresh weights from a configuration alone.
+//! Random initial weights from a configuration.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use crate::model::Architecture;
 use crate::model::config::ModelConfig;
 use crate::rng::Seed;
 
-/// Fresh weights: normal with deviation `initializer_range` for matrices and embeddings, ones for norms (zeros for Gemma's, which
-/// add one), zeros for biases. GPT-2's projections into the residual stream are scaled by `1 / sqrt(2 n_layer)`.
+/// Random initial weights: normal with deviation `initializer_range` for matrices and embeddings, ones for norms (zeros for
+/// Gemma's, which add one), zeros for biases. GPT-2's projections into the residual stream are scaled by `1 / sqrt(2 n_layer)`.
 ///
-/// A tensor's values depend on the seed and its name only.
+/// A tensor's values depend only on the seed and its name.
 ///
 /// # Source
 /// transformers' `_init_weights`; the residual scaling is Radford et al. 2019 ("GPT-2"), section 2.3.
@@ -33,7 +33,7 @@ enum Fill {
 }
 
 impl RandomSource {
-    /// The parameters of the causal model (a tied head is left out) and of the sequence classifier's head.
+    /// A source with the parameters of the causal model (without a tied head) and the sequence classifier's head.
     pub fn new(config: &ModelConfig, seed: Seed) -> Self {
         let std = config.initializer_range();
         let residual = match config.architecture() {
@@ -127,7 +127,7 @@ mod tests {
         let deviation = |x: &[f32]| {
             (x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len() as f64).sqrt()
         };
-        // 12,288 and 16,384 draws: relative standard error below 0.7 %. Residual: 0.02 / sqrt(16) = 0.005.
+        // 12,288 and 16,384 samples: relative standard error below 0.7 %. Residual: 0.02 / sqrt(16) = 0.005.
         let wide = deviation(&read("transformer.h.3.attn.c_attn.weight"));
         assert!((wide / 0.02 - 1.0).abs() < 0.03, "{wide}");
         let residual = deviation(&read("transformer.h.3.mlp.c_proj.weight"));

@@ -1,4 +1,4 @@
-//! safetensors: one file, or shards named by an index.
+//! safetensors files: single files, and shards with an index.
 //!
 //! # Source
 //! The format's description in the safetensors repository: 8 bytes header length (little endian), a JSON header,
@@ -15,7 +15,7 @@ use super::WeightSource;
 use super::storage::{Blob, Dtype};
 use crate::error::{Error, Problem, Result};
 
-/// Headers beyond this are refused, as the format's own library does.
+/// Largest header in bytes, as in the format's own library.
 const MAX_HEADER: u64 = 100_000_000;
 
 /// The tensors of one safetensors file or of all shards of an index.
@@ -50,8 +50,7 @@ impl SafetensorsFiles {
     /// Opens the shards that a `model.safetensors.index.json` names.
     ///
     /// # Errors
-    /// As [`SafetensorsFiles::open`]; all missing shards are listed at once, and so are tensors that the index and the
-    /// shards do not agree on.
+    /// As [`SafetensorsFiles::open`]; lists all missing shards, or all tensors on which index and shards disagree.
     pub fn open_index(index: impl AsRef<Path>) -> Result<Self> {
         #[derive(Deserialize)]
         struct Index {
@@ -266,7 +265,7 @@ struct RawEntry {
     data_offsets: [u64; 2],
 }
 
-/// The JSON header in file order; a map type would drop the duplicates that have to be reported.
+/// The JSON header in file order, with duplicates, which are reported.
 #[derive(Default)]
 struct Header {
     metadata: BTreeMap<String, String>,

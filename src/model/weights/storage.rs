@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
 
-/// How a tensor's numbers are stored.
+/// Stored number format of a tensor.
 ///
 /// # Source
 /// The Q formats are ggml's: blocks of 32 values that share a scale (and, for `Q4_1`, a minimum) in f16.
@@ -29,15 +29,15 @@ pub enum Dtype {
     Q4_0,
     /// `d * q + m`, q in 0..=15.
     Q4_1,
-    /// A type that is named but not read.
+    /// An unsupported type.
     Other(String),
 }
 
 impl Dtype {
-    /// The types that can be read, for messages.
+    /// The supported types, for messages.
     pub const SUPPORTED: &'static str = "F32, F16, BF16, and in GGUF Q8_0, Q4_0, Q4_1";
 
-    /// Values per block and bytes per block; `None` for a type that cannot be read.
+    /// Values and bytes per block; `None` for an unsupported type.
     pub fn block(&self) -> Option<(usize, usize)> {
         match self {
             Self::F32 => Some((1, 4)),
@@ -49,7 +49,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes of `len` values; `None` if the type cannot be read, blocks do not fit, or the size overflows.
+    /// Bytes of `len` values; `None` if the type is unsupported, `len` is not a multiple of the block, or the size overflows.
     pub fn num_bytes(&self, len: usize) -> Option<u64> {
         let (values, bytes) = self.block()?;
         if !len.is_multiple_of(values) {
@@ -61,7 +61,7 @@ impl Dtype {
     /// Converts whole blocks.
     ///
     /// # Panics
-    /// If the lengths of `bytes` and `out` do not correspond, or the type cannot be read.
+    /// If the lengths of `bytes` and `out` do not correspond, or the type is unsupported.
     fn decode(&self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(
             self.num_bytes(out.len()),
@@ -102,7 +102,7 @@ impl Dtype {
             Self::Q4_1 => {
                 for (x, b) in out.chunks_exact_mut(32).zip(bytes.chunks_exact(20)) {
                     let (d, m) = (half_at(b, 0), half_at(b, 2));
-                    // Two roundings on purpose: the reference does not fuse the product and the sum.
+                    // Rounded twice like the reference, which does not fuse product and sum.
                     nibbles(&b[4..], x, |q| d * q + m);
                 }
             }
@@ -134,7 +134,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// An open weight file that several threads read at once, by position.
+/// An open weight file for positioned reads from several threads.
 #[derive(Debug)]
 pub(crate) struct Blob {
     file: File,
@@ -167,12 +167,12 @@ impl Blob {
         self.len
     }
 
-    /// Fills `out` from `offset` on.
+    /// Reads `out.len()` bytes at `offset`.
     pub(crate) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
         read_exact_at(&self.file, offset, out).map_err(Error::io("read", &self.path))
     }
 
-    /// Whether `len` bytes from `offset` on are those of `other` from `other_offset` on.
+    /// Whether the `len` bytes at `offset` equal those of `other` at `other_offset`.
     pub(crate) fn same_bytes(
         &self,
         offset: u64,
@@ -200,9 +200,9 @@ impl Blob {
         Ok(true)
     }
 
-    /// Reads `len` values of a tensor, in parallel pieces that are converted as they arrive.
+    /// Reads `len` values of a tensor in parallel chunks.
     ///
-    /// The caller has checked the type and that the bytes lie inside the file.
+    /// The caller has checked the type and that the bytes are inside the file.
     pub(crate) fn read_tensor(&self, dtype: &Dtype, offset: u64, len: usize) -> Result<Vec<f32>> {
         const PIECE: usize = 64 * 1024; // values; a multiple of every block size
         let (values, bytes) = dtype.block().ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! Writing safetensors as transformers reads them.
+//! Writes safetensors files for transformers.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::atomic::write_atomic_with;
 use crate::error::{Error, Result};
 use crate::snapshot::Snapshot;
 
-/// How tensors are written.
+/// Number format of written tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum StoreAs {
     /// IEEE single.
@@ -59,7 +59,7 @@ impl StoreAs {
 /// Writes f32 tensors to one safetensors file, atomically, with the metadata `{"format": "pt"}`.
 ///
 /// # Errors
-/// `Error::Io`; the file at `path` is then what it was.
+/// `Error::Io`; the file at `path` is unchanged then.
 ///
 /// # Panics
 /// If a tensor's values do not fill its shape.
@@ -74,7 +74,7 @@ pub fn write_safetensors(
     write_snapshot(path, &snapshot)
 }
 
-/// As [`write_safetensors`], of tensors that are read one at a time.
+/// As [`write_safetensors`], reading one tensor at a time.
 ///
 /// # Errors
 /// As [`write_safetensors`].
@@ -90,10 +90,10 @@ pub fn write_snapshot(path: impl AsRef<Path>, snapshot: &Snapshot<'_>) -> Result
     write_safetensors_with(path, StoreAs::F32, &specs, |i| Ok(tensors[i].read()))
 }
 
-/// As [`write_safetensors`], asking for the values of one tensor at a time, so that no second copy of a model is held.
+/// As [`write_safetensors`], with one call of `values` per tensor, so that there is no second copy of the model.
 ///
 /// # Errors
-/// `Error::Io`, or the error of `values`; the file at `path` is then what it was.
+/// `Error::Io`, or the error of `values`; the file at `path` is unchanged then.
 ///
 /// # Panics
 /// If a tensor's values do not fill its shape.

@@ -26,7 +26,7 @@ pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
         targets: Vec<u32>,
         inv_temperature: f32,
         precision: MatmulPrecision,
-        /// Saved when the head is frozen: the backward pass is then one product by row.
+        /// For a frozen head: the backward pass is then a product per row.
         unit_gradient: Option<FloatTensor<B>>,
     }
     #[derive(Debug)]

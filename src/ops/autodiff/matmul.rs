@@ -17,7 +17,7 @@ pub(super) fn matmul<B: ModelBackend, C: CheckpointStrategy>(
 ) -> FloatTensor<Autodiff<B, C>> {
     #[derive(Debug, Clone)]
     struct State<B: ModelBackend> {
-        /// The sides that the other's gradient needs.
+        /// Each side, if the gradient of the other one needs it.
         sides: [Option<FloatTensor<B>>; 2],
         precision: MatmulPrecision,
     }

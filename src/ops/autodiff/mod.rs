@@ -16,7 +16,7 @@ use super::{
     ModelBackend, ReducedMatrix,
 };
 
-/// A value that takes part in no gradient.
+/// A value without gradient.
 fn constant<B: ModelBackend, C: CheckpointStrategy>(
     value: FloatTensor<B>,
 ) -> FloatTensor<Autodiff<B, C>> {
@@ -390,7 +390,7 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 return Self::lora_linear_of(input, LinearInput::Plain, weight, a, b, parts);
             }
         };
-        // The weight is state, not a parent: it is frozen, so no gradient of its size is ever formed.
+        // The frozen weight is state, not a parent, so no gradient of its size is computed.
         let weight = match weight {
             FrozenWeight::Full(weight, precision) => {
                 FrozenWeight::<B>::Full(weight.primitive.clone(), *precision)

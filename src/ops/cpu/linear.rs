@@ -49,7 +49,7 @@ pub(super) fn write_reduced_product(y: &mut [f32], x: &[f32], weight: &ReducedMa
     }
 }
 
-/// [`product`] with a frozen weight; in fewer bits only its numbers are.
+/// [`product`] with a frozen weight, full or reduced; low-rank products stay in f32.
 fn with_low_rank(
     x: FlexTensor,
     weight: &FrozenWeight<Flex>,
@@ -70,7 +70,7 @@ fn with_low_rank(
     }
 }
 
-/// The inputs after the first halves of adapters.
+/// The inputs times the adapters' down projections `a`.
 pub(super) fn ranks_of(x: &FlexTensor, a: FlexTensor) -> FlexTensor {
     let (x, a) = (contiguous(x.clone()), contiguous(a));
     let ([rows, inputs], [_, ranks]) = (dims2(&x), dims2(&a));
@@ -80,7 +80,7 @@ pub(super) fn ranks_of(x: &FlexTensor, a: FlexTensor) -> FlexTensor {
     tensor(xa, [rows, ranks])
 }
 
-/// `x . weight` and the low-rank products, `xa` being the inputs after their first halves.
+/// `x . weight` plus the low-rank products, given `xa = x . a`.
 pub(super) fn with_adapters(
     x: FlexTensor,
     weight: &FrozenWeight<Flex>,
@@ -115,7 +115,7 @@ pub(super) fn lora_linear_shared(
     parts: &[LowRankPart],
     owners: Owners<'_>,
 ) -> FlexTensor {
-    // Zeros where a part is another model's: the product then takes all models' parts at once.
+    // Entries of other models' parts are zero, so that one product covers the parts of all models.
     let mut xa = ranks_of(&x, a);
     let [rows, ranks] = dims2(&xa);
     let numbers = xa.storage_mut::<f32>();
@@ -160,7 +160,7 @@ pub(super) fn lora_linear_backward(
         values.iter_mut().for_each(|value| *value *= scale);
         values
     };
-    // Of each part: the gradients of its columns of `xa` and of its second half.
+    // For each part the gradients of its columns of `xa` and of its `b`.
     let gradients: Vec<[Vec<f32>; 2]> = (parts.par_iter())
         .map(|(part, place, b)| {
             let &&LowRankPart { rank, width, .. } = part;
@@ -191,7 +191,7 @@ pub(super) fn lora_linear_backward(
         }
     }
     let db: Vec<f32> = gradients.into_iter().flat_map(|[_, db]| db).collect();
-    // Few rows by many columns; its result is turned, which is smaller than the inputs.
+    // Few rows by many columns. The result is computed transposed, as it is smaller than the inputs.
     let mut da = vec![0f32; ranks * inputs];
     let factor = Factor {
         left_stride: ranks,

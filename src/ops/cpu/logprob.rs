@@ -1,4 +1,4 @@
-//! Log-probabilities of target tokens and their gradients, without keeping a matrix of logits.
+//! Log-probabilities of target tokens and their gradients, without storing a matrix of logits.
 
 use burn::backend::Flex;
 use burn::tensor::ops::FloatTensorOps;
@@ -69,8 +69,8 @@ pub(super) fn reduced_token_logprob(
     )
 }
 
-/// A chunk of logits at a time, by `of_states`, all in the same memory. `of_gradients` gives the head's rows of the targets, and those that are expected under the
-/// probabilities that it is given.
+/// Processes chunks of logits, computed by `of_states` in the same memory. `of_gradients` returns the head's rows of the targets and
+/// their expectation under given probabilities.
 fn chunked(
     hidden: FlexTensor,
     targets: &[u32],
@@ -110,7 +110,7 @@ fn chunked(
     }
 }
 
-/// `ModelBackend::token_logprob_backward`, a chunk of logits at a time.
+/// `ModelBackend::token_logprob_backward`, in chunks of logits.
 pub(super) fn token_logprob_backward(
     hidden: FlexTensor,
     head: FlexTensor,

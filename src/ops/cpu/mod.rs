@@ -1,4 +1,4 @@
-//! The operations for Flex, on raw slices.
+//! The operations for the Flex backend, on raw slices.
 
 mod attention;
 mod buffers;
@@ -19,7 +19,7 @@ use super::{
     ReducedMatrix,
 };
 
-/// A contiguous tensor. By value: a second handle would make every later in-place write a copy.
+/// Makes a tensor contiguous. Takes it by value: with a second handle, later in-place writes would copy.
 fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.as_slice::<f32>().is_some() {
         tensor
@@ -28,13 +28,13 @@ fn contiguous(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
-/// A tensor to write in place: `storage_mut` gives the whole buffer, so a view must be copied out of its parent first.
+/// Makes a tensor writable in place: `storage_mut` returns the whole buffer, so views are copied first.
 fn writable(tensor: FlexTensor) -> FlexTensor {
-    // Shares the buffer if nothing is to be copied; dropping the argument makes it the sole owner again.
+    // Shares the buffer if nothing is copied; dropping the argument makes it the sole owner again.
     tensor.to_contiguous()
 }
 
-/// The numbers of a tensor that went through [`contiguous`].
+/// The values of a tensor returned by [`contiguous`].
 fn slice(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("contiguous f32")
 }
@@ -52,8 +52,8 @@ fn matmul(a: FlexTensor, b: FlexTensor) -> FlexTensor {
     Flex::float_matmul(a, b)
 }
 
-/// Rows up to which, and from which on again, a product with an f32 weight is ours: between them packing the weight costs what it
-/// saves.
+/// Below and above these numbers of rows, products with an f32 weight use our kernels; between them packing the weight costs what
+/// it saves.
 const FEW_ROWS: usize = 32;
 const MANY_ROWS: usize = 256;
 
@@ -178,7 +178,7 @@ impl ModelBackend for Flex {
     }
 
     fn residual(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
-        // Where `y` is the product that was just computed the sum takes its memory.
+        // If `y` has no other owner the sum reuses its memory.
         let (x, mut y) = (contiguous(x), writable(y));
         kernels::add(y.storage_mut(), slice(&x));
         give_back([x]);

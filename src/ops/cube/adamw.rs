@@ -12,13 +12,13 @@ use crate::ops::AdamWStep;
 /// Buffers of one parameter: value, gradient and both moments.
 const BUFFERS: usize = 4;
 
-/// Cubes for one parameter at most.
+/// Most cubes per parameter.
 const MOST: usize = 1024;
 
-/// Entries for which a unit is worth its launch.
+/// Entries per unit.
 const SHARE: usize = 4;
 
-/// `sizes` holds each parameter's entries, and whether it decays; a plane of cubes belongs to each.
+/// `sizes`: each parameter's number of entries, and whether it decays. One plane of cubes per parameter.
 #[cube(launch)]
 fn step(
     params: &mut Sequence<Array<f32>>,
@@ -79,7 +79,7 @@ impl<R: CubeRuntime> Param<R> {
     }
 }
 
-/// What became of a parameter, on a runtime.
+/// An updated parameter.
 type Updated<R> = (CubeTensor<R>, [CubeTensor<R>; 2]);
 
 pub(super) fn update<R: CubeRuntime>(params: Vec<Param<R>>, s: AdamWStep) -> Vec<Updated<R>> {

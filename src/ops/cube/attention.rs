@@ -1,5 +1,5 @@
-//! Attention on packed rows: a cube for each head and block of queries, an online softmax over the blocks of keys that they see.
-//! Nothing of a row's length squared is kept.
+//! Attention on packed rows: one cube per head and block of queries, with an online softmax over blocks of keys. Memory is linear in
+//! the row's length.
 //!
 //! # Source
 //! Dao 2023, arXiv:2307.08691, algorithm 1, without tensor cores.
@@ -15,26 +15,26 @@ use crate::ops::{Attend, Mask};
 /// Units of one cube.
 pub(super) const UNITS: usize = 128;
 
-/// Numbers of shared memory that a kernel's tiles may take: 24 KiB.
+/// Most numbers in shared memory for the tiles of a kernel: 24 KiB.
 const SHARED: usize = 6 * 1024;
 
-/// Queries and keys of a block, so that `tiles` blocks of heads and `scores` blocks of scores fit into shared memory.
+/// Block size of queries and keys such that `tiles` tiles of heads and `scores` tiles of scores fit in shared memory.
 pub(super) fn block(head_dim: usize, tiles: usize, scores: usize) -> usize {
     let fits = |b: &usize| tiles * b * (head_dim + 1) + scores * b * (b + 1) <= SHARED;
     [32, 16, 8, 4].into_iter().find(fits).unwrap_or(2)
 }
 
-/// Head layout, and what of an [`Attend`] is compiled into kernels.
+/// Head layout and compile-time settings of an [`Attend`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Heads {
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
-    /// Whether a query sees no key behind its own.
+    /// Whether the mask is causal.
     pub(super) causal: bool,
-    /// Whether there is a window, whose length is a kernel's argument; 0 without.
+    /// Whether there is a window; its length is an argument of kernels, 0 without one.
     pub(super) windowed: bool,
-    /// Whether scores are capped, the bound being an argument; 0 without.
+    /// Whether scores are capped; the cap is an argument of kernels, 0 without one.
     pub(super) capped: bool,
 }
 
@@ -54,13 +54,13 @@ impl From<&Attend> for Heads {
 /// Length of the window in tokens; 0 without one.
 pub(super) fn window(attend: &Attend) -> u32 {
     match attend.mask {
-        // Longer than any row is no window.
+        // A window longer than any row has no effect.
         Mask::Window(n) => u32::try_from(n).unwrap_or(0),
         Mask::Causal | Mask::Full => 0,
     }
 }
 
-/// A score of a scaled product.
+/// The score for a scaled product.
 #[cube]
 pub(super) fn capped(product: f32, cap: f32, #[comptime] layout: Heads) -> f32 {
     let mut score = product;
@@ -70,7 +70,7 @@ pub(super) fn capped(product: f32, cap: f32, #[comptime] layout: Heads) -> f32 {
     score
 }
 
-/// tanh without overflow on any driver, and exact near zero: Lambert's continued fraction to the seventh part.
+/// tanh without overflow on any driver, and exact near zero: Lambert's continued fraction to the seventh term.
 #[cube]
 fn tanh(x: f32) -> f32 {
     let mut y = 1.0f32 - 2.0f32 / (1.0f32 + f32::exp(2.0f32 * x));
@@ -87,8 +87,8 @@ fn tanh(x: f32) -> f32 {
     y
 }
 
-/// A block of queries in a table: first query, number, the row's first token, first token of what it continues, their
-/// number, and the first and the end of the keys that they see, counted from the beginning of what the row continues.
+/// A table entry of a block of queries: first query, number of queries, the row's first token, its context's first token, the
+/// context's length, and first and end of the keys that they attend to, as positions in the row.
 pub(super) const QUERY_FIELDS: usize = 7;
 
 /// The blocks of queries of a packed batch, [`QUERY_FIELDS`] numbers each.
@@ -114,7 +114,7 @@ pub(super) fn query_blocks(attend: &Attend, block: usize) -> Vec<u32> {
     table
 }
 
-/// Copies `block` rows of one head into shared memory, times `factor`: row `r` is token `first + r` of `matrix`, zeros from
+/// Copies `block` rows of one head, times `factor`, into shared memory: row `r` is token `first + r` of `matrix`; zeros from row
 /// `rows` on.
 #[cube]
 pub(super) fn load_rows(
@@ -140,7 +140,7 @@ pub(super) fn load_rows(
     }
 }
 
-/// The same for keys `key..key + block` of a row and what it continues, zeros from `keys` on.
+/// The same for keys `key..key + block` of a row with its context; zeros from key `keys` on.
 #[cube]
 pub(super) fn load_keys(
     tile: &mut SharedMemory<f32>,
@@ -189,7 +189,7 @@ pub(super) fn dot(
     sum
 }
 
-/// Whether the query at `position` sees `key`, of `keys` that its block sees at most.
+/// Whether the query at `position` attends to `key`; `keys` is the end of the keys of its block.
 #[cube]
 pub(super) fn sees(
     position: usize,

@@ -1,5 +1,5 @@
-//! Gradient of packed attention, probabilities recomputed: one kernel for the queries' part of the joint matrix, one for keys
-//! and values. Each number is summed by one unit, in one order.
+//! Gradient of packed attention with recomputed probabilities: one kernel for the gradient of queries, one for keys and values. Each
+//! number is summed by one unit in a fixed order.
 //!
 //! # Source
 //! Dao 2023, arXiv:2307.08691, algorithm 2, in two passes.
@@ -19,11 +19,11 @@ use super::{dims2, empty, entrywise, tables};
 use crate::ops::{Attend, Mask};
 use crate::tokens::Span;
 
-/// A block of keys in a table: first key, number, where its ranges of queries begin in the table, and their number.
+/// A table entry of a block of keys: first key, number of keys, start of its ranges of queries in the table, and their number.
 const KEY_FIELDS: usize = 4;
 
-/// A range of queries that see a block of keys: first, end, 1 if each sees only the keys up to itself, and how many tokens lie
-/// between the keys' row and theirs in the batch and not in the row.
+/// A table entry of a range of queries that attend to a block of keys: first, end, 1 if the mask is causal within it, and the number
+/// of tokens between the keys' row and theirs in the batch that are not in their row.
 const RANGE_FIELDS: usize = 4;
 
 /// The blocks of keys of a packed batch, and after them the ranges of queries that see them.
@@ -35,7 +35,7 @@ fn key_blocks(attend: &Attend, block: usize) -> (usize, Vec<u32>) {
             children[parent].push(span.own);
         }
     }
-    // The first query of a window that does not see a key any more, counted from the key.
+    // Distance from a key to the first query whose window is past it.
     let reach = match attend.mask {
         Mask::Window(n) => n,
         Mask::Causal | Mask::Full => segments.num_tokens(),
@@ -77,7 +77,7 @@ fn key_blocks(attend: &Attend, block: usize) -> (usize, Vec<u32>) {
     (blocks.len(), table)
 }
 
-/// `sum(output * grad)` of each head and token: what the softmax takes off every score's gradient.
+/// `sum(output * grad)` of each head and token, which the softmax subtracts from every score's gradient.
 #[cube(launch)]
 fn row_terms(
     output: &Array<f32>,
@@ -101,7 +101,7 @@ fn row_terms(
     }
 }
 
-/// Derivative of a score by the product that it comes from.
+/// Derivative of a score with respect to its product.
 #[cube]
 fn slope(score: f32, cap: f32, #[comptime] layout: Heads) -> f32 {
     let mut slope = 1.0f32;

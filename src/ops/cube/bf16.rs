@@ -1,4 +1,4 @@
-//! Products of matrices that are rounded to bfloat16, sums in f32: burn's, in bfloat16 where the device has it, else in f32 on
+//! Products of matrices rounded to bfloat16, with f32 sums: burn's kernels, in bfloat16 if the device supports it, otherwise in f32 on
 //! the rounded numbers.
 
 use burn::tensor::backend::Backend;
@@ -19,7 +19,7 @@ fn round_entries(x: &Array<f32>, y: &mut Array<f32>, len: u32) {
         let bits = u32::reinterpret(value);
         let nearest = (bits + 0x7FFFu32 + (bits >> 16u32 & 1u32)) >> 16u32 << 16u32;
         let mut rounded = f32::reinterpret(nearest);
-        // Not a number: the sum above may have run over.
+        // NaN: the sum above may have overflowed.
         if (bits & 0x7FFF_FFFFu32) > 0x7F80_0000u32 {
             rounded = value;
         }
@@ -28,7 +28,7 @@ fn round_entries(x: &Array<f32>, y: &mut Array<f32>, len: u32) {
     }
 }
 
-/// Entries that bfloat16 can hold, in f32.
+/// Rounds entries to bfloat16, stored as f32.
 pub(super) fn rounded<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     let x = into_contiguous(x);
     let len = x.meta.shape().num_elements();
@@ -47,7 +47,7 @@ pub(super) fn rounded<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     y
 }
 
-/// Whether the device multiplies bfloat16.
+/// Whether the device has bfloat16 products.
 pub(super) fn is_native<R, B>(x: &CubeTensor<R>) -> bool
 where
     R: CubeRuntime,
@@ -65,12 +65,12 @@ where
     if is_native::<R, B>(&a) {
         return native::<R, B>(a, B::float_cast(b, FloatDType::BF16));
     }
-    // A transposed view is rounded as it lies, and not copied.
+    // A transposed view is rounded in its own layout, without a copy.
     let [a, b] = [a, b].map(|side| match side.is_contiguous() {
         true => rounded(side),
         false => B::float_transpose(rounded(B::float_transpose(side))),
     });
-    // The runtime's own choice: bfloat16 numbers lose nothing as TF32.
+    // The runtime's default kernel: TF32 represents bfloat16 numbers exactly.
     B::float_matmul(a, b)
 }
 

@@ -1,4 +1,4 @@
-//! Writes into the cache of keys and values, and attention of one query a row over it.
+//! Writes into the KV cache, and attention of one query per row over it.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
@@ -62,7 +62,8 @@ pub(super) fn write<R: CubeRuntime>(
     cache
 }
 
-/// A cube for each token and head; `rows`: slot, first and end of the positions that each sees. Keys are taken [`UNITS`] at a time.
+/// One cube per token and head; `rows`: slot, first and end of the positions that each token attends to. Keys are processed in blocks
+/// of [`UNITS`].
 #[cube(launch)]
 fn decode(
     q: &Array<f32>,
@@ -124,7 +125,7 @@ fn decode(
             weight = f32::exp(score - new);
         }
         p[unit] = weight;
-        // Waits for all of them, too.
+        // The last reduction also synchronises all units.
         total = total * shrink + cube_sum(weight, &mut shared);
         let mut seen = end - start;
         if seen > units {

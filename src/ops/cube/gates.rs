@@ -28,7 +28,7 @@ fn phi(x: f32, #[comptime] tanh: bool) -> (f32, f32) {
     }
 }
 
-/// What a gate multiplies its argument by, and that factor's slope times the argument.
+/// The factor by which a gate multiplies its argument, and the factor's slope times the argument.
 #[cube]
 fn factor(x: f32, #[comptime] gate: Gate) -> (f32, f32) {
     if comptime!(gate == Gate::Silu) {

@@ -14,8 +14,8 @@ use super::{by_row, dims2, empty, entrywise, tables, writable};
 use crate::ops::tensor::{unwrap, wrap};
 use crate::ops::{FrozenWeight, LogprobOutput, MatmulPrecision, ModelBackend, logit_chunk_rows};
 
-/// A cube for each row: log-probability of its target, entropy, and, of `logits * inv_temperature`, the largest and the inverse of
-/// the sum of `exp(x - largest)`: their joint logarithm would lose digits of every probability where logits are large.
+/// One cube per row: log-probability of its target, entropy, and, of `x = logits * inv_temperature`, the largest value and the inverse
+/// of the sum of `exp(x - largest)`. Their joint logarithm would lose digits of probabilities where logits are large.
 #[cube(launch)]
 fn statistics(
     logits: &Array<f32>,
@@ -33,7 +33,7 @@ fn statistics(
     let mut shared = SharedMemory::<f32>::new(units);
     let mut row = CUBE_POS_X as usize;
     while row < rows {
-        // Over this unit's entries: the largest, the sum of exp(x - largest), and that of (x - largest) exp(x - largest).
+        // Over this unit's entries: the largest, and the sums of exp(x - largest) and (x - largest) exp(x - largest).
         let mut largest = f32::new(-1e30);
         let mut sum = 0.0f32;
         let mut weighted = 0.0f32;
@@ -109,7 +109,7 @@ struct Chunk<'a, R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Chunk<'_, R> {
-    /// Fills in the chunk's part of `logprobs` and `entropy`; returns what probabilities are made from.
+    /// Writes the chunk's part of `logprobs` and `entropy`; returns the statistics for computing probabilities.
     fn statistics(
         &self,
         logits: &CubeTensor<R>,
@@ -137,7 +137,7 @@ impl<R: CubeRuntime> Chunk<'_, R> {
         softmax
     }
 
-    /// The gradient of the log-probabilities (times `grad`, if given) with respect to the logits, in their place.
+    /// Replaces the logits by the gradient of the log-probabilities (times `grad`, if given) with respect to them.
     fn gradient(
         &self,
         logits: CubeTensor<R>,
@@ -166,7 +166,7 @@ impl<R: CubeRuntime> Chunk<'_, R> {
     }
 }
 
-/// The chunks of `tokens` rows, `(first, rows)`.
+/// Splits `tokens` rows into chunks `(first, rows)`.
 fn chunks(tokens: usize, vocab: usize) -> impl Iterator<Item = (usize, usize)> {
     let size = logit_chunk_rows(vocab);
     (0..tokens)
@@ -182,7 +182,7 @@ fn rows_of<B: Backend>(
     unwrap(wrap::<B, 2>(x.clone()).narrow(0, first, rows))
 }
 
-/// `[a; b; ..]`, or nothing of `like`'s width.
+/// Concatenates rows; an empty tensor of `like`'s width for no parts.
 fn join<R, B>(mut parts: Vec<CubeTensor<R>>, like: &CubeTensor<R>) -> CubeTensor<R>
 where
     R: CubeRuntime,

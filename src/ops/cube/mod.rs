@@ -1,8 +1,7 @@
-//! The operations for every CubeCL runtime (CUDA, Vulkan, Metal): kernels written once, f32.
+//! The operations for all CubeCL runtimes (CUDA, Vulkan, Metal): one set of kernels, in f32.
 //!
-//! What all kernels keep to: no subgroup operations (software Vulkan has none), no atomics (the order of sums is fixed), at most
-//! 24 KiB of shared memory (Metal and Mesa have 32), cubes that walk over their rows or tiles in strides (an axis has 65,535
-//! cubes at most).
+//! Rules for all kernels: no subgroup operations (software Vulkan has none), no atomics (the order of sums is fixed), at most 24 KiB
+//! of shared memory (Metal and Mesa have 32), and strided loops over rows or tiles (an axis has at most 65,535 cubes).
 
 mod adamw;
 mod attention;
@@ -34,19 +33,19 @@ use super::{
     ReducedMatrix,
 };
 
-/// Units of one cube, for kernels that reduce over it and for elementwise ones.
+/// Units of one cube in reductions and elementwise kernels.
 const UNITS: usize = 256;
 
-/// wgpu allows 65,535 cubes along an axis.
+/// Most cubes along an axis; wgpu allows 65,535.
 const MAX_CUBES: usize = 32_768;
 
-/// A new tensor with plain rows; CUDA would pad them otherwise.
+/// A new tensor with contiguous rows; CUDA would pad them otherwise.
 fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
     let (client, device) = (like.client.clone(), like.device.clone());
     empty_device_contiguous_dtype(client, device, shape.into(), DType::F32)
 }
 
-/// A contiguous tensor that may be written in place: the argument itself if nothing else holds its numbers.
+/// A contiguous tensor to write in place: the argument itself if it has no other owner.
 fn writable<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     let tensor = into_contiguous(tensor);
     if tensor.can_mut() {
@@ -60,7 +59,7 @@ fn dims2<R: CubeRuntime>(tensor: &CubeTensor<R>) -> [usize; 2] {
     tensor.meta.shape().dims()
 }
 
-/// Cubes of [`UNITS`] for `len` independent entries, which walk on if there are too many.
+/// Launch size for `len` independent entries, in strided loops.
 fn entrywise(len: usize) -> (CubeCount, CubeDim) {
     let cubes = len.div_ceil(UNITS).min(MAX_CUBES);
     (
@@ -69,7 +68,7 @@ fn entrywise(len: usize) -> (CubeCount, CubeDim) {
     )
 }
 
-/// A cube for each row, as wide as the row needs.
+/// Launch size of one cube per row, as wide as the row needs.
 fn by_row(rows: usize, columns: usize) -> (CubeCount, CubeDim, usize) {
     let units = columns.next_power_of_two().clamp(32, UNITS);
     (
@@ -79,13 +78,13 @@ fn by_row(rows: usize, columns: usize) -> (CubeCount, CubeDim, usize) {
     )
 }
 
-/// The inputs after the first halves of adapters.
+/// The inputs times the adapters' down projections `a`.
 fn ranks_of<B, R>(x: CubeTensor<R>, a: CubeTensor<R>) -> CubeTensor<R>
 where
     R: CubeRuntime,
     B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    // Of few rows, as in decoding, one cube would read all inputs.
+    // For few rows, as in decoding, a single cube would read all inputs.
     match dims2(&x)[0] <= reduced::FEW_ROWS {
         true => B::f32_matmul(x, a),
         false => low_rank::ranks_of(x, a),

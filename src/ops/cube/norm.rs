@@ -1,4 +1,4 @@
-//! RMSNorm and LayerNorm by row, a cube for each.
+//! RMSNorm and LayerNorm, one cube per row.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -74,7 +74,7 @@ fn norm_forward(
     }
 }
 
-/// With `n` the normed row: `dx = (w g - mean(w g) - n mean(w g n)) * inverse`, the middle term for LayerNorm only. Keeps mean
+/// With `n` the normed row: `dx = (w g - mean(w g) - n mean(w g n)) * inverse`, the middle term for LayerNorm only. Also writes mean
 /// and inverse deviation of each row.
 #[cube(launch)]
 fn norm_backward(
@@ -125,8 +125,7 @@ fn norm_backward(
     }
 }
 
-/// Sums over a chunk of rows, a unit for each column: of `grad * n` into `of_weight`, of `grad` into `of_bias`, both
-/// `[chunks, columns]`.
+/// Sums over chunks of rows, one unit per column: of `grad * n` into `of_weight`, of `grad` into `of_bias`, both `[chunks, columns]`.
 #[cube(launch)]
 fn norm_weights(
     x: &Array<f32>,
@@ -198,7 +197,7 @@ pub(super) fn forward<R: CubeRuntime>(
     y
 }
 
-/// Gradients of x and, if asked for, of weight and bias. RMSNorm has no bias: its second entry means nothing.
+/// Gradients of x and, if requested, of weight and bias. For RMSNorm, which has no bias, the latter is undefined.
 pub(super) fn backward<B, R>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
@@ -254,7 +253,7 @@ where
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
     let [rows, columns] = dims2(&x);
-    // Enough chunks to fill a device, few enough that adding them up costs nothing.
+    // Enough chunks to fill a device, few enough that summing them is cheap.
     let chunk = rows.div_ceil(256).max(16);
     let chunks = rows.div_ceil(chunk);
     let of_weight = empty(&x, [chunks, columns]);

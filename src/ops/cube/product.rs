@@ -1,8 +1,7 @@
-//! Which of the runtime's kernels multiplies two matrices.
+//! Selects the runtime's kernel for a product of two matrices.
 //!
-//! The runtime's own choice multiplies f32 as TF32 wherever tensor cores are (errors of 3e-4 of a product's largest number), and
-//! takes neither the tensor memory accelerator nor a second buffer for bfloat16. Measured on an H200, products of 4,096 rows: f32
-//! by its units 24 TFLOP/s, bfloat16 88 by its choice and up to 226 by the one here.
+//! The runtime's default uses TF32 for f32 products on tensor cores (errors of 3e-4 of a product's largest number), and for bfloat16
+//! neither the tensor memory accelerator nor double buffering.
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
@@ -16,7 +15,7 @@ use cubek::std::InputBinding;
 
 use super::{dims2, empty};
 
-/// With fewer rows the accelerator's tiles are mostly empty.
+/// Fewest rows for the accelerator, whose tiles would otherwise be mostly empty.
 const TALL: usize = 64;
 
 /// `a . b` in f32.
@@ -24,7 +23,7 @@ pub(super) fn f32s<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeTe
     let units = Strategy::SimpleUnit(Inferred(SimpleUnitSelectionArgs {
         tile_size: MaxTileSize,
     }));
-    // What refuses no matrix copies one that does not lie as it likes.
+    // The kernel that accepts all layouts copies matrices in other layouts.
     first_that_runs(a, b, vec![units, Strategy::Naive])
 }
 
@@ -40,7 +39,7 @@ pub(super) fn bf16s<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>) -> CubeT
     first_that_runs(a, b, kernels)
 }
 
-/// Whether the accelerator can fetch the matrix: lines one after the other in memory, each of a multiple of 16 bytes.
+/// Whether the accelerator can load the matrix: contiguous lines of a multiple of 16 bytes.
 fn has_whole_lines<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     let [rows, columns] = dims2(x);
     let line = match x.meta.strides() {
@@ -51,7 +50,7 @@ fn has_whole_lines<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     (line * x.dtype.size()).is_multiple_of(16)
 }
 
-/// By the first kernel that takes these matrices on this device; what one refuses it does not begin.
+/// Multiplies by the first kernel that accepts these matrices on this device.
 fn first_that_runs<R: CubeRuntime>(
     a: CubeTensor<R>,
     b: CubeTensor<R>,

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-/// The sum of every unit's `value`, for all of them.
+/// The sum over all units, returned to each of them.
 #[cube]
 pub(super) fn cube_sum(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     let unit = UNIT_POS_X as usize;
@@ -23,7 +23,7 @@ pub(super) fn cube_sum(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     sum
 }
 
-/// The largest of every unit's `value`, for all of them.
+/// The maximum over all units, returned to each of them.
 #[cube]
 pub(super) fn cube_max(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     let unit = UNIT_POS_X as usize;

@@ -1,5 +1,5 @@
-//! Products with weights in fewer bits. They lie packed in device memory from their first use on; a product of many rows
-//! unpacks the weight for its own duration, one of few rows reads it packed.
+//! Products with reduced weights. Packed weights are uploaded at their first use; a product of many rows unpacks the weight
+//! temporarily, one of few rows reads it packed.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -11,11 +11,11 @@ use super::{bf16, dims2, empty, entrywise};
 use crate::ops::reduced::{GROUP, LARGEST, Panels};
 use crate::ops::{MatmulPrecision, ModelBackend, Precision, ReducedMatrix};
 
-/// A matrix `[inputs, outputs]` in device memory.
+/// A packed matrix `[inputs, outputs]` in device memory.
 struct Packed<R: CubeRuntime> {
-    /// `[inputs, words]`, one f32, two bfloat16 or four 8-bit numbers of neighbouring columns in a word, lower bits first.
+    /// `[inputs, words]`; a word holds one f32, two bfloat16 or four 8-bit numbers of neighbouring columns, lower bits first.
     words: CubeTensor<R>,
-    /// `[groups, outputs]`; the words again where there are none.
+    /// `[groups, outputs]`; a copy of the handle of `words` without scales.
     scales: CubeTensor<R>,
 }
 
@@ -28,7 +28,7 @@ fn per_word(precision: Precision) -> usize {
 }
 
 impl<R: CubeRuntime> Packed<R> {
-    /// The copy on the device of `like`.
+    /// The packed copy on the device of `like`.
     fn of(weight: &ReducedMatrix, like: &CubeTensor<R>) -> std::sync::Arc<Self> {
         weight.resident(
             |packed: &Self| packed.words.device == like.device,
@@ -80,7 +80,7 @@ impl<R: CubeRuntime> Packed<R> {
         Self { words, scales }
     }
 
-    /// The words as a bfloat16 matrix, if rows end where words do.
+    /// The words as a bfloat16 matrix, if rows are whole words.
     fn as_bf16(&self, weight: &ReducedMatrix) -> Option<CubeTensor<R>> {
         let shape = [weight.inputs(), weight.outputs()];
         let words = &self.words;
@@ -110,7 +110,7 @@ fn number(word: u32, place: u32, #[comptime] per_word: usize) -> f32 {
     }
 }
 
-/// The numbers in f32, a unit for each word.
+/// Unpacks to f32, one unit per word.
 #[cube(launch)]
 fn unpack(
     words: &Array<u32>,
@@ -141,7 +141,7 @@ fn unpack(
     }
 }
 
-/// Rounds each group of a row to 8 bits, a unit for each group.
+/// Rounds each group of a row to 8 bits, one unit per group.
 #[cube(launch)]
 fn round_groups(x: &Array<f32>, y: &mut Array<f32>, inputs: u32, groups: u32, len: u32) {
     let (inputs, groups) = (inputs as usize, groups as usize);
@@ -176,13 +176,13 @@ fn round_groups(x: &Array<f32>, y: &mut Array<f32>, inputs: u32, groups: u32, le
     }
 }
 
-/// Words of a cube of [`few_rows`], a unit for each.
+/// Words of a cube of [`few_rows`], one unit each.
 const WORDS: usize = 64;
 
-/// Rows of a cube: each word is read once for all of them.
+/// Rows of a cube: it reads each word once for all of them.
 const ROWS: usize = 8;
 
-/// Up to so many rows, reading the packed weight is what a product costs.
+/// Most rows for which reading the packed weight dominates the cost of a product.
 pub(super) const FEW_ROWS: usize = 16;
 
 /// Sums over `chunk` inputs (a multiple of [`GROUP`]) of `x . weight`, into `parts`: `[chunks, rows, outputs]`.
@@ -241,7 +241,7 @@ fn few_rows(
         #[unroll]
         for place in 0..per_word {
             let column = word_column * per_word + place;
-            // Columns that do not exist are not written.
+            // Padding columns are not written.
             let mut existing = column;
             if column >= outputs {
                 existing = 0;
@@ -336,7 +336,7 @@ where
     few_rows_product::<R, B>(x, &packed, weight.outputs(), words)
 }
 
-/// A product of few rows with an f32 matrix that lies row after row: it is read once, like a packed one.
+/// A product of few rows with a row-major f32 matrix, which is read once like a packed one.
 pub(super) fn few_rows_of_f32<R, B>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
@@ -405,7 +405,7 @@ where
     B::float_reshape(y, [rows, outputs].into())
 }
 
-/// A unit for each number.
+/// One unit per number.
 #[cube(launch)]
 fn gather_columns(
     words: &Array<u32>,
@@ -475,7 +475,7 @@ where
     B::f32_matmul(grad, B::float_transpose(weight))
 }
 
-/// `x . weight` or `x . weight^T`, both rounded to bfloat16; packed words are read as they lie.
+/// `x . weight` or `x . weight^T`, both rounded to bfloat16; packed bfloat16 words are used directly.
 fn bf16_product<R, B>(x: CubeTensor<R>, weight: &ReducedMatrix, transposed: bool) -> CubeTensor<R>
 where
     R: CubeRuntime,

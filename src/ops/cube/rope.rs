@@ -1,4 +1,4 @@
-//! Rotary embedding, in place where nothing else holds the matrix.
+//! Rotary embedding, in place if the matrix has no other owner.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::{dims2, entrywise, writable};
 
-/// Turns each pair `(i, i + half)` of each head.
+/// Rotates each pair `(i, i + half)` of each head.
 #[cube(launch)]
 fn rotate(
     x: &mut Array<f32>,

@@ -1,4 +1,4 @@
-//! The sum of squares of many tensors, with one read and a launch for as many as a kernel may have buffers.
+//! The sum of squares of many tensors, with one read; each launch covers as many tensors as a kernel can have buffers.
 
 use burn::tensor::{Shape, Tensor};
 use burn_cubecl::CubeRuntime;
@@ -12,25 +12,25 @@ use crate::host;
 use crate::ops::ModelBackend;
 use crate::ops::tensor::wrap;
 
-/// Cubes for one tensor at most; each adds up its share of the entries.
+/// Most cubes per tensor; each sums its share of the entries.
 const MOST: usize = 64;
 
-/// Entries for which a unit is worth its launch.
+/// Entries per unit.
 const SHARE: usize = 16;
 
-/// Tensors of one launch at most: the kernel has its body once for each.
+/// Most tensors per launch: the kernel's code is unrolled over them.
 const GROUP: usize = 32;
 
-/// Buffers of a kernel that are not tensors of the group: a table, sums, and what the runtime adds for scalars and lengths.
+/// Other buffers of the kernel: a table, sums, and the runtime's own for scalars and lengths.
 const OTHERS: usize = 4;
 
-/// Tensors that one launch can take, with so many buffers for each.
+/// Number of tensors per launch, with `buffers` buffers each.
 pub(super) fn group_len<R: CubeRuntime>(like: &CubeTensor<R>, buffers: usize) -> usize {
     let most = like.client.properties().hardware.max_bindings as usize;
     (most.saturating_sub(OTHERS) / buffers).clamp(1, GROUP)
 }
 
-/// A plane of cubes for each tensor: as many as the longest is worth, at most `most`.
+/// Launch size with one plane of cubes per tensor: as many as the longest needs, at most `most`.
 pub(super) fn by_tensor(
     lens: impl ExactSizeIterator<Item = usize>,
     share: usize,
@@ -45,7 +45,7 @@ pub(super) fn by_tensor(
     )
 }
 
-/// The sums of the group's tensors stand at `first`, those of one tensor side by side.
+/// Writes the partial sums of the group's tensors from `first` on, those of one tensor contiguous.
 #[cube(launch)]
 fn partial_sums(
     tensors: &Sequence<Array<f32>>,

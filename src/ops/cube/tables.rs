@@ -7,11 +7,11 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
-/// Every layer of a step, forward and backward, asks for the same few tables: rows of the batch, parts of the adapters.
+/// Number of recent tables to keep: all layers of a step use the same few tables (rows of the batch, parts of adapters).
 const KEPT: usize = 32;
 
 thread_local! {
-    /// The latest tables of this thread, which is also a stream of the device's work; the most recent one last.
+    /// The recent tables of this thread, which has its own stream of device work; most recent last.
     static RECENT: RefCell<Vec<Box<dyn Any>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -20,7 +20,7 @@ struct Table<R: CubeRuntime> {
     uploaded: CubeTensor<R>,
 }
 
-/// `numbers` on the device of `like`, uploaded unless they are among the latest.
+/// `numbers` on the device of `like`, uploaded unless they are among the recent tables.
 pub(super) fn table<R: CubeRuntime>(like: &CubeTensor<R>, numbers: Vec<u32>) -> CubeTensor<R> {
     RECENT.with_borrow_mut(|recent| {
         let same = |entry: &Box<dyn Any>| {

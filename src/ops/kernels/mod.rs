@@ -123,7 +123,7 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits(exponent)
 }
 
-/// The first `len` entries of memory that is kept, which grows to that; they hold whatever they hold.
+/// The first `len` entries of a reused buffer, which grows as needed; their content is arbitrary.
 pub(super) fn room<T: Clone + Default>(kept: &mut Vec<T>, len: usize) -> &mut [T] {
     if kept.len() < len {
         kept.resize(len, T::default());
@@ -193,7 +193,7 @@ simd_fn! {
     }
 }
 
-/// `dx` in place of `dx`; the weight's gradient if asked for.
+/// `dx` in place; the weight's gradient if requested.
 pub(super) fn rms_norm_backward(
     x: &[f32],
     weight: &[f32],

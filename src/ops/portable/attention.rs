@@ -1,4 +1,4 @@
-//! Attention on packed rows and over the cache, a row at a time.
+//! Attention on packed rows and over the cache, row by row.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -39,7 +39,7 @@ fn rows_of<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 2> {
     x.swap_dims(0, 1).reshape([len, heads * head_dim])
 }
 
-/// Scores of the queries of one row against the keys of its context and its own, before any is hidden.
+/// Unmasked scores of one row's queries against the keys of its context and its own.
 fn scores<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, attend: &Attend) -> Tensor<B, 3> {
     let scores = q.matmul(k.swap_dims(1, 2)).mul_scalar(attend.scale);
     match attend.softcap {
@@ -48,14 +48,14 @@ fn scores<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, attend: &Attend) -> Tens
     }
 }
 
-/// Hides the scores of keys that a query does not see.
+/// Masks scores.
 fn masked<B: Backend>(scores: Tensor<B, 3>, mask: Mask) -> Tensor<B, 3> {
     let [heads, queries, keys] = scores.dims();
     let device = scores.device();
     let offset = (keys - queries) as i64;
     let hide = |scores: Tensor<B, 3>, hidden: Tensor<B, 2, Bool>| {
         let hidden = hidden.unsqueeze::<3>().expand([heads, queries, keys]);
-        // Finite, so that 0 * masked stays 0; exp(-1e30 - lse) is exactly 0 in f32.
+        // Finite, so that 0 * masked is 0; exp(-1e30 - lse) is exactly 0 in f32.
         scores.mask_fill(hidden, -1e30)
     };
     let later = || Tensor::tril_mask([queries, keys], offset, &device);

@@ -72,8 +72,7 @@ pub(in crate::ops) fn reduced_token_logprob<B: ModelBackend>(
     )
 }
 
-/// By chunks of rows: logits by `of_states`, and by `of_gradients` the head's rows of the targets less what is expected of
-/// them.
+/// In chunks of rows: `of_states` computes logits; `of_gradients` the head's rows of the targets minus their expectation.
 fn chunked<B: Backend>(
     hidden: FloatTensor<B>,
     targets: &[u32],

@@ -1,4 +1,4 @@
-//! Products with weights in fewer bits.
+//! Products with reduced weights.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
@@ -9,7 +9,7 @@ use crate::ops::reduced::{GROUP, LARGEST};
 use crate::ops::tensor::{unwrap, wrap};
 use crate::ops::{ModelBackend, Precision, ReducedMatrix};
 
-/// The rounded weight in f32. It goes to the device anew with every product: right everywhere, fast nowhere.
+/// The reduced weight in f32, uploaded for every product: correct on every backend, but slow.
 fn full<B: Backend>(weight: &ReducedMatrix, device: &B::Device) -> Tensor<B, 2> {
     let shape = [weight.inputs(), weight.outputs()];
     Tensor::from_data(TensorData::new(weight.values(), shape), device)
@@ -36,7 +36,7 @@ pub(in crate::ops) fn reduced_linear_backward<B: ModelBackend>(
     weight.matmul().matmul::<B>(unwrap(grad), unwrap(full))
 }
 
-/// Rounded on the host: right everywhere, fast nowhere.
+/// Rounds on the host: correct on every backend, but slow.
 pub(in crate::ops) fn bf16_matmul<B: Backend>(
     a: FloatTensor<B>,
     b: FloatTensor<B>,
@@ -77,7 +77,7 @@ fn rounded<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     };
     let x = x.reshape([rows * groups, GROUP]);
     let largest = x.clone().abs().max_dim(1);
-    // A group of zeros: any scale will do.
+    // A group of zeros: any scale works.
     let zero = largest.clone().equal_elem(0.0);
     let inverse = largest.clone().mask_fill(zero, 1.0).recip() * LARGEST;
     let numbers = (x * inverse).round();

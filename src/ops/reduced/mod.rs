@@ -1,4 +1,4 @@
-//! Frozen weights in fewer bits than f32.
+//! Frozen weights in reduced precision.
 
 mod bf16;
 mod int8;
@@ -54,7 +54,7 @@ impl Precision {
     }
 }
 
-/// A frozen matrix `[inputs, outputs]` in fewer bits, in host memory and shared by its clones.
+/// A frozen matrix `[inputs, outputs]` in reduced precision, in host memory and shared by its clones.
 #[derive(Debug, Clone)]
 pub struct ReducedMatrix {
     inputs: usize,

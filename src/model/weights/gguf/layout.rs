@@ -1,4 +1,4 @@
-//! How llama.cpp's converter renames and reorders the tensors of each architecture, undone.
+//! Undoes the renaming and reordering of tensors by llama.cpp's converter, by architecture.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ pub(super) enum Architecture {
     Gpt2,
 }
 
-/// What turns the stored order into Hugging Face's.
+/// The conversion from the stored layout to Hugging Face's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
     Same,
@@ -20,7 +20,7 @@ pub(super) enum Layout {
     Rotary {
         heads: usize,
     },
-    /// Stored `[out, in]`, wanted `[in, out]`.
+    /// Stored as `[out, in]`; Hugging Face has `[in, out]`.
     Transposed,
 }
 

@@ -1,4 +1,4 @@
-//! The work of attention in parts that run in parallel.
+//! The parallel tasks of attention.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,30 +9,30 @@ use crate::ops::kernels::{Left, PackedRight, Right, Visible};
 use crate::ops::{Attend, HeadLayout, Mask};
 use crate::tokens::Span;
 
-/// Queries of a row that are scored at once: memory stays linear in the row's length, and keys that none of them sees
-/// are not multiplied. In a long row few keys are between those, and larger products are faster.
+/// Queries per block: memory is linear in the row's length, and keys that no query of a block attends to are skipped. Large blocks
+/// suit long rows, where little is skipped and large products are faster.
 const QUERY_BLOCK: usize = 128;
-/// The same in a row of at most [`SHORT`] tokens.
+/// Queries per block in rows of at most [`SHORT`] tokens.
 const SHORT_QUERY_BLOCK: usize = 64;
-/// Tokens up to which all query heads of a key head are one task. Of longer rows there may be fewer than threads, and packing
-/// the keys for each query head is little beside its products.
+/// Longest row for which all query heads of a key head are one task. For longer rows there may be fewer rows than threads, and
+/// packing the keys per query head is cheap beside its products.
 const SHORT: usize = 256;
-/// Keys that they are scored against at once: scores of long rows stay in the second-level cache.
+/// Keys per block: scores of long rows then fit in the second-level cache.
 const KEY_BLOCK: usize = 512;
-/// Where the first block of a window begins is a multiple of this: panels of packed keys are as wide, or a part of it, or there is
-/// one alone.
+/// The first block of a window begins at a multiple of this, which is a multiple of the panel width of packed keys unless there is
+/// only one panel.
 const KEY_ALIGN: usize = 64;
 
-/// A matrix as it lies in memory.
+/// A matrix with a row stride.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     pub(super) values: &'a [f32],
-    /// Numbers from row to row.
+    /// Distance between rows.
     pub(super) width: usize,
 }
 
 impl<'a> View<'a> {
-    /// Rows from `row` and columns from `column` on.
+    /// The part from `row` and `column` on.
     pub(super) fn from(self, row: usize, column: usize) -> View<'a> {
         let values = &self.values[row * self.width + column..];
         View { values, ..self }
@@ -46,7 +46,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The first `rows` rows and `columns` columns as the right side of products, or their transpose.
+    /// Packs the first `rows` rows and `columns` columns, or their transpose, as the right side of products.
     pub(super) fn pack(self, packed: &mut PackedRight, right: Right, rows: usize, columns: usize) {
         let sizes = match right {
             Right::Plain => [rows, columns],
@@ -71,7 +71,7 @@ impl Keys<'_> {
     }
 }
 
-/// One task of attention: some query heads of a row of the batch, all of one key head.
+/// One task: query heads of one key head in one row.
 pub(super) struct Task {
     pub(super) span: Span,
     /// Key and value head.
@@ -80,23 +80,23 @@ pub(super) struct Task {
 }
 
 impl Task {
-    /// Column of a query head.
+    /// First column of a query head.
     pub(super) fn query_column(query: usize, layout: HeadLayout) -> usize {
         query * layout.head_dim
     }
 
-    /// Columns of the key and of the value head.
+    /// First columns of the key and the value head.
     pub(super) fn key_columns(&self, layout: HeadLayout) -> [usize; 2] {
         let key = layout.q_width() + self.head * layout.head_dim;
         [key, key + layout.kv_width()]
     }
 
-    /// Whether it is the first of the row's tasks with this key head.
+    /// Whether it is the first task of its row with this key head.
     pub(super) fn is_first(&self, layout: HeadLayout) -> bool {
         self.queries.start == self.head * (layout.heads / layout.kv_heads)
     }
 
-    /// Keys or values of context and row, `[keys, head_dim]`, as they lie if they lie together.
+    /// Keys or values of context and row, `[keys, head_dim]`; not copied if they are contiguous.
     pub(super) fn keys<'a>(&self, qkv: View<'a>, column: usize, head_dim: usize) -> Keys<'a> {
         let Span { context, own } = &self.span;
         if context.is_empty() {
@@ -113,12 +113,12 @@ impl Task {
         }
     }
 
-    /// The row's tokens in blocks.
+    /// The blocks of the row's tokens.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         blocks(self.span.own.clone())
     }
 
-    /// The keys that a block of queries sees, in blocks.
+    /// The blocks of keys that a block of queries attends to.
     pub(super) fn key_blocks(
         &self,
         block: &Range<usize>,
@@ -129,7 +129,7 @@ impl Task {
         let position = context.len() + block.start - own.start;
         let end = mask.seen(position + queries - 1, self.span.len()).end;
         let first = mask.seen(position, end).start / KEY_ALIGN * KEY_ALIGN;
-        // Each query sees the blocks before the last to their end; of a causal last block each sees at least its own key.
+        // Each query attends to all keys of the blocks before the last; in a causal last block at least to its own key.
         let (whole, stairs) = match mask {
             Mask::Full => ((end - 1 - first) / KEY_BLOCK, 1),
             Mask::Causal | Mask::Window(_) => ((position - first) / KEY_BLOCK, queries),
@@ -151,7 +151,7 @@ impl Task {
     }
 }
 
-/// The tokens of a row in blocks.
+/// Splits the tokens of a row into blocks.
 fn blocks(own: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     let block = match own.len() {
         ..=SHORT => SHORT_QUERY_BLOCK,
@@ -161,7 +161,7 @@ fn blocks(own: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
     starts.map(move |start| start..(start + block).min(end))
 }
 
-/// Some keys of a row, and which of them each query of a block sees.
+/// A block of keys, and which of them each query of a block attends to.
 pub(super) struct KeyBlock {
     pub(super) keys: Range<usize>,
     pub(super) visible: Visible,
@@ -192,8 +192,8 @@ impl Tasks {
         Self { all, rows }
     }
 
-    /// Fills `out`, `[tokens, width]`, by blocks of queries in parallel: `write` gets the rows of one block, the block, its place
-    /// among those of its row, and the tasks of the row, by number.
+    /// Fills `out`, `[tokens, width]`, by blocks of queries in parallel: `write` gets the rows of one block, the block, its index in the
+    /// row, and the indices of the row's tasks.
     pub(super) fn for_each_block(
         &self,
         out: &mut [f32],
@@ -201,7 +201,7 @@ impl Tasks {
         write: impl Fn(&mut [f32], Range<usize>, usize, Range<usize>) + Sync,
     ) {
         let (mut parts, mut rest) = (Vec::new(), out);
-        // Rows stand in the order of their tokens.
+        // Rows are in the order of their tokens.
         for (span, tasks) in &self.rows {
             for (place, block) in blocks(span.own.clone()).enumerate() {
                 let (part, after) = rest.split_at_mut(block.len() * width);

@@ -139,7 +139,7 @@ fn apart<S: Simd, const V: usize>(b: &[f32], stride: usize) -> impl Iterator<Ite
     rows.map(|b| S::as_simd_f32s(&b[..V * S::F32_LANES]).0)
 }
 
-/// `sums + x . b` of a left side that is turned: what the rows have of an input lies together.
+/// `sums + x . b` of a transposed left side: the rows' values of one input are contiguous.
 #[inline(always)]
 fn add_turned<'a, S: Simd, const V: usize, const R: usize>(
     simd: S,

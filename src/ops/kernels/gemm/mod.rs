@@ -45,7 +45,7 @@ const ROWS_OF_TASK: usize = 96;
 pub(in crate::ops) enum Matrix<'a> {
     /// Row-major.
     Full(&'a [f32]),
-    /// In fewer bits.
+    /// In reduced precision.
     Reduced(&'a ReducedMatrix),
 }
 
@@ -142,7 +142,7 @@ thread_local! {
 }
 
 /// `y = x . b`, or with [`Right::Transposed`] `y = x . b^T`, plus the low-rank product. `x`: `[rows, depth]`, rows
-/// `left_stride` apart, or turned; `y`: `[rows, columns]`, row-major; what `y` holds does not matter.
+/// `left_stride` apart, or transposed; `y`: `[rows, columns]`, row-major; what `y` holds does not matter.
 ///
 /// The right side is packed into panels as wide as a tile, each number once. The result depends neither on the number of threads
 /// nor on how many rows there are: every entry is summed in the order of the depth. In bfloat16 it does not depend on the
@@ -365,7 +365,7 @@ struct Rows<'a> {
     columns: usize,
     /// From the task's first row on.
     x: &'a [u32],
-    /// From row to row, or from input to input if `x` is turned.
+    /// From row to row, or from input to input if `x` is transposed.
     row_words: usize,
     /// Whether `x` is `[depth, rows]` in memory: in words of one input only.
     turned: bool,
@@ -426,7 +426,7 @@ struct Tile<'a> {
     rows: usize,
     columns: usize,
     count: usize,
-    /// From the tile's first row and the block's first word on, `row_words` from row to row, or from word to word if it is turned.
+    /// From the tile's first row and the block's first word on, `row_words` from row to row, or from word to word if it is transposed.
     x: &'a [u32],
     row_words: usize,
     turned: bool,

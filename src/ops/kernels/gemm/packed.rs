@@ -13,7 +13,7 @@ pub(in crate::ops) struct Left<'a> {
     pub(in crate::ops) values: &'a [f32],
     /// Numbers from row to row as they lie in memory.
     pub(in crate::ops) stride: usize,
-    /// Whether what lies in memory is `[depth, rows]`.
+    /// Whether it is transposed in memory, `[depth, rows]`.
     pub(in crate::ops) turned: bool,
 }
 
