@@ -34,7 +34,7 @@ largest as a part of the reference's size. `wgpu` is whatever Vulkan driver the 
 Mesa's software driver.
 ";
 
-/// What stands below the tables, written by hand.
+/// The part below the tables.
 const BOTTOM: &str = "docs/parity-mutations.md";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -260,7 +260,7 @@ fn a_model_that_does_not_fit() {
 fn a_pass_that_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.jsonl"), ROWS.repeat(2)).unwrap();
-    // Of comparisons that are not there yet, nothing is known but how many may meet in a pass.
+    // Of comparisons that do not exist yet, only the maximum per pass is known.
     let ranked = r#"
         Rank(name: "rank", init: Base, data: (source: Posts(rows: 16, seed: 4)), response_length: 16, reward: Gold),
         RewardModel(name: "rm", init: Base, data: (source: Ranked(stage: "rank")), batch_size: 4, max_length: 100000000,

@@ -91,7 +91,7 @@ fn every_stage_changes_what_is_named_and_nothing_else() {
         assert_eq!(kept.count(), before.len(), "{stage}");
     }
 
-    // Interrupted between two steps and resumed, the parts of joint matrices go on from their moments.
+    // Interrupted between two steps and resumed, the parts of joint matrices continue with their moments.
     let interrupt = Interrupt::default();
     let mut reporter = Interrupter("sft", 1, interrupt.clone());
     let stopped = run("parts", &mut reporter, false, interrupt).unwrap_err();

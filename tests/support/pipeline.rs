@@ -98,7 +98,7 @@ pub(crate) fn every_stage<B: ModelBackend>(device: B::Device) {
 
     let losses = values(&out, "pretrain", "loss");
     assert_eq!(losses.len(), 3);
-    // A model that knows nothing spreads its probability over the 768 tokens: ln 768 = 6.64.
+    // A uniform distribution over the 768 tokens: ln 768 = 6.64.
     assert!((losses[0] - 768f64.ln()).abs() < 1.0, "{losses:?}");
     assert!(losses[2] < losses[0], "{losses:?}");
 
@@ -130,7 +130,7 @@ pub(crate) fn every_stage<B: ModelBackend>(device: B::Device) {
         );
     }
 
-    // A policy that is its reference finds nothing to prefer: ln 2, and 1 / (4 beta^2) for IPO.
+    // Policy and reference are equal: ln 2, and 1 / (4 beta^2) for IPO.
     let losses = values(&out, "dpo", "loss");
     assert!((losses[0] - 2f64.ln()).abs() < 1e-4, "{losses:?}");
     let ipo = values(&out, "dpo_full", "loss");

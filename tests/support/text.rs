@@ -28,7 +28,7 @@ pub(crate) fn read(path: &Path) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The folder that a variable names; says on stderr that nothing is checked where it is not set.
+/// The folder in an environment variable; prints a notice that nothing is checked if it is not set.
 pub(crate) fn given(variable: &str) -> Option<PathBuf> {
     let folder = std::env::var_os(variable);
     if folder.is_none() {
@@ -370,7 +370,7 @@ fn check_masks(folder: &Path, reference: &Value, subject: &str) {
         };
         for case in masks {
             let expected = case[2].as_str().unwrap();
-            // Nothing comes before the first token: it is no target, whatever the mask says.
+            // Nothing predicts the first token, so it is not a target, whatever the mask is.
             let expected = format!("0{}", expected.get(1..).unwrap_or_default());
             let got = mask(&tokenizer, messages(reference, &case[0]), &format);
             cases += 1;

@@ -167,7 +167,7 @@ impl Start {
     }
 }
 
-/// What a recipe says of a stage beside a trajectory's settings.
+/// Settings of a stage beside those of a trajectory.
 struct Stage<'a> {
     kind: &'a str,
     model: &'a str,
@@ -245,7 +245,7 @@ impl Differences {
     }
 }
 
-/// Runs the trajectories of a method; `stage` says what a trajectory by its name and settings runs, and how to call it.
+/// Runs the trajectories of a method; `stage` maps a trajectory's name and settings to its stage and title.
 fn method<B: ModelBackend>(
     device: B::Device,
     method: &str,

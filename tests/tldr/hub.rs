@@ -37,7 +37,7 @@ impl Hub {
         }
     }
 
-    /// The paths whose bytes were asked for, in order.
+    /// The downloaded paths, in order.
     pub(crate) fn downloads(&self) -> Vec<String> {
         self.downloads.lock().unwrap().clone()
     }
