@@ -39,7 +39,7 @@ macro_rules! on {
                 reduced: products, bf16_models, int8_models;
                 mixed: mixed_products, mixed_logprobs;
                 trajectories: sft, reward, dpo;
-                peft: adapters, classifiers, written, misfits;
+                peft: adapters, classifiers, written, misfits, trained, combined;
                 pipeline: every_stage;
                 ppo: rollout_and_update;
             }

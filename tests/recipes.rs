@@ -189,7 +189,7 @@ fn unknown_variants() {
         "peft: Lora(rank: 4)",
         "peft: Lara(rank: 4)",
         &[
-            "stages.sft.peft: unknown variant `Lara`; expected one of `Full`, `Only`, `Lora`, `Ia3`",
+            "stages.sft.peft: unknown variant `Lara`; expected one of `Full`, `Only`, `Lora`, `Ia3`, `Vera`",
             "did you mean `Lora`?",
         ],
     );

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+pub use super::combine::CombineArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::StoreAs;
 use crate::ops::{MatmulPrecision, Numerics, Precision};
@@ -332,26 +333,35 @@ pub struct InspectArgs {
 #[command(after_help = "Examples:
   temper export --run runs/smollm2 --stage ppo --to exported            adapter in the PEFT layout
   temper export --run runs/smollm2 --stage ppo --to exported --merge    one whole model, adapter merged in
-  temper export --run runs/tiny-pretrain --stage tiny --to exported --dtype f16         half the size")]
+  temper export --run runs/tiny-pretrain --stage tiny --to exported --dtype f16         half the size
+  temper export --adapters runs/a/sft/adapter,runs/b/sft/adapter --weights 0.7,0.3 --combination ties --density 0.5 --to both")]
 pub struct ExportArgs {
     /// The run folder
-    #[arg(long, value_name = "DIR")]
-    pub run: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "adapters",
+        requires = "stage"
+    )]
+    pub run: Option<PathBuf>,
     /// The stage whose result is exported
-    #[arg(long, value_name = "NAME")]
-    pub stage: String,
+    #[arg(long, value_name = "NAME", requires = "run")]
+    pub stage: Option<String>,
+    /// Adapters that become one.
+    #[command(flatten)]
+    pub combine: CombineArgs,
     /// The folder to write; it must not exist yet or be empty
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// Merge the adapter into the weights
-    #[arg(long)]
+    #[arg(long, conflicts_with = "adapters")]
     pub merge: bool,
     /// Number format of a whole model's weights [default: as the stage wrote them, f32]
-    #[arg(long, value_name = "DTYPE", value_enum)]
+    #[arg(long, value_name = "DTYPE", value_enum, conflicts_with = "adapters")]
     pub dtype: Option<StoreAs>,
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(super) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".into()),
         Ok(n) => Ok(n),

@@ -8,6 +8,7 @@ use half::f16;
 use serde_json::{Value, json};
 
 use super::args::{ComputeArgs, ExportArgs, ModelArgs};
+use super::combine;
 use super::logprobs::measure;
 use super::model::UnloadedModel;
 use super::output;
@@ -37,55 +38,68 @@ const PROBE: &str = "A merged model must say what the model with its adapter say
 /// # Errors
 /// `Error::Usage` if there is no result or the folder is in use; those of loading and writing.
 pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
-    let from = result_of(&args.run, &args.stage)?;
-    if fs::read_dir(&args.to).is_ok_and(|mut entries| entries.next().is_some()) {
+    let (Some(run), Some(stage)) = (&args.run, &args.stage) else {
+        return combine::run(args, compute);
+    };
+    let from = result_of(run, stage)?;
+    write_folder(&args.to, |written| {
+        let export = Export {
+            from: &from,
+            to: written,
+            trained: numerics_of(run),
+            compute,
+        };
+        match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
+            (true, true) => export.merged(args.dtype),
+            (true, false) => export.adapter(args.dtype),
+            (false, _) => export.model(args.dtype),
+        }
+    })
+}
+
+/// Fills a folder that is not there yet, or empty, by `write`, whose answer is printed; until all is written it is another one.
+pub(super) fn write_folder(
+    target: &Path,
+    write: impl FnOnce(&Path) -> Result<String>,
+) -> Result<()> {
+    if fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::Usage(format!(
             "--to {}: already exists and is not empty",
-            args.to.display()
+            target.display()
         )));
     }
     // A link to a folder is followed and kept.
-    let to = match args.to.canonicalize() {
+    let to = match target.canonicalize() {
         Ok(to) if to.is_dir() => to,
         Ok(_) => {
             return Err(Error::Usage(format!(
                 "--to {}: is not a folder",
-                args.to.display()
+                target.display()
             )));
         }
-        Err(_) if args.to.is_symlink() => {
+        Err(_) if target.is_symlink() => {
             return Err(Error::Usage(format!(
                 "--to {}: a link to a folder that does not exist",
-                args.to.display()
+                target.display()
             )));
         }
-        Err(_) => absolute(&args.to)?,
+        Err(_) => absolute(target)?,
     };
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
     let folder = Temporary(Some(temporary_name(&to)?));
     let written = folder.path().to_path_buf();
-    fs::create_dir(&written).map_err(Error::io("create", &args.to))?;
-    let export = Export {
-        from: &from,
-        to: &written,
-        trained: numerics_of(&args.run),
-        compute,
-    };
-    let summary = match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
-        (true, true) => export.merged(args.dtype)?,
-        (true, false) => export.adapter(args.dtype)?,
-        (false, _) => export.model(args.dtype)?,
-    };
+    fs::create_dir(&written).map_err(Error::io("create", target))?;
+    let summary = write(&written)?;
     // An empty folder of that name is replaced; on systems where rename does not do that, it is removed first.
     if to.is_dir() {
-        fs::remove_dir(&to).map_err(Error::io("replace", &args.to))?;
+        fs::remove_dir(&to).map_err(Error::io("replace", target))?;
     }
-    fs::rename(&written, &to).map_err(Error::io("rename a temporary folder to", &args.to))?;
+    fs::rename(&written, &to).map_err(Error::io("rename a temporary folder to", target))?;
     folder.keep();
     sync_parent(&to)?;
-    output::print(&format!("{}: {summary}\n", args.to.display()))
+    output::print(&format!("{}: {summary}\n", target.display()))
 }
 
 /// The folder with a stage's result.

@@ -1,6 +1,7 @@
 //! The command line: its definition ([`args`]), and one file per subcommand.
 
 pub mod args;
+mod combine;
 mod doctor;
 mod eval;
 mod export;

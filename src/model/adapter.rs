@@ -3,23 +3,21 @@
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 
+use super::biases::{bias_tensors, trained_biases};
 use super::config::{ModelConfig, TensorSpec};
 use super::host_tensors;
-use super::weights::{self, WeightSource, write_safetensors};
-use crate::error::{Error, Problem, Result};
+use super::stored_adapter::StoredAdapter;
+use super::weights::{self, write_safetensors};
+use crate::error::{Error, Result};
+use crate::host;
 use crate::ops::ModelBackend;
-use crate::params::{ParamKind, Parameters};
+use crate::params::{HostTensor, ParamKind, Parameters};
 use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
-use crate::peft::keys::{StoredKey, parse_key};
 use crate::peft::only::TensorName;
-use crate::peft::{
-    Adaptable, AdapterConfig, AdapterSpec, LinearSpec, Peft, TaskType, saved_key, tensor_key,
-};
+use crate::peft::{Adaptable, Adapter, AdapterConfig, AdapterSpec, Peft, TaskType, saved_key};
 use crate::rng::Seed;
-
-/// Name of a classifier's head in weight files.
-const SCORE_WEIGHT: &str = "score.weight";
 
 /// The contents of an adapter folder beside the adapter tensors.
 #[derive(Debug, Clone)]
@@ -37,7 +35,7 @@ pub struct LoadedAdapter {
 /// # Errors
 /// `Error::Format` for an unsupported configuration, and for weights that are missing or pickled; `Error::Weights` listing every
 /// tensor that is missing, surplus or mis-shaped; `Error::Io`.
-pub fn load_adapter<B: Backend, M: Adaptable<B>>(
+pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
     folder: &Path,
@@ -47,7 +45,12 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
     let source = weights::open(weights_file(folder)?)?;
     let stored = StoredAdapter::check(&adapter, source.as_ref(), config)?;
     warnings.extend(stored.unused.iter().cloned());
-    model.attach(&adapter.spec, Seed::new(0), &|path| {
+    let mut shared = Vec::new();
+    for (key, [rows, columns], name) in &stored.shared {
+        let values = TensorData::new(source.read(name)?, [*rows, *columns]);
+        shared.push((*key, Tensor::from_data(values, device)));
+    }
+    model.attach(&adapter.spec, Seed::new(0), shared, &|path| {
         stored.modules.iter().any(|module| module == path)
     });
     let mut outcome = Ok(());
@@ -59,6 +62,7 @@ pub fn load_adapter<B: Backend, M: Adaptable<B>>(
         });
     });
     outcome?;
+    stored.biases.load(model, source.as_ref(), device)?;
     let score = match &stored.score {
         Some(name) => Some(source.read(name)?),
         None => None,
@@ -81,202 +85,11 @@ pub(super) fn check_adapter(config: &ModelConfig, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The tensors of an adapter file, checked against a model.
-#[derive(Default)]
-struct StoredAdapter {
-    /// Paths of the layers that have an adapter.
-    modules: Vec<String>,
-    /// Each key with its spelling in the file.
-    names: Vec<(String, String)>,
-    score: Option<String>,
-    /// Warnings about patterns without a matching layer.
-    unused: Vec<String>,
-}
-
-impl StoredAdapter {
-    fn check(
-        adapter: &AdapterConfig,
-        source: &dyn WeightSource,
-        config: &ModelConfig,
-    ) -> Result<Self> {
-        let mut stored = Self::default();
-        let linear = config.linear_modules();
-        let selection = adapter.selection();
-        let targeted: Vec<&LinearSpec> = (linear.iter())
-            .filter(|layer| selection.selects(&layer.name))
-            .collect();
-        stored.unused = adapter.unused(&targeted);
-        let mut tensors = Vec::new();
-        for layer in &linear {
-            for (name, shape) in adapter.spec.tensors(layer) {
-                tensors.push((layer, name, shape));
-            }
-        }
-        let mut names: Vec<&'static str> = tensors.iter().map(|(_, name, _)| *name).collect();
-        names.sort_unstable();
-        names.dedup();
-        let (mut problems, mut whole, mut own_names) = (Vec::new(), Vec::new(), Vec::new());
-        for name in source.names() {
-            match parse_key(&name, &names) {
-                StoredKey::Layer {
-                    path,
-                    name: tensor,
-                    adapter: own,
-                } => {
-                    if !own_names.contains(&own) {
-                        own_names.push(own);
-                    }
-                    match layer_at(&linear, &path) {
-                        Some(layer) if targeted.contains(&layer) => {
-                            stored.names.push((tensor_key(&layer.name, tensor), name));
-                            if !stored.modules.contains(&layer.name) {
-                                stored.modules.push(layer.name.clone());
-                            }
-                        }
-                        Some(_) => problems.push(Problem::new(
-                            &name,
-                            "surplus; the configuration has no adapter on this layer",
-                        )),
-                        None => problems.push(Problem::new(
-                            &name,
-                            "surplus; the model has no such layer inside its blocks",
-                        )),
-                    }
-                }
-                StoredKey::Whole(parameter) if parameter == SCORE_WEIGHT => {
-                    let expected = [1, config.output_size()];
-                    match source.shape(&name) {
-                        Some(shape) if shape == expected => stored.score = Some(name),
-                        shape => problems.push(Problem::new(
-                            &name,
-                            format!(
-                                "expected shape {expected:?}, found {:?}",
-                                shape.unwrap_or_default()
-                            ),
-                        )),
-                    }
-                }
-                StoredKey::Whole(parameter) => whole.push((name, parameter)),
-                StoredKey::Original => {}
-            }
-        }
-        problems.extend(stored_whole(&whole, config));
-        if own_names.len() > 1 {
-            let named: Vec<&str> = (own_names.iter())
-                .map(|name| name.as_deref().unwrap_or("(without a name)"))
-                .collect();
-            problems.push(Problem::new(
-                ADAPTER_WEIGHTS,
-                format!(
-                    "holds tensors of {} adapters: {}; keep those of one",
-                    named.len(),
-                    named.join(", ")
-                ),
-            ));
-        }
-        if adapter.task_type == TaskType::SeqCls && stored.score.is_none() && problems.is_empty() {
-            problems.push(Problem::new(saved_key(SCORE_WEIGHT), "missing"));
-        }
-        for (layer, tensor, expected) in &tensors {
-            if !targeted.contains(layer) {
-                continue;
-            }
-            let key = tensor_key(&layer.name, tensor);
-            let name = stored.name(&key);
-            match source.shape(name) {
-                None => problems.push(Problem::new(
-                    name,
-                    format!("missing; expected shape {expected:?}"),
-                )),
-                Some(shape) if shape != expected => {
-                    problems.push(Problem::new(
-                        name,
-                        format!("expected shape {expected:?}, found {shape:?}"),
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-        if stored.modules.is_empty() && problems.is_empty() {
-            problems.push(Problem::new(
-                names.join(", "),
-                format!(
-                    "the file holds no tensor of a {} adapter",
-                    adapter.spec.peft_type()
-                ),
-            ));
-        }
-        if problems.is_empty() {
-            return Ok(stored);
-        }
-        Err(Error::Weights {
-            path: source.path().to_path_buf(),
-            problems,
-        })
-    }
-
-    /// The spelling of a tensor's key in the file.
-    fn name<'a>(&'a self, key: &'a str) -> &'a str {
-        let found = self.names.iter().find(|(known, _)| known == key);
-        found.map_or(key, |(_, stored)| stored)
-    }
-}
-
-/// The layer at `path`, or the only one whose path ends with it: models saved without a head have shorter paths.
-fn layer_at<'a>(linear: &'a [LinearSpec], path: &str) -> Option<&'a LinearSpec> {
-    let whole = linear.iter().find(|layer| layer.name == path);
-    whole.or_else(|| {
-        let end = format!(".{path}");
-        let mut ending = linear.iter().filter(|layer| layer.name.ends_with(&end));
-        ending.next().filter(|_| ending.next().is_none())
-    })
-}
-
-/// Problems of tensors that are not part of an adapter, given their names in the file and the parameters that they hold.
-fn stored_whole(tensors: &[(String, String)], config: &ModelConfig) -> Vec<Problem> {
-    let specs = config.tensors();
-    let of_model = |parameter: &str| {
-        let end = format!(".{parameter}");
-        specs
-            .iter()
-            .any(|spec| spec.name == parameter || spec.name.ends_with(&end))
-    };
-    let (whole, unknown): (Vec<_>, Vec<_>) = tensors
-        .iter()
-        .partition(|(_, parameter)| of_model(parameter));
-    let some = |tensors: &[&(String, String)]| match tensors {
-        [only] => only.0.clone(),
-        [first, second] => format!("{}, {}", first.0, second.0),
-        [first, ..] => format!("{} and {} more", first.0, tensors.len() - 1),
-        [] => String::new(),
-    };
-    let mut problems = Vec::new();
-    if !whole.is_empty() {
-        problems.push(
-            Problem::new(
-                some(&whole),
-                "stored whole (PEFT's modules_to_save, or save_embedding_layers); beside adapters only a classifier's \"score\" can be",
-            )
-            .with_help(
-                "if they were not trained, save the adapter again with save_pretrained(.., save_embedding_layers=False); \
-                 else merge it into its base with PEFT (merge_and_unload) and take the merged model",
-            ),
-        );
-    }
-    if !unknown.is_empty() {
-        problems.push(Problem::new(
-            some(&unknown),
-            "surplus; expected base_model.model.<layer>.<tensor of the adapter> for linear layers inside the blocks, and score.weight",
-        ));
-    }
-    problems
-}
-
 /// Attaches fresh adapters to the target layers; returns their paths.
 ///
 /// # Errors
 /// As [`AdapterSpec::targets`].
-pub fn attach_adapters<B: Backend, M: Adaptable<B>>(
+pub fn attach_adapters<B: ModelBackend, M: Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
     spec: impl Into<AdapterSpec>,
@@ -284,7 +97,7 @@ pub fn attach_adapters<B: Backend, M: Adaptable<B>>(
 ) -> Result<Vec<String>> {
     let spec = spec.into();
     let paths = target_paths(&spec, config)?;
-    model.attach(&spec, seed, &|path| {
+    model.attach(&spec, seed, Vec::new(), &|path| {
         paths.iter().any(|chosen| chosen == path)
     });
     Ok(paths)
@@ -337,7 +150,8 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
         });
     }
     model.merge_adapters()?;
-    attach_adapters(model, config, &wanted, seed.fork("adapters"))?;
+    let paths = attach_adapters(model, config, &wanted, seed.fork("adapters"))?;
+    trained_biases(&wanted, config, &paths)?;
     Ok(PreparedAdapters {
         adapter: Some(wanted),
         merged: present.is_some(),
@@ -382,6 +196,41 @@ pub fn trained_tensors<'a>(peft: &Peft, tensors: &'a [TensorSpec]) -> Result<Vec
         .collect())
 }
 
+/// The tensors of a model's adapters as files hold them. Reads the device.
+fn adapter_tensors<B: Backend, M: Parameters<B> + Adaptable<B>>(model: &mut M) -> Vec<HostTensor> {
+    let mut kept = Vec::new();
+    model.for_each_projection(&mut |projection| {
+        let stored: Vec<_> = (projection.adapters.iter())
+            .map(|adapter| adapter.as_ref().and_then(Adapter::stored))
+            .collect();
+        for (adapter, stored) in projection.adapters.iter_mut().zip(stored) {
+            kept.push(stored.and_then(|stored| adapter.replace(stored)));
+        }
+    });
+    let mut tensors = host_tensors(model, &|kind| kind == ParamKind::Adapter);
+    let mut kept = kept.into_iter();
+    model.for_each_projection(&mut |projection| {
+        for (adapter, kept) in projection.adapters.iter_mut().zip(kept.by_ref()) {
+            if let Some(kept) = kept {
+                *adapter = Some(kept);
+            }
+        }
+    });
+    let mut shared = Vec::new();
+    model.for_each_projection(&mut |projection| {
+        if let (true, Some(adapter)) = (
+            shared.is_empty(),
+            projection.adapters.iter().flatten().next(),
+        ) {
+            shared = adapter.shared();
+        }
+    });
+    for (key, tensor) in shared {
+        tensors.push((key.to_owned(), tensor.dims().to_vec(), host::read(tensor)));
+    }
+    tensors
+}
+
 /// Writes a model's adapters, and its score head if it has one, in PEFT's format.
 ///
 /// # Errors
@@ -393,7 +242,7 @@ pub fn save_adapter<B: Backend, M: Parameters<B> + Adaptable<B>>(
     base: &str,
     folder: &Path,
 ) -> Result<()> {
-    let mut tensors = host_tensors(model, &|kind| kind == ParamKind::Adapter);
+    let mut tensors = adapter_tensors(model);
     let mut task = TaskType::CausalLm;
     for (name, shape, values) in host_tensors(model, &|kind| kind == ParamKind::Score) {
         task = TaskType::SeqCls;
@@ -406,7 +255,8 @@ pub fn save_adapter<B: Backend, M: Parameters<B> + Adaptable<B>>(
         let adapted = layers.filter(|(_, adapter)| adapter.is_some());
         paths.extend(adapted.map(|(layer, _)| layer.path.clone()));
     });
-    let mut adapter = AdapterConfig::new(task, spec.clone(), paths);
+    tensors.extend(bias_tensors(model, spec, &paths));
+    let mut adapter = AdapterConfig::new(task, spec.stored(), paths);
     adapter.base_model_name_or_path = Some(base.to_owned());
     adapter.fan_in_fan_out = config.family() == "gpt2";
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;

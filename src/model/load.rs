@@ -186,7 +186,7 @@ impl ModelSource {
     ///
     /// # Errors
     /// Those of [`load_adapter`].
-    pub fn attach_outermost<B: ModelBackend, M: Adaptable<B>>(
+    pub fn attach_outermost<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         &self,
         model: &mut M,
         device: &B::Device,

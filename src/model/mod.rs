@@ -5,8 +5,10 @@
 
 mod activation;
 mod adapter;
+mod biases;
 mod cache;
 mod causal_lm;
+mod combine;
 pub mod config;
 mod family;
 mod gated_decoder;
@@ -29,6 +31,7 @@ mod recompute;
 mod rotary;
 mod scalar;
 pub mod source;
+mod stored_adapter;
 mod table;
 mod together;
 pub mod weights;
@@ -41,8 +44,10 @@ pub use adapter::{
     LoadedAdapter, PreparedAdapters, attach_adapters, load_adapter, prepare_adapters, save_adapter,
     trained_tensors,
 };
+pub use biases::trained_biases;
 pub use cache::KvCache;
 pub use causal_lm::CausalLm;
+pub use combine::combine_adapters;
 pub use config::{ModelConfig, TensorSpec};
 pub use gated_decoder::{GatedDecoder, GatedDecoderConfig};
 pub use gemma2::{Gemma2, Gemma2Config};

@@ -10,8 +10,8 @@ use burn::tensor::{DType, TensorData, TensorMetadata};
 use super::OptimConfig;
 use crate::error::{Error, Result};
 use crate::host;
-use crate::ops::{AdamWParam, AdamWStep, ModelBackend};
-use crate::params::{ParamKind, Parameters, columns_of, with_columns};
+use crate::ops::{AdamWParam, AdamWResult, AdamWStep, ModelBackend};
+use crate::params::{Parameters, columns_of, with_columns};
 use crate::snapshot::Snapshot;
 
 /// Named numbers of a checkpoint: shape and values.
@@ -137,7 +137,7 @@ impl<B: ModelBackend> AdamW<B> {
             bias_correction2: (1.0 - beta2.powi(power)) as f32,
         };
         // All parameters at once: taken out in one walk, put back in the next.
-        let (mut names, mut params) = (Vec::new(), Vec::new());
+        let (mut names, mut params, mut lr_factors) = (Vec::new(), Vec::new(), Vec::new());
         // Parameters of which some columns are trained: neither steps nor decay touch the others.
         let mut wholes = BTreeMap::new();
         model.for_each_parameter(&mut |meta, mut slot| {
@@ -157,14 +157,17 @@ impl<B: ModelBackend> AdamW<B> {
                 [(); 2].map(|()| B::float_zeros(grad.shape(), &device, DType::F32.into()))
             });
             names.push(meta.key().to_owned());
+            lr_factors.push(meta.lr_factor);
             params.push(AdamWParam {
                 value,
                 grad,
                 moments,
-                decays: meta.kind != ParamKind::Vector,
+                decays: meta.decays(),
             });
         });
-        let mut updated = names.into_iter().zip(B::adamw(params, step)).peekable();
+        let mut updated = (names.into_iter())
+            .zip(updated::<B>(params, &lr_factors, step))
+            .peekable();
         model.for_each_parameter(&mut |meta, mut slot| {
             if let Some((name, (value, moments))) = updated.next_if(|(name, _)| name == meta.key())
             {
@@ -240,6 +243,28 @@ impl<B: ModelBackend> AdamW<B> {
         (self.step, self.moments) = (num_updates, moments);
         Ok(())
     }
+}
+
+/// The updated parameters, those of one learning rate at once.
+fn updated<B: ModelBackend>(
+    params: Vec<AdamWParam<B>>,
+    lr_factors: &[f64],
+    step: AdamWStep,
+) -> Vec<AdamWResult<B>> {
+    let mut by_factor: BTreeMap<u64, Vec<(usize, AdamWParam<B>)>> = BTreeMap::new();
+    for ((index, param), factor) in params.into_iter().enumerate().zip(lr_factors) {
+        let params = by_factor.entry(factor.to_bits()).or_default();
+        params.push((index, param));
+    }
+    let mut results = Vec::new();
+    for (bits, params) in by_factor {
+        let lr = (f64::from(step.lr) * f64::from_bits(bits)) as f32;
+        let (indices, params): (Vec<_>, Vec<_>) = params.into_iter().unzip();
+        let updated = B::adamw(params, AdamWStep { lr, ..step });
+        results.extend(indices.into_iter().zip(updated));
+    }
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Its numbers, row-major.

@@ -34,7 +34,7 @@ pub enum ParamKind {
 }
 
 /// Description of a parameter: the Hugging Face tensors that are concatenated in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ParamMeta {
     /// Its role.
     pub kind: ParamKind,
@@ -47,6 +47,8 @@ pub struct ParamMeta {
     pub order: Option<Arc<Vec<usize>>>,
     /// The trained columns; `None` if all or none are trained.
     pub trained_columns: TrainedColumns,
+    /// Factor on the learning rate.
+    pub lr_factor: f64,
 }
 
 impl ParamMeta {
@@ -63,7 +65,19 @@ impl ParamMeta {
             transposed,
             order: None,
             trained_columns: None,
+            lr_factor: 1.0,
         }
+    }
+
+    /// The same parameter with another learning rate: so many times that of others.
+    pub fn with_lr_factor(mut self, factor: f64) -> Self {
+        self.lr_factor = factor;
+        self
+    }
+
+    /// Whether weight decay applies: to all but norms and biases, as in transformers.
+    pub fn decays(&self) -> bool {
+        self.kind != ParamKind::Vector && !self.key().ends_with(".bias")
     }
 
     /// The same parameter with another order of columns than the file.
@@ -478,6 +492,7 @@ mod tests {
             transposed: true,
             order: None,
             trained_columns: None,
+            lr_factor: 1.0,
         };
         // q: [2, 3], k: [1, 3] as files hold them.
         let mut slot = ParamSlot::Matrix(&mut param);

@@ -206,7 +206,10 @@ impl AdapterConfig {
             })
             .flatten()
             .collect();
-        Value::Object(keys.into_iter().collect())
+        let keys = keys
+            .into_iter()
+            .filter(|(key, _)| self.spec.has_exclude_modules() || key != "exclude_modules");
+        Value::Object(keys.collect())
     }
 
     /// Writes `adapter_config.json` into a folder, atomically.
@@ -339,6 +342,12 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// A number above 0.
+pub(super) fn count(value: &Value) -> Option<usize> {
+    let n = value.as_u64().filter(|&n| n > 0)?;
+    usize::try_from(n).ok()
+}
+
 /// A list, or null for an empty one, as PEFT writes it.
 pub(super) fn list_or_null(names: &[String]) -> Value {
     match names {
@@ -465,9 +474,6 @@ mod tests {
     #[test]
     fn what_changes_the_numbers_is_refused_and_the_rest_warned_of() {
         for (key, value) in [
-            ("use_dora", json!(true)),
-            ("bias", json!("all")),
-            ("lora_bias", json!(true)),
             ("layer_replication", json!([[0, 2]])),
             ("loftq_config", json!({"loftq_bits": 4})),
             ("init_lora_weights", json!("pissa_niter_4")),
@@ -510,5 +516,16 @@ mod tests {
         assert!(AdapterConfig::from_value(&regex).is_ok());
         regex["layers_to_transform"] = json!([0]);
         assert!(AdapterConfig::from_value(&regex).is_err());
+        for (key, value) in [
+            ("use_dora", json!(true)),
+            ("init_lora_weights", json!("olora")),
+        ] {
+            let mut bias = minimal();
+            bias["lora_bias"] = json!(true);
+            assert!(AdapterConfig::from_value(&bias).is_ok());
+            bias[key] = value;
+            let message = AdapterConfig::from_value(&bias).unwrap_err();
+            assert!(message.contains("lora_bias"), "{message}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::files::{AdapterConfig, Keys};
 use super::keys::tensor_key;
-use super::method::{AdapterMethod, LayerAdapter, Merged, Settings};
+use super::method::{AdapterMethod, LayerAdapter, Merged, Settings, Site};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets, whole};
 use crate::error::{Error, Result};
@@ -92,23 +92,24 @@ impl AdapterMethod for Ia3Config {
         Ok(chosen)
     }
 
-    fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, [usize; 2])> {
+    fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)> {
         let shape = match self.scales_input(&layer.name) {
-            true => [1, layer.in_features],
-            false => [layer.out_features, 1],
+            true => vec![1, layer.in_features],
+            false => vec![layer.out_features, 1],
         };
         vec![(FACTORS, shape)]
     }
 
     /// All factors are 1.
-    fn fresh<B: Backend>(&self, layer: &LinearSpec, _: Seed, device: &B::Device) -> Ia3<B> {
+    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Ia3<B> {
+        let layer = site.layer;
         let scales_input = self.scales_input(&layer.name);
         let features = match scales_input {
             true => layer.in_features,
             false => layer.out_features,
         };
         Ia3 {
-            factors: Param::initialized(ParamId::new(), Tensor::ones([1, features], device)),
+            factors: Param::initialized(ParamId::new(), Tensor::ones([1, features], site.device)),
             scales_input,
         }
     }
@@ -234,8 +235,8 @@ mod tests {
         ]
         .map(layer);
         assert_eq!(config.targets(&linear).unwrap(), [0, 1, 3]);
-        assert_eq!(config.tensors(&linear[0]), [("ia3_l", [5, 1])]);
-        assert_eq!(config.tensors(&linear[3]), [("ia3_l", [1, 3])]);
+        assert_eq!(config.tensors(&linear[0]), [("ia3_l", vec![5, 1])]);
+        assert_eq!(config.tensors(&linear[3]), [("ia3_l", vec![1, 3])]);
         let other = Ia3Config {
             feedforward_modules: vec!["up_proj".into()],
             ..config

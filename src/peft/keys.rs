@@ -153,7 +153,7 @@ mod tests {
         }
         let copy = "base_model.model.score.original_module.weight";
         assert_eq!(parse_key(copy, &NAMES), StoredKey::Original);
-        let other = "model.layers.0.q.lora_magnitude_vector";
+        let other = "model.layers.0.q.lora_embedding_A";
         assert_eq!(parse_key(other, &NAMES), StoredKey::Whole(other.into()));
     }
 }

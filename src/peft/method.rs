@@ -1,9 +1,13 @@
 //! What a method of adapting linear layers says of itself: its settings, what sits on a layer, and its files.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use serde_json::Value;
 
+use super::bias::Bias;
 use super::files::{AdapterConfig, Keys};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, Targets};
@@ -23,6 +27,9 @@ pub trait AdapterMethod: Clone + PartialEq {
     /// PEFT's `peft_type`.
     const PEFT_TYPE: &'static str;
 
+    /// Whether PEFT's configuration has `exclude_modules`.
+    const HAS_EXCLUDE_MODULES: bool = true;
+
     /// Notes settings that cannot be, as far as they show without a model.
     fn problems(&self, settings: &mut Settings);
 
@@ -33,15 +40,16 @@ pub trait AdapterMethod: Clone + PartialEq {
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>>;
 
     /// The tensors of one layer's adapter: name below the layer's path, and shape in files.
-    fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, [usize; 2])>;
+    fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)>;
+
+    /// Tensors that files hold once for all layers: key and shape. `largest`: the largest input and output of the layers.
+    fn shared_tensors(&self, largest: [usize; 2]) -> Vec<(&'static str, [usize; 2])> {
+        let _ = largest;
+        Vec::new()
+    }
 
     /// The adapter of one layer as training begins; the layer computes what it computed without.
-    fn fresh<B: Backend>(
-        &self,
-        layer: &LinearSpec,
-        seed: Seed,
-        device: &B::Device,
-    ) -> Self::Layer<B>;
+    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Self::Layer<B>;
 
     /// Probability with which training drops inputs of an adapter.
     fn dropout(&self) -> f64 {
@@ -53,8 +61,18 @@ pub trait AdapterMethod: Clone + PartialEq {
         None
     }
 
+    /// Which biases of the base are trained beside the adapters.
+    fn bias(&self) -> Bias {
+        Bias::None
+    }
+
     /// Whether an adapter on the layer at `path` that was trained as `present` says can be trained on as this says.
     fn continues<B: Backend>(&self, present: &Self, layer: &Self::Layer<B>, path: &str) -> bool;
+
+    /// The settings of an adapter as [`LayerAdapter::stored`] gives it.
+    fn stored(&self) -> Self {
+        self.clone()
+    }
 
     /// From `adapter_config.json`; `targets` are the keys that all methods have.
     ///
@@ -74,6 +92,47 @@ pub trait AdapterMethod: Clone + PartialEq {
 
     /// The object with the keys of `adapter_config.json` that are this method's own.
     fn write(&self, config: &AdapterConfig) -> Value;
+}
+
+/// Tensors that the adapters of one model have in common, by name: each is made once.
+#[derive(Debug)]
+pub struct Shared<B: Backend> {
+    /// The largest input and output of the layers that get an adapter.
+    pub largest: [usize; 2],
+    tensors: RefCell<BTreeMap<String, Tensor<B, 2>>>,
+}
+
+impl<B: Backend> Shared<B> {
+    /// Those that files brought.
+    pub fn new(largest: [usize; 2], given: Vec<(&'static str, Tensor<B, 2>)>) -> Self {
+        let given = given.into_iter();
+        Self {
+            largest,
+            tensors: RefCell::new(given.map(|(name, tensor)| (name.into(), tensor)).collect()),
+        }
+    }
+
+    /// The tensor of that name, made if there is none yet. `make` asks for no other.
+    pub fn get_or(&self, name: &str, make: impl FnOnce() -> Tensor<B, 2>) -> Tensor<B, 2> {
+        let mut tensors = self.tensors.borrow_mut();
+        tensors.entry(name.to_owned()).or_insert_with(make).clone()
+    }
+}
+
+/// Where a fresh adapter is put.
+pub struct Site<'a, B: Backend> {
+    /// The layer.
+    pub layer: &'a LinearSpec,
+    /// Gives the layer's weight in f32, `[in, out]`.
+    pub weight: &'a dyn Fn() -> Tensor<B, 2>,
+    /// What all layers' adapters have in common.
+    pub shared: &'a Shared<B>,
+    /// That of the layer's output columns.
+    pub order: &'a ColumnOrder,
+    /// Randomness of this layer's own.
+    pub seed: Seed,
+    /// Where tensors are made.
+    pub device: &'a B::Device,
 }
 
 /// What a method puts on one linear layer.
@@ -103,6 +162,19 @@ pub trait LayerAdapter<B: Backend> {
     fn merge(&self, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Option<Merged<B>>
     where
         B: ModelBackend;
+
+    /// The tensors that files hold once for all layers, as they hold them.
+    fn shared(&self) -> Vec<(&'static str, Tensor<B, 2>)> {
+        Vec::new()
+    }
+
+    /// The adapter as files hold it; `None` if it is stored as it is.
+    fn stored(&self) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
 
     /// Walks the trained parameters; `order` is that of the layer's output columns.
     fn walk(

@@ -1,15 +1,22 @@
 //! Parameter-efficient fine-tuning: which weights are trained, the linear layer that carries adapters, and the adapters.
 
+#![allow(
+    clippy::large_enum_variant,
+    reason = "a model has few adapters, and `derive(Module)` repeats the enum for records"
+)]
+
+mod bias;
 pub mod files;
 mod ia3;
 pub(crate) mod keys;
 mod lora;
-mod low_rank;
+mod memo;
 mod method;
 pub mod only;
 mod patterns;
 mod projection;
 pub mod targets;
+mod vera;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,14 +27,19 @@ use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use bias::{Bias, bias_key};
 pub use files::{AdapterConfig, TaskType};
 pub use ia3::{Ia3, Ia3Config};
 pub use keys::{saved_key, tensor_key};
-pub use lora::{Lora, LoraConfig};
-pub use method::{AdapterMethod, LayerAdapter, Merged, Settings};
+pub use lora::{
+    AdapterFiles, Combination, CombineSettings, InitLoraWeights, LargestSingular, Lora, LoraConfig,
+    Magnitude, MajoritySign, Rule, Start, combine, largest_singular,
+};
+pub use method::{AdapterMethod, LayerAdapter, Merged, Settings, Shared, Site};
 pub use patterns::Patterns;
 pub use projection::{Base, ColumnOrder, LayerSpec, Projection};
 pub use targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets};
+pub use vera::{Vera, VeraConfig};
 
 use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
@@ -71,6 +83,14 @@ macro_rules! adapter_methods {
             }
         )+
 
+        impl From<AdapterSpec> for Peft {
+            fn from(spec: AdapterSpec) -> Self {
+                match spec {
+                    $(AdapterSpec::$method(config) => Self::$method(config),)+
+                }
+            }
+        }
+
         impl From<&AdapterSpec> for AdapterSpec {
             fn from(spec: &AdapterSpec) -> Self {
                 spec.clone()
@@ -89,14 +109,9 @@ macro_rules! adapter_methods {
 
         impl AdapterSpec {
             /// The layer's adapter as training begins.
-            pub fn fresh<B: Backend>(
-                &self,
-                layer: &LinearSpec,
-                seed: Seed,
-                device: &B::Device,
-            ) -> Adapter<B> {
+            pub fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Adapter<B> {
                 match self {
-                    $(Self::$method(config) => Adapter::$method(config.fresh(layer, seed, device)),)+
+                    $(Self::$method(config) => Adapter::$method(config.fresh(site)),)+
                 }
             }
 
@@ -129,11 +144,25 @@ macro_rules! adapter_methods {
                 }
             }
 
+            /// As [`AdapterMethod::stored`].
+            pub fn stored(&self) -> Self {
+                match self {
+                    $(Self::$method(config) => Self::$method(config.stored()),)+
+                }
+            }
+
             /// The values of `peft_type` that are known.
             const PEFT_TYPES: &'static [&'static str] = &[$($config::PEFT_TYPE),+];
         }
 
         impl<B: Backend> Adapter<B> {
+            /// As [`LayerAdapter::stored`].
+            pub fn stored(&self) -> Option<Self> {
+                match self {
+                    $(Self::$method(layer) => layer.stored().map(Self::$method),)+
+                }
+            }
+
             /// Takes over those settings of a later stage that a trained adapter may change.
             pub fn continue_as(&mut self, wanted: &AdapterSpec) {
                 match (self, wanted) {
@@ -159,6 +188,8 @@ adapter_methods! {
     Lora(LoraConfig, Lora);
     /// A factor for each feature of linear layers on a frozen base.
     Ia3(Ia3Config, Ia3);
+    /// Vectors on random matrices that all layers share, on a frozen base.
+    Vera(VeraConfig, Vera);
 }
 
 fn unknown_method(peft_type: &str) -> String {
@@ -213,7 +244,8 @@ impl Peft {
             let whole = self.trains_base();
             let part = |kind| matches!(kind, ParamKind::Adapter | ParamKind::Score);
             model.for_each_projection(&mut |projection| projection.train_only_columns(&|_| true));
-            return model.train_only(&|kind| whole || part(kind));
+            model.train_only(&|kind| whole || part(kind));
+            return self.mark_biases(model);
         };
         let mut names = Vec::new();
         model.for_each_parameter(&mut |meta, _| {
@@ -228,9 +260,44 @@ impl Peft {
             projection.train_only_columns(&|name| chosen.contains(name));
         });
     }
+
+    /// Trains the biases of the base that are trained beside adapters.
+    fn mark_biases<B: Backend, M: Parameters<B> + Adaptable<B>>(&self, model: &mut M) {
+        let bias = self.adapter().map_or(Bias::None, |spec| spec.bias());
+        if bias == Bias::None {
+            return;
+        }
+        let mut adapted = BTreeSet::new();
+        model.for_each_projection(&mut |projection| {
+            projection.own_bias();
+            let layers = projection.layers().iter().zip(&projection.adapters);
+            let with_adapter = layers.filter(|(_, adapter)| adapter.is_some());
+            adapted.extend(with_adapter.map(|(layer, _)| layer.path.clone()));
+        });
+        let chosen = |name: &str| bias.trains(name, |path| adapted.contains(path));
+        model.for_each_parameter(&mut |meta, mut slot| {
+            if meta.kind == ParamKind::Vector && meta.pieces.iter().any(|(name, _)| chosen(name)) {
+                slot.set_trained(true);
+            }
+        });
+        model.for_each_projection(&mut |projection| projection.train_only_columns(&chosen));
+    }
 }
 
 impl AdapterSpec {
+    /// As [`AdapterMethod::bias`].
+    pub fn bias(&self) -> Bias {
+        by_method!(self, Self, config => config.bias())
+    }
+
+    /// As [`AdapterMethod::HAS_EXCLUDE_MODULES`].
+    fn has_exclude_modules(&self) -> bool {
+        fn of<M: AdapterMethod>(_: &M) -> bool {
+            M::HAS_EXCLUDE_MODULES
+        }
+        by_method!(self, Self, config => of(config))
+    }
+
     /// PEFT's `peft_type`.
     pub fn peft_type(&self) -> &'static str {
         fn of<M: AdapterMethod>(_: &M) -> &'static str {
@@ -255,16 +322,20 @@ impl AdapterSpec {
     }
 
     /// Names and shapes in files of the tensors of one layer's adapter.
-    pub fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, [usize; 2])> {
+    pub fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)> {
         by_method!(self, Self, config => config.tensors(layer))
+    }
+
+    /// As [`AdapterMethod::shared_tensors`].
+    pub fn shared_tensors(&self, largest: [usize; 2]) -> Vec<(&'static str, [usize; 2])> {
+        by_method!(self, Self, config => config.shared_tensors(largest))
     }
 
     /// Parameters of one layer's adapter.
     pub fn num_params(&self, layer: &LinearSpec) -> usize {
         let tensors = self.tensors(layer);
-        tensors
-            .iter()
-            .map(|(_, [rows, columns])| rows * columns)
+        (tensors.iter())
+            .map(|(_, shape)| shape.iter().product::<usize>())
             .sum()
     }
 
@@ -306,6 +377,11 @@ impl<B: Backend> Adapter<B> {
         by_method!(self, Self, layer => layer.merge(weight, bias))
     }
 
+    /// As [`LayerAdapter::shared`].
+    pub fn shared(&self) -> Vec<(&'static str, Tensor<B, 2>)> {
+        by_method!(self, Self, layer => layer.shared())
+    }
+
     fn walk(
         &mut self,
         layer: &LayerSpec,
@@ -321,13 +397,32 @@ pub trait Adaptable<B: Backend> {
     /// Calls `visit` for every projection of the backbone, in order; the output head is not one.
     fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>));
 
-    /// Gives a fresh adapter to every layer whose path `targeted` accepts; returns how many.
-    fn attach(&mut self, spec: &AdapterSpec, seed: Seed, targeted: &dyn Fn(&str) -> bool) -> usize {
+    /// Gives a fresh adapter to every layer whose path `targeted` accepts; returns how many. `shared`: tensors that they are to
+    /// have in common, where files brought them.
+    fn attach(
+        &mut self,
+        spec: &AdapterSpec,
+        seed: Seed,
+        shared: Vec<(&'static str, Tensor<B, 2>)>,
+        targeted: &dyn Fn(&str) -> bool,
+    ) -> usize
+    where
+        B: ModelBackend,
+    {
+        let mut largest = [0, 0];
+        self.for_each_projection(&mut |projection| {
+            let inputs = projection.inputs();
+            let layers = projection.layers().iter();
+            for layer in layers.filter(|layer| targeted(&layer.path)) {
+                largest = [largest[0].max(inputs), largest[1].max(layer.width)];
+            }
+        });
+        let shared = Shared::new(largest, shared);
         let mut count = 0;
         self.for_each_projection(&mut |projection| {
             for index in 0..projection.layers().len() {
                 if targeted(&projection.layers()[index].path) {
-                    projection.attach(index, spec, seed);
+                    projection.attach(index, spec, seed, &shared);
                     count += 1;
                 }
             }

@@ -1,5 +1,6 @@
 //! The real binary: its numbers against transformers', its files, its messages and exit codes.
 
+mod combine;
 mod sources;
 
 use std::fs;

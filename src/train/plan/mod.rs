@@ -17,7 +17,7 @@ use crate::data::{
     encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text,
 };
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, trained_tensors};
+use crate::model::{ModelConfig, trained_biases, trained_tensors};
 use crate::ops::Precision;
 use crate::params::lowest_trained_layer;
 
@@ -180,7 +180,14 @@ fn plan_trained(
     let params = targets.iter().map(|&i| adapter.num_params(&linear[i]));
     shape.trainable_params = params.sum::<usize>() as u64;
     shape.total_params += shape.trainable_params;
-    let mut adapted = targets.iter().map(|&i| (linear[i].name.as_str(), true));
+    let paths: Vec<String> = targets.iter().map(|&i| linear[i].name.clone()).collect();
+    let biases = trained_biases(&adapter, config, &paths)?;
+    let params = biases
+        .iter()
+        .map(|bias| bias.shape.iter().product::<usize>());
+    shape.trainable_params += params.sum::<usize>() as u64;
+    let names = biases.iter().map(|bias| bias.name.as_str());
+    let mut adapted = (paths.iter().map(String::as_str).chain(names)).map(|name| (name, true));
     shape.first_trained_layer = lowest(&mut adapted);
     Ok(())
 }

@@ -1,16 +1,18 @@
 //! The linear layer every family uses: a joint weight, and one optional adapter per Hugging Face layer inside it.
 
+mod forward;
+
 use std::sync::Arc;
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use super::low_rank::{LowRank, low_rank_adapters};
+use super::lora::low_rank::low_rank_adapters;
+use super::memo::Memo;
+use super::method::{Shared, Site};
 use super::{Adapter, AdapterSpec, LinearSpec, Lora};
-use crate::ops::{
-    self, FrozenWeight, LinearInput, MatmulPrecision, ModelBackend, Numerics, Owners, ReducedMatrix,
-};
+use crate::ops::{MatmulPrecision, ModelBackend, Numerics, ReducedMatrix};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, TrainedColumns, placeholder};
 use crate::rng::Seed;
 
@@ -38,6 +40,12 @@ pub struct Projection<B: Backend> {
     transposed: bool,
     #[module(skip)]
     order: ColumnOrder,
+    /// DoRA's factors, kept while no parameter is walked.
+    #[module(skip)]
+    factors: Memo,
+    /// Whether the bias is not that of models which share the weight.
+    #[module(skip)]
+    owns_bias: bool,
     /// Of weight and bias.
     #[module(skip)]
     trained_columns: [TrainedColumns; 2],
@@ -88,6 +96,8 @@ impl<B: Backend> Projection<B> {
             matmul: MatmulPrecision::default(),
             transposed,
             order: None,
+            factors: Memo::default(),
+            owns_bias: false,
             trained_columns: [None, None],
         }
     }
@@ -139,15 +149,39 @@ impl<B: Backend> Projection<B> {
     }
 
     /// Gives layer `index` a fresh adapter.
-    pub fn attach(&mut self, index: usize, spec: &AdapterSpec, seed: Seed) {
+    pub fn attach(&mut self, index: usize, spec: &AdapterSpec, seed: Seed, shared: &Shared<B>)
+    where
+        B: ModelBackend,
+    {
         let layer = &self.layers[index];
         let layer = LinearSpec {
             name: layer.path.clone(),
             in_features: self.inputs(),
             out_features: layer.width,
         };
-        let seed = seed.fork(&layer.name);
-        self.adapters[index] = Some(spec.fresh(&layer, seed, &self.weight.val().device()));
+        let columns = self.columns_of(index);
+        let site = Site {
+            layer: &layer,
+            weight: &|| {
+                let weight = self.full_weight();
+                match self.layers.len() {
+                    1 => weight,
+                    _ => weight.slice([0..layer.in_features, columns.clone()]),
+                }
+            },
+            shared,
+            order: &self.order,
+            seed: seed.fork(&layer.name),
+            device: &self.weight.val().device(),
+        };
+        self.adapters[index] = Some(spec.fresh(&site));
+        self.factors.reset();
+    }
+
+    /// The output columns of layer `index`.
+    fn columns_of(&self, index: usize) -> std::ops::Range<usize> {
+        let first = self.layers[..index].iter().map(|layer| layer.width).sum();
+        first..first + self.layers[index].width
     }
 
     /// The identity of this projection's weight.
@@ -158,10 +192,24 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// LoRA's adapters, one slot per layer; `None` if there are adapters of another method.
+    /// LoRA's adapters, one slot per layer; `None` if there are some that do more than add a low-rank product, or the bias is
+    /// not that of other models.
     pub fn low_rank_adapters(&self) -> Option<Vec<Option<Lora<B>>>> {
+        if self.owns_bias {
+            return None;
+        }
         let adapters = low_rank_adapters(&self.adapters)?.into_iter();
-        Some(adapters.map(|adapter| adapter.cloned()).collect())
+        adapters
+            .map(|adapter| match adapter {
+                Some(lora) => lora.is_plain().then(|| Some(lora.clone())),
+                None => Some(None),
+            })
+            .collect()
+    }
+
+    /// Notes that the bias is trained, and not that of other models with the same weight.
+    pub fn own_bias(&mut self) {
+        self.owns_bias = true;
     }
 
     /// Passes the rows, as many equal shares as there are `shares`, each through adapters of its own instead of
@@ -188,6 +236,7 @@ impl<B: Backend> Projection<B> {
 
     /// Removes all adapters.
     pub fn detach(&mut self) {
+        self.factors.reset();
         self.adapters.iter_mut().for_each(|adapter| *adapter = None);
     }
 
@@ -229,6 +278,7 @@ impl<B: Backend> Projection<B> {
 
     /// Walks weight, bias and adapters.
     pub fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        self.factors.reset();
         let pieces = |suffix: &str| {
             self.layers
                 .iter()
@@ -242,6 +292,7 @@ impl<B: Backend> Projection<B> {
             transposed: self.transposed,
             order: self.order.clone(),
             trained_columns: of_weight,
+            lr_factor: 1.0,
         };
         let bias = ParamMeta {
             kind: ParamKind::Vector,
@@ -249,6 +300,7 @@ impl<B: Backend> Projection<B> {
             transposed: false,
             order: self.order.clone(),
             trained_columns: of_bias,
+            lr_factor: 1.0,
         };
         visit(&weight, ParamSlot::of(&mut self.weight, &mut self.reduced));
         if let Some(param) = &mut self.bias {
@@ -259,140 +311,5 @@ impl<B: Backend> Projection<B> {
                 adapter.walk(layer, &self.order, visit);
             }
         }
-    }
-}
-
-impl<B: ModelBackend> Projection<B> {
-    /// `[tokens, in]` to `[tokens, sum of out]`. `dropout` gives the adapters' dropout masks; `None` drops nothing.
-    pub fn forward(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
-        self.forward_of(x, LinearInput::Plain, dropout)
-    }
-
-    /// [`Projection::forward`] of an input that comes from `source`: with adapters and without dropout the input is not kept
-    /// for the backward pass.
-    pub fn forward_of(
-        &self,
-        source: Tensor<B, 2>,
-        input: LinearInput<B>,
-        dropout: Option<Seed>,
-    ) -> Tensor<B, 2> {
-        if !self.shares.is_empty() {
-            return self.forward_shared(ops::linear_input(source, &input));
-        }
-        if self.adapters.iter().all(Option::is_none) {
-            let x = ops::linear_input(source, &input);
-            return self.biased(self.base(x));
-        }
-        let Some(low_rank) = low_rank_adapters(&self.adapters) else {
-            return self.forward_adapted(ops::linear_input(source, &input), dropout);
-        };
-        let drops = low_rank.iter().flatten().any(|lora| lora.dropout > 0.0);
-        let y = match dropout.filter(|_| drops) {
-            Some(seed) => {
-                self.forward_with_dropout(ops::linear_input(source, &input), &low_rank, seed)
-            }
-            None => {
-                let LowRank { a, b, parts, .. } = LowRank::new(&self.layers, &[low_rank]);
-                ops::lora_linear_of(source, input, &self.frozen(), a, b, &parts)
-            }
-        };
-        self.biased(y)
-    }
-
-    /// The layers that read the same are one product; each adapter makes of its layer's columns what it makes of them.
-    fn forward_adapted(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
-        let of_adapter = |adapter: &Option<Adapter<B>>| adapter.as_ref()?.input(&x);
-        let inputs: Vec<_> = self.adapters.iter().map(of_adapter).collect();
-        let own = inputs.iter().any(Option::is_none);
-        let joint = own.then(|| self.biased(self.base(x.clone())));
-        let (tokens, mut column) = (x.dims()[0], 0);
-        let mut outputs = Vec::new();
-        for ((layer, adapter), input) in self.layers.iter().zip(&self.adapters).zip(inputs) {
-            let mut y = match input {
-                Some(input) => self.biased(self.base(input)),
-                None => (joint.clone()).expect("formed if a layer has no input of its own"),
-            };
-            if self.layers.len() > 1 {
-                y = y.slice([0..tokens, column..column + layer.width]);
-            }
-            column += layer.width;
-            let seed = dropout.map(|seed| seed.fork(&layer.path));
-            outputs.push(match adapter {
-                Some(adapter) => adapter.output(&x, y, seed),
-                None => y,
-            });
-        }
-        match outputs.len() {
-            1 => outputs.remove(0),
-            _ => Tensor::cat(outputs, 1),
-        }
-    }
-
-    /// See [`Projection::share`].
-    fn forward_shared(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        if self.shares.iter().flatten().all(Option::is_none) {
-            return self.biased(self.base(x));
-        }
-        let models: Vec<Vec<Option<&Lora<B>>>> = (self.shares.iter())
-            .map(|adapters| adapters.iter().map(Option::as_ref).collect())
-            .collect();
-        let LowRank {
-            a,
-            b,
-            parts,
-            owners,
-        } = LowRank::new(&self.layers, &models);
-        let owners = Owners {
-            shares: self.shares.len(),
-            of_parts: &owners,
-        };
-        self.biased(ops::lora_linear_shared(
-            x,
-            &self.frozen(),
-            a,
-            b,
-            &parts,
-            owners,
-        ))
-    }
-
-    /// The weight, which is not trained.
-    fn frozen(&self) -> FrozenWeight<B> {
-        match self.matrix() {
-            Some(matrix) => FrozenWeight::Reduced(matrix.clone()),
-            None => FrozenWeight::full(self.weight.val(), self.matmul),
-        }
-    }
-
-    /// Without adapters and bias.
-    fn base(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        match self.matrix() {
-            Some(matrix) => ops::reduced_linear(x, matrix),
-            None => ops::full_linear(x, self.weight.val(), self.matmul),
-        }
-    }
-
-    fn biased(&self, y: Tensor<B, 2>) -> Tensor<B, 2> {
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze::<2>(),
-            None => y,
-        }
-    }
-
-    /// LoRA's low-rank products cannot share one input where each adapter sees its own mask.
-    fn forward_with_dropout(
-        &self,
-        x: Tensor<B, 2>,
-        adapters: &[Option<&Lora<B>>],
-        seed: Seed,
-    ) -> Tensor<B, 2> {
-        let mut deltas = Vec::new();
-        for (adapter, layer) in adapters.iter().zip(&self.layers) {
-            deltas.push(match adapter {
-                Some(lora) => lora.product(&x, Some(seed.fork(&layer.path))),
-                None => Tensor::zeros([x.dims()[0], layer.width], &x.device()),
-            });
-        }
-        self.base(x) + Tensor::cat(deltas, 1)
     }
 }

@@ -1,0 +1,91 @@
+//! Several adapters' folders as one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::weights::{self, write_safetensors};
+use crate::error::{Error, Result};
+use crate::ops::ModelBackend;
+use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
+use crate::peft::keys::{StoredKey, parse_key};
+use crate::peft::{
+    AdapterConfig, AdapterFiles, CombineSettings, LinearSpec, combine, largest_singular, tensor_key,
+};
+
+/// Writes to the folder `to` the LoRA adapter that stands for those of `folders`; returns what the user should know, to be put behind
+/// a sentence.
+///
+/// # Errors
+/// As [`combine`], with the folder; `Error::Format` and `Error::Weights` for files that are no LoRA adapter or hold what is not finite;
+/// `Error::Io`.
+pub fn combine_adapters<B: ModelBackend>(
+    folders: &[PathBuf],
+    settings: &CombineSettings,
+    to: &Path,
+    device: &B::Device,
+) -> Result<String> {
+    let adapters: Vec<AdapterFiles> = folders
+        .iter()
+        .map(|folder| read(folder))
+        .collect::<Result<_>>()?;
+    let (config, tensors) = combine(&adapters, settings, &|matrix, shape, rank| {
+        let matrix = TensorData::new(matrix.to_vec(), shape);
+        largest_singular::<B>(&Tensor::from_data(matrix, device), rank)
+    })?;
+    config.save(to)?;
+    write_safetensors(to.join(ADAPTER_WEIGHTS), &tensors)?;
+    let base = config.base_model_name_or_path.as_deref();
+    let others = adapters
+        .iter()
+        .filter_map(|(config, _)| config.base_model_name_or_path.as_deref());
+    let mut others = others.filter(|other| Some(*other) != base);
+    Ok(match (base, others.next()) {
+        (Some(base), Some(other)) => {
+            format!("; their bases are named {base} and {other}, the first counts")
+        }
+        (Some(base), None) => format!("; its base is {base}"),
+        (None, _) => String::new(),
+    })
+}
+
+/// An adapter's configuration, and its tensors by the keys that PEFT writes.
+fn read(folder: &Path) -> Result<AdapterFiles> {
+    let (config, _) = AdapterConfig::load(folder)?;
+    let source = weights::open(weights_file(folder)?)?;
+    // The names do not depend on the layer.
+    let any = LinearSpec {
+        name: String::new(),
+        in_features: 1,
+        out_features: 1,
+    };
+    let names: Vec<&'static str> = (config.spec.tensors(&any).iter())
+        .map(|(name, _)| *name)
+        .collect();
+    let mut tensors = BTreeMap::new();
+    for name in source.names() {
+        let StoredKey::Layer {
+            path, name: tensor, ..
+        } = parse_key(&name, &names)
+        else {
+            return Err(Error::format(
+                source.path(),
+                format!(
+                    "{name}: is no tensor of an adapter on a linear layer, and only those can be combined"
+                ),
+            ));
+        };
+        let values = source.read(&name)?;
+        if values.iter().any(|x| !x.is_finite()) {
+            return Err(Error::format(
+                source.path(),
+                format!("{name}: holds numbers that are not finite"),
+            ));
+        }
+        let key = tensor_key(&path, tensor);
+        let shape = source.shape(&name).unwrap_or_default();
+        tensors.insert(key.clone(), (key, shape, values));
+    }
+    Ok((config, tensors))
+}

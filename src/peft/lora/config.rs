@@ -1,0 +1,356 @@
+//! What a recipe says of LoRA.
+
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{A, B_BIAS, B_NAME, InitLoraWeights, Lora, MAGNITUDE, file};
+use crate::error::{Error, Problem, Result};
+use crate::ops::ModelBackend;
+use crate::peft::Bias;
+use crate::peft::files::{AdapterConfig, Keys, SCORE};
+use crate::peft::method::{AdapterMethod, Settings, Site};
+use crate::peft::patterns::Patterns;
+use crate::peft::targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets};
+
+/// Low-rank adaptation.
+///
+/// # Source
+/// Hu et al. 2021, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732; DoRA: Liu et al. 2024, arXiv:2402.09353.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Inner dimension of the low-rank product.
+    pub rank: usize,
+    /// The product is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Scale by `alpha / sqrt(rank)` instead.
+    pub use_rslora: bool,
+    /// Train the norm of each output's weights beside their direction (DoRA).
+    pub use_dora: bool,
+    /// What the matrices are at the start, in PEFT's words.
+    pub init_lora_weights: InitLoraWeights,
+    /// Which biases of the base are trained beside it.
+    pub bias: Bias,
+    /// Give the up projection a bias, which begins at zero.
+    pub lora_bias: bool,
+    /// Learning rate of the up projection as a multiple of the down projection's (LoRA+); `None` for the same.
+    pub loraplus_lr_ratio: Option<f64>,
+    /// Probability with which an input of the adapter (not of the base) is dropped in training.
+    pub dropout: f64,
+    /// Which linear layers: `["all-linear"]`, last path components (`"q_proj"`), or regular expressions on whole paths.
+    pub target_modules: Vec<String>,
+    /// Which of them not, said in the same way.
+    pub exclude_modules: Vec<String>,
+    /// Only those in the blocks with these numbers, from 0.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Other ranks, by the end of a layer's path (a regular expression); the first that matches counts.
+    pub rank_pattern: Patterns<usize>,
+    /// Other alphas, in the same way.
+    pub alpha_pattern: Patterns<f64>,
+    /// Layers to train and store whole. Only `"score"`, which reward and value models train in any case.
+    pub modules_to_save: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            use_rslora: false,
+            use_dora: false,
+            init_lora_weights: InitLoraWeights::Uniform,
+            bias: Bias::None,
+            lora_bias: false,
+            loraplus_lr_ratio: None,
+            dropout: 0.0,
+            target_modules: vec!["all-linear".into()],
+            exclude_modules: Vec::new(),
+            layers_to_transform: None,
+            rank_pattern: Patterns::default(),
+            alpha_pattern: Patterns::default(),
+            modules_to_save: Vec::new(),
+        }
+    }
+}
+
+/// PEFT refuses both too.
+pub(super) const BIAS_AND_DORA: &str = "goes with `use_dora: false` only";
+pub(super) const BIAS_AND_START: &str = "goes with `init_lora_weights: true` only";
+
+impl LoraConfig {
+    /// Inner dimension at a layer, `rank_pattern` applied.
+    pub fn rank_of(&self, path: &str) -> usize {
+        self.rank_pattern.get(path).copied().unwrap_or(self.rank)
+    }
+
+    /// Factor on the low-rank product at a layer, both patterns applied.
+    pub fn scale_of(&self, path: &str) -> f64 {
+        let alpha = self.alpha_pattern.get(path).copied().unwrap_or(self.alpha);
+        let rank = self.rank_of(path) as f64;
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Learning rate of all but the down projection, as a multiple of its.
+    pub(super) fn lr_ratio(&self) -> f64 {
+        self.loraplus_lr_ratio.unwrap_or(1.0)
+    }
+}
+
+impl AdapterMethod for LoraConfig {
+    type Layer<B: Backend> = Lora<B>;
+
+    const PEFT_TYPE: &'static str = "LORA";
+
+    fn problems(&self, settings: &mut Settings) {
+        settings.positive("rank", self.rank);
+        settings.above_zero("alpha", self.alpha);
+        settings.below_one("dropout", self.dropout);
+        if let Some(ratio) = self.loraplus_lr_ratio {
+            settings.above_zero("loraplus_lr_ratio", ratio);
+        }
+        if self.lora_bias && self.use_dora {
+            settings.note(Problem::new("lora_bias", BIAS_AND_DORA));
+        }
+        if self.lora_bias && self.init_lora_weights != InitLoraWeights::Uniform {
+            let message = format!("{BIAS_AND_START}, found {}", self.init_lora_weights);
+            settings.note(Problem::new("lora_bias", message));
+        }
+        settings.targets(&self.target_modules);
+    }
+
+    fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
+        let target_modules = TargetModules::List(self.target_modules.clone());
+        let exclude_modules = TargetModules::List(self.exclude_modules.clone());
+        let selection = Selection {
+            target_modules: &target_modules,
+            exclude_modules: (!self.exclude_modules.is_empty()).then_some(&exclude_modules),
+            layers_to_transform: self.layers_to_transform.as_deref(),
+            layers_pattern: &[],
+        };
+        let chosen = resolve_targets(&selection, linear)?;
+        let paths = chosen.iter().map(|&index| linear[index].name.as_str());
+        for (key, unused) in [
+            ("rank_pattern", self.rank_pattern.unused(paths.clone())),
+            ("alpha_pattern", self.alpha_pattern.unused(paths)),
+        ] {
+            if !unused.is_empty() {
+                return Err(Error::Usage(format!(
+                    "{key}: {} matches no layer that gets an adapter",
+                    unused.join(", ")
+                )));
+            }
+        }
+        if self.rank_pattern.iter().any(|(_, rank)| *rank == 0) {
+            return Err(Error::Usage("rank_pattern: a rank of 0".into()));
+        }
+        if let Some(other) = self.modules_to_save.iter().find(|name| *name != SCORE) {
+            return Err(Error::Usage(format!(
+                "modules_to_save: {other} cannot be trained whole beside adapters, only \"{SCORE}\" can; \
+                 `peft: Full` trains everything"
+            )));
+        }
+        if self.init_lora_weights.takes_of_weight() {
+            for layer in chosen.iter().map(|&index| &linear[index]) {
+                let (rank, most) = (
+                    self.rank_of(&layer.name),
+                    layer.in_features.min(layer.out_features),
+                );
+                if rank > most {
+                    return Err(Error::Usage(format!(
+                        "init_lora_weights: {} begins with a part of the weight, and {} ({} x {}) has no {rank} directions; \
+                         the rank there can be {most} at most",
+                        self.init_lora_weights, layer.name, layer.in_features, layer.out_features
+                    )));
+                }
+            }
+        }
+        Ok(chosen)
+    }
+
+    fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)> {
+        let rank = self.rank_of(&layer.name);
+        let mut tensors = vec![
+            (A, vec![rank, layer.in_features]),
+            (B_NAME, vec![layer.out_features, rank]),
+        ];
+        if self.lora_bias {
+            tensors.push((B_BIAS, vec![layer.out_features]));
+        }
+        if self.use_dora {
+            tensors.push((MAGNITUDE, vec![layer.out_features]));
+        }
+        tensors
+    }
+
+    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Lora<B> {
+        Lora::new(self, site)
+    }
+
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    fn rank(&self) -> Option<usize> {
+        Some(self.rank)
+    }
+
+    fn bias(&self) -> Bias {
+        self.bias
+    }
+
+    fn continues<B: Backend>(&self, present: &Self, layer: &Lora<B>, path: &str) -> bool {
+        self.use_rslora == present.use_rslora
+            && self.use_dora == layer.magnitude.is_some()
+            && self.lora_bias == layer.bias.is_some()
+            && self.bias == present.bias
+            && layer.rank() == self.rank_of(path)
+            && (layer.scale - self.scale_of(path)).abs() < 1e-9
+    }
+
+    /// One that began with a part of the weight is one of twice the rank on the whole weight; see [`Start`](super::Start).
+    fn stored(&self) -> Self {
+        if !self.init_lora_weights.takes_of_weight() {
+            return self.clone();
+        }
+        // The factor on the products stays as it is.
+        let factor = if self.use_rslora { 2f64.sqrt() } else { 2.0 };
+        let ranks = self.rank_pattern.iter();
+        let alphas = self.alpha_pattern.iter();
+        Self {
+            rank: 2 * self.rank,
+            alpha: factor * self.alpha,
+            rank_pattern: ranks.map(|(key, rank)| (key.into(), 2 * rank)).collect(),
+            alpha_pattern: (alphas.map(|(key, alpha)| (key.into(), factor * alpha))).collect(),
+            init_lora_weights: InitLoraWeights::Uniform,
+            ..self.clone()
+        }
+    }
+
+    fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
+        file::read(keys, targets)
+    }
+
+    fn accepts(key: &str, value: &Value) -> Option<bool> {
+        file::accepts(key, value)
+    }
+
+    fn unused(&self, paths: &[&str]) -> Vec<String> {
+        let unused = [
+            (
+                "rank_pattern",
+                self.rank_pattern.unused(paths.iter().copied()),
+            ),
+            (
+                "alpha_pattern",
+                self.alpha_pattern.unused(paths.iter().copied()),
+            ),
+        ];
+        let entries = unused.into_iter().flat_map(|(key, patterns)| {
+            (patterns.into_iter()).map(move |pattern| {
+                format!("{key}: \"{pattern}\" matches no layer with an adapter")
+            })
+        });
+        entries.collect()
+    }
+
+    fn write(&self, config: &AdapterConfig) -> Value {
+        file::write(self, config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn linear() -> Vec<LinearSpec> {
+        let layer = |name: &str| LinearSpec {
+            name: format!("model.layers.{name}"),
+            in_features: 4,
+            out_features: 4,
+        };
+        [
+            "0.self_attn.q_proj",
+            "0.self_attn.v_proj",
+            "1.self_attn.q_proj",
+            "1.self_attn.v_proj",
+        ]
+        .map(layer)
+        .to_vec()
+    }
+
+    #[test]
+    fn patterns_change_rank_and_scale() {
+        let mut config = LoraConfig {
+            rank_pattern: [("v_proj".to_owned(), 4)].into_iter().collect(),
+            alpha_pattern: [(r"layers\.1\..*".to_owned(), 8.0)].into_iter().collect(),
+            ..LoraConfig::default()
+        };
+        let path = "model.layers.1.self_attn.v_proj";
+        assert_eq!((config.rank_of(path), config.scale_of(path)), (4, 2.0));
+        assert_eq!(config.scale_of("model.layers.0.self_attn.v_proj"), 8.0);
+        assert_eq!(config.rank_of("model.layers.0.self_attn.my_v_proj"), 16);
+        config.use_rslora = true;
+        // 32 / sqrt(16), 8 / sqrt(4)
+        assert_eq!(config.scale_of("model.layers.0.mlp.up_proj"), 8.0);
+        assert_eq!(config.scale_of(path), 4.0);
+        assert_eq!(config.targets(&linear()).unwrap(), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn layers_are_chosen_left_out_and_numbered() {
+        let config = |f: &dyn Fn(&mut LoraConfig)| {
+            let mut config = LoraConfig::default();
+            f(&mut config);
+            config.targets(&linear())
+        };
+        assert_eq!(
+            config(&|c| c.exclude_modules = vec!["q_proj".into()]).unwrap(),
+            [1, 3]
+        );
+        assert_eq!(
+            config(&|c| c.layers_to_transform = Some(vec![1])).unwrap(),
+            [2, 3]
+        );
+        let both = config(&|c| {
+            c.target_modules = vec!["v_proj".into(), r".*\.0\..*q_proj".into()];
+            c.exclude_modules = vec![r".*\.1\..*".into()];
+        });
+        assert_eq!(both.unwrap(), [0, 1]);
+        for (change, expected) in [
+            (
+                &(|c: &mut LoraConfig| c.layers_to_transform = Some(vec![0, 2]))
+                    as &dyn Fn(&mut LoraConfig),
+                "layers_to_transform: there is no layer 2",
+            ),
+            (
+                &|c| c.exclude_modules = vec!["k_proj".into()],
+                "exclude_modules: \"k_proj\" matches no layer",
+            ),
+            (
+                &|c| c.exclude_modules = vec!["all-linear".into()],
+                "nothing is left",
+            ),
+            (
+                &|c| c.rank_pattern = [("k_proj".to_owned(), 4)].into_iter().collect(),
+                "rank_pattern: k_proj matches no layer",
+            ),
+            (
+                &|c| c.alpha_pattern = [("(".to_owned(), 4.0)].into_iter().collect(),
+                "alpha_pattern: ( matches",
+            ),
+            (
+                &|c| c.rank_pattern = [("q_proj".to_owned(), 0)].into_iter().collect(),
+                "a rank of 0",
+            ),
+            (
+                &|c| c.modules_to_save = vec!["lm_head".into()],
+                "modules_to_save: lm_head cannot",
+            ),
+        ] {
+            let error = config(change).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(config(&|c| c.modules_to_save = vec!["score".into()]).is_ok());
+    }
+}
