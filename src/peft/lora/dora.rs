@@ -62,6 +62,12 @@ fn squares<B: Backend>(weight: Tensor<B, 2>) -> Tensor<B, 2> {
     (weight.clone() * weight).sum_dim(0)
 }
 
+/// The low-rank matrices as constants, with the factor on their product in the second.
+fn constants<B: Backend>(lora: &Lora<B>) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    let (a, b) = lora.matrices();
+    (a.detach(), b.detach().mul_scalar(lora.scale))
+}
+
 fn magnitude_of<B: Backend>(lora: Option<&Lora<B>>) -> Option<&Magnitude<B>> {
     lora?.magnitude.as_ref()
 }
@@ -91,10 +97,7 @@ pub(in crate::peft) fn column_factors<B: ModelBackend>(
     };
     let norms = || {
         let joint: Vec<_> = (layers.iter())
-            .map(|(_, lora)| {
-                lora.filter(|lora| lora.magnitude.is_some())
-                    .map(Lora::joint)
-            })
+            .map(|(_, lora)| lora.filter(|lora| lora.magnitude.is_some()).map(constants))
             .collect();
         // An input of the weight for each rank: as dear as that many tokens.
         let inputs = joint.iter().flatten().map(|(a, _)| a.clone().transpose());

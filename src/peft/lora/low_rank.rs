@@ -38,18 +38,17 @@ impl<B: Backend> LowRank<B> {
                 let Some(lora) = adapters[index] else {
                     continue;
                 };
-                for (down, up, scale) in lora.products() {
-                    owners.push(owner);
-                    let [_, rank] = down.dims();
-                    parts.push(LowRankPart {
-                        rank,
-                        scale: scale as f32,
-                        column,
-                        width: layer.width,
-                    });
-                    a.push(down);
-                    b.push(up.reshape([rank * layer.width]));
-                }
+                owners.push(owner);
+                let (down, up) = lora.matrices();
+                let [_, rank] = down.dims();
+                parts.push(LowRankPart {
+                    rank,
+                    scale: lora.scale as f32,
+                    column,
+                    width: layer.width,
+                });
+                a.push(down);
+                b.push(up.reshape([rank * layer.width]));
             }
             column += layer.width;
         }
@@ -63,10 +62,7 @@ impl<B: Backend> LowRank<B> {
 }
 
 /// One tensor of several, side by side along `dim`.
-pub(super) fn join<B: Backend, const D: usize>(
-    mut tensors: Vec<Tensor<B, D>>,
-    dim: usize,
-) -> Tensor<B, D> {
+fn join<B: Backend, const D: usize>(mut tensors: Vec<Tensor<B, D>>, dim: usize) -> Tensor<B, D> {
     match tensors.len() {
         1 => tensors.remove(0),
         _ => Tensor::cat(tensors, dim),

@@ -88,7 +88,7 @@ impl<B: Backend> Lora<B> {
             scale,
             dropout: config.dropout,
             magnitude: (config.use_dora).then(|| Magnitude::of((site.weight)())),
-            start: init.takes_of_weight().then_some(start),
+            start: init.takes_of_weight().then(|| start.subtracted()),
             lr_ratio: config.lr_ratio(),
         }
     }
@@ -103,22 +103,16 @@ impl<B: Backend> Lora<B> {
         self.magnitude.is_none() && self.bias.is_none()
     }
 
-    /// The low-rank matrices with the factors on their products, the trained ones first.
-    fn products(&self) -> Vec<(Tensor<B, 2>, Tensor<B, 2>, f64)> {
-        let mut products = vec![(self.a.val(), self.b.val(), self.scale)];
-        if let Some(start) = &self.start {
-            products.push((start.a.clone(), start.b.clone(), -self.scale));
+    /// The low-rank matrices, what is subtracted beside the trained ones: `[in, ranks]` and `[ranks, out]`. One product computes both, since parts of
+    /// the fused operation may not share output columns.
+    fn matrices(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        match &self.start {
+            Some(start) => (
+                Tensor::cat(vec![self.a.val(), start.a.clone()], 1),
+                Tensor::cat(vec![self.b.val(), start.b.clone()], 0),
+            ),
+            None => (self.a.val(), self.b.val()),
         }
-        products
-    }
-
-    /// All of them as one, detached: `[in, ranks]`, and `[ranks, out]` with the factors.
-    fn joint(&self) -> (Tensor<B, 2>, Tensor<B, 2>) {
-        let products = self.products().into_iter();
-        let (a, b): (Vec<_>, Vec<_>) = products
-            .map(|(a, b, scale)| (a.detach(), b.detach().mul_scalar(scale)))
-            .unzip();
-        (low_rank::join(a, 1), low_rank::join(b, 0))
     }
 
     /// `scale * (x . a) . b` of the trained matrices, `[tokens, out]`.
@@ -130,7 +124,7 @@ impl<B: Backend> Lora<B> {
         f32_matmul(ranks, self.b.val()).mul_scalar(self.scale)
     }
 
-    /// What is subtracted of the weight's product; see [`Start`].
+    /// What the start adds to the weight's product; see [`Start`].
     pub(super) fn start_product(&self, x: Tensor<B, 2>) -> Option<Tensor<B, 2>>
     where
         B: ModelBackend,
@@ -156,11 +150,8 @@ impl<B: Backend> Lora<B> {
     where
         B: ModelBackend,
     {
-        let products = self.products().into_iter();
-        let deltas = products.map(|(a, b, scale)| f32_matmul(a, b).mul_scalar(scale));
-        deltas
-            .reduce(|sum, delta| sum + delta)
-            .expect("one at least")
+        let (a, b) = self.matrices();
+        f32_matmul(a, b).mul_scalar(self.scale)
     }
 }
 
@@ -202,15 +193,11 @@ impl<B: Backend> LayerAdapter<B> for Lora<B> {
 
     fn stored(&self) -> Option<Self> {
         self.start.as_ref()?;
-        // The factors are those of the trained matrices: what is subtracted has its sign in `b`.
-        let products = self.products().into_iter();
-        let (a, b): (Vec<_>, Vec<_>) = products
-            .map(|(a, b, scale)| (a, b.mul_scalar(scale / self.scale)))
-            .unzip();
+        let (a, b) = self.matrices();
         let param = |tensor| Param::initialized(ParamId::new(), tensor);
         Some(Self {
-            a: param(low_rank::join(a, 1)),
-            b: param(low_rank::join(b, 0)),
+            a: param(a),
+            b: param(b),
             start: None,
             ..self.clone()
         })

@@ -106,13 +106,23 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
     }
 }
 
-/// The part of the weight that an adapter began with; frozen.
+/// The part of the weight that an adapter began with, its sign turned: with it the adapter changes nothing at the start. Frozen.
 #[derive(Module, Debug)]
 pub struct Start<B: Backend> {
     /// `[in, rank]`.
     pub(super) a: Tensor<B, 2>,
     /// `[rank, out]`.
     pub(super) b: Tensor<B, 2>,
+}
+
+impl<B: Backend> Start<B> {
+    /// What is added beside the trained matrices.
+    pub(super) fn subtracted(self) -> Self {
+        Self {
+            a: self.a,
+            b: self.b.neg(),
+        }
+    }
 }
 
 /// `a` and `b` as training begins, and whether they hold a part of the weight. `scale` is the factor on their product.

@@ -172,8 +172,8 @@ impl<B: ModelBackend> Projection<B> {
         adapters: &[Option<&Lora<B>>],
         seed: Seed,
     ) -> Tensor<B, 2> {
-        let less = |y: Tensor<B, 2>, part| match part {
-            Some(part) => y - part,
+        let plus = |y: Tensor<B, 2>, part| match part {
+            Some(part) => y + part,
             None => y,
         };
         let factors = self.column_factors(adapters);
@@ -188,10 +188,10 @@ impl<B: ModelBackend> Projection<B> {
             if let (Some(factors), Some(_)) = (&factors, &lora.magnitude) {
                 let factors = factors.clone().slice([0..1, self.columns_of(index)]);
                 let base = self.base_of(index, dropped.clone());
-                let base = less(base, lora.start_product(dropped));
+                let base = plus(base, lora.start_product(dropped));
                 delta = base * (factors.clone() - 1.0) + delta * factors;
             }
-            deltas.push(less(delta, lora.start_product(x.clone())));
+            deltas.push(plus(delta, lora.start_product(x.clone())));
         }
         self.base(x) + Tensor::cat(deltas, 1)
     }
