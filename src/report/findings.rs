@@ -444,7 +444,7 @@ mod tests {
             ("val/response_length", &|s| 30.0 - s, "became shorter"),
             ("val/missing_eos_rate", &|_| 0.75, "75 % of the responses"),
             ("policy/clipfrac_avg", &|_| 0.4, "40 % of the ratios"),
-            ("objective/entropy", &|s| 3.0 / s, "nearly the same"),
+            ("objective/entropy", &|s| 3.0 / s, "nearly always the same"),
             ("rollout/logprob_max_diff", &|_| 0.5, "temper doctor"),
         ];
         for (name, f, expected) in cases {
