@@ -81,6 +81,20 @@ impl Segments {
         segments
     }
 
+    /// The same rows with `count` more tokens before each that is chosen.
+    ///
+    /// # Panics
+    /// If there is not one choice for each row.
+    pub fn lengthened(&self, count: usize, chosen: &[bool]) -> Self {
+        assert_eq!(chosen.len(), self.num_rows(), "a choice for each row");
+        let more = |&chosen: &bool| if chosen { count } else { 0 };
+        let lens = self.iter().zip(chosen);
+        Self {
+            parents: Arc::clone(&self.parents),
+            ..Self::from_lens(lens.map(|(row, chosen)| row.len() + more(chosen)))
+        }
+    }
+
     /// Number of rows.
     pub fn num_rows(&self) -> usize {
         self.offsets.len() - 1
@@ -251,6 +265,14 @@ mod tests {
         assert_eq!((span.context.clone(), span.own.clone()), (0..2, 6..8));
         let tokens: Vec<usize> = (0..span.len()).map(|i| span.token(i)).collect();
         assert_eq!(tokens, [0, 1, 6, 7]);
+    }
+
+    #[test]
+    fn lengthened_rows_keep_their_parents() {
+        let segments = Segments::continuing(&[(2, None), (1, Some(0)), (3, None)]);
+        let longer = segments.lengthened(4, &[true, false, true]);
+        let expected = Segments::continuing(&[(6, None), (1, Some(0)), (7, None)]);
+        assert_eq!(longer, expected);
     }
 
     #[test]

@@ -63,19 +63,14 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
             "nothing to measure: no row has `text`, `messages` or a `completion`, and no --reward is asked for",
         ));
     }
-    let measured = rows::encode(
-        &with_text,
-        tokenizer.as_ref(),
-        &model.config,
-        TextRows::WithEos,
-    )?;
+    let measured = rows::encode(&with_text, tokenizer.as_ref(), &model, TextRows::WithEos)?;
     let prompts = if args.reward.is_empty() {
         Vec::new()
     } else {
         rows::prompts(
             &data,
             tokenizer.as_ref(),
-            &model.config,
+            &model,
             args.sampling.max_new_tokens,
         )?
     };
@@ -180,7 +175,9 @@ impl EvalTask<'_> {
                 Some(_) => Some(Arc::new(model.tokenizer()?)),
                 None => None,
             };
-            let encoder = CompletionEncoder::new(folder, &model.config, own, policy.clone());
+            let before = (model.config.max_positions()).saturating_sub(model.max_row_tokens);
+            let encoder =
+                CompletionEncoder::new(folder, &model.config, own, policy.clone()).after(before);
             if let Some(note) = encoder.note() {
                 eprintln!("{note}");
             }

@@ -183,6 +183,9 @@ impl Export<'_> {
     fn merged(&self, dtype: Option<StoreAs>) -> Result<String> {
         let trained = self.found(self.from, self.trained)?;
         let exact = self.found(self.from, Numerics::default())?;
+        if let Some(adapter) = exact.source.adapter()? {
+            adapter.check_mergeable()?;
+        }
         let merge = MergeTask {
             model: &exact,
             to: self.to,
@@ -408,7 +411,7 @@ impl Task for ProbeTask<'_> {
 
 /// Token ids of a short text; random ids without a tokenizer.
 fn probe(model: &UnloadedModel) -> Result<IdsRow> {
-    let (vocab, most) = (model.config.vocab_size(), model.config.max_positions());
+    let (vocab, most) = (model.config.vocab_size(), model.max_row_tokens);
     let mut ids = match model.tokenizer() {
         Ok(tokenizer) => tokenizer.encode_document(PROBE)?,
         Err(_) => (0..24)

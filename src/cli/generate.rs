@@ -49,12 +49,7 @@ pub(super) fn run(args: &GenerateArgs, compute: &ComputeArgs) -> Result<()> {
     };
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let sampling = &args.sampling;
-    let prompts = rows::prompts(
-        &data,
-        tokenizer.as_ref(),
-        &model.config,
-        sampling.max_new_tokens,
-    )?;
+    let prompts = rows::prompts(&data, tokenizer.as_ref(), &model, sampling.max_new_tokens)?;
     let options = options(sampling, 1.0, &prompts, tokenizer.as_ref(), &model.config);
     let task = GenerateTask {
         model: &model,

@@ -35,7 +35,7 @@ pub(super) fn run(args: &LogprobsArgs, compute: &ComputeArgs) -> Result<()> {
     let model = UnloadedModel::find(&args.model)?;
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;
-    let encoded = rows::encode(&data, tokenizer.as_ref(), &model.config, TextRows::Plain)?;
+    let encoded = rows::encode(&data, tokenizer.as_ref(), &model, TextRows::Plain)?;
     let logprobs = dispatch(
         compute.backend,
         compute.device,

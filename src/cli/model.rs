@@ -13,6 +13,8 @@ pub(super) struct UnloadedModel {
     pub(super) config: ModelConfig,
     /// Its files.
     pub(super) source: ModelSource,
+    /// Longest row in tokens.
+    pub(super) max_row_tokens: usize,
     /// Storage and product precision of the base's weights.
     pub(super) numerics: Numerics,
 }
@@ -30,6 +32,7 @@ impl UnloadedModel {
         warn(&source.notes);
         Ok(Self {
             config: source.config.clone(),
+            max_row_tokens: source.max_row_tokens()?,
             source,
             numerics: args.numerics(),
         })

@@ -11,7 +11,6 @@ use crate::data::{
     encode_completions, encode_prompts, encode_text, read_rows,
 };
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
 
 /// Most tokens of a forward pass, unless one row has more.
 pub(super) const BATCH_TOKENS: usize = 4096;
@@ -72,7 +71,7 @@ pub(super) fn tokenizer_for(rows: &[Row], model: &UnloadedModel) -> Result<Optio
 pub(super) fn encode(
     rows: &[Row],
     tokenizer: Option<&Tokenizer>,
-    config: &ModelConfig,
+    model: &UnloadedModel,
     text: TextRows,
 ) -> Result<Vec<IdsRow>> {
     let format = RowFormat {
@@ -89,7 +88,7 @@ pub(super) fn encode(
                 }
                 None => encode_text_row(row, needed(row, tokenizer)?, &format)?,
             };
-            check_ids(row, &encoded.ids, config, 0)?;
+            check_ids(row, &encoded.ids, model, 0)?;
             Ok(encoded)
         })
         .collect()
@@ -102,7 +101,7 @@ pub(super) fn encode(
 pub(super) fn prompts(
     rows: &[Row],
     tokenizer: Option<&Tokenizer>,
-    config: &ModelConfig,
+    model: &UnloadedModel,
     max_new_tokens: usize,
 ) -> Result<Vec<Prompt>> {
     rows.par_iter()
@@ -135,7 +134,7 @@ pub(super) fn prompts(
                         .ok_or_else(|| row.error("the prompt has no tokens"))?
                 }
             };
-            check_ids(row, &prompt.ids, config, max_new_tokens)?;
+            check_ids(row, &prompt.ids, model, max_new_tokens)?;
             Ok(prompt)
         })
         .collect()
@@ -187,13 +186,13 @@ fn ids_of(row: &Row, value: &Value) -> Result<Vec<u32>> {
         .collect()
 }
 
-fn check_ids(row: &Row, ids: &[u32], config: &ModelConfig, room: usize) -> Result<()> {
-    let vocab = config.vocab_size();
+fn check_ids(row: &Row, ids: &[u32], model: &UnloadedModel, room: usize) -> Result<()> {
+    let vocab = model.config.vocab_size();
     if ids.is_empty() {
         return Err(row.error("input_ids is empty; expected at least one token"));
     }
     data::check_ids(ids, vocab).map_err(|message| row.error(message))?;
-    let (len, most) = (ids.len(), config.max_positions());
+    let (len, most) = (ids.len(), model.max_row_tokens);
     if len + room > most {
         let and_room = if room > 0 {
             format!(" and {room} new ones")

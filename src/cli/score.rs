@@ -28,7 +28,7 @@ pub(super) fn run(args: &ScoreArgs, compute: &ComputeArgs) -> Result<()> {
     let model = UnloadedModel::find(&args.model)?;
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;
-    let encoded = rows::encode(&data, tokenizer.as_ref(), &model.config, TextRows::WithEos)?;
+    let encoded = rows::encode(&data, tokenizer.as_ref(), &model, TextRows::WithEos)?;
     let scores = dispatch(
         compute.backend,
         compute.device,

@@ -123,8 +123,8 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
         "a prompt needs at least one token"
     );
     let slots = options.batch_size.clamp(1, prompts.len());
-    let capacity =
-        prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0) + options.max_new_tokens;
+    let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+    let capacity = model.num_virtual_tokens() + longest + options.max_new_tokens;
     let mut cache = KvCache::new(
         model.num_layers(),
         slots,

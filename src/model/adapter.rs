@@ -8,6 +8,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::biases::{bias_tensors, trained_biases};
 use super::config::{ModelConfig, TensorSpec};
 use super::host_tensors;
+use super::prompt::{self, StoredPrompt};
 use super::stored_adapter::StoredAdapter;
 use super::weights::{self, write_safetensors};
 use crate::error::{Error, Result};
@@ -16,7 +17,10 @@ use crate::ops::ModelBackend;
 use crate::params::{HostTensor, ParamKind, Parameters};
 use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
 use crate::peft::only::TensorName;
-use crate::peft::{Adaptable, Adapter, AdapterConfig, AdapterSpec, Peft, TaskType, saved_key};
+use crate::peft::{
+    Adaptable, Adapter, AdapterConfig, AdapterSpec, Encode, Peft, TaskType, no_text,
+    prompt_saved_key, saved_key,
+};
 use crate::rng::Seed;
 
 /// The contents of an adapter folder beside the adapter tensors.
@@ -43,6 +47,9 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
 ) -> Result<LoadedAdapter> {
     let (adapter, mut warnings) = AdapterConfig::load(folder)?;
     let source = weights::open(weights_file(folder)?)?;
+    if !adapter.spec.on_layers() {
+        return prompt::load(model, config, adapter, warnings, source.as_ref(), device);
+    }
     let stored = StoredAdapter::check(&adapter, source.as_ref(), config)?;
     warnings.extend(stored.unused.iter().cloned());
     let mut shared = Vec::new();
@@ -81,23 +88,40 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
 pub(super) fn check_adapter(config: &ModelConfig, folder: &Path) -> Result<()> {
     let (adapter, _) = AdapterConfig::load(folder)?;
     let source = weights::open(weights_file(folder)?)?;
-    StoredAdapter::check(&adapter, source.as_ref(), config)?;
-    Ok(())
+    match adapter.spec.on_layers() {
+        true => StoredAdapter::check(&adapter, source.as_ref(), config).map(drop),
+        false => StoredPrompt::check(&adapter, source.as_ref(), config).map(drop),
+    }
 }
 
-/// Attaches fresh adapters to the target layers; returns their paths.
+/// Attaches fresh adapters to the target layers, or fresh virtual tokens to the model; returns the layers' paths.
 ///
 /// # Errors
-/// As [`AdapterSpec::targets`].
+/// As [`AdapterSpec::targets`] and [`ModelConfig::check_virtual_tokens`]; `Error::Usage` for virtual tokens from a text, as there
+/// is no tokenizer.
 pub fn attach_adapters<B: ModelBackend, M: Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
     spec: impl Into<AdapterSpec>,
     seed: Seed,
 ) -> Result<Vec<String>> {
-    let spec = spec.into();
-    let paths = target_paths(&spec, config)?;
-    model.attach(&spec, seed, Vec::new(), &|path| {
+    attach_with(model, config, &spec.into(), seed, &no_text)
+}
+
+/// [`attach_adapters`] with a tokenizer.
+fn attach_with<B: ModelBackend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    spec: &AdapterSpec,
+    seed: Seed,
+    encode: Encode<'_>,
+) -> Result<Vec<String>> {
+    if !spec.on_layers() {
+        prompt::attach(model, config, spec, seed, encode)?;
+        return Ok(Vec::new());
+    }
+    let paths = target_paths(spec, config)?;
+    model.attach(spec, seed, Vec::new(), &|path| {
         paths.iter().any(|chosen| chosen == path)
     });
     Ok(paths)
@@ -119,7 +143,7 @@ pub struct PreparedAdapters {
 }
 
 /// Prepares a model's adapters for training by `peft`. Adapters of the same shape are continued, so that policy, reference, reward
-/// and value share one base; others are merged into the weights and replaced by fresh ones.
+/// and value share one base; others are merged into the weights and replaced by fresh ones. `encode`: the model's tokenizer.
 ///
 /// # Errors
 /// `Error::Usage` for a target that matches no layer, and for adapters that cannot be merged.
@@ -129,6 +153,7 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
     present: Option<&AdapterSpec>,
     peft: &Peft,
     seed: Seed,
+    encode: Encode<'_>,
 ) -> Result<PreparedAdapters> {
     let Some(wanted) = peft.adapter() else {
         model.merge_adapters()?;
@@ -150,7 +175,7 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
         });
     }
     model.merge_adapters()?;
-    let paths = attach_adapters(model, config, &wanted, seed.fork("adapters"))?;
+    let paths = attach_with(model, config, &wanted, seed.fork("adapters"), encode)?;
     trained_biases(&wanted, config, &paths)?;
     Ok(PreparedAdapters {
         adapter: Some(wanted),
@@ -165,6 +190,9 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
     present: &AdapterSpec,
     wanted: &AdapterSpec,
 ) -> Result<bool> {
+    if !wanted.on_layers() {
+        return Ok(wanted.continues_tokens(present) && model.virtual_tokens().is_some());
+    }
     let mut targets = target_paths(wanted, config)?;
     let (mut adapted, mut same_shape) = (Vec::new(), true);
     model.for_each_projection(&mut |projection| {
@@ -235,18 +263,25 @@ fn adapter_tensors<B: Backend, M: Parameters<B> + Adaptable<B>>(model: &mut M) -
 ///
 /// # Errors
 /// `Error::Io`.
-pub fn save_adapter<B: Backend, M: Parameters<B> + Adaptable<B>>(
+pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
     spec: &AdapterSpec,
     base: &str,
     folder: &Path,
 ) -> Result<()> {
-    let mut tensors = adapter_tensors(model);
+    let mut tensors = match model.virtual_tokens() {
+        Some(tokens) => vec![tokens.host_tensor()],
+        None => adapter_tensors(model),
+    };
     let mut task = TaskType::CausalLm;
     for (name, shape, values) in host_tensors(model, &|kind| kind == ParamKind::Score) {
         task = TaskType::SeqCls;
-        tensors.push((saved_key(&name), shape, values));
+        let key = match spec.on_layers() {
+            true => saved_key(&name),
+            false => prompt_saved_key(&name),
+        };
+        tensors.push((key, shape, values));
     }
     // The layers themselves, not the recipe's patterns: PEFT has no regular expressions inside lists.
     let mut paths = Vec::new();
@@ -259,6 +294,7 @@ pub fn save_adapter<B: Backend, M: Parameters<B> + Adaptable<B>>(
     let mut adapter = AdapterConfig::new(task, spec.stored(), paths);
     adapter.base_model_name_or_path = Some(base.to_owned());
     adapter.fan_in_fan_out = config.family() == "gpt2";
+    adapter.shape = (!spec.on_layers()).then(|| config.decoder_shape());
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     adapter.save(folder)?;
     write_safetensors(folder.join(ADAPTER_WEIGHTS), &tensors)

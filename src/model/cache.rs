@@ -55,6 +55,11 @@ impl<B: ModelBackend> KvCache<B> {
         self.lens[slot] = 0;
     }
 
+    /// Whether each row of the next batch begins in an empty slot.
+    pub fn begins(&self) -> impl Iterator<Item = bool> + '_ {
+        self.slots.iter().map(|slots| self.lens[slots[0]] == 0)
+    }
+
     /// Position of each token of the batch within its row.
     pub fn positions(&self, segments: &Segments) -> Vec<usize> {
         let starts = self.slots.iter().map(|slots| self.lens[slots[0]]);

@@ -8,7 +8,7 @@ use super::pass::Pass;
 use super::{KvCache, LanguageModel};
 use crate::ops::{self, Head, HeadLayout, ModelBackend};
 use crate::params::Parameters;
-use crate::peft::Adaptable;
+use crate::peft::{Adaptable, VirtualTokens};
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
@@ -46,6 +46,9 @@ pub trait CausalLm<B: ModelBackend>: Adaptable<B> + Parameters<B> {
     /// Number of layers.
     fn num_layers(&self) -> usize;
 
+    /// Virtual tokens before every row: a cache needs room for them.
+    fn num_virtual_tokens(&self) -> usize;
+
     /// Logits, `[positions, vocab]`.
     fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         ops::logits(hidden, &self.head())
@@ -78,8 +81,8 @@ impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
             }
             positions => {
                 let layers = self.layers();
-                let mut pass = Pass::new(layers, batch, positions, cache, dropout);
-                let mut x = layers.embed(&batch.input_ids, &pass);
+                let mut pass = Pass::new(self, batch, positions, cache, dropout);
+                let mut x = pass.embed(layers, &batch.input_ids);
                 for index in 0..layers.num_layers() {
                     x = layers.layer(index, x, &mut pass);
                 }
@@ -100,5 +103,9 @@ impl<B: ModelBackend> CausalLm<B> for LanguageModel<B> {
 
     fn num_layers(&self) -> usize {
         self.layers().num_layers()
+    }
+
+    fn num_virtual_tokens(&self) -> usize {
+        (self.virtual_tokens.as_ref()).map_or(0, VirtualTokens::count)
     }
 }

@@ -216,7 +216,7 @@ impl<B: Backend> GatedDecoder<B> {
 }
 
 impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
-    fn embed(&self, ids: &Tensor<B, 1, Int>, _: &Pass<'_, B>) -> Tensor<B, 2> {
+    fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
         self.embed_tokens.look_up(ids)
     }
 
@@ -232,7 +232,7 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
         let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads, 0);
         let attend = Attend {
             mask: self.config.masks[index],
-            ..Attend::causal(layout, pass.segments)
+            ..Attend::causal(layout, &pass.segments)
         };
         let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(pass.keep(index, x), layer.o_proj.forward(attended, dropout));

@@ -220,7 +220,7 @@ impl<B: Backend> Gemma2<B> {
 }
 
 impl<B: ModelBackend> Layers<B> for Gemma2<B> {
-    fn embed(&self, ids: &Tensor<B, 1, Int>, _: &Pass<'_, B>) -> Tensor<B, 2> {
+    fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
         let scale = (self.config.hidden_size as f64).sqrt();
         self.embed_tokens.look_up(ids).mul_scalar(scale as f32)
     }
@@ -235,7 +235,7 @@ impl<B: ModelBackend> Layers<B> for Gemma2<B> {
             scale: self.config.query_pre_attn_scalar.powf(-0.5) as f32,
             mask: self.config.masks[index],
             softcap: self.config.attn_logit_softcapping.map(|cap| cap as f32),
-            ..Attend::causal(layout, pass.segments)
+            ..Attend::causal(layout, &pass.segments)
         };
         let attended = pass.attend(index, qkv, &attend);
         let attended = layer.o_proj.forward(attended, dropout);

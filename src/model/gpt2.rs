@@ -174,14 +174,18 @@ impl<B: Backend> Gpt2<B> {
 }
 
 impl<B: ModelBackend> Layers<B> for Gpt2<B> {
-    fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
-        self.wte.look_up(ids) + self.wpe.look_up(&pass.positions)
+    fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.wte.look_up(ids)
+    }
+
+    fn embed(&self, embeddings: Tensor<B, 2>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
+        embeddings + self.wpe.look_up(&pass.positions)
     }
 
     fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
         let (layer, dropout) = (&self.h[index], pass.layer_dropout(index));
         let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
-        let attend = Attend::causal(self.config.layout(), pass.segments);
+        let attend = Attend::causal(self.config.layout(), &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(pass.keep(index, x), layer.c_proj.forward(attended, dropout));
         ops::residual(x.clone(), layer.mlp.forward(layer.ln_2.forward(x), dropout))

@@ -108,6 +108,16 @@ impl GptNeoxConfig {
         }
     }
 
+    /// The file's column, within all keys, of each key column.
+    pub(super) fn key_order(&self) -> Vec<usize> {
+        let layout = self.layout();
+        let (width, head_dim) = (layout.kv_width(), layout.head_dim);
+        let order = column_order(layout, self.rotary_dim);
+        (order[width..2 * width].iter())
+            .map(|column| column / (3 * head_dim) * head_dim + column % head_dim)
+            .collect()
+    }
+
     pub(super) fn sizes(&self) -> Sizes {
         Sizes {
             vocab: self.vocab_size,
@@ -230,7 +240,7 @@ fn column_order(layout: HeadLayout, rotary_dim: usize) -> Vec<usize> {
 }
 
 impl<B: ModelBackend> Layers<B> for GptNeox<B> {
-    fn embed(&self, ids: &Tensor<B, 1, Int>, _: &Pass<'_, B>) -> Tensor<B, 2> {
+    fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
         self.embed_in.look_up(ids)
     }
 
@@ -241,7 +251,7 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
             .query_key_value
             .forward(layer.input_layernorm.forward(x.clone()), dropout);
         let qkv = pass.rotate(qkv, 2 * layout.heads, 0);
-        let attend = Attend::causal(layout, pass.segments);
+        let attend = Attend::causal(layout, &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let x = pass.keep(index, x);
         let after = ops::residual(x.clone(), layer.dense.forward(attended, dropout));

@@ -25,6 +25,7 @@ mod offset;
 mod opt;
 mod parts;
 mod pass;
+mod prompt;
 mod qwen2;
 mod qwen3;
 mod recompute;
@@ -37,6 +38,7 @@ mod together;
 pub mod weights;
 
 use burn::module::Module;
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 pub use activation::Activation;
@@ -71,9 +73,10 @@ use family::Family;
 use parts::{Part, Parts};
 use pass::Layers;
 
+use crate::host::indices;
 use crate::ops::{ModelBackend, Numerics};
 use crate::params::{ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, Projection};
+use crate::peft::{Adaptable, Projection, VirtualTokens};
 
 /// All supported families.
 const FAMILIES: [&Family; 8] = [
@@ -103,6 +106,14 @@ pub enum Architecture {
 }
 
 impl Architecture {
+    /// Order of a layer's key columns where it is another than in files.
+    fn key_order(&self) -> Option<Vec<usize>> {
+        match self {
+            Self::GptNeox(config) => Some(config.key_order()),
+            _ => None,
+        }
+    }
+
     fn sizes(&self) -> Sizes {
         match self {
             Self::Gated(config) => config.sizes(),
@@ -114,10 +125,10 @@ impl Architecture {
     }
 }
 
-/// A model of any architecture.
+/// The decoder of any architecture.
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)]
-pub enum LanguageModel<B: Backend> {
+pub enum Decoder<B: Backend> {
     /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoder<B>),
     /// Gemma 2.
@@ -130,9 +141,16 @@ pub enum LanguageModel<B: Backend> {
     Opt(Opt<B>),
 }
 
-impl<B: Backend> LanguageModel<B> {
-    /// An unfilled model; `with_head`: whether it has an output head.
-    pub fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
+/// A model of any architecture, and what a method puts before every row of it.
+#[derive(Module, Debug)]
+pub struct LanguageModel<B: Backend> {
+    decoder: Decoder<B>,
+    /// Trained virtual tokens, if there are any.
+    pub virtual_tokens: Option<VirtualTokens<B>>,
+}
+
+impl<B: Backend> Decoder<B> {
+    fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
         match config.architecture() {
             Architecture::Gated(c) => Self::Gated(GatedDecoder::new(c, with_head, device)),
             Architecture::Gemma2(c) => Self::Gemma2(Gemma2::new(c, with_head, device)),
@@ -153,7 +171,7 @@ impl<B: Backend> LanguageModel<B> {
     }
 }
 
-impl<B: ModelBackend> LanguageModel<B> {
+impl<B: ModelBackend> Decoder<B> {
     fn layers(&self) -> &dyn Layers<B> {
         match self {
             Self::Gated(model) => model,
@@ -165,7 +183,25 @@ impl<B: ModelBackend> LanguageModel<B> {
     }
 }
 
+impl<B: ModelBackend> LanguageModel<B> {
+    fn layers(&self) -> &dyn Layers<B> {
+        self.decoder.layers()
+    }
+}
+
 impl<B: Backend> LanguageModel<B> {
+    /// An unfilled model; `with_head`: whether it has an output head.
+    pub fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
+        Self {
+            decoder: Decoder::new(config, with_head, device),
+            virtual_tokens: None,
+        }
+    }
+
+    fn parts(&mut self) -> &mut dyn Parts<B> {
+        self.decoder.parts()
+    }
+
     /// Sets the storage and product precision of linear layers, embedding and output head, before they are loaded. Anything but f32
     /// freezes them. Position tables stay in f32.
     pub fn store_as(&mut self, numerics: Numerics) {
@@ -182,10 +218,26 @@ impl<B: Backend> Adaptable<B> for LanguageModel<B> {
             }
         });
     }
+
+    fn virtual_tokens(&mut self) -> &mut Option<VirtualTokens<B>> {
+        &mut self.virtual_tokens
+    }
+
+    fn embeddings(&self, ids: &[u32], device: &B::Device) -> Tensor<B, 2>
+    where
+        B: ModelBackend,
+    {
+        let ids: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        self.layers().look_up(&indices(&ids, device))
+    }
 }
 
 impl<B: Backend> Parameters<B> for LanguageModel<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
+        // First, as they stand before the layers: a gradient reaches them through all of these.
+        if let Some(tokens) = &mut self.virtual_tokens {
+            tokens.walk(visit);
+        }
         self.parts()
             .for_each_part(&mut |part| part.for_each_parameter(visit));
     }

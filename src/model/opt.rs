@@ -208,8 +208,12 @@ impl<B: Backend> Opt<B> {
 }
 
 impl<B: ModelBackend> Layers<B> for Opt<B> {
-    fn embed(&self, ids: &Tensor<B, 1, Int>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
-        let mut x = self.embed_tokens.look_up(ids);
+    fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        self.embed_tokens.look_up(ids)
+    }
+
+    fn embed(&self, embeddings: Tensor<B, 2>, pass: &Pass<'_, B>) -> Tensor<B, 2> {
+        let mut x = embeddings;
         if let Some(project_in) = &self.project_in {
             x = project_in.forward(x, pass.dropout);
         }
@@ -226,7 +230,7 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
         let qkv = layer
             .qkv_proj
             .forward(norm_if(before, norm, x.clone()), dropout);
-        let attend = Attend::causal(self.config.layout(), pass.segments);
+        let attend = Attend::causal(self.config.layout(), &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let x = ops::residual(
             pass.keep(index, x),

@@ -91,9 +91,9 @@ impl<B: ModelBackend> Tape<B> {
                 input_ids: batch.input_ids.clone().inner(),
                 segments: batch.segments.clone(),
             };
+            let mut pass = Pass::new(&decoder, &batch, None, None, dropout);
             let decoder = decoder.layers();
-            let mut pass = Pass::new(decoder, &batch, None, None, dropout);
-            let mut x = decoder.embed(&batch.input_ids, &pass);
+            let mut x = pass.embed(decoder, &batch.input_ids);
             for index in 0..last {
                 if index > 0 && index >= lowest {
                     before.push(x.clone());
@@ -102,8 +102,8 @@ impl<B: ModelBackend> Tape<B> {
             }
             Tensor::from_inner(x).set_require_grad(lowest < last)
         };
-        let decoder = decoder.layers();
         let mut pass = Pass::new(decoder, &batch, positions, None, dropout);
+        let decoder = decoder.layers();
         let states = decoder.layer(last, begin.clone(), &mut pass);
         let states = decoder.finish(states, &pass);
         let kept = SavedStates {
@@ -133,12 +133,12 @@ impl<B: ModelBackend> Tape<B> {
         for index in (kept.lowest..last).rev() {
             let Some(after) = grad.take() else { return };
             let (x, y) = {
+                let mut pass = Pass::new(model.decoder(), &kept.batch, None, None, kept.dropout);
                 let decoder = model.decoder().layers();
-                let mut pass = Pass::new(decoder, &kept.batch, None, None, kept.dropout);
                 let x = match kept.before.pop() {
                     Some(x) => Tensor::from_inner(x).set_require_grad(index > kept.lowest),
-                    // Recomputed, since embeddings may be trained.
-                    None => decoder.embed(&kept.batch.input_ids, &pass),
+                    // Recomputed, since embeddings may be trained, and virtual tokens before them.
+                    None => pass.embed(decoder, &kept.batch.input_ids),
                 };
                 let y = decoder.layer(index, x.clone(), &mut pass);
                 (x, y)

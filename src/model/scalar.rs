@@ -9,7 +9,7 @@ use crate::data::micro_batches;
 use crate::host::{indices, read};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, Projection};
+use crate::peft::{Adaptable, Projection, VirtualTokens};
 use crate::rng::Seed;
 use crate::tokens::{TokenBatch, packed_len};
 
@@ -104,6 +104,17 @@ impl<B: ModelBackend> ScalarModel<B> {
 impl<B: Backend> Adaptable<B> for ScalarModel<B> {
     fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
         self.backbone.for_each_projection(visit);
+    }
+
+    fn virtual_tokens(&mut self) -> &mut Option<VirtualTokens<B>> {
+        self.backbone.virtual_tokens()
+    }
+
+    fn embeddings(&self, ids: &[u32], device: &B::Device) -> Tensor<B, 2>
+    where
+        B: ModelBackend,
+    {
+        self.backbone.embeddings(ids, device)
     }
 }
 

@@ -12,6 +12,7 @@ use super::adapter::check_adapter;
 use super::config::ModelConfig;
 use super::manifest::{self, Manifest, ModelFiles, Source};
 use super::offset::{SIDECAR, read_score_offset};
+use super::prompt;
 use super::weights::heads::{HeadAsEmbedding, SCORE, StoredHead, stored_head, tied_pair};
 use super::weights::{self, WeightSource};
 use crate::data::Tokenizer;
@@ -294,6 +295,7 @@ impl ModelSource {
     }
 
     fn check_adapters(&self) -> Result<()> {
+        prompt::check_stack(&self.adapters)?;
         self.adapters
             .iter()
             .try_for_each(|folder| check_adapter(&self.config, folder))

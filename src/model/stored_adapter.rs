@@ -9,7 +9,7 @@ use crate::peft::keys::{StoredKey, parse_key};
 use crate::peft::{AdapterConfig, LinearSpec, TaskType, saved_key, tensor_key};
 
 /// Name of a classifier's head in files.
-const SCORE_WEIGHT: &str = "score.weight";
+pub(super) const SCORE_WEIGHT: &str = "score.weight";
 
 /// The tensors of an adapter file, checked against a model.
 #[derive(Default)]

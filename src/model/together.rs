@@ -18,7 +18,7 @@ pub struct SharedBaseModels<B: ModelBackend> {
 }
 
 impl<B: ModelBackend> SharedBaseModels<B> {
-    /// `None` if the base weights of `models` differ, or adapters are not LoRA.
+    /// `None` if the base weights of `models` differ, adapters are not LoRA, or a model has virtual tokens.
     ///
     /// # Panics
     /// If there are no models.
@@ -27,6 +27,10 @@ impl<B: ModelBackend> SharedBaseModels<B> {
         let mut bases = Vec::new();
         let mut adapters = Vec::new();
         for model in &mut models {
+            // Rows of one model would be longer than those of the other.
+            if model.virtual_tokens.is_some() {
+                return None;
+            }
             let (mut base, mut of_model) = (Vec::<Base>::new(), Vec::new());
             model.for_each_projection(&mut |projection| {
                 base.push(projection.identity());

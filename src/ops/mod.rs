@@ -23,6 +23,7 @@ mod kernels;
 mod matmul;
 mod portable;
 mod reduced;
+mod rows;
 mod tensor;
 
 pub use activation::{Gate, Gelu};
@@ -33,6 +34,7 @@ pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;
 pub use matmul::{MatmulPrecision, Numerics};
 pub use reduced::{Precision, ReducedMatrix};
+pub use rows::{Insertion, insert_rows, remove_rows};
 pub use tensor::{
     attention, bf16_matmul, f32_matmul, full_linear, gated_unit, gelu, layer_norm, linear_input,
     lora_linear, lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, residual,
@@ -396,6 +398,20 @@ pub trait ModelBackend: Backend {
     /// Columns of a reduced matrix in f32, `[columns, inputs]`: rows of an embedding.
     fn reduced_columns(weight: &ReducedMatrix, columns: IntTensor<Self>) -> FloatTensor<Self> {
         portable::reduced_columns::<Self>(weight, columns)
+    }
+
+    /// See [`insert_rows`].
+    fn insert_rows(
+        x: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        insertion: &Insertion<Self>,
+    ) -> FloatTensor<Self> {
+        rows::insert::<Self>(x, new, insertion)
+    }
+
+    /// See [`remove_rows`].
+    fn remove_rows(x: FloatTensor<Self>, insertion: &Insertion<Self>) -> FloatTensor<Self> {
+        rows::remove::<Self>(x, insertion)
     }
 
     /// The sum of squares over all entries of all `tensors`. Reads the device.

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::AdapterSpec;
 use super::targets::{LinearSpec, Selection, TargetModules, Targets};
+use super::{AdapterSpec, DecoderShape};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 
@@ -51,6 +51,8 @@ pub struct AdapterConfig {
     pub fan_in_fan_out: bool,
     /// The method, with its settings as a recipe gives them.
     pub spec: AdapterSpec,
+    /// Sizes of the model, of which a method with virtual tokens writes some; files are read without.
+    pub shape: Option<DecoderShape>,
 }
 
 impl AdapterConfig {
@@ -66,6 +68,7 @@ impl AdapterConfig {
             },
             fan_in_fan_out: false,
             spec,
+            shape: None,
         }
     }
 
@@ -114,8 +117,11 @@ impl AdapterConfig {
                 ));
             }
         };
+        let target_modules = keys.modules("target_modules")?;
         let targets = Targets {
-            target_modules: (keys.modules("target_modules")?).ok_or("no \"target_modules\"")?,
+            target_modules: target_modules
+                .clone()
+                .unwrap_or(TargetModules::List(Vec::new())),
             exclude_modules: (keys.modules("exclude_modules")?).filter(|m| !m.is_empty()),
             layers_to_transform: keys.read("layers_to_transform", None, |v| {
                 indices(v).map(|layers| Some(layers).filter(|layers| !layers.is_empty()))
@@ -129,7 +135,8 @@ impl AdapterConfig {
                 .map(str::to_owned),
             modules_to_save: keys.read("modules_to_save", Vec::new(), one_or_more)?,
             fan_in_fan_out: keys.read("fan_in_fan_out", false, Value::as_bool)?,
-            spec: AdapterSpec::read(peft_type, &keys, &targets)?,
+            spec: AdapterSpec::read(peft_type, &keys, target_modules.map(|_| &targets))?,
+            shape: None,
             targets,
         };
         config.check()?;
@@ -186,19 +193,26 @@ impl AdapterConfig {
         let common = json!({
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
-            "exclude_modules": self.targets.exclude_modules,
             "inference_mode": true,
             "modules_to_save": list_or_null(&self.modules_to_save),
             "peft_type": self.spec.peft_type(),
             "peft_version": PEFT_VERSION,
             "revision": null,
-            "target_modules": self.targets.target_modules,
             "task_type": match self.task_type {
                 TaskType::CausalLm => "CAUSAL_LM",
                 TaskType::SeqCls => "SEQ_CLS",
             },
         });
-        let objects = [common, self.spec.write(self)].into_iter();
+        let layers = json!({
+            "exclude_modules": self.targets.exclude_modules,
+            "target_modules": self.targets.target_modules,
+        });
+        let layers = if self.spec.on_layers() {
+            layers
+        } else {
+            Value::Null
+        };
+        let objects = [common, layers, self.spec.write(self)].into_iter();
         let keys: BTreeMap<String, Value> = objects
             .filter_map(|object| match object {
                 Value::Object(keys) => Some(keys),

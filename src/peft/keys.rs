@@ -41,6 +41,11 @@ pub fn saved_key(parameter: &str) -> String {
     format!("base_model.model.{parameter}")
 }
 
+/// As [`saved_key`] for a method with virtual tokens, which wraps no layer: `base_model.score.weight`.
+pub fn prompt_saved_key(parameter: &str) -> String {
+    format!("base_model.{parameter}")
+}
+
 /// Parses a stored name, in the spelling of any saver: without PEFT's prefix, through wrappers of modules, with the adapter's
 /// own name. `names` are those of the method's tensors below a module's path.
 pub(crate) fn parse_key(key: &str, names: &[&'static str]) -> StoredKey {
@@ -51,7 +56,9 @@ pub(crate) fn parse_key(key: &str, names: &[&'static str]) -> StoredKey {
     if parts.first() == Some(&"module") {
         parts.remove(0);
     }
-    let parts = parts.strip_prefix(&PREFIX).unwrap_or(&parts);
+    let parts = (parts.strip_prefix(&PREFIX))
+        .or(parts.strip_prefix(&PREFIX[..1]))
+        .unwrap_or(&parts);
     for name in names {
         let mut expected = name.split('.');
         let head = expected.next().unwrap_or_default();
@@ -139,6 +146,7 @@ mod tests {
             assert_eq!(parse_key(&key, &NAMES), layer("ia3_l", Some(name)), "{key}");
         }
         for key in [
+            "base_model.score.weight",
             "base_model.model.score.weight",
             "score.weight",
             "base_model.model.score.modules_to_save.default.weight",

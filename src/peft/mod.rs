@@ -1,11 +1,12 @@
 //! Parameter-efficient fine-tuning: which weights are trained, the linear layer that carries adapters, and the adapters.
-
 #![allow(
     clippy::large_enum_variant,
-    reason = "a model has few adapters, and `derive(Module)` repeats the enum for records"
+    reason = "a model has one set of virtual tokens; the derive's record is an enum, too"
 )]
 
+mod adaptable;
 mod bias;
+mod dense;
 pub mod files;
 mod ia3;
 pub(crate) mod keys;
@@ -13,12 +14,16 @@ mod lora;
 mod memo;
 mod method;
 pub mod only;
+mod p_tuning;
 mod patterns;
+mod prefix_tuning;
 mod projection;
+mod prompt_tuning;
 pub mod targets;
+mod trained;
 mod vera;
+mod virtual_tokens;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -27,30 +32,39 @@ use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use adaptable::Adaptable;
 pub use bias::{Bias, bias_key};
 pub use files::{AdapterConfig, TaskType};
 pub use ia3::{Ia3, Ia3Config};
-pub use keys::{saved_key, tensor_key};
+pub use keys::{prompt_saved_key, saved_key, tensor_key};
 pub use lora::{
     AdapterFiles, Combination, CombineSettings, InitLoraWeights, LargestSingular, Lora, LoraConfig,
     Magnitude, MajoritySign, Rule, Start, combine, largest_singular,
 };
 pub use method::{AdapterMethod, LayerAdapter, Merged, Settings, Shared, Site};
+pub use p_tuning::{EncodedPrompt, PTuningConfig, PromptEncoderKind};
 pub use patterns::Patterns;
+pub use prefix_tuning::{Prefix, PrefixTuningConfig};
 pub use projection::{Base, ColumnOrder, LayerSpec, Projection};
+pub use prompt_tuning::{PromptEmbeddings, PromptInit, PromptTuningConfig};
 pub use targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets};
 pub use vera::{Vera, VeraConfig};
+pub use virtual_tokens::{
+    DecoderShape, Encode, PROMPT_EMBEDDINGS, PromptMethod, PromptStart, PromptTokens, no_text,
+};
 
-use crate::error::{Error, Problem, Result};
+use crate::error::{Problem, Result};
 use crate::ops::ModelBackend;
-use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
+use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
 use files::Keys;
-use only::TensorName;
 
-/// The one list of adapter methods: name in recipes, settings, and what sits on a layer.
+/// The one list of adapter methods: name in recipes, settings, and what sits on a layer or stands before every row.
 macro_rules! adapter_methods {
-    ($($(#[$doc:meta])* $method:ident($config:ident, $layer:ident);)+) => {
+    (
+        layers { $($(#[$doc:meta])* $method:ident($config:ident, $layer:ident);)+ }
+        rows { $($(#[$prompt_doc:meta])* $prompt:ident($prompt_config:ident, $tokens:ident);)+ }
+    ) => {
         /// Which weights are trained.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
         #[serde(deny_unknown_fields)]
@@ -61,18 +75,26 @@ macro_rules! adapter_methods {
             /// The parameters of the model with these names; see [`only`].
             Only(Vec<String>),
             $($(#[$doc])* $method($config),)+
+            $($(#[$prompt_doc])* $prompt($prompt_config),)+
         }
 
         /// The settings of adapters, whatever their method.
         #[derive(Debug, Clone, PartialEq)]
         pub enum AdapterSpec {
             $($(#[$doc])* $method($config),)+
+            $($(#[$prompt_doc])* $prompt($prompt_config),)+
         }
 
         /// What sits on one linear layer, whatever the method.
         #[derive(Module, Debug)]
         pub enum Adapter<B: Backend> {
             $($(#[$doc])* $method($layer<B>),)+
+        }
+
+        /// What stands before every row, whatever the method.
+        #[derive(Module, Debug)]
+        pub enum VirtualTokens<B: Backend> {
+            $($(#[$prompt_doc])* $prompt($tokens<B>),)+
         }
 
         $(
@@ -83,10 +105,19 @@ macro_rules! adapter_methods {
             }
         )+
 
+        $(
+            impl From<&$prompt_config> for AdapterSpec {
+                fn from(config: &$prompt_config) -> Self {
+                    Self::$prompt(config.clone())
+                }
+            }
+        )+
+
         impl From<AdapterSpec> for Peft {
             fn from(spec: AdapterSpec) -> Self {
                 match spec {
                     $(AdapterSpec::$method(config) => Self::$method(config),)+
+                    $(AdapterSpec::$prompt(config) => Self::$prompt(config),)+
                 }
             }
         }
@@ -103,15 +134,84 @@ macro_rules! adapter_methods {
                 match self {
                     Self::Full | Self::Only(_) => None,
                     $(Self::$method(config) => Some(config.into()),)+
+                    $(Self::$prompt(config) => Some(config.into()),)+
                 }
             }
         }
 
         impl AdapterSpec {
-            /// The layer's adapter as training begins.
-            pub fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Adapter<B> {
+            /// The layer's adapter as training begins; `None` for a method that sits on no layer.
+            pub fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Option<Adapter<B>> {
                 match self {
-                    $(Self::$method(config) => Adapter::$method(config.fresh(site)),)+
+                    $(Self::$method(config) => {
+                        Some(Adapter::$method(config.fresh(site)))
+                    })+
+                    $(Self::$prompt(_) => None,)+
+                }
+            }
+
+            /// The virtual tokens as training begins; `None` for a method without.
+            ///
+            /// # Errors
+            /// Those of encoding a text.
+            pub fn fresh_tokens<B: ModelBackend>(
+                &self,
+                start: &PromptStart<'_, B>,
+                seed: Seed,
+            ) -> Result<Option<VirtualTokens<B>>> {
+                Ok(match self {
+                    $(Self::$method(_) => None,)+
+                    $(Self::$prompt(config) => {
+                        Some(VirtualTokens::$prompt(config.fresh(start, seed)?))
+                    })+
+                })
+            }
+
+            /// The virtual tokens of a file; `None` for a method without.
+            pub fn stored_tokens<B: Backend>(
+                &self,
+                shape: &DecoderShape,
+                tensor: Tensor<B, 2>,
+            ) -> Option<VirtualTokens<B>> {
+                match self {
+                    $(Self::$method(_) => None,)+
+                    $(Self::$prompt(config) => Some(VirtualTokens::$prompt(config.stored(shape, tensor))),)+
+                }
+            }
+
+            /// Virtual tokens before every row; 0 for a method without.
+            pub fn num_virtual_tokens(&self) -> usize {
+                match self {
+                    $(Self::$method(_) => 0,)+
+                    $(Self::$prompt(config) => config.num_virtual_tokens(),)+
+                }
+            }
+
+            /// Trained parameters of a method with virtual tokens; 0 for others.
+            pub fn num_prompt_params(&self, shape: &DecoderShape) -> usize {
+                match self {
+                    $(Self::$method(_) => 0,)+
+                    $(Self::$prompt(config) => config.num_params(shape),)+
+                }
+            }
+
+            /// Shape in files of what the virtual tokens are; `None` for a method without.
+            pub fn stored_shape(&self, shape: &DecoderShape) -> Option<[usize; 2]> {
+                match self {
+                    $(Self::$method(_) => None,)+
+                    $(Self::$prompt(config) => {
+                        Some([config.num_virtual_tokens(), config.stored_width(shape)])
+                    })+
+                }
+            }
+
+            /// Whether virtual tokens that were trained as `present` says can be trained on as this says.
+            pub fn continues_tokens(&self, present: &Self) -> bool {
+                match (self, present) {
+                    $((Self::$prompt(wanted), Self::$prompt(present)) => {
+                        wanted.num_virtual_tokens() == present.num_virtual_tokens()
+                    })+
+                    _ => false,
                 }
             }
 
@@ -129,9 +229,16 @@ macro_rules! adapter_methods {
             ///
             /// # Errors
             /// For a method that is not known, and as [`AdapterMethod::read`].
-            fn read(peft_type: &str, keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
+            fn read(peft_type: &str, keys: &Keys<'_>, targets: Option<&Targets>) -> Result<Self, String> {
                 match peft_type {
-                    $($config::PEFT_TYPE => $config::read(keys, targets).map(Self::$method),)+
+                    $($config::PEFT_TYPE => {
+                        let targets = targets.ok_or("no \"target_modules\"")?;
+                        $config::read(keys, targets).map(Self::$method)
+                    })+
+                    $($prompt_config::PEFT_TYPE => {
+                        let count = virtual_tokens::read_count(keys)?;
+                        $prompt_config::read(keys, count).map(Self::$prompt)
+                    })+
                     _ => Err(unknown_method(peft_type)),
                 }
             }
@@ -140,6 +247,7 @@ macro_rules! adapter_methods {
             fn accepts(peft_type: &str, key: &str, value: &Value) -> Option<bool> {
                 match peft_type {
                     $($config::PEFT_TYPE => $config::accepts(key, value),)+
+                    $($prompt_config::PEFT_TYPE => $prompt_config::accepts(key, value),)+
                     _ => None,
                 }
             }
@@ -148,11 +256,13 @@ macro_rules! adapter_methods {
             pub fn stored(&self) -> Self {
                 match self {
                     $(Self::$method(config) => Self::$method(config.stored()),)+
+                    $(Self::$prompt(_) => self.clone(),)+
                 }
             }
 
             /// The values of `peft_type` that are known.
-            const PEFT_TYPES: &'static [&'static str] = &[$($config::PEFT_TYPE),+];
+            const PEFT_TYPES: &'static [&'static str] =
+                &[$($config::PEFT_TYPE,)+ $($prompt_config::PEFT_TYPE,)+];
         }
 
         impl<B: Backend> Adapter<B> {
@@ -172,11 +282,30 @@ macro_rules! adapter_methods {
             }
         }
 
-        /// The settings, or the layer's part, of whichever method it is.
+        /// The layer's part, of whichever method it is.
         macro_rules! by_method {
-            ($value:expr, $of:ident, $inner:ident => $body:expr) => {
+            ($value:expr, $inner:ident => $body:expr) => {
                 match $value {
-                    $($of::$method($inner) => $body,)+
+                    $(Adapter::$method($inner) => $body,)+
+                }
+            };
+        }
+
+        /// What stands before every row, of whichever method it is.
+        macro_rules! by_tokens {
+            ($value:expr, $inner:ident => $body:expr) => {
+                match $value {
+                    $(VirtualTokens::$prompt($inner) => $body,)+
+                }
+            };
+        }
+
+        /// The settings, of whichever method it is.
+        macro_rules! by_settings {
+            ($value:expr, layer $settings:ident => $body:expr, rows $other:ident => $or:expr) => {
+                match $value {
+                    $(AdapterSpec::$method($settings) => $body,)+
+                    $(AdapterSpec::$prompt($other) => $or,)+
                 }
             };
         }
@@ -184,13 +313,26 @@ macro_rules! adapter_methods {
 }
 
 adapter_methods! {
-    /// Low-rank adapters on a frozen base.
-    Lora(LoraConfig, Lora);
-    /// A factor for each feature of linear layers on a frozen base.
-    Ia3(Ia3Config, Ia3);
-    /// Vectors on random matrices that all layers share, on a frozen base.
-    Vera(VeraConfig, Vera);
+    layers {
+        /// Low-rank adapters on a frozen base.
+        Lora(LoraConfig, Lora);
+        /// A factor for each feature of linear layers on a frozen base.
+        Ia3(Ia3Config, Ia3);
+        /// Vectors on random matrices that all layers share, on a frozen base.
+        Vera(VeraConfig, Vera);
+    }
+    rows {
+        /// Trained embeddings before every row.
+        PromptTuning(PromptTuningConfig, PromptEmbeddings);
+        /// Trained keys and values before every row in each layer.
+        PrefixTuning(PrefixTuningConfig, Prefix);
+        /// Embeddings before every row from a trained encoder.
+        PTuning(PTuningConfig, EncodedPrompt);
+    }
 }
+
+// After the list, whose macros it uses.
+mod tokens;
 
 fn unknown_method(peft_type: &str) -> String {
     let known: Vec<String> = (AdapterSpec::PEFT_TYPES.iter())
@@ -202,92 +344,10 @@ fn unknown_method(peft_type: &str) -> String {
     )
 }
 
-impl Peft {
-    /// Whether weights of the model itself are trained: a result is then a whole model.
-    pub fn trains_base(&self) -> bool {
-        self.adapter().is_none()
-    }
-
-    /// Settings that cannot be, as far as they show without a model; `place` is the key.
-    pub fn problems(&self) -> Vec<Problem> {
-        match (self, self.adapter()) {
-            (Self::Only(entries), _) if entries.iter().all(String::is_empty) => {
-                let problem = Problem::new("", "names no parameter, so nothing would be trained");
-                vec![problem.with_help("e.g. `Only([\"layers.-1\", \"norm\", \"lm_head\"])`")]
-            }
-            (_, Some(adapter)) => adapter.problems(),
-            (_, None) => Vec::new(),
-        }
-    }
-
-    /// Probability with which training drops inputs of adapters.
-    pub fn dropout(&self) -> f64 {
-        self.adapter().map_or(0.0, |spec| spec.dropout())
-    }
-
-    /// Names of the model's own tensors that are trained; none where adapters are.
-    ///
-    /// # Errors
-    /// As [`only::resolve`].
-    pub fn trained(&self, tensors: &[TensorName<'_>]) -> Result<BTreeSet<String>> {
-        let own = tensors.iter().filter(|tensor| tensor.tied_to.is_none());
-        match self {
-            Self::Only(entries) => only::resolve(entries, tensors),
-            _ if self.trains_base() => Ok(own.map(|tensor| tensor.name.to_owned()).collect()),
-            _ => Ok(BTreeSet::new()),
-        }
-    }
-
-    /// Trains what this says, and a score head in any case; freezes the rest.
-    pub fn mark_trained<B: Backend, M: Parameters<B> + Adaptable<B>>(&self, model: &mut M) {
-        let Self::Only(entries) = self else {
-            let whole = self.trains_base();
-            let part = |kind| matches!(kind, ParamKind::Adapter | ParamKind::Score);
-            model.for_each_projection(&mut |projection| projection.train_only_columns(&|_| true));
-            model.train_only(&|kind| whole || part(kind));
-            return self.mark_biases(model);
-        };
-        let mut names = Vec::new();
-        model.for_each_parameter(&mut |meta, _| {
-            names.extend(meta.pieces.iter().map(|(name, _)| name.clone()));
-        });
-        let chosen = only::chosen(entries, names.iter().map(String::as_str));
-        model.for_each_parameter(&mut |meta, mut slot| {
-            let named = meta.pieces.iter().any(|(name, _)| chosen.contains(name));
-            slot.set_trained(named || meta.kind == ParamKind::Score);
-        });
-        model.for_each_projection(&mut |projection| {
-            projection.train_only_columns(&|name| chosen.contains(name));
-        });
-    }
-
-    /// Trains the biases of the base that are trained beside adapters.
-    fn mark_biases<B: Backend, M: Parameters<B> + Adaptable<B>>(&self, model: &mut M) {
-        let bias = self.adapter().map_or(Bias::None, |spec| spec.bias());
-        if bias == Bias::None {
-            return;
-        }
-        let mut adapted = BTreeSet::new();
-        model.for_each_projection(&mut |projection| {
-            projection.own_bias();
-            let layers = projection.layers().iter().zip(&projection.adapters);
-            let with_adapter = layers.filter(|(_, adapter)| adapter.is_some());
-            adapted.extend(with_adapter.map(|(layer, _)| layer.path.clone()));
-        });
-        let chosen = |name: &str| bias.trains(name, |path| adapted.contains(path));
-        model.for_each_parameter(&mut |meta, mut slot| {
-            if meta.kind == ParamKind::Vector && meta.pieces.iter().any(|(name, _)| chosen(name)) {
-                slot.set_trained(true);
-            }
-        });
-        model.for_each_projection(&mut |projection| projection.train_only_columns(&chosen));
-    }
-}
-
 impl AdapterSpec {
     /// As [`AdapterMethod::bias`].
     pub fn bias(&self) -> Bias {
-        by_method!(self, Self, config => config.bias())
+        by_settings!(self, layer config => config.bias(), rows _config => Bias::None)
     }
 
     /// As [`AdapterMethod::HAS_EXCLUDE_MODULES`].
@@ -295,40 +355,59 @@ impl AdapterSpec {
         fn of<M: AdapterMethod>(_: &M) -> bool {
             M::HAS_EXCLUDE_MODULES
         }
-        by_method!(self, Self, config => of(config))
+        by_settings!(self, layer config => of(config), rows _config => false)
     }
 
     /// PEFT's `peft_type`.
     pub fn peft_type(&self) -> &'static str {
-        fn of<M: AdapterMethod>(_: &M) -> &'static str {
+        fn of_layer<M: AdapterMethod>(_: &M) -> &'static str {
             M::PEFT_TYPE
         }
-        by_method!(self, Self, config => of(config))
+        fn of_rows<M: PromptMethod>(_: &M) -> &'static str {
+            M::PEFT_TYPE
+        }
+        by_settings!(self, layer config => of_layer(config), rows config => of_rows(config))
     }
 
     /// As [`AdapterMethod::problems`]; `place` is the key.
     pub fn problems(&self) -> Vec<Problem> {
         let mut settings = Settings::default();
-        by_method!(self, Self, config => config.problems(&mut settings));
+        by_settings!(self, layer config => config.problems(&mut settings), rows config => config.problems(&mut settings));
         settings.into_problems()
     }
 
-    /// As [`AdapterMethod::targets`].
+    /// Refuses a method that no weight can stand for.
+    ///
+    /// # Errors
+    /// `Error::Usage`.
+    pub fn check_mergeable(&self) -> Result<()> {
+        match self.num_virtual_tokens() {
+            0 => Ok(()),
+            count => Err(virtual_tokens::not_mergeable(count)),
+        }
+    }
+
+    /// Whether it sits on linear layers, and not before rows.
+    pub fn on_layers(&self) -> bool {
+        self.num_virtual_tokens() == 0
+    }
+
+    /// As [`AdapterMethod::targets`]; no layer for a method that sits on none.
     ///
     /// # Errors
     /// `Error::Usage` for what matches no layer.
     pub fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
-        by_method!(self, Self, config => config.targets(linear))
+        by_settings!(self, layer config => config.targets(linear), rows _config => Ok(Vec::new()))
     }
 
     /// Names and shapes in files of the tensors of one layer's adapter.
     pub fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)> {
-        by_method!(self, Self, config => config.tensors(layer))
+        by_settings!(self, layer config => config.tensors(layer), rows _config => Vec::new())
     }
 
     /// As [`AdapterMethod::shared_tensors`].
     pub fn shared_tensors(&self, largest: [usize; 2]) -> Vec<(&'static str, [usize; 2])> {
-        by_method!(self, Self, config => config.shared_tensors(largest))
+        by_settings!(self, layer config => config.shared_tensors(largest), rows _config => Vec::new())
     }
 
     /// Parameters of one layer's adapter.
@@ -341,45 +420,45 @@ impl AdapterSpec {
 
     /// As [`AdapterMethod::dropout`].
     pub fn dropout(&self) -> f64 {
-        by_method!(self, Self, config => config.dropout())
+        by_settings!(self, layer config => config.dropout(), rows config => config.dropout())
     }
 
     /// As [`AdapterMethod::rank`].
     pub fn rank(&self) -> Option<usize> {
-        by_method!(self, Self, config => config.rank())
+        by_settings!(self, layer config => config.rank(), rows _config => None)
     }
 
     fn unused(&self, paths: &[&str]) -> Vec<String> {
-        by_method!(self, Self, config => config.unused(paths))
+        by_settings!(self, layer config => config.unused(paths), rows _config => Vec::new())
     }
 
     fn write(&self, config: &AdapterConfig) -> Value {
-        by_method!(self, Self, method => method.write(config))
+        by_settings!(self, layer method => method.write(config), rows method => method.write(config))
     }
 }
 
 impl<B: Backend> Adapter<B> {
     fn input(&self, x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-        by_method!(self, Self, layer => layer.input(x))
+        by_method!(self, layer => layer.input(x))
     }
 
     fn output(&self, x: &Tensor<B, 2>, y: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2>
     where
         B: ModelBackend,
     {
-        by_method!(self, Self, layer => layer.output(x, y, dropout))
+        by_method!(self, layer => layer.output(x, y, dropout))
     }
 
     fn merge(&self, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Option<Merged<B>>
     where
         B: ModelBackend,
     {
-        by_method!(self, Self, layer => layer.merge(weight, bias))
+        by_method!(self, layer => layer.merge(weight, bias))
     }
 
     /// As [`LayerAdapter::shared`].
     pub fn shared(&self) -> Vec<(&'static str, Tensor<B, 2>)> {
-        by_method!(self, Self, layer => layer.shared())
+        by_method!(self, layer => layer.shared())
     }
 
     fn walk(
@@ -388,72 +467,6 @@ impl<B: Backend> Adapter<B> {
         order: &Option<Arc<Vec<usize>>>,
         visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
     ) {
-        by_method!(self, Self, adapter => adapter.walk(layer, order, visit));
-    }
-}
-
-/// A model whose linear layers can carry adapters.
-pub trait Adaptable<B: Backend> {
-    /// Calls `visit` for every projection of the backbone, in order; the output head is not one.
-    fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>));
-
-    /// Gives a fresh adapter to every layer whose path `targeted` accepts; returns how many. `shared`: tensors that they are to
-    /// have in common, where files brought them.
-    fn attach(
-        &mut self,
-        spec: &AdapterSpec,
-        seed: Seed,
-        shared: Vec<(&'static str, Tensor<B, 2>)>,
-        targeted: &dyn Fn(&str) -> bool,
-    ) -> usize
-    where
-        B: ModelBackend,
-    {
-        let mut largest = [0, 0];
-        self.for_each_projection(&mut |projection| {
-            let inputs = projection.inputs();
-            let layers = projection.layers().iter();
-            for layer in layers.filter(|layer| targeted(&layer.path)) {
-                largest = [largest[0].max(inputs), largest[1].max(layer.width)];
-            }
-        });
-        let shared = Shared::new(largest, shared);
-        let mut count = 0;
-        self.for_each_projection(&mut |projection| {
-            for index in 0..projection.layers().len() {
-                if targeted(&projection.layers()[index].path) {
-                    projection.attach(index, spec, seed, &shared);
-                    count += 1;
-                }
-            }
-        });
-        count
-    }
-
-    /// Removes all adapters: the model is its base again.
-    fn detach_adapters(&mut self) {
-        self.for_each_projection(&mut |projection| projection.detach());
-    }
-
-    /// Adds all adapters to their weights and removes them.
-    ///
-    /// # Errors
-    /// `Error::Usage` for a method that no weight can stand for; the model is as it was.
-    fn merge_adapters(&mut self) -> Result<()>
-    where
-        B: ModelBackend,
-    {
-        let mut refused = None;
-        self.for_each_projection(&mut |projection| {
-            if refused.is_none() && projection.merge().is_none() {
-                refused = Some(projection.layers()[0].path.clone());
-            }
-        });
-        refused.map_or(Ok(()), |path| {
-            Err(Error::Usage(format!(
-                "{path}: its adapter computes what no weight can, so it cannot be merged into the model; \
-                 use the model with the adapter beside it"
-            )))
-        })
+        by_method!(self, adapter => adapter.walk(layer, order, visit));
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::model::{ModelConfig, ModelSource};
+use crate::peft::AdapterSpec;
 use crate::reward::RewardConfig;
 
 /// Configuration and tokenizer of a model.
@@ -12,6 +13,8 @@ use crate::reward::RewardConfig;
 pub(super) struct ResolvedModel {
     pub(super) config: ModelConfig,
     pub(super) tokenizer: Tokenizer,
+    /// Settings of the adapters on it, if there are any.
+    pub(super) adapter: Option<AdapterSpec>,
 }
 
 impl ResolvedModel {
@@ -20,6 +23,7 @@ impl ResolvedModel {
         source.check()?;
         Ok(Self {
             tokenizer: source.tokenizer()?,
+            adapter: source.adapter()?,
             config: source.config,
         })
     }
@@ -41,6 +45,7 @@ pub(super) fn open_reward(folder: &Path, model: Option<&str>) -> Result<Resolved
     source.check_reward()?;
     Ok(ResolvedModel {
         tokenizer: source.tokenizer()?,
+        adapter: source.adapter()?,
         config: source.config,
     })
 }
@@ -48,7 +53,11 @@ pub(super) fn open_reward(folder: &Path, model: Option<&str>) -> Result<Resolved
 /// The configuration and tokenizer of a model with random weights.
 pub(super) fn open_blank(path: &Path) -> Result<ResolvedModel> {
     let (config, tokenizer) = ModelSource::blank(path)?;
-    Ok(ResolvedModel { config, tokenizer })
+    Ok(ResolvedModel {
+        config,
+        tokenizer,
+        adapter: None,
+    })
 }
 
 /// The reward models (folders or stages) of the source at `key`, each with its own key.

@@ -218,6 +218,7 @@ mod tests {
         gradient_checkpointing: false,
         trains_base: false,
         first_trained_layer: 0,
+        virtual_tokens: 0,
     };
 
     fn plans() -> Vec<StagePlan> {

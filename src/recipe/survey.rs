@@ -9,9 +9,9 @@ use super::known::{ResolvedModel, open_model};
 use super::{Places, Recipe};
 use crate::data::{CheckedData, DataContext, RowKind};
 use crate::error::{Problem, Result};
-use crate::model::ModelConfig;
 use crate::ops::Precision;
 use crate::reward;
+use crate::train::config::Peft;
 use crate::train::plan::{PlannedModel, ScoredRows, StagePlan};
 use crate::train::{DataUse, Stage};
 
@@ -93,9 +93,16 @@ impl Surveyor<'_> {
         let inputs = stage.inputs();
         let known = self.models(&inputs, path);
         let known = known.and_then(|known| self.with_eos(known));
-        let trains = stage.training().is_some();
-        if let (true, Some(known)) = (trains, &known) {
-            self.by_stage.insert(stage.name().to_owned(), known.clone());
+        if let (Some(training), Some(known)) = (stage.training(), &known) {
+            let trained = ResolvedModel {
+                adapter: training.peft.adapter(),
+                ..known.clone()
+            };
+            self.by_stage.insert(stage.name().to_owned(), trained);
+            if let Some(present) = &known.adapter {
+                let fits = training.peft.check_start(present);
+                self.keep(&format!("{path}.peft"), fits);
+            }
         }
         let before = self.problems.len();
         // Reward sources read columns of the rows with the prompts.
@@ -120,7 +127,7 @@ impl Surveyor<'_> {
         }
         self.reward_models(&inputs, path, known.as_ref());
         let known = known?;
-        self.positions(&known.config, stage, path);
+        self.positions(&known, stage, path);
         if let Some(truncate) = stage.generation().and_then(|g| g.truncate) {
             let token = known.tokenizer.single_token(&truncate.token);
             self.keep(&format!("{path}.truncate.token"), token);
@@ -132,9 +139,12 @@ impl Surveyor<'_> {
         };
         // Errors about parameters or layers that the model does not have.
         let trains_base = (stage.training()).is_some_and(|training| training.peft.trains_base());
+        let adapter = (stage.training()).and_then(|training| training.peft.adapter());
+        let on_layers = adapter.is_none_or(|adapter| adapter.on_layers());
         let names = match trains_base {
             true => format!("{path}.peft"),
-            false => format!("{path}.peft.target_modules"),
+            false if on_layers => format!("{path}.peft.target_modules"),
+            false => format!("{path}.peft.num_virtual_tokens"),
         };
         // Invalid rows were reported above; they cannot be planned.
         if self.problems.len() > before {
@@ -174,12 +184,27 @@ impl Surveyor<'_> {
     }
 
     /// Reports a stage whose rows may be longer than a table of learned positions.
-    fn positions(&mut self, config: &ModelConfig, stage: &Stage, path: &str) {
+    fn positions(&mut self, known: &ResolvedModel, stage: &Stage, path: &str) {
+        let config = &known.config;
         let most = config.max_positions();
+        let virtual_tokens = match stage.training() {
+            Some(training) => {
+                let value = stage
+                    .inputs()
+                    .value_peft
+                    .map_or(0, Peft::num_virtual_tokens);
+                training.peft.num_virtual_tokens().max(value)
+            }
+            None => (known.adapter.as_ref()).map_or(0, |adapter| adapter.num_virtual_tokens()),
+        };
         for (key, longest) in stage.longest_rows() {
-            if config.has_learned_positions() && longest > most {
+            if config.has_learned_positions() && longest.saturating_add(virtual_tokens) > most {
+                let before = match virtual_tokens {
+                    0 => String::new(),
+                    count => format!(" after {count} virtual ones"),
+                };
                 let message = format!(
-                    "rows may have {longest} tokens, prompt and response together; the model's table of positions takes at most {most}"
+                    "rows may have {longest} tokens{before}, prompt and response together; the model's table of positions takes at most {most}"
                 );
                 let problem = self.places.problem(&format!("{path}.{key}"), message);
                 self.problems.push(problem);

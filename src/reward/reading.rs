@@ -57,6 +57,15 @@ impl CompletionEncoder {
         }
     }
 
+    /// The same before rows that begin with virtual tokens, which have the first positions.
+    pub fn after(self, virtual_tokens: usize) -> Self {
+        let max_positions = self.max_positions.saturating_sub(virtual_tokens);
+        Self {
+            max_positions,
+            ..self
+        }
+    }
+
     /// A note for the user if text is tokenised again.
     pub fn note(&self) -> Option<String> {
         let what = match self.ids {

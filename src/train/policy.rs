@@ -215,7 +215,8 @@ impl<B: ModelBackend> Policy<B> {
         trained_tensors(peft, &self.config.tensors())?;
         let mut model = self.model;
         let present = self.adapter.as_ref();
-        let prepared = prepare_adapters(&mut model, &self.config, present, peft, seed)?;
+        let encode = |text: &str| self.tokenizer.encode_document(text);
+        let prepared = prepare_adapters(&mut model, &self.config, present, peft, seed, &encode)?;
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
         peft.mark_trained(&mut model);
         Ok(TrainablePolicy {

@@ -28,7 +28,10 @@ impl<B: ModelBackend> Session<'_, B> {
         crate::reward::build(config, &mut |stage| {
             let reward = self.reward_model(stage)?;
             let own = Some(reward.tokenizer);
-            let encoder = CompletionEncoder::new(stage, &reward.config, own, Some(policy.clone()));
+            let before =
+                (reward.adapter.as_ref()).map_or(0, |adapter| adapter.num_virtual_tokens());
+            let encoder = CompletionEncoder::new(stage, &reward.config, own, Some(policy.clone()))
+                .after(before);
             if let Some(note) = encoder.note() {
                 self.reporter.message(&note);
             }

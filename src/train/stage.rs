@@ -58,6 +58,8 @@ pub struct StageInputs<'a> {
     pub rewards: Vec<(String, &'a RewardConfig)>,
     /// The learned reward that a value network starts from, with its key: its model must have the tokenizer of the first model.
     pub value_start: Option<(&'static str, &'a str)>,
+    /// What a value network of its own trains.
+    pub value_peft: Option<&'a Peft>,
 }
 
 impl<'a> StageInputs<'a> {

@@ -4,6 +4,7 @@ mod adapters;
 mod dpo;
 mod failures;
 mod invariants;
+mod methods;
 mod only;
 mod options;
 mod ppo_details;

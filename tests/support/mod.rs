@@ -13,6 +13,7 @@ pub(crate) mod parity;
 pub(crate) mod peft;
 pub(crate) mod pipeline;
 pub(crate) mod ppo;
+pub(crate) mod prompts;
 pub(crate) mod reduced;
 pub(crate) mod shared_prefix;
 pub(crate) mod text;

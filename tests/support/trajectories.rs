@@ -48,10 +48,16 @@ impl Start {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let text = fs::read_to_string(reference("trajectories.json")).unwrap();
-        let start = Self {
+        let mut start = Self {
             trajectories: serde_json::from_str(&text).unwrap(),
             folder,
         };
+        // Those of `prompts.py`.
+        let text = fs::read_to_string("tests/reference/prompts/trajectories.json").unwrap();
+        let more: Value = serde_json::from_str(&text).unwrap();
+        for (name, run) in more["sft"].as_object().unwrap() {
+            start.trajectories["sft"][name] = run.clone();
+        }
         let head: Vec<f32> = serde_json::from_value(start.trajectories["head"].clone()).unwrap();
         let head = |name: &str| (name.to_owned(), vec![1, head.len()], head.clone());
         let model = tensors(&reference("model.safetensors"));
@@ -69,6 +75,9 @@ impl Start {
         start.adapter("fresh", &fresh, false);
         let scored = [adapter, vec![head("base_model.model.score.weight")]].concat();
         start.adapter("scored", &scored, true);
+        for name in ["prompt", "prefix"] {
+            start.virtual_tokens(name);
+        }
         start
     }
 
@@ -100,6 +109,21 @@ impl Start {
         fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
     }
 
+    /// The tokens that a trajectory of `prompts.py` starts from.
+    fn virtual_tokens(&self, name: &str) {
+        let (from, folder) = (
+            format!("tests/reference/prompts/trajectory_{name}"),
+            self.path(name),
+        );
+        let text = fs::read_to_string(format!("{from}/adapter_config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config["base_model_name_or_path"] = json!(self.path("model"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+        let file = "adapter_model.safetensors";
+        fs::copy(format!("{from}/{file}"), folder.join(file)).unwrap();
+    }
+
     /// Runs a stage with the settings of a trajectory; returns its metrics, series by series.
     fn run<B: ModelBackend>(
         &self,
@@ -129,6 +153,8 @@ impl Start {
                 None => "Base".into(),
             },
             peft = match (stage.adapter, settings["train"].as_array()) {
+                (Some("prompt"), _) => "PromptTuning(num_virtual_tokens: 4)".to_owned(),
+                (Some("prefix"), _) => "PrefixTuning(num_virtual_tokens: 4)".to_owned(),
                 (Some(_), _) => "Lora(rank: 4, alpha: 8.0)".to_owned(),
                 (None, Some(_)) => format!("Only({})", settings["train"]),
                 (None, None) if name.contains("ia3") => IA3.to_owned(),
@@ -268,6 +294,8 @@ fn weights_of(name: &str) -> &'static str {
         () if name.contains("full") => "full",
         () if name.contains("only") => "selected weights",
         () if name.contains("ia3") => "IA3",
+        () if name.contains("prompt") => "prompt tuning",
+        () if name.contains("prefix") => "prefix tuning",
         () => "LoRA",
     }
 }
@@ -279,7 +307,12 @@ pub(crate) fn sft<B: ModelBackend>(device: B::Device) {
         let stage = Stage {
             kind: "Sft",
             model: "model",
-            adapter: name.starts_with("lora").then_some("adapter"),
+            adapter: match name.split('_').next() {
+                Some("lora") => Some("adapter"),
+                Some("prompt") => Some("prompt"),
+                Some("prefix") => Some("prefix"),
+                _ => None,
+            },
             data: "sft.jsonl",
             more: format!("completion_only_loss: {completion_only},"),
         };

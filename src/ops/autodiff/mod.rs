@@ -2,6 +2,7 @@
 
 mod logprob;
 mod matmul;
+mod rows;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -12,8 +13,8 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{
-    Attend, FrozenWeight, Gate, Gelu, LinearInput, LogprobOutput, LowRankPart, MatmulPrecision,
-    ModelBackend, ReducedMatrix,
+    Attend, FrozenWeight, Gate, Gelu, Insertion, LinearInput, LogprobOutput, LowRankPart,
+    MatmulPrecision, ModelBackend, ReducedMatrix,
 };
 
 /// A value without gradient.
@@ -332,6 +333,18 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
 
     fn reduced_columns(weight: &ReducedMatrix, columns: IntTensor<Self>) -> FloatTensor<Self> {
         Self::from_inner(B::reduced_columns(weight, columns))
+    }
+
+    fn insert_rows(
+        x: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        insertion: &Insertion<Self>,
+    ) -> FloatTensor<Self> {
+        rows::insert_rows::<B, C>(x, new, insertion)
+    }
+
+    fn remove_rows(x: FloatTensor<Self>, insertion: &Insertion<Self>) -> FloatTensor<Self> {
+        rows::remove_rows::<B, C>(x, insertion)
     }
 
     fn lora_linear_of(

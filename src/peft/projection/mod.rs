@@ -174,7 +174,7 @@ impl<B: Backend> Projection<B> {
             seed: seed.fork(&layer.name),
             device: &self.weight.val().device(),
         };
-        self.adapters[index] = Some(spec.fresh(&site));
+        self.adapters[index] = spec.fresh(&site);
         self.factors.reset();
     }
 

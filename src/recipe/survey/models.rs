@@ -42,7 +42,7 @@ impl Surveyor<'_> {
         }
     }
 
-    /// Opens the reward models of a stage, and checks the tokenizer of the one that a value network starts from.
+    /// Opens the reward models of a stage, and checks the tokenizer and adapters of the one that a value network starts from.
     pub(super) fn reward_models(
         &mut self,
         inputs: &StageInputs<'_>,
@@ -78,11 +78,16 @@ impl Surveyor<'_> {
             Some(folder) => open_reward(folder, self.model).ok(),
             None => self.by_stage.get(name).cloned(),
         };
-        if let (Some(reward), Some(policy)) = (reward, policy)
-            && !reward.tokenizer.reads_ids_of(&policy.tokenizer)
-        {
-            let problem = (self.places).problem(&format!("{path}.{key}"), OTHER_TOKENS);
+        let (Some(reward), Some(policy)) = (reward, policy) else {
+            return;
+        };
+        let place = format!("{path}.{key}");
+        if !reward.tokenizer.reads_ids_of(&policy.tokenizer) {
+            let problem = self.places.problem(&place, OTHER_TOKENS);
             self.problems.push(problem);
+        }
+        if let (Some(peft), Some(present)) = (inputs.value_peft, &reward.adapter) {
+            self.keep(&place, peft.check_start(present));
         }
     }
     /// Whether a reward model can read the prompts of a stage: by the policy's ids, as text, or by its own chat template.

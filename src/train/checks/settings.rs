@@ -63,22 +63,27 @@ pub(in crate::train) fn check_generation(
 
 fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
     let path = format!("{path}.peft");
-    for problem in peft.problems() {
-        let key = match problem.place.as_str() {
-            "" => path.clone(),
-            place => format!("{path}.{place}"),
-        };
-        checks.problem(key, problem.message);
-        if let Some(help) = problem.help {
-            checks.help(help);
-        }
-    }
+    check_method(checks, &path, peft);
     if matches!(init, Init::Random(_)) && !peft.trains_base() {
         checks.problem(
             &path,
             "adapters on a frozen random base cannot learn a language",
         );
         checks.help("use `peft: Full` with `init: Random(..)`");
+    }
+}
+
+/// Checks what is trained; `path` is its own.
+pub(in crate::train) fn check_method(checks: &mut Checks, path: &str, peft: &Peft) {
+    for problem in peft.problems() {
+        let key = match problem.place.as_str() {
+            "" => path.to_owned(),
+            place => format!("{path}.{place}"),
+        };
+        checks.problem(key, problem.message);
+        if let Some(help) = problem.help {
+            checks.help(help);
+        }
     }
 }
 

@@ -39,6 +39,8 @@ pub struct ModelShape {
     /// The lowest layer that gradients reach: layers below it store no activations. The number of layers if only parameters
     /// after the last one are trained.
     pub first_trained_layer: u64,
+    /// Virtual tokens before every row.
+    pub virtual_tokens: u64,
 }
 
 impl ModelShape {
@@ -59,6 +61,7 @@ impl ModelShape {
             gradient_checkpointing: false,
             trains_base: false,
             first_trained_layer: 0,
+            virtual_tokens: 0,
         }
     }
 
@@ -112,6 +115,8 @@ pub enum Workload {
     Train {
         /// Tokens per forward pass.
         micro_tokens: u64,
+        /// Rows per forward pass.
+        rows: u64,
         /// Tokens among them whose log-probability is computed.
         targets: u64,
     },
@@ -128,6 +133,8 @@ pub enum Workload {
     Ppo {
         /// Tokens per forward pass while training.
         micro_tokens: u64,
+        /// Rows per forward pass while training.
+        rows: u64,
         /// Tokens among them whose log-probability is computed.
         targets: u64,
         /// Responses generated at once.
@@ -164,12 +171,16 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
     match work {
         Workload::Train {
             micro_tokens,
+            rows,
             targets,
         } => {
             part("weights", weights(1));
             part("gradients", FLOAT * shape.trainable_params);
             part("optimizer state", 2 * FLOAT * shape.trainable_params);
-            part("activations", activations(shape, micro_tokens, true));
+            part(
+                "activations",
+                activations(shape, micro_tokens + rows * shape.virtual_tokens, true),
+            );
             part("logits", logits(shape, targets));
         }
         Workload::Generate {
@@ -184,6 +195,7 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
         }
         Workload::Ppo {
             micro_tokens,
+            rows,
             targets,
             batch,
             prompt,
@@ -199,7 +211,10 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
             );
             // Policy and value are trained one after the other, so only one of them has activations at a time.
             let training = [
-                ("activations", activations(shape, micro_tokens, true)),
+                (
+                    "activations",
+                    activations(shape, micro_tokens + rows * shape.virtual_tokens, true),
+                ),
                 ("logits", logits(shape, targets)),
             ];
             let sampling = sampling(shape, batch, prompt, response);
@@ -225,6 +240,8 @@ fn sampling(
     prompt: u64,
     response: u64,
 ) -> [(&'static str, u64); 3] {
+    // A prompt begins with the virtual tokens, in the cache too.
+    let prompt = prompt + shape.virtual_tokens;
     [
         (
             "KV cache",
@@ -270,6 +287,7 @@ mod tests {
         gradient_checkpointing: false,
         trains_base: false,
         first_trained_layer: 0,
+        virtual_tokens: 0,
     };
 
     fn bytes(parts: &[(String, u64)], name: &str) -> u64 {
@@ -288,6 +306,7 @@ mod tests {
         assert_eq!(full.activation_floats(), 5769 + 2688);
         let work = Workload::Train {
             micro_tokens: 1024,
+            rows: 8,
             targets: 1024,
         };
         let parts = estimate(work, &SMOLLM2);
@@ -350,6 +369,7 @@ mod tests {
             };
             let work = Workload::Train {
                 micro_tokens: 64,
+                rows: 1,
                 targets: 0,
             };
             bytes(&estimate(work, &shape), "weights")
@@ -375,6 +395,7 @@ mod tests {
     fn ppo_counts_the_larger_phase_and_shares_the_base() {
         let work = |micro_tokens, batch| Workload::Ppo {
             micro_tokens,
+            rows: 1,
             targets: 48,
             batch,
             prompt: 300,

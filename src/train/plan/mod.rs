@@ -175,11 +175,19 @@ fn plan_trained(
         shape.first_trained_layer = lowest(&mut all);
         return Ok(());
     };
+    config.check_virtual_tokens(&adapter)?;
     let linear = config.linear_modules();
     let targets = adapter.targets(&linear)?;
     let params = targets.iter().map(|&i| adapter.num_params(&linear[i]));
-    shape.trainable_params = params.sum::<usize>() as u64;
+    let prompt = adapter.num_prompt_params(&config.decoder_shape());
+    shape.trainable_params = (params.sum::<usize>() + prompt) as u64;
     shape.total_params += shape.trainable_params;
+    shape.virtual_tokens = adapter.num_virtual_tokens() as u64;
+    if !adapter.on_layers() {
+        // What stands before the rows is reached through all layers.
+        shape.first_trained_layer = 0;
+        return Ok(());
+    }
     let paths: Vec<String> = targets.iter().map(|&i| linear[i].name.clone()).collect();
     let biases = trained_biases(&adapter, config, &paths)?;
     let params = biases
@@ -260,6 +268,18 @@ impl Planner<'_> {
         Lengths::new(num_rows as u64, &sample)
     }
 
+    /// Parameters that `peft`, the value of `key`, trains of the stage's model.
+    pub(super) fn num_trained(&mut self, key: &str, peft: &Peft) -> u64 {
+        let mut shape = ModelShape::of(self.model.config, self.model.precision);
+        match plan_trained(&mut shape, self.model.config, peft, false) {
+            Ok(()) => shape.trainable_params,
+            Err(error) => {
+                self.problems.push((key.to_owned(), error));
+                0
+            }
+        }
+    }
+
     /// Plans training by epochs over `data`; `longest` is the longest row in tokens. `targets`: whether log-probabilities are
     /// computed; a reward model has scores instead of logits.
     pub(super) fn train(
@@ -283,8 +303,10 @@ impl Planner<'_> {
             true => data.targets_of(micro_tokens),
             false => 0,
         };
+        let row = data.mean.max(1.0);
         let work = Workload::Train {
             micro_tokens,
+            rows: (micro_tokens as f64 / row).ceil() as u64,
             targets,
         };
         plan.memory = estimate(work, &plan.shape);

@@ -78,6 +78,9 @@ pub struct PpoConfig {
     /// The backbone of the value function.
     #[serde(default)]
     pub value_trunk: ValueTrunk,
+    /// Method of a separate value network, on the policy's frozen weights; `peft` if absent.
+    #[serde(default)]
+    pub value_peft: Option<Peft>,
     /// Initial weights of a separate value network; [`ValueInit::Reward`] if absent.
     #[serde(default)]
     pub value_init: Option<ValueInit>,

@@ -4,7 +4,7 @@ use crate::generate::SamplingConfig;
 use crate::optim::lr_at;
 use crate::rl::KlTerm;
 use crate::rl::rollout::{AdvantageEstimator, LossMean, Objective};
-use crate::train::config::{OptimConfig, PpoConfig, ValueInit, ValueTrunk};
+use crate::train::config::{OptimConfig, Peft, PpoConfig, ValueInit, ValueTrunk};
 use crate::train::generation::Generation;
 use crate::train::rollout::{
     PassSettings, PolicyUpdate, Ptx, SampleSettings, UpdateSettings, ValueUpdate,
@@ -34,6 +34,11 @@ impl PpoConfig {
     /// Optimiser of a separate value network.
     pub(super) fn value_optim(&self) -> &OptimConfig {
         self.value_optim.as_ref().unwrap_or(&self.optim)
+    }
+
+    /// What a value network of its own trains.
+    pub(super) fn value_peft(&self) -> &Peft {
+        self.value_peft.as_ref().unwrap_or(&self.peft)
     }
 
     /// How responses are generated.

@@ -5,7 +5,7 @@ use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
-use crate::train::checks::settings::{check_optim, check_row_length};
+use crate::train::checks::settings::{check_method, check_optim, check_row_length};
 use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos};
 use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest};
 use crate::train::{
@@ -29,6 +29,7 @@ impl StageSpec for PpoConfig {
             .reward("reward", &self.reward)
             .reward("gold", self.gold.as_ref());
         inputs.value_start = self.value_start().map(|stage| ("reward", stage));
+        inputs.value_peft = Some(self.value_peft());
         inputs
     }
 
@@ -76,10 +77,22 @@ impl StageSpec for PpoConfig {
         if let Some(optim) = &self.value_optim {
             check_optim(checks, &format!("{path}.value_optim"), optim);
         }
+        if let Some(peft) = &self.value_peft {
+            let place = format!("{path}.value_peft");
+            check_method(checks, &place, peft);
+            let message = "must leave the model's weights as they are: they are the policy's, too";
+            if peft.trains_base() {
+                checks.problem(&place, message);
+                checks.help(
+                    "e.g. `value_peft: Lora(rank: 16)`; `peft` is what both train without it",
+                );
+            }
+        }
         if self.value_trunk == ValueTrunk::Policy {
             for (key, given) in [
                 ("value_optim", self.value_optim.is_some()),
                 ("value_init", self.value_init.is_some()),
+                ("value_peft", self.value_peft.is_some()),
             ] {
                 if given {
                     checks.problem(
@@ -203,6 +216,10 @@ impl StageSpec for PpoConfig {
             ValueTrunk::Policy => 1,
         };
         plan.trainable_params *= trained;
+        if let (Some(peft), ValueTrunk::Own) = (&self.value_peft, self.value_trunk) {
+            plan.trainable_params =
+                plan.shape.trainable_params + planner.num_trained("value_peft", peft);
+        }
         let learned = self.reward.learned().is_some();
         let whole = self.peft.trains_base();
         let networks = trained + u64::from(learned) + u64::from(whole);
@@ -211,8 +228,12 @@ impl StageSpec for PpoConfig {
         let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);
         let responses = minibatch.saturating_mul(self.response_length);
         let step = prompts.min(minibatch.saturating_mul(prompt)) + responses;
+        let micro_tokens = self.micro_batch_tokens.min(step);
+        let row = (data.mean + self.response_length as f64).max(1.0);
+        let rows = ((micro_tokens as f64 / row).ceil() as usize).min(minibatch);
         let work = Workload::Ppo {
-            micro_tokens: self.micro_batch_tokens.min(step) as u64,
+            micro_tokens: micro_tokens as u64,
+            rows: rows as u64,
             targets: responses as u64,
             batch: self.generation_batch_size as u64,
             prompt: longest(&data, prompt),

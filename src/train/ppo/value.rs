@@ -78,10 +78,11 @@ pub fn value_network<B: ModelBackend>(
         &mut model,
         &model_config,
         present.as_ref(),
-        &config.peft,
+        config.value_peft(),
         seed.fork("value"),
+        &|text| policy.tokenizer.encode_document(text),
     )?;
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
-    config.peft.mark_trained(&mut model);
+    config.value_peft().mark_trained(&mut model);
     Ok(model)
 }

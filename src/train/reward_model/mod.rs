@@ -60,6 +60,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         present.as_ref(),
         &config.peft,
         seed,
+        &|text| tokenizer.encode_document(text),
     )?;
     if config.peft.trains_base() {
         session.free_bases();

@@ -1,0 +1,555 @@
+//! Virtual tokens against what PEFT computes with them (`tests/reference/prompts.py`), generic over the backend.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::{Int, Tensor, TensorData};
+use serde_json::Value;
+
+use tempering::generate::{GenerateOptions, SamplingConfig, generate};
+use tempering::model::weights;
+use tempering::model::{
+    CausalLm, KvCache, LanguageModel, ModelConfig, ScalarModel, SharedBaseModels, Tape,
+    attach_adapters, load_adapter, save_adapter,
+};
+use tempering::ops::ModelBackend;
+use tempering::optim::GradientSum;
+use tempering::params::{ParamKind, Parameters};
+use tempering::peft::{Adaptable, AdapterConfig, AdapterSpec};
+use tempering::rng::Seed;
+use tempering::tokens::TokenBatch;
+
+use crate::support::parity::{Comparison, backend_name};
+
+/// Largest difference from PEFT in nats, and in units of the score.
+const TOLERANCE: f64 = 2e-5;
+/// Largest difference of a gradient, relative to the parameter's largest.
+const GRADIENTS: f64 = 1e-4;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/reference")
+        .join(name)
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Folders under `prompts/` whose reference is of a kind, each with it.
+fn cases(task: &str) -> Vec<(String, Value)> {
+    let mut cases: Vec<(String, Value)> = std::fs::read_dir(folder("prompts"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("ref.json").is_file())
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, read(&path.join("ref.json")))
+        })
+        .filter(|(_, reference)| reference["task"] == task)
+        .collect();
+    cases.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(cases.len() > 1, "{task}");
+    cases
+}
+
+fn base<B: ModelBackend>(reference: &Value, device: &B::Device) -> (ModelConfig, LanguageModel<B>) {
+    let folder = folder(reference["base"].as_str().unwrap());
+    let config = ModelConfig::load(&folder).unwrap();
+    let source = weights::open(&folder).unwrap();
+    let model = LanguageModel::load(&config, source.as_ref(), device).unwrap();
+    (config, model)
+}
+
+/// The base with PEFT's tokens.
+fn adapted<B: ModelBackend>(
+    name: &str,
+    reference: &Value,
+    device: &B::Device,
+) -> (ModelConfig, LanguageModel<B>) {
+    let (config, mut model) = base::<B>(reference, device);
+    let loaded = load_adapter(&mut model, &config, &prompts(name), device).unwrap();
+    assert!(loaded.warnings.is_empty(), "{name}: {:?}", loaded.warnings);
+    (config, model)
+}
+
+fn prompts(name: &str) -> PathBuf {
+    folder("prompts").join(name)
+}
+
+fn rows(reference: &Value) -> Vec<Vec<u32>> {
+    serde_json::from_value(reference["rows"].clone()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    match value {
+        Value::Array(items) => items.iter().flat_map(numbers).collect(),
+        number => vec![number.as_f64().unwrap()],
+    }
+}
+
+fn indices<B: ModelBackend>(values: Vec<usize>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let values: Vec<i32> = values.into_iter().map(|i| i as i32).collect();
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), device)
+}
+
+/// Places before which a token stands, and these tokens.
+fn predicted(batch: &[std::ops::Range<usize>], rows: &[Vec<u32>]) -> (Vec<usize>, Vec<u32>) {
+    let (mut positions, mut targets) = (Vec::new(), Vec::new());
+    for (range, row) in batch.iter().zip(rows) {
+        positions.extend(range.start..range.end - 1);
+        targets.extend(&row[1..]);
+    }
+    (positions, targets)
+}
+
+/// Log-probability of every token but a row's first, of rows in one batch.
+fn logprobs<B: ModelBackend>(
+    model: &LanguageModel<B>,
+    rows: &[Vec<u32>],
+    device: &B::Device,
+) -> Vec<f32> {
+    let batch = TokenBatch::from_rows(rows, device);
+    let ranges: Vec<_> = batch.segments.iter().collect();
+    let (positions, targets) = predicted(&ranges, rows);
+    let hidden = model.hidden_states(&batch, None, None);
+    assert_eq!(hidden.dims()[0], batch.segments.num_tokens());
+    let hidden = hidden.select(0, indices(positions, device));
+    let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
+    logprobs.into_data().convert::<f32>().into_vec().unwrap()
+}
+
+/// Largest difference; infinite where the lengths differ.
+fn distance(got: &[f32], expected: &[f64]) -> f64 {
+    if got.len() != expected.len() || got.iter().any(|x| x.is_nan()) {
+        return f64::INFINITY;
+    }
+    let pairs = got.iter().zip(expected);
+    pairs
+        .map(|(a, b)| (f64::from(*a) - b).abs())
+        .fold(0.0, f64::max)
+}
+
+fn compare<B: ModelBackend>(name: &str, what: &str, difference: f64, tolerance: f64) {
+    let backend = backend_name::<B>();
+    eprintln!("{name}, {what} on {backend}: {difference:.1e}");
+    Comparison {
+        reference: "PEFT 0.21",
+        subject: &format!("PEFT virtual tokens \"{name}\""),
+        what,
+        backend,
+        difference,
+        tolerance,
+        relative: what.starts_with("gradient"),
+    }
+    .check();
+}
+
+/// Log-probabilities with the tokens before every row: rows in one batch, one by one, and by way of the cache.
+pub(crate) fn forward<B: ModelBackend>(device: B::Device) {
+    for (name, reference) in cases("logprobs") {
+        let (_, plain) = base::<B>(&reference, &device);
+        let (_, model) = adapted::<B>(&name, &reference, &device);
+        let rows = rows(&reference);
+        let without = logprobs(&plain, &rows, &device);
+        let off = distance(&without, &numbers(&reference["without_adapter"]));
+        assert!(off < TOLERANCE, "{name}: {off}");
+        let expected = numbers(&reference["with_adapter"]);
+        let with = logprobs(&model, &rows, &device);
+        let change: Vec<f64> = without.iter().map(|&x| f64::from(x)).collect();
+        assert!(distance(&with, &change) > 1e-2, "{name} changes nothing");
+        compare::<B>(
+            &name,
+            "log-probabilities",
+            distance(&with, &expected),
+            TOLERANCE,
+        );
+        let alone: Vec<f32> = (rows.iter())
+            .flat_map(|row| logprobs(&model, std::slice::from_ref(row), &device))
+            .collect();
+        let off = distance(&alone, &expected);
+        assert!(off < TOLERANCE, "{name}, row by row: {off}");
+        for chunk in [1, 3] {
+            let cached = cached(&model, &rows, chunk, &device);
+            let off = distance(&cached, &expected);
+            assert!(off < TOLERANCE, "{name}, cached by {chunk}: {off}");
+        }
+    }
+}
+
+/// Log-probabilities by way of the cache; row `i` joins in step `i` and brings `chunk` tokens a step.
+fn cached<B: ModelBackend>(
+    model: &LanguageModel<B>,
+    rows: &[Vec<u32>],
+    chunk: usize,
+    device: &B::Device,
+) -> Vec<f32> {
+    let longest = rows.iter().map(Vec::len).max().unwrap();
+    let capacity = model.num_virtual_tokens() + longest;
+    let layout = model.head_layout();
+    let mut cache = KvCache::new(model.num_layers(), rows.len(), capacity, layout, device);
+    let mut found = vec![Vec::new(); rows.len()];
+    for step in 0..rows.len() + longest.div_ceil(chunk) {
+        let parts: Vec<(usize, std::ops::Range<usize>)> = (rows.iter().enumerate())
+            .filter_map(|(i, row)| {
+                let from = step.checked_sub(i)? * chunk;
+                let part = from..row.len().min(from + chunk);
+                (!part.is_empty()).then_some((i, part))
+            })
+            .collect();
+        if parts.is_empty() {
+            continue;
+        }
+        let inputs: Vec<&[u32]> = (parts.iter())
+            .map(|(i, part)| &rows[*i][part.clone()])
+            .collect();
+        let batch = TokenBatch::from_rows(&inputs, device);
+        cache.select(
+            &parts
+                .iter()
+                .map(|(i, _)| rows.len() - 1 - i)
+                .collect::<Vec<_>>(),
+        );
+        let hidden = model.hidden_states(&batch, Some(&mut cache), None);
+        for (range, (i, part)) in batch.segments.iter().zip(&parts) {
+            for (place, token) in range.zip(part.clone()) {
+                let Some(&next) = rows[*i].get(token + 1) else {
+                    continue;
+                };
+                let state = hidden.clone().narrow(0, place, 1);
+                let (logprob, _) = model.logprobs(state, &Arc::new(vec![next]), 1.0);
+                found[*i].extend(
+                    logprob
+                        .into_data()
+                        .convert::<f32>()
+                        .into_vec::<f32>()
+                        .unwrap(),
+                );
+            }
+        }
+    }
+    found.concat()
+}
+
+/// Scores of classifiers, whose head the adapter brings.
+pub(crate) fn classifiers<B: ModelBackend>(device: B::Device) {
+    for (name, reference) in cases("scores") {
+        let (config, model) = base::<B>(&reference, &device);
+        let mut model =
+            ScalarModel::with_zero_head(model.into_backbone(), config.hidden_size(), &device);
+        let loaded = load_adapter(&mut model, &config, &prompts(&name), &device).unwrap();
+        model.set_score(loaded.score.unwrap(), &device);
+        let rows = rows(&reference);
+        let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let scores = model.row_scores(&slices, 1024, &device, &mut |_, _| {});
+        let off = distance(&scores, &numbers(&reference["with_adapter"]));
+        compare::<B>(&name, "scores", off, TOLERANCE);
+        written(&name, &mut model, &config, &loaded.config.spec);
+    }
+}
+
+/// Tensors of a file, by name.
+fn tensors(file: &Path) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let source = weights::open(file).unwrap();
+    let tensor = |name: String| {
+        let values = (source.shape(&name).unwrap(), source.read(&name).unwrap());
+        (name, values)
+    };
+    source.names().into_iter().map(tensor).collect()
+}
+
+/// Written again, the files have PEFT's tensors bit by bit, and its configuration but for what says how it came about.
+fn written<B: ModelBackend, M: Adaptable<B> + Parameters<B>>(
+    name: &str,
+    model: &mut M,
+    config: &ModelConfig,
+    spec: &AdapterSpec,
+) {
+    let ours = tempfile::tempdir().unwrap();
+    let theirs = read(&prompts(name).join("adapter_config.json"));
+    let base = theirs["base_model_name_or_path"].as_str().unwrap();
+    save_adapter(model, config, spec, base, ours.path()).unwrap();
+    let file = "adapter_model.safetensors";
+    assert!(
+        tensors(&ours.path().join(file)) == tensors(&prompts(name).join(file)),
+        "{name}: other tensors"
+    );
+    let ours = read(&ours.path().join("adapter_config.json"));
+    for (key, value) in theirs.as_object().unwrap() {
+        assert_eq!(&ours[key], value, "{name}: {key}");
+    }
+    assert_eq!(
+        ours.as_object().unwrap().len(),
+        theirs.as_object().unwrap().len(),
+        "{name}"
+    );
+}
+
+/// Read and written again.
+pub(crate) fn files<B: ModelBackend>(device: B::Device) {
+    for (name, reference) in cases("logprobs") {
+        let (config, mut model) = adapted::<B>(&name, &reference, &device);
+        let (peft, _) = AdapterConfig::load(prompts(&name)).unwrap();
+        written(&name, &mut model, &config, &peft.spec);
+    }
+}
+
+/// Gradients of the log-probabilities' sum by parameter, with every layer computed again or not.
+fn gradients_of<B: ModelBackend>(
+    model: &mut LanguageModel<Autodiff<B>>,
+    rows: &[Vec<u32>],
+    checkpointing: bool,
+    device: &B::Device,
+) -> BTreeMap<String, Vec<f32>> {
+    let batch = TokenBatch::from_rows(rows, device);
+    let ranges: Vec<_> = batch.segments.iter().collect();
+    let (positions, targets) = predicted(&ranges, rows);
+    let at = Some(indices(positions, device));
+    let (states, tape) = Tape::states_at(model, batch, at, None, checkpointing);
+    let (logprobs, _) = model.logprobs(states, &Arc::new(targets), 1.0);
+    let mut sum = GradientSum::<B>::default();
+    tape.backward(&logprobs.sum(), model, &mut sum);
+    let names: Vec<String> = sum.names().map(str::to_owned).collect();
+    let values = |name: String| (name.clone(), sum.values(&name).unwrap());
+    names.into_iter().map(values).collect()
+}
+
+/// Gradients as PEFT's file has the tensor: of a prefix, those of its layers side by side.
+fn as_stored(ours: &BTreeMap<String, Vec<f32>>, count: usize) -> Vec<f32> {
+    let of_layer = |layer: usize| ours.get(&format!("prefix.{layer}.keys_values"));
+    if of_layer(0).is_none() {
+        return ours["prompt_embeddings"].clone();
+    }
+    let layers: Vec<&Vec<f32>> = (0..).map_while(of_layer).collect();
+    (0..count)
+        .flat_map(|row| {
+            (layers.iter()).flat_map(move |layer| {
+                let width = layer.len() / count;
+                layer[row * width..][..width].iter().copied()
+            })
+        })
+        .collect()
+}
+
+/// Gradients, and what encoders compute, whose weights PEFT's files leave out.
+pub(crate) fn gradients<B: ModelBackend>(device: B::Device) {
+    let _turn = tempering::guard::lock_gradients();
+    for (name, reference) in cases("logprobs") {
+        let encoder = prompts(&name).join("encoder.safetensors");
+        let (config, mut model) = adapted::<B>(&name, &reference, &device);
+        let rows = rows(&reference);
+        if encoder.is_file() {
+            let (peft, _) = AdapterConfig::load(prompts(&name)).unwrap();
+            attach_adapters(&mut model, &config, peft.spec, Seed::new(1)).unwrap();
+            let stored = tensors(&encoder);
+            let mut seen = 0;
+            model.for_each_parameter(&mut |meta, mut slot| {
+                if meta.kind == ParamKind::Adapter {
+                    slot.load(meta, &device, |name| {
+                        seen += 1;
+                        stored
+                            .get(name)
+                            .map(|(_, values)| values.clone())
+                            .ok_or(name.to_owned())
+                    })
+                    .unwrap();
+                }
+            });
+            assert_eq!(seen, stored.len(), "{name}");
+            let with = logprobs(&model, &rows, &device);
+            let off = distance(&with, &numbers(&reference["with_adapter"]));
+            compare::<B>(
+                &name,
+                "log-probabilities through the encoder",
+                off,
+                TOLERANCE,
+            );
+        }
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
+        model.train_only(&|kind| kind == ParamKind::Adapter);
+        let count = model.num_virtual_tokens();
+        for checkpointing in [false, true] {
+            let ours = gradients_of(&mut model, &rows, checkpointing, &device);
+            let mut worst = 0f64;
+            for (key, expected) in reference["gradients"].as_object().unwrap() {
+                let expected = numbers(expected);
+                let found = match key.as_str() {
+                    // A family with keys in another order than files has gradients in it, too.
+                    "prompt_embeddings" if name == "prefix_gpt_neox" => continue,
+                    "prompt_embeddings" => as_stored(&ours, count),
+                    key => transposed(&ours[key], key, &prompts(&name)),
+                };
+                let largest = expected.iter().fold(1e-6f64, |most, x| most.max(x.abs()));
+                worst = worst.max(distance(&found, &expected) / largest);
+            }
+            let what = match checkpointing {
+                true => "gradients, layers computed again",
+                false => "gradients",
+            };
+            compare::<B>(&name, what, worst, GRADIENTS);
+        }
+    }
+}
+
+/// The gradient of a weight as files hold it, `[out, in]`.
+fn transposed(gradient: &[f32], key: &str, folder: &Path) -> Vec<f32> {
+    let shape = &tensors(&folder.join("encoder.safetensors"))[key].0;
+    let [outputs, inputs] = shape[..] else {
+        return gradient.to_vec();
+    };
+    if key.ends_with("embedding") {
+        return gradient.to_vec();
+    }
+    (0..outputs)
+        .flat_map(|row| (0..inputs).map(move |column| gradient[column * outputs + row]))
+        .collect()
+}
+
+/// Rows that begin alike share their beginning and the virtual tokens before it; responses are drawn alike whatever the batch;
+/// a pass of several models leaves models with tokens out.
+pub(crate) fn shared<B: ModelBackend>(device: B::Device) {
+    for name in [
+        "prompt",
+        "prefix",
+        "prompt_gpt2",
+        "prefix_gpt2",
+        "p_lstm",
+        "prefix_gemma2",
+    ] {
+        let reference = read(&prompts(name).join("ref.json"));
+        let (_, plain) = base::<B>(&reference, &device);
+        let (_, model) = adapted::<B>(name, &reference, &device);
+        let groups = vec![
+            vec![
+                vec![5, 17, 40, 3, 3],
+                vec![5, 17, 40, 3, 8, 45],
+                vec![5, 17, 40, 9],
+            ],
+            vec![vec![12, 2]],
+        ];
+        let (batch, spans) = TokenBatch::from_groups(&groups, &device);
+        let places = spans
+            .iter()
+            .flat_map(|span| (0..span.len()).map(|i| span.token(i)));
+        let at = Some(indices(places.collect(), &device));
+        let grouped = model.states_at(&batch, at, None, None);
+        let flat: Vec<Vec<u32>> = groups.concat();
+        let alone = model.hidden_states(&TokenBatch::from_rows(&flat, &device), None, None);
+        let off: f32 = (grouped - alone)
+            .abs()
+            .max()
+            .into_data()
+            .convert::<f32>()
+            .into_vec()
+            .unwrap()[0];
+        assert!(off < 1e-5, "{name}: {off}");
+
+        let equal = vec![5, 17, 40];
+        let queries: Vec<&[u32]> = vec![&equal, &equal, &[12, 7], &[33], &[33]];
+        let draw = |batch_size: usize| {
+            let options = GenerateOptions {
+                max_new_tokens: 4,
+                sampling: SamplingConfig::default(),
+                stop_ids: vec![3],
+                truncate: None,
+                batch_size,
+            };
+            generate(
+                &model,
+                &queries,
+                &options,
+                Seed::new(2),
+                &device,
+                &mut |_, _| {},
+            )
+        };
+        let (one, three) = (draw(1), draw(3));
+        for ((a, b), query) in one.iter().zip(&three).zip(&queries) {
+            assert_eq!(a.ids, b.ids, "{name}");
+            let row = [query, a.ids.as_slice()].concat();
+            let expected = logprobs(&model, &[row], &device);
+            let expected: Vec<f64> = expected[query.len() - 1..]
+                .iter()
+                .map(|&x| f64::from(x))
+                .collect();
+            let off = distance(&a.logprobs, &expected);
+            assert!(off < TOLERANCE, "{name}: {off}");
+        }
+        assert!(SharedBaseModels::new(&[&plain, &model]).is_none(), "{name}");
+    }
+}
+
+/// What cannot be read or merged is named.
+pub(crate) fn misfits<B: ModelBackend>(device: B::Device) {
+    let refused = |name: &str, key: &str, value: Value, expected: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = read(&prompts(name).join("adapter_config.json"));
+        config[key] = value;
+        std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let file = "adapter_model.safetensors";
+        std::fs::copy(prompts(name).join(file), dir.path().join(file)).unwrap();
+        let reference = read(&prompts(name).join("ref.json"));
+        let (config, mut model) = base::<B>(&reference, &device);
+        let error = load_adapter(&mut model, &config, dir.path(), &device).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(expected), "{key}: {error}");
+    };
+    let count = "num_virtual_tokens";
+    refused(
+        "prompt",
+        count,
+        6.into(),
+        "prompt_embeddings: expected shape [6, 16], found [5, 16]",
+    );
+    refused("prompt", count, 31.into(), "at most 30 can be");
+    refused(
+        "prompt_gpt2",
+        count,
+        15.into(),
+        "15 of the model's 16 positions leave no room for a row; at most 14 can be",
+    );
+    refused("prompt", count, Value::Null, "no \"num_virtual_tokens\"");
+    refused(
+        "prompt",
+        "num_transformer_submodules",
+        2.into(),
+        "num_transformer_submodules",
+    );
+    refused(
+        "prompt",
+        "prompt_tuning_init",
+        "SOMETHING".into(),
+        "prompt_tuning_init",
+    );
+    refused(
+        "prompt",
+        "peft_type",
+        "PREFIX_TUNING".into(),
+        "expected shape [5, 48], found [5, 16]",
+    );
+    refused(
+        "prompt",
+        "task_type",
+        "SEQ_CLS".into(),
+        "score.weight: missing",
+    );
+    refused("prefix", "new_switch", true.into(), "new_switch");
+    let reference = read(&prompts("prefix").join("ref.json"));
+    let (_, mut model) = adapted::<B>("prefix", &reference, &device);
+    let error = model.merge_adapters().unwrap_err().to_string();
+    assert!(
+        error.contains("5 virtual tokens stand before every row"),
+        "{error}"
+    );
+    model.detach_adapters();
+    let rows = rows(&reference);
+    let off = distance(
+        &logprobs(&model, &rows, &device),
+        &numbers(&reference["without_adapter"]),
+    );
+    assert!(off < TOLERANCE, "{off}");
+}
