@@ -129,7 +129,7 @@ fn precisions(c: &mut Criterion) {
                 b.iter(|| black_box(ops::full_linear(x.clone(), weight.clone(), precision)))
             });
         }
-        for precision in [Precision::Bf16, Precision::Int8] {
+        for precision in [Precision::Bf16, Precision::Int8, Precision::Nf4] {
             let reduced = ReducedMatrix::new(&values, HIDDEN, 2 * INTERMEDIATE, precision);
             let reduced = reduced.expect("a reduced precision");
             group.bench_function(precision.name(), |b| {

@@ -33,7 +33,7 @@ on_backends!(
     prompts: forward, classifiers, files, gradients, shared, misfits;
     shared_prefix: states, gradients, scores, responses;
     together: models_in_one_pass;
-    reduced: products, bf16_models, int8_models;
+    reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;
     mixed: mixed_products, mixed_logprobs;
     trajectories: sft, reward, dpo;
     ppo: rollout_and_update;

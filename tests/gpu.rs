@@ -36,7 +36,7 @@ macro_rules! on {
                 families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
                 shared_prefix: states, gradients, scores, responses;
                 together: models_in_one_pass;
-                reduced: products, bf16_models, int8_models;
+                reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;
                 mixed: mixed_products, mixed_logprobs;
                 trajectories: sft, reward, dpo;
                 peft: adapters, classifiers, written, misfits, trained, combined;

@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 pub use super::combine::CombineArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::StoreAs;
-use crate::ops::{MatmulPrecision, Numerics, Precision};
+use crate::ops::{MatmulPrecision, Precision};
 use crate::reward::{RewardConfig, RougeVariant};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
@@ -141,10 +141,11 @@ pub struct ModelArgs {
     /// An adapter in the PEFT layout (such as a stage's `adapter/`) to put on the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Storage precision of the base's weights; reduced precision takes half or a quarter of the memory and decodes faster
-    #[arg(long, value_name = "PRECISION", value_enum, default_value_t = Precision::F32)]
-    pub base_precision: Precision,
-    /// Precision of products with weights
+    /// Keep the base's weights in fewer bits: down to a seventh of the memory, and faster decoding [default: as the
+    /// adapter's base was kept in training, else f32]
+    #[arg(long, value_name = "PRECISION", value_enum)]
+    pub base_precision: Option<Precision>,
+    /// Round both sides of products with weights
     #[arg(long, value_name = "PRECISION", value_enum, default_value_t = MatmulPrecision::F32)]
     pub matmul_precision: MatmulPrecision,
 }
@@ -155,16 +156,8 @@ impl ModelArgs {
         Self {
             model: model.into(),
             adapter: None,
-            base_precision: Precision::F32,
+            base_precision: None,
             matmul_precision: MatmulPrecision::F32,
-        }
-    }
-
-    /// Storage and product precision of its weights.
-    pub(super) fn numerics(&self) -> Numerics {
-        Numerics {
-            storage: self.base_precision,
-            matmul: self.matmul_precision,
         }
     }
 }
@@ -356,6 +349,9 @@ pub struct ExportArgs {
     /// Merge the adapter into the weights
     #[arg(long, conflicts_with = "adapters")]
     pub merge: bool,
+    /// With --merge: into the weights as the run kept them, in fewer bits, instead of those of the base's file
+    #[arg(long, requires = "merge")]
+    pub as_trained: bool,
     /// Number format of a whole model's weights [default: as the stage wrote them, f32]
     #[arg(long, value_name = "DTYPE", value_enum, conflicts_with = "adapters")]
     pub dtype: Option<StoreAs>,

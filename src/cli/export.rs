@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use serde_json::{Value, json};
 
-use super::args::{ComputeArgs, ExportArgs, ModelArgs};
+use super::args::{ComputeArgs, ExportArgs};
 use super::combine;
 use super::logprobs::measure;
 use super::model::UnloadedModel;
@@ -22,8 +22,8 @@ use crate::error::{Error, Result};
 use crate::model::config::set_dtype;
 use crate::model::source::portable_base;
 use crate::model::weights::{self, Dtype, StoreAs, write_safetensors_with, write_snapshot};
-use crate::model::{ModelConfig, SCORE_OFFSET, stored_tensors};
-use crate::ops::{ModelBackend, Numerics};
+use crate::model::{ModelConfig, ModelSource, SCORE_OFFSET, stored_tensors};
+use crate::ops::{ModelBackend, Numerics, Precision};
 use crate::params::Parameters;
 use crate::peft::Adaptable;
 use crate::peft::files::ADAPTER_CONFIG;
@@ -50,7 +50,7 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
             compute,
         };
         match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
-            (true, true) => export.merged(args.dtype),
+            (true, true) => export.merged(args.dtype, args.as_trained),
             (true, false) => export.adapter(args.dtype),
             (false, _) => export.model(args.dtype),
         }
@@ -180,33 +180,40 @@ impl Export<'_> {
     }
 
     /// Writes the base with the adapter merged into its weights.
-    fn merged(&self, dtype: Option<StoreAs>) -> Result<String> {
+    fn merged(&self, dtype: Option<StoreAs>, as_trained: bool) -> Result<String> {
         let trained = self.found(self.from, self.trained)?;
-        let exact = self.found(self.from, Numerics::default())?;
-        if let Some(adapter) = exact.source.adapter()? {
+        let numerics = match as_trained {
+            true => self.trained,
+            false => Numerics::default(),
+        };
+        let base = self.found(self.from, numerics)?;
+        if let Some(adapter) = base.source.adapter()? {
             adapter.check_mergeable()?;
         }
         let merge = MergeTask {
-            model: &exact,
+            model: &base,
             to: self.to,
         };
         dispatch(self.compute.backend, self.compute.device, merge)?;
-        if let Ok(tokenizer) = exact.tokenizer() {
+        if let Ok(tokenizer) = base.tokenizer() {
             tokenizer.save(self.to)?;
             let mut config = ModelConfig::load(self.to)?.raw().clone();
             tokenizer.name_eos(&mut config);
             write_config(self.to, &config.into())?;
         }
         let padding = self.finish(&trained, dtype)?;
-        Ok(format!("merged; {}{padding}", self.difference(&trained)?))
+        let rounds = !as_trained && self.trained.storage != Precision::F32;
+        let hint = match rounds {
+            true => " into the base's file (with --as-trained into the base as the run kept it)",
+            false => "",
+        };
+        let difference = self.difference(&trained)?;
+        Ok(format!("merged{hint}; {difference}{padding}"))
     }
 
     fn found(&self, folder: &Path, numerics: Numerics) -> Result<UnloadedModel> {
-        UnloadedModel::find(&ModelArgs {
-            base_precision: numerics.storage,
-            matmul_precision: numerics.matmul,
-            ..ModelArgs::of(folder.display().to_string())
-        })
+        let source = ModelSource::find(&folder.display().to_string())?;
+        UnloadedModel::of(source, numerics)
     }
 
     /// Finishes the written folder: converts the number format, adds a padding token, and sets both in the configuration.

@@ -23,18 +23,39 @@ impl UnloadedModel {
     /// Finds the files and shows notes about them.
     ///
     /// # Errors
-    /// Those of [`ModelSource::find`] and [`ModelSource::with_adapter`].
+    /// Those of [`ModelSource::find`], [`ModelSource::with_adapter`] and [`ModelSource::trained_on`].
     pub(super) fn find(args: &ModelArgs) -> Result<Self> {
         let mut source = ModelSource::find(&args.model)?;
         if let Some(folder) = &args.adapter {
             source = source.with_adapter(folder)?;
         }
         warn(&source.notes);
+        if let Some(precision) = args.base_precision
+            && let Err(error) = source.check_precision(precision)
+        {
+            warn(&[error.to_string()]);
+        }
+        let storage = match args.base_precision {
+            Some(precision) => precision,
+            None => source.trained_on()?,
+        };
+        let numerics = Numerics {
+            storage,
+            matmul: args.matmul_precision,
+        };
+        Self::of(source, numerics)
+    }
+
+    /// A model with the storage and product precision that `numerics` says.
+    ///
+    /// # Errors
+    /// Those of [`ModelSource::max_row_tokens`].
+    pub(super) fn of(source: ModelSource, numerics: Numerics) -> Result<Self> {
         Ok(Self {
             config: source.config.clone(),
             max_row_tokens: source.max_row_tokens()?,
             source,
-            numerics: args.numerics(),
+            numerics,
         })
     }
 

@@ -13,7 +13,7 @@ use super::stored_adapter::StoredAdapter;
 use super::weights::{self, write_safetensors};
 use crate::error::{Error, Result};
 use crate::host;
-use crate::ops::ModelBackend;
+use crate::ops::{ModelBackend, Precision};
 use crate::params::{HostTensor, ParamKind, Parameters};
 use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
 use crate::peft::only::TensorName;
@@ -298,4 +298,15 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     adapter.save(folder)?;
     write_safetensors(folder.join(ADAPTER_WEIGHTS), &tensors)
+}
+
+/// How the weights are kept that a model's adapters sit on.
+pub fn adapted_precision<B: Backend, M: Adaptable<B>>(model: &mut M) -> Precision {
+    let mut precision = Precision::F32;
+    model.for_each_projection(&mut |projection| {
+        if projection.adapters.iter().any(Option::is_some) {
+            precision = projection.storage();
+        }
+    });
+    precision
 }

@@ -11,7 +11,7 @@ use super::weights::{self, WeightSource};
 use super::{LanguageModel, ScalarModel};
 use crate::error::Result;
 use crate::ops::{ModelBackend, Numerics};
-use crate::params::{HostTensor, ParamKind, Parameters};
+use crate::params::{HostTensor, ParamKind, Parameters, StoredTensor};
 use crate::peft::Adaptable;
 use crate::rng::Seed;
 use crate::snapshot::Snapshot;
@@ -225,8 +225,17 @@ fn fill<B: Backend>(
     let mut outcome = Ok(());
     model.for_each_parameter(&mut |meta, mut slot| {
         if outcome.is_ok() && !matches!(meta.kind, ParamKind::Adapter | ParamKind::Score) {
+            let keeps_blocks = slot.keeps_blocks();
             outcome = slot.load(meta, device, |name| {
-                source.read(&weights::resolve(source, name).unwrap_or_else(|| name.to_owned()))
+                let name = weights::resolve(source, name).unwrap_or_else(|| name.to_owned());
+                let blocks = match keeps_blocks {
+                    true => source.read_blocks(&name)?,
+                    false => None,
+                };
+                match blocks {
+                    Some(blocks) => Ok(StoredTensor::Blocks(blocks)),
+                    None => source.read(&name).map(StoredTensor::Values),
+                }
             });
         }
     });

@@ -25,6 +25,7 @@ mod offset;
 mod opt;
 mod parts;
 mod pass;
+mod precision;
 mod prompt;
 mod qwen2;
 mod qwen3;
@@ -43,8 +44,8 @@ use burn::tensor::backend::Backend;
 
 pub use activation::Activation;
 pub use adapter::{
-    LoadedAdapter, PreparedAdapters, attach_adapters, load_adapter, prepare_adapters, save_adapter,
-    trained_tensors,
+    LoadedAdapter, PreparedAdapters, adapted_precision, attach_adapters, load_adapter,
+    prepare_adapters, save_adapter, trained_tensors,
 };
 pub use biases::trained_biases;
 pub use cache::KvCache;
@@ -59,7 +60,7 @@ pub use load::{host_tensors, stored_tensors};
 pub use manifest::{Manifest, ModelFiles};
 pub use mlp::{GatedMlp, Mlp};
 pub use norm::{LayerNorm, RmsNorm};
-pub use offset::{SCORE_OFFSET, SIDECAR, read_score_offset};
+pub use offset::{SCORE_OFFSET, SIDECAR, read_base_precision, read_score_offset, write_sidecar};
 pub use opt::{Opt, OptConfig};
 pub use recompute::{Tape, TrainableModel};
 pub use scalar::ScalarModel;

@@ -33,7 +33,9 @@ pub use frozen::FrozenWeight;
 pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;
 pub use matmul::{MatmulPrecision, Numerics};
-pub use reduced::{Precision, ReducedMatrix};
+pub use reduced::{
+    BlockFormat, Blocks, NestedAbsmax, Precision, ReducedMatrix, nf4_codes, nf4_nested,
+};
 pub use rows::{Insertion, insert_rows, remove_rows};
 pub use tensor::{
     attention, bf16_matmul, f32_matmul, full_linear, gated_unit, gelu, layer_norm, linear_input,

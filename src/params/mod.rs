@@ -2,6 +2,7 @@
 //! freezing, optimising and counting.
 
 mod columns;
+mod layout;
 mod reduced;
 
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use crate::ops::{unwrap, wrap};
 use crate::snapshot::Snapshot;
 pub use columns::TrainedColumns;
 pub(crate) use columns::{columns_of, with_columns};
-pub use reduced::Reduced;
+pub(crate) use layout::transpose;
+use layout::{from_file_order, to_file_order};
+pub use reduced::{Reduced, StoredTensor};
 
 /// The role of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,8 +145,8 @@ pub enum ParamSlot<'a, B: Backend> {
     Vector(&'a mut Param<Tensor<B, 1>>),
     /// Everything else.
     Matrix(&'a mut Param<Tensor<B, 2>>),
-    /// A reduced matrix, which is frozen.
-    Reduced(&'a mut Reduced),
+    /// A reduced matrix, which is frozen, and the parameter that replaces it if it stays in f32 after all.
+    Reduced(&'a mut Option<Reduced>, &'a mut Param<Tensor<B, 2>>),
 }
 
 /// A tensor in the layout of files: name, shape, values.
@@ -153,7 +156,7 @@ impl<'a, B: Backend> ParamSlot<'a, B> {
     /// The slot of a matrix that may be reduced.
     pub fn of(param: &'a mut Param<Tensor<B, 2>>, reduced: &'a mut Option<Reduced>) -> Self {
         match reduced {
-            Some(reduced) => Self::Reduced(reduced),
+            Some(_) => Self::Reduced(reduced, param),
             None => Self::Matrix(param),
         }
     }
@@ -165,7 +168,8 @@ impl<B: Backend> ParamSlot<'_, B> {
         match self {
             Self::Vector(p) => p.lazy_shape().to_vec(),
             Self::Matrix(p) => p.lazy_shape().to_vec(),
-            Self::Reduced(reduced) => reduced.shape().to_vec(),
+            Self::Reduced(Some(reduced), _) => reduced.shape().to_vec(),
+            Self::Reduced(None, p) => p.lazy_shape().to_vec(),
         }
     }
 
@@ -202,12 +206,17 @@ impl<B: Backend> ParamSlot<'_, B> {
     /// Replaces the values, given in the parameter's own layout; whether it is trained does not change.
     pub fn assign(&mut self, values: Vec<f32>, shape: &[usize], device: &B::Device) {
         let trained = self.is_trained();
-        if let Self::Reduced(reduced) = self {
-            return reduced.fill(&values, shape);
+        if let Self::Reduced(Some(reduced), _) = self
+            && reduced.fill(&values, shape)
+        {
+            return;
         }
         let data = TensorData::new(values, shape.to_vec());
         match self {
-            Self::Reduced(_) => {}
+            Self::Reduced(reduced, p) => {
+                **reduced = None;
+                **p = Param::initialized(p.id, Tensor::from_data(data, device));
+            }
             Self::Vector(p) => {
                 **p = Param::initialized(
                     p.id,
@@ -233,18 +242,47 @@ impl<B: Backend> ParamSlot<'_, B> {
         match self {
             Self::Vector(p) => reader_of(p.val()),
             Self::Matrix(p) => reader_of(p.val()),
-            Self::Reduced(reduced) => {
+            Self::Reduced(Some(reduced), _) => {
                 let reduced = Reduced::clone(reduced);
                 Box::new(move || reduced.values())
             }
+            Self::Reduced(None, p) => reader_of(p.val()),
         }
+    }
+
+    /// Whether blocks of a file are kept as they are.
+    pub fn keeps_blocks(&self) -> bool {
+        matches!(self, Self::Reduced(Some(reduced), _) if reduced.keeps_blocks())
     }
 
     /// Assembles the parameter from its tensors, which `read` returns one at a time.
     ///
     /// # Errors
     /// Those of `read`.
-    pub fn load<E>(
+    pub fn load<T: Into<StoredTensor>, E>(
+        &mut self,
+        meta: &ParamMeta,
+        device: &B::Device,
+        mut read: impl FnMut(&str) -> Result<T, E>,
+    ) -> Result<(), E> {
+        let mut read = |name: &str| read(name).map(Into::into);
+        if let Self::Reduced(Some(reduced), _) = self
+            && reduced.keeps_blocks()
+        {
+            let names = meta.pieces.iter().map(|(name, _)| name);
+            let tensors = names.map(|name| read(name)).collect::<Result<_, E>>()?;
+            if let Err(tensors) = reduced.fill_blocks(meta, tensors) {
+                let mut tensors = tensors.into_iter().map(|t| t.into_values(meta.transposed));
+                return self.load_values(meta, device, |_| Ok(tensors.next().unwrap_or_default()));
+            }
+            return Ok(());
+        }
+        self.load_values(meta, device, |name| {
+            read(name).map(|tensor: StoredTensor| tensor.into_values(meta.transposed))
+        })
+    }
+
+    fn load_values<E>(
         &mut self,
         meta: &ParamMeta,
         device: &B::Device,
@@ -377,55 +415,6 @@ fn reader_of<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Box<dyn Fn() -
     Box::new(move || host::read(tensor.clone()))
 }
 
-/// Reorders columns from the file's order to the parameter's.
-fn from_file_order(values: Vec<f32>, meta: &ParamMeta) -> Vec<f32> {
-    let Some(order) = &meta.order else {
-        return values;
-    };
-    let rows = values.chunks_exact(order.len());
-    rows.flat_map(|row| order.iter().map(|&column| row[column]))
-        .collect()
-}
-
-/// Reorders columns from the parameter's order to the file's.
-fn to_file_order(values: Vec<f32>, meta: &ParamMeta) -> Vec<f32> {
-    let Some(order) = &meta.order else {
-        return values;
-    };
-    let mut out = vec![0f32; values.len()];
-    let rows = values.chunks_exact(order.len());
-    for (out, row) in out.chunks_exact_mut(order.len()).zip(rows) {
-        for (&column, &value) in order.iter().zip(row) {
-            out[column] = value;
-        }
-    }
-    out
-}
-
-/// `[cols, rows]` of a `[rows, cols]` matrix, by blocks that stay in cache.
-fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    use rayon::prelude::*;
-    const BLOCK: usize = 32;
-    let mut out = vec![0f32; values.len()];
-    if rows == 0 || cols == 0 {
-        return out;
-    }
-    out.par_chunks_mut(BLOCK * rows)
-        .enumerate()
-        .for_each(|(block, out)| {
-            let first = block * BLOCK;
-            let count = out.len() / rows;
-            for r0 in (0..rows).step_by(BLOCK) {
-                for c in 0..count {
-                    for r in r0..(r0 + BLOCK).min(rows) {
-                        out[c * rows + r] = values[r * cols + first + c];
-                    }
-                }
-            }
-        });
-    out
-}
-
 /// A model whose parameters can be visited.
 pub trait Parameters<B: Backend> {
     /// Calls `visit` once for every parameter, in a fixed order.
@@ -496,7 +485,7 @@ mod tests {
         };
         // q: [2, 3], k: [1, 3] as files hold them.
         let mut slot = ParamSlot::Matrix(&mut param);
-        slot.load::<()>(&meta, &device, |name| {
+        slot.load::<_, ()>(&meta, &device, |name| {
             Ok(if name == "q" {
                 vec![1., 2., 3., 4., 5., 6.]
             } else {
@@ -522,7 +511,7 @@ mod tests {
         let mut slot = ParamSlot::Matrix(&mut matrix);
         // Rows of the file's [3, 2] are columns of the parameter; the last comes first.
         let stored = vec![1., 2., 3., 4., 5., 6.];
-        slot.load::<()>(&meta, &device, |_| Ok(stored.clone()))
+        slot.load::<_, ()>(&meta, &device, |_| Ok(stored.clone()))
             .unwrap();
         assert_eq!(slot.values(), [5., 1., 3., 6., 2., 4.]);
         assert_eq!(slot.save(&meta)[0].2, stored);
@@ -530,7 +519,7 @@ mod tests {
         let mut vector = placeholder::<NdArray, 1>([3], &device);
         let meta = ParamMeta::single(ParamKind::Vector, "bias", 3, false).ordered(order);
         let mut slot = ParamSlot::Vector(&mut vector);
-        slot.load::<()>(&meta, &device, |_| Ok(vec![7., 8., 9.]))
+        slot.load::<_, ()>(&meta, &device, |_| Ok(vec![7., 8., 9.]))
             .unwrap();
         assert_eq!(slot.values(), [9., 7., 8.]);
         assert_eq!(slot.save(&meta)[0].2, [7., 8., 9.]);

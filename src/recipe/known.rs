@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::model::{ModelConfig, ModelSource};
+use crate::ops::Precision;
 use crate::peft::AdapterSpec;
 use crate::reward::RewardConfig;
 
@@ -15,37 +16,51 @@ pub(super) struct ResolvedModel {
     pub(super) tokenizer: Tokenizer,
     /// Settings of the adapters on it, if there are any.
     pub(super) adapter: Option<AdapterSpec>,
+    /// Bytes of the base's weights where they are kept as the file has them.
+    pub(super) stored_bytes: u64,
 }
 
 impl ResolvedModel {
     /// Reads configuration and tokenizer of a model and checks its tensors' names and shapes; reads no tensor.
-    fn policy(source: ModelSource) -> Result<Self> {
+    fn policy(source: ModelSource, precision: Precision) -> Result<Self> {
         source.check()?;
+        source.check_precision(precision)?;
         Ok(Self {
             tokenizer: source.tokenizer()?,
             adapter: source.adapter()?,
+            stored_bytes: source.stored_bytes()?,
             config: source.config,
         })
     }
 }
 
-/// The recipe's `model`.
-pub(super) fn open_model(name: &str) -> Result<ResolvedModel> {
-    ResolvedModel::policy(ModelSource::find(name)?)
+/// The recipe's `model`, its base kept in the recipe's precision.
+pub(super) fn open_model(name: &str, precision: Precision) -> Result<ResolvedModel> {
+    ResolvedModel::policy(ModelSource::find(name)?, precision)
 }
 
 /// The model of a folder or file; `model`, the recipe's, is used if an adapter's base is missing.
-pub(super) fn open_folder(folder: &Path, model: Option<&str>) -> Result<ResolvedModel> {
-    ResolvedModel::policy(ModelSource::at(folder, model)?)
+pub(super) fn open_folder(
+    folder: &Path,
+    model: Option<&str>,
+    precision: Precision,
+) -> Result<ResolvedModel> {
+    ResolvedModel::policy(ModelSource::at(folder, model)?, precision)
 }
 
 /// The reward model of a folder.
-pub(super) fn open_reward(folder: &Path, model: Option<&str>) -> Result<ResolvedModel> {
+pub(super) fn open_reward(
+    folder: &Path,
+    model: Option<&str>,
+    precision: Precision,
+) -> Result<ResolvedModel> {
     let source = ModelSource::at(folder, model)?;
     source.check_reward()?;
+    source.check_precision(precision)?;
     Ok(ResolvedModel {
         tokenizer: source.tokenizer()?,
         adapter: source.adapter()?,
+        stored_bytes: source.stored_bytes()?,
         config: source.config,
     })
 }
@@ -54,9 +69,10 @@ pub(super) fn open_reward(folder: &Path, model: Option<&str>) -> Result<Resolved
 pub(super) fn open_blank(path: &Path) -> Result<ResolvedModel> {
     let (config, tokenizer) = ModelSource::blank(path)?;
     Ok(ResolvedModel {
+        adapter: None,
+        stored_bytes: 4 * config.num_params() as u64,
         config,
         tokenizer,
-        adapter: None,
     })
 }
 

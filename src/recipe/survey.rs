@@ -42,7 +42,7 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
         warnings: Vec::new(),
     };
     if let Some(name) = &recipe.model {
-        let found = open_model(name);
+        let found = open_model(name, recipe.base_precision);
         surveyor.base = surveyor.keep("model", found);
     }
     let plans = recipe
@@ -136,6 +136,7 @@ impl Surveyor<'_> {
             config: &known.config,
             tokenizer: &known.tokenizer,
             precision: self.precision,
+            stored_bytes: known.stored_bytes,
         };
         // Errors about parameters or layers that the model does not have.
         let trains_base = (stage.training()).is_some_and(|training| training.peft.trains_base());

@@ -15,8 +15,8 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::weights::{RandomSource, StoreAs, write_snapshot};
 use crate::model::{
-    LanguageModel, ModelConfig, ModelSource, SCORE_OFFSET, SIDECAR, ScalarModel, prepare_adapters,
-    save_adapter, stored_tensors, trained_tensors,
+    LanguageModel, ModelConfig, ModelSource, SCORE_OFFSET, ScalarModel, adapted_precision,
+    prepare_adapters, save_adapter, stored_tensors, trained_tensors, write_sidecar,
 };
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
@@ -266,6 +266,7 @@ pub(super) fn save_policy<B: ModelBackend>(
             };
             write_dir_atomic(dir.join("adapter"), |folder| {
                 save_adapter(&mut model, config, adapter, &base, folder)?;
+                write_sidecar(folder, adapted_precision(&mut model), None)?;
                 tokenizer.save(folder)
             })
         }
@@ -296,8 +297,7 @@ pub(super) fn save_reward_model<B: ModelBackend>(
     match adapter {
         Some(adapter) => write_dir_atomic(dir.join("adapter"), |folder| {
             save_adapter(model, config, adapter, base, folder)?;
-            let sidecar = serde_json::json!({ SCORE_OFFSET: offset });
-            write_atomic(folder.join(SIDECAR), sidecar.to_string().as_bytes())?;
+            write_sidecar(folder, adapted_precision(model), Some(offset))?;
             tokenizer.save(folder)
         }),
         None => write_model(

@@ -1108,11 +1108,12 @@ fn a_base_in_fewer_bits_is_measured_and_used() {
         let command = "logprobs --model tiny --data rows.jsonl --output - --base-precision";
         succeed(temp.path(), &format!("{command} {precision}"))
     };
-    let [f32, bf16, int8] = ["f32", "bf16", "int8"].map(scores);
+    let [f32, bf16, int8, nf4] = ["f32", "bf16", "int8", "nf4"].map(scores);
     assert!(
-        f32 != bf16 && f32 != int8 && bf16 != int8,
-        "{f32}{bf16}{int8}"
+        f32 != bf16 && f32 != int8 && bf16 != int8 && nf4 != f32 && nf4 != int8,
+        "{f32}{bf16}{int8}{nf4}"
     );
+    assert_eq!(scores("stored"), f32);
 }
 
 #[test]

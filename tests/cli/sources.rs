@@ -453,6 +453,29 @@ fn reward_folders_and_compared_policies_are_looked_at_first() {
 }
 
 #[test]
+fn an_adapter_on_four_bits_is_merged_into_them_or_into_the_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let recipe = format!(
+        "(name: \"r\", model: \"tiny\", base_precision: nf4, stages: [\n\
+         Sft(name: \"s\", {DATA}, peft: Lora(rank: 2), batch_size: 8, max_length: 64)])"
+    );
+    fs::write(temp.path().join("r.ron"), recipe).unwrap();
+    succeed(temp.path(), "recipe r.ron --output run");
+    let exported = |to: &str, options: &str| -> (String, f64) {
+        let export = format!("export --run run --stage s --to {to} --merge {options}");
+        let said = succeed(temp.path(), &export);
+        assert!(said.contains("as trained (base in nf4)"), "{said}");
+        let number = said.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        (said, number)
+    };
+    let (said, lost) = exported("file", "");
+    assert!(lost > 1e-3 && said.contains("--as-trained"), "{said}");
+    // Merging rounds in f32.
+    let (said, lost) = exported("rounded", "--as-trained");
+    assert!(lost < 1e-4 && !said.contains("--as-trained"), "{said}");
+}
+
+#[test]
 fn an_export_is_measured_against_the_model_that_was_trained() {
     let temp = tempfile::tempdir().unwrap();
     let recipe = format!(
@@ -467,6 +490,24 @@ fn an_export_is_measured_against_the_model_that_was_trained() {
         assert!(said.contains("as trained (base in int8)"), "{said}");
         said.trim().rsplit(' ').next().unwrap().parse().unwrap()
     };
+    // The adapter says what its base was: commands take it, others are told, and another recipe is refused.
+    let rows = "{\"prompt\": \"Once\", \"completion\": \" upon a time\"}\n";
+    fs::write(temp.path().join("rows.jsonl"), rows).unwrap();
+    let logprobs = |options: &str| {
+        let command = "logprobs --model run/s/adapter --data rows.jsonl --output -";
+        succeed(temp.path(), &format!("{command} {options}"))
+    };
+    assert_eq!(logprobs(""), logprobs("--base-precision int8"));
+    assert_ne!(logprobs(""), logprobs("--base-precision f32"));
+    let other = format!(
+        "(name: \"r\", model: \"tiny\", base_precision: nf4, stages: [\n\
+         Sft(name: \"t\", {DATA}, init: Folder(\"run/s/adapter\"), peft: Lora(rank: 2))])"
+    );
+    fs::write(temp.path().join("other.ron"), other).unwrap();
+    let refused = ["trained on a base in int8", "would be in nf4"];
+    fail(temp.path(), "recipe other.ron --output other", 2, &refused);
+    assert!(!temp.path().join("other/t").exists());
+
     let (single, half) = (exported("m32", ""), exported("m16", "--dtype bf16"));
     // The base in 8 bits alone moves log-probabilities by hundredths; a bf16 file is another one.
     assert!(

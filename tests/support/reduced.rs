@@ -13,17 +13,21 @@ use tempering::model::{
     CausalLm, LanguageModel, ModelConfig, attach_adapters, host_tensors, weights,
 };
 use tempering::ops::{
-    self, FrozenWeight, LinearInput, LowRankPart, ModelBackend, Precision, ReducedMatrix,
+    self, BlockFormat, Blocks, FrozenWeight, LinearInput, LowRankPart, ModelBackend, Precision,
+    ReducedMatrix,
 };
 use tempering::optim::GradientSum;
 use tempering::params::{ParamKind, ParamSlot, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
+use tempering::train::row_logprobs;
+
+use super::parity::{Comparison, backend_name};
 
 /// One of each file of `model/`, with heads of their own and shared ones, and OPT's projections.
 const FAMILIES: [&str; 5] = ["llama_tied", "llama_untied", "gpt2", "gpt_neox", "opt_post"];
-const REDUCED: [Precision; 2] = [Precision::Bf16, Precision::Int8];
+const REDUCED: [Precision; 3] = [Precision::Bf16, Precision::Int8, Precision::Nf4];
 
 fn numbers(len: usize, name: &str) -> Vec<f32> {
     let seed = Seed::new(21).fork(name);
@@ -144,6 +148,61 @@ pub(crate) fn products<B: ModelBackend>(device: B::Device) {
     }
 }
 
+/// Products with tensors in blocks side by side, their gradients and their columns, against f32 products of their numbers.
+pub(crate) fn blocks<B: ModelBackend>(device: B::Device) {
+    let _lock = tempering::guard::lock_gradients();
+    let formats = [
+        BlockFormat::Nf4,
+        BlockFormat::Q4_0,
+        BlockFormat::Q4_1,
+        BlockFormat::Q8_0,
+    ];
+    // One row and many; blocks that end with rows and inside them; tensors that are no multiple of sixteen rows.
+    for (rows, inputs, outputs) in [(1, 64, [64, 0]), (5, 128, [33, 48]), (70, 70, [64, 32])] {
+        for format in formats {
+            // The last two in another format each.
+            let other = formats[(rows + 1) % 4];
+            let tensors = [(outputs[0], format), (outputs[1], other)];
+            let tensors = tensors.into_iter().filter(|(outputs, _)| *outputs > 0);
+            let tensors = tensors.map(|(outputs, format)| {
+                let values = numbers(inputs * outputs, "w");
+                Blocks::quantize(format, &values, [outputs, inputs])
+            });
+            let tensors: Vec<Blocks> = tensors.collect();
+            let outputs: usize = outputs.iter().sum();
+            let mut full = vec![0f32; inputs * outputs];
+            let all = tensors.iter().flat_map(Blocks::values).enumerate();
+            all.for_each(|(i, x)| full[i % inputs * outputs + i / inputs] = x);
+            let matrix = ReducedMatrix::of_blocks(tensors);
+            assert_eq!(matrix.values(), full);
+
+            let (x, factors) = (
+                numbers(rows * inputs, "x"),
+                numbers(rows * outputs, "factors"),
+            );
+            let what = format!("{format:?} {rows} x {inputs} x {outputs}");
+            let input = on::<Autodiff<B>>(&x, [rows, inputs], &device).require_grad();
+            let y = ops::reduced_linear(input.clone(), &matrix);
+            let full_on = on::<B>(&full, [inputs, outputs], &device);
+            let plain = ops::f32_matmul(on::<B>(&x, [rows, inputs], &device), full_on.clone());
+            assert_close(&what, &host(y.clone().inner()), &host(plain), 2e-6);
+            let weights = on::<Autodiff<B>>(&factors, [rows, outputs], &device);
+            let grads = (y * weights).sum().backward();
+            let factors = on::<B>(&factors, [rows, outputs], &device);
+            let want = ops::f32_matmul(factors, full_on.transpose());
+            assert_close(&what, &host(input.grad(&grads).unwrap()), &host(want), 2e-6);
+
+            let ids = [outputs as i32 - 1, 0];
+            let ids = Tensor::<B, 1, Int>::from_data(TensorData::from(ids), &device);
+            let columns = host(ops::reduced_columns::<B>(&matrix, ids));
+            for (k, row) in full.chunks_exact(outputs).enumerate() {
+                let got = [columns[k], columns[inputs + k]];
+                assert_eq!(got, [row[outputs - 1], row[0]], "{what}");
+            }
+        }
+    }
+}
+
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/reference")
@@ -215,28 +274,37 @@ fn with_adapters<B: ModelBackend>(
 
 /// A base in bfloat16 is the f32 model with rounded weights, and its tensors are saved as any model's.
 pub(crate) fn bf16_models<B: ModelBackend>(device: B::Device) {
+    rounded_models::<B>(Precision::Bf16, &device);
+}
+
+/// So is one in NF4.
+pub(crate) fn nf4_models<B: ModelBackend>(device: B::Device) {
+    rounded_models::<B>(Precision::Nf4, &device);
+}
+
+fn rounded_models<B: ModelBackend>(precision: Precision, device: &B::Device) {
     let rows: Vec<Vec<u32>> = vec![vec![5, 17, 30, 3, 8], vec![12, 2], vec![7, 0, 33, 1, 2, 3]];
     for name in FAMILIES {
-        let (config, mut reduced) = load::<B>(name, Precision::Bf16, &device);
-        let (_, mut full) = load::<B>(name, Precision::F32, &device);
+        let (config, mut reduced) = load::<B>(name, precision, device);
+        let (_, mut full) = load::<B>(name, Precision::F32, device);
         let mut rounded = BTreeMap::new();
         let mut count = 0;
         reduced.for_each_parameter(&mut |meta, slot| {
-            count += usize::from(matches!(slot, ParamSlot::Reduced(_)));
+            count += usize::from(matches!(slot, ParamSlot::Reduced(..)));
             rounded.insert(meta.key().to_owned(), slot.values());
         });
         assert!(count > 4, "{name}: {count} reduced matrices");
         full.for_each_parameter(&mut |meta, mut slot| {
             let shape = slot.shape();
-            slot.assign(rounded[meta.key()].clone(), &shape, &device);
+            slot.assign(rounded[meta.key()].clone(), &shape, device);
         });
         let tensors = |model: &mut LanguageModel<B>| host_tensors(model, &|_| true);
         assert!(tensors(&mut reduced) == tensors(&mut full), "{name}");
 
-        with_adapters(&config, &mut reduced, &device);
-        with_adapters(&config, &mut full, &device);
-        let (got, gradients) = logprobs_and_gradients(&reduced, &rows, &device);
-        let (want, expected) = logprobs_and_gradients(&full, &rows, &device);
+        with_adapters(&config, &mut reduced, device);
+        with_adapters(&config, &mut full, device);
+        let (got, gradients) = logprobs_and_gradients(&reduced, &rows, device);
+        let (want, expected) = logprobs_and_gradients(&full, &rows, device);
         assert_close(name, &got, &want, 1e-5);
         assert!(!expected.is_empty() && gradients.len() == expected.len());
         for (key, want) in &expected {
@@ -297,6 +365,46 @@ pub(crate) fn int8_models<B: ModelBackend>(device: B::Device) {
             let exact = of_responses(&full);
             assert!(exact != trained, "{name}: nothing was rounded");
             assert_close(name, &trained, &exact, 0.1);
+        }
+    }
+}
+
+/// Models as bitsandbytes stores them, against what transformers computes with them: in the blocks they are stored in, and in f32.
+pub(crate) fn bitsandbytes_files<B: ModelBackend>(device: B::Device) {
+    for name in ["llama_nf4", "llama_nf4_plain", "gpt2_nf4"] {
+        let text = std::fs::read_to_string(folder(name).join("ref.json")).unwrap();
+        let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let rows: Vec<Vec<u32>> = serde_json::from_value(reference["rows"].clone()).unwrap();
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let expected: Vec<Vec<f32>> =
+            serde_json::from_value(reference["logprobs"].clone()).unwrap();
+        for precision in [Precision::Stored, Precision::F32] {
+            let (_, mut model) = load::<B>(name, precision, &device);
+            let mut blocks = 0;
+            model.for_each_parameter(&mut |_, slot| {
+                blocks += usize::from(matches!(slot, ParamSlot::Reduced(..)));
+            });
+            // Two layers; the joint ones of llama are two projections, those of GPT-2 are one.
+            let matrices = if precision == Precision::Stored { 8 } else { 0 };
+            assert_eq!(blocks, matrices, "{name} {precision:?}");
+            let lens = vec![1; rows.len()];
+            let got = row_logprobs(&model, &rows, &lens, 1.0, 64, &device).concat();
+            assert_eq!(got.len(), expected.concat().len());
+            let off = got.iter().zip(expected.iter().flatten());
+            let off = off.map(|(a, b)| f64::from((a - b).abs()));
+            Comparison {
+                reference: "bitsandbytes 0.50",
+                subject: name,
+                what: match precision {
+                    Precision::Stored => "log-probabilities, in blocks",
+                    _ => "log-probabilities, in f32",
+                },
+                backend: backend_name::<B>(),
+                difference: off.fold(0.0, f64::max),
+                tolerance: 1e-5,
+                relative: false,
+            }
+            .check();
         }
     }
 }

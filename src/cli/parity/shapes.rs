@@ -63,7 +63,7 @@ impl Default for Shapes {
                 .map(|rank| (37, 48, vec![40, 24], rank))
                 .into(),
             // Few and many rows, widths that are no multiples of a group.
-            reduced: [Precision::Bf16, Precision::Int8]
+            reduced: [Precision::Bf16, Precision::Int8, Precision::Nf4]
                 .into_iter()
                 .flat_map(|precision| [([3, 70, 33], precision), ([40, 130, 65], precision)])
                 .collect(),

@@ -51,6 +51,24 @@ impl<'a> Keys<'a> {
         Err(self.error(format!("\"{key}\": {} is not supported", !computed)))
     }
 
+    /// Refuses weights that are stored in fewer bits in another way than bitsandbytes' NF4; what matrices really are the weight
+    /// file says.
+    pub(in crate::model) fn check_quantization(&self, config: Option<&Value>) -> Result<()> {
+        let Some(config) = config.filter(|config| !config.is_null()) else {
+            return Ok(());
+        };
+        let is = |key: &str, expected: Value| config.get(key) == Some(&expected);
+        let nf4 = is("quant_method", "bitsandbytes".into())
+            && is("load_in_4bit", true.into())
+            && is("bnb_4bit_quant_type", "nf4".into());
+        match nf4 {
+            true => Ok(()),
+            false => Err(self.error(format!(
+                "\"quantization_config\" is not supported; supported is bitsandbytes in 4 bits, \"bnb_4bit_quant_type\": \"nf4\"; found {config}"
+            ))),
+        }
+    }
+
     pub(in crate::model) fn optional_count(&self, key: &str) -> Result<Option<usize>> {
         self.get(key)
             .map(|v| {

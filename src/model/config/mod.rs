@@ -114,10 +114,12 @@ impl ModelConfig {
     }
 
     pub(crate) fn parse(path: &Path, value: Value) -> Result<Self> {
-        let Value::Object(raw) = value else {
+        let Value::Object(mut raw) = value else {
             return Err(Error::format(path, "expected a JSON object"));
         };
+        let quantization = raw.shift_remove("quantization_config");
         let keys = Keys { path, raw: &raw };
+        keys.check_quantization(quantization.as_ref())?;
         let name = keys.string("model_type")?.ok_or_else(|| {
             keys.error(format!(
                 "no \"model_type\"; expected one of {}",
@@ -320,6 +322,16 @@ impl ModelConfig {
         self.tensors()
             .iter()
             .filter(|t| t.tied_to.is_none())
+            .map(|t| t.shape.iter().product::<usize>())
+            .sum()
+    }
+
+    /// The number of those in the embedding and in an output head of its own.
+    pub fn num_table_params(&self) -> usize {
+        let table = |t: &TensorSpec| t.name == self.family.embedding || t.name == self.family.head;
+        self.tensors()
+            .iter()
+            .filter(|t| t.tied_to.is_none() && table(t))
             .map(|t| t.shape.iter().product::<usize>())
             .sum()
     }

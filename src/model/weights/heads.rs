@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Dtype, WeightSource, resolve};
 use crate::error::Result;
 use crate::model::ModelConfig;
+use crate::ops::Blocks;
 
 /// Name of a score head in a classification checkpoint.
 pub const SCORE: &str = "score.weight";
@@ -87,6 +88,10 @@ impl WeightSource for HeadAsEmbedding {
 
     fn read(&self, name: &str) -> Result<Vec<f32>> {
         self.inner.read(self.stored(name))
+    }
+
+    fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
+        self.inner.read_blocks(self.stored(name))
     }
 
     fn path(&self) -> &Path {

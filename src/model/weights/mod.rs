@@ -3,6 +3,7 @@
 //! Files are read in chunks of a few hundred KiB instead of being memory-mapped: mapping needs `unsafe`, and truncation of a mapped
 //! file kills the process instead of giving an error. Peak memory is the tensor being read.
 
+pub mod bitsandbytes;
 pub mod gguf;
 pub mod heads;
 pub mod random;
@@ -15,7 +16,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Problem, Result};
 use crate::model::config::TensorSpec;
+use crate::ops::Blocks;
 
+pub use bitsandbytes::BitsAndBytesFiles;
 pub use gguf::GgufFile;
 pub use random::RandomSource;
 pub use safetensors::SafetensorsFiles;
@@ -35,6 +38,13 @@ pub trait WeightSource: Send + Sync {
     /// # Errors
     /// `Error::Weights` for an unknown name or type, `Error::Io` if the file cannot be read.
     fn read(&self, name: &str) -> Result<Vec<f32>>;
+    /// A matrix that is stored in blocks, as it is stored; `None` for a tensor that is not.
+    ///
+    /// # Errors
+    /// As [`WeightSource::read`].
+    fn read_blocks(&self, _name: &str) -> Result<Option<Blocks>> {
+        Ok(None)
+    }
     /// The file or folder, for messages.
     fn path(&self) -> &Path;
     /// The files of the tensors; empty for generated weights.
@@ -64,7 +74,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn WeightSource>> {
     }
     if !path.is_dir() {
         return match () {
-            () if has_extension("safetensors") => Ok(Box::new(SafetensorsFiles::open(path)?)),
+            () if has_extension("safetensors") => with_matrices(SafetensorsFiles::open(path)?),
             () if has_extension("gguf") => Ok(Box::new(GgufFile::open(path)?)),
             () if has_extension("bin") || has_extension("pt") || has_extension("pth") => {
                 Err(pickled(path))
@@ -77,11 +87,11 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn WeightSource>> {
     }
     let single = path.join("model.safetensors");
     if single.exists() {
-        return Ok(Box::new(SafetensorsFiles::open(&single)?));
+        return with_matrices(SafetensorsFiles::open(&single)?);
     }
     let index = path.join("model.safetensors.index.json");
     if index.exists() {
-        return Ok(Box::new(SafetensorsFiles::open_index(&index)?));
+        return with_matrices(SafetensorsFiles::open_index(&index)?);
     }
     if let Some(gguf) = only_gguf(path)? {
         return Ok(Box::new(GgufFile::open(&gguf)?));
@@ -95,6 +105,14 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn WeightSource>> {
         path,
         "no weights: expected model.safetensors, model.safetensors.index.json with its shards, or one *.gguf",
     ))
+}
+
+/// safetensors, with bitsandbytes' matrices as matrices.
+fn with_matrices(files: SafetensorsFiles) -> Result<Box<dyn WeightSource>> {
+    Ok(match BitsAndBytesFiles::are(&files) {
+        true => Box::new(BitsAndBytesFiles::open(files)?),
+        false => Box::new(files),
+    })
 }
 
 /// The `.gguf` file of a folder, if there is exactly one.

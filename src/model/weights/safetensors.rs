@@ -34,6 +34,7 @@ struct Entry {
     shape: Vec<usize>,
     len: usize,
     offset: u64,
+    num_bytes: u64,
 }
 
 impl SafetensorsFiles {
@@ -110,6 +111,27 @@ impl SafetensorsFiles {
     /// The file's own string metadata (`{"format": "pt"}` for transformers).
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// The bytes of a tensor whose type has one byte a number.
+    ///
+    /// # Errors
+    /// `Error::Weights` for an unknown name or another type; `Error::Io`.
+    pub(super) fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let problem = |message: String| Error::Weights {
+            path: self.path.clone(),
+            problems: vec![Problem::new(name, message)],
+        };
+        let entry = (self.tensors.get(name)).ok_or_else(|| problem("missing".into()))?;
+        if entry.dtype.to_string() != "U8" || entry.num_bytes != entry.len as u64 {
+            return Err(problem(format!(
+                "expected {} bytes (U8), found {} of type {}",
+                entry.len, entry.num_bytes, entry.dtype
+            )));
+        }
+        let mut bytes = vec![0u8; entry.len];
+        self.blobs[entry.blob].read_at(entry.offset, &mut bytes)?;
+        Ok(bytes)
     }
 
     fn empty(path: &Path) -> Self {
@@ -201,6 +223,7 @@ impl SafetensorsFiles {
                 shape: raw.shape,
                 len,
                 offset: start + begin,
+                num_bytes: end - begin,
             };
             if self.tensors.insert(name.clone(), entry).is_some() {
                 return Err(corrupt(format!("{name} is stored twice")));

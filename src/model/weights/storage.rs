@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
+use crate::ops::BlockFormat;
 
 /// Stored number format of a tensor.
 ///
@@ -29,13 +30,16 @@ pub enum Dtype {
     Q4_0,
     /// `d * q + m`, q in 0..=15.
     Q4_1,
+    /// bitsandbytes' 4 bits, in blocks of 64 whose scales are tensors of their own; read with them alone.
+    Nf4,
     /// An unsupported type.
     Other(String),
 }
 
 impl Dtype {
     /// The supported types, for messages.
-    pub const SUPPORTED: &'static str = "F32, F16, BF16, and in GGUF Q8_0, Q4_0, Q4_1";
+    pub const SUPPORTED: &'static str =
+        "F32, F16, BF16, in GGUF Q8_0, Q4_0, Q4_1, and bitsandbytes' nf4";
 
     /// Values and bytes per block; `None` for an unsupported type.
     pub fn block(&self) -> Option<(usize, usize)> {
@@ -45,7 +49,18 @@ impl Dtype {
             Self::Q8_0 => Some((32, 34)),
             Self::Q4_0 => Some((32, 18)),
             Self::Q4_1 => Some((32, 20)),
-            Self::Other(_) => None,
+            Self::Nf4 | Self::Other(_) => None,
+        }
+    }
+
+    /// The format of a type whose matrices can stay in blocks.
+    pub fn blocks(&self) -> Option<BlockFormat> {
+        match self {
+            Self::Q8_0 => Some(BlockFormat::Q8_0),
+            Self::Q4_0 => Some(BlockFormat::Q4_0),
+            Self::Q4_1 => Some(BlockFormat::Q4_1),
+            Self::Nf4 => Some(BlockFormat::Nf4),
+            Self::F32 | Self::F16 | Self::Bf16 | Self::Other(_) => None,
         }
     }
 
@@ -106,7 +121,7 @@ impl Dtype {
                     nibbles(&b[4..], x, |q| d * q + m);
                 }
             }
-            Self::Other(_) => unreachable!("num_bytes refused the type above"),
+            Self::Nf4 | Self::Other(_) => unreachable!("num_bytes refused the type above"),
         }
     }
 }
@@ -129,6 +144,7 @@ impl fmt::Display for Dtype {
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
             Self::Q4_1 => "Q4_1",
+            Self::Nf4 => "NF4",
             Self::Other(name) => name,
         })
     }

@@ -41,7 +41,7 @@ pub(super) fn write_reduced_product(y: &mut [f32], x: &[f32], weight: &ReducedMa
     let (inputs, outputs) = (weight.inputs(), weight.outputs());
     match weight.panels() {
         Panels::Int8(panels) => kernels::int8_product(y, x, panels, inputs, outputs),
-        Panels::Bf16(_) => {
+        Panels::Bf16(_) | Panels::Blocks(_) => {
             let (matrix, sizes) = (Matrix::Reduced(weight), [inputs, outputs]);
             let factor = Factor::new(matrix, Right::Plain, sizes, weight.matmul());
             kernels::gemm(y, x, &factor);

@@ -7,90 +7,11 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::blocks::Codes;
+use super::packed::{Packed, per_word};
 use super::{bf16, dims2, empty, entrywise};
-use crate::ops::reduced::{GROUP, LARGEST, Panels};
+use crate::ops::reduced::{GROUP, LARGEST};
 use crate::ops::{MatmulPrecision, ModelBackend, Precision, ReducedMatrix};
-
-/// A packed matrix `[inputs, outputs]` in device memory.
-struct Packed<R: CubeRuntime> {
-    /// `[inputs, words]`; a word holds one f32, two bfloat16 or four 8-bit numbers of neighbouring columns, lower bits first.
-    words: CubeTensor<R>,
-    /// `[groups, outputs]`; a copy of the handle of `words` without scales.
-    scales: CubeTensor<R>,
-}
-
-/// Numbers in a word.
-fn per_word(precision: Precision) -> usize {
-    match precision {
-        Precision::Int8 => 4,
-        _ => 2,
-    }
-}
-
-impl<R: CubeRuntime> Packed<R> {
-    /// The packed copy on the device of `like`.
-    fn of(weight: &ReducedMatrix, like: &CubeTensor<R>) -> std::sync::Arc<Self> {
-        weight.resident(
-            |packed: &Self| packed.words.device == like.device,
-            || Self::upload(weight, like),
-        )
-    }
-
-    fn upload(weight: &ReducedMatrix, like: &CubeTensor<R>) -> Self {
-        let (inputs, outputs) = (weight.inputs(), weight.outputs());
-        let row_bytes = outputs.div_ceil(per_word(weight.precision())) * 4;
-        let mut bytes = vec![0u8; inputs * row_bytes];
-        let mut scales = Vec::new();
-        let rows = bytes.chunks_exact_mut(row_bytes.max(1)).enumerate();
-        match weight.panels() {
-            Panels::Bf16(_) => {
-                let mut row = vec![0f32; outputs];
-                for (k, out) in rows {
-                    weight.row_part(k, 0..outputs, &mut row);
-                    for (out, x) in out.chunks_exact_mut(2).zip(&row) {
-                        out.copy_from_slice(&half::bf16::from_f32(*x).to_le_bytes());
-                    }
-                }
-            }
-            Panels::Int8(panels) => {
-                for (k, out) in rows {
-                    for (column, out) in out.iter_mut().enumerate().take(outputs) {
-                        *out = panels.number(k, column) as u8;
-                    }
-                }
-                for group in 0..panels.groups {
-                    scales.extend((0..outputs).map(|column| panels.scale(group, column)));
-                }
-            }
-        }
-        let new = |bytes: &[u8], shape: [usize; 2], dtype| {
-            let handle = like.client.create_from_slice(bytes);
-            let (client, device) = (like.client.clone(), like.device.clone());
-            CubeTensor::new_contiguous(client, device, shape.into(), handle, dtype)
-        };
-        let words = new(&bytes, [inputs, row_bytes / 4], DType::U32);
-        let scales = match scales.is_empty() {
-            true => words.clone(),
-            false => {
-                let shape = [scales.len() / outputs, outputs];
-                let bytes: Vec<u8> = scales.into_iter().flat_map(f32::to_ne_bytes).collect();
-                new(&bytes, shape, DType::F32)
-            }
-        };
-        Self { words, scales }
-    }
-
-    /// The words as a bfloat16 matrix, if rows are whole words.
-    fn as_bf16(&self, weight: &ReducedMatrix) -> Option<CubeTensor<R>> {
-        let shape = [weight.inputs(), weight.outputs()];
-        let words = &self.words;
-        (weight.precision() == Precision::Bf16 && shape[1].is_multiple_of(2)).then(|| {
-            let (client, device) = (words.client.clone(), words.device.clone());
-            let handle = words.handle.clone();
-            CubeTensor::new_contiguous(client, device, shape.into(), handle, DType::BF16)
-        })
-    }
-}
 
 /// Number `place` of a word.
 #[cube]
@@ -271,6 +192,9 @@ fn few_rows(
 }
 
 fn unpacked<R: CubeRuntime>(weight: &ReducedMatrix, like: &CubeTensor<R>) -> CubeTensor<R> {
+    if let Some(codes) = Codes::of(weight, like) {
+        return codes.unpacked();
+    }
     let packed = Packed::of(weight, like);
     let out = empty(like, [weight.inputs(), weight.outputs()]);
     let [inputs, row_words] = dims2(&packed.words);
@@ -324,12 +248,16 @@ where
     let x = match (weight.precision(), weight.matmul()) {
         (Precision::Int8, _) => rounded(into_contiguous(x)),
         (_, MatmulPrecision::F32) => into_contiguous(x),
-        (_, MatmulPrecision::Bf16) if many => return bf16_product::<R, B>(x, weight, false),
-        (_, MatmulPrecision::Bf16) => bf16::rounded(x),
+        // A weight in bfloat16 is rounded already.
+        (Precision::Bf16, MatmulPrecision::Bf16) if !many => bf16::rounded(x),
+        (_, MatmulPrecision::Bf16) => return bf16_product::<R, B>(x, weight, false),
     };
     if many {
         let weight = unpacked(weight, &x);
         return B::f32_matmul(x, weight);
+    }
+    if let Some(codes) = Codes::of(weight, &x) {
+        return codes.few_rows::<B>(x);
     }
     let packed = Packed::of(weight, &x);
     let words = per_word(weight.precision());
@@ -438,6 +366,9 @@ pub(super) fn columns<R: CubeRuntime>(
     columns: CubeTensor<R>,
 ) -> CubeTensor<R> {
     let columns = into_contiguous(columns);
+    if let Some(codes) = Codes::of(weight, &columns) {
+        return codes.columns(columns);
+    }
     let packed = Packed::of(weight, &columns);
     let count = columns.meta.shape().num_elements();
     let out = empty(&columns, [count, weight.inputs()]);

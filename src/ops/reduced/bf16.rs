@@ -48,6 +48,10 @@ impl Bf16Panels {
         &self.values[from..from + columns.len()]
     }
 
+    pub(super) fn num_bytes(&self) -> usize {
+        size_of_val(self.values.as_slice())
+    }
+
     pub(super) fn row_part(&self, k: usize, panel: usize, first: usize, out: &mut [f32]) {
         let from = (panel * self.inputs + k) * PANEL + first;
         self.values[from..from + out.len()].convert_to_f32_slice(out);

@@ -105,6 +105,12 @@ impl Int8Panels {
         one[0]
     }
 
+    pub(super) fn num_bytes(&self) -> usize {
+        size_of_val(self.numbers.as_slice())
+            + size_of_val(self.scales.as_slice())
+            + size_of_val(self.shifts.as_slice())
+    }
+
     pub(super) fn row_part(&self, k: usize, panel: usize, first: usize, out: &mut [f32]) {
         let group = panel * self.groups + k / GROUP;
         let step = &self.numbers[group * Self::STEPS + k % GROUP / QUAD];

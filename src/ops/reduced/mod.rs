@@ -1,6 +1,7 @@
 //! Frozen weights in reduced precision.
 
 mod bf16;
+mod blocks;
 mod int8;
 
 use std::any::Any;
@@ -13,9 +14,11 @@ use serde::{Deserialize, Serialize};
 use super::MatmulPrecision;
 
 pub(in crate::ops) use bf16::Bf16Panels;
+pub use blocks::{BlockFormat, Blocks, NestedAbsmax, nf4_codes, nf4_nested};
+pub(in crate::ops) use blocks::{BlockMatrix, LANES, ScaleLine, TILE};
 pub(in crate::ops) use int8::{GROUP, Int8Panels, LARGEST, Vector, round};
 
-/// Columns of a weight that lie together: both kinds are stored in panels this wide, from top to bottom, so that a product
+/// Columns of a weight that lie together in bfloat16 and in 8 bits: both are stored in panels this wide, from top to bottom, so that a product
 /// reads them once and in order.
 pub(in crate::ops) const PANEL: usize = 64;
 
@@ -32,6 +35,13 @@ pub enum Precision {
     /// 8 bits, and a scale for every 64 inputs of a column. In the forward pass the input is rounded likewise, row by row, and
     /// products are exact integers; gradients are those of the product with the rounded weights.
     Int8,
+    /// Linear layers in NF4 with double quantisation, 4.13 bits a weight, as QLoRA has them; embedding and head, which QLoRA leaves in
+    /// 16 bits, in 8-bit blocks of 32 ([`BlockFormat::Q8_0`]). What a file holds in NF4 blocks stays as it is. Products are those of the
+    /// numbers that blocks stand for.
+    Nf4,
+    /// As the file stores them: matrices in blocks (Q8_0, Q4_0 and Q4_1 of GGUF, NF4 of bitsandbytes) stay in blocks, numbers that bfloat16 holds
+    /// exactly are in bfloat16, others in f32. Exact.
+    Stored,
 }
 
 impl Precision {
@@ -41,15 +51,27 @@ impl Precision {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
+            Self::Nf4 => "nf4",
+            Self::Stored => "stored",
         }
     }
 
-    /// Bytes that one weight takes, its share of the scales included.
+    /// Bytes that one weight of a linear layer takes, its share of the scales included; of [`Precision::Stored`], which goes by the
+    /// file, the most.
     pub fn bytes(self) -> f64 {
         match self {
-            Self::F32 => 4.0,
+            Self::F32 | Self::Stored => 4.0,
             Self::Bf16 => 2.0,
             Self::Int8 => 1.0 + 8.0 / GROUP as f64,
+            Self::Nf4 => BlockFormat::Nf4.bytes(),
+        }
+    }
+
+    /// The same of an embedding or output head.
+    pub fn table_bytes(self) -> f64 {
+        match self {
+            Self::Nf4 => BlockFormat::Q8_0.bytes(),
+            other => other.bytes(),
         }
     }
 }
@@ -78,6 +100,7 @@ impl Debug for Resident {
 pub(in crate::ops) enum Panels {
     Bf16(Arc<Bf16Panels>),
     Int8(Arc<Int8Panels>),
+    Blocks(Arc<BlockMatrix>),
 }
 
 /// Where the entries of a matrix lie in a slice: entry `(k, c)` at `k * row + c * column`.
@@ -93,7 +116,7 @@ impl ReducedMatrix {
         Arc::as_ptr(&self.resident.0) as usize
     }
 
-    /// Rounds a row-major matrix; `None` for [`Precision::F32`].
+    /// Rounds a row-major matrix; `None` for [`Precision::F32`], and for [`Precision::Stored`] as there is no file.
     ///
     /// # Panics
     /// If `values` has not `inputs * outputs` entries.
@@ -110,7 +133,7 @@ impl ReducedMatrix {
         Self::rounded(values, inputs, outputs, strides, precision)
     }
 
-    /// Rounds the transpose of a row-major `[outputs, inputs]` matrix; `None` for [`Precision::F32`].
+    /// Rounds the transpose of a row-major `[outputs, inputs]` matrix; `None` as for [`ReducedMatrix::new`].
     ///
     /// # Panics
     /// As [`ReducedMatrix::new`].
@@ -137,17 +160,39 @@ impl ReducedMatrix {
         assert_eq!(values.len(), inputs * outputs, "entries of a matrix");
         let shape = [inputs, outputs];
         let panels = match precision {
-            Precision::F32 => return None,
+            Precision::F32 | Precision::Stored => return None,
             Precision::Bf16 => Panels::Bf16(Arc::new(Bf16Panels::new(values, shape, strides))),
             Precision::Int8 => Panels::Int8(Arc::new(Int8Panels::new(values, shape, strides))),
+            Precision::Nf4 => {
+                let mut rows = Vec::with_capacity(values.len());
+                for c in 0..outputs {
+                    rows.extend((0..inputs).map(|k| values[k * strides.row + c * strides.column]));
+                }
+                let blocks = Blocks::quantize(BlockFormat::Nf4, &rows, [outputs, inputs]);
+                return Some(Self::of_blocks(vec![blocks]));
+            }
         };
-        Some(Self {
+        Some(Self::of_panels(inputs, outputs, panels))
+    }
+
+    /// The transposes of tensors `[outputs, inputs]` in blocks, side by side.
+    ///
+    /// # Panics
+    /// If there is none, or not all have as many inputs.
+    pub fn of_blocks(tensors: Vec<Blocks>) -> Self {
+        let matrix = BlockMatrix::new(tensors);
+        let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
+        Self::of_panels(inputs, outputs, Panels::Blocks(Arc::new(matrix)))
+    }
+
+    fn of_panels(inputs: usize, outputs: usize, panels: Panels) -> Self {
+        Self {
             inputs,
             outputs,
             panels,
             matmul: MatmulPrecision::F32,
             resident: Resident::default(),
-        })
+        }
     }
 
     /// The same matrix with products as `matmul` says. Those of 8 bits in the forward pass are their own.
@@ -171,11 +216,27 @@ impl ReducedMatrix {
         self.outputs
     }
 
-    /// How it is stored.
+    /// How it is stored: of a matrix in blocks [`Precision::Nf4`] if all are, and [`Precision::Stored`] otherwise.
     pub fn precision(&self) -> Precision {
-        match self.panels {
+        match &self.panels {
             Panels::Bf16(_) => Precision::Bf16,
             Panels::Int8(_) => Precision::Int8,
+            Panels::Blocks(matrix) => {
+                let mut formats = matrix.pieces().map(Blocks::format);
+                match formats.all(|format| format == BlockFormat::Nf4) {
+                    true => Precision::Nf4,
+                    false => Precision::Stored,
+                }
+            }
+        }
+    }
+
+    /// Bytes of its numbers and scales in memory.
+    pub fn num_bytes(&self) -> usize {
+        match &self.panels {
+            Panels::Bf16(panels) => panels.num_bytes(),
+            Panels::Int8(panels) => panels.num_bytes(),
+            Panels::Blocks(matrix) => matrix.pieces().map(Blocks::num_bytes).sum(),
         }
     }
 
@@ -193,28 +254,29 @@ impl ReducedMatrix {
     /// # Panics
     /// If there is no such column.
     pub fn columns(&self, columns: &[u32]) -> Vec<f32> {
-        let mut out = Vec::with_capacity(columns.len() * self.inputs);
-        for &column in columns {
+        let mut out = vec![0f32; columns.len() * self.inputs];
+        for (&column, out) in columns.iter().zip(out.chunks_exact_mut(self.inputs.max(1))) {
             let column = column as usize;
             assert!(
                 column < self.outputs,
                 "{column} of {} columns",
                 self.outputs
             );
-            out.extend((0..self.inputs).map(|k| self.at(k, column)));
+            let numbers = out.iter_mut().enumerate();
+            match &self.panels {
+                Panels::Bf16(panels) => numbers.for_each(|(k, x)| *x = panels.at(k, column)),
+                Panels::Int8(panels) => numbers.for_each(|(k, x)| *x = panels.at(k, column)),
+                Panels::Blocks(matrix) => matrix.column(column, out),
+            }
         }
         out
     }
 
-    fn at(&self, k: usize, column: usize) -> f32 {
-        match &self.panels {
-            Panels::Bf16(panels) => panels.at(k, column),
-            Panels::Int8(panels) => panels.at(k, column),
-        }
-    }
-
     /// Copies entries `(k, columns)` to `out`.
     pub(in crate::ops) fn row_part(&self, k: usize, columns: Range<usize>, out: &mut [f32]) {
+        if let Panels::Blocks(matrix) = &self.panels {
+            return matrix.row_part(k, columns, out);
+        }
         let (mut column, mut out) = (columns.start, out);
         while column < columns.end {
             let first = column % PANEL;
@@ -223,6 +285,7 @@ impl ReducedMatrix {
             match &self.panels {
                 Panels::Bf16(panels) => panels.row_part(k, column / PANEL, first, here),
                 Panels::Int8(panels) => panels.row_part(k, column / PANEL, first, here),
+                Panels::Blocks(_) => unreachable!("read above"),
             }
             (column, out) = (column + count, rest);
         }
@@ -301,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_transpose_is_rounded_alike() {
-        for precision in [Precision::Bf16, Precision::Int8] {
+        for precision in [Precision::Bf16, Precision::Int8, Precision::Nf4] {
             let values = matrix(70, 130);
             let mut transposed = vec![0.0; values.len()];
             for (k, row) in values.chunks_exact(130).enumerate() {

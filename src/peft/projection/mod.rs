@@ -12,7 +12,7 @@ use super::lora::low_rank::low_rank_adapters;
 use super::memo::Memo;
 use super::method::{Shared, Site};
 use super::{Adapter, AdapterSpec, LinearSpec, Lora};
-use crate::ops::{MatmulPrecision, ModelBackend, Numerics, ReducedMatrix};
+use crate::ops::{MatmulPrecision, ModelBackend, Numerics, Precision, ReducedMatrix};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, TrainedColumns, placeholder};
 use crate::rng::Seed;
 
@@ -131,6 +131,11 @@ impl<B: Backend> Projection<B> {
             Some(matrix) => matrix.inputs(),
             None => self.weight.lazy_shape().dims::<2>()[0],
         }
+    }
+
+    /// Storage precision of the weight.
+    pub fn storage(&self) -> Precision {
+        (self.reduced.as_ref()).map_or(Precision::F32, Reduced::storage)
     }
 
     /// The reduced weight, if it is stored so.

@@ -35,7 +35,7 @@ impl Surveyor<'_> {
             Init::Base => self.base.clone(),
             Init::Stage(name) => self.by_stage.get(name).cloned(),
             Init::Folder(folder) => {
-                let found = open_folder(folder, self.model);
+                let found = open_folder(folder, self.model, self.precision);
                 self.keep(place, found)
             }
             Init::Random(file) => self.keep(place, open_blank(file)),
@@ -53,7 +53,7 @@ impl Surveyor<'_> {
             for (key, name) in learned(&format!("{path}.{key}"), reward) {
                 let reward = match reward_folder(&name) {
                     Some(folder) => {
-                        let found = open_reward(folder, self.model);
+                        let found = open_reward(folder, self.model, self.precision);
                         self.keep(&key, found)
                     }
                     None => self.by_stage.get(&name).cloned(),
@@ -75,7 +75,7 @@ impl Surveyor<'_> {
             return;
         };
         let reward = match reward_folder(name) {
-            Some(folder) => open_reward(folder, self.model).ok(),
+            Some(folder) => open_reward(folder, self.model, self.precision).ok(),
             None => self.by_stage.get(name).cloned(),
         };
         let (Some(reward), Some(policy)) = (reward, policy) else {

@@ -30,8 +30,12 @@ pub struct ModelShape {
     pub total_params: u64,
     /// Number of trained parameters.
     pub trainable_params: u64,
+    /// Parameters of embedding and output head, whose storage precision may differ from that of linear layers.
+    pub table_params: u64,
     /// Storage precision of frozen parameters.
     pub precision: Precision,
+    /// Bytes of all of the base's parameters, with [`Precision::Stored`].
+    pub stored_bytes: u64,
     /// Whether the backward pass recomputes layers.
     pub gradient_checkpointing: bool,
     /// Whether weights of the model itself are trained.
@@ -57,7 +61,9 @@ impl ModelShape {
             head_dim: layout.head_dim as u64,
             total_params: config.num_params() as u64,
             trainable_params: 0,
+            table_params: config.num_table_params() as u64,
             precision,
+            stored_bytes: FLOAT * config.num_params() as u64,
             gradient_checkpointing: false,
             trains_base: false,
             first_trained_layer: 0,
@@ -98,8 +104,13 @@ impl ModelShape {
 
     /// Bytes of the frozen parameters.
     fn frozen_bytes(&self) -> u64 {
+        if self.precision == Precision::Stored {
+            return self.stored_bytes;
+        }
         let frozen = self.total_params.saturating_sub(self.trainable_params);
-        (frozen as f64 * self.precision.bytes()) as u64
+        let tables = self.table_params.min(frozen);
+        let linear = (frozen - tables) as f64 * self.precision.bytes();
+        (linear + tables as f64 * self.precision.table_bytes()) as u64
     }
 
     /// Floats of the KV cache per token.
@@ -283,7 +294,9 @@ mod tests {
         head_dim: 64,
         total_params: 139_399_488,
         trainable_params: 4_884_480,
+        table_params: 28_311_552,
         precision: crate::ops::Precision::F32,
+        stored_bytes: 0,
         gradient_checkpointing: false,
         trains_base: false,
         first_trained_layer: 0,
@@ -378,6 +391,11 @@ mod tests {
         assert_eq!(weights(Precision::Bf16), 2 * frozen + 4 * trained);
         // One byte per weight; four bytes of scale and four of shift per 64 weights.
         assert_eq!(weights(Precision::Int8), frozen + frozen / 8 + 4 * trained);
+        // Linear layers 4 bits, 8 for 64 and 32 for 64 * 256; the table 8 bits and 16 for 32: less than a sixth of f32.
+        let (table, linear) = (28_311_552, frozen - 28_311_552);
+        let nf4 = linear * 4226 / 8192 + table * 17 / 16 + 4 * trained;
+        assert!(weights(Precision::Nf4).abs_diff(nf4) <= 1);
+        assert!(weights(Precision::Nf4) * 6 < weights(Precision::F32));
     }
 
     #[test]

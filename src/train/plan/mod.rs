@@ -88,6 +88,8 @@ pub struct PlannedModel<'a> {
     pub tokenizer: &'a Tokenizer,
     /// Storage precision of frozen weights.
     pub precision: Precision,
+    /// Bytes of all weights where they are kept as the file has them.
+    pub stored_bytes: u64,
 }
 
 /// The inputs of a stage's plan, and the problems found while planning.
@@ -142,6 +144,7 @@ impl Stage {
     /// As [`Stage::plan`].
     pub fn plan_shape(&self, model: PlannedModel<'_>) -> Result<ModelShape> {
         let mut shape = ModelShape::of(model.config, model.precision);
+        shape.stored_bytes = model.stored_bytes;
         if let Some(training) = self.training() {
             shape.gradient_checkpointing = training.gradient_checkpointing;
             let scores = self.output() == StageOutput::RewardModel;

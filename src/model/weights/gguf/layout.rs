@@ -57,7 +57,7 @@ pub(super) fn architecture(
 }
 
 /// Undoes the converter's order of q and k rows: `[heads, head_dim / 2, 2, width]` becomes `[heads, 2, head_dim / 2, width]`.
-pub(super) fn unpermute(stored: &[f32], heads: usize, width: usize) -> Vec<f32> {
+pub(super) fn unpermute<T: Copy>(stored: &[T], heads: usize, width: usize) -> Vec<T> {
     let head_dim = stored.len() / (heads * width);
     let mut out = Vec::with_capacity(stored.len());
     for head in stored.chunks_exact(head_dim * width) {

@@ -18,6 +18,7 @@ use super::WeightSource;
 use super::storage::{Blob, Dtype};
 use crate::error::{Error, Problem, Result};
 use crate::model::config::ModelConfig;
+use crate::ops::Blocks;
 use header::Header;
 use layout::{Architecture, Layout, architecture, hugging_face_name, layout, transpose, unpermute};
 
@@ -231,6 +232,29 @@ impl WeightSource for GgufFile {
         })
     }
 
+    fn read_blocks(&self, name: &str) -> Result<Option<Blocks>> {
+        let Some(entry) = self.tensors.get(name) else {
+            return Ok(None);
+        };
+        let (Some(format), [first, second]) = (entry.dtype.blocks(), entry.shape.as_slice()) else {
+            return Ok(None);
+        };
+        // The file has a row for each output, whatever Hugging Face has.
+        let shape = match entry.layout {
+            Layout::Transposed => [*second, *first],
+            Layout::Same | Layout::Rotary { .. } => [*first, *second],
+        };
+        let Some(len) = entry.dtype.num_bytes(entry.len) else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0u8; len as usize];
+        self.blob.read_at(entry.offset, &mut bytes)?;
+        if let Layout::Rotary { heads } = entry.layout {
+            bytes = unpermute(&bytes, heads, bytes.len() / shape[0].max(1));
+        }
+        Ok(Some(Blocks::from_gguf_bytes(format, &bytes, shape)))
+    }
+
     fn path(&self) -> &Path {
         self.blob.path()
     }
@@ -245,6 +269,7 @@ mod tests {
     use super::super::{check, open};
     use super::*;
     use crate::model::Architecture;
+    use crate::ops::BlockFormat;
 
     enum Meta<'a> {
         U32(u32),
@@ -453,6 +478,74 @@ mod tests {
             [1.0, 3.0, 5.0, 2.0, 4.0, 6.0]
         );
         assert_eq!(file.shape("transformer.wpe.weight"), Some(vec![1, 2]));
+    }
+
+    #[test]
+    fn blocks_hold_the_numbers_that_are_read() {
+        // A scale of 0.5 or 1.25 (and a minimum of -0.25) before each block's codes.
+        let blocks = |count: usize, header: usize, codes: usize| -> Vec<u8> {
+            let block = |i: usize| {
+                let scale = [[0x00, 0x38], [0x00, 0x3d]][i % 2];
+                let mut bytes = [scale, [0x00, 0xb4]].concat();
+                bytes.truncate(header);
+                bytes.extend((0..codes).map(|k| (i * 37 + k * 11) as u8));
+                bytes
+            };
+            (0..count).flat_map(block).collect()
+        };
+        for (kind, header, codes, format) in [
+            (2, 2, 16, BlockFormat::Q4_0),
+            (3, 4, 16, BlockFormat::Q4_1),
+            (8, 2, 32, BlockFormat::Q8_0),
+        ] {
+            let bytes = file(
+                &[
+                    ("general.architecture", Meta::Text("llama")),
+                    ("llama.attention.head_count", Meta::U32(2)),
+                ],
+                &[
+                    (
+                        "blk.0.attn_q.weight",
+                        &[64, 12],
+                        kind,
+                        blocks(24, header, codes),
+                    ),
+                    (
+                        "blk.0.ffn_up.weight",
+                        &[32, 5],
+                        kind,
+                        blocks(5, header, codes),
+                    ),
+                ],
+            );
+            let (_folder, file) = opened(&bytes);
+            let file = file.unwrap();
+            for name in ["self_attn.q_proj", "mlp.up_proj"] {
+                let name = format!("model.layers.0.{name}.weight");
+                let blocks = file.read_blocks(&name).unwrap().unwrap();
+                assert_eq!(blocks.format(), format);
+                assert_eq!(
+                    blocks.values(),
+                    file.read(&name).unwrap(),
+                    "{format:?} {name}"
+                );
+            }
+            // GPT-2's are transposed on the way to Hugging Face's layout, and not in blocks.
+            let bytes = self::file(
+                &[("general.architecture", Meta::Text("gpt2"))],
+                &[(
+                    "blk.0.ffn_up.weight",
+                    &[32, 5],
+                    kind,
+                    blocks(5, header, codes),
+                )],
+            );
+            let (_folder, file) = opened(&bytes);
+            let (file, name) = (file.unwrap(), "transformer.h.0.mlp.c_fc.weight");
+            let blocks = file.read_blocks(name).unwrap().unwrap();
+            assert_eq!([blocks.outputs(), blocks.inputs()], [5, 32]);
+            assert_eq!(transpose(&blocks.values(), 5), file.read(name).unwrap());
+        }
     }
 
     #[test]

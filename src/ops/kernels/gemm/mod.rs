@@ -1,6 +1,7 @@
 //! Matrix products with a weight, the low-rank product of its adapters in the same pass.
 
 mod bf16;
+mod blocks;
 mod f32;
 mod pack;
 mod packed;
@@ -19,7 +20,7 @@ use self::panel::{OncePacked, Panel};
 pub(in crate::ops) use self::square::transposed;
 use super::{ARCH, gather_panels};
 use crate::ops::kernels;
-use crate::ops::reduced::PANEL;
+use crate::ops::reduced::{PANEL, Panels, TILE};
 use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
 
 /// Rows of the left side that one tile computes.
@@ -28,6 +29,8 @@ const ROWS: usize = 6;
 const DEPTH: usize = 1024;
 /// The same of a panel that is read where it lies: rows a power of two apart share few places of that cache.
 const DEPTH_IN_PLACE: usize = 128;
+/// The same of a panel that is unpacked from blocks for few rows: with their inputs it stays in the first-level cache (16 KiB).
+const DEPTH_UNPACKED: usize = 64;
 /// Rows up to which a panel is read where it lies: each tile reads it once, packing it would be one time more.
 const ROWS_IN_PLACE: usize = 48;
 /// Words of the right side that are packed at once (8 MiB): a whole layer of a small model, a part of an output head.
@@ -122,6 +125,14 @@ impl<'a> Factor<'a> {
         }
     }
 
+    /// Whether the right side is kept in blocks.
+    fn in_blocks(&self) -> bool {
+        match self.matrix {
+            Matrix::Reduced(matrix) => matches!(matrix.panels(), Panels::Blocks(_)),
+            Matrix::Full(_) => false,
+        }
+    }
+
     /// Of a matrix that is no model's weight.
     pub(in crate::ops) fn of_numbers(right: &'a [f32], form: Right, sizes: [usize; 2]) -> Self {
         Self::new(Matrix::Full(right), form, sizes, MatmulPrecision::F32)
@@ -187,6 +198,10 @@ fn gemm_as(
     let in_place = rows <= ROWS_IN_PLACE && form == Form::Full && factor.right == Right::Plain;
     let in_place = in_place && factor.numbers().is_some();
     let most = match factor.precision {
+        // Whole tiles: a tile that two blocks share is unpacked twice.
+        MatmulPrecision::F32 if factor.in_blocks() => {
+            depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(TILE)
+        }
         MatmulPrecision::F32 => depth.div_ceil(depth.div_ceil(DEPTH)),
         MatmulPrecision::Bf16 => depth
             .div_ceil(depth.div_ceil(2 * DEPTH))
@@ -302,18 +317,16 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                     rows.run(arch);
                 };
                 for block in blocks {
-                    let len = match block.lies_whole(panel) {
-                        true => block.ranks(panel).len() * width,
-                        false => block.panel_len(),
+                    let most = match () {
+                        () if block.lies_whole(panel) => DEPTH_IN_PLACE,
+                        () if block.unpacks() => DEPTH_UNPACKED,
+                        () => {
+                            let packed = kernels::room(packed, block.panel_len());
+                            block.pack(arch, panel, packed);
+                            run(y, block, Panel::packed(block, packed), Sums::of(block));
+                            continue;
+                        }
                     };
-                    let packed = kernels::room(packed, len);
-                    if !block.lies_whole(panel) {
-                        block.pack(arch, panel, packed);
-                        run(y, block, Panel::packed(block, packed), Sums::of(block));
-                        continue;
-                    }
-                    let below: &mut [f32] = bytemuck::cast_slice_mut(packed);
-                    block.pack_ranks(panel, below);
                     let mut later = match Sums::of(block) {
                         Sums::Added => vec![0f32; y.len()],
                         _ => Vec::new(),
@@ -323,12 +336,21 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                     } else {
                         &mut later
                     };
-                    for part in block.parts(DEPTH_IN_PLACE) {
+                    for part in block.parts(most) {
                         let sums = match part.inputs.start == block.inputs.start {
                             true => Sums::Written,
                             false => Sums::Continued,
                         };
-                        run(sum, &part, part.in_place(panel, below), sums);
+                        if block.unpacks() {
+                            let packed = kernels::room(packed, part.panel_len());
+                            part.pack(arch, panel, packed);
+                            run(sum, &part, Panel::packed(&part, packed), sums);
+                        } else {
+                            let packed = kernels::room(packed, part.ranks(panel).len() * width);
+                            let below: &mut [f32] = bytemuck::cast_slice_mut(packed);
+                            part.pack_ranks(panel, below);
+                            run(sum, &part, part.in_place(panel, below), sums);
+                        }
                     }
                     y.iter_mut().zip(&later).for_each(|(y, sum)| *y += sum);
                 }

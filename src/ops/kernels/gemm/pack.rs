@@ -60,7 +60,7 @@ impl Form {
 
 /// The nearest bfloat16, ties to even, as the bits of an f32. Not-a-number stays so.
 #[inline(always)]
-fn rounded(x: f32) -> u32 {
+pub(super) fn rounded(x: f32) -> u32 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) & 0xFFFF_0000;
     let quiet = bits & 0xFFFF_0000 | 0x0040_0000;
@@ -211,6 +211,9 @@ impl Block<'_> {
                     out.fill(0);
                 }
                 match (block.factor.right, block.form) {
+                    (Right::Plain, _) if let Some(blocks) = block.in_blocks() => {
+                        block.unpack(simd, blocks, start..start + count, out);
+                    }
                     (Right::Transposed, _) => block.transpose(simd, start, count, out),
                     (Right::Plain, Form::Pairs) => block.pairs(start..start + count, out),
                     (Right::Plain, _) => block.copy(start..start + count, out),
@@ -267,7 +270,7 @@ impl Block<'_> {
         match self.factor.matrix {
             Matrix::Reduced(matrix) => match matrix.panels() {
                 Panels::Bf16(panels) => Some(panels),
-                Panels::Int8(_) => None,
+                Panels::Int8(_) | Panels::Blocks(_) => None,
             },
             Matrix::Full(_) => None,
         }
@@ -338,12 +341,15 @@ impl Block<'_> {
         words
     }
 
-    /// A square of a transposed right side that is kept and packed in f32, and whole: without a branch from line to line it stays
+    /// A square of a transposed right side that is packed in f32, and whole: without a branch from line to line it stays
     /// in registers.
     #[inline(always)]
-    fn whole_square(&self, column: usize, input: usize) -> Option<Square> {
-        let (Form::Full, Some(values)) = (self.form, self.factor.numbers()) else {
+    fn whole_square<S: pulp::Simd>(&self, simd: S, column: usize, input: usize) -> Option<Square> {
+        if self.form != Form::Full {
             return None;
+        }
+        let Some(values) = self.factor.numbers() else {
+            return self.square_of_blocks(simd, column, input);
         };
         let stride = self.factor.right_stride;
         let values = &values[column * stride + input..];
@@ -368,9 +374,8 @@ impl Block<'_> {
                 let inputs = first..(first + SIDE).min(self.inputs.end);
                 let tall = self.form.words(inputs.len());
                 let out = &mut out[k * self.width + column..];
-                if (wide, inputs.len()) == (SIDE, SIDE)
-                    && let Some(square) = self.whole_square(start + column, first)
-                {
+                let whole = (wide, inputs.len()) == (SIDE, SIDE);
+                if whole && let Some(square) = self.whole_square(simd, start + column, first) {
                     let out = &mut out[..(SIDE - 1) * self.width + SIDE];
                     for (j, row) in transpose(simd, square).into_iter().enumerate() {
                         let out = out[j * self.width..].first_chunk_mut::<SIDE>();
@@ -379,8 +384,18 @@ impl Block<'_> {
                     continue;
                 }
                 let mut square = [[0; SIDE]; SIDE];
-                for (j, line) in square.iter_mut().take(wide).enumerate() {
-                    *line = self.line(start + column + j, inputs.clone());
+                let lines = whole.then(|| self.square_of_blocks(simd, start + column, first));
+                match lines.flatten() {
+                    Some(lines) => {
+                        for (line, numbers) in square.iter_mut().zip(lines) {
+                            self.form.row(&numbers.map(f32::from_bits), line);
+                        }
+                    }
+                    None => {
+                        for (j, line) in square.iter_mut().take(wide).enumerate() {
+                            *line = self.line(start + column + j, inputs.clone());
+                        }
+                    }
                 }
                 let rows = out.chunks_mut(self.width).take(tall);
                 for (out, row) in rows.zip(transpose(simd, square)) {

@@ -1,6 +1,6 @@
 use super::*;
-use crate::ops::Precision;
 use crate::ops::kernels::LANES;
+use crate::ops::{BlockFormat, Blocks, Precision};
 use crate::rng::Seed;
 
 fn numbers(len: usize, name: &str) -> Vec<f32> {
@@ -320,6 +320,53 @@ fn reduced_weights_are_those_of_their_rounded_numbers() {
                     };
                     let got = product(Matrix::Reduced(&reduced));
                     assert_eq!(got, product(Matrix::Full(&rounded)));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_in_blocks_are_those_of_their_numbers() {
+    // Both kinds of tasks, both sides, tensors that end inside tiles and panels, blocks that end inside rows, and a depth of several
+    // blocks of the product, which are of whole tiles.
+    let formats = [
+        BlockFormat::Nf4,
+        BlockFormat::Q4_0,
+        BlockFormat::Q4_1,
+        BlockFormat::Q8_0,
+    ];
+    for (rows, right, [depth, columns], first) in [
+        (5, Right::Plain, [600, 150], 70),
+        (5, Right::Transposed, [600, 160], 64),
+        (70, Right::Plain, [1120, 128], 64),
+        (70, Right::Transposed, [1120, 192], 560),
+        (3, Right::Plain, [70, 33], 17),
+        (3, Right::Transposed, [33, 70], 17),
+    ] {
+        let [inputs, outputs] = match right {
+            Right::Plain => [depth, columns],
+            Right::Transposed => [columns, depth],
+        };
+        let (x, w) = (numbers(rows * depth, "x"), numbers(inputs * outputs, "w"));
+        for format in formats {
+            let (left, rest) = w.split_at(first * inputs);
+            let tensors = [(left, first), (rest, outputs - first)];
+            let blocks = tensors.map(|(w, rows)| Blocks::quantize(format, w, [rows, inputs]));
+            let reduced = ReducedMatrix::of_blocks(blocks.into());
+            let full = reduced.values();
+            for precision in [MatmulPrecision::F32, MatmulPrecision::Bf16] {
+                for (form, arch) in ways(precision) {
+                    let product = |matrix| {
+                        let factor = Factor {
+                            precision,
+                            ..factor(matrix, right, [depth, columns])
+                        };
+                        run(form, arch, &x, factor)
+                    };
+                    let got = product(Matrix::Reduced(&reduced));
+                    let what = format!("{format:?} {right:?} {rows} {form:?} {arch:?}");
+                    assert_eq!(got, product(Matrix::Full(&full)), "{what}");
                 }
             }
         }
