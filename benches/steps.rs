@@ -16,7 +16,7 @@ use tempering::loss::{Comparisons, bradley_terry, cross_entropy};
 use tempering::model::weights::RandomSource;
 use tempering::model::{CausalLm, LanguageModel, ModelConfig, ScalarModel, Tape, attach_adapters};
 use tempering::ops::{MatmulPrecision, ModelBackend, Numerics, Precision};
-use tempering::optim::{AdamW, GradientSum, OptimConfig};
+use tempering::optim::{GradientSum, OptimConfig, Optimiser};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::LoraConfig;
 use tempering::rng::Seed;
@@ -76,7 +76,7 @@ fn sft<B: ModelBackend>(numerics: Numerics, lora: bool, checkpointing: bool) -> 
     let device = B::Device::default();
     let mut model = LanguageModel::<Autodiff<B>>::from_inner(model(numerics, lora));
     model.train_only(&|kind| !lora || kind == ParamKind::Adapter);
-    let mut optim = AdamW::<B>::new(OptimConfig::default());
+    let mut optim = Optimiser::<B>::new(OptimConfig::default());
     let rows = rows(3);
     move || {
         let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
@@ -102,7 +102,7 @@ fn reward<B: ModelBackend>() -> impl FnMut() {
     let head = ScalarModel::with_random_head(backbone, HIDDEN, Seed::new(4), &device);
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(head);
     model.train_only(&|kind| matches!(kind, ParamKind::Adapter | ParamKind::Score));
-    let mut optim = AdamW::<B>::new(OptimConfig::default());
+    let mut optim = Optimiser::<B>::new(OptimConfig::default());
     let (chosen, others) = (rows(3), rows(5));
     let rejected: Vec<Vec<u32>> = (chosen.iter().zip(&others))
         .map(|(row, other)| [&row[..LEN - RESPONSE], &other[LEN - RESPONSE..]].concat())

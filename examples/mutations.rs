@@ -60,7 +60,7 @@ const MUTATIONS: &[Mutation] = mutations! {
     "AdamW adds epsilon before the bias correction": "src/ops/adamw.rs",
         "let root = B::float_sqrt(scale(v.clone(), 1.0 / s.bias_correction2));" =>
         "let root = scale(B::float_sqrt(v.clone()), 1.0 / s.bias_correction2);", OPS;
-    "gradient clipping scales up instead of down": "src/optim/adamw.rs",
+    "gradient clipping scales up instead of down": "src/optim/optimiser.rs",
         "(max / (norm + 1e-6)).min(1.0)" => "(max / norm).max(1.0)", &["--test", "backends", "trajectories"];
     "warm-up starts one step early": "src/optim/schedule.rs",
         "return peak * step as f64 / warmup_steps as f64;" =>

@@ -4,7 +4,7 @@
 //! A recipe file is read and checked ([`recipe`]), then its stages run in order ([`train`]). A stage reads rows and turns
 //! them into token ids ([`data`]), takes a model ([`model`]) with adapters ([`peft`]) from the base or an earlier stage,
 //! and computes on packed batches ([`tokens::TokenBatch`]: rows end to end, no padding) with fused operations ([`ops`]).
-//! Losses ([`loss`]) give gradients, summed and clipped, and AdamW steps ([`optim`]). PPO generates responses ([`generate`]),
+//! Losses ([`loss`]) give gradients, summed and clipped, and optimisers step ([`optim`]). PPO generates responses ([`generate`]),
 //! scores them ([`reward`]), and turns scores and KL into advantages ([`rl`]). A stage writes checkpoints ([`checkpoint`]), metrics,
 //! samples and a report ([`report`]).
 //!

@@ -11,6 +11,8 @@ pub struct SnapshotTensor<'a> {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// Whether its numbers are integers from 0 to 255, stored as bytes.
+    pub bytes: bool,
     read: ReadTensor<'a>,
 }
 
@@ -44,8 +46,22 @@ impl<'a> Snapshot<'a> {
         self.tensors.push(SnapshotTensor {
             name: name.into(),
             shape,
+            bytes: false,
             read: Box::new(read),
         });
+    }
+
+    /// Adds a tensor of bytes, which `read` returns as numbers.
+    pub fn insert_bytes(
+        &mut self,
+        name: impl Into<String>,
+        shape: Vec<usize>,
+        read: impl Fn() -> Cow<'a, [f32]> + 'a,
+    ) {
+        self.insert(name, shape, read);
+        if let Some(tensor) = self.tensors.last_mut() {
+            tensor.bytes = true;
+        }
     }
 
     /// Adds all tensors of `other`, with `prefix` before their names.

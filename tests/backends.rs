@@ -36,6 +36,7 @@ on_backends!(
     reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;
     mixed: mixed_products, mixed_logprobs;
     trajectories: sft, reward, dpo;
+    optimisers: twenty_steps;
     ppo: rollout_and_update;
     pipeline: every_stage;
 );

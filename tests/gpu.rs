@@ -42,6 +42,7 @@ macro_rules! on {
                 peft: adapters, classifiers, written, misfits, trained, combined;
                 prompts: forward, classifiers, files, gradients, shared, misfits;
                 pipeline: every_stage;
+                optimisers: twenty_steps;
                 ppo: rollout_and_update;
             }
 

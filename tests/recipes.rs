@@ -482,6 +482,51 @@ fn values_out_of_range() {
         ),
         (
             "kl_coef: 0.05",
+            "optim: (algorithm: Lion(beta2: 1.0))",
+            "stages.ppo.optim.algorithm.beta2: must be at least 0 and below 1, found 1.0",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (algorithm: Lion(), beta2: 0.95)",
+            "stages.ppo.optim.beta2: is AdamW's, and `Lion` has no use for it",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (algorithm: Sgd(momentum: 0.0, nesterov: true))",
+            "stages.ppo.optim.algorithm.nesterov: has no effect without momentum",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (algorithm: Adafactor(decay_rate: 0.8))",
+            "stages.ppo.optim.algorithm.decay_rate: must be at least -1 and below 0, found 0.8",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (algorithm: AdamW4bit)",
+            "stages.ppo.optim.algorithm: unknown variant `AdamW4bit`",
+        ),
+        (
+            "rank: 4)",
+            "rank: 4), optim: (algorithm: Muon())",
+            "stages.sft.optim.algorithm: `Muon` is for the matrices of a model itself, and `peft` trains adapters",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (schedule: Wsd(warmup_steps: 3))",
+            "stages.ppo.optim.schedule: never decays: neither `decay_ratio` nor `decay_steps` is above 0",
+        ),
+        (
+            "kl_coef: 0.05",
+            "value_optim: (groups: [(pattern: \"score\", lr: -1.0)])",
+            "stages.ppo.value_optim.groups.0.lr: must be above 0 and finite, found -1.0",
+        ),
+        (
+            "kl_coef: 0.05",
+            "optim: (groups: [(pattern: \"layers.(\", lr: 1e-5)])",
+            "stages.ppo.optim.groups.0.pattern: \"layers.(\" is not a regular expression",
+        ),
+        (
+            "kl_coef: 0.05",
             "gamma: 1.1",
             "stages.ppo.gamma: must be between 0 and 1",
         ),

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::error::Result;
 use crate::model::weights::{SafetensorsFiles, WeightSource};
 
-/// Shape and values (row-major) by name.
+/// Shape and values (row-major) by name; bytes as numbers.
 pub type TensorMap = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Reads all tensors of a safetensors file.
@@ -19,7 +19,13 @@ pub fn read_tensor_map(path: impl AsRef<Path>) -> Result<TensorMap> {
         .into_iter()
         .map(|name| {
             let shape = file.shape(&name).unwrap_or_default();
-            let values = file.read(&name)?;
+            let is_bytes = file
+                .dtype(&name)
+                .is_some_and(|dtype| dtype.to_string() == "U8");
+            let values = match is_bytes {
+                true => file.read_bytes(&name)?.into_iter().map(f32::from).collect(),
+                false => file.read(&name)?,
+            };
             Ok((name, (shape, values)))
         })
         .collect()
@@ -47,8 +53,11 @@ mod tests {
         for (name, (shape, values)) in &tensors {
             snapshot.insert(name, shape.clone(), move || values.into());
         }
+        let codes = [0.0, 127.0, 255.0];
+        snapshot.insert_bytes("codes", vec![3], move || codes.to_vec().into());
         write_snapshot(&path, &snapshot).unwrap();
-        let read = read_tensor_map(&path).unwrap();
+        let mut read = read_tensor_map(&path).unwrap();
+        assert_eq!(read.remove("codes").unwrap(), (vec![3], codes.to_vec()));
         assert_eq!(read, tensors);
         assert_eq!(read["exp_avg.w"].1[1].to_bits(), (-0.0f32).to_bits());
         std::fs::write(&path, b"short").unwrap();

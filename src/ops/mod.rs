@@ -9,6 +9,7 @@
 
 mod activation;
 mod adamw;
+mod adamw_8bit;
 mod attend;
 mod autodiff;
 #[cfg(feature = "flex")]
@@ -28,6 +29,7 @@ mod tensor;
 
 pub use activation::{Gate, Gelu};
 pub use adamw::{AdamWParam, AdamWResult, AdamWStep};
+pub use adamw_8bit::{AdamW8bitParam, AdamW8bitResult, BLOCK, ByteMoment};
 pub use attend::{Attend, HeadLayout, Mask};
 pub use frozen::FrozenWeight;
 pub use head::{Head, head_logprob, logits};
@@ -424,6 +426,15 @@ pub trait ModelBackend: Backend {
     /// One AdamW update of all `params`, of any shapes; results are in the same order.
     fn adamw(params: Vec<AdamWParam<Self>>, step: AdamWStep) -> Vec<AdamWResult<Self>> {
         let update = |param| adamw::portable::<Self>(param, step);
+        params.into_iter().map(update).collect()
+    }
+
+    /// As [`ModelBackend::adamw`], with both moments in 8 bits.
+    fn adamw_8bit(
+        params: Vec<AdamW8bitParam<Self>>,
+        step: AdamWStep,
+    ) -> Vec<AdamW8bitResult<Self>> {
+        let update = |param| adamw_8bit::portable::<Self>(param, step);
         params.into_iter().map(update).collect()
     }
 }

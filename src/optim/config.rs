@@ -1,30 +1,39 @@
-//! The optimiser and its schedule as a recipe names them.
+//! The optimiser as a recipe names it.
 
 use serde::{Deserialize, Serialize};
 
-/// AdamW and its schedule.
+use super::rule::UpdateRule;
+use super::{Algorithm, ParamGroup, Schedule};
+use crate::error::Problem;
+
+/// The optimiser and its schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
+    /// The update rule.
+    pub algorithm: Algorithm,
     /// Peak learning rate.
     pub lr: f64,
     /// How the learning rate moves over the steps of the stage.
     pub schedule: Schedule,
-    /// Decay of the first moment.
+    /// Decay of AdamW's first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of AdamW's second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment, after bias correction (PyTorch's placement).
+    /// Added to the root of AdamW's second moment, after bias correction (PyTorch's placement).
     pub eps: f64,
-    /// Decoupled weight decay of everything but norms and biases.
+    /// Weight decay of everything but norms and biases.
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down; `None` never clips.
     pub max_grad_norm: Option<f64>,
+    /// Parameters with a learning rate or weight decay of their own; the first that matches a parameter counts.
+    pub groups: Vec<ParamGroup>,
 }
 
 impl Default for OptimConfig {
     fn default() -> Self {
         Self {
+            algorithm: Algorithm::default(),
             lr: 1e-4,
             schedule: Schedule::default(),
             beta1: 0.9,
@@ -32,42 +41,61 @@ impl Default for OptimConfig {
             eps: 1e-8,
             weight_decay: 0.0,
             max_grad_norm: Some(1.0),
+            groups: Vec::new(),
         }
     }
 }
 
-/// Learning-rate schedule. Ratios are fractions of the stage's optimiser steps; `floor` is a fraction of `lr`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub enum Schedule {
-    /// Warm-up, then constant.
-    Constant {
-        /// Fraction of all steps spent rising linearly from zero.
-        #[serde(default)]
-        warmup_ratio: f64,
-    },
-    /// Warm-up, then linear to the floor.
-    Linear {
-        /// Fraction of all steps spent rising linearly from zero.
-        #[serde(default)]
-        warmup_ratio: f64,
-        /// Final learning rate as a fraction of the peak.
-        #[serde(default)]
-        floor: f64,
-    },
-    /// Warm-up, then half a cosine to the floor.
-    Cosine {
-        /// Fraction of all steps spent rising linearly from zero.
-        #[serde(default)]
-        warmup_ratio: f64,
-        /// Final learning rate as a fraction of the peak.
-        #[serde(default)]
-        floor: f64,
-    },
-}
+impl OptimConfig {
+    /// Settings of the update rule, the schedule and the groups that cannot be; `place` is the key below the optimiser.
+    pub fn problems(&self) -> Vec<Problem> {
+        let below = |key: &'static str| {
+            move |mut problem: Problem| {
+                problem.place = match problem.place.as_str() {
+                    "" => key.to_owned(),
+                    place => format!("{key}.{place}"),
+                };
+                problem
+            }
+        };
+        let schedule = self.schedule.problems().into_iter().map(below("schedule"));
+        let algorithm = self.algorithm.problems().into_iter();
+        let groups = self.groups.iter().enumerate().flat_map(|(index, group)| {
+            let problems = group.problems().into_iter();
+            problems.map(move |mut problem| {
+                problem.place = match problem.place.as_str() {
+                    "" => format!("groups.{index}"),
+                    place => format!("groups.{index}.{place}"),
+                };
+                problem
+            })
+        });
+        (schedule.chain(algorithm.map(below("algorithm"))))
+            .chain(self.unused())
+            .chain(groups)
+            .collect()
+    }
 
-impl Default for Schedule {
-    fn default() -> Self {
-        Self::Constant { warmup_ratio: 0.0 }
+    /// Settings of AdamW that the update rule does not have.
+    fn unused(&self) -> Vec<Problem> {
+        if self.algorithm.has_moments() {
+            return Vec::new();
+        }
+        let default = Self::default();
+        let given = [
+            ("beta1", self.beta1 != default.beta1),
+            ("beta2", self.beta2 != default.beta2),
+            ("eps", self.eps != default.eps),
+        ];
+        let name = self.algorithm.name();
+        let unused = given.into_iter().filter(|(_, given)| *given);
+        unused
+            .map(|(key, _)| {
+                let message = format!("is AdamW's, and `{name}` has no use for it");
+                let help =
+                    format!("leave it out; the settings of `{name}` stand in its parentheses");
+                Problem::new(key, message).with_help(help)
+            })
+            .collect()
     }
 }

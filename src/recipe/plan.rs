@@ -215,6 +215,7 @@ mod tests {
         total_params: 134_515_008,
         trainable_params: 0,
         table_params: 28_311_552,
+        optimizer_bytes: 0,
         precision: crate::ops::Precision::F32,
         stored_bytes: 0,
         gradient_checkpointing: false,

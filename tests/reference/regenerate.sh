@@ -11,7 +11,7 @@ if [ "${2:-}" = --check ]; then
   trap 'rm -rf "$(dirname "$out")"' EXIT
   cp -r "$here" "$out"
 fi
-for script in families heads mixed nf4 adapters tokenizer_ids tokenizer_files trl_rows templates trajectories prompts ppo; do
+for script in families heads mixed nf4 adapters tokenizer_ids tokenizer_files trl_rows templates trajectories prompts optimisers ppo; do
   echo "$script.py" >&2
   "$python" "$here/$script.py" "$out" >&2
 done

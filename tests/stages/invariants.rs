@@ -19,7 +19,7 @@ use tempering::model::{
     CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_adapters, weights,
 };
 use tempering::ops::ModelBackend;
-use tempering::optim::{AdamW, GradientSum, OptimConfig};
+use tempering::optim::{GradientSum, OptimConfig, Optimiser};
 use tempering::params::Parameters;
 use tempering::peft::LoraConfig;
 use tempering::rl::{self, KlEstimator, Variance};
@@ -314,10 +314,10 @@ fn ppo_split<B: ModelBackend>(
         };
         let mut networks = Networks {
             policy,
-            policy_optim: AdamW::<B>::new(optim.clone()),
+            policy_optim: Optimiser::<B>::new(optim.clone()),
             value: Some(ValueFunction::Network {
                 model: value,
-                optim: AdamW::<B>::new(optim),
+                optim: Optimiser::<B>::new(optim),
             }),
         };
         let rollout = evaluate::<B>(episodes, &config, &device);

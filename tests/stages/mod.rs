@@ -6,6 +6,7 @@ mod failures;
 mod invariants;
 mod methods;
 mod only;
+mod optimisers_in_recipes;
 mod options;
 mod ppo_details;
 mod resume;

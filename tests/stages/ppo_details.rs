@@ -23,7 +23,7 @@ use tempering::model::{
     CausalLm, LanguageModel, ModelConfig, ScalarModel, attach_adapters, host_tensors, weights,
 };
 use tempering::ops::{AdamWParam, AdamWStep, ModelBackend};
-use tempering::optim::{AdamW, OptimConfig, Schedule, lr_at};
+use tempering::optim::{OptimConfig, Optimiser, Schedule, lr_at};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
 use tempering::recipe;
@@ -180,10 +180,10 @@ fn networks(policy: LanguageModel<B>, optim: OptimConfig) -> Networks<B> {
     value.train_only(&|_| true);
     Networks {
         policy,
-        policy_optim: AdamW::new(optim.clone()),
+        policy_optim: Optimiser::new(optim.clone()),
         value: Some(ValueFunction::Network {
             model: value,
-            optim: AdamW::new(optim),
+            optim: Optimiser::new(optim),
         }),
     }
 }
@@ -440,10 +440,12 @@ fn detail_09_adam_eps_stands_where_pytorch_has_it() {
     let at = |schedule: &Schedule, step| lr_at(schedule, 3e-6, step, 4);
     let linear = Schedule::Linear {
         warmup_ratio: 0.0,
+        warmup_steps: 0,
         floor: 0.0,
     };
     let cosine = Schedule::Cosine {
         warmup_ratio: 0.0,
+        warmup_steps: 0,
         floor: 0.0,
     };
     let rates: Vec<f32> = (0..5)

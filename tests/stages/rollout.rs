@@ -7,7 +7,7 @@ use burn::module::AutodiffModule;
 
 use tempering::generate::Response;
 use tempering::model::{LanguageModel, ModelConfig, weights};
-use tempering::optim::{AdamW, OptimConfig};
+use tempering::optim::{OptimConfig, Optimiser};
 use tempering::params::Parameters;
 use tempering::rl::rollout::{AdvantageEstimator, LossMean, Objective, ScaleRewards};
 use tempering::rl::{KlEstimator, KlIn, KlTerm, MissingEos};
@@ -85,7 +85,7 @@ fn networks() -> Networks<B> {
     policy.train_only(&|_| true);
     Networks {
         policy,
-        policy_optim: AdamW::new(OptimConfig::default()),
+        policy_optim: Optimiser::new(OptimConfig::default()),
         value: None,
     }
 }

@@ -15,7 +15,7 @@ use tempering::host::{DeferredReads, indices, num_reads};
 use tempering::loss::cross_entropy;
 use tempering::model::{CausalLm, LanguageModel, ModelConfig, attach_adapters};
 use tempering::ops::ModelBackend;
-use tempering::optim::{AdamW, GradientSum, OptimConfig};
+use tempering::optim::{GradientSum, OptimConfig, Optimiser};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::LoraConfig;
 use tempering::rng::Seed;
@@ -106,7 +106,7 @@ pub(crate) fn training_step<B: ModelBackend, R: Runtime<Device = B::Device>>(
     attach_adapters(&mut model, &config, &lora, Seed::new(3)).unwrap();
     let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
     model.train_only(&|kind| kind == ParamKind::Adapter);
-    let mut optim = AdamW::<B>::new(OptimConfig::default());
+    let mut optim = Optimiser::<B>::new(OptimConfig::default());
     let rows: [&[&[u32]]; 2] = [&[&[1, 2, 3, 4, 5], &[6, 7, 8]], &[&[9, 10, 11, 12]]];
     let mut step = || {
         let (mut sum, mut losses) = (GradientSum::<B>::default(), DeferredReads::default());

@@ -9,6 +9,7 @@ pub(crate) mod losses;
 pub(crate) mod mixed;
 pub(crate) mod model_files;
 pub(crate) mod ops;
+pub(crate) mod optimisers;
 pub(crate) mod parity;
 pub(crate) mod peft;
 pub(crate) mod pipeline;

@@ -15,7 +15,7 @@ use tempering::model::{
     weights::{self, write_safetensors},
 };
 use tempering::ops::{ModelBackend, f32_matmul};
-use tempering::optim::{AdamW, GradientSum, OptimConfig};
+use tempering::optim::{GradientSum, OptimConfig, Optimiser};
 use tempering::params::{HostTensor, Parameters};
 use tempering::peft::{
     Adaptable, AdapterConfig, AdapterSpec, Combination, CombineSettings, LoraConfig, MajoritySign,
@@ -526,7 +526,7 @@ pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
         });
         spec.mark_trained(&mut model);
         let rows = rows(&reference);
-        let mut optim = AdamW::<B>::new(OptimConfig {
+        let mut optim = Optimiser::<B>::new(OptimConfig {
             max_grad_norm: None,
             ..OptimConfig::default()
         });

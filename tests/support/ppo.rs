@@ -12,7 +12,7 @@ use tempering::generate::Response;
 use tempering::host::read;
 use tempering::model::{LanguageModel, ModelConfig, ScalarModel, attach_adapters, weights};
 use tempering::ops::ModelBackend;
-use tempering::optim::{AdamW, OptimConfig};
+use tempering::optim::{OptimConfig, Optimiser};
 use tempering::params::{ParamKind, Parameters};
 use tempering::peft::{Adaptable, LoraConfig};
 use tempering::reward::{Completion, Learned, RewardSource};
@@ -324,14 +324,14 @@ impl<B: ModelBackend> Start<B> {
             Some(head) => ValueFunction::Head(ValueHead::<Autodiff<B>>::from_inner(head)),
             None => ValueFunction::Network {
                 model: ScalarModel::<Autodiff<B>>::from_inner(self.value),
-                optim: AdamW::new(optim_config(settings)),
+                optim: Optimiser::new(optim_config(settings)),
             },
         };
         (value.parameters())
             .train_only(&|kind| full || matches!(kind, ParamKind::Adapter | ParamKind::Score));
         Networks {
             policy,
-            policy_optim: AdamW::new(optim_config(settings)),
+            policy_optim: Optimiser::new(optim_config(settings)),
             value: Some(value),
         }
     }

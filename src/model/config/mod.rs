@@ -17,7 +17,7 @@ use super::{Architecture, FAMILIES, LanguageModel};
 use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
 use crate::ops::HeadLayout;
-use crate::params::Parameters;
+use crate::params::{ParamKind, Parameters};
 use crate::peft::Adaptable;
 pub use crate::peft::LinearSpec;
 use keys::Keys;
@@ -64,6 +64,8 @@ pub struct TensorSpec {
     pub name: String,
     /// Stored shape.
     pub shape: Vec<usize>,
+    /// What it is for.
+    pub kind: ParamKind,
     /// The parameter that this one is tied to; a tied tensor may be absent from a file.
     pub tied_to: Option<String>,
 }
@@ -283,6 +285,7 @@ impl ModelConfig {
             specs.push(TensorSpec {
                 name: self.family.head.into(),
                 shape: vec![self.vocab_size(), self.output_size()],
+                kind: ParamKind::Embedding,
                 tied_to: Some(self.family.embedding.into()),
             });
         }
@@ -300,7 +303,7 @@ impl ModelConfig {
         self.unfilled(with_head)
             .for_each_parameter(&mut |meta, slot| {
                 let tensors = meta.file_tensors(&slot.shape()).into_iter();
-                specs.extend(tensors.map(|(name, shape)| spec(name, &shape)));
+                specs.extend(tensors.map(|(name, shape)| spec(meta.kind, name, &shape)));
             });
         specs
     }
@@ -313,7 +316,11 @@ impl ModelConfig {
     /// The parameters of the sequence classifier with one label: the backbone and `score.weight`, `[1, output size]`.
     pub fn classifier_tensors(&self) -> Vec<TensorSpec> {
         let mut specs = self.backbone_tensors();
-        specs.push(spec("score.weight".into(), &[1, self.output_size()]));
+        specs.push(spec(
+            ParamKind::Score,
+            "score.weight".into(),
+            &[1, self.output_size()],
+        ));
         specs
     }
 
@@ -364,10 +371,11 @@ pub fn set_dtype(config: &mut Value, dtype: StoreAs) {
     }
 }
 
-fn spec(name: String, shape: &[usize]) -> TensorSpec {
+fn spec(kind: ParamKind, name: String, shape: &[usize]) -> TensorSpec {
     TensorSpec {
         name,
         shape: shape.to_vec(),
+        kind,
         tied_to: None,
     }
 }

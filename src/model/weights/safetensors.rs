@@ -117,7 +117,7 @@ impl SafetensorsFiles {
     ///
     /// # Errors
     /// `Error::Weights` for an unknown name or another type; `Error::Io`.
-    pub(super) fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
+    pub(crate) fn read_bytes(&self, name: &str) -> Result<Vec<u8>> {
         let problem = |message: String| Error::Weights {
             path: self.path.clone(),
             problems: vec![Problem::new(name, message)],

@@ -74,7 +74,7 @@ pub fn write_safetensors(
     write_snapshot(path, &snapshot)
 }
 
-/// As [`write_safetensors`], reading one tensor at a time.
+/// As [`write_safetensors`], reading one tensor at a time; bytes are stored as `U8`.
 ///
 /// # Errors
 /// As [`write_safetensors`].
@@ -83,11 +83,16 @@ pub fn write_safetensors(
 /// As [`write_safetensors`].
 pub fn write_snapshot(path: impl AsRef<Path>, snapshot: &Snapshot<'_>) -> Result<()> {
     let tensors = snapshot.tensors();
-    let specs: Vec<(&str, &[usize])> = tensors
-        .iter()
-        .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()))
-        .collect();
-    write_safetensors_with(path, StoreAs::F32, &specs, |i| Ok(tensors[i].read()))
+    let specs = tensors.iter().map(|tensor| Spec {
+        name: &tensor.name,
+        shape: &tensor.shape,
+        number: match tensor.bytes {
+            true => Number::Byte,
+            false => Number::Float(StoreAs::F32),
+        },
+    });
+    let specs: Vec<Spec<'_>> = specs.collect();
+    write(path.as_ref(), &specs, |i| Ok(tensors[i].read()))
 }
 
 /// As [`write_safetensors`], with one call of `values` per tensor, so that there is no second copy of the model.
@@ -101,25 +106,76 @@ pub fn write_safetensors_with<'a>(
     path: impl AsRef<Path>,
     store_as: StoreAs,
     specs: &[(&str, &[usize])],
+    values: impl FnMut(usize) -> Result<Cow<'a, [f32]>>,
+) -> Result<()> {
+    let specs = specs.iter().map(|&(name, shape)| Spec {
+        name,
+        shape,
+        number: Number::Float(store_as),
+    });
+    write(path.as_ref(), &specs.collect::<Vec<_>>(), values)
+}
+
+/// A tensor to be written.
+struct Spec<'a> {
+    name: &'a str,
+    shape: &'a [usize],
+    number: Number,
+}
+
+/// How a number is written.
+#[derive(Clone, Copy)]
+enum Number {
+    Float(StoreAs),
+    /// A whole one from 0 to 255.
+    Byte,
+}
+
+impl Number {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Float(store_as) => store_as.name(),
+            Self::Byte => "U8",
+        }
+    }
+
+    fn num_bytes(self) -> usize {
+        match self {
+            Self::Float(store_as) => store_as.num_bytes(),
+            Self::Byte => 1,
+        }
+    }
+
+    fn encode(self, values: &[f32], out: &mut Vec<u8>) {
+        match self {
+            Self::Float(store_as) => store_as.encode(values, out),
+            Self::Byte => out.extend(values.iter().map(|&x| x as u8)),
+        }
+    }
+}
+
+fn write<'a>(
+    path: &Path,
+    specs: &[Spec<'_>],
     mut values: impl FnMut(usize) -> Result<Cow<'a, [f32]>>,
 ) -> Result<()> {
-    let path = path.as_ref();
-    let header = header(store_as, specs);
+    let header = header(specs);
     write_atomic_with(path, |out| {
         let mut put = |bytes: &[u8]| out.write_all(bytes).map_err(Error::io("write", path));
         put(&(header.len() as u64).to_le_bytes())?;
         put(&header)?;
         let mut buffer = Vec::new();
-        for (i, (name, shape)) in specs.iter().enumerate() {
+        for (i, spec) in specs.iter().enumerate() {
             let values = values(i)?;
             assert_eq!(
                 values.len(),
-                shape.iter().product::<usize>(),
-                "{name}: values must fill the shape"
+                spec.shape.iter().product::<usize>(),
+                "{}: values must fill the shape",
+                spec.name
             );
             for piece in values.chunks(1 << 16) {
                 buffer.clear();
-                store_as.encode(piece, &mut buffer);
+                spec.number.encode(piece, &mut buffer);
                 put(&buffer)?;
             }
         }
@@ -128,15 +184,16 @@ pub fn write_safetensors_with<'a>(
 }
 
 /// The JSON header, padded with spaces so that the data is aligned to 8 bytes.
-fn header(store_as: StoreAs, specs: &[(&str, &[usize])]) -> Vec<u8> {
+fn header(specs: &[Spec<'_>]) -> Vec<u8> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut begin = 0;
-    for (name, shape) in specs {
-        let end = begin + store_as.num_bytes() * shape.iter().product::<usize>();
+    for spec in specs {
+        let shape = spec.shape;
+        let end = begin + spec.number.num_bytes() * shape.iter().product::<usize>();
         header.insert(
-            (*name).to_owned(),
-            json!({"dtype": store_as.name(), "shape": shape, "data_offsets": [begin, end]}),
+            spec.name.to_owned(),
+            json!({"dtype": spec.number.name(), "shape": shape, "data_offsets": [begin, end]}),
         );
         begin = end;
     }

@@ -14,9 +14,9 @@ use self::buffers::{buffer, give_back};
 use self::linear::{product, with_adapters, write_reduced_product};
 use super::kernels::{self, Matrix, Right};
 use super::{
-    AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu,
-    LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
-    ReducedMatrix,
+    AdamW8bitParam, AdamW8bitResult, AdamWParam, AdamWResult, AdamWStep, Attend, ByteMoment,
+    CacheWrite, FrozenWeight, Gate, Gelu, LayerNormGradients, LogprobOutput, LowRankPart,
+    MatmulPrecision, ModelBackend, Owners, ReducedMatrix,
 };
 
 /// Makes a tensor contiguous. Takes it by value: with a second handle, later in-place writes would copy.
@@ -422,5 +422,38 @@ impl ModelBackend for Flex {
         kernels::adamw(parts.collect(), step);
         let results = params.into_iter();
         results.map(|([value, m, v], ..)| (value, [m, v])).collect()
+    }
+
+    fn adamw_8bit(
+        params: Vec<AdamW8bitParam<Self>>,
+        step: AdamWStep,
+    ) -> Vec<AdamW8bitResult<Self>> {
+        let mut params: Vec<_> = (params.into_iter())
+            .map(|param| {
+                let moments = param.moments.map(|moment| ByteMoment::<Self> {
+                    words: writable(moment.words),
+                    absmax: writable(moment.absmax),
+                });
+                let (value, grad) = (writable(param.value), contiguous(param.grad));
+                (value, moments, grad, step.keep(param.decays))
+            })
+            .collect();
+        let parts = params.iter_mut().map(|(value, moments, grad, keep)| {
+            let moments = moments.each_mut().map(|moment| kernels::ByteMomentPart {
+                words: moment.words.storage_mut(),
+                absmax: moment.absmax.storage_mut(),
+            });
+            kernels::AdamW8bitPart {
+                value: value.storage_mut(),
+                grad: slice(grad),
+                moments,
+                keep: *keep,
+            }
+        });
+        kernels::adamw_8bit(parts.collect(), step);
+        let results = params.into_iter();
+        results
+            .map(|(value, moments, ..)| (value, moments))
+            .collect()
     }
 }

@@ -1,6 +1,7 @@
 //! CPU kernels on plain f32 slices: rayon over rows, SIMD by run-time dispatch, no unsafe code.
 
 mod adamw;
+mod adamw_8bit;
 mod attention;
 mod dots;
 mod gated_unit;
@@ -16,6 +17,7 @@ use std::sync::LazyLock;
 use rayon::prelude::*;
 
 pub(super) use adamw::{AdamWPart, adamw, sum_of_squares};
+pub(super) use adamw_8bit::{AdamW8bitPart, ByteMomentPart, adamw_8bit};
 pub(super) use attention::{
     Visible, decode_head, masked_exp, masked_softmax, multiply, row_dots, score_stride, soft_cap,
     soft_cap_slopes, softmax_backward,

@@ -6,7 +6,7 @@ use crate::data::{DataSource, RowFormat, RowKind, Take};
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::config::{
-    Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Schedule, Truncate,
+    Algorithm, Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Truncate,
 };
 use crate::train::{DataUse, GenerationSettings, StageInputs, TrainingSettings};
 
@@ -17,7 +17,12 @@ pub(in crate::train) fn check_training(
     training: &TrainingSettings<'_>,
 ) {
     check_peft(checks, path, training.init, training.peft);
-    check_optim(checks, &format!("{path}.optim"), training.optim);
+    check_optim(
+        checks,
+        &format!("{path}.optim"),
+        training.optim,
+        training.peft,
+    );
     if let Some(epochs) = training.epochs {
         checks.positive(path, "epochs", epochs);
     }
@@ -87,8 +92,13 @@ pub(in crate::train) fn check_method(checks: &mut Checks, path: &str, peft: &Pef
     }
 }
 
-/// Checks an optimiser.
-pub(in crate::train) fn check_optim(checks: &mut Checks, path: &str, optim: &OptimConfig) {
+/// Checks an optimiser of what `peft` trains.
+pub(in crate::train) fn check_optim(
+    checks: &mut Checks,
+    path: &str,
+    optim: &OptimConfig,
+    peft: &Peft,
+) {
     checks.above_zero(path, "lr", optim.lr);
     checks.below_one(path, "beta1", optim.beta1);
     checks.below_one(path, "beta2", optim.beta2);
@@ -102,19 +112,30 @@ pub(in crate::train) fn check_optim(checks: &mut Checks, path: &str, optim: &Opt
             norm,
         );
     }
-    let (warmup_ratio, floor) = match optim.schedule {
-        Schedule::Constant { warmup_ratio } => (warmup_ratio, 0.0),
-        Schedule::Linear {
-            warmup_ratio,
-            floor,
+    for problem in optim.problems() {
+        checks.problem(format!("{path}.{}", problem.place), problem.message);
+        if let Some(help) = problem.help {
+            checks.help(help);
         }
-        | Schedule::Cosine {
-            warmup_ratio,
-            floor,
-        } => (warmup_ratio, floor),
-    };
-    checks.fraction(path, "schedule.warmup_ratio", warmup_ratio);
-    checks.fraction(path, "schedule.floor", floor);
+    }
+    check_rule(checks, path, &optim.algorithm, peft);
+}
+
+/// Checks that the update rule of the optimiser at `path` is for what `peft` trains.
+pub(in crate::train) fn check_rule(
+    checks: &mut Checks,
+    path: &str,
+    algorithm: &Algorithm,
+    peft: &Peft,
+) {
+    if algorithm.is_for_whole_models() && !peft.trains_base() {
+        let message = format!(
+            "`{}` is for the matrices of a model itself, and `peft` trains adapters",
+            algorithm.name()
+        );
+        checks.problem(format!("{path}.algorithm"), message);
+        checks.help("train `peft: Full` or `Only([..])`, or leave `algorithm` out");
+    }
 }
 
 /// Checks the limit on the length of a row.

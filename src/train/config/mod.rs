@@ -16,7 +16,7 @@ pub use super::sft::SftConfig;
 pub use crate::data::DataConfig;
 pub use crate::generate::{SamplingConfig, Truncate};
 pub use crate::loss::{DpoLoss, RewardLoss};
-pub use crate::optim::{OptimConfig, Schedule};
+pub use crate::optim::{Algorithm, OptimConfig, ParamGroup, Schedule};
 pub use crate::peft::{LoraConfig, Peft};
 pub use crate::rl::{KlControl, KlEstimator, KlIn, MissingEos};
 

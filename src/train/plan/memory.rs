@@ -32,6 +32,8 @@ pub struct ModelShape {
     pub trainable_params: u64,
     /// Parameters of embedding and output head, whose storage precision may differ from that of linear layers.
     pub table_params: u64,
+    /// Bytes of the optimiser's state of the trained parameters.
+    pub optimizer_bytes: u64,
     /// Storage precision of frozen parameters.
     pub precision: Precision,
     /// Bytes of all of the base's parameters, with [`Precision::Stored`].
@@ -62,6 +64,7 @@ impl ModelShape {
             total_params: config.num_params() as u64,
             trainable_params: 0,
             table_params: config.num_table_params() as u64,
+            optimizer_bytes: 0,
             precision,
             stored_bytes: FLOAT * config.num_params() as u64,
             gradient_checkpointing: false,
@@ -159,6 +162,8 @@ pub enum Workload {
         networks: u64,
         /// Trained networks: 2, the policy and the value network.
         trained: u64,
+        /// Bytes of the state of their optimisers.
+        optimizer_bytes: u64,
     },
 }
 
@@ -166,7 +171,8 @@ pub enum Workload {
 ///
 /// - weights: frozen parameters once, trained ones per network
 /// - gradients: one float per trained parameter
-/// - optimizer state: two floats (AdamW's moments) per trained parameter
+/// - optimizer state: that of the update rule ([`Algorithm::state_bytes`](crate::optim::Algorithm::state_bytes)); two floats per
+///   trained parameter with AdamW
 /// - activations: [`ModelShape::activation_floats`] per token and layer, once more for the layer whose gradients are being
 ///   computed, and `3 intermediate` of reused buffers; with `gradient_checkpointing` of that layer only, and the states between
 ///   layers; without a backward pass, of one layer only
@@ -187,7 +193,7 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
         } => {
             part("weights", weights(1));
             part("gradients", FLOAT * shape.trainable_params);
-            part("optimizer state", 2 * FLOAT * shape.trainable_params);
+            part("optimizer state", shape.optimizer_bytes);
             part(
                 "activations",
                 activations(shape, micro_tokens + rows * shape.virtual_tokens, true),
@@ -213,13 +219,11 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
             response,
             networks,
             trained,
+            optimizer_bytes,
         } => {
             part("weights", weights(networks));
             part("gradients", FLOAT * trained * shape.trainable_params);
-            part(
-                "optimizer state",
-                2 * FLOAT * trained * shape.trainable_params,
-            );
+            part("optimizer state", optimizer_bytes);
             // Policy and value are trained one after the other, so only one of them has activations at a time.
             let training = [
                 (
@@ -295,6 +299,7 @@ mod tests {
         total_params: 139_399_488,
         trainable_params: 4_884_480,
         table_params: 28_311_552,
+        optimizer_bytes: 39_075_840,
         precision: crate::ops::Precision::F32,
         stored_bytes: 0,
         gradient_checkpointing: false,
@@ -313,6 +318,7 @@ mod tests {
         assert_eq!(SMOLLM2.activation_floats(), 5769);
         let full = ModelShape {
             trainable_params: SMOLLM2.total_params,
+            optimizer_bytes: 8 * SMOLLM2.total_params,
             trains_base: true,
             ..SMOLLM2
         };
@@ -420,6 +426,7 @@ mod tests {
             response: 48,
             networks: 3,
             trained: 2,
+            optimizer_bytes: 2 * SMOLLM2.optimizer_bytes,
         };
         let parts = estimate(work(2048, 1), &SMOLLM2);
         assert_eq!(bytes(&parts, "weights"), 557_597_952 + 2 * 19_537_920);

@@ -2,6 +2,7 @@
 
 mod lengths;
 mod memory;
+mod optimiser;
 
 use std::collections::BTreeMap;
 
@@ -51,6 +52,18 @@ pub struct StagePlan {
 }
 
 impl StagePlan {
+    /// Warns of a warm-up that the stage is too short for.
+    pub(super) fn warn_of_warmup(&mut self, training: &TrainingSettings<'_>) {
+        let warmup = training.optim.schedule.warmup_steps(self.steps as usize);
+        if self.steps > 0 && warmup as u64 >= self.steps {
+            let message = format!(
+                "the warm-up takes {warmup} steps and the stage has {}: the learning rate never reaches its peak",
+                self.steps
+            );
+            self.warnings.push(("optim.schedule", message));
+        }
+    }
+
     /// Estimated peak in bytes.
     pub fn peak(&self) -> u64 {
         self.memory.iter().map(|(_, bytes)| bytes).sum()
@@ -149,6 +162,8 @@ impl Stage {
             shape.gradient_checkpointing = training.gradient_checkpointing;
             let scores = self.output() == StageOutput::RewardModel;
             plan_trained(&mut shape, model.config, training.peft, scores)?;
+            shape.optimizer_bytes =
+                optimiser::state_bytes(model.config, training.optim, training.peft, scores)?;
         }
         Ok(shape)
     }
@@ -286,7 +301,7 @@ impl Planner<'_> {
     /// Plans training by epochs over `data`; `longest` is the longest row in tokens. `targets`: whether log-probabilities are
     /// computed; a reward model has scores instead of logits.
     pub(super) fn train(
-        &self,
+        &mut self,
         plan: &mut StagePlan,
         training: &TrainingSettings<'_>,
         data: &Lengths,
@@ -302,6 +317,7 @@ impl Planner<'_> {
         let step = data.largest(batch_size, plan.steps);
         let step = step.map_or(most, |step| step.min(most));
         let micro_tokens = training.micro_batch_tokens.min(step) as u64;
+        let scores = !targets;
         let targets = match targets {
             true => data.targets_of(micro_tokens),
             false => 0,
@@ -313,6 +329,8 @@ impl Planner<'_> {
             targets,
         };
         plan.memory = estimate(work, &plan.shape);
+        plan.warn_of_warmup(training);
+        self.check_groups("optim", training.optim, training.peft, scores);
     }
 
     /// Plans generation of responses to `data`.

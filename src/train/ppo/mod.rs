@@ -23,7 +23,7 @@ use super::session::{Outcome, data_file};
 use crate::data::{Example, encode_text};
 use crate::error::Result;
 use crate::ops::ModelBackend;
-use crate::optim::AdamW;
+use crate::optim::Optimiser;
 use crate::rl::KlController;
 use crate::rng::Seed;
 
@@ -81,7 +81,7 @@ pub(super) fn ppo<B: ModelBackend>(
     let frozen_base = !config.peft.trains_base();
     let networks = Networks {
         policy: trained.model,
-        policy_optim: AdamW::new(config.optim.clone()),
+        policy_optim: Optimiser::new(config.optim.clone()),
         value: Some(value),
     };
     let kl = KlController::new(config.kl_control, config.kl_coef);

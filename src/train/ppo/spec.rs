@@ -5,7 +5,7 @@ use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
-use crate::train::checks::settings::{check_method, check_optim, check_row_length};
+use crate::train::checks::settings::{check_method, check_optim, check_row_length, check_rule};
 use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos};
 use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest};
 use crate::train::{
@@ -74,8 +74,18 @@ impl StageSpec for PpoConfig {
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
-        if let Some(optim) = &self.value_optim {
-            check_optim(checks, &format!("{path}.value_optim"), optim);
+        let value_peft = self.value_peft();
+        match &self.value_optim {
+            Some(optim) => check_optim(checks, &format!("{path}.value_optim"), optim, value_peft),
+            None if self.value_peft.is_some() => {
+                check_rule(
+                    checks,
+                    &format!("{path}.optim"),
+                    &self.optim.algorithm,
+                    value_peft,
+                );
+            }
+            None => {}
         }
         if let Some(peft) = &self.value_peft {
             let place = format!("{path}.value_peft");
@@ -231,6 +241,12 @@ impl StageSpec for PpoConfig {
         let micro_tokens = self.micro_batch_tokens.min(step);
         let row = (data.mean + self.response_length as f64).max(1.0);
         let rows = ((micro_tokens as f64 / row).ceil() as usize).min(minibatch);
+        let mut optimizer_bytes = plan.shape.optimizer_bytes;
+        if self.value_trunk == ValueTrunk::Own {
+            let (value, peft) = (self.value_optim(), self.value_peft());
+            optimizer_bytes += planner.optimizer_bytes(value, peft, true);
+            planner.check_groups("value_optim", value, peft, true);
+        }
         let work = Workload::Ppo {
             micro_tokens: micro_tokens as u64,
             rows: rows as u64,
@@ -240,8 +256,14 @@ impl StageSpec for PpoConfig {
             response: self.response_length as u64,
             networks,
             trained,
+            optimizer_bytes,
         };
         plan.memory = estimate(work, &plan.shape);
+        let scores = self.value_trunk == ValueTrunk::Policy;
+        planner.check_groups("optim", &self.optim, &self.peft, scores);
+        if let Some(training) = self.training() {
+            plan.warn_of_warmup(&training);
+        }
     }
 
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {

@@ -6,7 +6,7 @@ use burn::module::AutodiffModule;
 use crate::error::{Error, Result};
 use crate::model::{ScalarModel, prepare_adapters};
 use crate::ops::ModelBackend;
-use crate::optim::AdamW;
+use crate::optim::Optimiser;
 use crate::params::Parameters;
 use crate::rng::Seed;
 use crate::train::config::{PpoConfig, ValueTrunk};
@@ -35,7 +35,7 @@ pub fn value_function<B: ModelBackend>(
     }
     Ok(ValueFunction::Network {
         model: value_network(policy, reward, config, seed, device)?,
-        optim: AdamW::new(config.value_optim().clone()),
+        optim: Optimiser::new(config.value_optim().clone()),
     })
 }
 

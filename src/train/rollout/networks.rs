@@ -9,7 +9,7 @@ use crate::checkpoint::TensorMap;
 use crate::error::Result;
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
-use crate::optim::AdamW;
+use crate::optim::Optimiser;
 use crate::snapshot::Snapshot;
 use crate::train::state::{Position, restore_weights, trained_weights, under};
 
@@ -24,7 +24,7 @@ pub struct Networks<B: ModelBackend> {
     /// The policy.
     pub policy: LanguageModel<Autodiff<B>>,
     /// Optimiser of the policy, and of a value head on it.
-    pub policy_optim: AdamW<B>,
+    pub policy_optim: Optimiser<B>,
     /// The value function; `None` for a method without one.
     pub value: Option<ValueFunction<B>>,
 }

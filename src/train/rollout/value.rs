@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 
 use crate::model::{LanguageModel, ScalarModel, TrainableModel, scalar_head};
 use crate::ops::ModelBackend;
-use crate::optim::AdamW;
+use crate::optim::Optimiser;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
 
 /// Estimates the return at each position; in training.
@@ -19,7 +19,7 @@ pub enum ValueFunction<B: ModelBackend> {
         /// The network.
         model: ScalarModel<Autodiff<B>>,
         /// Its optimiser.
-        optim: AdamW<B>,
+        optim: Optimiser<B>,
     },
     /// A head on the policy's states, trained with the policy by its optimiser. It saves half of an update's arithmetic; the
     /// gradient of the value loss reaches the policy's weights.

@@ -1,4 +1,4 @@
-//! One optimiser step, common to all loops: gradients summed over micro-batches, clipped by global norm, AdamW.
+//! One optimiser step, common to all loops: gradients summed over micro-batches, clipped by global norm, the update rule.
 
 use burn::backend::Autodiff;
 use burn::tensor::Tensor;
@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use crate::host::DeferredReads;
 use crate::model::{Tape, TrainableModel};
 use crate::ops::ModelBackend;
-use crate::optim::{AdamW, GradientSum};
+use crate::optim::{GradientSum, Optimiser};
 use crate::params::Parameters;
 
 /// The name of a loss or norm that is not finite. The weights are those before the failed optimiser step.
@@ -51,7 +51,7 @@ impl<B: ModelBackend> Accumulator<B> {
     }
 }
 
-/// One step of AdamW with the mean gradient `gradients / count`, clipped to the optimiser's `max_grad_norm`. Returns the
+/// One step of the optimiser with the mean gradient `gradients / count`, clipped to the optimiser's `max_grad_norm`. Returns the
 /// norm before clipping.
 ///
 /// `count` is the number of tokens, prompts or pairs in the whole batch, so that the split into micro-batches changes nothing.
@@ -60,7 +60,7 @@ impl<B: ModelBackend> Accumulator<B> {
 /// [`NonFinite`] if the norm is not finite; nothing is updated then.
 pub(crate) fn optimise<B: ModelBackend>(
     model: &mut dyn Parameters<Autodiff<B>>,
-    optim: &mut AdamW<B>,
+    optim: &mut Optimiser<B>,
     gradients: GradientSum<B>,
     count: f64,
     lr: f64,

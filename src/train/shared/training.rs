@@ -5,7 +5,7 @@ use burn::backend::Autodiff;
 use super::optimise::{NonFinite, optimise};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
-use crate::optim::{AdamW, GradientSum, OptimConfig, lr_at};
+use crate::optim::{GradientSum, OptimConfig, Optimiser, lr_at};
 use crate::params::Parameters;
 use crate::train::Session;
 use crate::train::config::Cadence;
@@ -16,7 +16,7 @@ use crate::train::state::{restore_weights, trained_weights};
 pub(crate) struct Training<B: ModelBackend> {
     /// Metrics, samples, checkpoints and the current position.
     pub(crate) journal: Journal,
-    optim: AdamW<B>,
+    optim: Optimiser<B>,
     config: OptimConfig,
     num_steps: usize,
 }
@@ -36,7 +36,7 @@ impl<B: ModelBackend> Training<B> {
         model: &mut dyn Parameters<Autodiff<B>>,
     ) -> Result<Self> {
         let (journal, restored) = Journal::open(session, stage, summary, num_steps, cadence)?;
-        let mut optim = AdamW::new(config.clone());
+        let mut optim = Optimiser::new(config.clone());
         if let Some((folder, checkpoint)) = restored {
             let device = &session.device;
             restore_weights(&checkpoint.weights, "", model, device, &folder)?;
