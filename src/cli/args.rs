@@ -10,6 +10,8 @@ pub use super::combine::CombineArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::StoreAs;
 use crate::ops::{MatmulPrecision, Precision};
+use crate::peft::Peft;
+use crate::recipe;
 use crate::reward::{RewardConfig, RougeVariant};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
@@ -307,12 +309,20 @@ pub struct RewardArg {
 /// `temper inspect`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
+  temper inspect --model smollm2-135m                                    the tree of its layers
+  temper inspect --model smollm2-135m --peft 'Only([\"layers.-1\", \"norm\"])'   and what that would train
   temper inspect recipes/quickstart.ron --stage sft
   temper inspect recipes/smollm2.ron --stage rm --rows 10")]
 pub struct InspectArgs {
     /// The recipe
-    #[arg(value_name = "RECIPE")]
-    pub recipe: PathBuf,
+    #[arg(value_name = "RECIPE", required_unless_present = "model")]
+    pub recipe: Option<PathBuf>,
+    /// A model whose layers are shown in place of a recipe's rows
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["recipe", "stage", "rows"])]
+    pub model: Option<String>,
+    /// What would be trained of the model, as a recipe's `peft` says it, e.g. `Lora(rank: 16)`
+    #[arg(long, value_name = "PEFT", requires = "model", value_parser = recipe::read_peft)]
+    pub peft: Option<Peft>,
     /// The stage whose rows are shown [default: the first one with data]
     #[arg(long, value_name = "NAME")]
     pub stage: Option<String>,
@@ -526,6 +536,7 @@ mod tests {
             "generate --model d --data f.jsonl --max-new-tokens 8 --temperature 0 --top-p 0.9 --top-k 5 --seed 7 --output -",
             "eval --model d --data f.jsonl --reward rouge-l --output e.json",
             "inspect r.ron --stage sft --rows 2",
+            "inspect --model m --peft Full",
             "export --run r --stage s --to d --merge",
             "doctor --backend wgpu",
             "doctor recipes/smollm2.ron",

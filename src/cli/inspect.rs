@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use super::args::InspectArgs;
-use super::output;
+use super::{layers, output};
 use crate::data::inspect::render;
 use crate::data::{DataContext, Tokenizer, read_rows};
 use crate::error::{Error, Result};
@@ -13,20 +13,23 @@ use crate::recipe::{self, Recipe};
 use crate::train::config::Init;
 use crate::train::{Preview, Stage};
 
-/// Prints encoded rows of a stage's data with their trained tokens, and counts of all rows.
+/// Prints the layers of a model, or encoded rows of a stage's data with their trained tokens, and counts of all rows.
 ///
 /// # Errors
 /// Those of the recipe, the tokenizer and the data.
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
-    let recipe = recipe::load(&args.recipe, &[])?;
+    let path = match (&args.model, &args.recipe) {
+        (Some(model), _) => return layers::run(model, args.peft.as_ref()),
+        (None, Some(path)) => path,
+        (None, None) => return Err(Error::Usage("expected a recipe or --model".into())),
+    };
+    let recipe = recipe::load(path, &[])?;
     let stage = match &args.stage {
         Some(name) => find(&recipe, name)?,
-        None => recipe.stages.first().ok_or_else(|| {
-            Error::Usage(format!(
-                "{}: the recipe has no stages",
-                args.recipe.display()
-            ))
-        })?,
+        None => recipe
+            .stages
+            .first()
+            .ok_or_else(|| Error::Usage(format!("{}: the recipe has no stages", path.display())))?,
     };
     let mut tokenizer = tokenizer(&recipe, stage)?;
     if let Some(text) = &recipe.eos_token {

@@ -7,6 +7,7 @@ mod eval;
 mod export;
 mod generate;
 mod inspect;
+mod layers;
 mod logprobs;
 mod model;
 mod models;

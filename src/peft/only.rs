@@ -2,10 +2,12 @@
 //!
 //! An entry is a tensor's name, a module's path, or a part of one: whole components between dots, wherever they stand.
 //! `model.layers.29`, `layers.29`, `mlp.up_proj`, `lm_head` and `bias` are entries. `*` in a component stands for any
-//! characters but a dot, and a number below zero counts from the end: `layers.-1` is the last block. An entry may also be a
-//! regular expression on whole tensor names.
+//! characters but a dot, and a number below zero counts from the end: `layers.-1` is the last block. `layers[-2:]` are the last
+//! two blocks, `layers[:4]` the first four, `layers[4:8]` those from 4 to 7: Python's slices. An entry may also be a regular
+//! expression on whole tensor names.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::targets::{close_names, whole};
 use crate::error::{Error, Result};
@@ -75,19 +77,17 @@ pub fn resolve(entries: &[String], tensors: &[TensorName<'_>]) -> Result<BTreeSe
 
 /// One entry, ready to be matched.
 struct Entry {
-    /// Components, negative numbers resolved.
-    parts: Vec<String>,
+    parts: Vec<Part>,
     expression: Option<super::targets::Expression>,
 }
 
 impl Entry {
     fn new(text: &str, last_block: Option<usize>) -> Self {
-        let part = |part: &str| match (part.parse::<i64>(), last_block) {
-            (Ok(number), Some(last)) if number < 0 => (last as i64 + 1 + number).to_string(),
-            _ => part.to_owned(),
-        };
+        let blocks = last_block.map_or(0, |last| last + 1);
         Self {
-            parts: text.split('.').map(part).collect(),
+            parts: (text.split('.'))
+                .flat_map(|part| Part::read(part, blocks))
+                .collect(),
             expression: whole(text).ok(),
         }
     }
@@ -96,8 +96,49 @@ impl Entry {
         let components: Vec<&str> = name.split('.').collect();
         let mut runs = components.windows(self.parts.len());
         runs.any(|run| {
-            (run.iter().zip(&self.parts)).all(|(component, part)| matches_part(part, component))
+            (run.iter().zip(&self.parts)).all(|(component, part)| part.matches(component))
         }) || (self.expression.as_ref()).is_some_and(|expression| expression.is_match(name))
+    }
+}
+
+/// What one component of a name has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    /// The component's text, a negative number resolved; `*` stands for any characters.
+    Text(String),
+    /// One of these blocks.
+    Blocks(Range<usize>),
+}
+
+impl Part {
+    /// The parts that a component of an entry stands for, in a model of so many blocks: `layers[-2:]` is two.
+    fn read(text: &str, blocks: usize) -> Vec<Self> {
+        let from_end = |number: i64| match number {
+            ..0 => (blocks as i64 + number).max(0) as usize,
+            number => number as usize,
+        };
+        let bound = |text: &str, default: usize| match text.trim() {
+            "" => Some(default),
+            number => number.parse().ok().map(from_end),
+        };
+        let slice = (text.strip_suffix(']'))
+            .and_then(|text| text.split_once('['))
+            .and_then(|(name, slice)| Some((name, slice.split_once(':')?)))
+            .and_then(|(name, (start, end))| Some((name, bound(start, 0)?..bound(end, blocks)?)));
+        match (slice, text.parse::<i64>()) {
+            (Some((name, range)), _) => vec![Self::Text(name.to_owned()), Self::Blocks(range)],
+            (None, Ok(number)) if number < 0 && blocks > 0 => {
+                vec![Self::Text((blocks as i64 + number).to_string())]
+            }
+            _ => vec![Self::Text(text.to_owned())],
+        }
+    }
+
+    fn matches(&self, component: &str) -> bool {
+        match self {
+            Self::Text(part) => matches_part(part, component),
+            Self::Blocks(range) => (component.parse()).is_ok_and(|block| range.contains(&block)),
+        }
     }
 }
 
@@ -209,6 +250,10 @@ mod tests {
         assert_eq!(indices(&["layers.1*"]), [3, 4, 5, 6]);
         assert_eq!(indices(&["*_head"]), [8]);
         assert_eq!(indices(&["layers.-1"]), [5, 6]);
+        assert_eq!(indices(&["layers[-2:]"]), [5, 6]);
+        assert_eq!(indices(&["layers[-11:]"]), [3, 4, 5, 6]);
+        assert_eq!(indices(&["model.layers[:2].self_attn"]), [1, 2, 3, 4]);
+        assert_eq!(indices(&["layers[1:12].*.*.bias"]), [4, 6]);
         assert_eq!(indices(&[r"model\.layers\.(0|11)\..*weight"]), [1, 5]);
         assert_eq!(indices(&[r"model\.(?!layers).*"]), [0, 7]);
     }

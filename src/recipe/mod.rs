@@ -22,4 +22,4 @@ pub use places::Places;
 pub use plan::{check_fits, memory_line, table};
 pub use run::{CheckedRecipe, RunOptions, check, run};
 pub use validate::validate;
-pub use write::to_ron;
+pub use write::{read_peft, to_ron};

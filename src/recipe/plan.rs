@@ -2,6 +2,7 @@
 
 use crate::device::DeviceMemory;
 use crate::error::Problem;
+use crate::report::grouped;
 use crate::train::plan::{ModelShape, StagePlan};
 
 /// The plan as aligned text: a line per stage, then each stage's memory by component.
@@ -54,8 +55,18 @@ pub fn table(plans: &[StagePlan]) -> String {
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
     }
-    text.push_str("\nestimated memory at the peak\n");
     let width = widths[0];
+    let parts: Vec<&StagePlan> = plans
+        .iter()
+        .filter(|plan| !plan.trained.is_empty())
+        .collect();
+    if !parts.is_empty() {
+        text.push_str("\ntrained, or with an adapter\n");
+    }
+    for plan in parts {
+        text.push_str(&format!("{:<width$}  {}\n", plan.name, plan.trained));
+    }
+    text.push_str("\nestimated memory at the peak\n");
     for plan in plans {
         text.push_str(&format!("{:<width$}  {}\n", plan.name, components(plan)));
         if plan.shape.gradient_checkpointing {
@@ -186,19 +197,6 @@ fn human_bytes(n: u64) -> String {
     format!("{value:.2} {}", UNITS[unit])
 }
 
-/// `1,000,000`.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +228,7 @@ mod tests {
                 name: "sft".into(),
                 kind: "Sft".into(),
                 trainable_params: 4_884_480,
+                trained: String::new(),
                 total_params: 139_399_488,
                 rows: 480,
                 tokens: 100_000,
@@ -247,6 +246,7 @@ mod tests {
                 name: "compare".into(),
                 kind: "Compare".into(),
                 trainable_params: 0,
+                trained: String::new(),
                 total_params: 134_515_008,
                 rows: 200,
                 tokens: 9_999,
@@ -335,6 +335,5 @@ compare  weights 513.13 MiB
         assert_eq!(human_bytes(1023), "1023 B");
         assert_eq!(human_bytes(1_857_573_350), "1.73 GiB");
         assert_eq!(human_bytes(1024 * 1024 - 1), "1.00 MiB");
-        assert_eq!(grouped(1_000_000), "1,000,000");
     }
 }

@@ -4,6 +4,7 @@ use ron::Options;
 use ron::extensions::Extensions;
 use ron::ser::PrettyConfig;
 
+use crate::peft::Peft;
 use crate::recipe::Recipe;
 
 /// The RON dialect of recipes: `Some` and newtype wrappers are implicit.
@@ -13,6 +14,16 @@ pub(super) fn dialect() -> Options {
             | Extensions::UNWRAP_NEWTYPES
             | Extensions::UNWRAP_VARIANT_NEWTYPES,
     )
+}
+
+/// What a recipe's `peft` says, by itself.
+///
+/// # Errors
+/// With what was expected and what was found.
+pub fn read_peft(text: &str) -> Result<Peft, String> {
+    dialect()
+        .from_str(text)
+        .map_err(|error| error.code.to_string())
 }
 
 /// The recipe in RON with all defaults; parsing it gives an equal recipe.

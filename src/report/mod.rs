@@ -10,6 +10,7 @@ mod interrupt;
 mod jsonl;
 mod memory;
 mod metrics;
+mod number;
 mod plain;
 mod progress;
 mod samples;
@@ -24,6 +25,7 @@ pub use jsonl::LogMark;
 pub(crate) use jsonl::complete_lines;
 pub use memory::{Timer, peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
+pub use number::grouped;
 pub use plain::PlainReporter;
 pub use progress::{
     EvalReport, Reporter, ReporterKind, RolloutReport, SilentReporter, StageInfo, StepReport,

@@ -1070,6 +1070,33 @@ fn inspect_marks_what_is_trained_on() {
 }
 
 #[test]
+fn inspect_shows_the_layers_of_a_model() {
+    let temp = tempfile::tempdir().unwrap();
+    let text = succeed(temp.path(), "inspect --model tiny");
+    assert!(
+        text.contains("0 to 3 (4 alike)") && text.contains("824,448 parameters"),
+        "{text}"
+    );
+    let text = succeed(
+        temp.path(),
+        r#"inspect --model tiny --peft Lora(rank:2,target_modules:["down_proj"])"#,
+    );
+    assert!(text.contains("trained"), "{text}");
+    for (peft, cause) in [
+        (r#"Only(["layers.9"])"#, "\"layers.9\" matches no parameter"),
+        ("Lora(rank:0)", "rank: must be at least 1"),
+        ("Lora(rnk:4)", "rnk"),
+    ] {
+        fail(
+            temp.path(),
+            &format!("inspect --model tiny --peft {peft}"),
+            2,
+            &[cause],
+        );
+    }
+}
+
+#[test]
 fn doctor_and_models_say_what_there_is() {
     let temp = tempfile::tempdir().unwrap();
     let models = succeed(temp.path(), "models");

@@ -18,7 +18,7 @@ use crate::data::{
     encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text,
 };
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, trained_biases, trained_tensors};
+use crate::model::{ModelConfig, layers, trained_biases, trained_summary, trained_tensors};
 use crate::ops::Precision;
 use crate::params::lowest_trained_layer;
 
@@ -31,6 +31,8 @@ pub struct StagePlan {
     pub kind: String,
     /// Trained parameters of all networks.
     pub trainable_params: u64,
+    /// Layers that are trained or have an adapter, on a line; empty if none are, or all.
+    pub trained: String,
     /// All parameters in memory.
     pub total_params: u64,
     /// Rows of data that are used.
@@ -131,6 +133,7 @@ impl Stage {
             name: self.name().to_owned(),
             kind: self.kind().to_owned(),
             trainable_params: shape.trainable_params,
+            trained: self.trained_layers(model.config)?,
             total_params: shape.total_params,
             rows: 0,
             tokens: 0,
@@ -149,6 +152,15 @@ impl Stage {
         };
         self.plan_own(&mut planner, &mut plan);
         Ok((plan, planner.problems))
+    }
+
+    /// See [`StagePlan::trained`].
+    fn trained_layers(&self, config: &ModelConfig) -> Result<String> {
+        let classifier = self.output() == StageOutput::RewardModel;
+        match self.training().map(|training| training.peft) {
+            None | Some(Peft::Full) => Ok(String::new()),
+            Some(peft) => Ok(trained_summary(&layers(config, classifier, Some(peft))?)),
+        }
     }
 
     /// The sizes of the stage's model, adapters and heads that it adds included.
