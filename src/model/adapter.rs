@@ -9,6 +9,7 @@ use super::biases::{bias_tensors, trained_biases};
 use super::config::{ModelConfig, TensorSpec};
 use super::host_tensors;
 use super::prompt::{self, StoredPrompt};
+use super::sidecar::{note_in_sidecar, read_sidecar};
 use super::stored_adapter::StoredAdapter;
 use super::weights::{self, write_safetensors};
 use crate::error::{Error, Result};
@@ -22,6 +23,9 @@ use crate::peft::{
     prompt_saved_key, saved_key,
 };
 use crate::rng::Seed;
+
+/// Key, beside an adapter, of what it began with: what is stored as one LoRA is then trained on in part.
+const START: &str = "init_lora_weights";
 
 /// The contents of an adapter folder beside the adapter tensors.
 #[derive(Debug, Clone)]
@@ -45,7 +49,7 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     folder: &Path,
     device: &B::Device,
 ) -> Result<LoadedAdapter> {
-    let (adapter, mut warnings) = AdapterConfig::load(folder)?;
+    let (mut adapter, mut warnings) = AdapterConfig::load(folder)?;
     let source = weights::open(weights_file(folder)?)?;
     if !adapter.spec.on_layers() {
         return prompt::load(model, config, adapter, warnings, source.as_ref(), device);
@@ -70,6 +74,14 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     });
     outcome?;
     stored.biases.load(model, source.as_ref(), device)?;
+    let start = read_sidecar(folder)?.remove(START);
+    if let Some(spec) = start.and_then(|start| adapter.spec.restored(start.as_str()?)) {
+        model.for_each_projection(&mut |projection| {
+            let adapters = projection.adapters.iter_mut().flatten();
+            adapters.for_each(|adapter| adapter.restore(&spec));
+        });
+        adapter.spec = spec;
+    }
     let score = match &stored.score {
         Some(name) => Some(source.read(name)?),
         None => None,
@@ -297,6 +309,9 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     adapter.shape = (!spec.on_layers()).then(|| config.decoder_shape());
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     adapter.save(folder)?;
+    if let Some(start) = spec.start() {
+        note_in_sidecar(folder, START, start.into())?;
+    }
     write_safetensors(folder.join(ADAPTER_WEIGHTS), &tensors)
 }
 

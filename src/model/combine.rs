@@ -65,16 +65,9 @@ fn read(folder: &Path) -> Result<AdapterFiles> {
         .collect();
     let mut tensors = BTreeMap::new();
     for name in source.names() {
-        let StoredKey::Layer {
-            path, name: tensor, ..
-        } = parse_key(&name, &names)
-        else {
-            return Err(Error::format(
-                source.path(),
-                format!(
-                    "{name}: is no tensor of an adapter on a linear layer, and only those can be combined"
-                ),
-            ));
+        let key = match parse_key(&name, &names) {
+            StoredKey::Layer { path, name, .. } => tensor_key(&path, name),
+            _ => name.clone(),
         };
         let values = source.read(&name)?;
         if values.iter().any(|x| !x.is_finite()) {
@@ -83,7 +76,6 @@ fn read(folder: &Path) -> Result<AdapterFiles> {
                 format!("{name}: holds numbers that are not finite"),
             ));
         }
-        let key = tensor_key(&path, tensor);
         let shape = source.shape(&name).unwrap_or_default();
         tensors.insert(key.clone(), (key, shape, values));
     }

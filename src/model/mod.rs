@@ -33,6 +33,7 @@ mod qwen3;
 mod recompute;
 mod rotary;
 mod scalar;
+mod sidecar;
 pub mod source;
 mod stored_adapter;
 mod table;

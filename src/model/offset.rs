@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::sidecar::read_sidecar;
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 use crate::ops::Precision;
@@ -19,12 +20,12 @@ const BASE_PRECISION: &str = "base_precision";
 /// File beside an adapter that has what PEFT's files have no place for.
 pub const SIDECAR: &str = "tempering.json";
 
-/// Writes the file beside an adapter, if there is something to say.
+/// Adds to the file beside an adapter, if there is something to say.
 ///
 /// # Errors
-/// `Error::Io`.
+/// `Error::Io`; `Error::Format` for a file that is there and no JSON object.
 pub fn write_sidecar(folder: &Path, base: Precision, score_offset: Option<f64>) -> Result<()> {
-    let mut keys = Map::new();
+    let mut keys = read_sidecar(folder)?;
     if let Some(offset) = score_offset {
         keys.insert(SCORE_OFFSET.into(), json!(offset));
     }

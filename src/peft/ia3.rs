@@ -114,6 +114,13 @@ impl AdapterMethod for Ia3Config {
         }
     }
 
+    fn kept_floats(&self, layer: &LinearSpec) -> usize {
+        match self.scales_input(&layer.name) {
+            true => layer.in_features,
+            false => layer.out_features,
+        }
+    }
+
     fn continues<B: Backend>(&self, _: &Self, layer: &Ia3<B>, path: &str) -> bool {
         layer.scales_input == self.scales_input(path)
     }

@@ -61,6 +61,12 @@ pub trait AdapterMethod: Clone + PartialEq {
         None
     }
 
+    /// Floats per token that one layer's adapter stores for the backward pass; LoRA's fused product stores none that count.
+    fn kept_floats(&self, layer: &LinearSpec) -> usize {
+        let _ = layer;
+        0
+    }
+
     /// Which biases of the base are trained beside the adapters.
     fn bias(&self) -> Bias {
         Bias::None
@@ -72,6 +78,17 @@ pub trait AdapterMethod: Clone + PartialEq {
     /// The settings of an adapter as [`LayerAdapter::stored`] gives it.
     fn stored(&self) -> Self {
         self.clone()
+    }
+
+    /// What an adapter began with that [`AdapterMethod::stored`] leaves out.
+    fn start(&self) -> Option<String> {
+        None
+    }
+
+    /// The settings whose [`AdapterMethod::stored`] these are, if adapters began so; `None` if there are none.
+    fn restored(&self, start: &str) -> Option<Self> {
+        let _ = start;
+        None
     }
 
     /// From `adapter_config.json`; `targets` are the keys that all methods have.
@@ -162,6 +179,11 @@ pub trait LayerAdapter<B: Backend> {
     fn merge(&self, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Option<Merged<B>>
     where
         B: ModelBackend;
+
+    /// Becomes the adapter that is stored as this, of the settings `spec`.
+    fn restore(&mut self, spec: &Self::Config) {
+        let _ = spec;
+    }
 
     /// The tensors that files hold once for all layers, as they hold them.
     fn shared(&self) -> Vec<(&'static str, Tensor<B, 2>)> {

@@ -260,12 +260,28 @@ macro_rules! adapter_methods {
                 }
             }
 
+            /// As [`AdapterMethod::restored`].
+            pub fn restored(&self, start: &str) -> Option<Self> {
+                match self {
+                    $(Self::$method(config) => config.restored(start).map(Self::$method),)+
+                    _ => None,
+                }
+            }
+
             /// The values of `peft_type` that are known.
             const PEFT_TYPES: &'static [&'static str] =
                 &[$($config::PEFT_TYPE,)+ $($prompt_config::PEFT_TYPE,)+];
         }
 
         impl<B: Backend> Adapter<B> {
+            /// As [`LayerAdapter::restore`].
+            pub fn restore(&mut self, spec: &AdapterSpec) {
+                match (self, spec) {
+                    $((Self::$method(layer), AdapterSpec::$method(spec)) => layer.restore(spec),)+
+                    _ => {}
+                }
+            }
+
             /// As [`LayerAdapter::stored`].
             pub fn stored(&self) -> Option<Self> {
                 match self {
@@ -345,6 +361,11 @@ fn unknown_method(peft_type: &str) -> String {
 }
 
 impl AdapterSpec {
+    /// As [`AdapterMethod::start`].
+    pub fn start(&self) -> Option<String> {
+        by_settings!(self, layer config => config.start(), rows _config => None)
+    }
+
     /// As [`AdapterMethod::bias`].
     pub fn bias(&self) -> Bias {
         by_settings!(self, layer config => config.bias(), rows _config => Bias::None)
@@ -421,6 +442,11 @@ impl AdapterSpec {
     /// As [`AdapterMethod::dropout`].
     pub fn dropout(&self) -> f64 {
         by_settings!(self, layer config => config.dropout(), rows config => config.dropout())
+    }
+
+    /// As [`AdapterMethod::kept_floats`].
+    pub fn kept_floats(&self, layer: &LinearSpec) -> usize {
+        by_settings!(self, layer config => config.kept_floats(layer), rows _config => 0)
     }
 
     /// As [`AdapterMethod::rank`].

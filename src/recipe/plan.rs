@@ -218,6 +218,7 @@ mod tests {
         stored_bytes: 0,
         gradient_checkpointing: false,
         trains_base: false,
+        adapter_floats: 0,
         first_trained_layer: 0,
         virtual_tokens: 0,
     };

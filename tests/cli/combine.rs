@@ -38,6 +38,14 @@ fn adapters_become_one_and_what_does_not_fit_is_named() {
         ),
         ("a,REF/peft/lora_bias --to out", &["adapter 2: biases"]),
         (
+            "a,REF/peft/bias_all --to out",
+            &["adapter 2: trained biases"],
+        ),
+        (
+            "a,REF/peft/vera --to out",
+            &["adapter 2: VERA adapters cannot be combined"],
+        ),
+        (
             "a,REF/peft/pissa --to out",
             &["adapter 2: it stands on what PiSSA"],
         ),

@@ -19,10 +19,12 @@ const RECIPE: &str = r#"(
             cadence: (save_steps: 1)),
         Rank(name: "rank", init: Stage("sft"), data: (source: Posts(rows: 16, seed: 4)), num_responses: 3,
             response_length: 16, reward: Gold, generation_batch_size: 16),
-        RewardModel(name: "rm", init: Stage("sft"), data: (source: Ranked(stage: "rank")), optim: (lr: 1e-2),
+        RewardModel(name: "rm", init: Base, data: (source: Ranked(stage: "rank")), optim: (lr: 1e-2),
             peft: Vera(rank: 8, target_modules: ["q_proj", "v_proj"]), batch_size: 4, max_length: 128, cadence: (save_steps: 1)),
         Dpo(name: "dpo", init: Stage("sft"), data: (source: Ranked(stage: "rank")), optim: (lr: 1e-3), batch_size: 4,
             peft: Lora(rank: 2, alpha: 2.0, init_lora_weights: "olora", lora_bias: false), max_length: 128, cadence: (save_steps: 1)),
+        Dpo(name: "again", init: Stage("dpo"), data: (source: Ranked(stage: "rank")), optim: (lr: 1e-3), batch_size: 4,
+            peft: Lora(rank: 2, alpha: 2.0, init_lora_weights: "olora"), max_length: 128, cadence: (save_steps: 1)),
         Ppo(name: "ppo", init: Stage("sft"), data: (source: Posts(rows: 32, seed: 6)), reward: Learned(stage: "rm"),
             peft: Lora(rank: 2, alpha: 2.0, use_dora: true, use_rslora: true, loraplus_lr_ratio: 2.0), optim: (lr: 1e-3),
             total_episodes: 32, batch_size: 16, num_mini_batches: 2, num_ppo_epochs: 2, response_length: 16,
@@ -59,20 +61,36 @@ fn methods_go_together_and_resume_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
     go(folder.path(), &whole, None);
-    for stop in [("sft", 2), ("rm", 1), ("dpo", 1), ("ppo", 1), ("pissa", 1)] {
+    for stop in [
+        ("sft", 2),
+        ("rm", 1),
+        ("dpo", 1),
+        ("again", 1),
+        ("ppo", 1),
+        ("pissa", 1),
+    ] {
         assert!(go(folder.path(), &parts, Some(stop)), "{stop:?}");
     }
     go(folder.path(), &parts, None);
-    for stage in ["sft", "rm", "dpo", "ppo", "pissa"] {
-        for file in [
-            "metrics.jsonl",
-            "adapter/adapter_model.safetensors",
-            "adapter/adapter_config.json",
-        ] {
+    for stage in ["sft", "rm", "dpo", "again", "ppo", "pissa"] {
+        for file in ["metrics.jsonl", "adapter/adapter_model.safetensors"] {
             let read = |run: &Path| fs::read(run.join(stage).join(file)).unwrap();
             assert!(read(&whole) == read(&parts), "{stage}/{file}");
         }
     }
+    // What began with a part of the weight goes on as such, on the same base.
+    let config = |stage: &str| {
+        let file = whole.join(stage).join("adapter/adapter_config.json");
+        serde_json::from_str::<serde_json::Value>(&fs::read_to_string(file).unwrap()).unwrap()
+    };
+    for stage in ["dpo", "again"] {
+        assert_eq!(config(stage)["r"], 4, "{stage}");
+    }
+    assert_eq!(
+        config("again")["base_model_name_or_path"],
+        config("dpo")["base_model_name_or_path"]
+    );
+    assert!(whole.join("dpo/base").is_dir() && !whole.join("again/base").exists());
     // Sampling and the packed forward pass are two programs; the policy starts as its reference.
     for stage in ["ppo", "pissa"] {
         let differences = values(&whole, stage, "rollout/logprob_max_diff");

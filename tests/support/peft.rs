@@ -327,8 +327,17 @@ fn converted<B: ModelBackend>(name: &str, reference: &Value, ours: &Path, device
     let rank = |config: &Value| config["r"].as_u64().unwrap();
     assert_eq!(rank(&config), 2 * rank(&theirs), "{name}");
     let (config, mut model) = load::<B>(&base(reference), device);
-    load_adapter(&mut model, &config, ours, device).unwrap();
+    let loaded = load_adapter(&mut model, &config, ours, device).unwrap();
     let with = logprobs(&model, &rows(reference), device);
+    // It is trained on as what it was.
+    let (peft, _) = AdapterConfig::load(folder("peft").join(name)).unwrap();
+    let layer = config.linear_modules().remove(0);
+    assert_eq!(loaded.config.spec.start(), peft.spec.start(), "{name}");
+    assert_eq!(
+        loaded.config.spec.tensors(&layer),
+        peft.spec.tensors(&layer),
+        "{name}"
+    );
     let off = distance(&with, &flat(&reference["with_adapter"]));
     note::<B>(
         name,

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use super::{A, B_NAME, InitLoraWeights, LoraConfig};
 use crate::error::{Error, Result};
 use crate::params::HostTensor;
-use crate::peft::AdapterSpec;
 use crate::peft::files::{AdapterConfig, TaskType};
 use crate::peft::keys::tensor_key;
 use crate::peft::patterns::Patterns;
+use crate::peft::{AdapterSpec, Bias};
 use crate::rng::Seed;
 
 /// How adapters become one; PEFT's `combination_type`.
@@ -148,10 +148,17 @@ pub fn combine(
             }
             () if lora.use_dora => "DoRA's norms (use_dora) are no sum that could be weighted",
             () if lora.lora_bias => "biases of adapters (lora_bias) are not combined",
+            () if lora.bias != Bias::None => "trained biases of the base (bias) are not combined",
             () if lora.init_lora_weights.takes_of_weight() => {
                 "it stands on what PiSSA or OLoRA left of the base (init_lora_weights)"
             }
             () => {
+                let is_matrix = |key: &String| [A, B_NAME].iter().any(|name| key.ends_with(name));
+                if let Some(other) = tensors.keys().find(|key| !is_matrix(key)) {
+                    return Err(refused(format!(
+                        "{other} is no matrix of LoRA on a linear layer"
+                    )));
+                }
                 low_rank.push((lora, tensors));
                 continue;
             }

@@ -195,6 +195,11 @@ impl AdapterMethod for LoraConfig {
         Some(self.rank)
     }
 
+    /// DoRA's factors need the output that they multiply.
+    fn kept_floats(&self, layer: &LinearSpec) -> usize {
+        if self.use_dora { layer.out_features } else { 0 }
+    }
+
     fn bias(&self) -> Bias {
         self.bias
     }
@@ -206,6 +211,33 @@ impl AdapterMethod for LoraConfig {
             && self.bias == present.bias
             && layer.rank() == self.rank_of(path)
             && (layer.scale - self.scale_of(path)).abs() < 1e-9
+    }
+
+    fn start(&self) -> Option<String> {
+        let init = self.init_lora_weights;
+        init.takes_of_weight().then(|| init.to_string())
+    }
+
+    fn restored(&self, start: &str) -> Option<Self> {
+        let init = InitLoraWeights::parse(start).filter(|init| init.takes_of_weight())?;
+        let factor = if self.use_rslora { 2f64.sqrt() } else { 2.0 };
+        let (ranks, alphas) = (self.rank_pattern.iter(), self.alpha_pattern.iter());
+        // A file that was changed since is one as any other.
+        let all_ranks = (self.rank_pattern.iter()).map(|(_, rank)| *rank);
+        if !all_ranks
+            .chain([self.rank])
+            .all(|rank| rank.is_multiple_of(2))
+        {
+            return None;
+        }
+        Some(Self {
+            rank: self.rank / 2,
+            alpha: self.alpha / factor,
+            rank_pattern: ranks.map(|(key, rank)| (key.into(), rank / 2)).collect(),
+            alpha_pattern: (alphas.map(|(key, alpha)| (key.into(), alpha / factor))).collect(),
+            init_lora_weights: init,
+            ..self.clone()
+        })
     }
 
     /// One that began with a part of the weight is one of twice the rank on the whole weight; see [`Start`](super::Start).
@@ -298,6 +330,61 @@ mod tests {
     }
 
     #[test]
+    fn what_began_with_a_part_of_the_weight_is_stored_with_twice_the_rank() {
+        let mut config = LoraConfig {
+            rank: 3,
+            alpha: 6.0,
+            init_lora_weights: InitLoraWeights::Olora,
+            rank_pattern: [("v_proj".to_owned(), 2)].into_iter().collect(),
+            alpha_pattern: [("q_proj".to_owned(), 8.0)].into_iter().collect(),
+            ..LoraConfig::default()
+        };
+        for use_rslora in [false, true] {
+            config.use_rslora = use_rslora;
+            let stored = config.stored();
+            let restored = stored.restored("olora").unwrap();
+            assert_eq!(restored.start().as_deref(), Some("olora"));
+            assert!(stored.restored("gaussian").is_none());
+            assert_eq!(stored.init_lora_weights, InitLoraWeights::Uniform);
+            for layer in linear() {
+                let path = &layer.name;
+                assert_eq!(stored.rank_of(path), 2 * config.rank_of(path));
+                assert_eq!(restored.rank_of(path), config.rank_of(path));
+                let off = stored.scale_of(path) - config.scale_of(path);
+                assert!(off.abs() < 1e-12, "{path}: {off}");
+            }
+        }
+        config.init_lora_weights = InitLoraWeights::Gaussian;
+        assert_eq!(config.stored(), config);
+    }
+
+    #[test]
+    fn a_bias_goes_with_neither_dora_nor_another_start() {
+        let config = LoraConfig {
+            lora_bias: true,
+            use_dora: true,
+            init_lora_weights: InitLoraWeights::Gaussian,
+            loraplus_lr_ratio: Some(0.0),
+            ..LoraConfig::default()
+        };
+        let mut settings = Settings::default();
+        config.problems(&mut settings);
+        let problems: Vec<String> = (settings.into_problems().iter())
+            .map(|problem| problem.to_string())
+            .collect();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        assert!(
+            problems[0].contains("loraplus_lr_ratio: must be above 0"),
+            "{problems:?}"
+        );
+        assert!(
+            problems[2]
+                .contains("lora_bias: goes with `init_lora_weights: true` only, found gaussian"),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
     fn layers_are_chosen_left_out_and_numbered() {
         let config = |f: &dyn Fn(&mut LoraConfig)| {
             let mut config = LoraConfig::default();
@@ -342,6 +429,10 @@ mod tests {
             (
                 &|c| c.rank_pattern = [("q_proj".to_owned(), 0)].into_iter().collect(),
                 "a rank of 0",
+            ),
+            (
+                &|c| c.init_lora_weights = InitLoraWeights::Pissa,
+                "q_proj (4 x 4) has no 16 directions",
             ),
             (
                 &|c| c.modules_to_save = vec!["lm_head".into()],

@@ -191,6 +191,21 @@ impl<B: Backend> LayerAdapter<B> for Lora<B> {
         })
     }
 
+    fn restore(&mut self, spec: &LoraConfig) {
+        let (a, b) = (self.a.val(), self.b.val());
+        let ([inputs, ranks], [_, outputs]) = (a.dims(), b.dims());
+        let rank = ranks / 2;
+        let part = |ranks: std::ops::Range<usize>| Start {
+            a: a.clone().slice([0..inputs, ranks.clone()]),
+            b: b.clone().slice([ranks, 0..outputs]),
+        };
+        let trained = part(0..rank);
+        self.a = Param::initialized(ParamId::new(), trained.a);
+        self.b = Param::initialized(ParamId::new(), trained.b);
+        self.start = Some(part(rank..ranks));
+        self.lr_ratio = spec.lr_ratio();
+    }
+
     fn stored(&self) -> Option<Self> {
         self.start.as_ref()?;
         let (a, b) = self.matrices();

@@ -161,6 +161,10 @@ impl AdapterMethod for VeraConfig {
         }
     }
 
+    fn kept_floats(&self, layer: &LinearSpec) -> usize {
+        self.rank + layer.out_features
+    }
+
     fn dropout(&self) -> f64 {
         self.dropout
     }

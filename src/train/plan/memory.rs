@@ -42,6 +42,8 @@ pub struct ModelShape {
     pub gradient_checkpointing: bool,
     /// Whether weights of the model itself are trained.
     pub trains_base: bool,
+    /// Floats per token and layer that adapters of other methods than plain LoRA store for the backward pass.
+    pub adapter_floats: u64,
     /// The lowest layer that gradients reach: layers below it store no activations. The number of layers if only parameters
     /// after the last one are trained.
     pub first_trained_layer: u64,
@@ -69,6 +71,7 @@ impl ModelShape {
             stored_bytes: FLOAT * config.num_params() as u64,
             gradient_checkpointing: false,
             trains_base: false,
+            adapter_floats: 0,
             first_trained_layer: 0,
             virtual_tokens: 0,
         }
@@ -80,7 +83,7 @@ impl ModelShape {
     /// residual stream before a norm (attention and MLP), the joint query, key and value after rotation, the attention's
     /// output with one log-sum-exp per head, and the joint gate and up product. Where weights themselves are trained, their
     /// inputs are stored too: twice the normed value, and the activated product, `2 hidden + intermediate`. An MLP without a gate
-    /// needs less.
+    /// needs less. What adapters store is [`ModelShape::adapter_floats`].
     pub fn activation_floats(&self) -> u64 {
         let q = self.heads * self.head_dim;
         let kv = self.kv_heads * self.head_dim;
@@ -88,7 +91,13 @@ impl ModelShape {
             true => 2 * self.hidden + self.intermediate,
             false => 0,
         };
-        2 * self.hidden + (q + 2 * kv) + q + self.heads + 2 * self.intermediate + inputs
+        2 * self.hidden
+            + (q + 2 * kv)
+            + q
+            + self.heads
+            + 2 * self.intermediate
+            + inputs
+            + self.adapter_floats
     }
 
     /// Floats per token while gradients are computed.
@@ -304,6 +313,7 @@ mod tests {
         stored_bytes: 0,
         gradient_checkpointing: false,
         trains_base: false,
+        adapter_floats: 0,
         first_trained_layer: 0,
         virtual_tokens: 0,
     };

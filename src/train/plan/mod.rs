@@ -218,6 +218,8 @@ fn plan_trained(
         shape.first_trained_layer = 0;
         return Ok(());
     }
+    let kept = targets.iter().map(|&i| adapter.kept_floats(&linear[i]));
+    shape.adapter_floats = (kept.sum::<usize>() / config.num_layers()) as u64;
     let paths: Vec<String> = targets.iter().map(|&i| linear[i].name.clone()).collect();
     let biases = trained_biases(&adapter, config, &paths)?;
     let params = biases
