@@ -20,7 +20,7 @@ struct Mutation {
 }
 
 const LIB: &[&str] = &["--lib"];
-const OPS: &[&str] = &["--test", "backends", "operations"];
+const OPS: &[&str] = &["--test", "backends", "ops::"];
 const FAMILIES: &[&str] = &["--test", "backends", "families"];
 
 macro_rules! mutations {
@@ -92,13 +92,13 @@ const MUTATIONS: &[Mutation] = mutations! {
         "blend * frequency / factor + (1.0 - blend) * frequency", FAMILIES;
     "GPT-NeoX's queries are not reordered as its keys are": "src/model/gpt_neox.rs",
         "[&reordered, &reordered, &plain]" => "[&plain, &reordered, &plain]", FAMILIES;
-    "an adapter on GPT-NeoX's queries, keys and values keeps the file's order": "src/peft/lora.rs",
-        "&meta(B_NAME, layer.width).ordered(order.clone())" => "&meta(B_NAME, layer.width)", FAMILIES;
+    "an adapter on GPT-NeoX's queries, keys and values keeps the file's order": "src/peft/lora/mod.rs",
+        "let meta = meta(name, layer.width).ordered(order.clone());" => "let meta = meta(name, layer.width);", FAMILIES;
     "OPT's positions begin in row 0": "src/model/table.rs",
         "(p + self.offset) as i32" => "p as i32", FAMILIES;
     "a chunk of a prompt sees its first token alone": "src/ops/attend.rs",
         "self.mask.seen(position, len)" => "self.mask.seen(held, len)", FAMILIES;
-    "rsLoRA divides by the rank": "src/peft/lora.rs",
+    "rsLoRA divides by the rank": "src/peft/lora/config.rs",
         "if self.use_rslora { rank.sqrt() }" => "if self.use_rslora { rank }", LIB;
     "a pattern of ranks matches inside a name": "src/peft/patterns.rs",
         "^(?:.*\\.)?(?:{pattern})$" => "^.*(?:{pattern})$", LIB;
@@ -125,18 +125,20 @@ const MUTATIONS: &[Mutation] = mutations! {
     "the sum of an 8-bit group is not moved back": "src/ops/reduced/int8.rs",
         "shifts[group][vector][lane] = -128 * sum;" => "shifts[group][vector][lane] = -127 * sum;", LIB;
     "a reduced head's targets come from the wrong column": "src/ops/reduced/mod.rs",
-        "(0..self.inputs).map(|k| self.at(k, column))" => "(0..self.inputs).map(|k| self.at(k, column.max(1) - 1))", LIB;
+        "Panels::Int8(panels) => numbers.for_each(|(k, x)| *x = panels.at(k, column)),
+                Panels::Blocks" => "Panels::Int8(panels) => numbers.for_each(|(k, x)| *x = panels.at(k, column.max(1) - 1)),
+                Panels::Blocks", LIB;
     "a KL in the loss has no weight": "src/train/rollout/micro_batch.rs",
         "loss = loss + kl * coef;" => "loss = loss + kl;", &["--test", "backends", "ppo"];
     "LayerNorm's gradient keeps the mean": "src/ops/kernels/layer_norm.rs",
-        "dx[i] - mean - normed[i] * along" => "dx[i] - normed[i] * along", &["--test", "backends", "operations"];
+        "dx[i] - mean - normed[i] * along" => "dx[i] - normed[i] * along", &["--test", "backends", "ops::"];
     "GELU's slope leaves out the density": "src/ops/kernels/gelu.rs",
-        "*dx = g * (phi + x * density);" => "*dx = g * phi;", &["--test", "backends", "operations"];
+        "*dx = g * (phi + x * density);" => "*dx = g * phi;", &["--test", "backends", "ops::"];
     "recomputed layers leave out the first": "src/model/recompute.rs",
         "for index in (kept.lowest..last).rev()" => "for index in (kept.lowest + 1..last).rev()", FAMILIES;
     "a layer computed again drops nothing": "src/model/recompute.rs",
-        "Pass::new(decoder, &kept.batch, None, None, kept.dropout)" =>
-        "Pass::new(decoder, &kept.batch, None, None, None)", FAMILIES;
+        "Pass::new(model.decoder(), &kept.batch, None, None, kept.dropout)" =>
+        "Pass::new(model.decoder(), &kept.batch, None, None, None)", FAMILIES;
     "a completion's first token is not trained on": "src/train/forward.rs",
         "positions.push(range.start + i - 1);" => "positions.push(range.start + i);", &["--test", "backends", "trajectories"];
     "Flex's blocks of keys lose the sum of those before": "src/ops/cpu/attention/forward.rs",
