@@ -1,9 +1,9 @@
 //! Writes `docs/parity.md` from what the tests noted: what was compared with which reference, and the largest difference
 //! seen on each backend.
 //!
-//!     cargo test --release                                            # notes go to target/tmp/parity
-//!     cargo test --release --features vulkan --test gpu              # adds the column of a GPU, or of software Vulkan
-//!     cargo run --release --example parity_page                       # reads them, writes docs/parity.md
+//!     cargo test                                        # notes go to target/tmp/parity
+//!     cargo test --features vulkan --test gpu           # adds the column of a GPU, or of software Vulkan
+//!     cargo run --release --example parity_page         # reads them, writes docs/parity.md
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

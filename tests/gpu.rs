@@ -1,5 +1,5 @@
 //! The checks of `tests/backends.rs` on a GPU: with `--features vulkan` on the first wgpu adapter, which may be Mesa's software Vulkan
-//! (Debian's `mesa-vulkan-drivers`), with `--features cuda` on the first NVIDIA GPU. `cargo test --release --features vulkan --test gpu`.
+//! (Debian's `mesa-vulkan-drivers`), with `--features cuda` on the first NVIDIA GPU. `cargo test --features vulkan --test gpu`.
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 mod support;
