@@ -31,9 +31,9 @@ const TOLERANCE: f64 = 1e-5;
 /// Largest difference that merging may make.
 const MERGED: f64 = 1e-5;
 /// Largest difference of a gradient, as a share of the largest of its tensor.
-const GRADIENTS: f64 = 1e-4;
+const GRADIENTS: f64 = 5e-5;
 /// Largest difference of a trained tensor, likewise.
-const TRAINED: f64 = 1e-3;
+const TRAINED: f64 = 5e-5;
 /// Largest difference of a combined adapter's change of a weight.
 const COMBINED: f64 = 1e-5;
 
