@@ -30,6 +30,7 @@ on_backends!(
     families: forward, gradients, mixed, recomputed, frozen, scores, generation, cached, lora;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     peft: adapters, classifiers, written, misfits, spellings, other_files, trained, combined;
+    bottlenecks: forward, gradients, fresh;
     prompts: forward, classifiers, files, gradients, shared, misfits;
     shared_prefix: states, gradients, scores, responses;
     together: models_in_one_pass;

@@ -40,6 +40,7 @@ macro_rules! on {
                 mixed: mixed_products, mixed_logprobs;
                 trajectories: sft, reward, dpo;
                 peft: adapters, classifiers, written, misfits, trained, combined;
+                bottlenecks: forward, gradients, fresh;
                 prompts: forward, classifiers, files, gradients, shared, misfits;
                 pipeline: every_stage;
                 optimisers: twenty_steps;

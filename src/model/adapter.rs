@@ -5,18 +5,18 @@ use std::path::Path;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
+use super::adapter_weights;
 use super::biases::{bias_tensors, trained_biases};
 use super::config::{ModelConfig, TensorSpec};
 use super::host_tensors;
 use super::prompt::{self, StoredPrompt};
 use super::sidecar::{note_in_sidecar, read_sidecar};
 use super::stored_adapter::StoredAdapter;
-use super::weights::{self, write_safetensors};
+use super::weights::write_safetensors;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::ops::{ModelBackend, Precision};
 use crate::params::{HostTensor, ParamKind, Parameters};
-use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
 use crate::peft::only::TensorName;
 use crate::peft::{
     Adaptable, Adapter, AdapterConfig, AdapterSpec, Encode, Peft, TaskType, no_text,
@@ -50,7 +50,7 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     device: &B::Device,
 ) -> Result<LoadedAdapter> {
     let (mut adapter, mut warnings) = AdapterConfig::load(folder)?;
-    let source = weights::open(weights_file(folder)?)?;
+    let source = adapter_weights::open(folder, config)?;
     if !adapter.spec.on_layers() {
         return prompt::load(model, config, adapter, warnings, source.as_ref(), device);
     }
@@ -99,7 +99,7 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
 /// As [`load_adapter`].
 pub(super) fn check_adapter(config: &ModelConfig, folder: &Path) -> Result<()> {
     let (adapter, _) = AdapterConfig::load(folder)?;
-    let source = weights::open(weights_file(folder)?)?;
+    let source = adapter_weights::open(folder, config)?;
     match adapter.spec.on_layers() {
         true => StoredAdapter::check(&adapter, source.as_ref(), config).map(drop),
         false => StoredPrompt::check(&adapter, source.as_ref(), config).map(drop),
@@ -306,13 +306,16 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     let mut adapter = AdapterConfig::new(task, spec.stored(), paths);
     adapter.base_model_name_or_path = Some(base.to_owned());
     adapter.fan_in_fan_out = config.family() == "gpt2";
-    adapter.shape = (!spec.on_layers()).then(|| config.decoder_shape());
+    adapter.shape = Some(config.decoder_shape());
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     adapter.save(folder)?;
     if let Some(start) = spec.start() {
         note_in_sidecar(folder, START, start.into())?;
     }
-    write_safetensors(folder.join(ADAPTER_WEIGHTS), &tensors)
+    for (name, ..) in &mut tensors {
+        *name = spec.file_key(name);
+    }
+    write_safetensors(folder.join(adapter_weights::file_name(spec)), &tensors)
 }
 
 /// How the weights are kept that a model's adapters sit on.

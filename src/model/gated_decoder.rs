@@ -14,7 +14,7 @@ use super::parts::{Part, Parts};
 use super::pass::{Layers, Pass};
 use super::rotary::Rotary;
 use crate::error::Result;
-use crate::ops::{self, Attend, Gate, Head, HeadLayout, Mask, ModelBackend};
+use crate::ops::{Attend, Gate, Head, HeadLayout, Mask, ModelBackend};
 use crate::peft::Projection;
 
 /// The embedding's tensor.
@@ -235,9 +235,11 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
             ..Attend::causal(layout, &pass.segments)
         };
         let attended = pass.attend(index, qkv, &attend);
-        let x = ops::residual(pass.keep(index, x), layer.o_proj.forward(attended, dropout));
+        let attended = layer.o_proj.forward(attended, dropout);
+        let x = layer.o_proj.add_to(pass.keep(index, x), attended);
         let norm = &layer.post_attention_layernorm;
-        ops::residual(x.clone(), layer.mlp.forward(x, norm, dropout))
+        let mlp = layer.mlp.forward(x.clone(), norm, dropout);
+        layer.mlp.down.add_to(x, mlp)
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -19,7 +19,7 @@ use super::pass::{Layers, Pass};
 use super::rotary::Rotary;
 use super::{Architecture, Table};
 use crate::error::Result;
-use crate::ops::{self, Attend, Gate, Head, HeadLayout, Mask, ModelBackend};
+use crate::ops::{Attend, Gate, Head, HeadLayout, Mask, ModelBackend};
 use crate::peft::Projection;
 
 pub(super) const FAMILY: Family = Family {
@@ -240,10 +240,11 @@ impl<B: ModelBackend> Layers<B> for Gemma2<B> {
         let attended = pass.attend(index, qkv, &attend);
         let attended = layer.o_proj.forward(attended, dropout);
         let attended = layer.post_attention_layernorm.forward(attended);
-        let x = ops::residual(pass.keep(index, x), attended);
+        let x = layer.o_proj.add_to(pass.keep(index, x), attended);
         let norm = &layer.pre_feedforward_layernorm;
         let mlp = layer.mlp.forward(x.clone(), norm, dropout);
-        ops::residual(x, layer.post_feedforward_layernorm.forward(mlp))
+        let mlp = layer.post_feedforward_layernorm.forward(mlp);
+        layer.mlp.down.add_to(x, mlp)
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -15,7 +15,7 @@ use super::pass::{Layers, Pass};
 use super::table::PositionTable;
 use super::{Architecture, Table};
 use crate::error::Result;
-use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
+use crate::ops::{Attend, Head, HeadLayout, ModelBackend};
 use crate::peft::Projection;
 
 pub(super) const FAMILY: Family = Family {
@@ -187,8 +187,10 @@ impl<B: ModelBackend> Layers<B> for Gpt2<B> {
         let qkv = layer.c_attn.forward(layer.ln_1.forward(x.clone()), dropout);
         let attend = Attend::causal(self.config.layout(), &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
-        let x = ops::residual(pass.keep(index, x), layer.c_proj.forward(attended, dropout));
-        ops::residual(x.clone(), layer.mlp.forward(layer.ln_2.forward(x), dropout))
+        let attended = layer.c_proj.forward(attended, dropout);
+        let x = layer.c_proj.add_to(pass.keep(index, x), attended);
+        let mlp = layer.mlp.forward(layer.ln_2.forward(x.clone()), dropout);
+        layer.mlp.down.add_to(x, mlp)
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -18,7 +18,7 @@ use super::pass::{Layers, Pass};
 use super::rotary::Rotary;
 use super::{Architecture, Table};
 use crate::error::Result;
-use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
+use crate::ops::{Attend, Head, HeadLayout, ModelBackend};
 use crate::peft::Projection;
 
 pub(super) const FAMILY: Family = Family {
@@ -254,7 +254,8 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
         let attend = Attend::causal(layout, &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let x = pass.keep(index, x);
-        let after = ops::residual(x.clone(), layer.dense.forward(attended, dropout));
+        let attended = layer.dense.forward(attended, dropout);
+        let after = layer.dense.add_to(x.clone(), attended);
         // In parallel form the MLP reads the input of attention.
         let read = if self.config.use_parallel_residual {
             x
@@ -262,7 +263,8 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
             after.clone()
         };
         let read = layer.post_attention_layernorm.forward(read);
-        ops::residual(after, layer.mlp.forward(read, dropout))
+        let mlp = layer.mlp.forward(read, dropout);
+        layer.mlp.down.add_to(after, mlp)
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -5,6 +5,7 @@
 
 mod activation;
 mod adapter;
+mod adapter_weights;
 mod biases;
 mod cache;
 mod causal_lm;

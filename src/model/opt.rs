@@ -15,7 +15,7 @@ use super::pass::{Layers, Pass};
 use super::table::PositionTable;
 use super::{Architecture, Table};
 use crate::error::Result;
-use crate::ops::{self, Attend, Head, HeadLayout, ModelBackend};
+use crate::ops::{Attend, Head, HeadLayout, ModelBackend};
 use crate::peft::Projection;
 
 pub(super) const FAMILY: Family = Family {
@@ -232,16 +232,13 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
             .forward(norm_if(before, norm, x.clone()), dropout);
         let attend = Attend::causal(self.config.layout(), &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
-        let x = ops::residual(
-            pass.keep(index, x),
-            layer.out_proj.forward(attended, dropout),
-        );
+        let attended = layer.out_proj.forward(attended, dropout);
+        let x = layer.out_proj.add_to(pass.keep(index, x), attended);
         let x = norm_if(!before, norm, x);
         let norm = &layer.final_layer_norm;
-        let x = ops::residual(
-            x.clone(),
-            layer.mlp.forward(norm_if(before, norm, x), dropout),
-        );
+        let read = norm_if(before, norm, x.clone());
+        let mlp = layer.mlp.forward(read, dropout);
+        let x = layer.mlp.down.add_to(x, mlp);
         norm_if(!before, norm, x)
     }
 

@@ -154,7 +154,8 @@ mod tests {
         };
         assert_eq!(of(&x), [3.0, 4.0, 5.0, 8.0]);
         assert_eq!(of(&rows), [7.0, 9.0]);
-        // Through the removal only the old rows get anything.
+        // Through the removal only the old rows get anything. A backward pass takes its graph with it.
+        let y = insert_rows(x.clone(), rows.clone(), &insertion);
         let grads = remove_rows(y, &insertion).sum().backward();
         let of = |t: &Tensor<B, 2>| {
             t.grad(&grads)

@@ -3,8 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::virtual_tokens::not_mergeable;
-use super::{AdapterSpec, Projection, Shared, VirtualTokens};
+use super::{AdapterSpec, Projection, Shared, VirtualTokens, virtual_tokens};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
@@ -70,7 +69,7 @@ pub trait Adaptable<B: Backend> {
         B: ModelBackend,
     {
         if let Some(tokens) = self.virtual_tokens() {
-            return Err(not_mergeable(tokens.count()));
+            return Err(virtual_tokens::not_mergeable(tokens.count()));
         }
         let mut refused = None;
         self.for_each_projection(&mut |projection| {
@@ -78,11 +77,13 @@ pub trait Adaptable<B: Backend> {
                 refused = Some(projection.layers()[0].path.clone());
             }
         });
-        refused.map_or(Ok(()), |path| {
-            Err(Error::Usage(format!(
-                "{path}: its adapter computes what no weight can, so it cannot be merged into the model; \
-                 use the model with the adapter beside it"
-            )))
-        })
+        refused.map_or(Ok(()), |path| Err(not_mergeable(&path)))
     }
+}
+
+/// Why the adapter of `what` stays beside its model.
+pub(super) fn not_mergeable(what: &str) -> Error {
+    Error::Usage(format!(
+        "{what}: its adapter computes what no weight can, so it cannot be merged into the model; use the model with the adapter beside it"
+    ))
 }

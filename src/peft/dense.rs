@@ -23,6 +23,14 @@ impl<B: Backend> Dense<B> {
         Self::uniform(size, 1.0 / (size[0] as f64).sqrt(), seed, device)
     }
 
+    /// As [`Dense::fresh`] with a zero bias.
+    pub(super) fn with_zero_bias(size: [usize; 2], seed: Seed, device: &B::Device) -> Self {
+        Self {
+            bias: Self::zeros(size, device).bias,
+            ..Self::fresh(size, seed, device)
+        }
+    }
+
     /// Weight and bias uniform in `+-bound`.
     pub(super) fn uniform(
         [inputs, outputs]: [usize; 2],

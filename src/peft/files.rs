@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::targets::{LinearSpec, Selection, TargetModules, Targets};
-use super::{AdapterSpec, DecoderShape};
+use super::{AdapterSpec, DecoderShape, bottleneck_files};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 
@@ -95,6 +95,7 @@ impl AdapterConfig {
     fn from_value(value: &Value) -> Result<(Self, Vec<String>), String> {
         let keys = Keys(value.as_object().ok_or("expected a JSON object")?);
         let peft_type = match keys.get("peft_type") {
+            None if bottleneck_files::is_library_file(keys.0) => bottleneck_files::KIND,
             Some(Value::String(peft_type)) => peft_type.as_str(),
             other => {
                 let found = other.unwrap_or(&Value::Null);
@@ -128,6 +129,8 @@ impl AdapterConfig {
             })?,
             layers_pattern: keys.read("layers_pattern", Vec::new(), one_or_more)?,
         };
+        let named = target_modules.is_some() || peft_type == bottleneck_files::KIND;
+        let spec = AdapterSpec::read(peft_type, &keys, named.then_some(&targets))?;
         let config = Self {
             task_type,
             base_model_name_or_path: (keys.get("base_model_name_or_path"))
@@ -135,9 +138,9 @@ impl AdapterConfig {
                 .map(str::to_owned),
             modules_to_save: keys.read("modules_to_save", Vec::new(), one_or_more)?,
             fan_in_fan_out: keys.read("fan_in_fan_out", false, Value::as_bool)?,
-            spec: AdapterSpec::read(peft_type, &keys, target_modules.map(|_| &targets))?,
+            targets: spec.own_targets().unwrap_or(targets),
+            spec,
             shape: None,
-            targets,
         };
         config.check()?;
         Ok((config, warnings))
@@ -190,6 +193,9 @@ impl AdapterConfig {
 
     /// The file's content with every field of PEFT's configuration of the method, by name.
     pub fn to_json(&self) -> Value {
+        if self.spec.has_own_files() {
+            return self.spec.write(self);
+        }
         let common = json!({
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
@@ -243,9 +249,11 @@ impl AdapterConfig {
 pub fn weights_file(folder: impl AsRef<Path>) -> Result<PathBuf> {
     let folder = folder.as_ref();
     let file = folder.join(ADAPTER_WEIGHTS);
+    let own = folder.join(bottleneck_files::WEIGHTS);
     let pickled = folder.join(PICKLED_WEIGHTS);
     match () {
         () if file.is_file() => Ok(file),
+        () if own.is_file() => Ok(own),
         () if pickled.is_file() => Err(Error::format(
             pickled,
             format!(
@@ -322,6 +330,16 @@ fn judge_keys(peft_type: &str, keys: Keys<'_>) -> Result<Vec<String>, String> {
 pub struct Keys<'a>(&'a Map<String, Value>);
 
 impl<'a> Keys<'a> {
+    /// Those of an object inside.
+    pub(super) fn of(object: &'a Map<String, Value>) -> Self {
+        Self(object)
+    }
+
+    /// All of them.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+        self.0.iter()
+    }
+
     /// A value that is not null.
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|v| !v.is_null())

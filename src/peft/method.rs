@@ -12,7 +12,7 @@ use super::files::{AdapterConfig, Keys};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, Targets};
 use crate::error::{Problem, Result};
-use crate::ops::ModelBackend;
+use crate::ops::{self, ModelBackend};
 use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
 
@@ -29,6 +29,12 @@ pub trait AdapterMethod: Clone + PartialEq {
 
     /// Whether PEFT's configuration has `exclude_modules`.
     const HAS_EXCLUDE_MODULES: bool = true;
+
+    /// Whether a weight of the layer can stand for the adapter.
+    const MERGES: bool = true;
+
+    /// Whether its files have a layout of their own: [`AdapterMethod::write`] gives a whole `adapter_config.json`.
+    const OWN_FILES: bool = false;
 
     /// Notes settings that cannot be, as far as they show without a model.
     fn problems(&self, settings: &mut Settings);
@@ -107,6 +113,16 @@ pub trait AdapterMethod: Clone + PartialEq {
         Vec::new()
     }
 
+    /// Its layers, for a method whose files do not name them.
+    fn own_targets(&self) -> Option<Targets> {
+        None
+    }
+
+    /// The name in files of the tensor with a key of [`tensor_key`](super::tensor_key).
+    fn file_key(key: &str) -> String {
+        key.to_owned()
+    }
+
     /// The object with the keys of `adapter_config.json` that are this method's own.
     fn write(&self, config: &AdapterConfig) -> Value;
 }
@@ -173,6 +189,14 @@ pub trait LayerAdapter<B: Backend> {
     fn output(&self, x: &Tensor<B, 2>, y: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2>
     where
         B: ModelBackend;
+
+    /// What becomes of the residual stream `stream` when `y`, the output of the last layer of a sub-layer, is added to it.
+    fn add(&self, stream: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 2>
+    where
+        B: ModelBackend,
+    {
+        ops::residual(stream, y)
+    }
 
     /// The layer without the adapter that computes the same. `weight`: `[in, out]`, `bias`: `[out]`. `None` where no weight
     /// does: such an adapter cannot be merged.

@@ -6,6 +6,8 @@
 
 mod adaptable;
 mod bias;
+mod bottleneck;
+pub(crate) mod bottleneck_files;
 mod dense;
 pub mod files;
 mod ia3;
@@ -34,6 +36,7 @@ use serde_json::Value;
 
 pub use adaptable::Adaptable;
 pub use bias::{Bias, bias_key};
+pub use bottleneck::{Bottleneck, BottleneckConfig, NonLinearity, Placement};
 pub use files::{AdapterConfig, TaskType};
 pub use ia3::{Ia3, Ia3Config};
 pub use keys::{prompt_saved_key, saved_key, tensor_key};
@@ -336,6 +339,8 @@ adapter_methods! {
         Ia3(Ia3Config, Ia3);
         /// Vectors on random matrices that all layers share, on a frozen base.
         Vera(VeraConfig, Vera);
+        /// Narrow MLPs beside the sub-layers of a frozen base.
+        Bottleneck(BottleneckConfig, Bottleneck);
     }
     rows {
         /// Trained embeddings before every row.
@@ -348,6 +353,7 @@ adapter_methods! {
 }
 
 // After the list, whose macros it uses.
+mod layout;
 mod tokens;
 
 fn unknown_method(peft_type: &str) -> String {
@@ -395,17 +401,6 @@ impl AdapterSpec {
         let mut settings = Settings::default();
         by_settings!(self, layer config => config.problems(&mut settings), rows config => config.problems(&mut settings));
         settings.into_problems()
-    }
-
-    /// Refuses a method that no weight can stand for.
-    ///
-    /// # Errors
-    /// `Error::Usage`.
-    pub fn check_mergeable(&self) -> Result<()> {
-        match self.num_virtual_tokens() {
-            0 => Ok(()),
-            count => Err(virtual_tokens::not_mergeable(count)),
-        }
     }
 
     /// Whether it sits on linear layers, and not before rows.
@@ -473,6 +468,13 @@ impl<B: Backend> Adapter<B> {
         B: ModelBackend,
     {
         by_method!(self, layer => layer.output(x, y, dropout))
+    }
+
+    fn add(&self, stream: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 2>
+    where
+        B: ModelBackend,
+    {
+        by_method!(self, layer => layer.add(stream, y))
     }
 
     fn merge(&self, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Option<Merged<B>>

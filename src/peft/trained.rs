@@ -20,7 +20,11 @@ impl Peft {
     /// # Errors
     /// `Error::Usage`.
     pub fn check_start(&self, present: &AdapterSpec) -> Result<()> {
-        let continued = (self.adapter()).is_some_and(|wanted| wanted.continues_tokens(present));
+        let continued = (self.adapter()).is_some_and(|wanted| {
+            // Whether adapters on layers are of the same shape is seen with the weights.
+            let same_method = wanted.on_layers() && wanted.peft_type() == present.peft_type();
+            same_method || wanted.continues_tokens(present)
+        });
         match continued {
             true => Ok(()),
             false => present.check_mergeable(),

@@ -64,6 +64,12 @@ def make(root, name, seed):
     reference = {"base": base, "rows": ROWS, "gradients": {key: numbers(p.grad) for key, p in trained.items()}}
     os.makedirs(out, exist_ok=True)
     model.save_adapter(out, "task", use_safetensors=True)
+    with open(f"{out}/adapter_config.json") as file:
+        saved = json.load(file)
+    saved["model_name"] = f"random-{base}"
+    with open(f"{out}/adapter_config.json", "w") as file:
+        json.dump(saved, file, indent=2, sort_keys=True)
+        file.write("\n")
     for extra in ["head_config.json", "model_head.safetensors", "pytorch_model_head.bin"]:
         if os.path.exists(f"{out}/{extra}"):
             os.remove(f"{out}/{extra}")

@@ -1,10 +1,10 @@
-//! Every method with virtual tokens through every stage: trained, sampled from, scored with, resumed to the bit.
+//! Methods with virtual tokens and bottlenecks through every stage: trained, sampled from, scored with, resumed to the bit.
 
 use std::fs;
 use std::path::Path;
 
 use burn::backend::Flex;
-use tempering::peft::{AdapterConfig, PROMPT_EMBEDDINGS};
+use tempering::peft::AdapterConfig;
 use tempering::recipe::RunOptions;
 use tempering::report::{Interrupt, SilentReporter};
 
@@ -33,7 +33,9 @@ const RECIPE: &str = r#"(
 const DPO: &str = r#"Dpo(name: "dpo", init: Stage("sft"), data: (source: Ranked(stage: "rank")), peft: METHOD, optim: (lr: 1e-2),
             batch_size: 4, max_length: 128, beta: 0.2, cadence: (save_steps: 1)),"#;
 
-const METHODS: [&str; 5] = [
+const METHODS: [&str; 7] = [
+    "Bottleneck(size: 4, non_linearity: SwiGlu)",
+    "Bottleneck(placement: Parallel, reduction_factor: 8.0, leave_out: [0])",
     "PromptTuning(num_virtual_tokens: 4, prompt_tuning_init: Text(\"Summarise this post:\"))",
     "PrefixTuning(num_virtual_tokens: 3)",
     "PrefixTuning(num_virtual_tokens: 2, prefix_projection: true, encoder_hidden_size: 8)",
@@ -73,9 +75,13 @@ fn every_stage_trains_virtual_tokens_and_resumes() {
             assert!((losses[0] - 2f64.ln()).abs() < 1e-4, "{method}: {losses:?}");
         }
         let (adapter, warnings) = AdapterConfig::load(whole.join("ppo/adapter")).unwrap();
-        assert!(warnings.is_empty() && !adapter.spec.on_layers(), "{method}");
-        let file = fs::read(whole.join("ppo/adapter/adapter_model.safetensors")).unwrap();
-        assert!(String::from_utf8_lossy(&file).contains(PROMPT_EMBEDDINGS));
+        assert!(warnings.is_empty(), "{method}: {warnings:?}");
+        let on_layers = method.starts_with("Bottleneck");
+        assert_eq!(adapter.spec.on_layers(), on_layers, "{method}");
+        let weights = match on_layers {
+            true => "adapter.safetensors",
+            false => "adapter_model.safetensors",
+        };
 
         let parts = folder.path().join("parts");
         let mut options = options(&parts);
@@ -92,12 +98,128 @@ fn every_stage_trains_virtual_tokens_and_resumes() {
             .into_iter()
             .filter(|stage| !drops || *stage != "dpo")
         {
-            for file in ["metrics.jsonl", "adapter/adapter_model.safetensors"] {
+            for file in ["metrics.jsonl".to_owned(), format!("adapter/{weights}")] {
                 let file = format!("{stage}/{file}");
                 let same =
                     fs::read(whole.join(&file)).unwrap() == fs::read(parts.join(&file)).unwrap();
                 assert!(same, "{method}: {file}");
             }
         }
+    }
+}
+
+/// Policy, reward model and value network with a method each, over one frozen base.
+#[test]
+fn policy_reward_and_value_have_methods_of_their_own() {
+    let text = RECIPE.replace("DPO", "").replace(
+        r#"RewardModel(name: "rm", init: Stage("sft"), data: (source: Ranked(stage: "rank")), peft: METHOD"#,
+        r#"RewardModel(name: "rm", init: Base, data: (source: Ranked(stage: "rank")), peft: REWARD"#,
+    );
+    for (policy, reward, value) in [
+        (
+            "PromptTuning(num_virtual_tokens: 4)",
+            "PrefixTuning(num_virtual_tokens: 3)",
+            "PrefixTuning(num_virtual_tokens: 3)",
+        ),
+        (
+            "PrefixTuning(num_virtual_tokens: 3)",
+            "Bottleneck(size: 4)",
+            "Bottleneck(size: 4)",
+        ),
+        (
+            "Lora(rank: 2)",
+            "PTuning(num_virtual_tokens: 2)",
+            "PTuning(num_virtual_tokens: 2)",
+        ),
+    ] {
+        let with_value = format!("peft: {policy}, value_peft: {value}, optim: (lr: 1e-2, eps");
+        let text = (text.replace("peft: METHOD, optim: (lr: 1e-2, eps", &with_value))
+            .replace("METHOD", policy)
+            .replace("REWARD", reward);
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("run");
+        let device = Default::default();
+        run_recipe::<Flex>(
+            &text,
+            folder.path(),
+            device,
+            &options(&out),
+            &mut SilentReporter,
+        )
+        .unwrap_or_else(|e| panic!("{policy}, {reward}: {e}"));
+        let kl = values(&out, "ppo", "objective/kl");
+        assert!(kl[0].abs() < 1e-3, "{policy}: {kl:?}");
+        let norms = values(&out, "ppo", "value/grad_norm");
+        assert!(
+            norms.len() == 2 && norms.iter().all(|x| *x > 0.0),
+            "{value}: {norms:?}"
+        );
+    }
+}
+
+/// Settings that cannot be are named before a weight is loaded.
+#[test]
+fn what_cannot_be_trained_is_refused() {
+    for (from, to, expected) in [
+        (
+            "METHOD",
+            "PromptTuning(num_virtual_tokens: 0)",
+            "must be at least 1, found 0",
+        ),
+        (
+            "METHOD",
+            "PromptTuning(num_virtual_tokens: 9000)",
+            "leave no room for a row",
+        ),
+        (
+            "METHOD",
+            "PromptTuning(prompt_tuning_init: Text(\"\"))",
+            "the text is empty",
+        ),
+        (
+            "METHOD",
+            "PrefixTuning(encoder_hidden_size: 8)",
+            "without `prefix_projection: true` there is none",
+        ),
+        (
+            "METHOD",
+            "PTuning(encoder_num_layers: 3)",
+            "is of the LSTM, and the encoder is an MLP",
+        ),
+        (
+            "METHOD",
+            "Bottleneck(size: 4000)",
+            "a bottleneck of 4000 is wider than the model",
+        ),
+        (
+            "METHOD",
+            "Bottleneck(leave_out: [99])",
+            "there is no block 99",
+        ),
+        (
+            "peft: METHOD, optim: (lr: 1e-2, eps",
+            "peft: Lora(rank: 2), optim: (lr: 1e-2, eps",
+            "they cannot be merged into the model",
+        ),
+        (
+            "peft: METHOD, optim: (lr: 1e-2, eps",
+            "peft: METHOD, value_peft: Full, optim: (lr: 1e-2, eps",
+            "must leave the model's weights as they are",
+        ),
+    ] {
+        let text = RECIPE.replace("DPO", "").replace(from, to);
+        let text = text.replace("METHOD", "PrefixTuning(num_virtual_tokens: 3)");
+        let folder = tempfile::tempdir().unwrap();
+        let (out, device) = (folder.path().join("run"), Default::default());
+        let error = run_recipe::<Flex>(
+            &text,
+            folder.path(),
+            device,
+            &options(&out),
+            &mut SilentReporter,
+        )
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains(expected), "{to}: {error}");
     }
 }

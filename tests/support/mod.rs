@@ -1,6 +1,7 @@
 //! Checks that are generic over the backend, and what the test programs share. Each program uses a part.
 #![allow(dead_code)]
 
+pub(crate) mod bottlenecks;
 pub(crate) mod families;
 pub(crate) mod gguf;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]

@@ -56,6 +56,14 @@ impl<B: ModelBackend> Projection<B> {
         self.biased(y)
     }
 
+    /// The residual stream `stream` with `y`, what this layer, the last of a sub-layer, adds to it.
+    pub fn add_to(&self, stream: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.adapters.first() {
+            Some(Some(adapter)) => adapter.add(stream, y),
+            _ => ops::residual(stream, y),
+        }
+    }
+
     /// The layers that read the same are one product; each adapter makes of its layer's columns what it makes of them.
     fn forward_adapted(&self, x: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2> {
         let of_adapter = |adapter: &Option<Adapter<B>>| adapter.as_ref()?.input(&x);
