@@ -501,7 +501,7 @@ fn an_export_is_measured_against_the_model_that_was_trained() {
     assert_ne!(logprobs(""), logprobs("--base-precision f32"));
     let other = format!(
         "(name: \"r\", model: \"tiny\", base_precision: nf4, stages: [\n\
-         Sft(name: \"t\", {DATA}, init: Folder(\"run/s/adapter\"), peft: Lora(rank: 2))])"
+         Sft(name: \"t\", {DATA}, init: Folder(\"run/s/adapter\"), peft: Lora(rank: 2), batch_size: 8, max_length: 64)])"
     );
     fs::write(temp.path().join("other.ron"), other).unwrap();
     let refused = ["trained on a base in int8", "would be in nf4"];

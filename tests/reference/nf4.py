@@ -35,10 +35,19 @@ def drawn(length):
     return (total - np.float32(1.5)) * scale.astype(np.float32)
 
 
+def dequantized(codes, state):
+    """The numbers of a matrix; as one row, because on a CPU bitsandbytes 0.50.2 gives others where rows are shorter than a block."""
+    shape = state.shape
+    state.shape = torch.Size((1, shape.numel()))
+    values = dequantize_4bit(codes, state).reshape(shape)
+    state.shape = shape
+    return values
+
+
 def matrix(rows, columns):
     weight = torch.from_numpy(drawn(rows * columns)).reshape(rows, columns)
     codes, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
-    values = dequantize_4bit(codes, state)
+    values = dequantized(codes, state)
     return {
         "shape": [rows, columns],
         "quantiles": state.code.tolist(),
@@ -67,7 +76,7 @@ def model(root, base, name, double):
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Linear4bit):
             full = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-            full.weight = torch.nn.Parameter(dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+            full.weight = torch.nn.Parameter(dequantized(layer.weight.data, layer.weight.quant_state))
             full.bias = layer.bias
             model.set_submodule(name, full)
     with torch.no_grad():

@@ -77,7 +77,11 @@ pub fn nf4_codes(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
 pub fn nf4_nested(absmax: &[f32]) -> NestedAbsmax {
     // bitsandbytes sums in f32, in an order that goes by the threads of the machine; the last bit of the mean may differ.
     let sum: f64 = absmax.iter().map(|&x| f64::from(x)).sum();
-    let offset = (sum / absmax.len().max(1) as f64) as f32;
+    nested_from(absmax, (sum / absmax.len().max(1) as f64) as f32)
+}
+
+/// [`nf4_nested`] with a mean that is given.
+pub(super) fn nested_from(absmax: &[f32], offset: f32) -> NestedAbsmax {
     let map = &*DYNAMIC;
     let mut codes = Vec::with_capacity(absmax.len());
     let mut groups = Vec::new();
