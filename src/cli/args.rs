@@ -143,8 +143,8 @@ pub struct ModelArgs {
     /// An adapter in the PEFT layout (such as a stage's `adapter/`) to put on the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Keep the base's weights in fewer bits: down to a seventh of the memory, and faster decoding [default: as the
-    /// adapter's base was kept in training, else f32]
+    /// Store the frozen weights in fewer bits: down to a seventh of the memory [default: as the
+    /// adapter's base was stored in training, else f32]
     #[arg(long, value_name = "PRECISION", value_enum)]
     pub base_precision: Option<Precision>,
     /// Round both sides of products with weights

@@ -175,7 +175,7 @@ pub(super) fn lora_linear_backward(
             let xa = &slice(&xa)[place.start..];
             let factor = Factor {
                 left_stride: ranks,
-                left_turned: true,
+                left_transposed: true,
                 right_stride: outputs,
                 ..Factor::of_numbers(g, Right::Plain, [tokens, width])
             };
@@ -195,7 +195,7 @@ pub(super) fn lora_linear_backward(
     let mut da = vec![0f32; ranks * inputs];
     let factor = Factor {
         left_stride: ranks,
-        left_turned: true,
+        left_transposed: true,
         ..Factor::of_numbers(slice(&x), Right::Plain, [tokens, inputs])
     };
     kernels::gemm(&mut da, &dxa, &factor);

@@ -412,7 +412,7 @@ where
     R: CubeRuntime,
     B: ModelBackend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    let turned = |weight| match transposed {
+    let oriented = |weight| match transposed {
         true => B::float_transpose(weight),
         false => weight,
     };
@@ -421,10 +421,10 @@ where
         false => None,
     };
     match words {
-        Some(words) => bf16::native::<R, B>(x, turned(words)),
+        Some(words) => bf16::native::<R, B>(x, oriented(words)),
         None => {
             let weight = unpacked(weight, &x);
-            bf16::matmul::<R, B>(x, turned(weight))
+            bf16::matmul::<R, B>(x, oriented(weight))
         }
     }
 }

@@ -182,7 +182,7 @@ impl Room {
             let left = |values, transposed| Left {
                 values,
                 stride,
-                turned: transposed,
+                transposed,
             };
             let places = part.keys.start * head_dim..part.keys.end * head_dim;
             self.grads.product(

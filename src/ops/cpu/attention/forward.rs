@@ -116,7 +116,7 @@ impl Room {
                 let p = Left {
                     values: scores,
                     stride,
-                    turned: false,
+                    transposed: false,
                 };
                 so_far = Some(match so_far {
                     None => {

@@ -42,7 +42,7 @@ impl<'a> View<'a> {
         Left {
             values: self.values,
             stride: self.width,
-            turned: false,
+            transposed: false,
         }
     }
 

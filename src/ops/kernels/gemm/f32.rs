@@ -69,7 +69,7 @@ fn run<S: Simd, const V: usize, const R: usize>(simd: S, mut tile: Tile<'_>) {
     }
     let words: &[f32] = bytemuck::cast_slice(tile.b.words);
     let together = tile.b.stride == V * S::F32_LANES;
-    let sums = match (tile.turned, together) {
+    let sums = match (tile.transposed, together) {
         (false, true) => add::<S, V, R>(simd, sums, inputs(&tile), words),
         (false, false) => {
             let b = apart::<S, V>(words, tile.b.stride);

@@ -85,7 +85,7 @@ pub(in crate::ops) struct Factor<'a> {
     /// Numbers from row to row of the left side as it lies in memory.
     pub(in crate::ops) left_stride: usize,
     /// Whether the left side lies as `[depth, rows]`: in f32 only.
-    pub(in crate::ops) left_turned: bool,
+    pub(in crate::ops) left_transposed: bool,
     /// Numbers from row to row of the right side as it lies in memory.
     pub(in crate::ops) right_stride: usize,
     pub(in crate::ops) precision: MatmulPrecision,
@@ -107,7 +107,7 @@ impl<'a> Factor<'a> {
             depth,
             columns,
             left_stride: depth,
-            left_turned: false,
+            left_transposed: false,
             right_stride: match right {
                 Right::Plain => columns,
                 Right::Transposed => depth,
@@ -189,7 +189,7 @@ fn gemm_as(
         _ => pack::round_rows(arch, form, x, factor, y.len() / columns, rounded),
     };
     let rows = y.len() / columns;
-    assert!(form == Form::Full || !factor.left_turned);
+    assert!(form == Form::Full || !factor.left_transposed);
     let words = match form {
         Form::Full => factor.left_stride,
         _ => form.words(depth),
@@ -238,7 +238,7 @@ fn gemm_as(
                 .enumerate()
                 .par_bridge()
                 .for_each(|(i, (row, y))| {
-                    let from = match factor.left_turned {
+                    let from = match factor.left_transposed {
                         true => row,
                         false => row * words,
                     };
@@ -252,7 +252,7 @@ fn gemm_as(
                                 columns,
                                 x: &x[from..],
                                 row_words: words,
-                                turned: factor.left_turned,
+                                transposed: factor.left_transposed,
                                 row,
                                 b,
                                 sums: Sums::of(&block),
@@ -307,7 +307,7 @@ fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[
                         columns: width,
                         x,
                         row_words: words,
-                        turned: factor.left_turned,
+                        transposed: factor.left_transposed,
                         row: 0,
                         b,
                         sums,
@@ -390,7 +390,7 @@ struct Rows<'a> {
     /// From row to row, or from input to input if `x` is transposed.
     row_words: usize,
     /// Whether `x` is `[depth, rows]` in memory: in words of one input only.
-    turned: bool,
+    transposed: bool,
     /// That row.
     row: usize,
     b: Panel<'a>,
@@ -416,7 +416,7 @@ impl Rows<'_> {
         let start = (self.panel - self.y_panel) * width;
         let y = self.y.chunks_mut(ROWS * self.columns);
         for (i, y) in y.enumerate() {
-            let from = match self.turned {
+            let from = match self.transposed {
                 true => words.start * self.row_words + i * ROWS,
                 false => i * ROWS * self.row_words + words.start,
             };
@@ -427,7 +427,7 @@ impl Rows<'_> {
                 count: (*width).min(self.columns - start),
                 x: &self.x[from..],
                 row_words: self.row_words,
-                turned: self.turned,
+                transposed: self.transposed,
                 words: words.len(),
                 b: self.b,
                 t: low_rank.map_or(&[], |low| {
@@ -451,7 +451,7 @@ struct Tile<'a> {
     /// From the tile's first row and the block's first word on, `row_words` from row to row, or from word to word if it is transposed.
     x: &'a [u32],
     row_words: usize,
-    turned: bool,
+    transposed: bool,
     words: usize,
     b: Panel<'a>,
     /// Left side of the low-rank product, from the tile's first row and rank on, `row_ranks` from row to row.

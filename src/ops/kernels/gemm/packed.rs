@@ -14,7 +14,7 @@ pub(in crate::ops) struct Left<'a> {
     /// Numbers from row to row as they lie in memory.
     pub(in crate::ops) stride: usize,
     /// Whether it is transposed in memory, `[depth, rows]`.
-    pub(in crate::ops) turned: bool,
+    pub(in crate::ops) transposed: bool,
 }
 
 /// A matrix `[depth, columns]` in panels as wide as a tile. Its memory serves the next one.
@@ -99,7 +99,7 @@ impl PackedRight {
                 columns: columns.len(),
                 x: bytemuck::cast_slice(x.values),
                 row_words: x.stride,
-                turned: x.turned,
+                transposed: x.transposed,
                 row: 0,
                 b: Panel::packed(&block, words),
                 sums: if added { Sums::Added } else { Sums::Written },

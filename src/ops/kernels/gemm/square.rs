@@ -49,13 +49,13 @@ fn by_permutations(simd: pulp::x86::V4, square: Square) -> Square {
     // then each line goes through memory in quarters.
     let mut lines: [__m512i; SIDE] = bytemuck::cast(square);
     for _ in 0..4 {
-        let mut turned = lines;
-        for (i, line) in turned.iter_mut().enumerate() {
+        let mut transposed = lines;
+        for (i, line) in transposed.iter_mut().enumerate() {
             let (a, b) = (lines[i / 2], lines[i / 2 + SIDE / 2]);
             let words = if i % 2 == 0 { lower } else { upper };
             *line = simd.avx512f._mm512_permutex2var_epi32(a, words, b);
         }
-        lines = turned;
+        lines = transposed;
     }
     bytemuck::cast(lines)
 }
@@ -120,9 +120,9 @@ mod tests {
         for [rows, columns] in [[1, 1], [16, 16], [5, 40], [37, 3], [32, 49]] {
             let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
             let entry = |i: usize| x[i % rows * columns + i / rows];
-            let turned: Vec<f32> = (0..x.len()).map(entry).collect();
+            let transposed: Vec<f32> = (0..x.len()).map(entry).collect();
             for arch in super::super::tests::arches() {
-                assert_eq!(transposed_by(arch, &x, columns), turned, "{arch:?}");
+                assert_eq!(transposed_by(arch, &x, columns), transposed, "{arch:?}");
             }
         }
     }
@@ -139,10 +139,10 @@ mod tests {
         }
         let square: Square =
             std::array::from_fn(|i| std::array::from_fn(|j| (SIDE * i + j) as u32));
-        let turned: Square =
+        let transposed: Square =
             std::array::from_fn(|i| std::array::from_fn(|j| (SIDE * j + i) as u32));
         for arch in super::super::tests::arches() {
-            assert_eq!(arch.dispatch(Transposing(square)), turned, "{arch:?}");
+            assert_eq!(arch.dispatch(Transposing(square)), transposed, "{arch:?}");
         }
     }
 }

@@ -141,7 +141,7 @@ fn rows_may_be_apart() {
 }
 
 /// `[columns, rows]` of `[rows, columns]`.
-fn turned(x: &[f32], columns: usize) -> Vec<f32> {
+fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
     let column = |j| x.iter().skip(j).step_by(columns).copied();
     (0..columns).flat_map(column).collect()
 }
@@ -157,13 +157,13 @@ fn a_left_side_may_lie_turned() {
                 let plain = factor(Matrix::Full(&b), right, [depth, columns]);
                 let factor = Factor {
                     left_stride: rows,
-                    left_turned: true,
+                    left_transposed: true,
                     ..plain
                 };
                 let mut y = vec![f32::NAN; rows * columns];
-                let x_turned = turned(&x, depth);
+                let x_transposed = transposed(&x, depth);
                 let mut room = Room::default();
-                gemm_as(Form::Full, arch, &mut room, &mut y, &x_turned, &factor);
+                gemm_as(Form::Full, arch, &mut room, &mut y, &x_transposed, &factor);
                 assert_eq!(y, run(Form::Full, arch, &x, plain), "{rows} {right:?}");
             }
         }
@@ -198,12 +198,14 @@ fn a_packed_matrix_multiplies_parts_of_it() {
                     .copied()
                     .collect();
                 let want = product(&near, at, [rows, inputs.len(), wide.len()]);
-                let x_turned = turned(&near, inputs.len());
-                for (values, stride, turned) in [(&x, stride, false), (&x_turned, rows, true)] {
+                let x_transposed = transposed(&near, inputs.len());
+                for (values, stride, transposed) in
+                    [(&x, stride, false), (&x_transposed, rows, true)]
+                {
                     let left = Left {
                         values,
                         stride,
-                        turned,
+                        transposed,
                     };
                     let mut y = vec![f32::NAN; want.len()];
                     packed.product(&mut y, left, inputs.clone(), wide.clone(), false);
@@ -212,7 +214,10 @@ fn a_packed_matrix_multiplies_parts_of_it() {
                     // which random signs leave about a quarter.
                     for (got, want) in y.iter().zip(&want) {
                         let off = (f64::from(*got) - 2.0 * want).abs();
-                        assert!(off < 4e-5, "{right:?} {inputs:?} {turned}: off by {off}");
+                        assert!(
+                            off < 4e-5,
+                            "{right:?} {inputs:?} {transposed}: off by {off}"
+                        );
                     }
                 }
             }
