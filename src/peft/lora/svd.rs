@@ -105,7 +105,7 @@ pub(super) fn leading<B: ModelBackend>(
 /// (`[rank, columns]`), both row by row. Reads the device.
 ///
 /// # Panics
-/// As [`leading`].
+/// If the matrix has fewer rows or columns than `rank`.
 pub fn largest_singular<B: ModelBackend>(
     matrix: &Tensor<B, 2>,
     rank: usize,
