@@ -48,6 +48,7 @@ pub mod report;
 pub mod reward;
 pub mod rl;
 pub mod rng;
+pub mod settings;
 pub mod snapshot;
 pub mod start;
 mod suggest;

@@ -13,7 +13,7 @@ const LEVELS: &[&[&str]] = &[
     &[
         "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot",
     ],
-    &["ops", "atomic", "guard"],
+    &["ops", "atomic", "guard", "settings"],
     &["params", "rl"],
     &["loss", "data", "peft", "optim", "report"],
     &["model"],

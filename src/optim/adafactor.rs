@@ -7,8 +7,8 @@ use super::pieces::{matrix, mean, parameter, piece, side_by_side};
 use super::rule::arithmetic::scale;
 use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated};
 use super::state::{StateSpec, StateTensor};
-use crate::error::Problem;
 use crate::ops::{ModelBackend, unwrap, wrap};
+use crate::settings::Settings;
 
 /// Adafactor at the schedule's learning rate. Of a matrix it keeps a number for each row and for each column.
 ///
@@ -129,44 +129,17 @@ impl Adafactor {
 }
 
 impl UpdateRule for Adafactor {
-    fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut must = |holds: bool, key: &str, wanted: &str, found: f64| {
-            if !holds {
-                let message = format!("must be {wanted}, found {found:?}");
-                problems.push(Problem::new(key, message));
-            }
-        };
-        let positive = |x: f64| x > 0.0 && x.is_finite();
-        let (clip, rate) = (self.clip_threshold, self.decay_rate);
-        must(positive(clip), "clip_threshold", "above 0 and finite", clip);
-        must(
-            (-1.0..0.0).contains(&rate),
-            "decay_rate",
-            "at least -1 and below 0",
-            rate,
-        );
+    fn problems(&self, settings: &mut Settings) {
+        settings.above_zero("clip_threshold", self.clip_threshold);
+        let rate = self.decay_rate;
+        let falls = (-1.0..0.0).contains(&rate);
+        settings.must("decay_rate", falls, "at least -1 and below 0", rate);
         if let Some(beta1) = self.beta1 {
-            must(
-                (0.0..1.0).contains(&beta1),
-                "beta1",
-                "at least 0 and below 1, or `None`",
-                beta1,
-            );
+            let holds = (0.0..1.0).contains(&beta1);
+            settings.must("beta1", holds, "at least 0 and below 1, or `None`", beta1);
         }
-        must(
-            positive(self.eps.0),
-            "eps.0",
-            "above 0 and finite",
-            self.eps.0,
-        );
-        must(
-            positive(self.eps.1),
-            "eps.1",
-            "above 0 and finite",
-            self.eps.1,
-        );
-        problems
+        settings.above_zero("eps.0", self.eps.0);
+        settings.above_zero("eps.1", self.eps.1);
     }
 
     fn state(&self, form: &ParamForm) -> Vec<StateSpec> {

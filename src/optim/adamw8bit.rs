@@ -1,7 +1,7 @@
 //! AdamW with moments in 8 bits.
 
 use super::adamw::{AdamW, adamw_step, by_rates};
-use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated};
+use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated, update_apart};
 use super::state::{StateSpec, StateTensor};
 use crate::ops::{AdamW8bitParam, BLOCK, ByteMoment, ModelBackend};
 
@@ -51,40 +51,31 @@ impl UpdateRule for AdamW8bit {
         params: Vec<ParamUpdate<B>>,
         step: &UpdateStep<'_>,
     ) -> Vec<Updated<B>> {
-        let small: Vec<bool> = (params.iter())
-            .map(|param| Self::is_small(&param.form))
-            .collect();
-        let (mut few, mut many) = (Vec::new(), Vec::new());
-        for param in params {
-            match Self::is_small(&param.form) {
-                true => few.push(param),
-                false => many.push(param),
-            }
-        }
-        let many = by_rates(many, |params, rates| {
-            let params = params.into_iter().map(|param| {
-                let mut state = param.state.into_iter();
-                AdamW8bitParam {
-                    value: param.value,
-                    grad: param.grad,
-                    moments: [moment(&mut state), moment(&mut state)],
-                    decays: param.decays,
-                }
-            });
-            let updated = B::adamw_8bit(params.collect(), adamw_step(step, rates));
-            let tensors = |moment: ByteMoment<B>| {
-                [
-                    StateTensor::Bytes(moment.words),
-                    StateTensor::Floats(moment.absmax),
-                ]
-            };
-            let state = |moments: [_; 2]| moments.into_iter().flat_map(tensors).collect();
-            (updated.into_iter())
-                .map(|(value, moments)| (value, state(moments)))
-                .collect()
-        });
-        let (mut few, mut many) = (AdamW.update(few, step).into_iter(), many.into_iter());
-        let next = |small: bool| if small { few.next() } else { many.next() };
-        small.into_iter().filter_map(next).collect()
+        let few = |params| AdamW.update(params, step);
+        let many = |params| {
+            by_rates(params, |params, rates| {
+                let params = params.into_iter().map(|param| {
+                    let mut state = param.state.into_iter();
+                    AdamW8bitParam {
+                        value: param.value,
+                        grad: param.grad,
+                        moments: [moment(&mut state), moment(&mut state)],
+                        decays: param.decays,
+                    }
+                });
+                let updated = B::adamw_8bit(params.collect(), adamw_step(step, rates));
+                let tensors = |moment: ByteMoment<B>| {
+                    [
+                        StateTensor::Bytes(moment.words),
+                        StateTensor::Floats(moment.absmax),
+                    ]
+                };
+                let state = |moments: [_; 2]| moments.into_iter().flat_map(tensors).collect();
+                (updated.into_iter())
+                    .map(|(value, moments)| (value, state(moments)))
+                    .collect()
+            })
+        };
+        update_apart(params, Self::is_small, few, many)
     }
 }

@@ -10,8 +10,8 @@ use super::muon::Muon;
 use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated};
 use super::sgd::Sgd;
 use super::state::StateSpec;
-use crate::error::Problem;
 use crate::ops::ModelBackend;
+use crate::settings::Settings;
 
 /// The update rule, as a recipe names it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -83,8 +83,8 @@ impl Algorithm {
 }
 
 impl UpdateRule for Algorithm {
-    fn problems(&self) -> Vec<Problem> {
-        by_rule!(self, rule => rule.problems())
+    fn problems(&self, settings: &mut Settings) {
+        by_rule!(self, rule => rule.problems(settings));
     }
 
     fn state(&self, form: &ParamForm) -> Vec<StateSpec> {

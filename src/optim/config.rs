@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::rule::UpdateRule;
 use super::{Algorithm, ParamGroup, Schedule};
 use crate::error::Problem;
+use crate::settings::Settings;
 
 /// The optimiser and its schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -59,7 +60,9 @@ impl OptimConfig {
             }
         };
         let schedule = self.schedule.problems().into_iter().map(below("schedule"));
-        let algorithm = self.algorithm.problems().into_iter();
+        let mut of_rule = Settings::default();
+        self.algorithm.problems(&mut of_rule);
+        let algorithm = of_rule.into_problems().into_iter();
         let groups = self.groups.iter().enumerate().flat_map(|(index, group)| {
             let problems = group.problems().into_iter();
             problems.map(move |mut problem| {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::rule::ParamForm;
 use crate::error::Problem;
 use crate::params::{ParamMeta, ParamSlot};
+use crate::settings::Settings;
 
 /// What holds for parameters with a name of a kind, in place of the optimiser's own settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,36 +28,31 @@ pub struct ParamGroup {
 impl ParamGroup {
     /// Settings that cannot be, as far as they show without a model; `place` is the key below the group.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
+        let mut settings = Settings::default();
         if let Err(error) = Regex::new(&self.pattern) {
             // The crate's message spans lines and ends with the cause.
             let cause = error.to_string();
             let cause = cause.lines().last().unwrap_or_default();
             let cause = cause.trim_start_matches("error: ");
             let message = format!("{:?} is not a regular expression: {cause}", self.pattern);
-            problems.push(Problem::new("pattern", message));
+            settings.note(Problem::new("pattern", message));
         }
         if self.lr.is_none() && self.weight_decay.is_none() {
             let problem = Problem::new(
                 "",
                 "changes nothing: it has neither `lr` nor `weight_decay`",
             );
-            problems.push(problem.with_help(r#"e.g. `(pattern: "embed_tokens", lr: 1e-5)`"#));
+            settings.note(problem.with_help(r#"e.g. `(pattern: "embed_tokens", lr: 1e-5)`"#));
         }
         if let Some(lr) = self.lr.filter(|lr| !(*lr > 0.0 && lr.is_finite())) {
             let message = format!("must be above 0 and finite, found {lr:?}");
-            let problem = Problem::new("lr", message);
-            problems.push(
-                problem.with_help("`peft: Only([..])` trains some parameters and not others"),
-            );
+            let help = "`peft: Only([..])` trains some parameters and not others";
+            settings.note(Problem::new("lr", message).with_help(help));
         }
-        if let Some(decay) =
-            (self.weight_decay).filter(|decay| !(*decay >= 0.0 && decay.is_finite()))
-        {
-            let message = format!("must be at least 0 and finite, found {decay:?}");
-            problems.push(Problem::new("weight_decay", message));
+        if let Some(decay) = self.weight_decay {
+            settings.not_negative("weight_decay", decay);
         }
-        problems
+        settings.into_problems()
     }
 
     /// Whether it matches none of the names.

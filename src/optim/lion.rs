@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::rule::arithmetic::{combine, scale};
 use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated};
 use super::state::{StateSpec, StateTensor};
-use crate::error::Problem;
 use crate::ops::ModelBackend;
+use crate::settings::Settings;
 
 /// Lion with decoupled weight decay. Every entry moves by the learning rate, which is therefore set 3 to 10 times lower than
 /// AdamW's, and the decay as many times higher.
@@ -34,19 +34,9 @@ impl Default for Lion {
 }
 
 impl UpdateRule for Lion {
-    fn problems(&self) -> Vec<Problem> {
-        let betas = [("beta1", self.beta1), ("beta2", self.beta2)];
-        let wrong = betas
-            .into_iter()
-            .filter(|(_, beta)| !(0.0..1.0).contains(beta));
-        wrong
-            .map(|(key, beta)| {
-                Problem::new(
-                    key,
-                    format!("must be at least 0 and below 1, found {beta:?}"),
-                )
-            })
-            .collect()
+    fn problems(&self, settings: &mut Settings) {
+        settings.below_one("beta1", self.beta1);
+        settings.below_one("beta2", self.beta2);
     }
 
     fn state(&self, form: &ParamForm) -> Vec<StateSpec> {

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use super::adamw::AdamW;
 use super::pieces::{matrix, mean, parameter, piece, side_by_side};
 use super::rule::arithmetic::scale;
-use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated};
+use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated, update_apart};
 use super::state::{StateSpec, StateTensor};
-use crate::error::Problem;
 use crate::ops::{ModelBackend, unwrap, wrap};
 use crate::params::ParamKind;
+use crate::settings::Settings;
 
 /// Coefficients of the quintic whose iteration moves all singular values towards 1.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -128,17 +128,10 @@ impl Muon {
 }
 
 impl UpdateRule for Muon {
-    fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        if !(0.0..1.0).contains(&self.momentum) {
-            let message = format!("must be at least 0 and below 1, found {:?}", self.momentum);
-            problems.push(Problem::new("momentum", message));
-        }
-        if !(1..100).contains(&self.ns_steps) {
-            let message = format!("must be from 1 to 99, found {}", self.ns_steps);
-            problems.push(Problem::new("ns_steps", message));
-        }
-        problems
+    fn problems(&self, settings: &mut Settings) {
+        settings.below_one("momentum", self.momentum);
+        let steps = self.ns_steps;
+        settings.must("ns_steps", (1..100).contains(&steps), "from 1 to 99", steps);
     }
 
     fn state(&self, form: &ParamForm) -> Vec<StateSpec> {
@@ -153,20 +146,12 @@ impl UpdateRule for Muon {
         params: Vec<ParamUpdate<B>>,
         step: &UpdateStep<'_>,
     ) -> Vec<Updated<B>> {
-        let hidden: Vec<bool> = (params.iter())
-            .map(|param| Self::is_hidden(&param.form))
-            .collect();
-        let mut others = Vec::new();
-        let mut steps = Vec::new();
-        for param in params {
-            match Self::is_hidden(&param.form) {
-                true => steps.push(self.update_hidden(param, step.grad_scale)),
-                false => others.push(param),
-            }
-        }
-        let (mut steps, mut others) = (steps.into_iter(), AdamW.update(others, step).into_iter());
-        let next = |hidden: bool| if hidden { steps.next() } else { others.next() };
-        hidden.into_iter().filter_map(next).collect()
+        let hidden = |params: Vec<ParamUpdate<B>>| {
+            let update = |param| self.update_hidden(param, step.grad_scale);
+            params.into_iter().map(update).collect()
+        };
+        let others = |params| AdamW.update(params, step);
+        update_apart(params, Self::is_hidden, hidden, others)
     }
 }
 

@@ -7,9 +7,9 @@ use burn::tensor::ops::FloatTensor;
 
 use super::OptimConfig;
 use super::state::{StateSpec, StateTensor};
-use crate::error::Problem;
 use crate::ops::ModelBackend;
 use crate::params::ParamKind;
+use crate::settings::Settings;
 
 /// What a parameter is, as far as its update depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,9 +92,9 @@ pub type Updated<B> = (FloatTensor<B>, Vec<StateTensor<B>>);
 
 /// An update rule: its settings, as a recipe gives them.
 pub trait UpdateRule {
-    /// Settings that cannot be; `place` is the key below the rule.
-    fn problems(&self) -> Vec<Problem> {
-        Vec::new()
+    /// Notes settings that cannot be.
+    fn problems(&self, settings: &mut Settings) {
+        let _ = settings;
     }
 
     /// What it keeps of a parameter from one update to the next.
@@ -106,6 +106,28 @@ pub trait UpdateRule {
         params: Vec<ParamUpdate<B>>,
         step: &UpdateStep<'_>,
     ) -> Vec<Updated<B>>;
+}
+
+/// One update where `is_first` says which parameters one rule updates and not the other: each gets its own in one call, and results
+/// stand in the order of `params`.
+pub(super) fn update_apart<B: ModelBackend>(
+    params: Vec<ParamUpdate<B>>,
+    is_first: impl Fn(&ParamForm) -> bool,
+    first: impl FnOnce(Vec<ParamUpdate<B>>) -> Vec<Updated<B>>,
+    other: impl FnOnce(Vec<ParamUpdate<B>>) -> Vec<Updated<B>>,
+) -> Vec<Updated<B>> {
+    let of_first: Vec<bool> = params.iter().map(|param| is_first(&param.form)).collect();
+    let (firsts, others): (Vec<_>, Vec<_>) =
+        (params.into_iter()).partition(|param| is_first(&param.form));
+    let (mut firsts, mut others) = (first(firsts).into_iter(), other(others).into_iter());
+    let next = |of_first: bool| {
+        if of_first {
+            firsts.next()
+        } else {
+            others.next()
+        }
+    };
+    of_first.into_iter().filter_map(next).collect()
 }
 
 /// Arithmetic on tensors of any rank.

@@ -5,6 +5,7 @@ use std::f64::consts::PI;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
+use crate::settings::Settings;
 
 /// Learning-rate schedule. Every one begins with a linear warm-up from zero of `max(warmup_steps, warmup_ratio * steps)` steps.
 /// Ratios are fractions of the stage's optimiser steps; `floor` is a fraction of `lr`.
@@ -206,48 +207,37 @@ impl Schedule {
 
     /// Settings that cannot be; `place` is the key below the schedule.
     pub fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut fraction = |key: &str, value: f64| {
-            if !(0.0..=1.0).contains(&value) {
-                let message = format!("must be between 0 and 1, found {value:?}");
-                problems.push(Problem::new(key, message));
-            }
-        };
-        fraction("warmup_ratio", self.warmup().0);
-        fraction("floor", self.floor());
+        let mut settings = Settings::default();
+        settings.fraction("warmup_ratio", self.warmup().0);
+        settings.fraction("floor", self.floor());
         match *self {
             Self::Wsd {
                 decay_ratio,
                 decay_steps,
                 ..
             } => {
-                fraction("decay_ratio", decay_ratio);
+                settings.fraction("decay_ratio", decay_ratio);
                 if decay_ratio == 0.0 && decay_steps == 0 {
                     let problem = Problem::new(
                         "",
                         "never decays: neither `decay_ratio` nor `decay_steps` is above 0",
                     );
-                    problems.push(problem.with_help(
+                    settings.note(problem.with_help(
                         "e.g. `Wsd(warmup_steps: 10, decay_ratio: 0.1)`, or `Constant(..)`",
                     ));
                 }
             }
-            Self::Polynomial { power, .. } if !(power > 0.0 && power.is_finite()) => {
-                let message = format!("must be above 0 and finite, found {power:?}");
-                problems.push(Problem::new("power", message));
-            }
-            Self::CosineWithRestarts { num_cycles: 0, .. } => {
-                problems.push(Problem::new("num_cycles", "must be at least 1, found 0"));
+            Self::Polynomial { power, .. } => settings.above_zero("power", power),
+            Self::CosineWithRestarts { num_cycles, .. } => {
+                settings.positive("num_cycles", num_cycles);
             }
             Self::InverseSqrt {
-                timescale: Some(0), ..
-            } => problems.push(Problem::new(
-                "timescale",
-                "must be at least 1, or `None`, found 0",
-            )),
+                timescale: Some(steps),
+                ..
+            } => settings.must("timescale", steps >= 1, "at least 1, or `None`", steps),
             _ => {}
         }
-        problems
+        settings.into_problems()
     }
 }
 

@@ -7,6 +7,7 @@ use super::rule::{ParamForm, ParamUpdate, UpdateRule, UpdateStep, Updated};
 use super::state::{StateSpec, StateTensor};
 use crate::error::Problem;
 use crate::ops::ModelBackend;
+use crate::settings::Settings;
 
 /// Gradient descent with momentum. Weight decay is added to the gradient, as in PyTorch.
 ///
@@ -33,18 +34,12 @@ impl Default for Sgd {
 }
 
 impl UpdateRule for Sgd {
-    fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        if !(0.0..1.0).contains(&self.momentum) {
-            let message = format!("must be at least 0 and below 1, found {:?}", self.momentum);
-            problems.push(Problem::new("momentum", message));
-        }
+    fn problems(&self, settings: &mut Settings) {
+        settings.below_one("momentum", self.momentum);
         if self.nesterov && self.momentum == 0.0 {
-            let message = "has no effect without momentum";
-            let problem = Problem::new("nesterov", message);
-            problems.push(problem.with_help("e.g. `Sgd(momentum: 0.9, nesterov: true)`"));
+            let problem = Problem::new("nesterov", "has no effect without momentum");
+            settings.note(problem.with_help("e.g. `Sgd(momentum: 0.9, nesterov: true)`"));
         }
-        problems
     }
 
     fn state(&self, form: &ParamForm) -> Vec<StateSpec> {

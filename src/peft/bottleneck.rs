@@ -14,13 +14,14 @@ use super::bottleneck_files;
 use super::dense::Dense;
 use super::files::{AdapterConfig, Keys};
 use super::keys::tensor_key;
-use super::method::{AdapterMethod, LayerAdapter, Merged, Settings, Site};
+use super::method::{AdapterMethod, LayerAdapter, Merged, Site};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, TargetModules, Targets, is_suffix};
 use crate::error::{Error, Problem, Result};
 use crate::ops::{self, Gate, Gelu, ModelBackend};
 use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 
 /// Names below a layer's path of the two linear layers.
 const DOWN: &str = "adapter_down";

@@ -374,6 +374,11 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// A probability below 1.
+pub(super) fn probability(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|p| (0.0..1.0).contains(p))
+}
+
 /// A number above 0.
 pub(super) fn count(value: &Value) -> Option<usize> {
     let n = value.as_u64().filter(|&n| n > 0)?;

@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 
 use super::files::{AdapterConfig, Keys};
 use super::keys::tensor_key;
-use super::method::{AdapterMethod, LayerAdapter, Merged, Settings, Site};
+use super::method::{AdapterMethod, LayerAdapter, Merged, Site};
 use super::projection::{ColumnOrder, LayerSpec};
-use super::targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets, whole};
+use super::targets::{LinearSpec, TargetModules, Targets, resolve_targets, whole};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 
 /// Name of the factors below a layer's path.
 const FACTORS: &str = "ia3_l";
@@ -69,15 +70,9 @@ impl AdapterMethod for Ia3Config {
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
-        let target_modules = TargetModules::List(self.target_modules.clone());
-        let exclude_modules = TargetModules::List(self.exclude_modules.clone());
-        let selection = Selection {
-            target_modules: &target_modules,
-            exclude_modules: (!self.exclude_modules.is_empty()).then_some(&exclude_modules),
-            layers_to_transform: None,
-            layers_pattern: &[],
-        };
-        let chosen = resolve_targets(&selection, linear)?;
+        let (targets, excluded) = (&self.target_modules, &self.exclude_modules);
+        let listed = Targets::listed(targets, excluded, None);
+        let chosen = resolve_targets(&listed.selection(), linear)?;
         for entry in &self.feedforward_modules {
             let alone = Self {
                 feedforward_modules: vec![entry.clone()],
@@ -135,9 +130,7 @@ impl AdapterMethod for Ia3Config {
                 Some(TargetModules::List(entries)) => entries,
                 None => return Err("no \"feedforward_modules\"".into()),
             },
-            exclude_modules: (targets.exclude_modules.iter())
-                .flat_map(|modules| modules.entries().to_vec())
-                .collect(),
+            exclude_modules: targets.excluded(),
         })
     }
 

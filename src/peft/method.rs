@@ -15,6 +15,7 @@ use crate::error::{Problem, Result};
 use crate::ops::{self, ModelBackend};
 use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 
 /// The settings of a method that puts a small trained part on linear layers, whose own weights stay frozen.
 ///
@@ -240,49 +241,7 @@ pub struct Merged<B: Backend> {
     pub bias: Option<Tensor<B, 1>>,
 }
 
-/// Collects what is wrong with settings, by key.
-#[derive(Debug, Default)]
-pub struct Settings {
-    problems: Vec<Problem>,
-}
-
 impl Settings {
-    /// What was found; `place` is the key.
-    pub fn into_problems(self) -> Vec<Problem> {
-        self.problems
-    }
-
-    /// Notes a problem.
-    pub fn note(&mut self, problem: Problem) {
-        self.problems.push(problem);
-    }
-
-    fn must(&mut self, key: &str, holds: bool, wanted: &str, found: impl std::fmt::Debug) {
-        if !holds {
-            self.note(Problem::new(
-                key,
-                format!("must be {wanted}, found {found:?}"),
-            ));
-        }
-    }
-
-    /// At least 1.
-    pub fn positive(&mut self, key: &str, value: usize) {
-        self.must(key, value >= 1, "at least 1", value);
-    }
-
-    /// Above 0 and finite.
-    pub fn above_zero(&mut self, key: &str, value: f64) {
-        let holds = value > 0.0 && value.is_finite();
-        self.must(key, holds, "above 0 and finite", value);
-    }
-
-    /// In `[0, 1)`.
-    pub fn below_one(&mut self, key: &str, value: f64) {
-        let holds = (0.0..1.0).contains(&value);
-        self.must(key, holds, "at least 0 and below 1", value);
-    }
-
     /// `target_modules` that can name something.
     pub fn targets(&mut self, target_modules: &[String]) {
         if target_modules.is_empty() {
@@ -311,18 +270,17 @@ impl Settings {
     }
 }
 
-/// Zero with probability `p`, else `1 / (1 - p)`, in the shape of `x`.
-pub(super) fn dropout_mask<B: Backend>(x: &Tensor<B, 2>, p: f64, seed: Seed) -> Tensor<B, 2> {
+/// `x` with each entry dropped with probability `p` and the others multiplied by `1 / (1 - p)`; `x` itself without a seed.
+pub(super) fn dropped<B: Backend>(x: &Tensor<B, 2>, p: f64, seed: Option<Seed>) -> Tensor<B, 2> {
+    let Some(seed) = seed.filter(|_| p > 0.0) else {
+        return x.clone();
+    };
     let keep = (1.0 / (1.0 - p)) as f32;
     let [tokens, inputs] = x.dims();
-    let mask: Vec<f32> = (0..tokens * inputs)
-        .map(|i| {
-            if seed.uniform(i as u64) < p {
-                0.0
-            } else {
-                keep
-            }
-        })
-        .collect();
-    Tensor::from_data(TensorData::new(mask, [tokens, inputs]), &x.device())
+    let mask = (0..tokens * inputs).map(|i| match seed.uniform(i as u64) < p {
+        true => 0.0,
+        false => keep,
+    });
+    let mask = TensorData::new(mask.collect::<Vec<f32>>(), [tokens, inputs]);
+    x.clone() * Tensor::from_data(mask, &x.device())
 }

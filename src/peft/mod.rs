@@ -44,7 +44,7 @@ pub use lora::{
     AdapterFiles, Combination, CombineSettings, InitLoraWeights, LargestSingular, Lora, LoraConfig,
     Magnitude, MajoritySign, Rule, Start, combine, largest_singular,
 };
-pub use method::{AdapterMethod, LayerAdapter, Merged, Settings, Shared, Site};
+pub use method::{AdapterMethod, LayerAdapter, Merged, Shared, Site};
 pub use p_tuning::{EncodedPrompt, PTuningConfig, PromptEncoderKind};
 pub use patterns::Patterns;
 pub use prefix_tuning::{Prefix, PrefixTuningConfig};
@@ -60,6 +60,7 @@ use crate::error::{Problem, Result};
 use crate::ops::ModelBackend;
 use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 use files::Keys;
 
 /// The one list of adapter methods: name in recipes, settings, and what sits on a layer or stands before every row.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::dense::Dense;
 use super::files::{AdapterConfig, Keys};
-use super::method::{Settings, dropout_mask};
+use super::method::dropped;
 use super::prompt_tuning::normal;
 use super::virtual_tokens::{
     self, DecoderShape, PROMPT_EMBEDDINGS, PromptMethod, PromptStart, PromptTokens,
@@ -21,6 +21,7 @@ use crate::error::{Problem, Result};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 
 /// Layers of the LSTM that PEFT begins with.
 const DEFAULT_LAYERS: usize = 2;
@@ -303,10 +304,9 @@ impl<B: Backend> EncodedPrompt<B> {
         let mut x = self.embedding.val();
         let tokens = x.dims()[0];
         for (index, layer) in self.lstm.iter().enumerate() {
-            if let Some(seed) = dropout.filter(|_| index > 0 && self.dropout > 0.0) {
-                let seed = seed.fork("prompt encoder").fork_index(index as u64);
-                x = x.clone() * dropout_mask(&x, self.dropout, seed);
-            }
+            let seed = dropout.filter(|_| index > 0);
+            let seed = seed.map(|seed| seed.fork("prompt encoder").fork_index(index as u64));
+            x = dropped(&x, self.dropout, seed);
             let forward = layer.forward.forward(x.clone(), 0..tokens);
             let backward = layer.backward.forward(x, (0..tokens).rev());
             x = Tensor::cat(vec![forward, backward], 1);

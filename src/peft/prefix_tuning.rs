@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::dense::Dense;
 use super::files::{AdapterConfig, Keys};
-use super::method::Settings;
 use super::prompt_tuning::normal;
 use super::virtual_tokens::{self, DecoderShape, PromptMethod, PromptStart, PromptTokens};
 use crate::error::{Problem, Result};
@@ -20,6 +19,7 @@ use crate::host::indices;
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 
 /// Trained keys and values before every row in each layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

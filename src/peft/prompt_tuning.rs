@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::files::{AdapterConfig, Keys, is_off};
-use super::method::Settings;
 use super::virtual_tokens::{
     self, DecoderShape, PROMPT_EMBEDDINGS, PromptMethod, PromptStart, PromptTokens,
 };
@@ -18,6 +17,7 @@ use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 
 /// What the embeddings of virtual tokens begin as.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -65,6 +65,27 @@ impl Targets {
         }
     }
 
+    /// Those that a recipe lists.
+    pub fn listed(
+        target_modules: &[String],
+        exclude_modules: &[String],
+        layers_to_transform: Option<&[usize]>,
+    ) -> Self {
+        let excludes = !exclude_modules.is_empty();
+        Self {
+            target_modules: TargetModules::List(target_modules.to_vec()),
+            exclude_modules: excludes.then(|| TargetModules::List(exclude_modules.to_vec())),
+            layers_to_transform: layers_to_transform.map(<[usize]>::to_vec),
+            layers_pattern: Vec::new(),
+        }
+    }
+
+    /// The entries of `exclude_modules`, as recipes list them.
+    pub fn excluded(&self) -> Vec<String> {
+        let modules = self.exclude_modules.iter();
+        modules.flat_map(TargetModules::entries).cloned().collect()
+    }
+
     /// The same, borrowed.
     pub fn selection(&self) -> Selection<'_> {
         Selection {

@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use super::VirtualTokens;
 use super::files::{AdapterConfig, Keys};
-use super::method::Settings;
 use super::projection::ColumnOrder;
 use crate::error::{Error, Result};
 use crate::ops::{HeadLayout, ModelBackend};
 use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 
 /// Name in files of what the virtual tokens are to the model.
 pub const PROMPT_EMBEDDINGS: &str = "prompt_embeddings";

@@ -9,9 +9,10 @@ use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
 use crate::peft::Bias;
 use crate::peft::files::{AdapterConfig, Keys, SCORE};
-use crate::peft::method::{AdapterMethod, Settings, Site};
+use crate::peft::method::{AdapterMethod, Site};
 use crate::peft::patterns::Patterns;
-use crate::peft::targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets};
+use crate::peft::targets::{LinearSpec, Targets, resolve_targets};
+use crate::settings::Settings;
 
 /// Low-rank adaptation.
 ///
@@ -120,15 +121,9 @@ impl AdapterMethod for LoraConfig {
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
-        let target_modules = TargetModules::List(self.target_modules.clone());
-        let exclude_modules = TargetModules::List(self.exclude_modules.clone());
-        let selection = Selection {
-            target_modules: &target_modules,
-            exclude_modules: (!self.exclude_modules.is_empty()).then_some(&exclude_modules),
-            layers_to_transform: self.layers_to_transform.as_deref(),
-            layers_pattern: &[],
-        };
-        let chosen = resolve_targets(&selection, linear)?;
+        let (targets, excluded) = (&self.target_modules, &self.exclude_modules);
+        let listed = Targets::listed(targets, excluded, self.layers_to_transform.as_deref());
+        let chosen = resolve_targets(&listed.selection(), linear)?;
         let paths = chosen.iter().map(|&index| linear[index].name.as_str());
         for (key, unused) in [
             ("rank_pattern", self.rank_pattern.unused(paths.clone())),

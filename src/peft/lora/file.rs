@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::config::{BIAS_AND_DORA, BIAS_AND_START};
 use super::{InitLoraWeights, LoraConfig};
 use crate::peft::Bias;
-use crate::peft::files::{AdapterConfig, Keys, count, is_off, list_or_null, number};
+use crate::peft::files::{AdapterConfig, Keys, count, is_off, list_or_null, number, probability};
 use crate::peft::patterns::Patterns;
 use crate::peft::targets::Targets;
 
@@ -28,13 +28,9 @@ pub(super) fn read(keys: &Keys<'_>, targets: &Targets) -> Result<LoraConfig, Str
         bias: keys.read("bias", Bias::None, bias)?,
         lora_bias: keys.read("lora_bias", false, Value::as_bool)?,
         loraplus_lr_ratio: None,
-        dropout: keys.read("lora_dropout", 0.0, |v| {
-            v.as_f64().filter(|p| (0.0..1.0).contains(p))
-        })?,
+        dropout: keys.read("lora_dropout", 0.0, probability)?,
         target_modules: targets.target_modules.entries().to_vec(),
-        exclude_modules: (targets.exclude_modules.iter())
-            .flat_map(|modules| modules.entries().to_vec())
-            .collect(),
+        exclude_modules: targets.excluded(),
         layers_to_transform: targets.layers_to_transform.clone(),
         rank_pattern: keys.read(pattern_keys[0], Patterns::default(), |v| patterns(v, count))?,
         alpha_pattern: keys.read(pattern_keys[1], Patterns::default(), |v| {

@@ -27,7 +27,7 @@ pub use start::{InitLoraWeights, Start};
 pub use svd::largest_singular;
 
 use super::keys::tensor_key;
-use super::method::{LayerAdapter, Merged, Site, dropout_mask};
+use super::method::{LayerAdapter, Merged, Site, dropped};
 use super::projection::{ColumnOrder, LayerSpec};
 use crate::ops::{ModelBackend, f32_matmul};
 use crate::params::{ParamKind, ParamMeta, ParamSlot};
@@ -142,7 +142,7 @@ impl<B: Backend> Lora<B> {
 
     /// `x` with inputs dropped; each adapter sees its own mask, as in PEFT.
     pub(super) fn dropped(&self, x: &Tensor<B, 2>, seed: Seed) -> Tensor<B, 2> {
-        x.clone() * dropout_mask(x, self.dropout, seed)
+        dropped(x, self.dropout, Some(seed))
     }
 
     /// `scale * a . b`, `[in, out]`: what a merge adds to the weight, what the adapter began with subtracted.

@@ -13,15 +13,16 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::files::{AdapterConfig, Keys, count, list_or_null};
+use super::files::{AdapterConfig, Keys, count, list_or_null, probability};
 use super::keys::tensor_key;
-use super::method::{AdapterMethod, LayerAdapter, Merged, Settings, Site, dropout_mask};
+use super::method::{AdapterMethod, LayerAdapter, Merged, Site, dropped};
 use super::projection::{ColumnOrder, LayerSpec};
-use super::targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets};
+use super::targets::{LinearSpec, Targets, resolve_targets};
 use crate::error::Result;
 use crate::ops::{ModelBackend, f32_matmul};
 use crate::params::{ParamKind, ParamMeta, ParamSlot};
 use crate::rng::Seed;
+use crate::settings::Settings;
 use torch_random::Generator;
 
 /// Names of the vectors below a layer's path.
@@ -83,15 +84,9 @@ impl AdapterMethod for VeraConfig {
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
-        let target_modules = TargetModules::List(self.target_modules.clone());
-        let exclude_modules = TargetModules::List(self.exclude_modules.clone());
-        let selection = Selection {
-            target_modules: &target_modules,
-            exclude_modules: (!self.exclude_modules.is_empty()).then_some(&exclude_modules),
-            layers_to_transform: self.layers_to_transform.as_deref(),
-            layers_pattern: &[],
-        };
-        resolve_targets(&selection, linear)
+        let (targets, excluded) = (&self.target_modules, &self.exclude_modules);
+        let listed = Targets::listed(targets, excluded, self.layers_to_transform.as_deref());
+        resolve_targets(&listed.selection(), linear)
     }
 
     fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)> {
@@ -179,13 +174,9 @@ impl AdapterMethod for VeraConfig {
             d_initial: keys.read("d_initial", 0.1, Value::as_f64)?,
             projection_prng_key: keys.read("projection_prng_key", 0, Value::as_u64)?,
             save_projection: keys.read("save_projection", true, Value::as_bool)?,
-            dropout: keys.read("vera_dropout", 0.0, |v| {
-                v.as_f64().filter(|p| (0.0..1.0).contains(p))
-            })?,
+            dropout: keys.read("vera_dropout", 0.0, probability)?,
             target_modules: targets.target_modules.entries().to_vec(),
-            exclude_modules: (targets.exclude_modules.iter())
-                .flat_map(|modules| modules.entries().to_vec())
-                .collect(),
+            exclude_modules: targets.excluded(),
             layers_to_transform: targets.layers_to_transform.clone(),
         })
     }
@@ -268,10 +259,7 @@ impl<B: Backend> LayerAdapter<B> for Vera<B> {
     where
         B: ModelBackend,
     {
-        let x = match dropout.filter(|_| self.dropout > 0.0) {
-            Some(seed) => x.clone() * dropout_mask(x, self.dropout, seed),
-            None => x.clone(),
-        };
+        let x = dropped(x, self.dropout, dropout);
         let inner = f32_matmul(x, self.a.clone()) * self.lambda_d.val().unsqueeze::<2>();
         y + f32_matmul(inner, self.b.clone()) * self.lambda_b.val().unsqueeze::<2>()
     }
