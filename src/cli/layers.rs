@@ -2,7 +2,7 @@
 
 use super::output::print;
 use crate::error::{Error, Problem, Result};
-use crate::model::{ModelLayer, ModelSource, layers};
+use crate::model::{ModelLayer, ModelSource, layers, trained_tensors};
 use crate::peft::Peft;
 use crate::report::{grouped, table};
 
@@ -23,7 +23,14 @@ pub(super) fn run(model: &str, peft: Option<&Peft>) -> Result<()> {
         }
     }
     let source = ModelSource::find(model)?;
-    print(&tree(&layers(&source.config, false, peft)?, peft.is_some()))
+    let trained = match peft {
+        Some(peft) => trained_tensors(&source.config, false, peft)?,
+        None => Vec::new(),
+    };
+    print(&tree(
+        &layers(&source.config, false, &trained),
+        peft.is_some(),
+    ))
 }
 
 /// A line of the tree below a module.
@@ -150,12 +157,13 @@ mod tests {
     #[test]
     fn blocks_that_are_alike_are_one() {
         let config = ModelConfig::load("models/tiny/config.json").unwrap();
-        let text = tree(&layers(&config, false, None).unwrap(), false);
+        let text = tree(&layers(&config, false, &[]), false);
         assert!(text.contains("| · · 0 to 3 (4 alike) "), "{text}");
         assert!(text.contains("is model.embed_tokens"), "{text}");
         assert_eq!(text.matches("q_proj").count(), 1, "{text}");
         let last = Peft::Only(vec!["layers.-1".into(), "norm".into()]);
-        let text = tree(&layers(&config, false, Some(&last)).unwrap(), true);
+        let trained = trained_tensors(&config, false, &last).unwrap();
+        let text = tree(&layers(&config, false, &trained), true);
         assert!(text.contains("| · · 0 to 2 (3 alike) "), "{text}");
         assert_eq!(text.matches("q_proj").count(), 2, "{text}");
     }

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::adapter_weights;
 use super::biases::{bias_tensors, trained_biases};
-use super::config::{ModelConfig, TensorSpec};
+use super::config::ModelConfig;
 use super::host_tensors;
 use super::prompt::{self, StoredPrompt};
 use super::sidecar::{note_in_sidecar, read_sidecar};
@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::ops::{ModelBackend, Precision};
 use crate::params::{HostTensor, ParamKind, Parameters};
-use crate::peft::only::TensorName;
 use crate::peft::{
     Adaptable, Adapter, AdapterConfig, AdapterSpec, Encode, Peft, TaskType, no_text,
     prompt_saved_key, saved_key,
@@ -218,22 +217,6 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
     adapted.sort();
     targets.sort();
     Ok(same_shape && adapted == targets)
-}
-
-/// The model's own tensors that `peft` trains; none if it trains adapters.
-///
-/// # Errors
-/// `Error::Usage` for an entry that names no tensor, or a head that is tied to the embedding.
-pub fn trained_tensors<'a>(peft: &Peft, tensors: &'a [TensorSpec]) -> Result<Vec<&'a TensorSpec>> {
-    let name = |tensor: &'a TensorSpec| TensorName {
-        name: &tensor.name,
-        tied_to: tensor.tied_to.as_deref(),
-    };
-    let names: Vec<TensorName<'_>> = tensors.iter().map(name).collect();
-    let trained = peft.trained(&names)?;
-    Ok((tensors.iter())
-        .filter(|tensor| tensor.tied_to.is_none() && trained.contains(&tensor.name))
-        .collect())
 }
 
 /// The tensors of a model's adapters as files hold them. Reads the device.

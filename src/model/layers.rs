@@ -1,10 +1,8 @@
 //! The layers of a model by name: shapes, numbers of parameters, and what a recipe's `peft` would train of them.
 
-use super::adapter::trained_tensors;
-use super::biases::trained_biases;
-use super::config::{ModelConfig, TensorSpec};
-use crate::error::Result;
-use crate::peft::Peft;
+use super::config::ModelConfig;
+use super::trained::{TrainedTensor, module};
+use crate::params::ParamKind;
 
 /// Stands for the path of a layer that methods like prompt tuning add.
 const VIRTUAL_TOKENS: &str = "virtual tokens";
@@ -39,77 +37,52 @@ impl ModelLayer {
     }
 }
 
-/// The layers of the causal model, or of the classifier on its backbone, in the order of the model. Without `peft` nothing is trained.
-///
-/// # Errors
-/// `Error::Usage` for an entry of `peft` that names no layer.
+/// The layers of the causal model, or of the classifier on its backbone, in the order of the model, with what is `trained` of them
+/// and on them.
 pub fn layers(
     config: &ModelConfig,
     classifier: bool,
-    peft: Option<&Peft>,
-) -> Result<Vec<ModelLayer>> {
+    trained: &[TrainedTensor],
+) -> Vec<ModelLayer> {
     let tensors = match classifier {
         true => config.classifier_tensors(),
         false => config.tensors(),
     };
-    let trained = match peft {
-        Some(peft) => trained_tensors(peft, &tensors)?,
-        None => Vec::new(),
+    let layer = |path: &str, tied_to: Option<&str>| ModelLayer {
+        path: path.to_owned(),
+        tensors: Vec::new(),
+        tied_to: tied_to.map(|name| module(name).to_owned()),
+        trained_params: 0,
+        adapter_params: 0,
     };
     let mut layers: Vec<ModelLayer> = Vec::new();
+    for tensor in trained.iter().filter(|tensor| tensor.module.is_none()) {
+        let tokens = tensor.shape[0];
+        layers.push(ModelLayer {
+            tensors: vec![("before every row".into(), vec![tokens])],
+            ..layer(VIRTUAL_TOKENS, None)
+        });
+    }
     for tensor in &tensors {
-        let (path, leaf) = split(tensor);
+        let path = module(&tensor.name);
         if layers.last().is_none_or(|layer| layer.path != path) {
-            layers.push(ModelLayer {
-                path: path.to_owned(),
-                tensors: Vec::new(),
-                tied_to: tensor
-                    .tied_to
-                    .as_deref()
-                    .map(|name| module(name).to_owned()),
-                trained_params: 0,
-                adapter_params: 0,
-            });
+            layers.push(layer(path, tensor.tied_to.as_deref()));
         }
-        let Some(layer) = layers.last_mut() else {
-            continue;
-        };
-        layer.tensors.push((leaf.to_owned(), tensor.shape.clone()));
-        if trained.contains(&tensor) {
-            layer.trained_params += tensor.shape.iter().product::<usize>();
+        if let Some(layer) = layers.last_mut() {
+            let leaf = tensor.name.rsplit('.').next().unwrap_or_default();
+            layer.tensors.push((leaf.to_owned(), tensor.shape.clone()));
         }
     }
-    if let Some(adapter) = peft.and_then(Peft::adapter) {
-        config.check_virtual_tokens(&adapter)?;
-        let virtual_tokens = adapter.num_virtual_tokens();
-        if virtual_tokens > 0 {
-            layers.insert(
-                0,
-                ModelLayer {
-                    path: VIRTUAL_TOKENS.into(),
-                    tensors: vec![("before every row".into(), vec![virtual_tokens])],
-                    tied_to: None,
-                    trained_params: 0,
-                    adapter_params: adapter.num_prompt_params(&config.decoder_shape()),
-                },
-            );
-        }
-        let linear = config.linear_modules();
-        let mut adapted = Vec::new();
-        for index in adapter.targets(&linear)? {
-            let spec = &linear[index];
-            adapted.push(spec.name.clone());
-            if let Some(layer) = layers.iter_mut().find(|layer| layer.path == spec.name) {
-                layer.adapter_params = adapter.num_params(spec);
-            }
-        }
-        for bias in trained_biases(&adapter, config, &adapted)? {
-            if let Some(layer) = layers.iter_mut().find(|layer| layer.path == split(&bias).0) {
-                layer.trained_params += bias.shape.iter().product::<usize>();
+    for tensor in trained {
+        let path = tensor.module.as_deref().unwrap_or(VIRTUAL_TOKENS);
+        if let Some(layer) = layers.iter_mut().find(|layer| layer.path == path) {
+            match tensor.kind {
+                ParamKind::Adapter => layer.adapter_params += tensor.num_entries(),
+                _ => layer.trained_params += tensor.num_entries(),
             }
         }
     }
-    Ok(layers)
+    layers
 }
 
 /// What is trained of `layers` on a line: blocks with the same parts together, e.g. `model.layers.0-29.(self_attn.q_proj, self_attn.v_proj)`,
@@ -183,29 +156,25 @@ fn ranges(blocks: &[usize]) -> String {
     runs.map(run).collect::<Vec<_>>().join(",")
 }
 
-/// A tensor's module and its name below that.
-fn split(tensor: &TensorSpec) -> (&str, &str) {
-    tensor.name.rsplit_once('.').unwrap_or(("", &tensor.name))
-}
-
-/// The module of a tensor.
-fn module(tensor: &str) -> &str {
-    tensor.rsplit_once('.').map_or(tensor, |(path, _)| path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peft::LoraConfig;
+    use crate::model::trained_tensors;
+    use crate::peft::{LoraConfig, Peft};
 
     fn tiny() -> ModelConfig {
         ModelConfig::load("models/tiny/config.json").unwrap()
     }
 
+    fn layers_with(peft: &Peft) -> Vec<ModelLayer> {
+        let trained = trained_tensors(&tiny(), false, peft).unwrap();
+        layers(&tiny(), false, &trained)
+    }
+
     #[test]
     fn own_parameters_add_up_to_the_model() {
         let config = tiny();
-        let layers = layers(&config, false, None).unwrap();
+        let layers = layers(&config, false, &[]);
         let total: usize = layers.iter().map(ModelLayer::num_params).sum();
         assert_eq!(total, config.num_params());
         let head = layers.last().unwrap();
@@ -220,10 +189,9 @@ mod tests {
 
     #[test]
     fn a_line_says_what_is_trained() {
-        let config = tiny();
         let line = |entries: &[&str]| {
             let only = Peft::Only(entries.iter().map(ToString::to_string).collect());
-            trained_summary(&layers(&config, false, Some(&only)).unwrap())
+            trained_summary(&layers_with(&only))
         };
         assert_eq!(line(&["layers.-1", "norm"]), "model.layers.3, model.norm");
         assert_eq!(
@@ -243,9 +211,8 @@ mod tests {
 
     #[test]
     fn what_is_trained_is_where_it_is() {
-        let config = tiny();
         let last = Peft::Only(vec!["layers.-1".into()]);
-        for layer in layers(&config, false, Some(&last)).unwrap() {
+        for layer in layers_with(&last) {
             let of_last = layer.path.starts_with("model.layers.3.");
             let expected = if of_last { layer.num_params() } else { 0 };
             assert_eq!(layer.trained_params, expected, "{}", layer.path);
@@ -255,7 +222,7 @@ mod tests {
             target_modules: vec!["down_proj".into()],
             ..LoraConfig::default()
         });
-        for layer in layers(&config, false, Some(&lora)).unwrap() {
+        for layer in layers_with(&lora) {
             let sizes: usize = layer.tensors[0].1.iter().sum();
             let expected = if layer.path.ends_with("down_proj") {
                 4 * sizes

@@ -39,6 +39,7 @@ pub mod source;
 mod stored_adapter;
 mod table;
 mod together;
+mod trained;
 pub mod weights;
 
 use burn::module::Module;
@@ -48,7 +49,7 @@ use burn::tensor::backend::Backend;
 pub use activation::Activation;
 pub use adapter::{
     LoadedAdapter, PreparedAdapters, adapted_precision, attach_adapters, load_adapter,
-    prepare_adapters, save_adapter, trained_tensors,
+    prepare_adapters, save_adapter,
 };
 pub use biases::trained_biases;
 pub use cache::KvCache;
@@ -72,6 +73,7 @@ pub(crate) use scalar::scalar_head;
 pub use source::{ModelSource, ScoreHead};
 pub use table::{PositionTable, Table};
 pub use together::SharedBaseModels;
+pub use trained::{TrainedTensor, trained_tensors};
 
 use config::Sizes;
 use family::Family;

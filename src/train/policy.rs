@@ -212,7 +212,7 @@ impl<B: ModelBackend> Policy<B> {
     /// # Errors
     /// As [`prepare_adapters`].
     pub fn into_trainable(self, peft: &Peft, seed: Seed) -> Result<TrainablePolicy<B>> {
-        trained_tensors(peft, &self.config.tensors())?;
+        trained_tensors(&self.config, false, peft)?;
         let mut model = self.model;
         let present = self.adapter.as_ref();
         let encode = |text: &str| self.tokenizer.encode_document(text);

@@ -18,9 +18,9 @@ use crate::data::{
     encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text,
 };
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, layers, trained_biases, trained_summary, trained_tensors};
+use crate::model::{ModelConfig, TrainedTensor, layers, trained_summary, trained_tensors};
 use crate::ops::Precision;
-use crate::params::lowest_trained_layer;
+use crate::params::{ParamKind, lowest_trained_layer};
 
 /// The plan of one stage: sizes, steps and memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,12 +128,13 @@ impl Stage {
         data: &CheckedData,
         rows_of_stages: &BTreeMap<String, ScoredRows>,
     ) -> Result<(StagePlan, Vec<(String, Error)>)> {
-        let shape = self.plan_shape(model)?;
+        let trained = self.trained_tensors(model.config)?;
+        let shape = self.shape(model, &trained)?;
         let mut plan = StagePlan {
             name: self.name().to_owned(),
             kind: self.kind().to_owned(),
             trainable_params: shape.trainable_params,
-            trained: self.trained_layers(model.config)?,
+            trained: self.trained_layers(model.config, &trained),
             total_params: shape.total_params,
             rows: 0,
             tokens: 0,
@@ -154,12 +155,27 @@ impl Stage {
         Ok((plan, planner.problems))
     }
 
+    /// The tensors that the stage trains of its model.
+    ///
+    /// # Errors
+    /// As [`Stage::plan`].
+    fn trained_tensors(&self, config: &ModelConfig) -> Result<Vec<TrainedTensor>> {
+        match self.training() {
+            Some(training) => trained_tensors(config, self.trains_scores(), training.peft),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Whether its model has a score head.
+    fn trains_scores(&self) -> bool {
+        self.output() == StageOutput::RewardModel
+    }
+
     /// See [`StagePlan::trained`].
-    fn trained_layers(&self, config: &ModelConfig) -> Result<String> {
-        let classifier = self.output() == StageOutput::RewardModel;
+    fn trained_layers(&self, config: &ModelConfig, trained: &[TrainedTensor]) -> String {
         match self.training().map(|training| training.peft) {
-            None | Some(Peft::Full) => Ok(String::new()),
-            Some(peft) => Ok(trained_summary(&layers(config, classifier, Some(peft))?)),
+            None | Some(Peft::Full) => String::new(),
+            Some(_) => trained_summary(&layers(config, self.trains_scores(), trained)),
         }
     }
 
@@ -168,67 +184,53 @@ impl Stage {
     /// # Errors
     /// As [`Stage::plan`].
     pub fn plan_shape(&self, model: PlannedModel<'_>) -> Result<ModelShape> {
+        self.shape(model, &self.trained_tensors(model.config)?)
+    }
+
+    fn shape(&self, model: PlannedModel<'_>, trained: &[TrainedTensor]) -> Result<ModelShape> {
         let mut shape = ModelShape::of(model.config, model.precision);
         shape.stored_bytes = model.stored_bytes;
         if let Some(training) = self.training() {
             shape.gradient_checkpointing = training.gradient_checkpointing;
-            let scores = self.output() == StageOutput::RewardModel;
-            plan_trained(&mut shape, model.config, training.peft, scores)?;
-            shape.optimizer_bytes =
-                optimiser::state_bytes(model.config, training.optim, training.peft, scores)?;
+            shape.optimizer_bytes = optimiser::state_bytes(training.optim, trained);
+            let scores = self.trains_scores();
+            plan_trained(&mut shape, model.config, training.peft, scores, trained)?;
         }
         Ok(shape)
     }
 }
 
-/// Sets in `shape` the parameters that `peft` trains and the lowest layer that gradients reach; `scores`: the model has a score
-/// head.
+/// Sets in `shape` what follows from `trained`, what `peft` trains; `scores`: the model has a score head.
 fn plan_trained(
     shape: &mut ModelShape,
     config: &ModelConfig,
     peft: &Peft,
     scores: bool,
+    trained: &[TrainedTensor],
 ) -> Result<()> {
-    let lowest = |parameters: &mut dyn Iterator<Item = (&str, bool)>| {
-        lowest_trained_layer(parameters, config.num_layers()) as u64
+    let entries = |tensors: &mut dyn Iterator<Item = &TrainedTensor>| -> u64 {
+        tensors.map(|tensor| tensor.num_entries() as u64).sum()
     };
+    // What the model has beside its own parameters.
+    let is_added =
+        |tensor: &&TrainedTensor| matches!(tensor.kind, ParamKind::Adapter | ParamKind::Score);
     shape.trains_base = peft.trains_base();
+    shape.trainable_params = entries(&mut trained.iter());
+    shape.total_params += entries(&mut trained.iter().filter(is_added));
+    let layers = layers(config, scores, trained);
+    let mut reached = layers.iter().map(|layer| {
+        let params = layer.trained_params + layer.adapter_params;
+        (layer.path.as_str(), params > 0)
+    });
+    shape.first_trained_layer = lowest_trained_layer(&mut reached, config.num_layers()) as u64;
     let Some(adapter) = peft.adapter() else {
-        let tensors = match scores {
-            true => config.classifier_tensors(),
-            false => config.tensors(),
-        };
-        let trained = trained_tensors(peft, &tensors)?;
-        let params = trained.iter().map(|t| t.shape.iter().product::<usize>());
-        shape.trainable_params = (params.sum::<usize>() as u64).min(shape.total_params);
-        let mut all = (tensors.iter()).map(|t| (t.name.as_str(), trained.contains(&t)));
-        shape.first_trained_layer = lowest(&mut all);
         return Ok(());
     };
-    config.check_virtual_tokens(&adapter)?;
+    shape.virtual_tokens = adapter.num_virtual_tokens() as u64;
     let linear = config.linear_modules();
     let targets = adapter.targets(&linear)?;
-    let params = targets.iter().map(|&i| adapter.num_params(&linear[i]));
-    let prompt = adapter.num_prompt_params(&config.decoder_shape());
-    shape.trainable_params = (params.sum::<usize>() + prompt) as u64;
-    shape.total_params += shape.trainable_params;
-    shape.virtual_tokens = adapter.num_virtual_tokens() as u64;
-    if !adapter.on_layers() {
-        // What stands before the rows is reached through all layers.
-        shape.first_trained_layer = 0;
-        return Ok(());
-    }
     let kept = targets.iter().map(|&i| adapter.kept_floats(&linear[i]));
     shape.adapter_floats = (kept.sum::<usize>() / config.num_layers()) as u64;
-    let paths: Vec<String> = targets.iter().map(|&i| linear[i].name.clone()).collect();
-    let biases = trained_biases(&adapter, config, &paths)?;
-    let params = biases
-        .iter()
-        .map(|bias| bias.shape.iter().product::<usize>());
-    shape.trainable_params += params.sum::<usize>() as u64;
-    let names = biases.iter().map(|bias| bias.name.as_str());
-    let mut adapted = (paths.iter().map(String::as_str).chain(names)).map(|name| (name, true));
-    shape.first_trained_layer = lowest(&mut adapted);
     Ok(())
 }
 
@@ -302,9 +304,10 @@ impl Planner<'_> {
 
     /// Parameters that `peft`, the value of `key`, trains of the stage's model.
     pub(super) fn num_trained(&mut self, key: &str, peft: &Peft) -> u64 {
-        let mut shape = ModelShape::of(self.model.config, self.model.precision);
-        match plan_trained(&mut shape, self.model.config, peft, false) {
-            Ok(()) => shape.trainable_params,
+        match trained_tensors(self.model.config, false, peft) {
+            Ok(trained) => (trained.iter())
+                .map(|tensor| tensor.num_entries() as u64)
+                .sum(),
             Err(error) => {
                 self.problems.push((key.to_owned(), error));
                 0

@@ -53,7 +53,7 @@ pub(super) fn reward_model<B: ModelBackend>(
     session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
 
     let mut backbone = model.into_backbone();
-    trained_tensors(&config.peft, &model_config.classifier_tensors())?;
+    trained_tensors(&model_config, true, &config.peft)?;
     let PreparedAdapters { adapter, merged } = prepare_adapters(
         &mut backbone,
         &model_config,
