@@ -166,11 +166,11 @@ pub enum Workload {
         prompt: u64,
         /// Longest response in tokens.
         response: u64,
-        /// Networks with trained-size weights of their own. With adapters policy, value and a learned reward share the frozen base
-        /// (3; the reference is the base without adapter); in full fine-tuning each is a whole model (4).
-        networks: u64,
-        /// Trained networks: 2, the policy and the value network.
-        trained: u64,
+        /// Trained parameters of the policy and of the value network together.
+        trained_params: u64,
+        /// The same with those that other networks have of their own. With adapters policy, value and a learned reward share the
+        /// frozen base, and the reference is the base without adapter; in full fine-tuning each is a whole model.
+        network_params: u64,
         /// Bytes of the state of their optimisers.
         optimizer_bytes: u64,
     },
@@ -191,7 +191,7 @@ pub enum Workload {
 ///
 /// Generation and training alternate in PPO, so only the larger of the two is counted. Allocator slack is not counted.
 pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
-    let weights = |networks: u64| shape.frozen_bytes() + FLOAT * networks * shape.trainable_params;
+    let weights = |params: u64| shape.frozen_bytes() + FLOAT * params;
     let mut parts = Vec::new();
     let mut part = |name: &str, bytes: u64| parts.push((name.to_string(), bytes));
     match work {
@@ -200,7 +200,7 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
             rows,
             targets,
         } => {
-            part("weights", weights(1));
+            part("weights", weights(shape.trainable_params));
             part("gradients", FLOAT * shape.trainable_params);
             part("optimizer state", shape.optimizer_bytes);
             part(
@@ -214,7 +214,7 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
             prompt,
             response,
         } => {
-            part("weights", weights(1));
+            part("weights", weights(shape.trainable_params));
             for (name, bytes) in sampling(shape, batch, prompt, response) {
                 part(name, bytes);
             }
@@ -226,12 +226,12 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
             batch,
             prompt,
             response,
-            networks,
-            trained,
+            trained_params,
+            network_params,
             optimizer_bytes,
         } => {
-            part("weights", weights(networks));
-            part("gradients", FLOAT * trained * shape.trainable_params);
+            part("weights", weights(network_params));
+            part("gradients", FLOAT * trained_params);
             part("optimizer state", optimizer_bytes);
             // Policy and value are trained one after the other, so only one of them has activations at a time.
             let training = [
@@ -434,8 +434,8 @@ mod tests {
             batch,
             prompt: 300,
             response: 48,
-            networks: 3,
-            trained: 2,
+            network_params: 3 * SMOLLM2.trainable_params,
+            trained_params: 2 * SMOLLM2.trainable_params,
             optimizer_bytes: 2 * SMOLLM2.optimizer_bytes,
         };
         let parts = estimate(work(2048, 1), &SMOLLM2);

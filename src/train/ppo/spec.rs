@@ -221,18 +221,15 @@ impl StageSpec for PpoConfig {
         plan.steps = (self.total_episodes / self.batch_size) as u64;
         plan.tokens =
             (self.total_episodes as f64 * (data.mean + self.response_length as f64)) as u64;
-        let trained = match self.value_trunk {
-            ValueTrunk::Own => 2,
-            ValueTrunk::Policy => 1,
+        let policy_params = plan.shape.trainable_params;
+        plan.trainable_params += match (self.value_trunk, &self.value_peft) {
+            (ValueTrunk::Own, Some(peft)) => planner.num_trained("value_peft", peft),
+            (ValueTrunk::Own, None) => policy_params,
+            (ValueTrunk::Policy, _) => 0,
         };
-        plan.trainable_params *= trained;
-        if let (Some(peft), ValueTrunk::Own) = (&self.value_peft, self.value_trunk) {
-            plan.trainable_params =
-                plan.shape.trainable_params + planner.num_trained("value_peft", peft);
-        }
-        let learned = self.reward.learned().is_some();
-        let whole = self.peft.trains_base();
-        let networks = trained + u64::from(learned) + u64::from(whole);
+        // A learned reward has an adapter of about the policy's size; a whole policy has a whole reference.
+        let others = [self.reward.learned().is_some(), self.peft.trains_base()];
+        let others = others.map(u64::from).iter().sum::<u64>() * policy_params;
         let minibatch = self.batch_size / self.num_mini_batches.max(1);
         let samples = plan.steps * (self.num_ppo_epochs * self.num_mini_batches) as u64;
         let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);
@@ -254,8 +251,8 @@ impl StageSpec for PpoConfig {
             batch: self.generation_batch_size as u64,
             prompt: longest(&data, prompt),
             response: self.response_length as u64,
-            networks,
-            trained,
+            trained_params: plan.trainable_params,
+            network_params: plan.trainable_params + others,
             optimizer_bytes,
         };
         plan.memory = estimate(work, &plan.shape);
