@@ -23,3 +23,15 @@ with open(sys.argv[2], "w") as file:
         file.write(json.dumps(out) + "\n")
 PY
 }
+
+# measured PYTHON COMMAND..: runs a command and prints its output, then "PEAK megabytes".
+measured() {
+  local python=$1
+  shift
+  "$python" - "$@" <<'PY'
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+print(f"PEAK {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000:.0f}")
+sys.exit(code)
+PY
+}

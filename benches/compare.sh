@@ -4,9 +4,14 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full reward dpo generate ppo ppo-trunk (the value function a head on the policy), with -bf16 or -int8 behind it for a base in reduced precision, and -mixed behind that for products in
-#               bfloat16; if none is named all in f32 and generation in all three, ppo and ppo-trunk only with PPO_PYTHON
+#   WORK        sft-lora sft-full sft-dora sft-prefix (20 virtual tokens) reward dpo generate ppo ppo-trunk (the value function a head on the
+#               policy), with -bf16 or -int8 behind it for a base in reduced precision, and -mixed behind that for products in bfloat16;
+#               llama-16 llama-1 (decoding of 16 rows and of one from a GGUF file's own blocks, beside llama.cpp). If none is named all in
+#               f32 and generation in all three, ppo and ppo-trunk only with PPO_PYTHON, llama-16 and llama-1 only with LLAMA
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
+#   GGUF        a GGUF file with tokenizer.json and the like beside it
+#   LLAMA       a folder with llama.cpp as built for a CPU, which node runs:
+#               npm install --prefix LLAMA --ignore-scripts --omit=optional node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 #   RUNS        runs of each, of which the median counts (default 1)
 #   TEMPER      the binary (default: built here)
 # Training: batches of 8 rows (reward, dpo: 8 pairs, the other side being the next row's completion), STEPS of them (default 8), at most 512
@@ -19,27 +24,20 @@ usage="usage: benches/compare.sh MODEL_DIR ROWS.jsonl PYTHON [WORK]..."
 model=$(realpath "${1:?$usage}")
 rows=$(realpath "${2:?$usage}")
 python=${3:?$usage}
+[ -z "${GGUF:-}" ] || GGUF=$(realpath "$GGUF")
+[ -z "${LLAMA:-}" ] || LLAMA=$(realpath "$LLAMA")
 shift 3
 works=("$@")
 if [ ${#works[@]} = 0 ]; then
-  works=(sft-lora sft-full reward dpo generate generate-bf16 generate-int8)
+  works=(sft-lora sft-full sft-dora sft-prefix reward dpo generate generate-bf16 generate-int8)
   [ -z "${PPO_PYTHON:-}" ] || works+=(ppo ppo-trunk)
+  [ -z "${LLAMA:-}" ] || works+=(llama-16 llama-1)
 fi
 steps=${STEPS:-8}
 runs=${RUNS:-1}
 prepare
 
 pairs "$python" "$rows" "$scratch/rows.jsonl"
-
-# Runs a command and prints its output, then "PEAK megabytes".
-measured() {
-  "$python" - "$@" <<'PY'
-import resource, subprocess, sys
-code = subprocess.call(sys.argv[1:])
-print(f"PEAK {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000:.0f}")
-sys.exit(code)
-PY
-}
 
 # The work without its precisions, and the precisions.
 kind() {
@@ -51,6 +49,7 @@ precision() {
   case ${1%-mixed} in
     *-bf16) echo bf16 ;;
     *-int8) echo int8 ;;
+    llama-*) echo stored ;;
     *) echo f32 ;;
   esac
 }
@@ -71,6 +70,8 @@ recipe() {
   case $(kind "$1") in
     sft-lora) echo "Sft(name: \"stage\", $lora $common)," ;;
     sft-full) echo "Sft(name: \"stage\", $common)," ;;
+    sft-dora) echo "Sft(name: \"stage\", peft: Lora(rank: 16, alpha: 32.0, use_dora: true), $common)," ;;
+    sft-prefix) echo "Sft(name: \"stage\", peft: PrefixTuning(num_virtual_tokens: 20), $common)," ;;
     reward) echo "RewardModel(name: \"stage\", init: Base, $lora $common)," ;;
     dpo) echo "Dpo(name: \"stage\", init: Base, $lora $common)," ;;
     ppo | ppo-trunk)
@@ -82,18 +83,31 @@ recipe() {
   echo "])"
 }
 
+# generation MODEL ROWS BASE PRODUCTS: as `ours`.
+generation() {
+  cargo build --release --quiet --example generation_speed
+  measured "$python" "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$1" "$scratch/rows.jsonl" "$2" 48 "$3" "$4"
+}
+
 # One run of temper: "RATE tokens per second" (ppo: updates per hour), "FIRST seconds", "PEAK megabytes".
 ours() {
-  if [[ $1 == generate* ]]; then
-    cargo build --release --quiet --example generation_speed
-    measured "${CARGO_TARGET_DIR:-target}/release/examples/generation_speed" "$model" "$scratch/rows.jsonl" 16 48 "$(precision "$1")" "$(products "$1")"
-    return
-  fi
+  case $1 in
+    generate*)
+      generation "$model" 16 "$(precision "$1")" "$(products "$1")"
+      return
+      ;;
+    llama-*)
+      local rows
+      rows=$(kind "$1")
+      generation "$GGUF" "${rows#llama-}" "$(precision "$1")" "$(products "$1")"
+      return
+      ;;
+  esac
   recipe "$1" >"$scratch/compare.ron"
   rm -rf "$scratch/run"
   local start
   start=$(date +%s.%N)
-  measured "$TEMPER" recipe "$scratch/compare.ron" --output "$scratch/run" 2>"$scratch/log" || {
+  measured "$python" "$TEMPER" recipe "$scratch/compare.ron" --output "$scratch/run" 2>"$scratch/log" || {
     tail -n 20 "$scratch/log" >&2
     return 1
   }
@@ -114,15 +128,21 @@ theirs() {
   local work
   work=$(kind "$1")
   if [[ $work == ppo* ]]; then
-    measured "${PPO_PYTHON:?ppo needs PPO_PYTHON}" benches/peers/ppo.py "$model" "$scratch/rows.jsonl" 32 2 2>/dev/null
+    measured "$python" "${PPO_PYTHON:?ppo needs PPO_PYTHON}" benches/peers/ppo.py "$model" "$scratch/rows.jsonl" 32 2 2>/dev/null
+  elif [[ $work == llama-* ]]; then
+    measured "$python" node benches/peers/llama.mjs "$LLAMA" "$GGUF" "$scratch/rows.jsonl" "${work#llama-}" 48 2>/dev/null
   else
     local batch=8
     [ "$work" != generate ] || batch=16
-    measured "$python" benches/peers/peer.py "$work" "$model" "$scratch/rows.jsonl" "$steps" "$batch" 2>/dev/null
+    measured "$python" "$python" benches/peers/peer.py "$work" "$model" "$scratch/rows.jsonl" "$steps" "$batch" 2>/dev/null
   fi
 }
 
 for work in "${works[@]}"; do
+  if [[ $work == llama-* ]] && ! { [ -n "${GGUF:-}" ] && [ -d "${LLAMA:-}/node_modules/node-llama-cpp" ] && command -v node >/dev/null; }; then
+    printf '%-19s left out: needs GGUF, LLAMA and node\n' "$work"
+    continue
+  fi
   for ((i = 0; i < runs; i++)); do
     # A trainer's own log goes to stdout, too.
     theirs "$work" | sed -nE 's/^(RATE|PEAK)/peer &/p'

@@ -822,6 +822,7 @@ fn shipped_recipes_are_sound_and_survive_being_written_out() {
     }
     names.sort();
     for name in [
+        "adapters",
         "quickstart",
         "quickstart-dpo",
         "reviews",

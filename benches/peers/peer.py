@@ -1,6 +1,6 @@
 """The Python peer of benches/compare.sh: one kind of work by TRL or transformers on a CPU in f32.
 
-usage: peer.py WORK MODEL_DIR ROWS.jsonl STEPS BATCH    WORK: sft-lora, sft-full, reward, dpo, generate
+usage: peer.py WORK MODEL_DIR ROWS.jsonl STEPS BATCH    WORK: sft-lora, sft-full, sft-dora, sft-prefix, reward, dpo, generate
 ROWS has "prompt", "chosen" and "rejected". Prints one line: RATE tokens per second, FIRST seconds until the first step begins.
 Tokens are those of the rows, pads not counted (reward, dpo: prompt and response of both sides; generate: new ones); the first step is left out.
 Needs torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0.
@@ -17,7 +17,7 @@ os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -42,8 +42,8 @@ class Clock(TrainerCallback):
         self.steps.append((self.start, time.time()))
 
 
-def lora(task):
-    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task)
+def lora(task, **more):
+    return LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type=task, **more)
 
 
 def options(steps, batch):
@@ -75,7 +75,11 @@ def trained(work, folder, rows, steps, batch, tokenizer):
 
         data = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        peft = lora("CAUSAL_LM") if work == "sft-lora" else None
+        peft = {
+            "sft-lora": lora("CAUSAL_LM"),
+            "sft-dora": lora("CAUSAL_LM", use_dora=True),
+            "sft-prefix": PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM"),
+        }.get(work)
         trainer, config = SFTTrainer, SFTConfig(**config)
         sides = ["chosen"]
     elif work == "reward":
