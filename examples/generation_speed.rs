@@ -2,7 +2,7 @@
 //! from the start of the program to the beginning of the first.
 //!
 //! `cargo run --release --example generation_speed MODEL ROWS.jsonl BATCH NEW_TOKENS
-//! f32|bf16|int8 f32|bf16`: how the base is kept, and how it is multiplied; rows have a `prompt`. No response ends early.
+//! f32|bf16|int8|nf4|stored f32|bf16`: how the base is kept, and how it is multiplied; rows have a `prompt`. No response ends early.
 
 #![allow(clippy::print_stdout, reason = "the results go to stdout")]
 

@@ -15,7 +15,7 @@ use super::MatmulPrecision;
 
 pub(in crate::ops) use bf16::Bf16Panels;
 pub use blocks::{BlockFormat, Blocks, NestedAbsmax, nf4_codes, nf4_nested};
-pub(in crate::ops) use blocks::{BlockMatrix, LANES, ScaleLine, TILE};
+pub(in crate::ops) use blocks::{BlockMatrix, LANES, Part, ScaleLine, TILE, Word};
 pub(in crate::ops) use int8::{GROUP, Int8Panels, LARGEST, Vector, round};
 
 /// Columns of a weight that lie together in bfloat16 and in 8 bits: both are stored in panels this wide, from top to bottom, so that a product

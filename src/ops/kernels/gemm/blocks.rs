@@ -4,39 +4,38 @@ use std::ops::Range;
 
 use pulp::Simd;
 
+use super::codes::{Codes, with_codes};
 use super::pack::{Block, Form, rounded};
 use super::square::{SIDE, Square};
 use super::{Matrix, Right};
-use crate::ops::reduced::{BlockFormat, BlockMatrix, Blocks, LANES, Panels, ScaleLine, TILE};
+use crate::ops::reduced::{BlockFormat, BlockMatrix, Blocks, LANES, Panels, ScaleLine, TILE, Word};
 
 const _: () = assert!(LANES == SIDE && TILE == SIDE, "tiles are squares");
 
-/// The numbers of a tile as the bits of f32, a line for each input. What lies beyond the tensor is no number of it.
+/// The numbers of a tile as the bits of f32, a line for each input. What lies beyond the tensor is no number of it. `scales`: those of
+/// the tile's first input.
 #[inline(always)]
-pub(super) fn square<S: Simd>(simd: S, blocks: &Blocks, panel: usize, tile: usize) -> Square {
-    let words = blocks.tile(panel, tile);
-    let first = tile * TILE;
+fn square<S: Simd>(
+    simd: S,
+    blocks: &Blocks,
+    panel: usize,
+    tile: usize,
+    scales: &ScaleLine,
+) -> Square {
+    let words = blocks.words(panel, tile..tile + 1);
     if blocks.run() >= TILE {
-        let scales = blocks.scales(panel, first);
-        return match blocks.format() {
-            BlockFormat::Nf4 => nf4(simd, words, &scales),
-            BlockFormat::Q4_0 => four_bits(words, |q, lane| scales.scale[lane] * (q - 8.0)),
-            BlockFormat::Q4_1 => four_bits(words, |q, lane| {
-                // Two roundings, as the reference has them.
-                scales.scale[lane] * q + scales.minimum[lane]
-            }),
-            BlockFormat::Q8_0 => eight_bits(words, &scales),
-        };
+        return with_codes!(blocks.format(), |codes| numbers(simd, codes, words, scales));
     }
     // Blocks that end inside rows: right, not fast.
     let mut square = [[0; SIDE]; SIDE];
-    let mut scales = ScaleLine::default();
+    let first = tile * TILE;
+    let mut scales = *scales;
     for (i, line) in square.iter_mut().enumerate() {
         let k = first + i;
         if k >= blocks.inputs() {
             break;
         }
-        if i == 0 || k.is_multiple_of(blocks.run()) {
+        if k.is_multiple_of(blocks.run()) {
             scales = blocks.scales(panel, k);
         }
         let (word, place) = (
@@ -55,116 +54,26 @@ pub(super) fn square<S: Simd>(simd: S, blocks: &Blocks, panel: usize, tile: usiz
     square
 }
 
+/// The numbers of a tile whose inputs share their scales.
 #[inline(always)]
-fn four_bits(words: &[[u32; LANES]], value: impl Fn(f32, usize) -> f32) -> Square {
-    let mut square = [[0; SIDE]; SIDE];
-    for (word, lines) in words.iter().zip(square.chunks_exact_mut(8)) {
-        for (place, line) in lines.iter_mut().enumerate() {
-            for lane in 0..LANES {
-                let code = word[lane] >> (4 * place) & 15;
-                line[lane] = value(code as i32 as f32, lane).to_bits();
+fn numbers<S: Simd, C: Codes<S>>(simd: S, codes: C, words: &[Word], scales: &ScaleLine) -> Square {
+    let mut square = [[0f32; SIDE]; SIDE];
+    let (scale, _) = S::as_simd_f32s(&scales.scale);
+    let (minimum, _) = S::as_simd_f32s(&scales.minimum);
+    for (word, lines) in words.iter().zip(square.chunks_exact_mut(C::PER_WORD)) {
+        let (word, _) = S::as_simd_u32s(word);
+        for (place, word) in word.iter().enumerate() {
+            let mut word = *word;
+            for line in &mut *lines {
+                // One rounding: products of 4 or 8 bits and a scale of f16 are exact, and NF4 has no minimum.
+                let numbers = codes.numbers(simd, word);
+                S::as_mut_simd_f32s(line).0[place] =
+                    simd.mul_add_f32s(numbers, scale[place], minimum[place]);
+                word = codes.next(simd, word);
             }
         }
     }
-    square
-}
-
-#[inline(always)]
-fn eight_bits(words: &[[u32; LANES]], scales: &ScaleLine) -> Square {
-    let mut square = [[0; SIDE]; SIDE];
-    for (word, lines) in words.iter().zip(square.chunks_exact_mut(4)) {
-        for (place, line) in lines.iter_mut().enumerate() {
-            for lane in 0..LANES {
-                // The sign comes down with the shift.
-                let code = (word[lane] << (24 - 8 * place)) as i32 >> 24;
-                line[lane] = (scales.scale[lane] * code as f32).to_bits();
-            }
-        }
-    }
-    square
-}
-
-/// The quantiles are looked up in registers.
-#[inline(always)]
-fn nf4<S: Simd>(simd: S, words: &[[u32; LANES]], scales: &ScaleLine) -> Square {
-    let table = BlockFormat::QUANTILES;
-    #[cfg(target_arch = "x86_64")]
-    {
-        let simd = &simd as &dyn std::any::Any;
-        if let Some(simd) = simd.downcast_ref::<pulp::x86::V4>() {
-            return by_sixteen(*simd, words, &table, &scales.scale);
-        }
-        if let Some(simd) = simd.downcast_ref::<pulp::x86::V3>() {
-            return by_eight(*simd, words, &table, &scales.scale);
-        }
-    }
-    let _ = simd;
-    let mut square = [[0; SIDE]; SIDE];
-    for (word, lines) in words.iter().zip(square.chunks_exact_mut(8)) {
-        for (place, line) in lines.iter_mut().enumerate() {
-            for lane in 0..LANES {
-                let quantile = table[(word[lane] >> (4 * place) & 15) as usize];
-                line[lane] = (quantile * scales.scale[lane]).to_bits();
-            }
-        }
-    }
-    square
-}
-
-/// The whole table is one register, and the look-up reads the lowest four bits alone.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn by_sixteen(
-    simd: pulp::x86::V4,
-    words: &[[u32; LANES]],
-    table: &[f32; 16],
-    scale: &[f32; LANES],
-) -> Square {
-    use std::arch::x86_64::{__m512, __m512i};
-    let (table, scale): (__m512, __m512) = (bytemuck::cast(*table), bytemuck::cast(*scale));
-    let f = simd.avx512f;
-    let mut lines: [__m512; SIDE] = bytemuck::cast([[0u32; SIDE]; SIDE]);
-    for (word, lines) in words.iter().zip(lines.chunks_exact_mut(8)) {
-        let mut codes: __m512i = bytemuck::cast(*word);
-        for line in lines {
-            let quantiles = f._mm512_permutexvar_ps(codes, table);
-            *line = f._mm512_mul_ps(quantiles, scale);
-            codes = f._mm512_srli_epi32::<4>(codes);
-        }
-    }
-    bytemuck::cast(lines)
-}
-
-/// The table is two registers: the lowest three bits are looked up in both, the fourth chooses.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn by_eight(
-    simd: pulp::x86::V3,
-    words: &[[u32; LANES]],
-    table: &[f32; 16],
-    scale: &[f32; LANES],
-) -> Square {
-    use std::arch::x86_64::{__m256, __m256i};
-    let [lower, upper]: [__m256; 2] = bytemuck::cast(*table);
-    let scale: [__m256; 2] = bytemuck::cast(*scale);
-    let mut lines: [[__m256; 2]; SIDE] = bytemuck::cast([[0u32; SIDE]; SIDE]);
-    for (word, lines) in words.iter().zip(lines.chunks_exact_mut(8)) {
-        let mut codes: [__m256i; 2] = bytemuck::cast(*word);
-        for line in lines {
-            for half in 0..2 {
-                let (low, high) = (
-                    simd.avx2._mm256_permutevar8x32_ps(lower, codes[half]),
-                    simd.avx2._mm256_permutevar8x32_ps(upper, codes[half]),
-                );
-                // The choice goes by the sign bit.
-                let fourth = simd.avx2._mm256_slli_epi32::<28>(codes[half]);
-                let quantiles = simd.avx._mm256_blendv_ps(low, high, bytemuck::cast(fourth));
-                line[half] = simd.avx._mm256_mul_ps(quantiles, scale[half]);
-                codes[half] = simd.avx2._mm256_srli_epi32::<4>(codes[half]);
-            }
-        }
-    }
-    bytemuck::cast(lines)
+    bytemuck::cast(square)
 }
 
 impl Block<'_> {
@@ -180,9 +89,11 @@ impl Block<'_> {
         }
     }
 
-    /// Whether panels are unpacked row by row, so that parts of them serve as well as whole ones.
-    pub(super) fn unpacks(&self) -> bool {
-        (self.form, self.factor.right) == (Form::Full, Right::Plain) && self.in_blocks().is_some()
+    /// Whether few rows are multiplied with codes, and nothing is packed: products in f32 with blocks that end with rows.
+    pub(super) fn reads_codes(&self) -> bool {
+        let whole = |matrix: &BlockMatrix| matrix.pieces().all(|blocks| blocks.run() >= TILE);
+        (self.form, self.factor.right) == (Form::Full, Right::Plain)
+            && self.in_blocks().is_some_and(whole)
     }
 
     /// Rows of a right side in blocks, in the form of the panel.
@@ -200,8 +111,14 @@ impl Block<'_> {
                 let rows = row.max(part.rows.start)..(row + LANES).min(part.rows.end);
                 let at = part.offset + rows.start - part.rows.start;
                 let lanes = rows.start - row..rows.end - row;
+                let mut scales = None;
                 for tile in self.inputs.start / TILE..self.inputs.end.div_ceil(TILE) {
-                    let square = square(simd, part.blocks, panel, tile);
+                    let first = tile * TILE;
+                    if first.is_multiple_of(part.blocks.run()) {
+                        scales = None;
+                    }
+                    let scales = scales.get_or_insert_with(|| part.blocks.scales(panel, first));
+                    let square = square(simd, part.blocks, panel, tile, scales);
                     self.emit(tile * TILE, &square, lanes.clone(), at, out);
                 }
             }
@@ -264,7 +181,10 @@ impl Block<'_> {
     ) -> Option<Square> {
         let part = self.in_blocks()?.parts(input..input + SIDE).next()?;
         let whole = part.rows.len() == SIDE && part.rows.start.is_multiple_of(LANES);
-        (whole && row.is_multiple_of(TILE))
-            .then(|| square(simd, part.blocks, part.rows.start / LANES, row / TILE))
+        let panel = part.rows.start / LANES;
+        (whole && row.is_multiple_of(TILE)).then(|| {
+            let scales = part.blocks.scales(panel, row);
+            square(simd, part.blocks, panel, row / TILE, &scales)
+        })
     }
 }

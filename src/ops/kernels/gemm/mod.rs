@@ -2,7 +2,9 @@
 
 mod bf16;
 mod blocks;
+mod codes;
 mod f32;
+mod few_rows;
 mod pack;
 mod packed;
 mod panel;
@@ -18,7 +20,7 @@ use self::pack::{Block, Form};
 pub(in crate::ops) use self::packed::{Left, PackedRight};
 use self::panel::{OncePacked, Panel};
 pub(in crate::ops) use self::square::transposed;
-use super::{ARCH, gather_panels};
+use super::ARCH;
 use crate::ops::kernels;
 use crate::ops::reduced::{PANEL, Panels, TILE};
 use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
@@ -27,10 +29,6 @@ use crate::ops::{LowRankPart, MatmulPrecision, ReducedMatrix};
 const ROWS: usize = 6;
 /// Largest depth of a block, in words: a panel of the right side, this deep, stays in the second-level cache (256 KiB).
 const DEPTH: usize = 1024;
-/// The same of a panel that is read where it lies: rows a power of two apart share few places of that cache.
-const DEPTH_IN_PLACE: usize = 128;
-/// The same of a panel that is unpacked from blocks for few rows: with their inputs it stays in the first-level cache (16 KiB).
-const DEPTH_UNPACKED: usize = 64;
 /// Rows up to which a panel is read where it lies: each tile reads it once, packing it would be one time more.
 const ROWS_IN_PLACE: usize = 48;
 /// Words of the right side that are packed at once (8 MiB): a whole layer of a small model, a part of an output head.
@@ -222,7 +220,7 @@ fn gemm_as(
     });
     if rows < MANY_ROWS {
         let blocks: Vec<Block<'_>> = blocks.collect();
-        return few_rows(arch, y, x, words, &blocks);
+        return few_rows::few_rows(arch, y, x, words, &blocks);
     }
     let threads = rayon::current_num_threads();
     for block in blocks {
@@ -287,78 +285,6 @@ fn tasks(
     })
 }
 
-/// All rows by one panel at a time.
-fn few_rows(arch: pulp::Arch, y: &mut [f32], x: &[u32], words: usize, blocks: &[Block<'_>]) {
-    let Block { width, factor, .. } = blocks[0];
-    let columns = factor.columns;
-    let rows = y.len() / columns;
-    let mut panels = vec![0f32; columns.div_ceil(width) * rows * width];
-    panels
-        .par_chunks_mut(rows * width)
-        .enumerate()
-        .for_each_init(
-            // Grows to what is packed, which in place is little.
-            Vec::new,
-            |packed, (panel, y)| {
-                let run = |y: &mut [f32], block: &Block<'_>, b: Panel<'_>, sums: Sums| {
-                    let rows = Rows {
-                        y,
-                        y_panel: panel,
-                        columns: width,
-                        x,
-                        row_words: words,
-                        transposed: factor.left_transposed,
-                        row: 0,
-                        b,
-                        sums,
-                        panel,
-                        block,
-                    };
-                    rows.run(arch);
-                };
-                for block in blocks {
-                    let most = match () {
-                        () if block.lies_whole(panel) => DEPTH_IN_PLACE,
-                        () if block.unpacks() => DEPTH_UNPACKED,
-                        () => {
-                            let packed = kernels::room(packed, block.panel_len());
-                            block.pack(arch, panel, packed);
-                            run(y, block, Panel::packed(block, packed), Sums::of(block));
-                            continue;
-                        }
-                    };
-                    let mut later = match Sums::of(block) {
-                        Sums::Added => vec![0f32; y.len()],
-                        _ => Vec::new(),
-                    };
-                    let sum = if later.is_empty() {
-                        &mut *y
-                    } else {
-                        &mut later
-                    };
-                    for part in block.parts(most) {
-                        let sums = match part.inputs.start == block.inputs.start {
-                            true => Sums::Written,
-                            false => Sums::Continued,
-                        };
-                        if block.unpacks() {
-                            let packed = kernels::room(packed, part.panel_len());
-                            part.pack(arch, panel, packed);
-                            run(sum, &part, Panel::packed(&part, packed), sums);
-                        } else {
-                            let packed = kernels::room(packed, part.ranks(panel).len() * width);
-                            let below: &mut [f32] = bytemuck::cast_slice_mut(packed);
-                            part.pack_ranks(panel, below);
-                            run(sum, &part, part.in_place(panel, below), sums);
-                        }
-                    }
-                    y.iter_mut().zip(&later).for_each(|(y, sum)| *y += sum);
-                }
-            },
-        );
-    gather_panels(&panels, width, columns, y);
-}
-
 /// What becomes of a tile's sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sums {
@@ -366,7 +292,7 @@ enum Sums {
     Written,
     /// They begin at zero and are added to what an earlier block has left.
     Added,
-    /// They go on from where an earlier part of the block has stopped: in place only, which tiles of pairs in bfloat16 never are.
+    /// They go on from where an earlier part of the block has stopped, which tiles of pairs in bfloat16 never do.
     Continued,
 }
 

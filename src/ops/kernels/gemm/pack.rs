@@ -174,6 +174,15 @@ impl Block<'_> {
         })
     }
 
+    /// What comes after the block's inputs: the low-rank product.
+    pub(super) fn end(&self) -> Block<'_> {
+        Block {
+            inputs: self.inputs.end..self.inputs.end,
+            words: self.words.end..self.words.end,
+            ..self.clone()
+        }
+    }
+
     /// The ranks whose parts have columns in a panel.
     pub(super) fn ranks(&self, panel: usize) -> Range<usize> {
         let Some(low) = self.low_rank else {

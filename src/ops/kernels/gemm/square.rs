@@ -66,39 +66,71 @@ pub(in crate::ops) fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
 }
 
 fn transposed_by(arch: pulp::Arch, x: &[f32], columns: usize) -> Vec<f32> {
+    let mut out = vec![0f32; x.len()];
+    let rows = x.len().checked_div(columns).unwrap_or(0);
+    let words = bytemuck::cast_slice_mut(&mut out);
+    transpose_rows(
+        arch,
+        bytemuck::cast_slice(x),
+        [columns, columns],
+        words,
+        rows,
+    );
+    out
+}
+
+/// Transposes rows that are `stride` words apart and have `columns` words each; rows of `out` are `height` words apart.
+pub(super) fn transpose_rows(
+    arch: pulp::Arch,
+    x: &[u32],
+    [stride, columns]: [usize; 2],
+    out: &mut [u32],
+    height: usize,
+) {
     struct Transposing<'a> {
         x: &'a [u32],
+        stride: usize,
         columns: usize,
         out: &'a mut [u32],
+        height: usize,
     }
     impl pulp::WithSimd for Transposing<'_> {
         type Output = ();
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) {
-            let Self { x, columns, out } = self;
-            let rows = x.len() / columns;
+            let Self {
+                x,
+                stride,
+                columns,
+                out,
+                height,
+            } = self;
+            let rows = x.len().div_ceil(stride);
             for row in (0..rows).step_by(SIDE) {
                 let tall = SIDE.min(rows - row);
                 for column in (0..columns).step_by(SIDE) {
                     let wide = SIDE.min(columns - column);
                     let mut square = [[0; SIDE]; SIDE];
                     for (j, line) in square.iter_mut().take(tall).enumerate() {
-                        copy(line, &x[(row + j) * columns + column..], wide);
+                        copy(line, &x[(row + j) * stride + column..], wide);
                     }
                     for (j, line) in transpose(simd, square).iter().take(wide).enumerate() {
-                        copy(&mut out[(column + j) * rows + row..], line, tall);
+                        copy(&mut out[(column + j) * height + row..], line, tall);
                     }
                 }
             }
         }
     }
-    let mut out = vec![0f32; x.len()];
+    if columns == 0 {
+        return;
+    }
     arch.dispatch(Transposing {
-        x: bytemuck::cast_slice(x),
+        x,
+        stride,
         columns,
-        out: bytemuck::cast_slice_mut(&mut out),
+        out,
+        height,
     });
-    out
 }
 
 /// The first `count` words, at most a square's line.

@@ -343,6 +343,12 @@ fn weights_in_blocks_are_those_of_their_numbers() {
     ];
     for (rows, right, [depth, columns], first) in [
         (5, Right::Plain, [600, 150], 70),
+        (1, Right::Plain, [1120, 150], 70),
+        (2, Right::Plain, [64, 16], 16),
+        (6, Right::Plain, [576, 150], 70),
+        (12, Right::Plain, [1120, 33], 17),
+        (16, Right::Plain, [128, 128], 64),
+        (37, Right::Plain, [1120, 150], 64),
         (5, Right::Transposed, [600, 160], 64),
         (70, Right::Plain, [1120, 128], 64),
         (70, Right::Transposed, [1120, 192], 560),

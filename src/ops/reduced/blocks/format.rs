@@ -88,6 +88,26 @@ impl BlockFormat {
     /// The numbers of NF4 codes in a block whose largest absolute value is 1.
     pub const QUANTILES: [f32; 16] = NF4;
 
+    /// The numbers of codes of four bits, before scaling.
+    ///
+    /// # Panics
+    /// For codes of eight bits.
+    #[inline(always)]
+    pub(in crate::ops) fn table(self) -> [f32; 16] {
+        const PLAIN: [f32; 16] = [
+            0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+        ];
+        const CENTRED: [f32; 16] = [
+            -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+        ];
+        match self {
+            Self::Nf4 => NF4,
+            Self::Q4_0 => CENTRED,
+            Self::Q4_1 => PLAIN,
+            Self::Q8_0 => unreachable!("codes of eight bits are numbers"),
+        }
+    }
+
     /// The number of a code.
     #[inline(always)]
     pub(in crate::ops) fn value(self, code: u32, scale: f32, minimum: f32) -> f32 {

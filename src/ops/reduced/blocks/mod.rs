@@ -12,7 +12,7 @@ use half::f16;
 use rayon::prelude::*;
 
 pub use format::BlockFormat;
-pub(in crate::ops) use matrix::BlockMatrix;
+pub(in crate::ops) use matrix::{BlockMatrix, Part};
 pub use nf4::{NestedAbsmax, nf4_codes, nf4_nested};
 pub(in crate::ops) use scales::ScaleLine;
 use scales::{Nested, Scales};
@@ -23,7 +23,7 @@ pub(in crate::ops) const LANES: usize = 16;
 pub(in crate::ops) const TILE: usize = 16;
 
 /// Neighbouring codes of each column of a panel, the first input's in the lowest bits.
-type Word = [u32; LANES];
+pub(in crate::ops) type Word = [u32; LANES];
 
 /// One tensor `[outputs, inputs]` in blocks, row after row as files have them: a block ends where it is full, also in the
 /// next row.
@@ -225,29 +225,27 @@ impl Blocks {
         TILE / self.format.per_word()
     }
 
-    /// The codes of a tile: each word those of the next inputs.
+    /// The codes of some tiles: each word those of the next inputs.
     #[inline(always)]
-    pub(in crate::ops) fn tile(&self, panel: usize, tile: usize) -> &[Word] {
+    pub(in crate::ops) fn words(&self, panel: usize, tiles: Range<usize>) -> &[Word] {
         let words = self.words_of_tile();
-        let first = (panel * self.tiles() + tile) * words;
-        &self.codes[first..first + words]
+        let first = panel * self.tiles();
+        &self.codes[(first + tiles.start) * words..(first + tiles.end) * words]
     }
 
     /// What a panel's codes of input `k` are multiplied with.
     #[inline(always)]
     pub(in crate::ops) fn scales(&self, panel: usize, k: usize) -> ScaleLine {
-        let lanes = LANES.min(self.outputs - panel * LANES);
+        let rows = panel * LANES..self.outputs.min((panel + 1) * LANES);
         let line = panel * (self.inputs / self.run) + k / self.run;
-        self.scales.line(line, lanes, |lane| {
-            let row = self.scales.row(panel * LANES + lane);
-            (row * self.inputs + k) / self.format.len()
-        })
+        self.scales.line(line, rows, |row| row * self.inputs + k)
     }
 
     /// The code of input `k` of a row.
     pub(in crate::ops) fn code(&self, k: usize, row: usize) -> u32 {
         let (bits, word) = (self.format.bits(), k % TILE / self.format.per_word());
-        let word = self.tile(row / LANES, k / TILE)[word][row % LANES];
+        let tile = k / TILE;
+        let word = self.words(row / LANES, tile..tile + 1)[word][row % LANES];
         word >> (k % self.format.per_word() * bits) & ((1 << bits) - 1)
     }
 

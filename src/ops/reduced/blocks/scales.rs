@@ -1,10 +1,11 @@
 //! Scales of blocks, in lines of as many columns as a panel has.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::f16;
 
-use super::{LANES, reordered};
+use super::{BlockFormat, LANES, reordered};
 
 /// Scales of a tensor's runs of inputs, `[panels][runs][LANES]`.
 #[derive(Debug, Clone)]
@@ -39,39 +40,61 @@ pub(in crate::ops) struct ScaleLine {
     pub(in crate::ops) minimum: [f32; LANES],
 }
 
-impl Scales {
-    /// The row of the tensor that is row `row` here.
+impl Nested {
+    /// The scale of the block that an entry of the tensor is in.
     #[inline(always)]
-    pub(super) fn row(&self, row: usize) -> usize {
-        match self {
-            Self::Nested(Nested {
-                order: Some(order), ..
-            }) => order[row],
-            _ => row,
-        }
+    fn scale(&self, code: u8, entry: usize) -> f32 {
+        let absmax = self.absmax[entry / (NESTED * BlockFormat::Nf4.len())];
+        // Two roundings, as bitsandbytes has them.
+        self.map[usize::from(code)] * absmax + self.offset
     }
+}
 
-    /// A line of which `lanes` exist; `block` says which block of the tensor a lane is of.
+/// The same numbers in f32, without a branch or call: `half`'s own conversion asks for each number what the processor can do.
+#[inline(always)]
+fn widened(line: &[f16; LANES]) -> [f32; LANES] {
+    const INFINITE: u32 = 0x7C00;
+    let mut out = [0f32; LANES];
+    for (out, half) in out.iter_mut().zip(line) {
+        let bits = u32::from(half.to_bits());
+        let magnitude = bits & 0x7FFF;
+        // The exponents differ by 127 - 15.
+        let finite = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
+        let magnitude = match magnitude >= INFINITE {
+            true => magnitude << 13 | f32::INFINITY.to_bits(),
+            false => finite.to_bits(),
+        };
+        *out = f32::from_bits(magnitude | (bits & 0x8000) << 16);
+    }
+    out
+}
+
+impl Scales {
+    /// A line, which is of some rows; `entry` gives the place in the tensor of a row's first number.
     #[inline(always)]
     pub(super) fn line(
         &self,
         line: usize,
-        lanes: usize,
-        block: impl Fn(usize) -> usize,
+        rows: Range<usize>,
+        entry: impl Fn(usize) -> usize,
     ) -> ScaleLine {
         let mut out = ScaleLine::default();
         match self {
             Self::Full(scales) => out.scale = scales[line],
-            Self::Halves(scales) => out.scale = scales[line].map(f16::to_f32),
+            Self::Halves(scales) => out.scale = widened(&scales[line]),
             Self::HalvesWithMinima(scales, minima) => {
-                out.scale = scales[line].map(f16::to_f32);
-                out.minimum = minima[line].map(f16::to_f32);
+                out.scale = widened(&scales[line]);
+                out.minimum = widened(&minima[line]);
             }
             Self::Nested(nested) => {
-                for (lane, code) in nested.codes[line].iter().enumerate().take(lanes) {
-                    let absmax = nested.absmax[block(lane) / NESTED];
-                    // Two roundings, as bitsandbytes has them.
-                    out.scale[lane] = nested.map[usize::from(*code)] * absmax + nested.offset;
+                let lanes = rows.zip(&nested.codes[line]).zip(&mut out.scale);
+                match &nested.order {
+                    None => lanes.for_each(|((row, code), scale)| {
+                        *scale = nested.scale(*code, entry(row));
+                    }),
+                    Some(order) => lanes.for_each(|((row, code), scale)| {
+                        *scale = nested.scale(*code, entry(order[row]));
+                    }),
                 }
             }
         }
@@ -87,7 +110,11 @@ impl Scales {
                 reordered(minima, runs, order),
             ),
             Self::Nested(nested) => {
-                let rows = order.iter().map(|&row| self.row(row)).collect();
+                let row = |&row: &usize| match &nested.order {
+                    Some(before) => before[row],
+                    None => row,
+                };
+                let rows = order.iter().map(row).collect();
                 Self::Nested(Nested {
                     codes: reordered(&nested.codes, runs, order),
                     order: Some(Arc::new(rows)),
@@ -112,6 +139,21 @@ impl Scales {
                     + size_of_val(nested.map.as_ref())
                     + order
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_is_widened_exactly() {
+        for bits in 0..=u16::MAX {
+            let half = f16::from_bits(bits);
+            let [got, ..] = widened(&[half; LANES]);
+            let same = got.to_bits() == half.to_f32().to_bits();
+            assert!(same || half.is_nan() && got.is_nan(), "{bits:x}: {got}");
         }
     }
 }
