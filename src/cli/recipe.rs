@@ -1,6 +1,7 @@
 //! `temper recipe`: runs a recipe, or prints its plan.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use super::args::{ComputeArgs, RecipeArgs};
@@ -10,6 +11,7 @@ use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
+use crate::peft::AdapterConfig;
 use crate::recipe::{self, CheckedRecipe, RunOptions};
 use crate::report::{Interrupt, ReporterKind, reporter};
 use crate::train::Outcome;
@@ -84,10 +86,21 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     });
     if let Some((name, _)) = trained {
         print(&format!(
-            "Reports: {run}/<stage>/report.html\nNext:    temper export --run {run} --stage {name} --to exported/{name} --merge\n"
+            "Reports: {run}/<stage>/report.html\nNext:    temper export --run {run} --stage {name} --to exported/{name}{}\n",
+            if merges(&checked.output.join(name)) {
+                " --merge"
+            } else {
+                ""
+            }
         ))?;
     }
     Ok(())
+}
+
+/// Whether the stage in `folder` left an adapter that can be merged.
+fn merges(folder: &Path) -> bool {
+    AdapterConfig::load(folder.join("adapter"))
+        .is_ok_and(|(config, _)| config.spec.check_mergeable().is_ok())
 }
 
 struct RunRecipe<'a> {
