@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use serde_json::{Value, json};
 
 use tempering::model::{
     CausalLm, LanguageModel, ModelConfig, ScalarModel, combine_adapters, load_adapter,
-    save_adapter,
-    weights::{self, write_safetensors},
+    save_adapter, weights::write_safetensors,
 };
 use tempering::ops::{ModelBackend, f32_matmul};
 use tempering::optim::{GradientSum, OptimConfig, Optimiser};
@@ -25,6 +23,10 @@ use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
 use super::parity::{Comparison, backend_name};
+use super::reference::{
+    self, cases_of, distance, folder, load, logprobs, numbers, predicted, read, relative_distance,
+    values, wide,
+};
 
 /// Largest difference from PEFT in nats, and in units of the score.
 const TOLERANCE: f64 = 1e-5;
@@ -38,83 +40,18 @@ const TRAINED: f64 = 2e-4;
 /// Largest difference of a combined adapter's change of a weight.
 const COMBINED: f64 = 1e-5;
 
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/reference")
-        .join(name)
-}
-
-fn read(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// Folders under `peft/` whose reference is of a kind, each with it.
+/// The cases whose numbers are of a kind, each with its reference.
 fn cases(task: &str) -> Vec<(String, Value)> {
-    let mut cases: Vec<(String, Value)> = std::fs::read_dir(folder("peft"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir())
-        .map(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            (name, read(&path.join("ref.json")))
-        })
-        .filter(|(_, reference)| reference["task"] == task)
-        .collect();
-    cases.sort_by(|a, b| a.0.cmp(&b.0));
-    assert!(cases.len() > 1, "{task}");
-    cases
+    let cases = cases_of("peft", task).into_iter();
+    cases.map(|case| (case.name, case.reference)).collect()
 }
 
 fn base(reference: &Value) -> PathBuf {
     folder("peft_base").join(reference["base"].as_str().unwrap())
 }
 
-fn load<B: ModelBackend>(base: &Path, device: &B::Device) -> (ModelConfig, LanguageModel<B>) {
-    let config = ModelConfig::load(base).unwrap();
-    let source = weights::open(base).unwrap();
-    let model = LanguageModel::load(&config, source.as_ref(), device).unwrap();
-    (config, model)
-}
-
 fn rows(reference: &Value) -> Vec<Vec<u32>> {
     serde_json::from_value(reference["rows"].clone()).unwrap()
-}
-
-/// Log-probability of every token but a row's first, row by row.
-fn logprobs<B: ModelBackend>(
-    model: &LanguageModel<B>,
-    rows: &[Vec<u32>],
-    device: &B::Device,
-) -> Vec<f32> {
-    let batch = TokenBatch::from_rows(rows, device);
-    let hidden = model.hidden_states(&batch, None, None);
-    let (mut positions, mut targets) = (Vec::new(), Vec::new());
-    for (range, row) in batch.segments.iter().zip(rows) {
-        positions.extend((range.start..range.end - 1).map(|i| i as i32));
-        targets.extend(&row[1..]);
-    }
-    let count = positions.len();
-    let positions = Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [count]), device);
-    let (logprobs, _) = model.logprobs(hidden.select(0, positions), &Arc::new(targets), 1.0);
-    logprobs.into_data().convert::<f32>().into_vec().unwrap()
-}
-
-fn flat(value: &Value) -> Vec<f64> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(flat).collect(),
-        number => vec![number.as_f64().unwrap()],
-    }
-}
-
-/// Largest difference; infinite where the lengths differ.
-fn distance(got: &[f32], expected: &[f64]) -> f64 {
-    if got.len() != expected.len() || got.iter().any(|x| x.is_nan()) {
-        return f64::INFINITY;
-    }
-    let pairs = got.iter().zip(expected);
-    pairs
-        .map(|(a, b)| (f64::from(*a) - b).abs())
-        .fold(0.0, f64::max)
 }
 
 /// Notes one distance from PEFT.
@@ -149,18 +86,17 @@ fn compare<B: ModelBackend>(
     };
     note(
         what,
-        distance(with, &flat(&reference["with_adapter"])),
+        distance(with, &numbers(&reference["with_adapter"])),
         TOLERANCE,
     );
     note(
         &format!("{what}, merged"),
-        distance(merged, &flat(&reference["merged"])),
+        distance(merged, &numbers(&reference["merged"])),
         TOLERANCE,
     );
-    let own: Vec<f64> = with.iter().map(|&x| f64::from(x)).collect();
     note(
         &format!("{what}, merged against not merged"),
-        distance(merged, &own),
+        distance(merged, &wide(with)),
         MERGED,
     );
 }
@@ -172,7 +108,7 @@ pub(crate) fn adapters<B: ModelBackend>(device: B::Device) {
         let rows = rows(&reference);
         let plain = logprobs(&model, &rows, &device);
         assert!(
-            distance(&plain, &flat(&reference["without_adapter"])) < TOLERANCE,
+            distance(&plain, &numbers(&reference["without_adapter"])) < TOLERANCE,
             "{name}"
         );
         let adapter = folder("peft").join(&name);
@@ -195,8 +131,8 @@ pub(crate) fn adapters<B: ModelBackend>(device: B::Device) {
         );
         let with = logprobs(&model, &rows, &device);
         // The adapters are large enough to show.
-        let change: Vec<f64> = plain.iter().map(|&x| f64::from(x)).collect();
-        assert!(distance(&with, &change) > 1e-2, "{name} changes nothing");
+        let change = distance(&with, &wide(&plain));
+        assert!(change > 1e-2, "{name} changes nothing");
         model.merge_adapters().unwrap();
         compare::<B>(
             &name,
@@ -250,15 +186,8 @@ pub(crate) fn classifiers<B: ModelBackend>(device: B::Device) {
 }
 
 /// Names, shapes and numbers of an adapter's tensors.
-fn tensors(adapter: &Path) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-    let source = weights::open(adapter.join("adapter_model.safetensors")).unwrap();
-    let mut names = source.names();
-    names.sort();
-    let tensor = |name: String| {
-        let (shape, values) = (source.shape(&name).unwrap(), source.read(&name).unwrap());
-        (name, shape, values)
-    };
-    names.into_iter().map(tensor).collect()
+fn tensors(adapter: &Path) -> Vec<HostTensor> {
+    reference::tensors(&adapter.join("adapter_model.safetensors"))
 }
 
 /// Read and written again, an adapter has PEFT's tensors bit by bit, and a configuration that selects the same layers
@@ -339,7 +268,7 @@ fn converted<B: ModelBackend>(name: &str, reference: &Value, ours: &Path, device
         peft.spec.tensors(&layer),
         "{name}"
     );
-    let off = distance(&with, &flat(&reference["with_adapter"]));
+    let off = distance(&with, &numbers(&reference["with_adapter"]));
     note::<B>(
         name,
         "log-probabilities, stored as LoRA",
@@ -394,7 +323,7 @@ pub(crate) fn spellings<B: ModelBackend>(device: B::Device) {
         load_adapter(&mut model, &config, dir.path(), &device)
             .unwrap_or_else(|e| panic!("{what}: {e}"));
         let with = logprobs(&model, &rows, &device);
-        let off = distance(&with, &flat(&reference["with_adapter"]));
+        let off = distance(&with, &numbers(&reference["with_adapter"]));
         assert!(off < TOLERANCE, "{what}: {off}");
     }
 }
@@ -545,13 +474,7 @@ pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
         let steps = expected["losses"].as_array().unwrap().len();
         for step in 0..steps {
             let loss = mean_loss(&model, &rows, &device);
-            losses.push(
-                loss.clone()
-                    .into_data()
-                    .convert::<f32>()
-                    .into_vec::<f32>()
-                    .unwrap()[0],
-            );
+            losses.push(values(loss.clone())[0]);
             let mut sum = GradientSum::<B>::default();
             sum.add::<Autodiff<B>>(&mut model, &mut loss.backward());
             if step == 0 {
@@ -566,7 +489,7 @@ pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
             }
             optim.update::<Autodiff<B>>(&mut model, sum, 1.0, lr);
         }
-        let off = distance(&losses, &flat(&expected["losses"]));
+        let off = distance(&losses, &numbers(&expected["losses"]));
         note::<B>(
             &name,
             &format!("losses of {steps} steps of AdamW"),
@@ -586,8 +509,8 @@ pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
             in_base(&expected["trained"]),
         );
         for (tensor, _, values) in &mut after {
-            let gradients = flat(gradients[tensor.as_str()]);
-            let theirs = flat(theirs[tensor.as_str()]);
+            let gradients = numbers(gradients[tensor.as_str()]);
+            let theirs = numbers(theirs[tensor.as_str()]);
             for ((value, gradient), theirs) in values.iter_mut().zip(gradients).zip(theirs) {
                 if gradient.abs() < 1e-6 {
                     *value = theirs as f32;
@@ -612,15 +535,9 @@ fn mean_loss<B: ModelBackend>(
     device: &B::Device,
 ) -> Tensor<Autodiff<B>, 1> {
     let batch = TokenBatch::from_rows(rows, device);
-    let (mut positions, mut targets) = (Vec::new(), Vec::new());
-    for (range, row) in batch.segments.iter().zip(rows) {
-        positions.extend((range.start..range.end - 1).map(|i| i as i32));
-        targets.extend(&row[1..]);
-    }
-    let count = positions.len();
-    let positions = Tensor::from_data(TensorData::new(positions, [count]), device);
-    let states = model.states_at(&batch, Some(positions), None, None);
-    let (logprobs, _) = model.logprobs(states, &Arc::new(targets), 1.0);
+    let (places, targets) = predicted(&batch, rows, device);
+    let states = model.states_at(&batch, Some(places), None, None);
+    let (logprobs, _) = model.logprobs(states, &targets, 1.0);
     logprobs.mean().neg()
 }
 
@@ -664,9 +581,7 @@ fn note_tensors<B: ModelBackend>(
     assert_eq!(found.len(), expected.len(), "{name}: {what}");
     let mut most = 0f64;
     for (tensor, _, values) in found {
-        let expected = flat(expected[tensor]);
-        let largest = expected.iter().fold(1e-6f64, |most, x| most.max(x.abs()));
-        most = most.max(distance(values, &expected) / largest);
+        most = most.max(relative_distance(values, &numbers(expected[tensor])));
     }
     note::<B>(name, what, most, true, tolerance);
 }
@@ -683,7 +598,7 @@ pub(crate) fn combined<B: ModelBackend>(device: B::Device) {
             .collect();
         let settings = CombineSettings {
             combination: Combination::parse(&text(&settings["combination_type"])).unwrap(),
-            weights: flat(&expected["weights"]),
+            weights: numbers(&expected["weights"]),
             density: settings["density"].as_f64(),
             majority_sign: match settings["majority_sign_method"].as_str() {
                 Some("frequency") => MajoritySign::Frequency,
@@ -706,12 +621,7 @@ pub(crate) fn combined<B: ModelBackend>(device: B::Device) {
             };
             // alpha is the rank: the factor on the product is 1.
             let change = f32_matmul(matrix("lora_B"), matrix("lora_A"));
-            let change = change
-                .into_data()
-                .convert::<f32>()
-                .into_vec::<f32>()
-                .unwrap();
-            most = most.max(distance(&change, &flat(expected)));
+            most = most.max(distance(&values(change), &numbers(expected)));
         }
         note::<B>(
             &format!("combined: {name}"),
