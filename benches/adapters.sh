@@ -104,7 +104,7 @@ rouge() {
       rate=$(best "$method" $rates)
       [ -n "$rate" ] || continue
       result=$runs/$method/$rate
-      policy=$(ls -d "$result/${method%-nf4}"/{adapter,model} 2>/dev/null | head -n 1)
+      policy=$(ls -d "$result/${method%-nf4}"/{adapter,model} 2>/dev/null | head -n 1 || true)
       policy="Folder(\"$policy\")"
     fi
     [ ! -e "$result/compare/DONE" ] || continue
