@@ -32,6 +32,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
             .ok_or_else(|| Error::Usage(format!("{}: the recipe has no stages", path.display())))?,
     };
     let mut tokenizer = tokenizer(&recipe, stage)?;
+    (tokenizer, _) = tokenizer.with_added_tokens(&recipe.add_tokens)?;
     if let Some(text) = &recipe.eos_token {
         tokenizer = tokenizer.with_eos_token(text)?;
     }

@@ -12,6 +12,7 @@ use super::host_tensors;
 use super::prompt::{self, StoredPrompt};
 use super::sidecar::{note_in_sidecar, read_sidecar};
 use super::stored_adapter::StoredAdapter;
+use super::stored_tables::own_tables;
 use super::weights::write_safetensors;
 use crate::error::{Error, Result};
 use crate::host;
@@ -73,6 +74,7 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     });
     outcome?;
     stored.biases.load(model, source.as_ref(), device)?;
+    (stored.tables).load(model, config, source.as_ref(), device)?;
     let start = read_sidecar(folder)?.remove(START);
     if let Some(spec) = start.and_then(|start| adapter.spec.restored(start.as_str()?)) {
         model.for_each_projection(&mut |projection| {
@@ -254,7 +256,8 @@ fn adapter_tensors<B: Backend, M: Parameters<B> + Adaptable<B>>(model: &mut M) -
     tensors
 }
 
-/// Writes a model's adapters, and its score head if it has one, in PEFT's format.
+/// Writes a model's adapters, its score head if it has one, and embedding and head if they are not those of the base's files, in
+/// PEFT's format.
 ///
 /// # Errors
 /// `Error::Io`.
@@ -270,8 +273,13 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         None => adapter_tensors(model),
     };
     let mut task = TaskType::CausalLm;
-    for (name, shape, values) in host_tensors(model, &|kind| kind == ParamKind::Score) {
+    let mut whole = own_tables(model, config);
+    let score = host_tensors(model, &|kind| kind == ParamKind::Score);
+    if !score.is_empty() {
         task = TaskType::SeqCls;
+    }
+    whole.extend(score);
+    for (name, shape, values) in whole {
         let key = match spec.on_layers() {
             true => saved_key(&name),
             false => prompt_saved_key(&name),

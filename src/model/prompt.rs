@@ -9,9 +9,11 @@ use super::adapter::LoadedAdapter;
 use super::config::ModelConfig;
 use super::source::ModelSource;
 use super::stored_adapter::SCORE_WEIGHT;
+use super::stored_tables::StoredTables;
 use super::weights::WeightSource;
 use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
+use crate::params::Parameters;
 use crate::peft::keys::{StoredKey, parse_key};
 use crate::peft::{
     Adaptable, AdapterConfig, AdapterSpec, DecoderShape, Encode, PROMPT_EMBEDDINGS, PromptStart,
@@ -80,6 +82,7 @@ pub(super) fn attach<B: ModelBackend, M: Adaptable<B>>(
 pub(super) struct StoredPrompt {
     score: Option<String>,
     shape: [usize; 2],
+    tables: StoredTables,
 }
 
 impl StoredPrompt {
@@ -103,10 +106,11 @@ impl StoredPrompt {
             Some(_) => None,
         };
         let mut score = None;
-        let mut problems = Vec::new();
+        let tables = StoredTables::find(source, config);
+        let mut problems = tables.problems(source, config);
         for name in source.names() {
             match parse_key(&name, &[]) {
-                _ if name == PROMPT_EMBEDDINGS => {}
+                _ if name == PROMPT_EMBEDDINGS || tables.holds(&name) => {}
                 StoredKey::Whole(parameter) if parameter == SCORE_WEIGHT => {
                     let found = source.shape(&name);
                     let wrong = expected(&[1, config.output_size()], found);
@@ -128,7 +132,11 @@ impl StoredPrompt {
             problems.push(Problem::new(SCORE_WEIGHT, "missing"));
         }
         match problems.is_empty() {
-            true => Ok(Self { score, shape }),
+            true => Ok(Self {
+                score,
+                shape,
+                tables,
+            }),
             false => Err(Error::Weights {
                 path: source.path().to_path_buf(),
                 problems,
@@ -141,7 +149,7 @@ impl StoredPrompt {
 ///
 /// # Errors
 /// As [`StoredPrompt::check`]; `Error::Io`.
-pub(super) fn load<B: Backend, M: Adaptable<B>>(
+pub(super) fn load<B: Backend, M: Parameters<B> + Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
     adapter: AdapterConfig,
@@ -154,6 +162,7 @@ pub(super) fn load<B: Backend, M: Adaptable<B>>(
     let tensor = Tensor::from_data(TensorData::new(values, stored.shape), device);
     let spec = &adapter.spec;
     *model.virtual_tokens() = spec.stored_tokens(&config.decoder_shape(), tensor);
+    (stored.tables).load(model, config, source, device)?;
     let score = stored.score.map(|name| source.read(&name)).transpose()?;
     Ok(LoadedAdapter {
         config: adapter,

@@ -13,6 +13,7 @@ use super::config::ModelConfig;
 use super::manifest::{self, Manifest, ModelFiles, Source};
 use super::offset::{SIDECAR, read_score_offset};
 use super::prompt;
+use super::resize::ResizedTables;
 use super::weights::heads::{HeadAsEmbedding, SCORE, StoredHead, stored_head, tied_pair};
 use super::weights::{self, WeightSource};
 use crate::data::Tokenizer;
@@ -40,6 +41,8 @@ pub struct ModelSource {
     pub notes: Vec<String>,
     manifest: Option<Manifest>,
     head_only: bool,
+    /// Whether the tables have other rows than in the base's files.
+    pub(super) resized: bool,
 }
 
 /// A score head in a file.
@@ -122,6 +125,7 @@ impl ModelSource {
             )));
         }
         self.adapters.push(folder);
+        self.resize_as_stored()?;
         Ok(self)
     }
 
@@ -152,6 +156,7 @@ impl ModelSource {
             notes,
             manifest: files.manifest,
             head_only: false,
+            resized: false,
         };
         let source = weights::open(&found.weights)?;
         match stored_head(&found.config, source.as_ref())? {
@@ -176,6 +181,7 @@ impl ModelSource {
                 source.path().display()
             ));
         }
+        found.resize_as_stored()?;
         Ok(found)
     }
 
@@ -185,7 +191,7 @@ impl ModelSource {
     /// As [`weights::open`].
     pub fn open_weights(&self) -> Result<Box<dyn WeightSource>> {
         let inner = weights::open(&self.weights)?;
-        Ok(match tied_pair(&self.config) {
+        let whole: Box<dyn WeightSource> = match tied_pair(&self.config) {
             Some((embedding, head)) if self.head_only => {
                 let head = weights::resolve(inner.as_ref(), &head).unwrap_or(head);
                 Box::new(HeadAsEmbedding {
@@ -195,6 +201,10 @@ impl ModelSource {
                 })
             }
             _ => inner,
+        };
+        Ok(match self.resized {
+            true => Box::new(ResizedTables::new(whole, &self.config)),
+            false => whole,
         })
     }
 
@@ -212,6 +222,10 @@ impl ModelSource {
             .map(PathBuf::as_path)
             .collect();
         let tokenizer = Tokenizer::load_layered(&folders)?;
+        let tokenizer = match self.resized {
+            true => tokenizer.with_embeddings(self.config.vocab_size())?,
+            false => tokenizer,
+        };
         tokenizer.check_embedding(self.config.vocab_size())?;
         Ok(tokenizer)
     }

@@ -2,6 +2,7 @@
 
 use super::biases::{StoredBiases, chosen_biases};
 use super::config::ModelConfig;
+use super::stored_tables::StoredTables;
 use super::weights::WeightSource;
 use crate::error::{Error, Problem, Result};
 use crate::peft::files::ADAPTER_WEIGHTS;
@@ -22,6 +23,7 @@ pub(super) struct StoredAdapter {
     pub(super) shared: Vec<(&'static str, [usize; 2], String)>,
     pub(super) score: Option<String>,
     pub(super) biases: StoredBiases,
+    pub(super) tables: StoredTables,
     /// Warnings about patterns without a matching layer.
     pub(super) unused: Vec<String>,
 }
@@ -52,6 +54,8 @@ impl StoredAdapter {
         let biases = chosen_biases(&adapter.spec, config, &adapted);
         let (biases, mut problems) = StoredBiases::check(&biases, &adapted, source);
         stored.biases = biases;
+        stored.tables = StoredTables::find(source, config);
+        problems.extend(stored.tables.problems(source, config));
         let mut tensors = Vec::new();
         for layer in &linear {
             for (name, shape) in adapter.spec.tensors(layer) {
@@ -67,7 +71,7 @@ impl StoredAdapter {
                 stored.shared.push((*key, *shape, name));
                 continue;
             }
-            if stored.biases.holds(&name) {
+            if stored.biases.holds(&name) || stored.tables.holds(&name) {
                 continue;
             }
             match parse_key(&name, &names) {
@@ -228,7 +232,7 @@ fn stored_whole(tensors: &[(String, String)], config: &ModelConfig) -> Vec<Probl
         problems.push(
             Problem::new(
                 some(&whole),
-                "stored whole (PEFT's modules_to_save, or save_embedding_layers); beside adapters only a classifier's \"score\" can be",
+                "stored whole (PEFT's modules_to_save); beside adapters only embedding, head and a classifier's \"score\" can be",
             )
             .with_help(
                 "if they were not trained, save the adapter again with save_pretrained(.., save_embedding_layers=False); \

@@ -6,6 +6,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::ops::{Head, MatmulPrecision, ModelBackend, Numerics, reduced_columns};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, Reduced, placeholder};
+use crate::peft::Base;
 
 /// A matrix with one row per token id: the embedding, the output head, or both.
 #[derive(Module, Debug)]
@@ -38,6 +39,14 @@ impl<B: Backend> Table<B> {
     pub(super) fn store_as(&mut self, numerics: Numerics) {
         self.reduced = Reduced::by_column(numerics);
         self.matmul = numerics.matmul;
+    }
+
+    /// The identity of the table's values.
+    pub(super) fn identity(&self) -> Base {
+        match self.reduced.as_ref().and_then(Reduced::matrix) {
+            Some(matrix) => Base::Reduced(matrix.address()),
+            None => Base::Full(self.weight.id),
+        }
     }
 
     /// The table as an output head.

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{CausalLm, LanguageModel};
+use super::{CausalLm, LanguageModel, Part};
 use crate::host::indices;
 use crate::ops::ModelBackend;
 use crate::peft::{Adaptable, Base};
@@ -32,6 +32,11 @@ impl<B: ModelBackend> SharedBaseModels<B> {
                 return None;
             }
             let (mut base, mut of_model) = (Vec::<Base>::new(), Vec::new());
+            model.parts().for_each_part(&mut |part| {
+                if let Part::Embedding(table) = part {
+                    base.push(table.identity());
+                }
+            });
             model.for_each_projection(&mut |projection| {
                 base.push(projection.identity());
                 of_model.push(projection.low_rank_adapters());

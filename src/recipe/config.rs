@@ -21,6 +21,9 @@ pub struct Recipe {
     /// Overrides the EOS token of the models' tokenizers, in encoding, generation and written files. TRL's key.
     #[serde(default)]
     pub eos_token: Option<String>,
+    /// Special tokens that every tokenizer gets that lacks them; tables without a row for one grow.
+    #[serde(default)]
+    pub add_tokens: Vec<String>,
     /// Storage precision of the base model and of whole models from earlier stages. Anything but f32 freezes them: stages can then
     /// train adapters only.
     #[serde(default)]

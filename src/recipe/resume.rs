@@ -46,6 +46,7 @@ pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &st
                 json(&recipe.seed),
                 json(&recipe.model),
                 json(&recipe.eos_token),
+                json(&recipe.add_tokens),
                 json(&recipe.base_precision),
                 json(&recipe.matmul_precision),
             ]
@@ -54,6 +55,7 @@ pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &st
             "seed",
             "model",
             "eos_token",
+            "add_tokens",
             "base_precision",
             "matmul_precision",
         ]

@@ -134,6 +134,7 @@ pub fn run<B: ModelBackend>(
     session.seed = Seed::new(recipe.seed);
     session.model = recipe.model.clone();
     session.eos_token = recipe.eos_token.clone();
+    session.add_tokens = recipe.add_tokens.clone();
     session.numerics = recipe.numerics();
     session.resume = options.resume;
     session.resume_command = options.resume_command.clone();

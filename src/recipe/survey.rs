@@ -35,6 +35,7 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
         }),
         model: recipe.model.as_deref(),
         eos_token: recipe.eos_token.as_deref(),
+        add_tokens: &recipe.add_tokens,
         base: None,
         by_stage: BTreeMap::new(),
         rows: BTreeMap::new(),
@@ -44,6 +45,10 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
     if let Some(name) = &recipe.model {
         let found = open_model(name, recipe.base_precision);
         surveyor.base = surveyor.keep("model", found);
+        surveyor.base = surveyor
+            .base
+            .take()
+            .and_then(|known| surveyor.with_tokens(known));
     }
     let plans = recipe
         .stages
@@ -69,6 +74,8 @@ struct Surveyor<'a> {
     model: Option<&'a str>,
     /// The recipe's `eos_token`.
     eos_token: Option<&'a str>,
+    /// The recipe's `add_tokens`.
+    add_tokens: &'a [String],
     base: Option<ResolvedModel>,
     /// Models of stages' results, by stage.
     by_stage: BTreeMap<String, ResolvedModel>,

@@ -20,6 +20,14 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
     if let Some(model) = &recipe.model {
         checks.must("model", !model.is_empty(), "a name or a folder", model);
     }
+    for (index, text) in recipe.add_tokens.iter().enumerate() {
+        let key = format!("add_tokens.{index}");
+        if text.is_empty() {
+            checks.problem(key, "is empty; a token has a text, such as \"<|think|>\"");
+        } else if recipe.add_tokens[..index].contains(text) {
+            checks.problem(key, format!("{text:?} is listed twice"));
+        }
+    }
     for name in recipe.data.keys() {
         checks.name(&format!("data.{name}"), name);
     }

@@ -62,7 +62,7 @@ impl<B: ModelBackend> Session<'_, B> {
     /// # Errors
     /// When files are missing, do not fit, or the stage has not run.
     pub fn policy(&mut self, init: &Init) -> Result<Policy<B>> {
-        let source = match init {
+        let mut source = match init {
             Init::Base => {
                 let name = self.model.as_deref().ok_or_else(|| {
                     Error::Usage(
@@ -75,10 +75,11 @@ impl<B: ModelBackend> Session<'_, B> {
             Init::Folder(path) => ModelSource::at(path, self.model.as_deref())?,
             Init::Random(path) => {
                 let (config, tokenizer) = ModelSource::blank(path)?;
+                let (tokenizer, config) = self.with_tokens(&tokenizer, &config)?;
                 let source = RandomSource::new(&config, self.seed.fork("weights"));
                 return Ok(Policy {
                     model: LanguageModel::load(&config, &source, &self.device)?,
-                    tokenizer: self.with_eos(tokenizer)?,
+                    tokenizer,
                     adapter: None,
                     base: path.to_string_lossy().into_owned(),
                     files: Vec::new(),
@@ -87,7 +88,8 @@ impl<B: ModelBackend> Session<'_, B> {
                 });
             }
         };
-        let tokenizer = self.with_eos(source.tokenizer()?)?;
+        let (tokenizer, config) = self.with_tokens(&source.tokenizer()?, &source.config)?;
+        source.resize(config);
         self.warn(&source.notes);
         let mut model = self.shared_base(&source)?;
         let adapter = source.attach_outermost(&mut model, &self.device)?;
@@ -126,10 +128,8 @@ impl<B: ModelBackend> Session<'_, B> {
         let inner = source.adapters.len().saturating_sub(1);
         // Adapters name their base by an absolute path, recipes often by a relative one.
         let same = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
-        let key: Vec<PathBuf> = std::iter::once(&source.weights)
-            .chain(&source.adapters[..inner])
-            .map(same)
-            .collect();
+        let files = std::iter::once(&source.weights).chain(&source.adapters[..inner]);
+        let key = (files.map(same).collect(), source.config.vocab_size());
         if let Some(model) = self.bases.get(&key) {
             return Ok(model.clone());
         }
@@ -249,20 +249,19 @@ pub(super) fn save_policy<B: ModelBackend>(
     base: &str,
 ) -> Result<()> {
     let mut model = trained.model.valid();
+    let of_base = config.with_tables_of_base();
     match &trained.adapter {
         Some(adapter) => {
-            let base = match trained.merged {
+            let (base, config) = match trained.merged {
                 true => {
                     let own = dir.join("base");
                     let mut plain = model.clone();
                     plain.detach_adapters();
                     write_model(&own, &mut plain, config, tokenizer, false, None)?;
-                    std::path::absolute(&own)
-                        .map_err(Error::io("find", &own))?
-                        .to_string_lossy()
-                        .into_owned()
+                    let own = std::path::absolute(&own).map_err(Error::io("find", &own))?;
+                    (own.to_string_lossy().into_owned(), &of_base)
                 }
-                false => base.to_owned(),
+                false => (base.to_owned(), config),
             };
             write_dir_atomic(dir.join("adapter"), |folder| {
                 save_adapter(&mut model, config, adapter, &base, folder)?;

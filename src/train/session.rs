@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::checkpoint::RunDir;
 use crate::data::{DataConfig, DataContext, EncodeReport, Row, Tokenizer, read_rows};
 use crate::error::Result;
-use crate::model::LanguageModel;
+use crate::model::{LanguageModel, ModelConfig, WithTokens};
 use crate::ops::{ModelBackend, Numerics};
 use crate::report::{Interrupt, Reporter};
 use crate::rng::Seed;
@@ -35,6 +35,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub model: Option<String>,
     /// The recipe's `eos_token`.
     pub eos_token: Option<String>,
+    /// The recipe's `add_tokens`.
+    pub add_tokens: Vec<String>,
     /// The recipe's `base_precision` and `matmul_precision`.
     pub numerics: Numerics,
     /// Whether unfinished stages continue from their last checkpoint.
@@ -45,9 +47,9 @@ pub struct Session<'a, B: ModelBackend> {
     pub interrupt: Interrupt,
     /// Receives progress and messages.
     pub reporter: &'a mut dyn Reporter,
-    /// Frozen bases, keyed by the files of the model and of adapters merged into it. Policies, references, rewards and values with
-    /// the same base share one copy.
-    pub(super) bases: HashMap<Vec<PathBuf>, LanguageModel<B>>,
+    /// Frozen bases, keyed by the files of the model and of adapters merged into it, and by rows of the embedding. Policies,
+    /// references, rewards and values with the same base share one copy.
+    pub(super) bases: HashMap<(Vec<PathBuf>, usize), LanguageModel<B>>,
     /// Warnings reported so far.
     pub(super) warned: BTreeSet<String>,
 }
@@ -62,6 +64,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             seed: Seed::new(1),
             model: None,
             eos_token: None,
+            add_tokens: Vec::new(),
             numerics: Numerics::default(),
             resume: false,
             resume_command: String::new(),
@@ -97,15 +100,23 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         self.seed.fork("stage").fork(stage)
     }
 
-    /// A policy's tokenizer with the recipe's EOS.
+    /// A policy's tokenizer with the recipe's new tokens and its EOS, and the configuration with rows for them.
     ///
     /// # Errors
-    /// As [`Tokenizer::with_eos_token`].
-    pub(super) fn with_eos(&self, tokenizer: Tokenizer) -> Result<Arc<Tokenizer>> {
-        Ok(Arc::new(match &self.eos_token {
+    /// As [`ModelConfig::add_tokens`] and [`Tokenizer::with_eos_token`].
+    pub(super) fn with_tokens(
+        &self,
+        tokenizer: &Tokenizer,
+        config: &ModelConfig,
+    ) -> Result<(Arc<Tokenizer>, ModelConfig)> {
+        let WithTokens {
+            tokenizer, config, ..
+        } = config.add_tokens(tokenizer, &self.add_tokens)?;
+        let tokenizer = match &self.eos_token {
             Some(text) => tokenizer.with_eos_token(text)?,
             None => tokenizer,
-        }))
+        };
+        Ok((Arc::new(tokenizer), config))
     }
 
     /// Reports dropped and truncated rows of a data set, if any.

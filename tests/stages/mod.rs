@@ -11,3 +11,4 @@ mod options;
 mod ppo_details;
 mod resume;
 mod rollout;
+mod tokens;

@@ -18,6 +18,7 @@ pub(crate) mod ppo;
 pub(crate) mod prompts;
 pub(crate) mod reduced;
 pub(crate) mod reference;
+pub(crate) mod resized;
 pub(crate) mod shared_prefix;
 pub(crate) mod text;
 pub(crate) mod together;

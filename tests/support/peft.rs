@@ -338,14 +338,14 @@ pub(crate) fn other_files<B: ModelBackend>(device: B::Device) {
             .to_string()
     };
     let whole = [
-        "base_model.model.lm_head.weight",
-        "base_model.model.model.embed_tokens.weight",
+        "base_model.model.model.norm.weight",
+        "base_model.model.model.layers.0.input_layernorm.weight",
     ];
     let dir = rewritten(&theirs, str::to_owned, |_| {}, &whole);
     let found = message(dir.path());
     for part in [
         ": 1 problem:",
-        "embed_tokens.weight",
+        "model.norm.weight",
         "modules_to_save",
         "save_embedding_layers=False",
         "merge_and_unload",

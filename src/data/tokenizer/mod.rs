@@ -3,6 +3,7 @@
 //! Nothing is padded: batches are packed (see [`crate::tokens`]), and truncation or padding set in a `tokenizer.json` is disabled,
 //! as in transformers.
 
+mod added;
 mod compare;
 mod ending;
 mod files;

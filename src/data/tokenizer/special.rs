@@ -23,10 +23,12 @@ const NAMED: [&str; 7] = [
     "mask_token",
 ];
 
-const ADDED_TOKENS_DECODER: &str = "added_tokens_decoder";
-const EXTRA: &str = "extra_special_tokens";
+/// Key of the list of added tokens by id.
+pub(super) const ADDED_TOKENS_DECODER: &str = "added_tokens_decoder";
+/// Key of unnamed special tokens.
+pub(super) const EXTRA: &str = "extra_special_tokens";
 /// The older name of [`EXTRA`].
-const ADDITIONAL: &str = "additional_special_tokens";
+pub(super) const ADDITIONAL: &str = "additional_special_tokens";
 
 /// Tokens declared by the files beside the vocabulary.
 #[derive(Debug, Default)]
@@ -289,7 +291,7 @@ fn add(inner: &mut tokenizers::Tokenizer, tokens: &[AddedToken], files: &Files) 
 }
 
 /// The id that the library assigns to the next new token.
-fn next_id(inner: &tokenizers::Tokenizer) -> u32 {
+pub(super) fn next_id(inner: &tokenizers::Tokenizer) -> u32 {
     let size = inner.get_vocab_size(false) as u32;
     let last = inner.get_added_tokens_decoder().into_keys().max();
     last.map_or(size, |last| size.max(last + 1))

@@ -39,6 +39,8 @@ pub struct ModelConfig {
     architecture: Architecture,
     /// The file's content; written on export.
     raw: Map<String, Value>,
+    /// Whether embedding and head are others than in the base's files.
+    pub(super) own_tables: bool,
 }
 
 /// The sizes of a configuration, under names common to all families.
@@ -140,6 +142,7 @@ impl ModelConfig {
             family,
             architecture,
             raw,
+            own_tables: false,
         })
     }
 
@@ -201,6 +204,11 @@ impl ModelConfig {
     /// The name of the token embedding.
     pub fn embedding_name(&self) -> &'static str {
         self.family.embedding
+    }
+
+    /// Names of the embedding and the output head, which may be tied.
+    pub fn tables(&self) -> [&'static str; 2] {
+        [self.family.embedding, self.family.head]
     }
 
     /// The value of `model_type`.

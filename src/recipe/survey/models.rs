@@ -36,10 +36,39 @@ impl Surveyor<'_> {
             Init::Stage(name) => self.by_stage.get(name).cloned(),
             Init::Folder(folder) => {
                 let found = open_folder(folder, self.model, self.precision);
-                self.keep(place, found)
+                let found = self.keep(place, found)?;
+                self.with_tokens(found)
             }
-            Init::Random(file) => self.keep(place, open_blank(file)),
+            Init::Random(file) => {
+                let found = self.keep(place, open_blank(file))?;
+                self.with_tokens(found)
+            }
         }
+    }
+
+    /// The model with the recipe's new tokens; warns of those that it has. Results of stages have them from their start.
+    pub(super) fn with_tokens(&mut self, known: ResolvedModel) -> Option<ResolvedModel> {
+        let added = known.config.add_tokens(&known.tokenizer, self.add_tokens);
+        let added = self.keep("add_tokens", added)?;
+        for (text, id) in &added.present {
+            let index = self.add_tokens.iter().position(|added| added == text)?;
+            let special = match known.tokenizer.is_special(*id) {
+                true => "",
+                false => ", not a special one,",
+            };
+            let warning = self.places.problem(
+                &format!("add_tokens.{index}"),
+                format!("{text:?} is token {id}{special} of the model already, and not added"),
+            );
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+        Some(ResolvedModel {
+            tokenizer: added.tokenizer,
+            config: added.config,
+            ..known
+        })
     }
 
     /// Opens the reward models of a stage, and checks the tokenizer and adapters of the one that a value network starts from.
