@@ -6,8 +6,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::adapter_weights;
-use super::biases::{bias_tensors, trained_biases};
-use super::config::ModelConfig;
+use super::beside::tensors_beside;
+use super::config::{ModelConfig, TensorSpec};
 use super::host_tensors;
 use super::prompt::{self, StoredPrompt};
 use super::sidecar::{note_in_sidecar, read_sidecar};
@@ -73,7 +73,7 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         });
     });
     outcome?;
-    stored.biases.load(model, source.as_ref(), device)?;
+    stored.beside.load(model, source.as_ref(), device)?;
     (stored.tables).load(model, config, source.as_ref(), device)?;
     let start = read_sidecar(folder)?.remove(START);
     if let Some(spec) = start.and_then(|start| adapter.spec.restored(start.as_str()?)) {
@@ -188,8 +188,7 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
         });
     }
     model.merge_adapters()?;
-    let paths = attach_with(model, config, &wanted, seed.fork("adapters"), encode)?;
-    trained_biases(&wanted, config, &paths)?;
+    attach_with(model, config, &wanted, seed.fork("adapters"), encode)?;
     Ok(PreparedAdapters {
         adapter: Some(wanted),
         merged: present.is_some(),
@@ -206,6 +205,11 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
     if !wanted.on_layers() {
         return Ok(wanted.continues_tokens(present) && model.virtual_tokens().is_some());
     }
+    // Other tensors of the base would have to begin from the base again.
+    let same_beside = |tensor: &TensorSpec| {
+        let trains = |spec: &AdapterSpec| spec.beside().trains(&tensor.name, |_| true);
+        trains(present) == trains(wanted)
+    };
     let mut targets = target_paths(wanted, config)?;
     let (mut adapted, mut same_shape) = (Vec::new(), true);
     model.for_each_projection(&mut |projection| {
@@ -218,7 +222,8 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
     });
     adapted.sort();
     targets.sort();
-    Ok(same_shape && adapted == targets)
+    let same_beside = config.tensors().iter().all(same_beside);
+    Ok(same_shape && same_beside && adapted == targets)
 }
 
 /// The tensors of a model's adapters as files hold them. Reads the device.
@@ -293,7 +298,16 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         let adapted = layers.filter(|(_, adapter)| adapter.is_some());
         paths.extend(adapted.map(|(layer, _)| layer.path.clone()));
     });
-    tensors.extend(bias_tensors(model, spec, &paths));
+    let own = match task {
+        TaskType::CausalLm => config.tensors(),
+        TaskType::SeqCls => config.classifier_tensors(),
+    };
+    for tensor in tensors_beside(model, spec, &own, &paths) {
+        // Tables with added rows are stored in any case.
+        if !(tensors.iter()).any(|(key, ..)| *key == tensor.0) {
+            tensors.push(tensor);
+        }
+    }
     let mut adapter = AdapterConfig::new(task, spec.stored(), paths);
     adapter.base_model_name_or_path = Some(base.to_owned());
     adapter.fan_in_fan_out = config.family() == "gpt2";

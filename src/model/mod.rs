@@ -6,7 +6,7 @@
 mod activation;
 mod adapter;
 mod adapter_weights;
-mod biases;
+mod beside;
 mod cache;
 mod causal_lm;
 mod combine;
@@ -53,7 +53,6 @@ pub use adapter::{
     LoadedAdapter, PreparedAdapters, adapted_precision, attach_adapters, load_adapter,
     prepare_adapters, save_adapter,
 };
-pub use biases::trained_biases;
 pub use cache::KvCache;
 pub use causal_lm::CausalLm;
 pub use combine::combine_adapters;

@@ -1,6 +1,6 @@
 //! The tensors of an adapter's file, checked against a model.
 
-use super::biases::{StoredBiases, chosen_biases};
+use super::beside::StoredBeside;
 use super::config::ModelConfig;
 use super::stored_tables::StoredTables;
 use super::weights::WeightSource;
@@ -22,7 +22,7 @@ pub(super) struct StoredAdapter {
     /// Key, shape and the file's spelling of tensors that all layers share.
     pub(super) shared: Vec<(&'static str, [usize; 2], String)>,
     pub(super) score: Option<String>,
-    pub(super) biases: StoredBiases,
+    pub(super) beside: StoredBeside,
     pub(super) tables: StoredTables,
     /// Warnings about patterns without a matching layer.
     pub(super) unused: Vec<String>,
@@ -30,7 +30,7 @@ pub(super) struct StoredAdapter {
 
 impl StoredAdapter {
     /// # Errors
-    /// `Error::Weights` listing every tensor that is missing, surplus or mis-shaped.
+    /// `Error::Weights` listing every tensor that is missing, surplus or mis-shaped; those of reading.
     pub(super) fn check(
         adapter: &AdapterConfig,
         source: &dyn WeightSource,
@@ -51,11 +51,14 @@ impl StoredAdapter {
         });
         let shared = adapter.spec.shared_tensors(largest);
         let adapted: Vec<String> = targeted.iter().map(|layer| layer.name.clone()).collect();
-        let biases = chosen_biases(&adapter.spec, config, &adapted);
-        let (biases, mut problems) = StoredBiases::check(&biases, &adapted, source);
-        stored.biases = biases;
-        stored.tables = StoredTables::find(source, config);
-        problems.extend(stored.tables.problems(source, config));
+        let own = match adapter.task_type {
+            TaskType::CausalLm => config.tensors(),
+            TaskType::SeqCls => config.classifier_tensors(),
+        };
+        let (beside, mut problems) = StoredBeside::check(&adapter.spec, &own, &adapted, source)?;
+        let tables = StoredTables::find(source, config).without(|name| beside.holds(name));
+        problems.extend(tables.problems(source, config));
+        (stored.beside, stored.tables) = (beside, tables);
         let mut tensors = Vec::new();
         for layer in &linear {
             for (name, shape) in adapter.spec.tensors(layer) {
@@ -71,7 +74,7 @@ impl StoredAdapter {
                 stored.shared.push((*key, *shape, name));
                 continue;
             }
-            if stored.biases.holds(&name) || stored.tables.holds(&name) {
+            if stored.beside.holds(&name) || stored.tables.holds(&name) {
                 continue;
             }
             match parse_key(&name, &names) {
@@ -232,7 +235,7 @@ fn stored_whole(tensors: &[(String, String)], config: &ModelConfig) -> Vec<Probl
         problems.push(
             Problem::new(
                 some(&whole),
-                "stored whole (PEFT's modules_to_save); beside adapters only embedding, head and a classifier's \"score\" can be",
+                "stored whole, and modules_to_save does not name it; beside adapters only embedding, head and a classifier's \"score\" can be",
             )
             .with_help(
                 "if they were not trained, save the adapter again with save_pretrained(.., save_embedding_layers=False); \

@@ -50,6 +50,12 @@ impl StoredTables {
         Self(stored)
     }
 
+    /// Those but for tensors of the file that are read as something else.
+    pub(super) fn without(mut self, others: impl Fn(&str) -> bool) -> Self {
+        self.0.retain(|(_, stored)| !others(stored));
+        self
+    }
+
     /// Whether the file's tensor of that name is one of them.
     pub(super) fn holds(&self, name: &str) -> bool {
         self.0.iter().any(|(_, stored)| stored == name)

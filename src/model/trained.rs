@@ -1,6 +1,6 @@
 //! What a recipe's `peft` trains of a model, tensor by tensor, before any weight is loaded.
 
-use super::biases::trained_biases;
+use super::beside::trained_beside;
 use super::config::{ModelConfig, TensorSpec};
 use crate::error::Result;
 use crate::params::ParamKind;
@@ -63,13 +63,17 @@ pub fn trained_tensors(
         let own = own_trained_tensors(peft, &tensors)?.into_iter();
         return Ok(own.map(TrainedTensor::of_model).collect());
     };
-    let mut trained = adapter_tensors(config, &adapter)?;
+    let mut trained = adapter_tensors(config, &tensors, &adapter)?;
     let score = |tensor: &&TensorSpec| classifier && tensor.kind == ParamKind::Score;
     trained.extend(tensors.iter().filter(score).map(TrainedTensor::of_model));
     Ok(trained)
 }
 
-fn adapter_tensors(config: &ModelConfig, adapter: &AdapterSpec) -> Result<Vec<TrainedTensor>> {
+fn adapter_tensors(
+    config: &ModelConfig,
+    tensors: &[TensorSpec],
+    adapter: &AdapterSpec,
+) -> Result<Vec<TrainedTensor>> {
     config.check_virtual_tokens(adapter)?;
     let linear = config.linear_modules();
     let (mut trained, mut adapted) = (Vec::new(), Vec::new());
@@ -87,8 +91,8 @@ fn adapter_tensors(config: &ModelConfig, adapter: &AdapterSpec) -> Result<Vec<Tr
         }
         adapted.push(layer.name.clone());
     }
-    let biases = trained_biases(adapter, config, &adapted)?;
-    trained.extend(biases.iter().map(TrainedTensor::of_model));
+    let beside = trained_beside(adapter, tensors, &adapted)?;
+    trained.extend(beside.iter().map(TrainedTensor::of_model));
     Ok(trained)
 }
 

@@ -187,6 +187,18 @@ impl<B: Backend> ParamSlot<'_, B> {
         }
     }
 
+    /// Keeps a reduced matrix in f32 from the next walk on, with the numbers that it stands for.
+    pub fn keep_in_f32(&mut self) {
+        let Self::Reduced(reduced, p) = self else {
+            return;
+        };
+        if let Some(stored) = reduced.take() {
+            let data = TensorData::new(stored.values(), stored.shape());
+            let device = p.val().device();
+            **p = Param::initialized(p.id, Tensor::from_data(data, &device));
+        }
+    }
+
     /// Trains or freezes it.
     ///
     /// # Panics

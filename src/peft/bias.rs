@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::saved_key;
-
 /// PEFT's `bias`: which biases of the base are trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,29 +26,16 @@ impl Bias {
     }
 }
 
-/// The stored name of a bias of the base: PEFT puts the layer that an adapter is on one level deeper.
-pub fn bias_key(name: &str, adapted: impl Fn(&str) -> bool) -> String {
-    match name.strip_suffix(".bias") {
-        Some(path) if adapted(path) => saved_key(&format!("{path}.base_layer.bias")),
-        _ => saved_key(name),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn biases_are_chosen_and_named_as_in_peft() {
+    fn biases_are_chosen_as_in_peft() {
         let adapted = |path: &str| path.ends_with("c_attn");
         let (attn, norm) = ("h.0.attn.c_attn.bias", "h.0.ln_1.bias");
         assert!(Bias::All.trains(norm, adapted) && Bias::LoraOnly.trains(attn, adapted));
         assert!(!Bias::LoraOnly.trains(norm, adapted) && !Bias::None.trains(attn, adapted));
         assert!(!Bias::All.trains("h.0.ln_1.weight", adapted));
-        assert_eq!(
-            bias_key(attn, adapted),
-            "base_model.model.h.0.attn.c_attn.base_layer.bias"
-        );
-        assert_eq!(bias_key(norm, adapted), "base_model.model.h.0.ln_1.bias");
     }
 }

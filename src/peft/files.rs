@@ -23,8 +23,11 @@ const PICKLED_WEIGHTS: &str = "adapter_model.bin";
 /// The version whose fields are written.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// The head of a classification model, the one module beside adapters that is stored whole.
+/// The head of a classification model, which is stored whole beside any method's adapters.
 pub(crate) const SCORE: &str = "score";
+
+/// What PEFT adds to the `modules_to_save` of every classifier; the models here have a `score`.
+const CLASSIFIER: [&str; 2] = [SCORE, "classifier"];
 
 /// What a model with the adapter does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +65,10 @@ impl AdapterConfig {
             task_type,
             base_model_name_or_path: None,
             targets: Targets::of(TargetModules::List(paths)),
-            modules_to_save: match task_type {
-                TaskType::CausalLm => Vec::new(),
-                TaskType::SeqCls => vec![SCORE.into()],
+            modules_to_save: {
+                let score = (task_type == TaskType::SeqCls).then_some(SCORE);
+                let modules = spec.beside().entries().chain(score);
+                modules.map(str::to_owned).collect()
             },
             fan_in_fan_out: false,
             spec,
@@ -159,9 +163,9 @@ impl AdapterConfig {
         if targets.layers_to_transform.is_none() && !targets.layers_pattern.is_empty() {
             return Err("\"layers_pattern\" without \"layers_to_transform\"".into());
         }
-        let known = |name: &String| {
-            // PEFT adds both names to every classifier; the models here have a `score`.
-            self.task_type == TaskType::SeqCls && (name == SCORE || name == "classifier")
+        let known = |name: &String| match CLASSIFIER.contains(&name.as_str()) {
+            true => self.task_type == TaskType::SeqCls,
+            false => self.spec.beside().modules.contains(name),
         };
         let others: Vec<&str> = (self.modules_to_save.iter())
             .filter(|name| !known(name))
@@ -169,7 +173,7 @@ impl AdapterConfig {
             .collect();
         if !others.is_empty() {
             return Err(format!(
-                "modules_to_save {}: only the head of a classifier (\"score\" with task_type SEQ_CLS) can be stored whole; \
+                "modules_to_save {}: only LoRA has them here, beside the head of a classifier (\"score\" with task_type SEQ_CLS); \
                  merge the adapter into its base with PEFT and take the merged model",
                 others.join(", ")
             ));
@@ -374,6 +378,16 @@ impl<'a> Keys<'a> {
     }
 }
 
+/// The modules that are stored whole, but for a classifier's head.
+///
+/// # Errors
+/// For what is no list of names.
+pub(super) fn saved_modules(keys: &Keys<'_>) -> Result<Vec<String>, String> {
+    let mut modules = keys.read("modules_to_save", Vec::new(), one_or_more)?;
+    modules.retain(|name| !CLASSIFIER.contains(&name.as_str()));
+    Ok(modules)
+}
+
 /// A probability below 1.
 pub(super) fn probability(value: &Value) -> Option<f64> {
     value.as_f64().filter(|p| (0.0..1.0).contains(p))
@@ -520,7 +534,6 @@ mod tests {
             ("alora_invocation_tokens", json!([1, 2])),
             ("megatron_config", json!({"tp": 2})),
             ("use_bdlora", json!({"nblocks": 2})),
-            ("modules_to_save", json!(["lm_head"])),
             ("modules_to_save", json!(["score"])),
             ("layers_pattern", json!("layers")),
             ("alpha_pattern", json!({"(?=q": 2})),
@@ -536,6 +549,18 @@ mod tests {
             let message = with(key, value).unwrap_err();
             assert!(message.contains(key), "{message}");
         }
+        let saved = ["lm_head", "norm"];
+        let (read, _) = with("modules_to_save", json!(saved)).unwrap();
+        assert_eq!(read.spec.beside().modules, saved);
+        let mut ia3 =
+            json!({"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []});
+        assert!(AdapterConfig::from_value(&ia3).is_ok());
+        ia3["modules_to_save"] = json!(saved);
+        let message = AdapterConfig::from_value(&ia3).unwrap_err();
+        assert!(
+            message.contains("modules_to_save lm_head, norm: only LoRA"),
+            "{message}"
+        );
         assert!(with("init_lora_weights", json!("gaussian")).is_ok());
         assert!(with("layers_to_transform", Value::Null).is_ok());
         let (_, warnings) = with("new_thing", json!(1)).unwrap();

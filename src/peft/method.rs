@@ -79,6 +79,16 @@ pub trait AdapterMethod: Clone + PartialEq {
         Bias::None
     }
 
+    /// Modules of the base that are trained whole beside the adapters, by the ends of their paths.
+    fn modules_to_save(&self) -> &[String] {
+        &[]
+    }
+
+    /// Whether an embedding among them that is the output head, too, stays both.
+    fn ensure_weight_tying(&self) -> bool {
+        false
+    }
+
     /// Whether an adapter on the layer at `path` that was trained as `present` says can be trained on as this says.
     fn continues<B: Backend>(&self, present: &Self, layer: &Self::Layer<B>, path: &str) -> bool;
 
@@ -254,6 +264,15 @@ impl Settings {
             );
         }
         self.expressions("target_modules", target_modules);
+    }
+
+    /// Names of modules that are trained whole.
+    pub fn modules_to_save(&mut self, entries: &[String]) {
+        for (index, entry) in entries.iter().enumerate() {
+            if entry.is_empty() {
+                self.note(Problem::new(format!("modules_to_save.{index}"), "is empty"));
+            }
+        }
     }
 
     /// Names or regular expressions.

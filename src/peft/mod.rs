@@ -5,6 +5,7 @@
 )]
 
 mod adaptable;
+mod beside;
 mod bias;
 mod bottleneck;
 pub(crate) mod bottleneck_files;
@@ -35,7 +36,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use adaptable::Adaptable;
-pub use bias::{Bias, bias_key};
+pub use beside::{Beside, beside_key, names as names_module};
+pub use bias::Bias;
 pub use bottleneck::{Bottleneck, BottleneckConfig, NonLinearity, Placement};
 pub use files::{AdapterConfig, TaskType};
 pub use ia3::{Ia3, Ia3Config};
@@ -373,9 +375,19 @@ impl AdapterSpec {
         by_settings!(self, layer config => config.start(), rows _config => None)
     }
 
-    /// As [`AdapterMethod::bias`].
-    pub fn bias(&self) -> Bias {
-        by_settings!(self, layer config => config.bias(), rows _config => Bias::None)
+    /// As [`AdapterMethod::bias`] and [`AdapterMethod::modules_to_save`].
+    pub fn beside(&self) -> Beside<'_> {
+        let (bias, modules) = by_settings!(
+            self,
+            layer config => (config.bias(), config.modules_to_save()),
+            rows _config => (Bias::None, &[][..])
+        );
+        Beside { bias, modules }
+    }
+
+    /// As [`AdapterMethod::ensure_weight_tying`].
+    pub fn ensure_weight_tying(&self) -> bool {
+        by_settings!(self, layer config => config.ensure_weight_tying(), rows _config => false)
     }
 
     /// As [`AdapterMethod::HAS_EXCLUDE_MODULES`].

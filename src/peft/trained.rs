@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use burn::tensor::backend::Backend;
 
 use super::only::{self, TensorName};
-use super::{Adaptable, AdapterSpec, Bias, Peft};
+use super::{Adaptable, AdapterSpec, Peft};
 use crate::error::{Problem, Result};
-use crate::params::{ParamKind, Parameters};
+use crate::params::{ParamKind, ParamMeta, Parameters};
 
 impl Peft {
     /// Whether weights of the model itself are trained: a result is then a whole model.
@@ -73,7 +73,7 @@ impl Peft {
             let part = |kind| matches!(kind, ParamKind::Adapter | ParamKind::Score);
             model.for_each_projection(&mut |projection| projection.train_only_columns(&|_| true));
             model.train_only(&|kind| whole || part(kind));
-            return self.mark_biases(model);
+            return self.mark_beside(model);
         };
         let mut names = Vec::new();
         model.for_each_parameter(&mut |meta, _| {
@@ -89,22 +89,27 @@ impl Peft {
         });
     }
 
-    /// Trains the biases of the base that are trained beside adapters.
-    fn mark_biases<B: Backend, M: Parameters<B> + Adaptable<B>>(&self, model: &mut M) {
-        let bias = self.adapter().map_or(Bias::None, |spec| spec.bias());
-        if bias == Bias::None {
+    /// Trains the tensors of the base that are trained beside adapters; those that are reduced are in f32 from here on.
+    fn mark_beside<B: Backend, M: Parameters<B> + Adaptable<B>>(&self, model: &mut M) {
+        let Some(adapter) = self.adapter().filter(|spec| !spec.beside().is_empty()) else {
             return;
-        }
+        };
         let mut adapted = BTreeSet::new();
         model.for_each_projection(&mut |projection| {
-            projection.own_bias();
+            projection.own_tensors();
             let layers = projection.layers().iter().zip(&projection.adapters);
             let with_adapter = layers.filter(|(_, adapter)| adapter.is_some());
             adapted.extend(with_adapter.map(|(layer, _)| layer.path.clone()));
         });
-        let chosen = |name: &str| bias.trains(name, |path| adapted.contains(path));
+        let chosen = |name: &str| (adapter.beside()).trains(name, |path| adapted.contains(path));
+        let is_chosen = |meta: &ParamMeta| meta.pieces.iter().any(|(name, _)| chosen(name));
         model.for_each_parameter(&mut |meta, mut slot| {
-            if meta.kind == ParamKind::Vector && meta.pieces.iter().any(|(name, _)| chosen(name)) {
+            if is_chosen(meta) {
+                slot.keep_in_f32();
+            }
+        });
+        model.for_each_parameter(&mut |meta, mut slot| {
+            if is_chosen(meta) {
                 slot.set_trained(true);
             }
         });

@@ -136,12 +136,34 @@ VERA = {
     "vera_classifier": ("llama", dict(r=4, target_modules=["v_proj", "up_proj"], layers_to_transform=[0, 2], task_type="SEQ_CLS")),
 }
 
-ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA}
+# Modules of the base that are trained whole beside LoRA.
+SAVED = {
+    # "norm" is an end of every norm's path. Embedding and head are one, and stay it.
+    "saved_tied": ("llama", dict(
+        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"], modules_to_save=["embed_tokens", "norm"],
+        ensure_weight_tying=True, task_type="CAUSAL_LM",
+    )),
+    # A head of its own, and norms with biases.
+    "saved_gpt_neox": ("gpt_neox", dict(
+        r=2, target_modules=["query_key_value", "dense_4h_to_h"], modules_to_save=["embed_in", "lm_head", "final_layer_norm"],
+        task_type="CAUSAL_LM",
+    )),
+    "saved_positions": ("gpt2", dict(
+        r=3, target_modules=["c_attn"], modules_to_save=["wpe", "ln_1", "h.1.ln_2"], bias="lora_only", use_dora=True,
+        fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+    "saved_classifier": ("llama", dict(
+        r=2, target_modules=["k_proj", "up_proj"], modules_to_save=["embed_tokens", "model.norm"], task_type="SEQ_CLS",
+    )),
+}
+
+ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA, **SAVED}
 
 # Cases that are trained for some steps from their saved state, with the learning rate.
 TRAINED = {
     "rslora": 1e-2, "gpt2": 1e-2, "ia3": 3e-2, "dora": 1e-2, "dora_rslora": 1e-2, "dora_gpt2": 1e-2, "dora_gpt_neox": 1e-2,
     "lora_bias": 1e-2, "bias_all": 1e-2, "bias_only": 1e-2, "pissa": 1e-2, "olora": 1e-2, "pissa_dora": 1e-2, "loraplus": 2e-3, "vera": 3e-2, "vera_gpt_neox": 3e-2,
+    "saved_tied": 1e-2, "saved_gpt_neox": 1e-2, "saved_positions": 1e-2,
 }
 # Learning rate of B as a multiple of A's.
 LORAPLUS = {"loraplus": 8.0}
@@ -150,7 +172,6 @@ STEPS = 10
 # Configurations whose adapters compute something else than low-rank products on linear layers, by the key that says so.
 REFUSED = {
     "layer_replication": dict(layer_replication=[(0, 2), (1, 3)]),
-    "modules_to_save": dict(modules_to_save=["lm_head", "embed_tokens"]),
     "trainable_token_indices": dict(trainable_token_indices=[0, 1]),
     "target_parameters": dict(target_parameters=["mlp.experts.gate_up_proj"]),
     "alora_invocation_tokens": dict(alora_invocation_tokens=[4, 5], task_type="CAUSAL_LM"),
@@ -214,7 +235,8 @@ def load_base(root, name, classifier):
 
 def saved_name(name):
     """A parameter's name as files have it."""
-    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    name = name.replace(".modules_to_save.default", "").replace(".default", "")
+    return name.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def train(root, base, out, lr, ratio):

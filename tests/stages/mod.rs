@@ -11,4 +11,5 @@ mod options;
 mod ppo_details;
 mod resume;
 mod rollout;
+mod saved;
 mod tokens;

@@ -559,11 +559,23 @@ fn in_files<B: ModelBackend>(
     tensors
 }
 
-/// Values by tensor; biases of the base have the names that they have in the base.
+/// Values by tensor; tensors of the base have the names that they have in the base.
 fn in_base(tensors: &Value) -> BTreeMap<String, &Value> {
-    let plain = |key: &str| match key.ends_with(".bias") && !key.contains("lora_") {
-        true => (key.replace("base_model.model.", "")).replace(".base_layer", ""),
-        false => key.to_owned(),
+    let neox = tensors
+        .as_object()
+        .unwrap()
+        .keys()
+        .any(|key| key.contains("gpt_neox"));
+    let plain = |key: &str| match ["lora_", "ia3_", "vera_"]
+        .iter()
+        .any(|part| key.contains(part))
+    {
+        true => key.to_owned(),
+        false => match (key.replace("base_model.model.", "")).replace(".base_layer", "") {
+            // The name in memory; GPT-NeoX's checkpoints have another.
+            head if neox && head == "lm_head.weight" => "embed_out.weight".into(),
+            name => name,
+        },
     };
     let tensors = tensors.as_object().unwrap().iter();
     tensors.map(|(key, values)| (plain(key), values)).collect()

@@ -8,7 +8,7 @@ use super::{A, B_BIAS, B_NAME, InitLoraWeights, Lora, MAGNITUDE, file};
 use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
 use crate::peft::Bias;
-use crate::peft::files::{AdapterConfig, Keys, SCORE};
+use crate::peft::files::{AdapterConfig, Keys};
 use crate::peft::method::{AdapterMethod, Site};
 use crate::peft::patterns::Patterns;
 use crate::peft::targets::{LinearSpec, Targets, resolve_targets};
@@ -49,8 +49,11 @@ pub struct LoraConfig {
     pub rank_pattern: Patterns<usize>,
     /// Other alphas, in the same way.
     pub alpha_pattern: Patterns<f64>,
-    /// Layers to train and store whole. Only `"score"`, which reward and value models train in any case.
+    /// Embeddings, norms and the output head to train and store whole, by the ends of their paths: `"embed_tokens"`, `"norm"`. A
+    /// `"score"` head is trained in any case.
     pub modules_to_save: Vec<String>,
+    /// Where the embedding is the output head, too, train the two as one.
+    pub ensure_weight_tying: bool,
 }
 
 impl Default for LoraConfig {
@@ -71,6 +74,7 @@ impl Default for LoraConfig {
             rank_pattern: Patterns::default(),
             alpha_pattern: Patterns::default(),
             modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
         }
     }
 }
@@ -118,6 +122,7 @@ impl AdapterMethod for LoraConfig {
             settings.note(Problem::new("lora_bias", message));
         }
         settings.targets(&self.target_modules);
+        settings.modules_to_save(&self.modules_to_save);
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
@@ -138,12 +143,6 @@ impl AdapterMethod for LoraConfig {
         }
         if self.rank_pattern.iter().any(|(_, rank)| *rank == 0) {
             return Err(Error::Usage("rank_pattern: a rank of 0".into()));
-        }
-        if let Some(other) = self.modules_to_save.iter().find(|name| *name != SCORE) {
-            return Err(Error::Usage(format!(
-                "modules_to_save: {other} cannot be trained whole beside adapters, only \"{SCORE}\" can; \
-                 `peft: Full` trains everything"
-            )));
         }
         if self.init_lora_weights.takes_of_weight() {
             for layer in chosen.iter().map(|&index| &linear[index]) {
@@ -197,6 +196,14 @@ impl AdapterMethod for LoraConfig {
 
     fn bias(&self) -> Bias {
         self.bias
+    }
+
+    fn modules_to_save(&self) -> &[String] {
+        &self.modules_to_save
+    }
+
+    fn ensure_weight_tying(&self) -> bool {
+        self.ensure_weight_tying
     }
 
     fn continues<B: Backend>(&self, present: &Self, layer: &Lora<B>, path: &str) -> bool {
@@ -429,14 +436,9 @@ mod tests {
                 &|c| c.init_lora_weights = InitLoraWeights::Pissa,
                 "q_proj (4 x 4) has no 16 directions",
             ),
-            (
-                &|c| c.modules_to_save = vec!["lm_head".into()],
-                "modules_to_save: lm_head cannot",
-            ),
         ] {
             let error = config(change).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
-        assert!(config(&|c| c.modules_to_save = vec!["score".into()]).is_ok());
     }
 }

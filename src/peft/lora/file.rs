@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 use super::config::{BIAS_AND_DORA, BIAS_AND_START};
 use super::{InitLoraWeights, LoraConfig};
 use crate::peft::Bias;
-use crate::peft::files::{AdapterConfig, Keys, count, is_off, list_or_null, number, probability};
+use crate::peft::files::{
+    AdapterConfig, Keys, count, is_off, list_or_null, number, probability, saved_modules,
+};
 use crate::peft::patterns::Patterns;
 use crate::peft::targets::Targets;
 
@@ -36,7 +38,8 @@ pub(super) fn read(keys: &Keys<'_>, targets: &Targets) -> Result<LoraConfig, Str
         alpha_pattern: keys.read(pattern_keys[1], Patterns::default(), |v| {
             patterns(v, Value::as_f64)
         })?,
-        modules_to_save: Vec::new(),
+        modules_to_save: saved_modules(keys)?,
+        ensure_weight_tying: keys.read("ensure_weight_tying", false, Value::as_bool)?,
     };
     let invalid = [lora.rank_pattern.invalid(), lora.alpha_pattern.invalid()];
     for (key, invalid) in pattern_keys.into_iter().zip(invalid) {
@@ -82,7 +85,7 @@ pub(super) fn write(lora: &LoraConfig, config: &AdapterConfig) -> Value {
         "arrow_config": null,
         "bias": lora.bias,
         "corda_config": null,
-        "ensure_weight_tying": false,
+        "ensure_weight_tying": lora.ensure_weight_tying,
         "eva_config": null,
         "fan_in_fan_out": config.fan_in_fan_out,
         "init_lora_weights": lora.init_lora_weights,
@@ -113,9 +116,8 @@ pub(super) fn write(lora: &LoraConfig, config: &AdapterConfig) -> Value {
 
 /// Keys that never change what a saved adapter computes, whatever they hold: how it came about, and settings of
 /// variants that other keys switch on.
-const HARMLESS: [&str; 6] = [
+const HARMLESS: [&str; 5] = [
     "corda_config",
-    "ensure_weight_tying",
     "eva_config",
     "lora_ga_config",
     "megatron_core",
@@ -123,8 +125,9 @@ const HARMLESS: [&str; 6] = [
 ];
 
 /// Keys that are read.
-const READ: [&str; 11] = [
+const READ: [&str; 12] = [
     "alpha_pattern",
+    "ensure_weight_tying",
     "fan_in_fan_out",
     "layers_pattern",
     "layers_to_transform",

@@ -43,9 +43,9 @@ pub struct Projection<B: Backend> {
     /// DoRA's factors, kept while no parameter is walked.
     #[module(skip)]
     factors: Memo,
-    /// Whether the bias is not that of models which share the weight.
+    /// Whether the model has tensors of its own beside this weight, which other models share.
     #[module(skip)]
-    owns_bias: bool,
+    owns_tensors: bool,
     /// Of weight and bias.
     #[module(skip)]
     trained_columns: [TrainedColumns; 2],
@@ -97,7 +97,7 @@ impl<B: Backend> Projection<B> {
             transposed,
             order: None,
             factors: Memo::default(),
-            owns_bias: false,
+            owns_tensors: false,
             trained_columns: [None, None],
         }
     }
@@ -197,10 +197,10 @@ impl<B: Backend> Projection<B> {
         }
     }
 
-    /// LoRA's adapters, one slot per layer; `None` if there are some that do more than add a low-rank product, or the bias is
-    /// not that of other models.
+    /// LoRA's adapters, one slot per layer; `None` if there are some that do more than add a low-rank product, or the model has
+    /// tensors of its own.
     pub fn low_rank_adapters(&self) -> Option<Vec<Option<Lora<B>>>> {
-        if self.owns_bias {
+        if self.owns_tensors {
             return None;
         }
         let adapters = low_rank_adapters(&self.adapters)?.into_iter();
@@ -212,9 +212,10 @@ impl<B: Backend> Projection<B> {
             .collect()
     }
 
-    /// Notes that the bias is trained, and not that of other models with the same weight.
-    pub fn own_bias(&mut self) {
-        self.owns_bias = true;
+    /// Notes that the model has other tensors than models with the same weight: a bias of this layer, or an embedding or norm
+    /// somewhere else.
+    pub fn own_tensors(&mut self) {
+        self.owns_tensors = true;
     }
 
     /// Passes the rows, as many equal shares as there are `shares`, each through adapters of its own instead of

@@ -211,9 +211,11 @@ fn plan_trained(
     let entries = |tensors: &mut dyn Iterator<Item = &TrainedTensor>| -> u64 {
         tensors.map(|tensor| tensor.num_entries() as u64).sum()
     };
-    // What the model has beside its own parameters.
-    let is_added =
-        |tensor: &&TrainedTensor| matches!(tensor.kind, ParamKind::Adapter | ParamKind::Score);
+    // What the model has beside the base's parameters: tensors of the base that are trained beside adapters are copies.
+    let whole = peft.trains_base();
+    let is_added = |tensor: &&TrainedTensor| {
+        !whole || matches!(tensor.kind, ParamKind::Adapter | ParamKind::Score)
+    };
     shape.trains_base = peft.trains_base();
     shape.trainable_params = entries(&mut trained.iter());
     shape.total_params += entries(&mut trained.iter().filter(is_added));
@@ -230,7 +232,12 @@ fn plan_trained(
     let linear = config.linear_modules();
     let targets = adapter.targets(&linear)?;
     let kept = targets.iter().map(|&i| adapter.kept_floats(&linear[i]));
-    shape.adapter_floats = (kept.sum::<usize>() / config.num_layers()) as u64;
+    // What a trained norm gives is stored; that of a frozen one is computed again.
+    let norms = trained
+        .iter()
+        .filter(|tensor| tensor.kind == ParamKind::Vector && tensor.name.ends_with(".weight"));
+    let kept = kept.sum::<usize>() + norms.count() * config.hidden_size();
+    shape.adapter_floats = (kept / config.num_layers()) as u64;
     Ok(())
 }
 
@@ -302,10 +309,11 @@ impl Planner<'_> {
         Lengths::new(num_rows as u64, &sample)
     }
 
-    /// Parameters that `peft`, the value of `key`, trains of the stage's model.
-    pub(super) fn num_trained(&mut self, key: &str, peft: &Peft) -> u64 {
-        match trained_tensors(self.model.config, false, peft) {
+    /// Parameters that `peft`, the value of `key`, trains of a value network on the stage's model; its head is not counted.
+    pub(super) fn num_value_params(&mut self, key: &str, peft: &Peft) -> u64 {
+        match trained_tensors(self.model.config, true, peft) {
             Ok(trained) => (trained.iter())
+                .filter(|tensor| tensor.kind != ParamKind::Score)
                 .map(|tensor| tensor.num_entries() as u64)
                 .sum(),
             Err(error) => {

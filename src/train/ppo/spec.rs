@@ -223,8 +223,9 @@ impl StageSpec for PpoConfig {
             (self.total_episodes as f64 * (data.mean + self.response_length as f64)) as u64;
         let policy_params = plan.shape.trainable_params;
         plan.trainable_params += match (self.value_trunk, &self.value_peft) {
-            (ValueTrunk::Own, Some(peft)) => planner.num_trained("value_peft", peft),
-            (ValueTrunk::Own, None) => policy_params,
+            (ValueTrunk::Own, Some(peft)) => planner.num_value_params("value_peft", peft),
+            (ValueTrunk::Own, None) if self.peft.trains_base() => policy_params,
+            (ValueTrunk::Own, None) => planner.num_value_params("peft", &self.peft),
             (ValueTrunk::Policy, _) => 0,
         };
         // A learned reward has an adapter of about the policy's size; a whole policy has a whole reference.

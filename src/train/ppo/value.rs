@@ -4,7 +4,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use crate::error::{Error, Result};
-use crate::model::{ScalarModel, prepare_adapters};
+use crate::model::{ScalarModel, prepare_adapters, trained_tensors};
 use crate::ops::ModelBackend;
 use crate::optim::Optimiser;
 use crate::params::Parameters;
@@ -74,6 +74,7 @@ pub fn value_network<B: ModelBackend>(
             )
         }
     };
+    trained_tensors(&model_config, true, config.value_peft())?;
     prepare_adapters(
         &mut model,
         &model_config,
