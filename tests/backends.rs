@@ -25,12 +25,12 @@ macro_rules! on_backends {
 
 on_backends!(
     ops: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, extreme_logits, lora_linear,
-        lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
+        lora_linear_of, low_rank_linear, adamw, adamw_of_a_view, cache, cache_write;
     losses: gradients;
     families: forward, gradients, mixed, recomputed, frozen, scores, generation, cached, lora;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     resized: tables, written;
-    peft: adapters, classifiers, written, misfits, spellings, other_files, trained, combined;
+    peft: adapters, classifiers, written, misfits, spellings, other_files, trained, many_rows, combined;
     bottlenecks: forward, gradients, fresh;
     prompts: forward, classifiers, files, gradients, shared, misfits;
     shared_prefix: states, gradients, scores, responses;

@@ -31,7 +31,7 @@ macro_rules! on {
             checks! {
                 $backend,
                 ops: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, extreme_logits,
-                    lora_linear, lora_linear_of, adamw, adamw_of_a_view, cache, cache_write;
+                    lora_linear, lora_linear_of, low_rank_linear, adamw, adamw_of_a_view, cache, cache_write;
                 losses: gradients;
                 families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
                 shared_prefix: states, gradients, scores, responses;
@@ -39,7 +39,7 @@ macro_rules! on {
                 reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;
                 mixed: mixed_products, mixed_logprobs;
                 trajectories: sft, reward, dpo;
-                peft: adapters, classifiers, written, misfits, trained, combined;
+                peft: adapters, classifiers, written, misfits, trained, many_rows, combined;
                 bottlenecks: forward, gradients, fresh;
                 prompts: forward, classifiers, files, gradients, shared, misfits;
                 pipeline: every_stage;

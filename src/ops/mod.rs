@@ -41,8 +41,8 @@ pub use reduced::{
 pub use rows::{Insertion, insert_rows, remove_rows};
 pub use tensor::{
     attention, bf16_matmul, f32_matmul, full_linear, gated_unit, gelu, layer_norm, linear_input,
-    lora_linear, lora_linear_of, lora_linear_shared, reduced_columns, reduced_linear, residual,
-    rms_norm, rope, token_logprob,
+    lora_linear, lora_linear_of, lora_linear_shared, low_rank_linear, reduced_columns,
+    reduced_linear, residual, rms_norm, rope, token_logprob,
 };
 pub(crate) use tensor::{unwrap, wrap};
 
@@ -363,6 +363,28 @@ pub trait ModelBackend: Backend {
         parts: &[LowRankPart],
     ) -> FloatTensor<Self> {
         Self::lora_linear(input.of(source), weight, a, b, parts).0
+    }
+
+    /// `x . weight`, plus for each part `scale * t_part . b_part` in its columns: [`ModelBackend::lora_linear`] with `t` in place of
+    /// `x . a`. `t`: `[tokens, sum of ranks]`.
+    fn low_rank_linear(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        t: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> FloatTensor<Self> {
+        portable::add_products::<Self>(weight.product(x), t, b, parts)
+    }
+
+    /// Gradients of [`ModelBackend::low_rank_linear`] with respect to `t` and `b`.
+    fn low_rank_gradients(
+        grad: FloatTensor<Self>,
+        t: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        portable::low_rank_gradients::<Self>(grad, t, b, parts)
     }
 
     /// [`ModelBackend::lora_linear`] for several models on one base: the rows consist of one equal share per model, and `owners` assigns

@@ -162,6 +162,23 @@ pub fn lora_linear_of<B: ModelBackend>(
     ))
 }
 
+/// See [`ModelBackend::low_rank_linear`].
+pub fn low_rank_linear<B: ModelBackend>(
+    x: Tensor<B, 2>,
+    weight: &FrozenWeight<B>,
+    t: Tensor<B, 2>,
+    b: Tensor<B, 1>,
+    parts: &[LowRankPart],
+) -> Tensor<B, 2> {
+    wrap(B::low_rank_linear(
+        unwrap(x),
+        weight,
+        unwrap(t),
+        unwrap(b),
+        parts,
+    ))
+}
+
 /// See [`ModelBackend::lora_linear_shared`].
 pub fn lora_linear_shared<B: ModelBackend>(
     x: Tensor<B, 2>,

@@ -874,7 +874,57 @@ impl Case for LoraLinear {
     }
 }
 
-/// Ranks 3, 8 and 1 with gaps before, between and behind; no width is a multiple of 16.
+/// A [`LoraLinear`] whose rows' ranks are given, not computed from its input.
+struct LowRankLinear(LoraLinear);
+
+impl Case for LowRankLinear {
+    fn name(&self) -> &'static str {
+        "low_rank_linear"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        let mut inputs = self.0.inputs();
+        inputs[2] = Matrix::normal("t", [self.0.tokens, self.0.ranks()], 1.0);
+        inputs
+    }
+
+    /// The weight is frozen.
+    fn trainable(&self) -> Vec<usize> {
+        vec![0, 2, 3]
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let [_, entries] = x[3].dims();
+        ops::low_rank_linear(
+            x[0].clone(),
+            &FrozenWeight::full(x[1].clone(), MatmulPrecision::F32),
+            x[2].clone(),
+            x[3].clone().reshape([entries]),
+            &self.0.parts,
+        )
+    }
+
+    /// The parts' products side by side, zeros between them.
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let zeros = |width| Tensor::zeros([self.0.tokens, width], &x[0].device());
+        let (mut columns, mut end, mut rank, mut entry) = (Vec::new(), 0, 0, 0);
+        for part in &self.0.parts {
+            if part.column > end {
+                columns.push(zeros(part.column - end));
+            }
+            let entries = part.rank * part.width;
+            let b = x[3].clone().narrow(1, entry, entries);
+            let t = x[2].clone().narrow(1, rank, part.rank);
+            columns.push(ops::f32_matmul(t, b.reshape([part.rank, part.width])) * part.scale);
+            (end, rank, entry) = (part.column + part.width, rank + part.rank, entry + entries);
+        }
+        if end < self.0.outputs {
+            columns.push(zeros(self.0.outputs - end));
+        }
+        ops::f32_matmul(x[0].clone(), x[1].clone()) + Tensor::cat(columns, 1)
+    }
+}
+
 /// A [`LoraLinear`] whose input is computed from a source.
 enum LoraLinearOf {
     RmsNorm(LoraLinear),
@@ -957,6 +1007,7 @@ impl Case for LoraLinearOf {
     }
 }
 
+/// Ranks 3, 8 and 1 with gaps before, between and behind; no width is a multiple of 16.
 fn parts(scale: usize) -> Vec<LowRankPart> {
     vec![
         LowRankPart {
@@ -1250,6 +1301,18 @@ pub(crate) fn lora_linear_of<B: ModelBackend>(device: B::Device) {
     };
     check::<B, _>(LoraLinearOf::RmsNorm(linear()), &device);
     check::<B, _>(LoraLinearOf::GatedUnit(linear()), &device);
+}
+
+pub(crate) fn low_rank_linear<B: ModelBackend>(device: B::Device) {
+    let linear = |tokens| LoraLinear {
+        tokens,
+        inputs: 13,
+        outputs: 35,
+        parts: parts(1),
+    };
+    for tokens in [6, 67] {
+        check::<B, _>(LowRankLinear(linear(tokens)), &device);
+    }
 }
 
 /// Three updates against the formula in f64.

@@ -528,6 +528,45 @@ pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
     assert!(count > 1);
 }
 
+/// Losses and gradients of rows and of many copies of them, which are computed in products for many rows.
+pub(crate) fn many_rows<B: ModelBackend>(device: B::Device) {
+    let _lock = tempering::guard::lock_gradients();
+    let mut count = 0;
+    for (name, reference) in cases("logprobs") {
+        let adapter = folder("peft").join(&name);
+        if !adapter.join("trained.json").is_file() {
+            continue;
+        }
+        count += 1;
+        let (config, mut model) = load::<B>(&base(&reference), &device);
+        let loaded = load_adapter(&mut model, &config, &adapter, &device).unwrap();
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
+        Peft::from(loaded.config.spec).mark_trained(&mut model);
+        let rows = rows(&reference);
+        let [few, many] = [1, 8].map(|copies| {
+            let loss = mean_loss(&model, &vec![rows.clone(); copies].concat(), &device);
+            let mut sum = GradientSum::<B>::default();
+            sum.add::<Autodiff<B>>(&mut model, &mut loss.backward());
+            let gradients = in_files(&model, &|key| sum.values(key), &device);
+            let loss = loss.into_data().convert::<f32>().into_vec::<f32>().unwrap();
+            (loss, gradients)
+        });
+        // A mean of eight times as many numbers.
+        assert!((few.0[0] - many.0[0]).abs() < 1e-5, "{name}");
+        for ((tensor, _, few), (_, _, many)) in few.1.iter().zip(&many.1) {
+            let largest = few.iter().fold(0f32, |most, x| most.max(x.abs()));
+            for (few, many) in few.iter().zip(many) {
+                let off = (few - many).abs();
+                assert!(
+                    off <= 5e-5 * largest + 1e-9,
+                    "{name} {tensor}: {few} {many} of {largest}"
+                );
+            }
+        }
+    }
+    assert!(count > 1);
+}
+
 /// The mean negative log-probability of every token but a row's first.
 fn mean_loss<B: ModelBackend>(
     model: &LanguageModel<Autodiff<B>>,

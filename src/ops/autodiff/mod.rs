@@ -347,6 +347,16 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         rows::remove_rows::<B, C>(x, insertion)
     }
 
+    fn low_rank_linear(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        t: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> FloatTensor<Self> {
+        matmul::low_rank_linear::<B, C>(x, untracked::<B, C>(weight), t, b, parts)
+    }
+
     fn lora_linear_of(
         source: FloatTensor<Self>,
         input: LinearInput<Self>,
@@ -403,13 +413,7 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 return Self::lora_linear_of(input, LinearInput::Plain, weight, a, b, parts);
             }
         };
-        // The frozen weight is state, not a parent, so no gradient of its size is computed.
-        let weight = match weight {
-            FrozenWeight::Full(weight, precision) => {
-                FrozenWeight::<B>::Full(weight.primitive.clone(), *precision)
-            }
-            FrozenWeight::Reduced(weight) => FrozenWeight::Reduced(weight.clone()),
-        };
+        let weight = untracked::<B, C>(weight);
         match LoraLinear
             .prepare::<C>([source.node, a.node, b.node])
             .compute_bound()
@@ -430,5 +434,17 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
                 parts,
             )),
         }
+    }
+}
+
+/// A frozen weight is a node's state, not a parent, so that no gradient of its size is computed.
+fn untracked<B: ModelBackend, C: CheckpointStrategy>(
+    weight: &FrozenWeight<Autodiff<B, C>>,
+) -> FrozenWeight<B> {
+    match weight {
+        FrozenWeight::Full(weight, precision) => {
+            FrozenWeight::Full(weight.primitive.clone(), *precision)
+        }
+        FrozenWeight::Reduced(weight) => FrozenWeight::Reduced(weight.clone()),
     }
 }

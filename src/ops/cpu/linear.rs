@@ -127,6 +127,74 @@ pub(super) fn lora_linear_shared(
     with_adapters(x, weight, &xa, b, parts)
 }
 
+/// `ModelBackend::low_rank_gradients`.
+pub(super) fn low_rank_gradients(
+    grad: FlexTensor,
+    t: FlexTensor,
+    b: FlexTensor,
+    parts: &[LowRankPart],
+) -> (FlexTensor, FlexTensor) {
+    let (grad, t, b) = (contiguous(grad), contiguous(t), contiguous(b));
+    let [dt, db] = gradients_of_parts(&grad, &t, &b, parts);
+    let len = db.len();
+    (tensor(dt, dims2(&t)), tensor(db, [len]))
+}
+
+/// The gradients of `t` and `b` in `scale * t_part . b_part`, of tensors that are contiguous.
+fn gradients_of_parts(
+    grad: &FlexTensor,
+    t: &FlexTensor,
+    b: &FlexTensor,
+    parts: &[LowRankPart],
+) -> [Vec<f32>; 2] {
+    let ([tokens, outputs], [_, ranks]) = (dims2(grad), dims2(t));
+    let (mut first, mut rest) = (0, slice(b));
+    let parts: Vec<_> = (parts.iter())
+        .map(|part| {
+            let (b, after) = rest.split_at(part.rank * part.width);
+            let place = first..first + part.rank;
+            (first, rest) = (place.end, after);
+            (part, place, b)
+        })
+        .collect();
+    let scaled = |mut values: Vec<f32>, scale: f32| {
+        values.iter_mut().for_each(|value| *value *= scale);
+        values
+    };
+    // For each part the gradients of its columns of `t` and of its `b`.
+    let gradients: Vec<[Vec<f32>; 2]> = (parts.par_iter())
+        .map(|(part, place, b)| {
+            let &&LowRankPart { rank, width, .. } = part;
+            let g = &slice(grad)[part.column..];
+            let mut dt = vec![0f32; tokens * rank];
+            let factor = Factor {
+                left_stride: outputs,
+                ..Factor::of_numbers(b, Right::Transposed, [width, rank])
+            };
+            kernels::gemm(&mut dt, g, &factor);
+            let mut db = vec![0f32; rank * width];
+            let t = &slice(t)[place.start..];
+            let factor = Factor {
+                left_stride: ranks,
+                left_transposed: true,
+                right_stride: outputs,
+                ..Factor::of_numbers(g, Right::Plain, [tokens, width])
+            };
+            kernels::gemm(&mut db, t, &factor);
+            [scaled(dt, part.scale), scaled(db, part.scale)]
+        })
+        .collect();
+    let mut dt = vec![0f32; tokens * ranks];
+    for ((part, place, _), [block, _]) in parts.iter().zip(&gradients) {
+        let rows = dt.chunks_exact_mut(ranks);
+        for (row, values) in rows.zip(block.chunks_exact(part.rank)) {
+            row[place.clone()].copy_from_slice(values);
+        }
+    }
+    let db = gradients.into_iter().flat_map(|[_, db]| db).collect();
+    [dt, db]
+}
+
 /// `ModelBackend::lora_linear_backward`.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn lora_linear_backward(
@@ -145,52 +213,8 @@ pub(super) fn lora_linear_backward(
         contiguous(xa),
         contiguous(b),
     );
-    let [tokens, outputs] = dims2(&grad);
-    let ([_, inputs], [_, ranks]) = (dims2(&x), dims2(&xa));
-    let (mut first, mut rest) = (0, slice(&b));
-    let parts: Vec<_> = (parts.iter())
-        .map(|part| {
-            let (b, after) = rest.split_at(part.rank * part.width);
-            let place = first..first + part.rank;
-            (first, rest) = (place.end, after);
-            (part, place, b)
-        })
-        .collect();
-    let scaled = |mut values: Vec<f32>, scale: f32| {
-        values.iter_mut().for_each(|value| *value *= scale);
-        values
-    };
-    // For each part the gradients of its columns of `xa` and of its `b`.
-    let gradients: Vec<[Vec<f32>; 2]> = (parts.par_iter())
-        .map(|(part, place, b)| {
-            let &&LowRankPart { rank, width, .. } = part;
-            let g = &slice(&grad)[part.column..];
-            let mut dxa = vec![0f32; tokens * rank];
-            let factor = Factor {
-                left_stride: outputs,
-                ..Factor::of_numbers(b, Right::Transposed, [width, rank])
-            };
-            kernels::gemm(&mut dxa, g, &factor);
-            let mut db = vec![0f32; rank * width];
-            let xa = &slice(&xa)[place.start..];
-            let factor = Factor {
-                left_stride: ranks,
-                left_transposed: true,
-                right_stride: outputs,
-                ..Factor::of_numbers(g, Right::Plain, [tokens, width])
-            };
-            kernels::gemm(&mut db, xa, &factor);
-            [scaled(dxa, part.scale), scaled(db, part.scale)]
-        })
-        .collect();
-    let mut dxa = vec![0f32; tokens * ranks];
-    for ((part, place, _), [block, _]) in parts.iter().zip(&gradients) {
-        let rows = dxa.chunks_exact_mut(ranks);
-        for (row, values) in rows.zip(block.chunks_exact(part.rank)) {
-            row[place.clone()].copy_from_slice(values);
-        }
-    }
-    let db: Vec<f32> = gradients.into_iter().flat_map(|[_, db]| db).collect();
+    let ([tokens, inputs], [_, ranks]) = (dims2(&x), dims2(&xa));
+    let [dxa, db] = gradients_of_parts(&grad, &xa, &b, parts);
     // Few rows by many columns. The result is computed transposed, as it is smaller than the inputs.
     let mut da = vec![0f32; ranks * inputs];
     let factor = Factor {

@@ -370,6 +370,25 @@ impl ModelBackend for Flex {
         (with_adapters(x, weight, &xa, b, parts), xa)
     }
 
+    fn low_rank_linear(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        t: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> FloatTensor<Self> {
+        with_adapters(x, weight, &contiguous(t), b, parts)
+    }
+
+    fn low_rank_gradients(
+        grad: FloatTensor<Self>,
+        t: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        linear::low_rank_gradients(grad, t, b, parts)
+    }
+
     fn lora_linear_shared(
         x: FloatTensor<Self>,
         weight: &FrozenWeight<Self>,

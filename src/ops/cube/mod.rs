@@ -280,6 +280,25 @@ where
         (low_rank::add(y, xa.clone(), b, parts), xa)
     }
 
+    fn low_rank_linear(
+        x: FloatTensor<Self>,
+        weight: &FrozenWeight<Self>,
+        t: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> FloatTensor<Self> {
+        low_rank::add(weight.product(x), t, b, parts)
+    }
+
+    fn low_rank_gradients(
+        grad: FloatTensor<Self>,
+        t: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        parts: &[LowRankPart],
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        low_rank::gradients::<R, Self>(grad, t, b, parts)
+    }
+
     fn lora_linear_shared(
         x: FloatTensor<Self>,
         weight: &FrozenWeight<Self>,

@@ -253,14 +253,23 @@ pub(super) fn add_low_rank<B: Backend>(
     b: FloatTensor<B>,
     parts: &[LowRankPart],
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (mut y, x) = (wrap::<B, 2>(y), wrap::<B, 2>(x));
-    let (a, b) = (wrap::<B, 2>(a), wrap::<B, 1>(b));
-    let xa = x.matmul(a);
+    let xa: FloatTensor<B> = unwrap(wrap::<B, 2>(x).matmul(wrap::<B, 2>(a)));
+    (add_products::<B>(y, xa.clone(), b, parts), xa)
+}
+
+/// Adds each part's product of `t` and `b` to its columns of `y`.
+pub(super) fn add_products<B: Backend>(
+    y: FloatTensor<B>,
+    t: FloatTensor<B>,
+    b: FloatTensor<B>,
+    parts: &[LowRankPart],
+) -> FloatTensor<B> {
+    let (mut y, t, b) = (wrap::<B, 2>(y), wrap::<B, 2>(t), wrap::<B, 1>(b));
     let [tokens, _] = y.dims();
     let mut first = 0;
     for (part, b) in parts.iter().zip(part_matrices(&b, parts)) {
         let columns = part.column..part.column + part.width;
-        let delta = xa
+        let delta = t
             .clone()
             .narrow(1, first, part.rank)
             .matmul(b)
@@ -269,7 +278,7 @@ pub(super) fn add_low_rank<B: Backend>(
         y = y.slice_assign([0..tokens, columns], old + delta);
         first += part.rank;
     }
-    (unwrap(y), unwrap(xa))
+    unwrap(y)
 }
 
 /// The parts' products, each added to its own share of `y`.
@@ -312,18 +321,31 @@ pub(super) fn low_rank_backward<B: Backend>(
     grad: FloatTensor<B>,
     parts: &[LowRankPart],
 ) -> (Option<FloatTensor<B>>, FloatTensor<B>, FloatTensor<B>) {
-    let (x, a, b) = (wrap::<B, 2>(x), wrap::<B, 2>(a), wrap::<B, 1>(b));
-    let (xa, grad) = (wrap::<B, 2>(xa), wrap::<B, 2>(grad));
-    let (mut dxa, mut db) = (Vec::new(), Vec::new());
+    let (dxa, db) = low_rank_gradients::<B>(grad, xa, b, parts);
+    let (x, a, dxa) = (wrap::<B, 2>(x), wrap::<B, 2>(a), wrap::<B, 2>(dxa));
+    let da = x.transpose().matmul(dxa.clone());
+    let dx = dx.map(|dx| unwrap(wrap::<B, 2>(dx) + dxa.matmul(a.transpose())));
+    (dx, unwrap(da), db)
+}
+
+/// The gradients of `t` and `b` in [`add_products`].
+pub(super) fn low_rank_gradients<B: Backend>(
+    grad: FloatTensor<B>,
+    t: FloatTensor<B>,
+    b: FloatTensor<B>,
+    parts: &[LowRankPart],
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (grad, t, b) = (wrap::<B, 2>(grad), wrap::<B, 2>(t), wrap::<B, 1>(b));
+    let (mut dt, mut db) = (Vec::new(), Vec::new());
     let mut first = 0;
     for (part, b) in parts.iter().zip(part_matrices(&b, parts)) {
         let g = grad
             .clone()
             .narrow(1, part.column, part.width)
             .mul_scalar(part.scale);
-        dxa.push(g.clone().matmul(b.transpose()));
+        dt.push(g.clone().matmul(b.transpose()));
         db.push(
-            xa.clone()
+            t.clone()
                 .narrow(1, first, part.rank)
                 .transpose()
                 .matmul(g)
@@ -331,8 +353,5 @@ pub(super) fn low_rank_backward<B: Backend>(
         );
         first += part.rank;
     }
-    let dxa = Tensor::cat(dxa, 1);
-    let da = x.transpose().matmul(dxa.clone());
-    let dx = dx.map(|dx| unwrap(wrap::<B, 2>(dx) + dxa.matmul(a.transpose())));
-    (dx, unwrap(da), unwrap(Tensor::cat(db, 0)))
+    (unwrap(Tensor::cat(dt, 1)), unwrap(Tensor::cat(db, 0)))
 }

@@ -6,7 +6,8 @@ use super::Projection;
 use crate::ops::{self, FrozenWeight, LinearInput, ModelBackend, Owners};
 use crate::peft::lora::low_rank::{LowRank, low_rank_adapters};
 use crate::peft::lora::{added_bias, column_factors};
-use crate::peft::{Adapter, Lora};
+use crate::peft::vera::joint::{Products, vera_adapters};
+use crate::peft::{Adapter, Lora, Vera};
 use crate::rng::Seed;
 
 impl<B: ModelBackend> Projection<B> {
@@ -31,7 +32,11 @@ impl<B: ModelBackend> Projection<B> {
             return self.biased(self.base(x));
         }
         let Some(low_rank) = low_rank_adapters(&self.adapters) else {
-            return self.forward_adapted(ops::linear_input(source, &input), dropout);
+            let x = ops::linear_input(source, &input);
+            return match vera_adapters(&self.adapters) {
+                Some(vera) => self.forward_vera(x, &vera, dropout),
+                None => self.forward_adapted(x, dropout),
+            };
         };
         let added = added_bias(&self.layers, &low_rank);
         let drops = low_rank.iter().flatten().any(|lora| lora.dropout > 0.0);
@@ -90,6 +95,26 @@ impl<B: ModelBackend> Projection<B> {
         match outputs.len() {
             1 => outputs.remove(0),
             _ => Tensor::cat(outputs, 1),
+        }
+    }
+
+    /// VeRA's adapters share a matrix and, without dropout, its product with the input.
+    fn forward_vera(
+        &self,
+        x: Tensor<B, 2>,
+        adapters: &[Option<&Vera<B>>],
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        let drops = adapters.iter().flatten().any(|vera| vera.dropout > 0.0);
+        let products = match dropout.filter(|_| drops) {
+            Some(_) => None,
+            None => Products::new(x.clone(), &self.layers, adapters),
+        };
+        match products {
+            Some(Products { t, b, parts }) => {
+                self.biased(ops::low_rank_linear(x, &self.frozen(), t, b, &parts))
+            }
+            None => self.forward_adapted(x, dropout),
         }
     }
 

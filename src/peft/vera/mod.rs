@@ -5,6 +5,7 @@
 //! # Source
 //! Kopiczko, Blankevoort and Asano 2023, arXiv:2310.11454; files and the shared matrices: PEFT 0.21, `VeraConfig` and `VeraModel`.
 
+pub(super) mod joint;
 mod torch_random;
 
 use burn::module::{Module, Param, ParamId};
@@ -156,8 +157,9 @@ impl AdapterMethod for VeraConfig {
         }
     }
 
-    fn kept_floats(&self, layer: &LinearSpec) -> usize {
-        self.rank + layer.out_features
+    /// Before and after the inner vector.
+    fn kept_floats(&self, _: &LinearSpec) -> usize {
+        2 * self.rank
     }
 
     fn dropout(&self) -> f64 {
