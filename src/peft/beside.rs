@@ -3,6 +3,24 @@
 use super::bias::Bias;
 use super::files::SCORE;
 use super::keys::saved_key;
+use super::{AdapterMethod, AdapterSpec};
+
+impl AdapterSpec {
+    /// As [`AdapterMethod::bias`] and [`AdapterMethod::modules_to_save`].
+    pub fn beside(&self) -> Beside<'_> {
+        let (bias, modules) = by_settings!(
+            self,
+            layer config => (config.bias(), config.modules_to_save()),
+            rows _config => (Bias::None, &[][..])
+        );
+        Beside { bias, modules }
+    }
+
+    /// As [`AdapterMethod::ensure_weight_tying`].
+    pub fn ensure_weight_tying(&self) -> bool {
+        by_settings!(self, layer config => config.ensure_weight_tying(), rows _config => false)
+    }
+}
 
 /// What is trained of the base beside adapters. Other models on the base keep the tensors that it began with.
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,6 @@
 )]
 
 mod adaptable;
-mod beside;
 mod bias;
 mod bottleneck;
 pub(crate) mod bottleneck_files;
@@ -355,7 +354,8 @@ adapter_methods! {
     }
 }
 
-// After the list, whose macros it uses.
+// After the list, whose macros they use.
+mod beside;
 mod layout;
 mod tokens;
 
@@ -373,21 +373,6 @@ impl AdapterSpec {
     /// As [`AdapterMethod::start`].
     pub fn start(&self) -> Option<String> {
         by_settings!(self, layer config => config.start(), rows _config => None)
-    }
-
-    /// As [`AdapterMethod::bias`] and [`AdapterMethod::modules_to_save`].
-    pub fn beside(&self) -> Beside<'_> {
-        let (bias, modules) = by_settings!(
-            self,
-            layer config => (config.bias(), config.modules_to_save()),
-            rows _config => (Bias::None, &[][..])
-        );
-        Beside { bias, modules }
-    }
-
-    /// As [`AdapterMethod::ensure_weight_tying`].
-    pub fn ensure_weight_tying(&self) -> bool {
-        by_settings!(self, layer config => config.ensure_weight_tying(), rows _config => false)
     }
 
     /// As [`AdapterMethod::HAS_EXCLUDE_MODULES`].
