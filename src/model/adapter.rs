@@ -94,17 +94,19 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     })
 }
 
-/// Checks the files of an adapter against a model's configuration; reads no tensor.
+/// Checks the files of an adapter against a model's configuration, and that all its numbers are finite. Reads the adapter's tensors,
+/// none of the model's.
 ///
 /// # Errors
-/// As [`load_adapter`].
+/// As [`load_adapter`] and [`adapter_weights::check_finite`].
 pub(super) fn check_adapter(config: &ModelConfig, folder: &Path) -> Result<()> {
     let (adapter, _) = AdapterConfig::load(folder)?;
     let source = adapter_weights::open(folder, config)?;
     match adapter.spec.on_layers() {
-        true => StoredAdapter::check(&adapter, source.as_ref(), config).map(drop),
-        false => StoredPrompt::check(&adapter, source.as_ref(), config).map(drop),
+        true => drop(StoredAdapter::check(&adapter, source.as_ref(), config)?),
+        false => drop(StoredPrompt::check(&adapter, source.as_ref(), config)?),
     }
+    adapter_weights::check_finite(source.as_ref())
 }
 
 /// Attaches fresh adapters to the target layers, or fresh virtual tokens to the model; returns the layers' paths.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::config::ModelConfig;
 use super::weights::{self, Dtype, WeightSource};
-use crate::error::Result;
+use crate::error::{Error, Problem, Result};
 use crate::peft::AdapterSpec;
 use crate::peft::bottleneck_files;
 use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
@@ -37,6 +37,31 @@ pub(super) fn open(folder: &Path, config: &ModelConfig) -> Result<Box<dyn Weight
         names: source.names().into_iter().map(own).collect(),
         source,
     }))
+}
+
+/// Refuses a file that holds what is not finite. Reads every tensor.
+///
+/// # Errors
+/// `Error::Weights` listing every such tensor, each with how many of its numbers are not finite; `Error::Io`.
+pub(super) fn check_finite(source: &dyn WeightSource) -> Result<()> {
+    let mut problems = Vec::new();
+    for name in source.names() {
+        let values = source.read(&name)?;
+        let count = values.iter().filter(|x| !x.is_finite()).count();
+        if count > 0 {
+            let message = format!("{count} of {} numbers are NaN or infinite", values.len());
+            problems.push(Problem::new(name, message).with_help(
+                "the file is damaged, or its training went wrong: take an earlier checkpoint or train it again",
+            ));
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Weights {
+            path: source.path().to_path_buf(),
+            problems,
+        }),
+    }
 }
 
 /// A file whose tensors have other names.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 
+use super::adapter_weights::check_finite;
 use super::weights::{self, write_safetensors};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
@@ -54,6 +55,7 @@ pub fn combine_adapters<B: ModelBackend>(
 fn read(folder: &Path) -> Result<AdapterFiles> {
     let (config, _) = AdapterConfig::load(folder)?;
     let source = weights::open(weights_file(folder)?)?;
+    check_finite(source.as_ref())?;
     // The names do not depend on the layer.
     let any = LinearSpec {
         name: String::new(),
@@ -70,12 +72,6 @@ fn read(folder: &Path) -> Result<AdapterFiles> {
             _ => name.clone(),
         };
         let values = source.read(&name)?;
-        if values.iter().any(|x| !x.is_finite()) {
-            return Err(Error::format(
-                source.path(),
-                format!("{name}: holds numbers that are not finite"),
-            ));
-        }
         let shape = source.shape(&name).unwrap_or_default();
         tensors.insert(key.clone(), (key, shape, values));
     }

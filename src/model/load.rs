@@ -149,6 +149,7 @@ impl ModelSource {
         numerics: Numerics,
         device: &B::Device,
     ) -> Result<LanguageModel<B>> {
+        self.check_adapters()?;
         let source = self.open_weights()?;
         let model = LanguageModel::load_as(&self.config, source.as_ref(), numerics, device)?;
         self.merge_inner(model, device)
@@ -163,6 +164,7 @@ impl ModelSource {
         numerics: Numerics,
         device: &B::Device,
     ) -> Result<LanguageModel<B>> {
+        self.check_adapters()?;
         let source = self.open_weights()?;
         let model = LanguageModel::load_backbone(&self.config, source.as_ref(), numerics, device)?;
         self.merge_inner(model, device)

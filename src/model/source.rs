@@ -269,10 +269,10 @@ impl ModelSource {
         }))
     }
 
-    /// Checks names and shapes of all tensors of a causal model and its adapters without reading them.
+    /// Checks names and shapes of all tensors of a causal model without reading them, and its adapters.
     ///
     /// # Errors
-    /// `Error::Weights` listing what is missing, surplus or mis-shaped; `Error::Format`; `Error::Io`.
+    /// `Error::Weights` listing what is missing, surplus or mis-shaped, or not finite in an adapter; `Error::Format`; `Error::Io`.
     pub fn check(&self) -> Result<()> {
         weights::check(self.open_weights()?.as_ref(), &self.config.tensors())?;
         self.check_adapters()
@@ -308,7 +308,11 @@ impl ModelSource {
         Ok(head)
     }
 
-    fn check_adapters(&self) -> Result<()> {
+    /// Checks names and shapes of all adapters' tensors, and that their numbers are finite.
+    ///
+    /// # Errors
+    /// As [`ModelSource::check`].
+    pub(super) fn check_adapters(&self) -> Result<()> {
         prompt::check_stack(&self.adapters)?;
         self.adapters
             .iter()

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::rule::ParamForm;
 use crate::error::Problem;
-use crate::params::{ParamMeta, ParamSlot};
+use crate::params::{ParamKind, ParamMeta, ParamSlot};
 use crate::settings::Settings;
 
 /// What holds for parameters with a name of a kind, in place of the optimiser's own settings.
@@ -75,6 +75,8 @@ pub(super) struct Rates {
 pub(super) struct Groups {
     groups: Vec<(Regex, Rates)>,
     others: Rates,
+    /// Factor on the learning rate of biases and norms.
+    pub(super) vector_lr_factor: f64,
 }
 
 impl Groups {
@@ -93,6 +95,7 @@ impl Groups {
                 lr_factor: 1.0,
                 weight_decay,
             },
+            vector_lr_factor: 1.0,
         }
     }
 
@@ -111,6 +114,9 @@ impl Groups {
         for (name, columns, gradient) in trained {
             let mut rates = self.rates(name);
             rates.lr_factor *= meta.lr_factor;
+            if meta.kind == ParamKind::Vector {
+                rates.lr_factor *= self.vector_lr_factor;
+            }
             let unit = match units.iter_mut().find(|unit| unit.rates == rates) {
                 Some(unit) => unit,
                 None => {
@@ -212,7 +218,6 @@ mod tests {
     use burn::tensor::Tensor;
 
     use super::*;
-    use crate::params::ParamKind;
 
     /// Key, columns of the parameter and of its gradient, and widths of the tensors.
     type UnitParts = (String, [Option<Vec<Range<usize>>>; 2], Vec<usize>);

@@ -57,6 +57,12 @@ impl<B: ModelBackend> Optimiser<B> {
         }
     }
 
+    /// The same with another learning rate of biases and norms of the model: so many times that of others.
+    pub fn with_vector_lr_factor(mut self, factor: f64) -> Self {
+        self.groups.vector_lr_factor = factor;
+        self
+    }
+
     /// Updates done.
     pub fn num_updates(&self) -> usize {
         self.step

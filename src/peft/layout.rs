@@ -1,6 +1,6 @@
-//! Whether a method's adapters can be merged, and how its files are laid out.
+//! Whether a method's adapters can be merged, how its files are laid out, and at what rate the base's vectors learn beside it.
 
-use super::{AdapterMethod, AdapterSpec, Targets, adaptable, virtual_tokens};
+use super::{AdapterMethod, AdapterSpec, Peft, Targets, adaptable, virtual_tokens};
 use crate::error::Result;
 
 impl AdapterSpec {
@@ -35,7 +35,22 @@ impl AdapterSpec {
         by_settings!(self, layer config => of(config, key), rows _config => key.to_owned())
     }
 
+    /// As [`AdapterMethod::vector_lr_factor`].
+    fn vector_lr_factor(&self) -> f64 {
+        by_settings!(self, layer config => config.vector_lr_factor(), rows _config => 1.0)
+    }
+
     pub(super) fn own_targets(&self) -> Option<Targets> {
         by_settings!(self, layer config => config.own_targets(), rows _config => None)
+    }
+}
+
+impl Peft {
+    /// Factor on the learning rate of the base's biases and norms, as far as they are trained.
+    ///
+    /// # Source
+    /// PEFT 0.21, `create_loraplus_optimizer`: what has one dimension learns as fast as the up projections.
+    pub fn vector_lr_factor(&self) -> f64 {
+        (self.adapter()).map_or(1.0, |spec| spec.vector_lr_factor())
     }
 }

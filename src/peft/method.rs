@@ -79,6 +79,11 @@ pub trait AdapterMethod: Clone + PartialEq {
         Bias::None
     }
 
+    /// Factor on the learning rate of the base's biases and norms, where they are trained beside the adapters.
+    fn vector_lr_factor(&self) -> f64 {
+        1.0
+    }
+
     /// Modules of the base that are trained whole beside the adapters, by the ends of their paths.
     fn modules_to_save(&self) -> &[String] {
         &[]

@@ -76,7 +76,8 @@ pub(super) fn run<B: ModelBackend>(
         work.cadence,
         work.optim,
         &mut trained.model,
-    )?;
+    )?
+    .at_rates_of(work.peft);
     // On resume the journal already has the evaluations up to here.
     let mut first_loss = None;
     if training.is_fresh() {

@@ -557,3 +557,52 @@ fn an_exported_reward_model_pads_with_a_token_that_ends_nothing() {
         assert_near(&score(stage), &score(&format!("run/{stage}")), 1e-5);
     }
 }
+
+/// Every tensor with NaN or infinite numbers is named with their count, by commands and recipes, before the base is loaded: the
+/// command's base cannot be, as no tensor has its shape.
+#[test]
+fn numbers_of_an_adapter_that_are_not_finite_are_named_before_the_base_is_loaded() {
+    let temp = tempfile::tempdir().unwrap();
+    let stage = |init: &str| {
+        format!(
+            "(name: \"r\", model: \"tiny\", stages: [\n\
+             Sft(name: \"s\", init: {init}, {DATA}, peft: Lora(rank: 4), batch_size: 8, max_length: 64)])"
+        )
+    };
+    fs::write(temp.path().join("r.ron"), stage("Base")).unwrap();
+    succeed(temp.path(), "recipe r.ron --output run");
+    succeed(temp.path(), "export --run run --stage s --to broken");
+    let file = temp.path().join("broken/adapter_model.safetensors");
+    let source = weights::open(&file).unwrap();
+    let mut tensors: Vec<_> = (source.names().into_iter())
+        .map(|name| {
+            let values = source.read(&name).unwrap();
+            (name.clone(), source.shape(&name).unwrap(), values)
+        })
+        .collect();
+    drop(source);
+    tensors[1].2[3..5].fill(f32::NAN);
+    tensors[2].2[0] = f32::NEG_INFINITY;
+    write_safetensors(&file, &tensors).unwrap();
+    let mut parts = vec!["2 problems".to_owned()];
+    for ((name, _, values), count) in tensors[1..3].iter().zip([2, 1]) {
+        let total = values.len();
+        parts.push(format!(
+            "{name}: {count} of {total} numbers are NaN or infinite"
+        ));
+    }
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    fs::write(temp.path().join("r.ron"), stage("Folder(\"broken\")")).unwrap();
+    fail(temp.path(), "recipe r.ron --dry-run", 2, &parts);
+
+    let base = tiny(
+        temp.path(),
+        "base",
+        |_| {},
+        |_, _, _| (vec![1], vec![0.0]),
+        &[],
+    );
+    assert!(base.is_dir());
+    let generate = "generate --model base --adapter broken --prompt x";
+    fail(temp.path(), generate, 2, &parts);
+}

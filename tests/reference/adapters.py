@@ -157,16 +157,28 @@ SAVED = {
     )),
 }
 
-ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA, **SAVED}
+# Trained biases: beside VeRA, and at LoRA+'s rates. After the others, whose random numbers depend on their place.
+VERA_BIASES = {
+    "vera_bias_all": ("gpt2", dict(r=3, target_modules=["c_attn"], bias="all", fan_in_fan_out=True, task_type="CAUSAL_LM")),
+    "vera_bias_only": ("gpt_neox", dict(r=3, target_modules=["query_key_value", "dense"], bias="vera_only", task_type="CAUSAL_LM")),
+}
+BIASES = {
+    "loraplus_bias": ("gpt2", dict(
+        r=2, lora_alpha=4, target_modules=["c_attn"], bias="all", lora_bias=True, fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+}
+
+ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA, **SAVED, **VERA_BIASES, **BIASES}
 
 # Cases that are trained for some steps from their saved state, with the learning rate.
 TRAINED = {
     "rslora": 1e-2, "gpt2": 1e-2, "ia3": 3e-2, "dora": 1e-2, "dora_rslora": 1e-2, "dora_gpt2": 1e-2, "dora_gpt_neox": 1e-2,
     "lora_bias": 1e-2, "bias_all": 1e-2, "bias_only": 1e-2, "pissa": 1e-2, "olora": 1e-2, "pissa_dora": 1e-2, "loraplus": 2e-3, "vera": 3e-2, "vera_gpt_neox": 3e-2,
     "saved_tied": 1e-2, "saved_gpt_neox": 1e-2, "saved_positions": 1e-2,
+    "vera_bias_all": 1e-2, "vera_bias_only": 1e-2, "loraplus_bias": 2e-3,
 }
 # Learning rate of B as a multiple of A's.
-LORAPLUS = {"loraplus": 8.0}
+LORAPLUS = {"loraplus": 8.0, "loraplus_bias": 8.0}
 STEPS = 10
 
 # Configurations whose adapters compute something else than low-rank products on linear layers, by the key that says so.
@@ -271,7 +283,7 @@ def make_adapter(root, name, seed):
     classifier = settings.get("task_type") == "SEQ_CLS"
     measure = scores if classifier else logprobs
     torch.manual_seed(seed)
-    method = IA3Config if name in IA3 else VeraConfig if name in VERA else LoraConfig
+    method = IA3Config if name in IA3 else VeraConfig if name in VERA | VERA_BIASES else LoraConfig
     model = get_peft_model(load_base(root, base, classifier), method(**settings)).eval()
     parts = ["lora_", "ia3_", "vera_", "modules_to_save"]
     trained = [(key, p) for key, p in model.named_parameters() if p.requires_grad or any(part in key for part in parts)]

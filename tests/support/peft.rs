@@ -16,8 +16,7 @@ use tempering::ops::{ModelBackend, f32_matmul};
 use tempering::optim::{GradientSum, OptimConfig, Optimiser};
 use tempering::params::{HostTensor, Parameters};
 use tempering::peft::{
-    Adaptable, AdapterConfig, AdapterSpec, Combination, CombineSettings, LoraConfig, MajoritySign,
-    Peft,
+    Adaptable, AdapterConfig, AdapterSpec, Combination, CombineSettings, MajoritySign, Peft,
 };
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
@@ -453,22 +452,23 @@ pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
         let (config, mut model) = load::<B>(&base(&reference), &device);
         let adapter = folder("peft").join(&name);
         let loaded = load_adapter(&mut model, &config, &adapter, &device).unwrap();
-        let spec = Peft::from(loaded.config.spec);
+        let mut spec = loaded.config.spec;
+        if let AdapterSpec::Lora(lora) = &mut spec {
+            lora.loraplus_lr_ratio = expected["loraplus_lr_ratio"].as_f64();
+        }
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
-        let plus = LoraConfig {
-            loraplus_lr_ratio: expected["loraplus_lr_ratio"].as_f64(),
-            ..LoraConfig::default()
-        };
         model.for_each_projection(&mut |projection| {
             let adapters = projection.adapters.iter_mut().flatten();
-            adapters.for_each(|adapter| adapter.continue_as(&AdapterSpec::from(&plus)));
+            adapters.for_each(|adapter| adapter.continue_as(&spec));
         });
-        spec.mark_trained(&mut model);
+        let peft = Peft::from(spec);
+        peft.mark_trained(&mut model);
         let rows = rows(&reference);
         let mut optim = Optimiser::<B>::new(OptimConfig {
             max_grad_norm: None,
             ..OptimConfig::default()
-        });
+        })
+        .with_vector_lr_factor(peft.vector_lr_factor());
         let lr = expected["lr"].as_f64().unwrap();
         let mut losses = Vec::new();
         let steps = expected["losses"].as_array().unwrap().len();

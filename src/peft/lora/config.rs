@@ -206,6 +206,11 @@ impl AdapterMethod for LoraConfig {
         self.ensure_weight_tying
     }
 
+    /// LoRA+ puts everything of one dimension beside the up projections.
+    fn vector_lr_factor(&self) -> f64 {
+        self.lr_ratio()
+    }
+
     fn continues<B: Backend>(&self, present: &Self, layer: &Lora<B>, path: &str) -> bool {
         self.use_rslora == present.use_rslora
             && self.use_dora == layer.magnitude.is_some()

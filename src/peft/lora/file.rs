@@ -27,7 +27,7 @@ pub(super) fn read(keys: &Keys<'_>, targets: &Targets) -> Result<LoraConfig, Str
             let init = v.as_str().and_then(InitLoraWeights::parse);
             Some(init.unwrap_or_default())
         })?,
-        bias: keys.read("bias", Bias::None, bias)?,
+        bias: keys.read("bias", Bias::None, Bias::read)?,
         lora_bias: keys.read("lora_bias", false, Value::as_bool)?,
         loraplus_lr_ratio: None,
         dropout: keys.read("lora_dropout", 0.0, probability)?,
@@ -63,7 +63,7 @@ pub(super) fn read(keys: &Keys<'_>, targets: &Targets) -> Result<LoraConfig, Str
 /// As [`AdapterMethod::accepts`](crate::peft::AdapterMethod::accepts).
 pub(super) fn accepts(key: &str, value: &Value) -> Option<bool> {
     match key {
-        "bias" => Some(value.is_null() || bias(value).is_some()),
+        "bias" => Some(value.is_null() || Bias::read(value).is_some()),
         "init_lora_weights" => Some(!value.as_str().is_some_and(|how| {
             let how = how.to_lowercase();
             CHANGES_BASE.iter().any(|start| how.starts_with(start))
@@ -159,10 +159,6 @@ const REFUSED: [&str; 12] = [
 /// Initialisations that change the base weights, by data or by chance, so that what a saved adapter stands on is not known. PiSSA's and OLoRA's
 /// parts of the weight are computed again, as PEFT does.
 const CHANGES_BASE: [&str; 4] = ["pissa_niter", "corda", "loftq", "lora_ga"];
-
-fn bias(value: &Value) -> Option<Bias> {
-    serde_json::from_value(value.clone()).ok()
-}
 
 fn patterns<'a, T>(
     value: &'a Value,

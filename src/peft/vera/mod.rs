@@ -14,6 +14,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::bias::Bias;
 use super::files::{AdapterConfig, Keys, count, list_or_null, probability};
 use super::keys::tensor_key;
 use super::method::{AdapterMethod, LayerAdapter, Merged, Site, dropped};
@@ -45,6 +46,8 @@ pub struct VeraConfig {
     pub projection_prng_key: u64,
     /// Store the random matrices too, and not their seed alone.
     pub save_projection: bool,
+    /// Which biases of the base are trained beside it.
+    pub bias: Bias,
     /// Probability with which an input of the adapter (not of the base) is dropped in training.
     pub dropout: f64,
     /// Which linear layers, as for LoRA.
@@ -62,6 +65,7 @@ impl Default for VeraConfig {
             d_initial: 0.1,
             projection_prng_key: 0,
             save_projection: true,
+            bias: Bias::None,
             dropout: 0.0,
             target_modules: vec!["all-linear".into()],
             exclude_modules: Vec::new(),
@@ -166,8 +170,14 @@ impl AdapterMethod for VeraConfig {
         self.dropout
     }
 
+    fn bias(&self) -> Bias {
+        self.bias
+    }
+
     fn continues<B: Backend>(&self, present: &Self, layer: &Vera<B>, _: &str) -> bool {
-        self.projection_prng_key == present.projection_prng_key && layer.rank() == self.rank
+        self.projection_prng_key == present.projection_prng_key
+            && self.bias == present.bias
+            && layer.rank() == self.rank
     }
 
     fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
@@ -176,6 +186,7 @@ impl AdapterMethod for VeraConfig {
             d_initial: keys.read("d_initial", 0.1, Value::as_f64)?,
             projection_prng_key: keys.read("projection_prng_key", 0, Value::as_u64)?,
             save_projection: keys.read("save_projection", true, Value::as_bool)?,
+            bias: keys.read("bias", Bias::None, Bias::read)?,
             dropout: keys.read("vera_dropout", 0.0, probability)?,
             target_modules: targets.target_modules.entries().to_vec(),
             exclude_modules: targets.excluded(),
@@ -185,14 +196,14 @@ impl AdapterMethod for VeraConfig {
 
     fn accepts(key: &str, value: &Value) -> Option<bool> {
         match key {
-            "bias" => Some(value == "none" || value.is_null()),
+            "bias" => Some(value.is_null() || Bias::read(value).is_some()),
             key => READ.contains(&key).then_some(true),
         }
     }
 
     fn write(&self, config: &AdapterConfig) -> Value {
         json!({
-            "bias": "none",
+            "bias": self.bias,
             "d_initial": self.d_initial,
             "fan_in_fan_out": config.fan_in_fan_out,
             "init_weights": true,

@@ -90,7 +90,8 @@ pub(super) fn dpo<B: ModelBackend>(
         &config.cadence,
         &config.optim,
         &mut trained.model,
-    )?;
+    )?
+    .at_rates_of(&config.peft);
     let held_out = HeldOut {
         ref_logprobs: all_logprobs(session, &reference, &valid, config).concat(),
         prompts: prompts(&valid, &tokenizer, config.cadence.num_samples)?,

@@ -81,7 +81,8 @@ pub(super) fn ppo<B: ModelBackend>(
     let frozen_base = !config.peft.trains_base();
     let networks = Networks {
         policy: trained.model,
-        policy_optim: Optimiser::new(config.optim.clone()),
+        policy_optim: Optimiser::new(config.optim.clone())
+            .with_vector_lr_factor(config.peft.vector_lr_factor()),
         value: Some(value),
     };
     let kl = KlController::new(config.kl_control, config.kl_coef);

@@ -35,7 +35,8 @@ pub fn value_function<B: ModelBackend>(
     }
     Ok(ValueFunction::Network {
         model: value_network(policy, reward, config, seed, device)?,
-        optim: Optimiser::new(config.value_optim().clone()),
+        optim: Optimiser::new(config.value_optim().clone())
+            .with_vector_lr_factor(config.value_peft().vector_lr_factor()),
     })
 }
 

@@ -107,7 +107,8 @@ pub(super) fn reward_model<B: ModelBackend>(
         &config.cadence,
         &config.optim,
         &mut model,
-    )?;
+    )?
+    .at_rates_of(&config.peft);
     let mut held_out = None;
     if training.is_fresh() {
         evaluate(

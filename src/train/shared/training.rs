@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::optim::{GradientSum, OptimConfig, Optimiser, lr_at};
 use crate::params::Parameters;
+use crate::peft::Peft;
 use crate::train::Session;
 use crate::train::config::Cadence;
 use crate::train::journal::Journal;
@@ -49,6 +50,12 @@ impl<B: ModelBackend> Training<B> {
             config: config.clone(),
             num_steps,
         })
+    }
+
+    /// The same at the learning rates that `peft` asks for.
+    pub(crate) fn at_rates_of(mut self, peft: &Peft) -> Self {
+        self.optim = (self.optim).with_vector_lr_factor(peft.vector_lr_factor());
+        self
     }
 
     /// Whether no step has been done yet, before a resume included.
