@@ -380,6 +380,10 @@ impl Task for MergeTask<'_> {
         } else {
             let mut model = self.model.language_model::<B>(&device)?;
             model.merge_adapters()?;
+            if self.model.config.tie_word_embeddings() && model.has_own_head() {
+                let untied = self.model.config.untied()?;
+                json = untied.to_json_as(false, StoreAs::F32);
+            }
             self.write(&mut model)?;
         }
         write_config(self.to, &json)

@@ -13,14 +13,15 @@ use super::prompt::{self, StoredPrompt};
 use super::sidecar::{note_in_sidecar, read_sidecar};
 use super::stored_adapter::StoredAdapter;
 use super::stored_tables::own_tables;
+use super::trained::no_head;
 use super::weights::write_safetensors;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::ops::{ModelBackend, Precision};
 use crate::params::{HostTensor, ParamKind, Parameters};
 use crate::peft::{
-    Adaptable, Adapter, AdapterConfig, AdapterSpec, Encode, Peft, TaskType, no_text,
-    prompt_saved_key, saved_key,
+    Adaptable, Adapter, AdapterConfig, AdapterSpec, Encode, LayerKind, Peft, TableAdapter,
+    TaskType, no_text, prompt_saved_key, saved_key,
 };
 use crate::rng::Seed;
 
@@ -61,9 +62,9 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         let values = TensorData::new(source.read(name)?, [*rows, *columns]);
         shared.push((*key, Tensor::from_data(values, device)));
     }
-    model.attach(&adapter.spec, Seed::new(0), shared, &|path| {
-        stored.modules.iter().any(|module| module == path)
-    });
+    let chosen = |path: &str| stored.modules.iter().any(|module| module == path);
+    model.attach(&adapter.spec, Seed::new(0), shared, &chosen);
+    attach_tables(model, config, &adapter.spec, Seed::new(0), device, &chosen)?;
     let mut outcome = Ok(());
     model.for_each_projection(&mut |projection| {
         projection.for_each_parameter(&mut |meta, mut slot| {
@@ -71,6 +72,18 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
                 outcome = slot.load(meta, device, |key| source.read(stored.name(key)));
             }
         });
+    });
+    let mut load = |adapter: &mut TableAdapter<B>| {
+        adapter.walk(&mut |meta, mut slot| {
+            if outcome.is_ok() {
+                outcome = slot.load(meta, device, |key| source.read(stored.name(key)));
+            }
+        });
+    };
+    model.for_each_table(&mut |_, adapter| {
+        if let Some(adapter) = adapter {
+            load(adapter);
+        }
     });
     outcome?;
     stored.beside.load(model, source.as_ref(), device)?;
@@ -92,6 +105,37 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         score,
         warnings,
     })
+}
+
+/// Gives embedding and output head, where `targeted` accepts their paths, a fresh adapter.
+///
+/// # Errors
+/// `Error::Usage` for a head that the model does not have.
+fn attach_tables<B: ModelBackend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+    spec: &AdapterSpec,
+    seed: Seed,
+    device: &B::Device,
+    targeted: &dyn Fn(&str) -> bool,
+) -> Result<()> {
+    let modules = config.adaptable_modules(spec);
+    let tables = modules
+        .iter()
+        .filter(|layer| layer.kind != LayerKind::Linear && targeted(&layer.name));
+    for table in tables {
+        let mut found = false;
+        model.for_each_table(&mut |kind, adapter| {
+            if kind == table.kind {
+                *adapter = TableAdapter::fresh(spec, table, seed, device);
+                found = true;
+            }
+        });
+        if !found {
+            return Err(no_head(&table.name));
+        }
+    }
+    Ok(())
 }
 
 /// Checks the files of an adapter against a model's configuration, and that all its numbers are finite. Reads the adapter's tensors,
@@ -136,16 +180,42 @@ fn attach_with<B: ModelBackend, M: Adaptable<B>>(
         return Ok(Vec::new());
     }
     let paths = target_paths(spec, config)?;
-    model.attach(spec, seed, Vec::new(), &|path| {
-        paths.iter().any(|chosen| chosen == path)
-    });
+    let chosen = |path: &str| paths.iter().any(|chosen| chosen == path);
+    model.attach(spec, seed, Vec::new(), &chosen);
+    let mut device = B::Device::default();
+    model.for_each_projection(&mut |projection| device = projection.weight.val().device());
+    attach_tables(model, config, spec, seed, &device, &chosen)?;
     Ok(paths)
 }
 
 fn target_paths(spec: &AdapterSpec, config: &ModelConfig) -> Result<Vec<String>> {
-    let linear = config.linear_modules();
+    let linear = config.adaptable_modules(spec);
     let targets = spec.targets(&linear)?.into_iter();
     Ok(targets.map(|index| linear[index].name.clone()).collect())
+}
+
+/// Merges a model's adapters for training on what they give.
+///
+/// # Errors
+/// As [`Adaptable::merge_adapters`]; `Error::Usage` for an adapter that parts embedding and output head, which `config` says are one.
+pub(super) fn merge_for_training<B: ModelBackend, M: Adaptable<B>>(
+    model: &mut M,
+    config: &ModelConfig,
+) -> Result<()> {
+    let (mut on_tables, mut has_head) = (None, false);
+    model.for_each_table(&mut |kind, adapter| {
+        has_head |= kind == LayerKind::Head;
+        on_tables = on_tables
+            .take()
+            .or(adapter.as_ref().map(|adapter| adapter.path().to_owned()));
+    });
+    match on_tables {
+        Some(path) if has_head && config.tie_word_embeddings() => Err(Error::Usage(format!(
+            "{path}: its adapter changes one side of a table that is embedding and output head at once; merge it first, \
+             `temper export --merge`, and start from that folder"
+        ))),
+        _ => model.merge_adapters(),
+    }
 }
 
 /// The adapters of a model prepared for training.
@@ -171,7 +241,7 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
     encode: Encode<'_>,
 ) -> Result<PreparedAdapters> {
     let Some(wanted) = peft.adapter() else {
-        model.merge_adapters()?;
+        merge_for_training(model, config)?;
         return Ok(PreparedAdapters {
             adapter: None,
             merged: false,
@@ -184,12 +254,17 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
             let adapters = projection.adapters.iter_mut().flatten();
             adapters.for_each(|adapter| adapter.continue_as(&wanted));
         });
+        model.for_each_table(&mut |_, adapter| {
+            if let Some(adapter) = adapter {
+                adapter.continue_as(&wanted);
+            }
+        });
         return Ok(PreparedAdapters {
             adapter: Some(wanted),
             merged: false,
         });
     }
-    model.merge_adapters()?;
+    merge_for_training(model, config)?;
     attach_with(model, config, &wanted, seed.fork("adapters"), encode)?;
     Ok(PreparedAdapters {
         adapter: Some(wanted),
@@ -220,6 +295,12 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
                 same_shape &= wanted.continues(present, adapter, &layer.path);
                 adapted.push(layer.path.clone());
             }
+        }
+    });
+    model.for_each_table(&mut |_, adapter| {
+        if let Some(adapter) = adapter {
+            same_shape &= adapter.continues(wanted, present);
+            adapted.push(adapter.path().to_owned());
         }
     });
     adapted.sort();
@@ -280,19 +361,6 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         None => adapter_tensors(model),
     };
     let mut task = TaskType::CausalLm;
-    let mut whole = own_tables(model, config);
-    let score = host_tensors(model, &|kind| kind == ParamKind::Score);
-    if !score.is_empty() {
-        task = TaskType::SeqCls;
-    }
-    whole.extend(score);
-    for (name, shape, values) in whole {
-        let key = match spec.on_layers() {
-            true => saved_key(&name),
-            false => prompt_saved_key(&name),
-        };
-        tensors.push((key, shape, values));
-    }
     // The layers themselves, not the recipe's patterns: PEFT has no regular expressions inside lists.
     let mut paths = Vec::new();
     model.for_each_projection(&mut |projection| {
@@ -300,6 +368,26 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         let adapted = layers.filter(|(_, adapter)| adapter.is_some());
         paths.extend(adapted.map(|(layer, _)| layer.path.clone()));
     });
+    model.for_each_table(&mut |_, adapter| {
+        paths.extend(adapter.iter().map(|adapter| adapter.path().to_owned()))
+    });
+    let mut whole = own_tables(model, config);
+    let score = host_tensors(model, &|kind| kind == ParamKind::Score);
+    if !score.is_empty() {
+        task = TaskType::SeqCls;
+    }
+    whole.extend(score);
+    for (name, shape, values) in whole {
+        // PEFT puts a table that an adapter is on one level deeper.
+        let table = name.strip_suffix(".weight");
+        let table = table.filter(|path| paths.iter().any(|adapted| adapted == path));
+        let key = match (spec.on_layers(), table) {
+            (true, Some(path)) => saved_key(&format!("{path}.base_layer.weight")),
+            (true, None) => saved_key(&name),
+            (false, _) => prompt_saved_key(&name),
+        };
+        tensors.push((key, shape, values));
+    }
     let own = match task {
         TaskType::CausalLm => config.tensors(),
         TaskType::SeqCls => config.classifier_tensors(),

@@ -12,7 +12,8 @@ use crate::ops::ModelBackend;
 use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
 use crate::peft::{
-    AdapterConfig, AdapterFiles, CombineSettings, LinearSpec, combine, largest_singular, tensor_key,
+    AdapterConfig, AdapterFiles, CombineSettings, LayerKind, LinearSpec, combine, largest_singular,
+    tensor_key,
 };
 
 /// Writes to the folder `to` the LoRA adapter that stands for those of `folders`; returns what the user should know, to be put behind
@@ -58,6 +59,7 @@ fn read(folder: &Path) -> Result<AdapterFiles> {
     check_finite(source.as_ref())?;
     // The names do not depend on the layer.
     let any = LinearSpec {
+        kind: LayerKind::Linear,
         name: String::new(),
         in_features: 1,
         out_features: 1,

@@ -283,6 +283,11 @@ impl<B: Backend> Parts<B> for GatedDecoder<B> {
         }
     }
 
+    fn untie(&mut self) {
+        let table = &mut self.embed_tokens;
+        (self.lm_head).get_or_insert_with(|| table.part(HEAD));
+    }
+
     fn remove_head(&mut self) {
         self.lm_head = None;
     }

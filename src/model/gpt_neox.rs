@@ -305,6 +305,11 @@ impl<B: Backend> Parts<B> for GptNeox<B> {
         }
     }
 
+    fn untie(&mut self) {
+        let table = &mut self.embed_in;
+        (self.embed_out).get_or_insert_with(|| table.part(FAMILY.head));
+    }
+
     fn remove_head(&mut self) {
         self.embed_out = None;
     }

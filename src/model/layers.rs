@@ -90,7 +90,9 @@ pub fn layers(
 pub fn trained_summary(layers: &[ModelLayer]) -> String {
     // Parts in the order of the model: before the block's number, after it, and the blocks in which it is trained.
     let mut parts: Vec<(&str, &str, Vec<usize>)> = Vec::new();
-    for layer in layers.iter().filter(|layer| layer.tied_to.is_none()) {
+    // A tied head is trained by adapters alone.
+    let shown = |layer: &&ModelLayer| layer.tied_to.is_none() || layer.adapter_params > 0;
+    for layer in layers.iter().filter(shown) {
         let (stem, block, rest) = in_block(&layer.path);
         let at =
             (parts.iter()).position(|(of_stem, of_rest, _)| *of_stem == stem && *of_rest == rest);

@@ -4,7 +4,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-use super::adapter::{LoadedAdapter, load_adapter};
+use super::adapter::{LoadedAdapter, load_adapter, merge_for_training};
 use super::config::ModelConfig;
 use super::source::ModelSource;
 use super::weights::{self, WeightSource};
@@ -12,7 +12,7 @@ use super::{LanguageModel, ScalarModel};
 use crate::error::Result;
 use crate::ops::{ModelBackend, Numerics};
 use crate::params::{HostTensor, ParamKind, Parameters, StoredTensor};
-use crate::peft::Adaptable;
+use crate::peft::{Adaptable, LayerKind};
 use crate::rng::Seed;
 use crate::snapshot::Snapshot;
 
@@ -66,6 +66,11 @@ impl<B: Backend> LanguageModel<B> {
 
     /// The same model without its output head.
     pub fn into_backbone(mut self) -> Self {
+        self.for_each_table(&mut |kind, adapter| {
+            if kind == LayerKind::Head {
+                *adapter = None;
+            }
+        });
         self.parts().remove_head();
         self
     }
@@ -178,7 +183,7 @@ impl ModelSource {
         if let [inner @ .., _] = self.adapters.as_slice() {
             for folder in inner {
                 load_adapter(&mut model, &self.config, folder, device)?;
-                model.merge_adapters()?;
+                merge_for_training(&mut model, &self.config)?;
             }
         }
         Ok(model)

@@ -85,7 +85,7 @@ use pass::Layers;
 use crate::host::indices;
 use crate::ops::{ModelBackend, Numerics};
 use crate::params::{ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, Projection, VirtualTokens};
+use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, VirtualTokens};
 
 /// All supported families.
 const FAMILIES: [&Family; 8] = [
@@ -211,6 +211,14 @@ impl<B: Backend> LanguageModel<B> {
         self.decoder.parts()
     }
 
+    /// Whether the output head is another table than the embedding.
+    pub(crate) fn has_own_head(&mut self) -> bool {
+        let mut found = false;
+        self.parts()
+            .for_each_part(&mut |part| found |= matches!(part, Part::Head(_)));
+        found
+    }
+
     /// Sets the storage and product precision of linear layers, embedding and output head, before they are loaded. Anything but f32
     /// freezes them. Position tables stay in f32.
     pub fn store_as(&mut self, numerics: Numerics) {
@@ -224,6 +232,36 @@ impl<B: Backend> Adaptable<B> for LanguageModel<B> {
         self.parts().for_each_part(&mut |part| {
             if let Part::Linear(projection) = part {
                 visit(projection);
+            }
+        });
+    }
+
+    fn for_each_table(&mut self, visit: &mut dyn FnMut(LayerKind, &mut Option<TableAdapter<B>>)) {
+        let own_head = self.has_own_head();
+        self.parts().for_each_part(&mut |part| match part {
+            Part::Embedding(table) => {
+                visit(LayerKind::Embedding, &mut table.on_embedding);
+                if !own_head {
+                    visit(LayerKind::Head, &mut table.on_head);
+                }
+            }
+            Part::Head(table) => visit(LayerKind::Head, &mut table.on_head),
+            Part::Linear(_) | Part::Other(_) => {}
+        });
+    }
+
+    fn merge_tables(&mut self)
+    where
+        B: ModelBackend,
+    {
+        let mut on_tables = false;
+        self.for_each_table(&mut |_, adapter| on_tables |= adapter.is_some());
+        if on_tables {
+            self.parts().untie();
+        }
+        self.parts().for_each_part(&mut |part| {
+            if let Part::Embedding(table) | Part::Head(table) = part {
+                table.merge();
             }
         });
     }
@@ -249,5 +287,11 @@ impl<B: Backend> Parameters<B> for LanguageModel<B> {
         }
         self.parts()
             .for_each_part(&mut |part| part.for_each_parameter(visit));
+        // Last, as gradients reach it before any layer, also where the table is the embedding.
+        self.for_each_table(&mut |kind, adapter| {
+            if let (LayerKind::Head, Some(adapter)) = (kind, adapter) {
+                adapter.walk(visit);
+            }
+        });
     }
 }

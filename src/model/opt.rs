@@ -291,6 +291,11 @@ impl<B: Backend> Parts<B> for Opt<B> {
         }
     }
 
+    fn untie(&mut self) {
+        let table = &mut self.embed_tokens;
+        (self.lm_head).get_or_insert_with(|| table.part(FAMILY.head));
+    }
+
     fn remove_head(&mut self) {
         self.lm_head = None;
     }

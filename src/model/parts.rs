@@ -44,6 +44,9 @@ pub(super) trait Parts<B: Backend> {
     /// Calls `visit` for every part, in the order of the model: the embedding first, the head last.
     fn for_each_part(&mut self, visit: &mut dyn FnMut(Part<'_, B>));
 
+    /// Gives the model, if its embedding is the output head, a head of its own with the same numbers.
+    fn untie(&mut self);
+
     /// Removes the output head, unless it is the embedding.
     fn remove_head(&mut self);
 }

@@ -9,7 +9,7 @@ use crate::data::micro_batches;
 use crate::host::{indices, read};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, Projection, VirtualTokens};
+use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, VirtualTokens};
 use crate::rng::Seed;
 use crate::tokens::{TokenBatch, packed_len};
 
@@ -104,6 +104,23 @@ impl<B: ModelBackend> ScalarModel<B> {
 impl<B: Backend> Adaptable<B> for ScalarModel<B> {
     fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>)) {
         self.backbone.for_each_projection(visit);
+    }
+
+    fn for_each_table(&mut self, visit: &mut dyn FnMut(LayerKind, &mut Option<TableAdapter<B>>)) {
+        // Its output is the score's.
+        self.backbone.for_each_table(&mut |kind, adapter| {
+            if kind != LayerKind::Head {
+                visit(kind, adapter);
+            }
+        });
+    }
+
+    fn merge_tables(&mut self)
+    where
+        B: ModelBackend,
+    {
+        self.backbone.merge_tables();
+        self.backbone.parts().remove_head();
     }
 
     fn virtual_tokens(&mut self) -> &mut Option<VirtualTokens<B>> {

@@ -37,11 +37,15 @@ impl StoredAdapter {
         config: &ModelConfig,
     ) -> Result<Self> {
         let mut stored = Self::default();
-        let linear = config.linear_modules();
+        let linear = config.adaptable_modules(&adapter.spec);
         let selection = adapter.selection();
         let targeted: Vec<&LinearSpec> = (linear.iter())
-            .filter(|layer| selection.selects(&layer.name))
+            .filter(|layer| selection.selects(layer))
             .collect();
+        for layer in &targeted {
+            let checked = adapter.spec.check_layer(layer);
+            checked.map_err(|message| Error::format(source.path(), message))?;
+        }
         stored.unused = adapter.unused(&targeted);
         let largest = targeted.iter().fold([0, 0], |[inputs, outputs], layer| {
             [
@@ -97,10 +101,8 @@ impl StoredAdapter {
                             &name,
                             "surplus; the configuration has no adapter on this layer",
                         )),
-                        None => problems.push(Problem::new(
-                            &name,
-                            "surplus; the model has no such layer inside its blocks",
-                        )),
+                        None => problems
+                            .push(Problem::new(&name, "surplus; the model has no such layer")),
                     }
                 }
                 StoredKey::Whole(parameter) if parameter == SCORE_WEIGHT => {

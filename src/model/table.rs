@@ -1,18 +1,22 @@
 //! Token embeddings, output heads, and learned position embeddings.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::ops::{Head, MatmulPrecision, ModelBackend, Numerics, reduced_columns};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, Reduced, placeholder};
-use crate::peft::Base;
+use crate::peft::{Base, TableAdapter};
 
 /// A matrix with one row per token id: the embedding, the output head, or both.
 #[derive(Module, Debug)]
 pub struct Table<B: Backend> {
     /// `[vocab, width]`; a placeholder if the table is stored in reduced precision.
     pub weight: Param<Tensor<B, 2>>,
+    /// LoRA beside the look-up.
+    pub(super) on_embedding: Option<TableAdapter<B>>,
+    /// LoRA beside the product.
+    pub(super) on_head: Option<TableAdapter<B>>,
     #[module(skip)]
     reduced: Option<Reduced>,
     #[module(skip)]
@@ -28,6 +32,8 @@ impl<B: Backend> Table<B> {
     pub(super) fn new(name: &str, [rows, width]: [usize; 2], device: &B::Device) -> Self {
         Self {
             weight: placeholder([rows, width], device),
+            on_embedding: None,
+            on_head: None,
             reduced: None,
             matmul: MatmulPrecision::default(),
             name: name.to_owned(),
@@ -49,11 +55,19 @@ impl<B: Backend> Table<B> {
         }
     }
 
-    /// The table as an output head.
-    pub(super) fn head(&self) -> Head<B> {
-        match self.reduced.as_ref().and_then(Reduced::matrix) {
-            Some(matrix) => Head::Reduced(matrix.clone()),
-            None => Head::Full(self.weight.val(), self.matmul),
+    /// Parts a table that is embedding and output head: the head, with the adapter on it, as a table stored as `name`.
+    pub(super) fn part(&mut self, name: &str) -> Self {
+        let on_head = self.on_head.take();
+        Self {
+            // Another parameter from now on.
+            weight: match self.reduced {
+                Some(_) => self.weight.clone(),
+                None => Param::initialized(ParamId::new(), self.weight.val()),
+            },
+            on_embedding: None,
+            on_head,
+            name: name.to_owned(),
+            ..self.clone()
         }
     }
 }
@@ -62,16 +76,57 @@ impl<B: Backend> Parameters<B> for Table<B> {
     fn for_each_parameter(&mut self, visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>)) {
         let meta = ParamMeta::single(ParamKind::Embedding, &*self.name, self.width, false);
         visit(&meta, ParamSlot::of(&mut self.weight, &mut self.reduced));
+        if let Some(adapter) = &mut self.on_embedding {
+            adapter.walk(visit);
+        }
     }
 }
 
 impl<B: ModelBackend> Table<B> {
+    /// The table as an output head.
+    pub(super) fn head(&self) -> Head<B> {
+        let full = || self.full();
+        match (
+            &self.on_head,
+            self.reduced.as_ref().and_then(Reduced::matrix),
+        ) {
+            (Some(adapter), _) => Head::Full(adapter.head(&full), self.matmul),
+            (None, Some(matrix)) => Head::Reduced(matrix.clone()),
+            (None, None) => Head::Full(self.weight.val(), self.matmul),
+        }
+    }
+
+    /// The table in f32; a copy if it is reduced.
+    fn full(&self) -> Tensor<B, 2> {
+        let weight = self.weight.val();
+        let Some(matrix) = self.reduced.as_ref().and_then(Reduced::matrix) else {
+            return weight;
+        };
+        let shape = [matrix.inputs(), matrix.outputs()];
+        Tensor::from_data(TensorData::new(matrix.values(), shape), &weight.device()).transpose()
+    }
+
+    /// Adds the adapter to the table, which is embedding or head and not both, and removes it.
+    pub(super) fn merge(&mut self) {
+        let Some(adapter) = self.on_embedding.take().or(self.on_head.take()) else {
+            return;
+        };
+        let merged = (self.full() + adapter.change()).detach();
+        self.reduced = None;
+        // Another table than that of models which share the old one.
+        self.weight = Param::initialized(ParamId::new(), merged);
+    }
+
     /// Rows of the table, `[tokens, width]`.
     pub(super) fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        let Some(matrix) = self.reduced.as_ref().and_then(Reduced::matrix) else {
-            return self.weight.val().select(0, ids.clone());
+        let rows = match self.reduced.as_ref().and_then(Reduced::matrix) {
+            Some(matrix) => reduced_columns(matrix, ids.clone()),
+            None => self.weight.val().select(0, ids.clone()),
         };
-        reduced_columns(matrix, ids.clone())
+        match &self.on_embedding {
+            Some(adapter) => adapter.look_up(rows, ids),
+            None => rows,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ pub struct SharedBaseModels<B: ModelBackend> {
 }
 
 impl<B: ModelBackend> SharedBaseModels<B> {
-    /// `None` if the base weights of `models` differ, adapters are not LoRA, or a model has virtual tokens.
+    /// `None` if the base weights of `models` differ, adapters are not LoRA on linear layers, or a model has virtual tokens.
     ///
     /// # Panics
     /// If there are no models.
@@ -29,6 +29,12 @@ impl<B: ModelBackend> SharedBaseModels<B> {
         for model in &mut models {
             // Rows of one model would be longer than those of the other.
             if model.virtual_tokens.is_some() {
+                return None;
+            }
+            // Tables are looked up once for all.
+            let mut on_tables = false;
+            model.for_each_table(&mut |_, adapter| on_tables |= adapter.is_some());
+            if on_tables {
                 return None;
             }
             let (mut base, mut of_model) = (Vec::<Base>::new(), Vec::new());

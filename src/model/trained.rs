@@ -2,10 +2,10 @@
 
 use super::beside::trained_beside;
 use super::config::{ModelConfig, TensorSpec};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::params::ParamKind;
 use crate::peft::only::TensorName;
-use crate::peft::{AdapterSpec, PROMPT_EMBEDDINGS, Peft, tensor_key};
+use crate::peft::{AdapterSpec, LayerKind, PROMPT_EMBEDDINGS, Peft, tensor_key};
 
 /// A tensor that is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +63,7 @@ pub fn trained_tensors(
         let own = own_trained_tensors(peft, &tensors)?.into_iter();
         return Ok(own.map(TrainedTensor::of_model).collect());
     };
-    let mut trained = adapter_tensors(config, &tensors, &adapter)?;
+    let mut trained = adapter_tensors(config, &tensors, &adapter, classifier)?;
     let score = |tensor: &&TensorSpec| classifier && tensor.kind == ParamKind::Score;
     trained.extend(tensors.iter().filter(score).map(TrainedTensor::of_model));
     Ok(trained)
@@ -73,9 +73,10 @@ fn adapter_tensors(
     config: &ModelConfig,
     tensors: &[TensorSpec],
     adapter: &AdapterSpec,
+    classifier: bool,
 ) -> Result<Vec<TrainedTensor>> {
     config.check_virtual_tokens(adapter)?;
-    let linear = config.linear_modules();
+    let linear = config.adaptable_modules(adapter);
     let (mut trained, mut adapted) = (Vec::new(), Vec::new());
     if !adapter.on_layers() {
         // Their tensors are few and small: counted as one.
@@ -85,15 +86,30 @@ fn adapter_tensors(
     }
     for index in adapter.targets(&linear)? {
         let layer = &linear[index];
+        if classifier && layer.kind == LayerKind::Head {
+            return Err(no_head(&layer.name));
+        }
+        // Files of some families have another name for the head than its path.
+        let path = match layer.kind {
+            LayerKind::Head => module(config.tables()[1]),
+            LayerKind::Linear | LayerKind::Embedding => &layer.name,
+        };
         for (name, shape) in adapter.tensors(layer) {
             let name = tensor_key(&layer.name, name);
-            trained.push(TrainedTensor::of_adapter(name, Some(&layer.name), shape));
+            trained.push(TrainedTensor::of_adapter(name, Some(path), shape));
         }
         adapted.push(layer.name.clone());
     }
     let beside = trained_beside(adapter, tensors, &adapted)?;
     trained.extend(beside.iter().map(TrainedTensor::of_model));
     Ok(trained)
+}
+
+/// Why the layer at `path`, the output head, gets no adapter in a reward or value model.
+pub(super) fn no_head(path: &str) -> Error {
+    Error::Usage(format!(
+        "target_modules: {path}: a reward or value model has no output head; give it a `peft` (or `value_peft`) of its own without"
+    ))
 }
 
 /// Of a model's own `tensors` those that `peft` trains; none if it trains adapters.

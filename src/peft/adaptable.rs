@@ -3,7 +3,9 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::{AdapterSpec, Projection, Shared, VirtualTokens, virtual_tokens};
+use super::{
+    AdapterSpec, LayerKind, Projection, Shared, TableAdapter, VirtualTokens, virtual_tokens,
+};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
@@ -12,6 +14,9 @@ use crate::rng::Seed;
 pub trait Adaptable<B: Backend> {
     /// Calls `visit` for every projection of the backbone, in order; the output head is not one.
     fn for_each_projection(&mut self, visit: &mut dyn FnMut(&mut Projection<B>));
+
+    /// Calls `visit` for the adapter of each table the model has: that of the embedding, and that of the output head.
+    fn for_each_table(&mut self, visit: &mut dyn FnMut(LayerKind, &mut Option<TableAdapter<B>>));
 
     /// What stands before every row of the model, if anything does.
     fn virtual_tokens(&mut self) -> &mut Option<VirtualTokens<B>>;
@@ -58,7 +63,14 @@ pub trait Adaptable<B: Backend> {
     fn detach_adapters(&mut self) {
         *self.virtual_tokens() = None;
         self.for_each_projection(&mut |projection| projection.detach());
+        self.for_each_table(&mut |_, adapter| *adapter = None);
     }
+
+    /// Adds the adapters of embedding and head to their tables and removes them. A table that is both becomes two: an adapter changes
+    /// one side of it.
+    fn merge_tables(&mut self)
+    where
+        B: ModelBackend;
 
     /// Adds all adapters to their weights and removes them.
     ///
@@ -71,6 +83,7 @@ pub trait Adaptable<B: Backend> {
         if let Some(tokens) = self.virtual_tokens() {
             return Err(virtual_tokens::not_mergeable(tokens.count()));
         }
+        self.merge_tables();
         let mut refused = None;
         self.for_each_projection(&mut |projection| {
             if refused.is_none() && projection.merge().is_none() {

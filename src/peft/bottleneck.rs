@@ -317,9 +317,11 @@ impl<B: Backend> LayerAdapter<B> for Bottleneck<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peft::LayerKind;
 
     fn linear() -> Vec<LinearSpec> {
         let layer = |name: String, in_features| LinearSpec {
+            kind: LayerKind::Linear,
             name,
             in_features,
             out_features: 16,

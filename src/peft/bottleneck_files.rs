@@ -221,10 +221,12 @@ pub(crate) fn own_key(name: &str, linear: &[LinearSpec]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peft::LayerKind;
 
     #[test]
     fn names_are_the_librarys_both_ways() {
         let linear = [LinearSpec {
+            kind: LayerKind::Linear,
             name: "model.layers.2.mlp.down_proj".into(),
             in_features: 24,
             out_features: 16,

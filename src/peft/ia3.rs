@@ -215,9 +215,11 @@ impl<B: Backend> LayerAdapter<B> for Ia3<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peft::LayerKind;
 
     fn layer(name: &str) -> LinearSpec {
         LinearSpec {
+            kind: LayerKind::Linear,
             name: format!("model.layers.0.{name}"),
             in_features: 3,
             out_features: 5,

@@ -1,6 +1,6 @@
-//! Whether a method's adapters can be merged, how its files are laid out, and at what rate the base's vectors learn beside it.
+//! What a method's adapters may sit on, whether they can be merged, how their files are laid out, and what they cost and change in training.
 
-use super::{AdapterMethod, AdapterSpec, Peft, Targets, adaptable, virtual_tokens};
+use super::{AdapterMethod, AdapterSpec, LinearSpec, Peft, Targets, adaptable, virtual_tokens};
 use crate::error::Result;
 
 impl AdapterSpec {
@@ -19,6 +19,22 @@ impl AdapterSpec {
         }
     }
 
+    /// As [`AdapterMethod::ADAPTS_TABLES`].
+    pub fn adapts_tables(&self) -> bool {
+        fn of<M: AdapterMethod>(_: &M) -> bool {
+            M::ADAPTS_TABLES
+        }
+        by_settings!(self, layer config => of(config), rows _config => false)
+    }
+
+    /// As [`AdapterMethod::check_layer`].
+    ///
+    /// # Errors
+    /// With the layer and the setting.
+    pub fn check_layer(&self, layer: &LinearSpec) -> Result<(), String> {
+        by_settings!(self, layer config => config.check_layer(layer), rows _config => Ok(()))
+    }
+
     /// As [`AdapterMethod::OWN_FILES`].
     pub fn has_own_files(&self) -> bool {
         fn of<M: AdapterMethod>(_: &M) -> bool {
@@ -33,6 +49,11 @@ impl AdapterSpec {
             M::file_key(key)
         }
         by_settings!(self, layer config => of(config, key), rows _config => key.to_owned())
+    }
+
+    /// As [`AdapterMethod::kept_floats`].
+    pub fn kept_floats(&self, layer: &LinearSpec) -> usize {
+        by_settings!(self, layer config => config.kept_floats(layer), rows _config => 0)
     }
 
     /// As [`AdapterMethod::vector_lr_factor`].

@@ -31,6 +31,9 @@ pub trait AdapterMethod: Clone + PartialEq {
     /// Whether PEFT's configuration has `exclude_modules`.
     const HAS_EXCLUDE_MODULES: bool = true;
 
+    /// Whether it is for embedding and output head, too.
+    const ADAPTS_TABLES: bool = false;
+
     /// Whether a weight of the layer can stand for the adapter.
     const MERGES: bool = true;
 
@@ -45,6 +48,15 @@ pub trait AdapterMethod: Clone + PartialEq {
     /// # Errors
     /// `Error::Usage` for what matches no layer.
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>>;
+
+    /// Refuses settings that a layer of this kind cannot have.
+    ///
+    /// # Errors
+    /// With the layer and the setting.
+    fn check_layer(&self, layer: &LinearSpec) -> Result<(), String> {
+        let _ = layer;
+        Ok(())
+    }
 
     /// The tensors of one layer's adapter: name below the layer's path, and shape in files.
     fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)>;

@@ -43,7 +43,7 @@ pub use ia3::{Ia3, Ia3Config};
 pub use keys::{prompt_saved_key, saved_key, tensor_key};
 pub use lora::{
     AdapterFiles, Combination, CombineSettings, InitLoraWeights, LargestSingular, Lora, LoraConfig,
-    Magnitude, MajoritySign, Rule, Start, combine, largest_singular,
+    Magnitude, MajoritySign, Rule, Start, TableAdapter, combine, largest_singular,
 };
 pub use method::{AdapterMethod, LayerAdapter, Merged, Shared, Site};
 pub use p_tuning::{EncodedPrompt, PTuningConfig, PromptEncoderKind};
@@ -51,7 +51,7 @@ pub use patterns::Patterns;
 pub use prefix_tuning::{Prefix, PrefixTuningConfig};
 pub use projection::{Base, ColumnOrder, LayerSpec, Projection};
 pub use prompt_tuning::{PromptEmbeddings, PromptInit, PromptTuningConfig};
-pub use targets::{LinearSpec, Selection, TargetModules, Targets, resolve_targets};
+pub use targets::{LayerKind, LinearSpec, Selection, TargetModules, Targets, resolve_targets};
 pub use vera::{Vera, VeraConfig};
 pub use virtual_tokens::{
     DecoderShape, Encode, PROMPT_EMBEDDINGS, PromptMethod, PromptStart, PromptTokens, no_text,
@@ -435,11 +435,6 @@ impl AdapterSpec {
     /// As [`AdapterMethod::dropout`].
     pub fn dropout(&self) -> f64 {
         by_settings!(self, layer config => config.dropout(), rows config => config.dropout())
-    }
-
-    /// As [`AdapterMethod::kept_floats`].
-    pub fn kept_floats(&self, layer: &LinearSpec) -> usize {
-        by_settings!(self, layer config => config.kept_floats(layer), rows _config => 0)
     }
 
     /// As [`AdapterMethod::rank`].

@@ -5,9 +5,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// One linear layer of the backbone.
+/// What a layer that can carry an adapter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LayerKind {
+    /// A linear layer of the backbone: one of PEFT's "all-linear".
+    #[default]
+    Linear,
+    /// The token embedding: its input is a one-hot token.
+    Embedding,
+    /// The output head.
+    Head,
+}
+
+/// One layer that can carry an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearSpec {
+    /// What it is.
+    pub kind: LayerKind,
     /// Module path, e.g. `model.layers.0.self_attn.q_proj`.
     pub name: String,
     /// Width of the input.
@@ -125,14 +139,15 @@ impl Selection<'_> {
     /// # Source
     /// PEFT 0.21, `check_target_module_exists`. An entry of a list that selects nothing by its end is a regular expression
     /// on whole paths here, and `"all-linear"` may stand in a list; no path is changed in meaning by allowing them.
-    pub fn selects(&self, path: &str) -> bool {
+    pub fn selects(&self, layer: &LinearSpec) -> bool {
+        let path = layer.name.as_str();
         let excluded = self
             .exclude_modules
-            .is_some_and(|modules| modules.matches(path).is_some());
+            .is_some_and(|modules| modules.matches(layer).is_some());
         if excluded {
             return false;
         }
-        match (self.target_modules.matches(path), self.layers_to_transform) {
+        match (self.target_modules.matches(layer), self.layers_to_transform) {
             (None, _) => false,
             (Some(Match::Part), Some(layers)) => {
                 block_number(path, self.layers_pattern).is_some_and(|block| layers.contains(&block))
@@ -170,14 +185,15 @@ impl Selection<'_> {
 }
 
 impl TargetModules {
-    fn matches(&self, path: &str) -> Option<Match> {
+    fn matches(&self, layer: &LinearSpec) -> Option<Match> {
+        let path = layer.name.as_str();
         match self {
-            Self::One(entry) => matches_alone(entry, path).then_some(Match::Part),
+            Self::One(entry) => matches_alone(entry, layer).then_some(Match::Part),
             Self::List(entries) => {
                 if entries.iter().any(|entry| entry == path) {
                     return Some(Match::Whole);
                 }
-                let part = |entry: &String| is_suffix(path, entry) || matches_alone(entry, path);
+                let part = |entry: &String| is_suffix(path, entry) || matches_alone(entry, layer);
                 entries.iter().any(part).then_some(Match::Part)
             }
         }
@@ -185,8 +201,11 @@ impl TargetModules {
 }
 
 /// A string on its own: `"all-linear"`, or a regular expression on the whole path.
-fn matches_alone(entry: &str, path: &str) -> bool {
-    entry == ALL_LINEAR || whole(entry).is_ok_and(|pattern| pattern.is_match(path))
+fn matches_alone(entry: &str, layer: &LinearSpec) -> bool {
+    match entry == ALL_LINEAR {
+        true => layer.kind == LayerKind::Linear,
+        false => whole(entry).is_ok_and(|pattern| pattern.is_match(&layer.name)),
+    }
 }
 
 /// A regular expression of Python's kind, look-around and back-references included.
@@ -278,7 +297,7 @@ pub fn resolve_targets(selection: &Selection<'_>, linear: &[LinearSpec]) -> Resu
             )));
         }
     }
-    let chosen = select(linear, |path| selection.selects(path));
+    let chosen = select(linear, |layer| selection.selects(layer));
     if chosen.is_empty() {
         return Err(Error::Usage(
             "target_modules: nothing is left after exclude_modules and layers_to_transform".into(),
@@ -293,7 +312,7 @@ fn unmatched(modules: &TargetModules, linear: &[LinearSpec]) -> Vec<String> {
     let mut unmatched = Vec::new();
     for entry in modules.entries() {
         let selects = |layer: &LinearSpec| {
-            (in_list && is_suffix(&layer.name, entry)) || matches_alone(entry, &layer.name)
+            (in_list && is_suffix(&layer.name, entry)) || matches_alone(entry, layer)
         };
         if linear.iter().any(selects) {
             continue;
@@ -336,10 +355,8 @@ fn last_component(path: &str) -> &str {
     path.rsplit_once('.').map_or(path, |(_, last)| last)
 }
 
-fn select(linear: &[LinearSpec], test: impl Fn(&str) -> bool) -> Vec<usize> {
-    (0..linear.len())
-        .filter(|&i| test(&linear[i].name))
-        .collect()
+fn select(linear: &[LinearSpec], test: impl Fn(&LinearSpec) -> bool) -> Vec<usize> {
+    (0..linear.len()).filter(|&i| test(&linear[i])).collect()
 }
 
 /// The kind closest to `entry`, if it is at most half of it away.
@@ -387,6 +404,7 @@ mod tests {
         (0..2)
             .flat_map(|layer| {
                 ["self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj"].map(|name| LinearSpec {
+                    kind: LayerKind::Linear,
                     name: format!("model.layers.{layer}.{name}"),
                     in_features: 4,
                     out_features: 4,
@@ -458,7 +476,7 @@ mod tests {
                 layers_to_transform: Some(&[1]),
                 layers_pattern: &patterns,
             };
-            select(&linear(), |path| selection.selects(path))
+            select(&linear(), |layer| selection.selects(layer))
         };
         // PEFT: check_target_module_exists(LoraConfig(target_modules=.., layers_to_transform=[1]), path)
         assert_eq!(selects(&["q_proj"], None, &[]), [3]);

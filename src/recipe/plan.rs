@@ -219,6 +219,7 @@ mod tests {
         gradient_checkpointing: false,
         trains_base: false,
         adapter_floats: 0,
+        adapted_head: 0,
         first_trained_layer: 0,
         virtual_tokens: 0,
     };

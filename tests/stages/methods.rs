@@ -1,4 +1,4 @@
-//! Methods with virtual tokens and bottlenecks through every stage: trained, sampled from, scored with, resumed to the bit.
+//! Methods with virtual tokens, bottlenecks, and LoRA on embedding and head through every stage: trained, sampled from, scored with, resumed to the bit.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,8 @@ const RECIPE: &str = r#"(
 const DPO: &str = r#"Dpo(name: "dpo", init: Stage("sft"), data: (source: Ranked(stage: "rank")), peft: METHOD, optim: (lr: 1e-2),
             batch_size: 4, max_length: 128, beta: 0.2, cadence: (save_steps: 1)),"#;
 
-const METHODS: [&str; 7] = [
+const METHODS: [&str; 8] = [
+    "Lora(rank: 4, target_modules: [\"embed_tokens\", \"q_proj\"])",
     "Bottleneck(size: 4, non_linearity: SwiGlu)",
     "Bottleneck(placement: Parallel, reduction_factor: 8.0, leave_out: [0])",
     "PromptTuning(num_virtual_tokens: 4, prompt_tuning_init: Text(\"Summarise this post:\"))",
@@ -76,9 +77,10 @@ fn every_stage_trains_virtual_tokens_and_resumes() {
         }
         let (adapter, warnings) = AdapterConfig::load(whole.join("ppo/adapter")).unwrap();
         assert!(warnings.is_empty(), "{method}: {warnings:?}");
-        let on_layers = method.starts_with("Bottleneck");
+        let bottleneck = method.starts_with("Bottleneck");
+        let on_layers = bottleneck || method.starts_with("Lora");
         assert_eq!(adapter.spec.on_layers(), on_layers, "{method}");
-        let weights = match on_layers {
+        let weights = match bottleneck {
             true => "adapter.safetensors",
             false => "adapter_model.safetensors",
         };
@@ -125,6 +127,11 @@ fn policy_reward_and_value_have_methods_of_their_own() {
             "PrefixTuning(num_virtual_tokens: 3)",
             "Bottleneck(size: 4)",
             "Bottleneck(size: 4)",
+        ),
+        (
+            "Lora(rank: 2, target_modules: [\"embed_tokens\", \"lm_head\", \"v_proj\"])",
+            "Lora(rank: 2, target_modules: [\"embed_tokens\", \"v_proj\"])",
+            "Lora(rank: 2, target_modules: [\"embed_tokens\", \"v_proj\"])",
         ),
         (
             "Lora(rank: 2)",

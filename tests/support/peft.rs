@@ -133,6 +133,12 @@ pub(crate) fn adapters<B: ModelBackend>(device: B::Device) {
         let change = distance(&with, &wide(&plain));
         assert!(change > 1e-2, "{name} changes nothing");
         model.merge_adapters().unwrap();
+        // PEFT merges into both sides of a table that is embedding and head at once, and so changes the numbers.
+        let mut reference = reference;
+        if reference["merged"].is_null() {
+            reference["merged"] = reference["with_adapter"].take();
+            reference["with_adapter"] = reference["merged"].clone();
+        }
         compare::<B>(
             &name,
             "log-probabilities",
@@ -189,6 +195,12 @@ fn tensors(adapter: &Path) -> Vec<HostTensor> {
     reference::tensors(&adapter.join("adapter_model.safetensors"))
 }
 
+/// Without the tables of the base that PEFT stores beside adapters on them.
+fn of_adapter(mut tensors: Vec<HostTensor>) -> Vec<HostTensor> {
+    tensors.retain(|(name, ..)| !name.ends_with(".base_layer.weight"));
+    tensors
+}
+
 /// Read and written again, an adapter has PEFT's tensors bit by bit, and a configuration that selects the same layers
 /// with the same ranks and scales.
 pub(crate) fn written<B: ModelBackend>(device: B::Device) {
@@ -213,21 +225,21 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
             continue;
         }
         assert!(
-            tensors(ours.path()) == tensors(&theirs),
+            tensors(ours.path()) == of_adapter(tensors(&theirs)),
             "{name}: other tensors"
         );
         let (written, warnings) = AdapterConfig::load(ours.path()).unwrap();
         assert!(warnings.is_empty(), "{warnings:?}");
-        for layer in config.linear_modules() {
+        for layer in config.adaptable_modules(&peft.spec) {
             let path = layer.name.as_str();
-            let selected = written.selection().selects(path);
-            assert_eq!(selected, peft.selection().selects(path), "{name}: {path}");
+            let selected = written.selection().selects(&layer);
+            assert_eq!(selected, peft.selection().selects(&layer), "{name}: {path}");
             match (&written.spec, &peft.spec) {
                 (AdapterSpec::Lora(ours), AdapterSpec::Lora(theirs)) => {
                     assert_eq!(ours.rank_of(path), theirs.rank_of(path), "{name}: {path}");
                     assert_eq!(ours.scale_of(path), theirs.scale_of(path), "{name}: {path}");
                 }
-                (ours, theirs) if written.selection().selects(path) => {
+                (ours, theirs) if written.selection().selects(&layer) => {
                     assert_eq!(
                         ours.tensors(&layer),
                         theirs.tensors(&layer),

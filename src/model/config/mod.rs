@@ -18,8 +18,8 @@ use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
 use crate::ops::HeadLayout;
 use crate::params::{ParamKind, Parameters};
-use crate::peft::Adaptable;
-pub use crate::peft::LinearSpec;
+use crate::peft::{Adaptable, AdapterSpec};
+pub use crate::peft::{LayerKind, LinearSpec};
 use keys::Keys;
 
 /// The supported values of `model_type`.
@@ -357,11 +357,36 @@ impl ModelConfig {
         self.unfilled(false).for_each_projection(&mut |projection| {
             let in_features = projection.inputs();
             modules.extend(projection.layers().iter().map(|layer| LinearSpec {
+                kind: LayerKind::Linear,
                 name: layer.path.clone(),
                 in_features,
                 out_features: layer.width,
             }));
         });
+        modules
+    }
+
+    /// Every layer that adapters of `spec` may be put on: the linear layers, then, for a method that is for tables too, the embedding and
+    /// the output head.
+    pub fn adaptable_modules(&self, spec: &AdapterSpec) -> Vec<LinearSpec> {
+        let mut modules = self.linear_modules();
+        if spec.adapts_tables() {
+            let (vocab, sizes) = (self.vocab_size(), self.decoder_shape());
+            let path = |name: &str| name.trim_end_matches(".weight").to_owned();
+            modules.push(LinearSpec {
+                kind: LayerKind::Embedding,
+                name: path(self.family.embedding),
+                in_features: vocab,
+                out_features: sizes.embedding,
+            });
+            modules.push(LinearSpec {
+                kind: LayerKind::Head,
+                // Of every family in transformers 5, whatever its files call the tensor.
+                name: "lm_head".to_owned(),
+                in_features: self.output_size(),
+                out_features: vocab,
+            });
+        }
         modules
     }
 }

@@ -4,14 +4,14 @@ use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{A, B_BIAS, B_NAME, InitLoraWeights, Lora, MAGNITUDE, file};
+use super::{A, B_BIAS, B_NAME, EMBEDDING_A, EMBEDDING_B, InitLoraWeights, Lora, MAGNITUDE, file};
 use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
-use crate::peft::Bias;
 use crate::peft::files::{AdapterConfig, Keys};
 use crate::peft::method::{AdapterMethod, Site};
 use crate::peft::patterns::Patterns;
-use crate::peft::targets::{LinearSpec, Targets, resolve_targets};
+use crate::peft::targets::{LayerKind, LinearSpec, Targets, resolve_targets};
+use crate::peft::{Bias, beside};
 use crate::settings::Settings;
 
 /// Low-rank adaptation.
@@ -102,10 +102,24 @@ impl LoraConfig {
     }
 }
 
+/// Why an embedding or an output head cannot have a setting.
+fn refused_on(table: &LinearSpec, key: &str) -> String {
+    let what = match table.kind {
+        LayerKind::Embedding => "the embedding",
+        LayerKind::Head | LayerKind::Linear => "the output head",
+    };
+    format!(
+        "target_modules: {} is {what}, where `{key}` is not supported; leave one of them out",
+        table.name
+    )
+}
+
 impl AdapterMethod for LoraConfig {
     type Layer<B: Backend> = Lora<B>;
 
     const PEFT_TYPE: &'static str = "LORA";
+
+    const ADAPTS_TABLES: bool = true;
 
     fn problems(&self, settings: &mut Settings) {
         settings.positive("rank", self.rank);
@@ -144,6 +158,20 @@ impl AdapterMethod for LoraConfig {
         if self.rank_pattern.iter().any(|(_, rank)| *rank == 0) {
             return Err(Error::Usage("rank_pattern: a rank of 0".into()));
         }
+        for layer in chosen.iter().map(|&index| &linear[index]) {
+            self.check_layer(layer).map_err(Error::Usage)?;
+            let weight = format!("{}.weight", layer.name);
+            let mut saved = self.modules_to_save.iter();
+            if let Some(entry) = saved.find(|entry| beside::names(entry, &weight)) {
+                return Err(Error::Usage(format!(
+                    "modules_to_save: \"{entry}\" trains {} whole, which has an adapter by target_modules; leave one of them out",
+                    layer.name
+                )));
+            }
+            if layer.kind == LayerKind::Head && self.dropout > 0.0 {
+                return Err(Error::Usage(refused_on(layer, "dropout")));
+            }
+        }
         if self.init_lora_weights.takes_of_weight() {
             for layer in chosen.iter().map(|&index| &linear[index]) {
                 let (rank, most) = (
@@ -162,8 +190,29 @@ impl AdapterMethod for LoraConfig {
         Ok(chosen)
     }
 
+    fn check_layer(&self, layer: &LinearSpec) -> std::result::Result<(), String> {
+        let refused = [
+            (self.use_dora, "use_dora"),
+            (self.lora_bias, "lora_bias"),
+            (
+                self.init_lora_weights.takes_of_weight(),
+                "init_lora_weights",
+            ),
+        ];
+        match refused.iter().find(|(holds, _)| *holds) {
+            Some((_, key)) if layer.kind != LayerKind::Linear => Err(refused_on(layer, key)),
+            _ => Ok(()),
+        }
+    }
+
     fn tensors(&self, layer: &LinearSpec) -> Vec<(&'static str, Vec<usize>)> {
         let rank = self.rank_of(&layer.name);
+        if layer.kind == LayerKind::Embedding {
+            return vec![
+                (EMBEDDING_A, vec![rank, layer.in_features]),
+                (EMBEDDING_B, vec![layer.out_features, rank]),
+            ];
+        }
         let mut tensors = vec![
             (A, vec![rank, layer.in_features]),
             (B_NAME, vec![layer.out_features, rank]),
@@ -304,6 +353,7 @@ mod tests {
 
     fn linear() -> Vec<LinearSpec> {
         let layer = |name: &str| LinearSpec {
+            kind: LayerKind::Linear,
             name: format!("model.layers.{name}"),
             in_features: 4,
             out_features: 4,
@@ -445,5 +495,70 @@ mod tests {
             let error = config(change).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn embedding_and_head_are_chosen_by_name_and_have_what_tables_can_have() {
+        let mut layers = linear();
+        for (kind, name, sizes) in [
+            (LayerKind::Embedding, "model.embed_tokens", [48, 4]),
+            (LayerKind::Head, "lm_head", [4, 48]),
+        ] {
+            layers.push(LinearSpec {
+                kind,
+                name: name.into(),
+                in_features: sizes[0],
+                out_features: sizes[1],
+            });
+        }
+        assert_eq!(
+            LoraConfig::default().targets(&layers).unwrap(),
+            [0, 1, 2, 3]
+        );
+        let config = |names: &[&str], change: &dyn Fn(&mut LoraConfig)| {
+            let mut config = LoraConfig {
+                rank: 2,
+                target_modules: names.iter().map(ToString::to_string).collect(),
+                ..LoraConfig::default()
+            };
+            change(&mut config);
+            config
+        };
+        let both = config(&["all-linear", "embed_tokens", "lm_head"], &|_| {});
+        assert_eq!(both.targets(&layers).unwrap(), [0, 1, 2, 3, 4, 5]);
+        let shapes = |index: usize| both.tensors(&layers[index]);
+        assert_eq!(
+            shapes(4),
+            [
+                ("lora_embedding_A", vec![2, 48]),
+                ("lora_embedding_B", vec![4, 2])
+            ]
+        );
+        assert_eq!(
+            shapes(5),
+            [
+                ("lora_A.weight", vec![2, 4]),
+                ("lora_B.weight", vec![48, 2])
+            ]
+        );
+        for (name, key, change) in [
+            (
+                "embed_tokens",
+                "use_dora",
+                &(|c: &mut LoraConfig| c.use_dora = true) as &dyn Fn(&mut LoraConfig),
+            ),
+            ("embed_tokens", "lora_bias", &|c| c.lora_bias = true),
+            ("lm_head", "init_lora_weights", &|c| {
+                c.init_lora_weights = InitLoraWeights::Olora
+            }),
+            ("lm_head", "dropout", &|c| c.dropout = 0.1),
+        ] {
+            let refused = config(&[name], change).targets(&layers).unwrap_err();
+            let refused = refused.to_string();
+            assert!(refused.contains(name) && refused.contains(key), "{refused}");
+        }
+        // PEFT drops nothing beside a look-up.
+        let dropout = config(&["embed_tokens"], &|c| c.dropout = 0.1);
+        assert!(dropout.targets(&layers).is_ok());
     }
 }

@@ -11,6 +11,7 @@ mod file;
 pub(super) mod low_rank;
 mod start;
 mod svd;
+mod table;
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
@@ -25,6 +26,9 @@ pub(super) use dora::column_factors;
 pub(super) use low_rank::added_bias;
 pub use start::{InitLoraWeights, Start};
 pub use svd::largest_singular;
+pub use table::TableAdapter;
+
+use table::{EMBEDDING_A, EMBEDDING_B};
 
 use super::keys::tensor_key;
 use super::method::{LayerAdapter, Merged, Site, dropped};

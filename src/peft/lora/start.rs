@@ -133,27 +133,33 @@ pub(super) fn matrices<B: ModelBackend>(
     site: &Site<'_, B>,
 ) -> Start<B> {
     let (inputs, outputs) = (site.layer.in_features, site.layer.out_features);
-    let filled = |values: Vec<f32>| Start {
-        a: Tensor::from_data(TensorData::new(values, [inputs, rank]), site.device),
-        b: Tensor::zeros([rank, outputs], site.device),
-    };
-    let draws = 0..(inputs * rank) as u64;
     match init {
-        InitLoraWeights::Uniform => {
-            let bound = 1.0 / (inputs as f64).sqrt();
-            let draw = |i| ((2.0 * site.seed.uniform(i) - 1.0) * bound) as f32;
-            filled(draws.map(draw).collect())
-        }
-        InitLoraWeights::Gaussian => {
-            let draw = |i| (site.seed.normal(i) / rank as f64) as f32;
-            filled(draws.map(draw).collect())
-        }
+        InitLoraWeights::Uniform | InitLoraWeights::Gaussian => Start {
+            a: drawn(init, [inputs, rank], site.seed, site.device),
+            b: Tensor::zeros([rank, outputs], site.device),
+        },
         InitLoraWeights::Pissa => pissa(&(site.weight)(), rank, scale, None, site.seed),
         InitLoraWeights::PissaNiter(passes) => {
             pissa(&(site.weight)(), rank, scale, Some(passes), site.seed)
         }
         InitLoraWeights::Olora => olora((site.weight)(), rank),
     }
+}
+
+/// `a` at random, `[in, rank]`: normal for [`InitLoraWeights::Gaussian`], else uniform.
+pub(super) fn drawn<B: Backend>(
+    init: InitLoraWeights,
+    [inputs, rank]: [usize; 2],
+    seed: Seed,
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    let bound = 1.0 / (inputs as f64).sqrt();
+    let draw = |i| match init {
+        InitLoraWeights::Gaussian => (seed.normal(i) / rank as f64) as f32,
+        _ => ((2.0 * seed.uniform(i) - 1.0) * bound) as f32,
+    };
+    let draws: Vec<f32> = (0..(inputs * rank) as u64).map(draw).collect();
+    Tensor::from_data(TensorData::new(draws, [inputs, rank]), device)
 }
 
 /// `scale * a . b` is what the largest singular values make of the weight; each matrix has the root of them.

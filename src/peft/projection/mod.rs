@@ -11,7 +11,7 @@ use burn::tensor::{Tensor, TensorData};
 use super::lora::low_rank::low_rank_adapters;
 use super::memo::Memo;
 use super::method::{Shared, Site};
-use super::{Adapter, AdapterSpec, LinearSpec, Lora};
+use super::{Adapter, AdapterSpec, LayerKind, LinearSpec, Lora};
 use crate::ops::{MatmulPrecision, ModelBackend, Numerics, Precision, ReducedMatrix};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Reduced, TrainedColumns, placeholder};
 use crate::rng::Seed;
@@ -160,6 +160,7 @@ impl<B: Backend> Projection<B> {
     {
         let layer = &self.layers[index];
         let layer = LinearSpec {
+            kind: LayerKind::Linear,
             name: layer.path.clone(),
             in_features: self.inputs(),
             out_features: layer.width,

@@ -44,6 +44,8 @@ pub struct ModelShape {
     pub trains_base: bool,
     /// Floats per token and layer that adapters of other methods than plain LoRA store for the backward pass.
     pub adapter_floats: u64,
+    /// Floats of an output head that carries an adapter: it is formed anew beside the base's.
+    pub adapted_head: u64,
     /// The lowest layer that gradients reach: layers below it store no activations. The number of layers if only parameters
     /// after the last one are trained.
     pub first_trained_layer: u64,
@@ -72,6 +74,7 @@ impl ModelShape {
             gradient_checkpointing: false,
             trains_base: false,
             adapter_floats: 0,
+            adapted_head: 0,
             first_trained_layer: 0,
             virtual_tokens: 0,
         }
@@ -185,7 +188,8 @@ pub enum Workload {
 /// - activations: [`ModelShape::activation_floats`] per token and layer, once more for the layer whose gradients are being
 ///   computed, and `3 intermediate` of reused buffers; with `gradient_checkpointing` of that layer only, and the states between
 ///   layers; without a backward pass, of one layer only
-/// - logits: of at most 256 targets at once, with their gradient in training; in generation one row per response
+/// - logits: of at most 256 targets at once, with their gradient in training; in generation one row per response. An output head with an
+///   adapter on it is formed anew in f32, from a product as large, or in training with a gradient as large
 /// - KV cache: `batch x (prompt + response) x layers x 2 x kv_heads x head_dim`
 /// - program: 128 MiB, as measured
 ///
@@ -272,14 +276,17 @@ fn sampling(
             FLOAT * batch * (prompt + response) * shape.cache_floats(),
         ),
         ("activations", activations(shape, batch * prompt, false)),
-        ("logits", FLOAT * batch * shape.vocab),
+        (
+            "logits",
+            FLOAT * (batch * shape.vocab + 2 * shape.adapted_head),
+        ),
     ]
 }
 
-/// A chunk of the logits of `targets` rows, and its gradient.
+/// A chunk of the logits of `targets` rows, and its gradient; likewise a head that is formed anew.
 fn logits(shape: &ModelShape, targets: u64) -> u64 {
     let chunk = logit_chunk_rows(shape.vocab as usize) as u64;
-    2 * FLOAT * chunk.min(targets) * shape.vocab
+    2 * FLOAT * (chunk.min(targets) * shape.vocab + shape.adapted_head)
 }
 
 fn activations(shape: &ModelShape, tokens: u64, backward: bool) -> u64 {
@@ -314,6 +321,7 @@ mod tests {
         gradient_checkpointing: false,
         trains_base: false,
         adapter_floats: 0,
+        adapted_head: 0,
         first_trained_layer: 0,
         virtual_tokens: 0,
     };

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::model::{ModelConfig, TrainedTensor, layers, trained_summary, trained_tensors};
 use crate::ops::Precision;
 use crate::params::{ParamKind, lowest_trained_layer};
+use crate::peft::LayerKind;
 
 /// The plan of one stage: sizes, steps and memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -229,9 +230,12 @@ fn plan_trained(
         return Ok(());
     };
     shape.virtual_tokens = adapter.num_virtual_tokens() as u64;
-    let linear = config.linear_modules();
+    let linear = config.adaptable_modules(&adapter);
     let targets = adapter.targets(&linear)?;
-    let kept = targets.iter().map(|&i| adapter.kept_floats(&linear[i]));
+    let targets = targets.iter().map(|&i| &linear[i]);
+    let head = (targets.clone()).find(|layer| layer.kind == LayerKind::Head);
+    shape.adapted_head = head.map_or(0, |head| (head.in_features * head.out_features) as u64);
+    let kept = targets.map(|layer| adapter.kept_floats(layer));
     // What a trained norm gives is stored; that of a frozen one is computed again.
     let norms = trained
         .iter()
