@@ -248,7 +248,7 @@ fn stored_whole(tensors: &[(String, String)], config: &ModelConfig) -> Vec<Probl
     if !unknown.is_empty() {
         problems.push(Problem::new(
             some(&unknown),
-            "surplus; expected base_model.model.<layer>.<tensor of the adapter> for linear layers inside the blocks, and score.weight",
+            "surplus; expected base_model.model.<layer>.<tensor of the adapter> for layers of the model, and score.weight",
         ));
     }
     problems
