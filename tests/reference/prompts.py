@@ -47,14 +47,25 @@ CASES = {
     )),
 }
 
-# As in trajectories.py. The tokens that training starts from are in prompts/trajectory_prompt and .._prefix.
+# As in trajectories.py. What training starts from is in prompts/trajectory_prompt and so on.
 SFT = {
     "prompt": dict(lr=2e-1, max_grad_norm=0.2, schedule="cosine"),
     "prompt_accumulated": dict(lr=2e-1, max_grad_norm=0.13, accumulation=2),
     "prefix": dict(lr=2e-1, max_grad_norm=0.13),
     "prefix_accumulated": dict(lr=2e-1, max_grad_norm=0.08, accumulation=2, schedule="cosine"),
+    "mlp": dict(lr=2e-2, max_grad_norm=0.2),
+    "mlp_accumulated": dict(lr=2e-2, accumulation=2, schedule="cosine"),
+    "lstm": dict(lr=5e-2, max_grad_norm=0.2, schedule="cosine"),
 }
-START = {"prompt": PROMPT(num_virtual_tokens=4, task_type="CAUSAL_LM"), "prefix": PREFIX(num_virtual_tokens=4, task_type="CAUSAL_LM")}
+START = {
+    "prompt": PROMPT(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    "prefix": PREFIX(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    # P-tuning's encoders, whose start is in encoder.safetensors.
+    "mlp": ENCODER(num_virtual_tokens=4, encoder_hidden_size=10, task_type="CAUSAL_LM"),
+    "lstm": ENCODER(
+        num_virtual_tokens=4, encoder_hidden_size=6, encoder_reparameterization_type="LSTM", encoder_num_layers=2, task_type="CAUSAL_LM",
+    ),
+}
 
 
 def load(root, base, classifier):
@@ -144,8 +155,8 @@ def start(root, kind):
     model = get_peft_model(trl.causal(f"{root}/trajectories"), START[kind])
     generator = torch.Generator().manual_seed(320)
     with torch.no_grad():
-        weight = model.prompt_encoder["default"].embedding.weight
-        weight.copy_(0.5 * torch.randn(weight.shape, generator=generator))
+        for weight in model.prompt_encoder["default"].parameters():
+            weight.copy_(0.5 * torch.randn(weight.shape, generator=generator))
     return model
 
 
@@ -162,6 +173,11 @@ def make_trajectories(root):
         model.save_pretrained(out)
         if os.path.exists(f"{out}/README.md"):
             os.remove(f"{out}/README.md")
+        encoder, config = model.prompt_encoder["default"], model.peft_config["default"]
+        named = parameters(encoder, config.num_layers)
+        if len(named) > 1:
+            tensors = {key: of(lambda p: p.detach()).contiguous().clone() for key, of in named.items()}
+            save_file(tensors, f"{out}/encoder.safetensors")
     found = {"sft": {}}
     for name, changes in SFT.items():
         variant, kind = trl.SHARED | changes, name.split("_")[0]

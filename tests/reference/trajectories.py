@@ -15,9 +15,9 @@ os.environ.update(
 )
 import torch
 from datasets import Dataset
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, LlamaConfig
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "models" / "tiny"
@@ -29,8 +29,14 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=0,
     eos_token_id=0,
 )
+# The lecture's model: learned positions, dropout off, a head that is the embedding.
+GPT2 = GPT2Config(
+    vocab_size=768, n_embd=32, n_layer=3, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    bos_token_id=0, eos_token_id=0,
+)
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 IA3 = dict(target_modules=["k_proj", "v_proj", "up_proj", "down_proj"], feedforward_modules=["down_proj"])
+VERA = dict(r=16, projection_prng_key=3, vera_dropout=0.0, target_modules=TARGETS)
 LORA = dict(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=TARGETS)
 WORDS = (
     "the cat sat on a warm mat and said that it would not move my friend lost her keys again so we had to walk home in "
@@ -53,6 +59,13 @@ SFT = {
     "only_parts": dict(lr=2e-2, train=["layers.0.self_attn.k_proj", "layers.1.self_attn.q_proj", "layers.1.self_attn.v_proj", "up_proj"]),
     "ia3": dict(lr=5e-2, max_grad_norm=0.5, schedule="cosine"),
     "ia3_accumulated": dict(lr=5e-2, accumulation=2),
+    "dora": dict(lr=1e-2, max_grad_norm=1.5, schedule="cosine"),
+    "dora_accumulated": dict(lr=1e-2, accumulation=2),
+    "vera": dict(lr=5e-2, max_grad_norm=0.5),
+    "vera_accumulated": dict(lr=5e-2, accumulation=2, schedule="cosine"),
+    # Last block, final norm and head of a GPT-2.
+    "gpt2_only": dict(lr=5e-3, max_grad_norm=2.0, train=["h.2", "ln_f", "wte"], model="gpt2"),
+    "gpt2_only_block": dict(lr=1e-2, train=["h.2", "ln_f"], model="gpt2", accumulation=2, schedule="cosine"),
 }
 REWARD = {
     "full": dict(lr=3e-3, max_grad_norm=3.0),
@@ -102,6 +115,10 @@ class Recorder:
 
     def _clip_grad_norm(self, model):
         norm = super()._clip_grad_norm(model)
+        self.note(norm)
+        return norm
+
+    def note(self, norm):
         means = {name: values for name, values in self._metrics["train"].items() if name in self.METRICS}
         step = {"loss": self.step_loss, "grad_norm": norm.item(), "lr": self.optimizer.param_groups[0]["lr"]}
         step |= {name: sum(values) / len(values) for name, values in means.items()}
@@ -109,7 +126,6 @@ class Recorder:
         self.steps.append({name: number(value) for name, value in step.items()})
         self.step_loss = 0.0
         self._metrics["train"].clear()
-        return norm
 
 
 class Sft(Recorder, SFTTrainer):
@@ -192,11 +208,15 @@ def set_adapter(model, out, fresh):
 
 
 def train_sft(out, name, variant):
-    model = causal(out)
+    model = causal(f"{out}/{variant.get('model', '')}")
     if name.startswith("lora"):
         model = adapted(model, out, "CAUSAL_LM", fresh=False)
     if name.startswith("ia3"):
         model = get_peft_model(model, IA3Config(**IA3, task_type="CAUSAL_LM"))
+    if name.startswith("dora"):
+        model = PeftModel.from_pretrained(model, f"{out}/dora", is_trainable=True)
+    if name.startswith("vera"):
+        model = get_peft_model(model, VeraConfig(**VERA, task_type="CAUSAL_LM"))
     if "train" in variant:
         train_only(model, variant["train"])
     args = arguments(
@@ -274,20 +294,47 @@ def make_model(out, generator):
     return [number(x) for x in STD * torch.randn(CONFIG.hidden_size, generator=generator)]
 
 
+def make_gpt2(out, generator):
+    model = AutoModelForCausalLM.from_config(GPT2, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
+            parameter.copy_(centre + STD * torch.randn(parameter.shape, generator=generator))
+    model.tie_weights()
+    model.save_pretrained(f"{out}/gpt2")
+    os.remove(f"{out}/gpt2/generation_config.json")
+
+
 def make_adapter(out, generator):
     model = get_peft_model(causal(out), LoraConfig(**LORA, task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(STD * torch.randn(parameter.shape, generator=generator))
+    save_adapter(model, f"{out}/adapter")
+
+
+def make_dora(out, generator):
+    """A and B as in LoRA's adapter, and magnitudes that are no longer the norms that they begin as."""
+    model = get_peft_model(causal(out), LoraConfig(**LORA, use_dora=True, task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_magnitude" in name:
+                parameter.mul_(1.0 + STD * torch.randn(parameter.shape, generator=generator))
+            elif "lora_" in name:
+                parameter.copy_(STD * torch.randn(parameter.shape, generator=generator))
+    save_adapter(model, f"{out}/dora")
+
+
+def save_adapter(model, folder):
     model.peft_config["default"].base_model_name_or_path = "trajectories"
-    model.save_pretrained(f"{out}/adapter")
-    if os.path.exists(f"{out}/adapter/README.md"):
-        os.remove(f"{out}/adapter/README.md")  # a model card, of no use here
-    with open(f"{out}/adapter/adapter_config.json") as file:
+    model.save_pretrained(folder)
+    if os.path.exists(f"{folder}/README.md"):
+        os.remove(f"{folder}/README.md")  # a model card, of no use here
+    with open(f"{folder}/adapter_config.json") as file:
         saved = json.load(file)
     saved["target_modules"].sort()  # PEFT writes a set, in any order
-    with open(f"{out}/adapter/adapter_config.json", "w") as file:
+    with open(f"{folder}/adapter_config.json", "w") as file:
         json.dump(saved, file, indent=2)
         file.write("\n")
 
@@ -318,6 +365,8 @@ def main():
     head = make_model(out, generator)
     make_adapter(out, generator)
     make_rows(out, random.Random(301))
+    make_gpt2(out, torch.Generator().manual_seed(302))
+    make_dora(out, torch.Generator().manual_seed(303))
     trajectories = {"head": head, "sft": {}, "reward": {}, "dpo": {}}
     train = {"sft": train_sft, "reward": lambda *a: train_reward(*a, head), "dpo": train_dpo}
     for method, variants in [("sft", SFT), ("reward", REWARD), ("dpo", DPO)]:

@@ -4,13 +4,30 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use ron::extensions::Extensions;
 use serde_json::{Value, json};
-use tempering::model::weights::{self, write_safetensors};
+
+use tempering::data::{
+    DataConfig, DataContext, DataSource, RowFormat, Tokenizer, encode_completions, read_rows,
+};
+use tempering::model::weights::write_safetensors;
+use tempering::model::{CausalLm, LanguageModel, attach_adapters};
 use tempering::ops::ModelBackend;
+use tempering::optim::{GradientSum, OptimConfig, Optimiser, lr_at};
+use tempering::params::HostTensor;
+use tempering::peft::{AdapterConfig, Peft};
 use tempering::recipe::{self, RunOptions};
 use tempering::report::SilentReporter;
+use tempering::rng::Seed;
+use tempering::tokens::TokenBatch;
 
 use super::parity::{Comparison, backend_name};
+use super::prompts::load_encoder;
+use super::reference::{folder, indices, load, read, tensors, values};
 
 /// Steps of every trajectory.
 const STEPS: usize = 20;
@@ -22,7 +39,11 @@ const TOLERANCE: f64 = 1e-3;
 /// The adapters of trajectories with that name.
 const IA3: &str = r#"Ia3(target_modules: ["k_proj", "v_proj", "up_proj", "down_proj"], feedforward_modules: ["down_proj"])"#;
 
-type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+/// The VeRA of trajectories with that name, which begins alike from its seed on both sides.
+const VERA: &str = "Vera(rank: 16, projection_prng_key: 3)";
+
+/// Series of numbers by name, one for each step.
+type Series = BTreeMap<String, Vec<f64>>;
 
 /// Where the runs start from, assembled from the reference's files, and what TRL made of it.
 struct Start {
@@ -31,40 +52,33 @@ struct Start {
 }
 
 fn reference(name: &str) -> PathBuf {
-    Path::new("tests/reference/trajectories").join(name)
-}
-
-fn tensors(file: &Path) -> Tensors {
-    let source = weights::open(file).unwrap();
-    let tensor = |name: String| {
-        let (shape, values) = (source.shape(&name).unwrap(), source.read(&name).unwrap());
-        (name, shape, values)
-    };
-    source.names().into_iter().map(tensor).collect()
+    folder("trajectories").join(name)
 }
 
 impl Start {
-    /// A model; the same with a score head; its adapter; the adapter with B zero; the adapter with a score head.
+    /// Models, the same with a score head, and adapters: with B zero, with a score head, and of other methods.
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let text = fs::read_to_string(reference("trajectories.json")).unwrap();
         let mut start = Self {
-            trajectories: serde_json::from_str(&text).unwrap(),
-            folder,
+            trajectories: read(&reference("trajectories.json")),
+            folder: tempfile::tempdir().unwrap(),
         };
-        // Those of `prompts.py`.
-        let text = fs::read_to_string("tests/reference/prompts/trajectories.json").unwrap();
-        let more: Value = serde_json::from_str(&text).unwrap();
-        for (name, run) in more["sft"].as_object().unwrap() {
-            start.trajectories["sft"][name] = run.clone();
+        // Those of `prompts.py` and `bottlenecks.py`.
+        for more in ["prompts", "bottlenecks"] {
+            let more = read(&folder(more).join("trajectories.json"));
+            for (name, run) in more["sft"].as_object().unwrap() {
+                start.trajectories["sft"][name] = run.clone();
+            }
         }
         let head: Vec<f32> = serde_json::from_value(start.trajectories["head"].clone()).unwrap();
         let head = |name: &str| (name.to_owned(), vec![1, head.len()], head.clone());
         let model = tensors(&reference("model.safetensors"));
         let adapter = tensors(&reference("adapter/adapter_model.safetensors"));
 
-        start.model("model", &model);
-        start.model("classifier", &[model, vec![head("score.weight")]].concat());
+        start.model("model", &reference("config.json"), &model);
+        let classifier = [model, vec![head("score.weight")]].concat();
+        start.model("classifier", &reference("config.json"), &classifier);
+        let gpt2 = tensors(&reference("gpt2/model.safetensors"));
+        start.model("gpt2", &reference("gpt2/config.json"), &gpt2);
         start.adapter("adapter", &adapter, false);
         let mut fresh = adapter.clone();
         for (name, _, values) in &mut fresh {
@@ -75,8 +89,14 @@ impl Start {
         start.adapter("fresh", &fresh, false);
         let scored = [adapter, vec![head("base_model.model.score.weight")]].concat();
         start.adapter("scored", &scored, true);
+        start.copied("dora", &reference("dora"), "adapter_model.safetensors");
         for name in ["prompt", "prefix"] {
-            start.virtual_tokens(name);
+            let from = folder(format!("prompts/trajectory_{name}"));
+            start.copied(name, &from, "adapter_model.safetensors");
+        }
+        for name in ["houlsby", "pfeiffer", "parallel"] {
+            let from = folder(format!("bottlenecks/trajectory_{name}"));
+            start.copied(name, &from, "adapter.safetensors");
         }
         start
     }
@@ -85,22 +105,21 @@ impl Start {
         self.folder.path().join(name)
     }
 
-    fn model(&self, name: &str, tensors: &Tensors) {
+    fn model(&self, name: &str, config: &Path, tensors: &[HostTensor]) {
         let folder = self.path(name);
         fs::create_dir(&folder).unwrap();
         write_safetensors(folder.join("model.safetensors"), tensors).unwrap();
-        fs::copy(reference("config.json"), folder.join("config.json")).unwrap();
+        fs::copy(config, folder.join("config.json")).unwrap();
         for file in ["tokenizer.json", "tokenizer_config.json"] {
             fs::copy(Path::new("models/tiny").join(file), folder.join(file)).unwrap();
         }
     }
 
-    fn adapter(&self, name: &str, tensors: &Tensors, scores: bool) {
+    fn adapter(&self, name: &str, tensors: &[HostTensor], scores: bool) {
         let folder = self.path(name);
         fs::create_dir(&folder).unwrap();
         write_safetensors(folder.join("adapter_model.safetensors"), tensors).unwrap();
-        let text = fs::read_to_string(reference("adapter/adapter_config.json")).unwrap();
-        let mut config: Value = serde_json::from_str(&text).unwrap();
+        let mut config = read(&reference("adapter/adapter_config.json"));
         config["base_model_name_or_path"] = json!(self.path("model"));
         if scores {
             config["task_type"] = json!("SEQ_CLS");
@@ -109,19 +128,14 @@ impl Start {
         fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
     }
 
-    /// The tokens that a trajectory of `prompts.py` starts from.
-    fn virtual_tokens(&self, name: &str) {
-        let (from, folder) = (
-            format!("tests/reference/prompts/trajectory_{name}"),
-            self.path(name),
-        );
-        let text = fs::read_to_string(format!("{from}/adapter_config.json")).unwrap();
-        let mut config: Value = serde_json::from_str(&text).unwrap();
-        config["base_model_name_or_path"] = json!(self.path("model"));
+    /// An adapter as it is stored in the references.
+    fn copied(&self, name: &str, from: &Path, weights: &str) {
+        let folder = self.path(name);
         fs::create_dir(&folder).unwrap();
+        let mut config = read(&from.join("adapter_config.json"));
+        config["base_model_name_or_path"] = json!(self.path("model"));
         fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
-        let file = "adapter_model.safetensors";
-        fs::copy(format!("{from}/{file}"), folder.join(file)).unwrap();
+        fs::copy(from.join(weights), folder.join(weights)).unwrap();
     }
 
     /// Runs a stage with the settings of a trajectory; returns its metrics, series by series.
@@ -131,44 +145,29 @@ impl Start {
         stage: &Stage<'_>,
         name: &str,
         settings: &Value,
-    ) -> BTreeMap<String, Vec<f64>> {
-        let number = |key: &str| settings[key].as_f64().unwrap();
-        let count = |key: &str| settings[key].as_u64().unwrap() as usize;
-        let batch_size = count("rows") * count("accumulation");
-        let schedule = match settings["schedule"].as_str().unwrap() {
-            "linear" => "Linear",
-            "cosine" => "Cosine",
-            other => panic!("{other}"),
-        };
+    ) -> Series {
+        let batch_size = batch_size(settings);
         let text = format!(
             "(name: \"{name}\", model: {model:?}, stages: [{kind}(name: \"stage\", init: {init}, peft: {peft},
                 data: (source: Jsonl({data:?})), shuffle: false, max_length: 64, micro_batch_tokens: {micro_batch_tokens},
                 batch_size: {batch_size}, epochs: {epochs}, {more}
-                optim: (lr: {lr:?}, schedule: {schedule}(warmup_ratio: {warmup:?}), weight_decay: {weight_decay:?},
-                    max_grad_norm: {max_grad_norm:?}))])",
+                optim: {optim})])",
             model = self.path(stage.model),
             kind = stage.kind,
             init = match stage.adapter {
                 Some(adapter) => format!("Folder({:?})", self.path(adapter)),
                 None => "Base".into(),
             },
-            peft = match (stage.adapter, settings["train"].as_array()) {
-                (Some("prompt"), _) => "PromptTuning(num_virtual_tokens: 4)".to_owned(),
-                (Some("prefix"), _) => "PrefixTuning(num_virtual_tokens: 4)".to_owned(),
-                (Some(_), _) => "Lora(rank: 4, alpha: 8.0)".to_owned(),
-                (None, Some(_)) => format!("Only({})", settings["train"]),
-                (None, None) if name.contains("ia3") => IA3.to_owned(),
-                (None, None) => "Full".to_owned(),
-            },
+            peft = stage.peft,
             data = reference(stage.data),
             // With accumulation on one side, on the other too: most passes then take one row.
-            micro_batch_tokens = if count("accumulation") > 1 { 64 } else { 2048 },
+            micro_batch_tokens = match settings["accumulation"].as_u64() {
+                Some(1) => 2048,
+                _ => 64,
+            },
             epochs = STEPS * batch_size / ROWS,
             more = stage.more,
-            lr = number("lr"),
-            warmup = number("warmup"),
-            weight_decay = number("weight_decay"),
-            max_grad_norm = number("max_grad_norm"),
+            optim = optim(settings),
         );
         let file = self.path("recipe.ron");
         fs::write(&file, text).unwrap();
@@ -181,7 +180,7 @@ impl Start {
         let checked = recipe::check(loaded, &options).unwrap_or_else(|e| panic!("{e}"));
         recipe::run::<B>(&checked, &options, device, "test", &mut SilentReporter)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
-        let mut series = BTreeMap::<String, Vec<f64>>::new();
+        let mut series = Series::new();
         let lines = fs::read_to_string(output.join("stage/metrics.jsonl")).unwrap();
         for line in lines.lines() {
             let row: BTreeMap<String, f64> = serde_json::from_str(line).unwrap();
@@ -191,13 +190,98 @@ impl Start {
         }
         series
     }
+
+    /// The steps of supervised fine-tuning through an encoder of virtual tokens. No stage can begin with its weights, which adapters'
+    /// files leave out, so this does what a stage does.
+    fn through_encoder<B: ModelBackend>(
+        &self,
+        device: B::Device,
+        kind: &str,
+        settings: &Value,
+    ) -> Series {
+        let _turn = tempering::guard::lock_gradients();
+        let from = folder(format!("prompts/trajectory_{kind}"));
+        let (config, mut model) = load::<B>(&self.path("model"), &device);
+        let (adapter, _) = AdapterConfig::load(&from).unwrap();
+        attach_adapters(&mut model, &config, adapter.spec.clone(), Seed::new(1)).unwrap();
+        load_encoder(&mut model, &from.join("encoder.safetensors"), &device);
+        let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
+        Peft::from(adapter.spec).mark_trained(&mut model);
+
+        let data = DataConfig {
+            source: DataSource::Jsonl(reference("sft.jsonl")),
+            format: RowFormat::default(),
+            skip: 0,
+            limit: None,
+        };
+        let rows = read_rows(&data, &DataContext::default()).unwrap();
+        let tokenizer = Tokenizer::load(&self.path("model")).unwrap();
+        let encoded = encode_completions(&rows, &tokenizer, &data.format, 64, true).unwrap();
+        let ron = ron::Options::default().with_default_extension(Extensions::IMPLICIT_SOME);
+        let optim: OptimConfig = ron.from_str(&optim(settings)).unwrap();
+        let (schedule, peak) = (optim.schedule.clone(), optim.lr);
+        let mut optimiser = Optimiser::<B>::new(optim);
+        let mut series = Series::new();
+        let mut rows = encoded.items.iter().cycle();
+        for step in 0..STEPS {
+            let examples: Vec<_> = rows.by_ref().take(batch_size(settings)).collect();
+            let ids: Vec<&[u32]> = examples.iter().map(|row| row.ids.as_slice()).collect();
+            let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, &device);
+            let (mut places, mut targets) = (Vec::new(), Vec::new());
+            for (row, range) in examples.iter().zip(batch.segments.iter()) {
+                for i in (0..row.ids.len()).filter(|&i| row.trained[i]) {
+                    places.push(range.start + i - 1);
+                    targets.push(row.ids[i]);
+                }
+            }
+            let count = targets.len() as f64;
+            let at = Some(indices(places, &device));
+            let states = model.states_at(&batch, at, None, None);
+            let (logprobs, _) = model.logprobs(states, &Arc::new(targets), 1.0);
+            let loss = logprobs.sum().neg();
+            let mut sum = GradientSum::<B>::default();
+            sum.add::<Autodiff<B>>(&mut model, &mut loss.backward());
+            let lr = lr_at(&schedule, peak, step, STEPS);
+            let norm = optimiser.update::<Autodiff<B>>(&mut model, sum, count, lr);
+            let loss = f64::from(values(loss.inner())[0]) / count;
+            for (name, value) in [("loss", loss), ("grad_norm", norm), ("lr", lr)] {
+                series.entry(name.to_owned()).or_default().push(value);
+            }
+        }
+        series
+    }
+}
+
+/// Rows of an optimiser step.
+fn batch_size(settings: &Value) -> usize {
+    let count = |key: &str| settings[key].as_u64().unwrap() as usize;
+    count("rows") * count("accumulation")
+}
+
+/// A trajectory's optimiser as a recipe has it.
+fn optim(settings: &Value) -> String {
+    let number = |key: &str| settings[key].as_f64().unwrap();
+    let schedule = match settings["schedule"].as_str().unwrap() {
+        "linear" => "Linear",
+        "cosine" => "Cosine",
+        other => panic!("{other}"),
+    };
+    format!(
+        "(lr: {:?}, schedule: {schedule}(warmup_ratio: {:?}), weight_decay: {:?}, max_grad_norm: {:?})",
+        number("lr"),
+        number("warmup"),
+        number("weight_decay"),
+        number("max_grad_norm"),
+    )
 }
 
 /// Settings of a stage beside those of a trajectory.
 struct Stage<'a> {
     kind: &'a str,
     model: &'a str,
+    /// The folder of the adapter that it starts from.
     adapter: Option<&'a str>,
+    peft: String,
     data: &'a str,
     more: String,
 }
@@ -208,8 +292,8 @@ struct Differences(BTreeMap<(String, &'static str), (f64, String)>);
 
 impl Differences {
     /// Compares one trajectory.
-    fn add(&mut self, subject: &str, name: &str, ours: &BTreeMap<String, Vec<f64>>, trl: &Value) {
-        let trl: BTreeMap<String, Vec<f64>> = serde_json::from_value(trl.clone()).unwrap();
+    fn add(&mut self, subject: &str, name: &str, ours: &Series, trl: &Value) {
+        let trl: Series = serde_json::from_value(trl.clone()).unwrap();
         for (series, expected) in &trl {
             let found = &ours[series];
             assert_eq!(
@@ -282,7 +366,12 @@ fn method<B: ModelBackend>(
     for (name, trajectory) in start.trajectories[method].as_object().unwrap() {
         let settings = &trajectory["settings"];
         let (subject, stage) = stage(name, settings);
-        let ours = start.run::<B>(device.clone(), &stage, name, settings);
+        let ours = match name.split('_').next() {
+            Some(kind @ ("mlp" | "lstm")) => {
+                start.through_encoder::<B>(device.clone(), kind, settings)
+            }
+            _ => start.run::<B>(device.clone(), &stage, name, settings),
+        };
         differences.add(&subject, name, &ours, &trajectory["steps"]);
     }
     differences.check(backend_name::<B>());
@@ -292,11 +381,40 @@ fn method<B: ModelBackend>(
 fn weights_of(name: &str) -> &'static str {
     match () {
         () if name.contains("full") => "full",
+        () if name.contains("gpt2_only") => "selected weights of gpt2",
         () if name.contains("only") => "selected weights",
         () if name.contains("ia3") => "IA3",
+        () if name.contains("vera") => "VeRA",
+        () if name.contains("dora") => "DoRA",
         () if name.contains("prompt") => "prompt tuning",
         () if name.contains("prefix") => "prefix tuning",
+        () if name.contains("mlp") => "P-tuning, MLP",
+        () if name.contains("lstm") => "P-tuning, LSTM",
+        () if name.contains("houlsby") => "bottlenecks, Houlsby",
+        () if name.contains("pfeiffer") => "bottlenecks, Pfeiffer",
+        () if name.contains("parallel") => "bottlenecks, parallel",
         () => "LoRA",
+    }
+}
+
+/// What a trajectory trains, as a recipe says it.
+fn peft(name: &str, settings: &Value) -> String {
+    let bottleneck = |placement: &str, more: &str| {
+        format!("Bottleneck(placement: {placement}, reduction_factor: {more})")
+    };
+    match weights_of(name) {
+        "full" => "Full".to_owned(),
+        "IA3" => IA3.to_owned(),
+        "VeRA" => VERA.to_owned(),
+        "LoRA" => "Lora(rank: 4, alpha: 8.0)".to_owned(),
+        "DoRA" => "Lora(rank: 4, alpha: 8.0, use_dora: true)".to_owned(),
+        "prompt tuning" => "PromptTuning(num_virtual_tokens: 4)".to_owned(),
+        "prefix tuning" => "PrefixTuning(num_virtual_tokens: 4)".to_owned(),
+        "P-tuning, MLP" | "P-tuning, LSTM" => "PTuning(num_virtual_tokens: 4)".to_owned(),
+        "bottlenecks, Houlsby" => bottleneck("Houlsby", "4.0, non_linearity: Swish"),
+        "bottlenecks, Pfeiffer" => bottleneck("Pfeiffer", "8.0, non_linearity: Gelu"),
+        "bottlenecks, parallel" => bottleneck("Parallel", "4.0, scaling: 0.5"),
+        _ => format!("Only({})", settings["train"]),
     }
 }
 
@@ -306,13 +424,21 @@ pub(crate) fn sft<B: ModelBackend>(device: B::Device) {
         let completion_only = settings["completion_only_loss"].as_bool().unwrap_or(true);
         let stage = Stage {
             kind: "Sft",
-            model: "model",
+            model: match settings["model"].as_str() {
+                Some("gpt2") => "gpt2",
+                _ => "model",
+            },
             adapter: match name.split('_').next() {
                 Some("lora") => Some("adapter"),
+                Some("dora") => Some("dora"),
                 Some("prompt") => Some("prompt"),
                 Some("prefix") => Some("prefix"),
+                Some("houlsby") => Some("houlsby"),
+                Some("pfeiffer") => Some("pfeiffer"),
+                Some("parallel") => Some("parallel"),
                 _ => None,
             },
+            peft: peft(name, settings),
             data: "sft.jsonl",
             more: format!("completion_only_loss: {completion_only},"),
         };
@@ -328,6 +454,7 @@ pub(crate) fn reward<B: ModelBackend>(device: B::Device) {
             kind: "RewardModel",
             model: "classifier",
             adapter: name.starts_with("lora").then_some("scored"),
+            peft: peft(name, settings),
             data: "preferences.jsonl",
             more: format!("use_margin: {use_margin},"),
         };
@@ -347,6 +474,7 @@ pub(crate) fn dpo<B: ModelBackend>(device: B::Device) {
                 () if name.contains("lora") => Some("fresh"),
                 () => None,
             },
+            peft: peft(name, settings),
             data: "preferences.jsonl",
             more: format!(
                 "beta: {:?}, loss_type: {}, label_smoothing: {:?}, precompute_ref_log_probs: {},",
