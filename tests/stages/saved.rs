@@ -149,6 +149,11 @@ fn what_cannot_be_trained_whole_is_refused_before_a_weight_is_loaded() {
         (
             sft,
             r#"["mlp"]"#,
+            "\"mlp\" trains model.layers.0.mlp.gate_proj whole, which has an adapter by target_modules",
+        ),
+        (
+            sft,
+            r#"["mlp"], target_modules: ["q_proj"]"#,
             "\"mlp\" names the linear layer model.layers.0.mlp.gate_proj",
         ),
         (sft, r#"["norm", ""]"#, "modules_to_save.1: is empty"),
