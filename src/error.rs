@@ -51,10 +51,10 @@ pub enum Error {
     /// Invalid or inconsistent arguments.
     #[error("{0}")]
     Usage(String),
-    /// All problems of a recipe and of the files it names; nothing was loaded.
+    /// All problems of a recipe and of the files it names, or of another input that is checked as a whole; nothing was loaded.
     #[error("{} in {}:{}", count(problems.len(), "problem"), path.display(), listing(problems))]
     Invalid {
-        /// The recipe.
+        /// The recipe, or the input.
         path: PathBuf,
         /// Every problem found, in the order of the file.
         problems: Vec<Problem>,
@@ -160,7 +160,7 @@ impl Error {
         }
     }
 
-    /// The exit code: 2 for invalid arguments or an invalid recipe, 1 for later failures.
+    /// The exit code: 2 for invalid arguments, an invalid recipe or input, 1 for later failures.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Invalid { .. } => 2,

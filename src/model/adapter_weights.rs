@@ -42,7 +42,7 @@ pub(super) fn open(folder: &Path, config: &ModelConfig) -> Result<Box<dyn Weight
 /// Refuses a file that holds what is not finite. Reads every tensor.
 ///
 /// # Errors
-/// `Error::Weights` listing every such tensor, each with how many of its numbers are not finite; `Error::Io`.
+/// `Error::Invalid` listing every such tensor, each with how many of its numbers are not finite; `Error::Io`.
 pub(super) fn check_finite(source: &dyn WeightSource) -> Result<()> {
     let mut problems = Vec::new();
     for name in source.names() {
@@ -57,7 +57,7 @@ pub(super) fn check_finite(source: &dyn WeightSource) -> Result<()> {
     }
     match problems.is_empty() {
         true => Ok(()),
-        false => Err(Error::Weights {
+        false => Err(Error::Invalid {
             path: source.path().to_path_buf(),
             problems,
         }),

@@ -20,7 +20,7 @@ use crate::peft::{
 /// a sentence.
 ///
 /// # Errors
-/// As [`combine`], with the folder; `Error::Format` and `Error::Weights` for files that are no LoRA adapter or hold what is not finite;
+/// As [`combine`], with the folder; `Error::Format` for files that are no LoRA adapter; `Error::Invalid` for numbers that are not finite;
 /// `Error::Io`.
 pub fn combine_adapters<B: ModelBackend>(
     folders: &[PathBuf],

@@ -272,7 +272,8 @@ impl ModelSource {
     /// Checks names and shapes of all tensors of a causal model without reading them, and its adapters.
     ///
     /// # Errors
-    /// `Error::Weights` listing what is missing, surplus or mis-shaped, or not finite in an adapter; `Error::Format`; `Error::Io`.
+    /// `Error::Weights` listing what is missing, surplus or mis-shaped; `Error::Invalid` for numbers of an adapter that are not finite;
+    /// `Error::Format`; `Error::Io`.
     pub fn check(&self) -> Result<()> {
         weights::check(self.open_weights()?.as_ref(), &self.config.tensors())?;
         self.check_adapters()
