@@ -20,7 +20,7 @@ const ROWS: usize = 768;
 const RECIPE: &str = r#"(
     name: "tokens", model: "tiny", seed: 3, add_tokens: ["<|think|>", "<|/think|>"],
     stages: [
-        Sft(name: "sft", data: (source: Jsonl("rows.jsonl"), format: (prompt: "prompt", completion: "completion")),
+        Sft(name: "sft", data: (source: Jsonl("rows.jsonl")),
             peft: METHOD, optim: (lr: 1e-3), batch_size: 4, max_length: 64, cadence: (save_steps: 1)),
         Rank(name: "rank", init: Stage("sft"), data: (source: Posts(rows: 12, seed: 4)), num_responses: 3,
             response_length: 12, reward: Gold, generation_batch_size: 8),
@@ -100,8 +100,8 @@ fn new_tokens_are_in_every_stage_and_every_result() {
         }
         // Read by another run with no word about tokens.
         let next = format!(
-            r#"(name: "next", stages: [Sft(name: "sft", init: Folder("{}"), data: (source: Jsonl("rows.jsonl"),
-                format: (prompt: "prompt", completion: "completion")), peft: METHOD, batch_size: 8, max_length: 64)])"#,
+            r#"(name: "next", stages: [Sft(name: "sft", init: Folder("{}"), data: (source: Jsonl("rows.jsonl")),
+                peft: METHOD, batch_size: 8, max_length: 64)])"#,
             whole.join("dpo").display()
         );
         let next = recipe(&next, folder.path(), method);
