@@ -5,11 +5,9 @@ use std::path::Path;
 
 use burn::backend::Flex;
 use tempering::peft::{Adaptable, LoraConfig};
-use tempering::recipe::RunOptions;
-use tempering::report::{Interrupt, SilentReporter};
 
-use super::resume::Interrupter;
-use crate::support::pipeline::{run_recipe, values};
+use super::resume::run_until;
+use crate::support::pipeline::values;
 
 const RECIPE: &str = r#"(
     name: "methods", model: "tiny", seed: 3,
@@ -36,31 +34,11 @@ const RECIPE: &str = r#"(
 )
 "#;
 
-fn go(folder: &Path, output: &Path, stop: Option<(&'static str, usize)>) -> bool {
-    let options = RunOptions {
-        output: Some(output.to_path_buf()),
-        resume: output.exists(),
-        interrupt: Interrupt::default(),
-        ..RunOptions::default()
-    };
-    let device = Default::default();
-    match stop {
-        Some((stage, step)) => {
-            let mut reporter = Interrupter(stage, step, options.interrupt.clone());
-            run_recipe::<Flex>(RECIPE, folder, device, &options, &mut reporter).is_err()
-        }
-        None => {
-            run_recipe::<Flex>(RECIPE, folder, device, &options, &mut SilentReporter).unwrap();
-            false
-        }
-    }
-}
-
 #[test]
 fn methods_go_together_and_resume_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
-    go(folder.path(), &whole, None);
+    run_until(RECIPE, folder.path(), &whole, None);
     for stop in [
         ("sft", 2),
         ("rm", 1),
@@ -69,9 +47,12 @@ fn methods_go_together_and_resume_to_the_bit() {
         ("ppo", 1),
         ("pissa", 1),
     ] {
-        assert!(go(folder.path(), &parts, Some(stop)), "{stop:?}");
+        assert!(
+            run_until(RECIPE, folder.path(), &parts, Some(stop)),
+            "{stop:?}"
+        );
     }
-    go(folder.path(), &parts, None);
+    run_until(RECIPE, folder.path(), &parts, None);
     for stage in ["sft", "rm", "dpo", "again", "ppo", "pissa"] {
         for file in ["metrics.jsonl", "adapter/adapter_model.safetensors"] {
             let read = |run: &Path| fs::read(run.join(stage).join(file)).unwrap();

@@ -33,6 +33,34 @@ impl Reporter for Interrupter {
     fn stage_end(&mut self, _: &str) {}
 }
 
+/// Runs `recipe` in `folder` into `output`, or goes on with what is there; returns whether it was interrupted, after `stop`'s step of
+/// its stage.
+pub(crate) fn run_until(
+    recipe: &str,
+    folder: &Path,
+    output: &Path,
+    stop: Option<(&'static str, usize)>,
+) -> bool {
+    let options = RunOptions {
+        output: Some(output.to_path_buf()),
+        resume: output.exists(),
+        interrupt: Interrupt::default(),
+        ..RunOptions::default()
+    };
+    let device = Default::default();
+    match stop {
+        Some((stage, step)) => {
+            let mut reporter = Interrupter(stage, step, options.interrupt.clone());
+            pipeline::run_recipe::<Flex>(recipe, folder, device, &options, &mut reporter).is_err()
+        }
+        None => {
+            let reporter = &mut SilentReporter;
+            pipeline::run_recipe::<Flex>(recipe, folder, device, &options, reporter).unwrap();
+            false
+        }
+    }
+}
+
 fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

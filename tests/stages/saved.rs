@@ -7,9 +7,9 @@ use std::process::Command;
 use burn::backend::Flex;
 use tempering::model::weights;
 use tempering::recipe::RunOptions;
-use tempering::report::{Interrupt, SilentReporter};
+use tempering::report::SilentReporter;
 
-use super::resume::Interrupter;
+use super::resume::run_until;
 use crate::support::pipeline::{run_recipe, values};
 
 const RECIPE: &str = r#"(
@@ -35,36 +35,16 @@ const RECIPE: &str = r#"(
 
 const TRAINED: [&str; 4] = ["sft", "rm", "dpo", "ppo"];
 
-fn go(folder: &Path, recipe: &str, output: &Path, stop: Option<(&'static str, usize)>) -> bool {
-    let options = RunOptions {
-        output: Some(output.to_path_buf()),
-        resume: output.exists(),
-        interrupt: Interrupt::default(),
-        ..RunOptions::default()
-    };
-    let device = Default::default();
-    match stop {
-        Some((stage, step)) => {
-            let mut reporter = Interrupter(stage, step, options.interrupt.clone());
-            run_recipe::<Flex>(recipe, folder, device, &options, &mut reporter).is_err()
-        }
-        None => {
-            run_recipe::<Flex>(recipe, folder, device, &options, &mut SilentReporter).unwrap();
-            false
-        }
-    }
-}
-
 #[test]
 fn modules_are_trained_in_every_stage_and_resume_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
-    go(folder.path(), RECIPE, &whole, None);
+    run_until(RECIPE, folder.path(), &whole, None);
     for stage in TRAINED {
         let stop = Some((stage, if stage == "sft" { 2 } else { 1 }));
-        assert!(go(folder.path(), RECIPE, &parts, stop), "{stage}");
+        assert!(run_until(RECIPE, folder.path(), &parts, stop), "{stage}");
     }
-    go(folder.path(), RECIPE, &parts, None);
+    run_until(RECIPE, folder.path(), &parts, None);
     for stage in TRAINED {
         for file in ["metrics.jsonl", "adapter/adapter_model.safetensors"] {
             let read = |run: &Path| fs::read(run.join(stage).join(file)).unwrap();
@@ -121,7 +101,7 @@ fn modules_of_a_reduced_base_are_trained_in_f32() {
     let recipe = RECIPE
         .replace("seed: 3,", "seed: 3, base_precision: int8,")
         .replace(r#"modules_to_save: ["model.norm"]"#, same);
-    go(folder.path(), &recipe, &run, None);
+    run_until(&recipe, folder.path(), &run, None);
     let loss = values(&run, "dpo", "loss")[0];
     assert!((loss - std::f64::consts::LN_2).abs() < 1e-5, "{loss}");
     let kl = values(&run, "ppo", "objective/kl");
