@@ -4,6 +4,9 @@ pub(super) mod settings;
 
 use std::fmt::Debug;
 
+use crate::error::Problem;
+use crate::settings::Settings;
+
 /// The problems found so far.
 #[derive(Debug, Default)]
 pub struct Checks {
@@ -50,50 +53,60 @@ impl Checks {
         }
     }
 
-    /// Adds `key: must be {expected}, found {found}` unless `holds`.
-    pub fn must(&mut self, key: impl Into<String>, holds: bool, expected: &str, found: impl Debug) {
-        if !holds {
-            self.problem(key, format!("must be {expected}, found {found:?}"));
+    /// Adds problems with settings below the key `path`, or with the value of `path` itself where they name no key.
+    pub fn problems_below(&mut self, path: &str, problems: Vec<Problem>) {
+        for Problem {
+            place,
+            message,
+            help,
+        } in problems
+        {
+            let key = match place.as_str() {
+                "" => path.to_owned(),
+                place => format!("{path}.{place}"),
+            };
+            self.problems.push(SettingProblem {
+                keys: vec![key],
+                message,
+                help,
+            });
         }
     }
 
-    /// At least 1.
+    fn settings_below(&mut self, path: &str, check: impl FnOnce(&mut Settings)) {
+        let mut settings = Settings::default();
+        check(&mut settings);
+        self.problems_below(path, settings.into_problems());
+    }
+
+    /// As [`Settings::must`].
+    pub fn must(&mut self, key: impl Into<String>, holds: bool, expected: &str, found: impl Debug) {
+        self.settings_below(&key.into(), |s| s.must("", holds, expected, found));
+    }
+
+    /// As [`Settings::positive`].
     pub fn positive(&mut self, path: &str, key: &str, value: usize) {
-        self.must(format!("{path}.{key}"), value >= 1, "at least 1", value);
+        self.settings_below(path, |settings| settings.positive(key, value));
     }
 
-    /// Above 0 and finite.
+    /// As [`Settings::above_zero`].
     pub fn above_zero(&mut self, path: &str, key: &str, value: f64) {
-        let holds = value > 0.0 && value.is_finite();
-        self.must(format!("{path}.{key}"), holds, "above 0 and finite", value);
+        self.settings_below(path, |settings| settings.above_zero(key, value));
     }
 
-    /// At least 0 and finite.
+    /// As [`Settings::not_negative`].
     pub fn not_negative(&mut self, path: &str, key: &str, value: f64) {
-        let holds = value >= 0.0 && value.is_finite();
-        self.must(
-            format!("{path}.{key}"),
-            holds,
-            "at least 0 and finite",
-            value,
-        );
+        self.settings_below(path, |settings| settings.not_negative(key, value));
     }
 
-    /// In `[0, 1]`.
+    /// As [`Settings::fraction`].
     pub fn fraction(&mut self, path: &str, key: &str, value: f64) {
-        let holds = (0.0..=1.0).contains(&value);
-        self.must(format!("{path}.{key}"), holds, "between 0 and 1", value);
+        self.settings_below(path, |settings| settings.fraction(key, value));
     }
 
-    /// In `[0, 1)`.
+    /// As [`Settings::below_one`].
     pub fn below_one(&mut self, path: &str, key: &str, value: f64) {
-        let holds = (0.0..1.0).contains(&value);
-        self.must(
-            format!("{path}.{key}"),
-            holds,
-            "at least 0 and below 1",
-            value,
-        );
+        self.settings_below(path, |settings| settings.below_one(key, value));
     }
 
     /// Names become folders and key paths.

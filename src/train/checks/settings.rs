@@ -80,16 +80,7 @@ fn check_peft(checks: &mut Checks, path: &str, init: &Init, peft: &Peft) {
 
 /// Checks what is trained; `path` is its own.
 pub(in crate::train) fn check_method(checks: &mut Checks, path: &str, peft: &Peft) {
-    for problem in peft.problems() {
-        let key = match problem.place.as_str() {
-            "" => path.to_owned(),
-            place => format!("{path}.{place}"),
-        };
-        checks.problem(key, problem.message);
-        if let Some(help) = problem.help {
-            checks.help(help);
-        }
-    }
+    checks.problems_below(path, peft.problems());
 }
 
 /// Checks an optimiser of what `peft` trains.
@@ -112,12 +103,7 @@ pub(in crate::train) fn check_optim(
             norm,
         );
     }
-    for problem in optim.problems() {
-        checks.problem(format!("{path}.{}", problem.place), problem.message);
-        if let Some(help) = problem.help {
-            checks.help(help);
-        }
-    }
+    checks.problems_below(path, optim.problems());
     check_rule(checks, path, &optim.algorithm, peft);
 }
 
