@@ -18,7 +18,9 @@ use crate::data::{
     encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text,
 };
 use crate::error::{Error, Result};
-use crate::model::{ModelConfig, TrainedTensor, layers, trained_summary, trained_tensors};
+use crate::model::{
+    ModelConfig, ModelLayer, TrainedTensor, layers, trained_summary, trained_tensors,
+};
 use crate::ops::Precision;
 use crate::params::{ParamKind, lowest_trained_layer};
 use crate::peft::LayerKind;
@@ -130,12 +132,13 @@ impl Stage {
         rows_of_stages: &BTreeMap<String, ScoredRows>,
     ) -> Result<(StagePlan, Vec<(String, Error)>)> {
         let trained = self.trained_tensors(model.config)?;
-        let shape = self.shape(model, &trained)?;
+        let layers = layers(model.config, self.trains_scores(), &trained);
+        let shape = self.shape(model, &trained, &layers)?;
         let mut plan = StagePlan {
             name: self.name().to_owned(),
             kind: self.kind().to_owned(),
             trainable_params: shape.trainable_params,
-            trained: self.trained_layers(model.config, &trained),
+            trained: self.trained_layers(&layers),
             total_params: shape.total_params,
             rows: 0,
             tokens: 0,
@@ -173,10 +176,10 @@ impl Stage {
     }
 
     /// See [`StagePlan::trained`].
-    fn trained_layers(&self, config: &ModelConfig, trained: &[TrainedTensor]) -> String {
+    fn trained_layers(&self, layers: &[ModelLayer]) -> String {
         match self.training().map(|training| training.peft) {
             None | Some(Peft::Full) => String::new(),
-            Some(_) => trained_summary(&layers(config, self.trains_scores(), trained)),
+            Some(_) => trained_summary(layers),
         }
     }
 
@@ -185,42 +188,49 @@ impl Stage {
     /// # Errors
     /// As [`Stage::plan`].
     pub fn plan_shape(&self, model: PlannedModel<'_>) -> Result<ModelShape> {
-        self.shape(model, &self.trained_tensors(model.config)?)
+        let trained = self.trained_tensors(model.config)?;
+        let layers = layers(model.config, self.trains_scores(), &trained);
+        self.shape(model, &trained, &layers)
     }
 
-    fn shape(&self, model: PlannedModel<'_>, trained: &[TrainedTensor]) -> Result<ModelShape> {
+    fn shape(
+        &self,
+        model: PlannedModel<'_>,
+        trained: &[TrainedTensor],
+        layers: &[ModelLayer],
+    ) -> Result<ModelShape> {
         let mut shape = ModelShape::of(model.config, model.precision);
         shape.stored_bytes = model.stored_bytes;
         if let Some(training) = self.training() {
             shape.gradient_checkpointing = training.gradient_checkpointing;
             shape.optimizer_bytes = optimiser::state_bytes(training.optim, trained);
-            let scores = self.trains_scores();
-            plan_trained(&mut shape, model.config, training.peft, scores, trained)?;
+            plan_trained(&mut shape, model.config, training.peft, trained, layers)?;
         }
         Ok(shape)
     }
 }
 
-/// Sets in `shape` what follows from `trained`, what `peft` trains; `scores`: the model has a score head.
+/// Number of entries of some tensors.
+fn entries<'a>(tensors: impl Iterator<Item = &'a TrainedTensor>) -> u64 {
+    tensors.map(|tensor| tensor.num_entries() as u64).sum()
+}
+
+/// Sets in `shape` what follows from `trained`, what `peft` trains, and the model's `layers`.
 fn plan_trained(
     shape: &mut ModelShape,
     config: &ModelConfig,
     peft: &Peft,
-    scores: bool,
     trained: &[TrainedTensor],
+    layers: &[ModelLayer],
 ) -> Result<()> {
-    let entries = |tensors: &mut dyn Iterator<Item = &TrainedTensor>| -> u64 {
-        tensors.map(|tensor| tensor.num_entries() as u64).sum()
-    };
     // What the model has beside the base's parameters: tensors of the base that are trained beside adapters are copies.
     let whole = peft.trains_base();
     let is_added = |tensor: &&TrainedTensor| {
         !whole || matches!(tensor.kind, ParamKind::Adapter | ParamKind::Score)
     };
     shape.trains_base = peft.trains_base();
-    shape.trainable_params = entries(&mut trained.iter());
-    shape.total_params += entries(&mut trained.iter().filter(is_added));
-    let layers = layers(config, scores, trained);
+    shape.trainable_params = entries(trained.iter());
+    shape.total_params += entries(trained.iter().filter(is_added));
     let mut reached = layers.iter().map(|layer| {
         let params = layer.trained_params + layer.adapter_params;
         (layer.path.as_str(), params > 0)
@@ -316,10 +326,9 @@ impl Planner<'_> {
     /// Parameters that `peft`, the value of `key`, trains of a value network on the stage's model; its head is not counted.
     pub(super) fn num_value_params(&mut self, key: &str, peft: &Peft) -> u64 {
         match trained_tensors(self.model.config, true, peft) {
-            Ok(trained) => (trained.iter())
-                .filter(|tensor| tensor.kind != ParamKind::Score)
-                .map(|tensor| tensor.num_entries() as u64)
-                .sum(),
+            Ok(trained) => {
+                entries((trained.iter()).filter(|tensor| tensor.kind != ParamKind::Score))
+            }
             Err(error) => {
                 self.problems.push((key.to_owned(), error));
                 0
