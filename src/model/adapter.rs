@@ -73,17 +73,12 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
             }
         });
     });
-    let mut load = |adapter: &mut TableAdapter<B>| {
+    model.for_each_table_adapter(&mut |_, adapter| {
         adapter.walk(&mut |meta, mut slot| {
             if outcome.is_ok() {
                 outcome = slot.load(meta, device, |key| source.read(stored.name(key)));
             }
         });
-    };
-    model.for_each_table(&mut |_, adapter| {
-        if let Some(adapter) = adapter {
-            load(adapter);
-        }
     });
     outcome?;
     stored.beside.load(model, source.as_ref(), device)?;
@@ -254,11 +249,7 @@ pub fn prepare_adapters<B: ModelBackend, M: Adaptable<B>>(
             let adapters = projection.adapters.iter_mut().flatten();
             adapters.for_each(|adapter| adapter.continue_as(&wanted));
         });
-        model.for_each_table(&mut |_, adapter| {
-            if let Some(adapter) = adapter {
-                adapter.continue_as(&wanted);
-            }
-        });
+        model.for_each_table_adapter(&mut |_, adapter| adapter.continue_as(&wanted));
         return Ok(PreparedAdapters {
             adapter: Some(wanted),
             merged: false,
@@ -297,11 +288,9 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
             }
         }
     });
-    model.for_each_table(&mut |_, adapter| {
-        if let Some(adapter) = adapter {
-            same_shape &= adapter.continues(wanted, present);
-            adapted.push(adapter.path().to_owned());
-        }
+    model.for_each_table_adapter(&mut |_, adapter| {
+        same_shape &= adapter.continues(wanted, present);
+        adapted.push(adapter.path().to_owned());
     });
     adapted.sort();
     targets.sort();
@@ -368,9 +357,7 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         let adapted = layers.filter(|(_, adapter)| adapter.is_some());
         paths.extend(adapted.map(|(layer, _)| layer.path.clone()));
     });
-    model.for_each_table(&mut |_, adapter| {
-        paths.extend(adapter.iter().map(|adapter| adapter.path().to_owned()))
-    });
+    model.for_each_table_adapter(&mut |_, adapter| paths.push(adapter.path().to_owned()));
     let mut whole = own_tables(model, config);
     let score = host_tensors(model, &|kind| kind == ParamKind::Score);
     if !score.is_empty() {

@@ -255,7 +255,7 @@ impl<B: Backend> Adaptable<B> for LanguageModel<B> {
         B: ModelBackend,
     {
         let mut on_tables = false;
-        self.for_each_table(&mut |_, adapter| on_tables |= adapter.is_some());
+        self.for_each_table_adapter(&mut |_, _| on_tables = true);
         if on_tables {
             self.parts().untie();
         }
@@ -288,8 +288,8 @@ impl<B: Backend> Parameters<B> for LanguageModel<B> {
         self.parts()
             .for_each_part(&mut |part| part.for_each_parameter(visit));
         // Last, as gradients reach it before any layer, also where the table is the embedding.
-        self.for_each_table(&mut |kind, adapter| {
-            if let (LayerKind::Head, Some(adapter)) = (kind, adapter) {
+        self.for_each_table_adapter(&mut |kind, adapter| {
+            if kind == LayerKind::Head {
                 adapter.walk(visit);
             }
         });

@@ -33,7 +33,7 @@ impl<B: ModelBackend> SharedBaseModels<B> {
             }
             // Tables are looked up once for all.
             let mut on_tables = false;
-            model.for_each_table(&mut |_, adapter| on_tables |= adapter.is_some());
+            model.for_each_table_adapter(&mut |_, _| on_tables = true);
             if on_tables {
                 return None;
             }

@@ -18,6 +18,15 @@ pub trait Adaptable<B: Backend> {
     /// Calls `visit` for the adapter of each table the model has: that of the embedding, and that of the output head.
     fn for_each_table(&mut self, visit: &mut dyn FnMut(LayerKind, &mut Option<TableAdapter<B>>));
 
+    /// Calls `visit` for every adapter on a table.
+    fn for_each_table_adapter(&mut self, visit: &mut dyn FnMut(LayerKind, &mut TableAdapter<B>)) {
+        self.for_each_table(&mut |kind, adapter| {
+            if let Some(adapter) = adapter {
+                visit(kind, adapter);
+            }
+        });
+    }
+
     /// What stands before every row of the model, if anything does.
     fn virtual_tokens(&mut self) -> &mut Option<VirtualTokens<B>>;
 

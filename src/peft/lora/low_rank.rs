@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::Lora;
 use crate::ops::LowRankPart;
+use crate::peft::projection::all_of;
 use crate::peft::{Adapter, LayerSpec};
 
 /// Low-rank matrices as [`crate::ops::lora_linear`] takes them.
@@ -20,12 +21,10 @@ pub(in crate::peft) struct LowRank<B: Backend> {
 pub(in crate::peft) fn low_rank_adapters<B: Backend>(
     adapters: &[Option<Adapter<B>>],
 ) -> Option<Vec<Option<&Lora<B>>>> {
-    let adapters = adapters.iter().map(|adapter| match adapter {
-        Some(Adapter::Lora(lora)) => Some(Some(lora)),
-        Some(_) => None,
-        None => Some(None),
-    });
-    adapters.collect()
+    all_of(adapters, |adapter| match adapter {
+        Adapter::Lora(lora) => Some(lora),
+        _ => None,
+    })
 }
 
 impl<B: Backend> LowRank<B> {

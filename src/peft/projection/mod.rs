@@ -69,6 +69,18 @@ pub struct LayerSpec {
     pub width: usize,
 }
 
+/// The adapters of a projection, one slot per layer, if those that `of` gives are all that it has.
+pub(super) fn all_of<'a, B: Backend, A>(
+    adapters: &'a [Option<Adapter<B>>],
+    of: impl Fn(&'a Adapter<B>) -> Option<&'a A>,
+) -> Option<Vec<Option<&'a A>>> {
+    let adapters = adapters.iter().map(|adapter| match adapter {
+        Some(adapter) => of(adapter).map(Some),
+        None => Some(None),
+    });
+    adapters.collect()
+}
+
 impl<B: Backend> Projection<B> {
     /// An unfilled projection of `inputs` features. `transposed`: files hold `[out, in]` (PyTorch's Linear) and not `[in, out]`
     /// (Conv1D).

@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 
 use super::Vera;
 use crate::ops::{LowRankPart, ModelBackend, f32_matmul};
+use crate::peft::projection::all_of;
 use crate::peft::{Adapter, LayerSpec};
 
 /// Rows from which on the second matrices are scaled by column before the product. Below, as in decoding, that would take longer than
@@ -22,12 +23,10 @@ pub(in crate::peft) struct Products<B: Backend> {
 pub(in crate::peft) fn vera_adapters<B: Backend>(
     adapters: &[Option<Adapter<B>>],
 ) -> Option<Vec<Option<&Vera<B>>>> {
-    let adapters = adapters.iter().map(|adapter| match adapter {
-        Some(Adapter::Vera(vera)) => Some(Some(vera)),
-        Some(_) => None,
-        None => Some(None),
-    });
-    adapters.collect()
+    all_of(adapters, |adapter| match adapter {
+        Adapter::Vera(vera) => Some(vera),
+        _ => None,
+    })
 }
 
 impl<B: ModelBackend> Products<B> {
