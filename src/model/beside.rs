@@ -22,7 +22,7 @@ pub(super) fn trained_beside(
     adapted: &[String],
 ) -> Result<Vec<TensorSpec>> {
     let chosen = chosen_beside(spec, tensors, adapted);
-    let mut problems = impossible(spec, tensors);
+    let mut problems = impossible(spec, tensors, adapted);
     let is_adapted = |path: &str| adapted.iter().any(|known| known == path);
     let bias = spec.beside().bias;
     if bias != Bias::None && !(chosen.iter()).any(|tensor| bias.trains(&tensor.name, is_adapted)) {
@@ -67,7 +67,8 @@ fn chosen_beside(
 }
 
 /// Why modules that are to be trained whole cannot be.
-fn impossible(spec: &AdapterSpec, tensors: &[TensorSpec]) -> Vec<String> {
+fn impossible(spec: &AdapterSpec, tensors: &[TensorSpec], adapted: &[String]) -> Vec<String> {
+    let has_adapter = |tensor: &str| adapted.iter().any(|path| path == module(tensor));
     let mut problems = Vec::new();
     for entry in spec.beside().entries() {
         let named = || (tensors.iter()).filter(|tensor| names_module(entry, &tensor.name));
@@ -78,11 +79,26 @@ fn impossible(spec: &AdapterSpec, tensors: &[TensorSpec]) -> Vec<String> {
                 module(&linear.name)
             ));
         }
+        let mut tables = named().filter(|tensor| tensor.kind != ParamKind::Matrix);
+        if let Some(table) = tables.find(|tensor| has_adapter(&tensor.name)) {
+            problems.push(format!(
+                "modules_to_save: \"{entry}\" trains {} whole, which has an adapter by target_modules; leave one of them out",
+                module(&table.name)
+            ));
+        }
     }
     let tied = (tensors.iter()).find_map(|head| Some((head, head.tied_to.as_deref()?)));
     let Some((head, embedding)) = tied else {
         return problems;
     };
+    if spec.ensure_weight_tying() && (has_adapter(embedding) || has_adapter(&head.name)) {
+        problems.push(format!(
+            "ensure_weight_tying: an adapter on {} or {}, which are one parameter in this model, changes one side of it; only \
+             modules_to_save can train the two as one",
+            module(embedding),
+            module(&head.name)
+        ));
+    }
     let saved = |name: &str| {
         spec.beside()
             .entries()
@@ -141,7 +157,7 @@ impl StoredBeside {
     ) -> Result<(Self, Vec<Problem>)> {
         let is_adapted = |path: &str| adapted.iter().any(|known| known == path);
         let mut stored = Self::default();
-        let mut problems: Vec<Problem> = (impossible(spec, tensors).into_iter())
+        let mut problems: Vec<Problem> = (impossible(spec, tensors, adapted).into_iter())
             .map(|message| Problem::new("adapter_config.json", message))
             .collect();
         if spec.beside().is_empty() || !problems.is_empty() {

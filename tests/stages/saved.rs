@@ -136,6 +136,11 @@ fn what_cannot_be_trained_whole_is_refused_before_a_weight_is_loaded() {
             r#"["mlp"], target_modules: ["q_proj"]"#,
             "\"mlp\" names the linear layer model.layers.0.mlp.gate_proj",
         ),
+        (
+            sft,
+            r#"[], ensure_weight_tying: true, target_modules: ["embed_tokens", "q_proj"]"#,
+            "ensure_weight_tying: an adapter on model.embed_tokens or lm_head",
+        ),
         (sft, r#"["norm", ""]"#, "modules_to_save.1: is empty"),
         (
             rm,
