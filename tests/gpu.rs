@@ -30,7 +30,7 @@ macro_rules! on {
         mod $place {
             checks! {
                 $backend,
-                ops: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, extreme_logits,
+                ops: rms_norm, layer_norm, gelu, rope, residual, gated_unit, attention, masked_attention, token_logprob, replaced_token_logprob, extreme_logits,
                     lora_linear, lora_linear_of, low_rank_linear, adamw, adamw_of_a_view, cache, cache_write;
                 losses: gradients;
                 families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;

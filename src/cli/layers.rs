@@ -1,8 +1,8 @@
 //! `temper inspect --model`: the layers of a model.
 
 use super::output::print;
-use crate::error::{Error, Problem, Result};
-use crate::model::{ModelLayer, ModelSource, layers, trained_tensors};
+use crate::error::{Error, Problem, Result, count};
+use crate::model::{ModelLayer, ModelSource, layers, trained_tensors, with_token_ids};
 use crate::peft::Peft;
 use crate::report::{grouped, table};
 
@@ -14,23 +14,36 @@ pub(super) fn run(model: &str, peft: Option<&Peft>) -> Result<()> {
     if let Some(peft) = peft {
         let problems = peft.problems();
         if !problems.is_empty() {
-            let line = |Problem { place, message, .. }: &Problem| match place.as_str() {
-                "" => message.clone(),
-                key => format!("{key}: {message}"),
-            };
-            let lines: Vec<String> = problems.iter().map(line).collect();
-            return Err(Error::Usage(format!("--peft: {}", lines.join("; "))));
+            return Err(refused(&problems));
         }
     }
     let source = ModelSource::find(model)?;
     let trained = match peft {
-        Some(peft) => trained_tensors(&source.config, false, peft)?,
+        Some(peft) => trained_tensors(&source.config, false, &with_ids(peft, &source)?)?,
         None => Vec::new(),
     };
     print(&tree(
         &layers(&source.config, false, &trained),
         peft.is_some(),
     ))
+}
+
+fn refused(problems: &[Problem]) -> Error {
+    let line = |Problem { place, message, .. }: &Problem| match place.as_str() {
+        "" => message.clone(),
+        key => format!("{key}: {message}"),
+    };
+    let lines: Vec<String> = problems.iter().map(line).collect();
+    Error::Usage(format!("--peft: {}", lines.join("; ")))
+}
+
+/// `peft` with ids in place of tokens' texts, which takes the model's tokenizer.
+fn with_ids(peft: &Peft, source: &ModelSource) -> Result<Peft> {
+    let names_tokens = (peft.adapter()).is_some_and(|spec| spec.token_rows().is_some());
+    if !names_tokens {
+        return Ok(peft.clone());
+    }
+    with_token_ids(peft, &source.tokenizer()?).map_err(|problems| refused(&problems))
 }
 
 /// A line of the tree below a module.
@@ -71,7 +84,7 @@ fn line(layer: &ModelLayer) -> Line {
         let sizes: Vec<String> = shape.iter().map(usize::to_string).collect();
         format!("{name} {}", sizes.join(" x "))
     };
-    let shapes = match &layer.tied_to {
+    let mut shapes = match &layer.tied_to {
         Some(other) => format!("is {other}"),
         None => layer
             .tensors
@@ -80,6 +93,9 @@ fn line(layer: &ModelLayer) -> Line {
             .collect::<Vec<_>>()
             .join(", "),
     };
+    if layer.token_rows > 0 {
+        shapes.push_str(&format!(", trained in {}", count(layer.token_rows, "row")));
+    }
     Line {
         path: layer.path.split('.').map(str::to_owned).collect(),
         shapes,

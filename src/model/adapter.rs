@@ -13,6 +13,9 @@ use super::prompt::{self, StoredPrompt};
 use super::sidecar::{note_in_sidecar, read_sidecar};
 use super::stored_adapter::StoredAdapter;
 use super::stored_tables::own_tables;
+use super::token_rows::{
+    TableRows, attach_token_rows, beside_rows, present_rows, tied_rows, token_rows,
+};
 use super::trained::no_head;
 use super::weights::write_safetensors;
 use crate::error::{Error, Result};
@@ -83,6 +86,7 @@ pub fn load_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     outcome?;
     stored.beside.load(model, source.as_ref(), device)?;
     (stored.tables).load(model, config, source.as_ref(), device)?;
+    (stored.rows).load(model, config, source.as_ref(), device)?;
     let start = read_sidecar(folder)?.remove(START);
     if let Some(spec) = start.and_then(|start| adapter.spec.restored(start.as_str()?)) {
         model.for_each_projection(&mut |projection| {
@@ -127,7 +131,7 @@ fn attach_tables<B: ModelBackend, M: Adaptable<B>>(
             }
         });
         if !found {
-            return Err(no_head(&table.name));
+            return Err(no_head("target_modules", &table.name));
         }
     }
     Ok(())
@@ -180,6 +184,8 @@ fn attach_with<B: ModelBackend, M: Adaptable<B>>(
     let mut device = B::Device::default();
     model.for_each_projection(&mut |projection| device = projection.weight.val().device());
     attach_tables(model, config, spec, seed, &device, &chosen)?;
+    let tables = token_rows(spec, config, false, &paths)?;
+    attach_token_rows(model, config, &tables, &device)?;
     Ok(paths)
 }
 
@@ -292,10 +298,16 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
         same_shape &= adapter.continues(wanted, present);
         adapted.push(adapter.path().to_owned());
     });
+    let tables = token_rows(wanted, config, false, &targets)?;
+    let ids = |table: &TableRows| Ok((table.key.clone(), table.ids()?));
+    let mut wanted_rows = tables.iter().map(ids).collect::<Result<Vec<_>>>()?;
+    let mut present_rows = present_rows(model);
+    wanted_rows.sort();
+    present_rows.sort();
     adapted.sort();
     targets.sort();
     let same_beside = config.tensors().iter().all(same_beside);
-    Ok(same_shape && same_beside && adapted == targets)
+    Ok(same_shape && same_beside && present_rows == wanted_rows && adapted == targets)
 }
 
 /// The tensors of a model's adapters as files hold them. Reads the device.
@@ -359,6 +371,7 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     });
     model.for_each_table_adapter(&mut |_, adapter| paths.push(adapter.path().to_owned()));
     let mut whole = own_tables(model, config);
+    let rows = present_rows(model);
     let score = host_tensors(model, &|kind| kind == ParamKind::Score);
     if !score.is_empty() {
         task = TaskType::SeqCls;
@@ -367,11 +380,17 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
     for (name, shape, values) in whole {
         // PEFT puts a table that an adapter is on one level deeper.
         let table = name.strip_suffix(".weight");
-        let table = table.filter(|path| paths.iter().any(|adapted| adapted == path));
-        let key = match (spec.on_layers(), table) {
-            (true, Some(path)) => saved_key(&format!("{path}.base_layer.weight")),
-            (true, None) => saved_key(&name),
-            (false, _) => prompt_saved_key(&name),
+        let adapted = table.filter(|path| paths.iter().any(|adapted| adapted == path));
+        let rows = rows.iter().map(|(key, _)| key);
+        let key = match (
+            spec.on_layers(),
+            adapted,
+            table.and_then(|path| beside_rows(path, rows)),
+        ) {
+            (true, Some(path), _) => saved_key(&format!("{path}.base_layer.weight")),
+            (true, None, Some(key)) => key,
+            (true, None, None) => saved_key(&name),
+            (false, ..) => prompt_saved_key(&name),
         };
         tensors.push((key, shape, values));
     }
@@ -384,6 +403,9 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         if !(tensors.iter()).any(|(key, ..)| *key == tensor.0) {
             tensors.push(tensor);
         }
+    }
+    if task == TaskType::CausalLm {
+        tensors.extend(tied_rows(spec, config, &tensors));
     }
     let mut adapter = AdapterConfig::new(task, spec.stored(), paths);
     adapter.base_model_name_or_path = Some(base.to_owned());
@@ -402,9 +424,10 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
 
 /// How the weights are kept that a model's adapters sit on.
 pub fn adapted_precision<B: Backend, M: Adaptable<B>>(model: &mut M) -> Precision {
-    let mut precision = Precision::F32;
+    let (mut precision, mut with_rows) = (Precision::F32, false);
+    model.for_each_token_rows(&mut |_, rows| with_rows |= rows.is_some());
     model.for_each_projection(&mut |projection| {
-        if projection.adapters.iter().any(Option::is_some) {
+        if with_rows || projection.adapters.iter().any(Option::is_some) {
             precision = projection.storage();
         }
     });

@@ -2,6 +2,7 @@
 
 use super::config::ModelConfig;
 use super::trained::{TrainedTensor, module};
+use crate::error::count;
 use crate::params::ParamKind;
 
 /// Stands for the path of a layer that methods like prompt tuning add.
@@ -20,6 +21,8 @@ pub struct ModelLayer {
     pub trained_params: usize,
     /// Parameters of an adapter on it; all of them are trained.
     pub adapter_params: usize,
+    /// Of a table trained for single tokens: their number. Their rows are [`ModelLayer::adapter_params`].
+    pub token_rows: usize,
 }
 
 impl ModelLayer {
@@ -54,6 +57,7 @@ pub fn layers(
         tied_to: tied_to.map(|name| module(name).to_owned()),
         trained_params: 0,
         adapter_params: 0,
+        token_rows: 0,
     };
     let mut layers: Vec<ModelLayer> = Vec::new();
     for tensor in trained.iter().filter(|tensor| tensor.module.is_none()) {
@@ -77,7 +81,10 @@ pub fn layers(
         let path = tensor.module.as_deref().unwrap_or(VIRTUAL_TOKENS);
         if let Some(layer) = layers.iter_mut().find(|layer| layer.path == path) {
             match tensor.kind {
-                ParamKind::Adapter => layer.adapter_params += tensor.num_entries(),
+                ParamKind::Adapter => {
+                    layer.adapter_params += tensor.num_entries();
+                    layer.token_rows += tensor.num_token_rows();
+                }
                 _ => layer.trained_params += tensor.num_entries(),
             }
         }
@@ -108,7 +115,11 @@ pub fn trained_summary(layers: &[ModelLayer]) -> String {
     let mut seen: Vec<(&str, &[usize])> = Vec::new();
     for (stem, rest, blocks) in parts.iter().filter(|(_, _, blocks)| !blocks.is_empty()) {
         if rest.is_empty() {
-            shown.push((*stem).to_owned());
+            let table = layers.iter().find(|layer| layer.path == *stem);
+            shown.push(match table.map_or(0, |table| table.token_rows) {
+                0 => (*stem).to_owned(),
+                rows => format!("{} of {stem}", count(rows, "row")),
+            });
             continue;
         }
         if seen.contains(&(stem, blocks)) {

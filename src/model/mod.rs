@@ -41,6 +41,7 @@ mod stored_adapter;
 mod stored_tables;
 mod table;
 mod together;
+mod token_rows;
 mod trained;
 pub mod weights;
 
@@ -75,6 +76,7 @@ pub(crate) use scalar::scalar_head;
 pub use source::{ModelSource, ScoreHead};
 pub use table::{PositionTable, Table};
 pub use together::SharedBaseModels;
+pub use token_rows::with_token_ids;
 pub use trained::{TrainedTensor, trained_tensors};
 
 use config::Sizes;
@@ -85,7 +87,7 @@ use pass::Layers;
 use crate::host::indices;
 use crate::ops::{ModelBackend, Numerics};
 use crate::params::{ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, VirtualTokens};
+use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, TrainedRows, VirtualTokens};
 
 /// All supported families.
 const FAMILIES: [&Family; 8] = [
@@ -250,10 +252,46 @@ impl<B: Backend> Adaptable<B> for LanguageModel<B> {
         });
     }
 
+    fn for_each_token_rows(
+        &mut self,
+        visit: &mut dyn FnMut(LayerKind, &mut Option<TrainedRows<B>>),
+    ) {
+        self.parts().for_each_part(&mut |part| match part {
+            Part::Embedding(table) => visit(LayerKind::Embedding, &mut table.token_rows),
+            Part::Head(table) => visit(LayerKind::Head, &mut table.token_rows),
+            Part::Linear(_) | Part::Other(_) => {}
+        });
+    }
+
+    fn table_rows(
+        &mut self,
+        kind: LayerKind,
+        ids: &[u32],
+        device: &B::Device,
+    ) -> Option<Tensor<B, 2>>
+    where
+        B: ModelBackend,
+    {
+        let ids: Vec<usize> = ids.iter().map(|&id| id as usize).collect();
+        let (ids, mut rows) = (indices(&ids, device), None);
+        self.parts().for_each_part(&mut |part| match (part, kind) {
+            (Part::Embedding(table), LayerKind::Embedding)
+            | (Part::Head(table), LayerKind::Head) => rows = Some(table.look_up(&ids)),
+            _ => {}
+        });
+        rows
+    }
+
     fn merge_tables(&mut self)
     where
         B: ModelBackend,
     {
+        // Rows are those of a table in each of its roles.
+        self.parts().for_each_part(&mut |part| {
+            if let Part::Embedding(table) | Part::Head(table) = part {
+                table.merge_token_rows();
+            }
+        });
         let mut on_tables = false;
         self.for_each_table_adapter(&mut |_, _| on_tables = true);
         if on_tables {

@@ -1,5 +1,6 @@
 //! Embedding and output head with a row for every token of a tokenizer that has grown.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -12,6 +13,7 @@ use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::ops::Blocks;
 use crate::peft::files::weights_file;
+use crate::peft::{AdapterConfig, TokenName};
 
 /// A model's tokenizer and configuration after tokens were added.
 #[derive(Debug, Clone)]
@@ -33,19 +35,19 @@ impl ModelConfig {
         let mut raw = self.raw().clone();
         raw.insert("vocab_size".into(), json!(rows));
         let mut resized = Self::from_value(Value::Object(raw))?;
-        resized.own_tables = true;
+        resized.own_rows_from = self.own_rows_from.or(Some(self.vocab_size()));
         Ok(resized)
     }
 
-    /// Whether embedding and head are not those of the base's files: an adapter's files then hold them.
+    /// Whether embedding and head are not those of the base's files: an adapter's files then hold them, or all of their new rows.
     pub fn has_own_tables(&self) -> bool {
-        self.own_tables
+        self.own_rows_from.is_some()
     }
 
     /// The same model beside a base whose files hold its embedding and head.
     pub fn with_tables_of_base(&self) -> Self {
         let mut config = self.clone();
-        config.own_tables = false;
+        config.own_rows_from = None;
         config
     }
 
@@ -76,31 +78,49 @@ impl ModelSource {
         self.config = config;
     }
 
-    /// Takes over the size of the tables that adapters' files hold. A file that cannot be read is reported by
+    /// Takes over the size of the tables that adapters' files hold, or that rows of new tokens imply. A file that cannot be read is reported by
     /// [`ModelSource::check`].
     ///
     /// # Errors
     /// As [`ModelConfig::with_vocab_size`].
     pub(super) fn resize_as_stored(&mut self) -> Result<()> {
-        let mut own = false;
+        let mut own = None;
         for folder in self.adapters.clone() {
-            let rows = stored_rows(&folder, &self.config);
-            own = rows.is_some();
-            if let Some(rows) = rows.filter(|&rows| rows != self.config.vocab_size()) {
+            let (whole, grown) = stored_rows(&folder, &self.config);
+            own = match whole {
+                Some(_) => Some(0),
+                None => grown.map(|_| self.config.vocab_size()),
+            };
+            if let Some(rows) = (whole.or(grown)).filter(|&rows| rows != self.config.vocab_size()) {
                 let config = self.config.with_vocab_size(rows)?;
                 self.resize(config);
             }
         }
         // Those of an adapter below are part of what the outermost one names as its base.
-        self.config.own_tables = own;
+        self.config.own_rows_from = own;
         Ok(())
     }
 }
 
-/// Rows of the embedding in an adapter's file, if it holds one.
-fn stored_rows(folder: &Path, config: &ModelConfig) -> Option<usize> {
-    let source = super::weights::open(weights_file(folder).ok()?).ok()?;
-    StoredTables::find(source.as_ref(), config).rows(source.as_ref(), config)
+/// Rows of the embedding in an adapter's file, if it holds one; or else of one that has grown by the tokens whose rows it holds, if
+/// it holds those of all of them.
+fn stored_rows(folder: &Path, config: &ModelConfig) -> (Option<usize>, Option<usize>) {
+    let whole = || {
+        let source = super::weights::open(weights_file(folder).ok()?).ok()?;
+        StoredTables::find(source.as_ref(), config).rows(source.as_ref(), config)
+    };
+    let grown = || {
+        let (adapter, _) = AdapterConfig::load(folder).ok()?;
+        let rows = adapter.spec.token_rows()?;
+        let tokens = rows.tables.iter().flat_map(|(_, tokens)| *tokens);
+        let new: BTreeSet<usize> = (tokens.filter_map(TokenName::id))
+            .map(|id| id as usize)
+            .filter(|&id| id >= config.vocab_size())
+            .collect();
+        let end = config.vocab_size() + new.len();
+        new.last().filter(|&&last| last + 1 == end).map(|_| end)
+    };
+    (whole(), grown())
 }
 
 /// Weights whose embedding and output head have another number of rows than their file: the first ones of it, or all of it and

@@ -9,7 +9,7 @@ use crate::data::micro_batches;
 use crate::host::{indices, read};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
-use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, VirtualTokens};
+use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, TrainedRows, VirtualTokens};
 use crate::rng::Seed;
 use crate::tokens::{TokenBatch, packed_len};
 
@@ -113,6 +113,32 @@ impl<B: Backend> Adaptable<B> for ScalarModel<B> {
                 visit(kind, adapter);
             }
         });
+    }
+
+    fn for_each_token_rows(
+        &mut self,
+        visit: &mut dyn FnMut(LayerKind, &mut Option<TrainedRows<B>>),
+    ) {
+        self.backbone.for_each_token_rows(&mut |kind, rows| {
+            if kind != LayerKind::Head {
+                visit(kind, rows);
+            }
+        });
+    }
+
+    fn table_rows(
+        &mut self,
+        kind: LayerKind,
+        ids: &[u32],
+        device: &B::Device,
+    ) -> Option<Tensor<B, 2>>
+    where
+        B: ModelBackend,
+    {
+        match kind {
+            LayerKind::Head => None,
+            kind => self.backbone.table_rows(kind, ids, device),
+        }
     }
 
     fn merge_tables(&mut self)

@@ -3,9 +3,10 @@
 use super::beside::StoredBeside;
 use super::config::ModelConfig;
 use super::stored_tables::StoredTables;
+use super::token_rows::{StoredRows, token_rows};
 use super::weights::WeightSource;
 use crate::error::{Error, Problem, Result};
-use crate::peft::files::ADAPTER_WEIGHTS;
+use crate::peft::files::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::peft::keys::{StoredKey, parse_key};
 use crate::peft::{AdapterConfig, LinearSpec, TaskType, saved_key, tensor_key};
 
@@ -23,6 +24,7 @@ pub(super) struct StoredAdapter {
     pub(super) shared: Vec<(&'static str, [usize; 2], String)>,
     pub(super) score: Option<String>,
     pub(super) beside: StoredBeside,
+    pub(super) rows: StoredRows,
     pub(super) tables: StoredTables,
     /// Warnings about patterns without a matching layer.
     pub(super) unused: Vec<String>,
@@ -60,6 +62,15 @@ impl StoredAdapter {
             TaskType::SeqCls => config.classifier_tensors(),
         };
         let (beside, mut problems) = StoredBeside::check(&adapter.spec, &own, &adapted, source)?;
+        let classifier = adapter.task_type == TaskType::SeqCls;
+        match token_rows(&adapter.spec, config, classifier, &adapted) {
+            Ok(tables) => {
+                let (rows, of_rows) = StoredRows::check(tables, config, source)?;
+                problems.extend(of_rows);
+                stored.rows = rows;
+            }
+            Err(error) => problems.push(Problem::new(ADAPTER_CONFIG, error.to_string())),
+        }
         let tables = StoredTables::find(source, config).without(|name| beside.holds(name));
         problems.extend(tables.problems(source, config));
         (stored.beside, stored.tables) = (beside, tables);
@@ -78,7 +89,8 @@ impl StoredAdapter {
                 stored.shared.push((*key, *shape, name));
                 continue;
             }
-            if stored.beside.holds(&name) || stored.tables.holds(&name) {
+            let is_own = stored.beside.holds(&name) || stored.rows.holds(&name);
+            if is_own || stored.tables.holds(&name) {
                 continue;
             }
             match parse_key(&name, &names) {
@@ -174,7 +186,7 @@ impl StoredAdapter {
                 Some(_) => {}
             }
         }
-        if stored.modules.is_empty() && problems.is_empty() {
+        if stored.modules.is_empty() && stored.rows.is_empty() && problems.is_empty() {
             problems.push(Problem::new(
                 names.join(", "),
                 format!(

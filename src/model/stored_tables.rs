@@ -14,6 +14,7 @@ use super::resize::with_rows;
 use super::weights::WeightSource;
 use crate::error::{Error, Problem, Result};
 use crate::params::{HostTensor, ParamKind, ParamSlot, Parameters};
+use crate::peft::Adaptable;
 use crate::peft::keys::{StoredKey, parse_key};
 
 /// Components that PEFT adds to the path of a table with an adapter on it.
@@ -159,12 +160,15 @@ fn replace<B: Backend>(
 }
 
 /// The embedding and the head of a model that are not those of its base's files, as an adapter's file holds them; a tied head is not
-/// stored. Reads the device.
-pub(super) fn own_tables<B: Backend, M: Parameters<B>>(
+/// stored, and none where all new rows are among an adapter's trained ones. Reads the device.
+pub(super) fn own_tables<B: Backend, M: Parameters<B> + Adaptable<B>>(
     model: &mut M,
     config: &ModelConfig,
 ) -> Vec<HostTensor> {
-    if !config.has_own_tables() {
+    let Some(first) = config.own_rows_from else {
+        return Vec::new();
+    };
+    if has_all_rows_from(first, model, config) {
         return Vec::new();
     }
     let tables = config.tables();
@@ -176,4 +180,19 @@ pub(super) fn own_tables<B: Backend, M: Parameters<B>>(
         }
     }
     tensors
+}
+
+/// Whether the rows from `first` on are trained ones in every table of the model: what is stored of them is then enough.
+fn has_all_rows_from<B: Backend, M: Adaptable<B>>(
+    first: usize,
+    model: &mut M,
+    config: &ModelConfig,
+) -> bool {
+    let new = first as u32..config.vocab_size() as u32;
+    let mut all = !new.is_empty();
+    model.for_each_token_rows(&mut |_, rows| {
+        let tokens = rows.as_ref().map_or(&[][..], |rows| rows.tokens());
+        all &= new.clone().all(|token| tokens.contains(&token));
+    });
+    all
 }

@@ -4,9 +4,11 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::ops::{Head, MatmulPrecision, ModelBackend, Numerics, reduced_columns};
+use crate::ops::{
+    FrozenWeight, Head, MatmulPrecision, ModelBackend, Numerics, reduced_columns, replace_rows,
+};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, Reduced, placeholder};
-use crate::peft::{Base, TableAdapter};
+use crate::peft::{Base, TableAdapter, TrainedRows};
 
 /// A matrix with one row per token id: the embedding, the output head, or both.
 #[derive(Module, Debug)]
@@ -17,6 +19,8 @@ pub struct Table<B: Backend> {
     pub(super) on_embedding: Option<TableAdapter<B>>,
     /// LoRA beside the product.
     pub(super) on_head: Option<TableAdapter<B>>,
+    /// Rows in place of some of its own, in each of its roles. A table with them has no LoRA.
+    pub(super) token_rows: Option<TrainedRows<B>>,
     #[module(skip)]
     reduced: Option<Reduced>,
     #[module(skip)]
@@ -34,6 +38,7 @@ impl<B: Backend> Table<B> {
             weight: placeholder([rows, width], device),
             on_embedding: None,
             on_head: None,
+            token_rows: None,
             reduced: None,
             matmul: MatmulPrecision::default(),
             name: name.to_owned(),
@@ -79,6 +84,9 @@ impl<B: Backend> Parameters<B> for Table<B> {
         if let Some(adapter) = &mut self.on_embedding {
             adapter.walk(visit);
         }
+        if let Some(rows) = &mut self.token_rows {
+            rows.walk(visit);
+        }
     }
 }
 
@@ -86,14 +94,30 @@ impl<B: ModelBackend> Table<B> {
     /// The table as an output head.
     pub(super) fn head(&self) -> Head<B> {
         let full = || self.full();
-        match (
-            &self.on_head,
-            self.reduced.as_ref().and_then(Reduced::matrix),
-        ) {
-            (Some(adapter), _) => Head::Full(adapter.head(&full), self.matmul),
-            (None, Some(matrix)) => Head::Reduced(matrix.clone()),
-            (None, None) => Head::Full(self.weight.val(), self.matmul),
+        let matrix = self.reduced.as_ref().and_then(Reduced::matrix);
+        match (&self.on_head, &self.token_rows, matrix) {
+            (Some(adapter), ..) => Head::Full(adapter.head(&full), self.matmul),
+            (None, Some(rows), matrix) => {
+                let table = match matrix {
+                    Some(matrix) => FrozenWeight::Reduced(matrix.clone()),
+                    None => FrozenWeight::full(self.weight.val().transpose(), self.matmul),
+                };
+                Head::Replaced(table, rows.rows.val(), rows.replaced())
+            }
+            (None, None, Some(matrix)) => Head::Reduced(matrix.clone()),
+            (None, None, None) => Head::Full(self.weight.val(), self.matmul),
         }
+    }
+
+    /// Puts the trained rows into the table and removes them.
+    pub(super) fn merge_token_rows(&mut self) {
+        let Some(rows) = self.token_rows.take() else {
+            return;
+        };
+        let merged = rows.merged(self.full()).detach();
+        self.reduced = None;
+        // Another table than that of models which share the old one.
+        self.weight = Param::initialized(ParamId::new(), merged);
     }
 
     /// The table in f32; a copy if it is reduced.
@@ -123,9 +147,10 @@ impl<B: ModelBackend> Table<B> {
             Some(matrix) => reduced_columns(matrix, ids.clone()),
             None => self.weight.val().select(0, ids.clone()),
         };
-        match &self.on_embedding {
-            Some(adapter) => adapter.look_up(rows, ids),
-            None => rows,
+        match (&self.on_embedding, &self.token_rows) {
+            (Some(adapter), _) => adapter.look_up(rows, ids),
+            (None, Some(others)) => replace_rows(rows, ids, others.rows.val(), &others.replaced()),
+            (None, None) => rows,
         }
     }
 }

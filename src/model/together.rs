@@ -34,6 +34,7 @@ impl<B: ModelBackend> SharedBaseModels<B> {
             // Tables are looked up once for all.
             let mut on_tables = false;
             model.for_each_table_adapter(&mut |_, _| on_tables = true);
+            model.for_each_token_rows(&mut |_, rows| on_tables |= rows.is_some());
             if on_tables {
                 return None;
             }

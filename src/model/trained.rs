@@ -2,10 +2,11 @@
 
 use super::beside::trained_beside;
 use super::config::{ModelConfig, TensorSpec};
+use super::token_rows::token_rows;
 use crate::error::{Error, Result};
 use crate::params::ParamKind;
 use crate::peft::only::TensorName;
-use crate::peft::{AdapterSpec, LayerKind, PROMPT_EMBEDDINGS, Peft, tensor_key};
+use crate::peft::{AdapterSpec, LayerKind, PROMPT_EMBEDDINGS, Peft, TOKEN_ROWS, tensor_key};
 
 /// A tensor that is trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +37,14 @@ impl TrainedTensor {
             module: module.map(str::to_owned),
             kind: ParamKind::Adapter,
             shape,
+        }
+    }
+
+    /// Rows of a table that it stands for, if it is these and no more.
+    pub fn num_token_rows(&self) -> usize {
+        match self.name.ends_with(TOKEN_ROWS) {
+            true => self.shape[0],
+            false => 0,
         }
     }
 
@@ -87,7 +96,7 @@ fn adapter_tensors(
     for index in adapter.targets(&linear)? {
         let layer = &linear[index];
         if classifier && layer.kind == LayerKind::Head {
-            return Err(no_head(&layer.name));
+            return Err(no_head("target_modules", &layer.name));
         }
         // Files of some families have another name for the head than its path.
         let path = match layer.kind {
@@ -100,15 +109,23 @@ fn adapter_tensors(
         }
         adapted.push(layer.name.clone());
     }
+    for table in token_rows(adapter, config, classifier, &adapted)? {
+        let path = match table.kind {
+            LayerKind::Head => module(config.tables()[1]),
+            LayerKind::Linear | LayerKind::Embedding => &table.path,
+        };
+        let shape = table.shape();
+        trained.push(TrainedTensor::of_adapter(table.key, Some(path), shape));
+    }
     let beside = trained_beside(adapter, tensors, &adapted)?;
     trained.extend(beside.iter().map(TrainedTensor::of_model));
     Ok(trained)
 }
 
-/// Why the layer at `path`, the output head, gets no adapter in a reward or value model.
-pub(super) fn no_head(path: &str) -> Error {
+/// Why the layer at `path`, the output head, is not trained in a reward or value model; `key` is that of the setting that names it.
+pub(super) fn no_head(key: &str, path: &str) -> Error {
     Error::Usage(format!(
-        "target_modules: {path}: a reward or value model has no output head; give it a `peft` (or `value_peft`) of its own without"
+        "{key}: {path}: a reward or value model has no output head; give it a `peft` (or `value_peft`) of its own without"
     ))
 }
 

@@ -23,6 +23,14 @@ impl<B: Backend> FrozenWeight<B> {
 }
 
 impl<B: ModelBackend> FrozenWeight<B> {
+    /// That of products.
+    pub(super) fn precision(&self) -> MatmulPrecision {
+        match self {
+            Self::Full(_, precision) => *precision,
+            Self::Reduced(weight) => weight.matmul(),
+        }
+    }
+
     /// `x . weight`.
     pub(super) fn product(&self, x: FloatTensor<B>) -> FloatTensor<B> {
         match self {

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use super::tensor::{token_logprob, unwrap, wrap};
-use super::{MatmulPrecision, ModelBackend, ReducedMatrix};
+use super::{FrozenWeight, MatmulPrecision, ModelBackend, ReducedMatrix, ReplacedRows};
 
 /// An output head.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub enum Head<B: Backend> {
     Full(Tensor<B, 2>, MatmulPrecision),
     /// Reduced and frozen, `[hidden, vocab]`.
     Reduced(ReducedMatrix),
+    /// A frozen head, and other rows in place of some of its own, `[replaced, hidden]`, which may be trained.
+    Replaced(FrozenWeight<B>, Tensor<B, 2>, ReplacedRows<B>),
     /// A head with soft-capped logits: `cap * tanh(z / cap)`.
     ///
     /// # Source
@@ -28,9 +30,20 @@ impl<B: Backend> Head<B> {
         match self {
             Self::Full(head, _) => head.dims()[1],
             Self::Reduced(head) => head.inputs(),
+            Self::Replaced(_, others, _) => others.dims()[1],
             Self::Capped(head, _) => head.width(),
         }
     }
+}
+
+/// The logits of the rows in place of others, `[tokens, replaced]`.
+fn other_logits<B: ModelBackend>(
+    hidden: Tensor<B, 2>,
+    head: &FrozenWeight<B>,
+    others: &Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let others = B::float_transpose(unwrap(others.clone()));
+    wrap(head.precision().matmul::<B>(unwrap(hidden), others))
 }
 
 /// Logits of states `[tokens, hidden]`, `[tokens, vocab]`.
@@ -40,6 +53,17 @@ pub fn logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tensor<B
             B::head_logits(unwrap(hidden), unwrap(head.clone()), *precision)
         }
         Head::Reduced(head) => B::reduced_linear(unwrap(hidden), head),
+        Head::Replaced(head, others, replaced) => {
+            let columns = other_logits(hidden.clone(), head, others);
+            let hidden = unwrap(hidden);
+            let logits = wrap(match head {
+                FrozenWeight::Full(head, precision) => {
+                    B::head_logits(hidden, B::float_transpose(head.clone()), *precision)
+                }
+                FrozenWeight::Reduced(head) => B::reduced_linear(hidden, head),
+            });
+            return replaced.put(logits, columns);
+        }
         Head::Capped(head, cap) => return capped(logits(hidden, head), *cap),
     })
 }
@@ -52,20 +76,25 @@ pub fn head_logprob<B: ModelBackend>(
     targets: &Arc<Vec<u32>>,
     temperature: f64,
 ) -> (Tensor<B, 1>, Tensor<B, 1>) {
-    let head = match head {
-        Head::Full(head, precision) => {
-            return token_logprob(hidden, head, targets, temperature, precision);
-        }
-        Head::Capped(..) => return capped_logprob(hidden, &head, targets, temperature),
-        Head::Reduced(head) => head,
-    };
     assert_eq!(
         hidden.dims()[0],
         targets.len(),
         "one target per hidden state"
     );
     let inverse = (1.0 / temperature) as f32;
-    let out = B::reduced_token_logprob(unwrap(hidden), &head, targets, inverse, false);
+    let out = match head {
+        Head::Full(head, precision) => {
+            return token_logprob(hidden, head, targets, temperature, precision);
+        }
+        Head::Capped(..) => return capped_logprob(hidden, &head, targets, temperature),
+        Head::Reduced(head) => {
+            B::reduced_token_logprob(unwrap(hidden), &head, targets, inverse, false)
+        }
+        Head::Replaced(head, others, replaced) => {
+            let (hidden, others) = (unwrap(hidden), unwrap(others));
+            B::replaced_token_logprob(hidden, &head, others, &replaced, targets, inverse, false).0
+        }
+    };
     (wrap(out.logprobs), wrap(out.entropy))
 }
 
@@ -82,6 +111,10 @@ fn trained_logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tens
             precision.matmul::<B>(hidden, B::float_transpose(unwrap(head.clone())))
         }
         Head::Reduced(head) => B::reduced_linear(hidden, head),
+        Head::Replaced(head, others, replaced) => {
+            let columns = other_logits(wrap(hidden.clone()), head, others);
+            return replaced.put(wrap(head.product(hidden)), columns);
+        }
         Head::Capped(head, cap) => return capped(trained_logits(wrap(hidden), head), *cap),
     })
 }

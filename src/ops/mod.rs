@@ -24,6 +24,7 @@ mod kernels;
 mod matmul;
 mod portable;
 mod reduced;
+mod replaced;
 mod rows;
 mod tensor;
 
@@ -38,6 +39,7 @@ pub use matmul::{MatmulPrecision, Numerics};
 pub use reduced::{
     BlockFormat, Blocks, NestedAbsmax, Precision, ReducedMatrix, nf4_codes, nf4_nested,
 };
+pub use replaced::{ReplacedLogprob, ReplacedRows, replace_rows, replaced_order};
 pub use rows::{Insertion, insert_rows, remove_rows};
 pub use tensor::{
     attention, bf16_matmul, f32_matmul, full_linear, gated_unit, gelu, layer_norm, linear_input,
@@ -304,6 +306,29 @@ pub trait ModelBackend: Backend {
             targets,
             inv_temperature,
             with_unit_gradient,
+        )
+    }
+
+    /// [`ModelBackend::token_logprob`] with a frozen head, `[hidden, vocab]`, and `others` in place of some of its columns, `[replaced,
+    /// hidden]`, which may be trained.
+    fn replaced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &FrozenWeight<Self>,
+        others: FloatTensor<Self>,
+        replaced: &ReplacedRows<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_gradients: bool,
+    ) -> ReplacedLogprob<Self> {
+        let scale = inv_temperature;
+        portable::replaced_token_logprob::<Self>(
+            hidden,
+            head,
+            others,
+            replaced,
+            targets,
+            scale,
+            with_gradients,
         )
     }
 

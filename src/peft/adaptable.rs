@@ -4,7 +4,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{
-    AdapterSpec, LayerKind, Projection, Shared, TableAdapter, VirtualTokens, virtual_tokens,
+    AdapterSpec, LayerKind, Projection, Shared, TableAdapter, TrainedRows, VirtualTokens,
+    virtual_tokens,
 };
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
@@ -26,6 +27,23 @@ pub trait Adaptable<B: Backend> {
             }
         });
     }
+
+    /// Calls `visit` for the trained rows of each table the model has: of the embedding, also where it is the output head, and of a head
+    /// of its own.
+    fn for_each_token_rows(
+        &mut self,
+        visit: &mut dyn FnMut(LayerKind, &mut Option<TrainedRows<B>>),
+    );
+
+    /// Rows of a table as the model reads it, `[ids, width]`; `None` for a head that it does not have, or that is the embedding.
+    fn table_rows(
+        &mut self,
+        kind: LayerKind,
+        ids: &[u32],
+        device: &B::Device,
+    ) -> Option<Tensor<B, 2>>
+    where
+        B: ModelBackend;
 
     /// What stands before every row of the model, if anything does.
     fn virtual_tokens(&mut self) -> &mut Option<VirtualTokens<B>>;
@@ -73,9 +91,10 @@ pub trait Adaptable<B: Backend> {
         *self.virtual_tokens() = None;
         self.for_each_projection(&mut |projection| projection.detach());
         self.for_each_table(&mut |_, adapter| *adapter = None);
+        self.for_each_token_rows(&mut |_, rows| *rows = None);
     }
 
-    /// Adds the adapters of embedding and head to their tables and removes them. A table that is both becomes two: an adapter changes
+    /// Adds the adapters of embedding and head to their tables, puts trained rows in their place, and removes both. A table that is both becomes two: an adapter changes
     /// one side of it.
     fn merge_tables(&mut self)
     where

@@ -14,7 +14,7 @@ use super::bottleneck_files;
 use super::dense::Dense;
 use super::files::{AdapterConfig, Keys};
 use super::keys::tensor_key;
-use super::method::{AdapterMethod, LayerAdapter, Merged, Site};
+use super::method::{AdapterMethod, LayerAdapter, LayerMethod, Merged, Site};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, TargetModules, Targets, is_suffix};
 use crate::error::{Error, Problem, Result};
@@ -134,11 +134,10 @@ impl BottleneckConfig {
 }
 
 impl AdapterMethod for BottleneckConfig {
-    type Layer<B: Backend> = Bottleneck<B>;
-
     const PEFT_TYPE: &'static str = bottleneck_files::KIND;
     const MERGES: bool = false;
     const OWN_FILES: bool = true;
+    const OWN_TARGETS: bool = true;
 
     fn problems(&self, settings: &mut Settings) {
         if let Some(size) = self.size {
@@ -197,26 +196,6 @@ impl AdapterMethod for BottleneckConfig {
         ]
     }
 
-    /// The second layer is zero: nothing is added yet.
-    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Bottleneck<B> {
-        let (layer, seed, device) = (site.layer, site.seed, site.device);
-        let width = layer.out_features;
-        Bottleneck {
-            down: Dense::with_zero_bias([width, self.inner(layer)], seed.fork("down"), device),
-            up: Dense::zeros([self.size_of(layer), width], device),
-            reads: self.placement,
-            non_linearity: self.non_linearity,
-            scaling: self.scaling,
-        }
-    }
-
-    fn continues<B: Backend>(&self, present: &Self, layer: &Bottleneck<B>, _: &str) -> bool {
-        // Files say the size by its share of the width.
-        let [size, width] = layer.up.weight.val().dims();
-        let same = |config: &Self| (config.placement, config.non_linearity, config.scaling);
-        self.size_in(width) == size && same(self) == same(present)
-    }
-
     fn read(keys: &Keys<'_>, _: &Targets) -> Result<Self, String> {
         bottleneck_files::read(keys)
     }
@@ -243,6 +222,30 @@ impl AdapterMethod for BottleneckConfig {
 
     fn write(&self, config: &AdapterConfig) -> Value {
         bottleneck_files::write(self, config)
+    }
+}
+
+impl LayerMethod for BottleneckConfig {
+    type Layer<B: Backend> = Bottleneck<B>;
+
+    /// The second layer is zero: nothing is added yet.
+    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Bottleneck<B> {
+        let (layer, seed, device) = (site.layer, site.seed, site.device);
+        let width = layer.out_features;
+        Bottleneck {
+            down: Dense::with_zero_bias([width, self.inner(layer)], seed.fork("down"), device),
+            up: Dense::zeros([self.size_of(layer), width], device),
+            reads: self.placement,
+            non_linearity: self.non_linearity,
+            scaling: self.scaling,
+        }
+    }
+
+    fn continues<B: Backend>(&self, present: &Self, layer: &Bottleneck<B>, _: &str) -> bool {
+        // Files say the size by its share of the width.
+        let [size, width] = layer.up.weight.val().dims();
+        let same = |config: &Self| (config.placement, config.non_linearity, config.scaling);
+        self.size_in(width) == size && same(self) == same(present)
     }
 }
 

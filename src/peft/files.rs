@@ -133,7 +133,7 @@ impl AdapterConfig {
             })?,
             layers_pattern: keys.read("layers_pattern", Vec::new(), one_or_more)?,
         };
-        let named = target_modules.is_some() || peft_type == bottleneck_files::KIND;
+        let named = target_modules.is_some() || AdapterSpec::has_own_targets(peft_type);
         let spec = AdapterSpec::read(peft_type, &keys, named.then_some(&targets))?;
         let config = Self {
             task_type,
@@ -230,10 +230,12 @@ impl AdapterConfig {
             })
             .flatten()
             .collect();
-        let keys = keys
-            .into_iter()
-            .filter(|(key, _)| self.spec.has_exclude_modules() || key != "exclude_modules");
-        Value::Object(keys.collect())
+        let has = |key: &str| match key {
+            "exclude_modules" => self.spec.has_exclude_modules(),
+            "modules_to_save" => self.spec.has_modules_to_save(),
+            _ => true,
+        };
+        Value::Object(keys.into_iter().filter(|(key, _)| has(key)).collect())
     }
 
     /// Writes `adapter_config.json` into a folder, atomically.
@@ -530,7 +532,7 @@ mod tests {
             ("init_lora_weights", json!("pissa_niter_4")),
             ("init_lora_weights", json!("lora_ga")),
             ("target_parameters", json!(["experts.gate_up_proj"])),
-            ("trainable_token_indices", json!([0])),
+            ("trainable_token_indices", json!(["a"])),
             ("alora_invocation_tokens", json!([1, 2])),
             ("megatron_config", json!({"tp": 2})),
             ("use_bdlora", json!({"nblocks": 2})),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::files::{AdapterConfig, Keys};
 use super::keys::tensor_key;
-use super::method::{AdapterMethod, LayerAdapter, Merged, Site};
+use super::method::{AdapterMethod, LayerAdapter, LayerMethod, Merged, Site};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, TargetModules, Targets, resolve_targets, whole};
 use crate::error::{Error, Result};
@@ -60,8 +60,6 @@ impl Ia3Config {
 }
 
 impl AdapterMethod for Ia3Config {
-    type Layer<B: Backend> = Ia3<B>;
-
     const PEFT_TYPE: &'static str = "IA3";
 
     fn problems(&self, settings: &mut Settings) {
@@ -95,29 +93,11 @@ impl AdapterMethod for Ia3Config {
         vec![(FACTORS, shape)]
     }
 
-    /// All factors are 1.
-    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Ia3<B> {
-        let layer = site.layer;
-        let scales_input = self.scales_input(&layer.name);
-        let features = match scales_input {
-            true => layer.in_features,
-            false => layer.out_features,
-        };
-        Ia3 {
-            factors: Param::initialized(ParamId::new(), Tensor::ones([1, features], site.device)),
-            scales_input,
-        }
-    }
-
     fn kept_floats(&self, layer: &LinearSpec) -> usize {
         match self.scales_input(&layer.name) {
             true => layer.in_features,
             false => layer.out_features,
         }
-    }
-
-    fn continues<B: Backend>(&self, _: &Self, layer: &Ia3<B>, path: &str) -> bool {
-        layer.scales_input == self.scales_input(path)
     }
 
     fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
@@ -151,6 +131,28 @@ impl AdapterMethod for Ia3Config {
             "feedforward_modules": feedforward,
             "init_ia3_weights": true,
         })
+    }
+}
+
+impl LayerMethod for Ia3Config {
+    type Layer<B: Backend> = Ia3<B>;
+
+    /// All factors are 1.
+    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Ia3<B> {
+        let layer = site.layer;
+        let scales_input = self.scales_input(&layer.name);
+        let features = match scales_input {
+            true => layer.in_features,
+            false => layer.out_features,
+        };
+        Ia3 {
+            factors: Param::initialized(ParamId::new(), Tensor::ones([1, features], site.device)),
+            scales_input,
+        }
+    }
+
+    fn continues<B: Backend>(&self, _: &Self, layer: &Ia3<B>, path: &str) -> bool {
+        layer.scales_input == self.scales_input(path)
     }
 }
 

@@ -27,6 +27,14 @@ impl AdapterSpec {
         by_settings!(self, layer config => of(config), rows _config => false)
     }
 
+    /// As [`AdapterMethod::HAS_MODULES_TO_SAVE`].
+    pub(super) fn has_modules_to_save(&self) -> bool {
+        fn of<M: AdapterMethod>(_: &M) -> bool {
+            M::HAS_MODULES_TO_SAVE
+        }
+        by_settings!(self, layer config => of(config), rows _config => true)
+    }
+
     /// As [`AdapterMethod::check_layer`].
     ///
     /// # Errors

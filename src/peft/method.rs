@@ -11,25 +11,29 @@ use super::bias::Bias;
 use super::files::{AdapterConfig, Keys};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, Targets};
+use super::token_rows::{TokenName, TokenRows};
 use crate::error::{Problem, Result};
 use crate::ops::{self, ModelBackend};
 use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
 use crate::settings::Settings;
 
-/// The settings of a method that puts a small trained part on linear layers, whose own weights stay frozen.
+/// The settings of a method that trains a small part of its own beside the weights of a model, which stay frozen.
 ///
-/// A method is one file with one type that implements this and one that implements [`LayerAdapter`], and one line in the list
-/// of [`crate::peft`].
+/// A method is one file with one type that implements this and, for linear layers, [`LayerMethod`] and one that implements
+/// [`LayerAdapter`], and one line in the list of [`crate::peft`].
 pub trait AdapterMethod: Clone + PartialEq {
-    /// What sits on one layer.
-    type Layer<B: Backend>: LayerAdapter<B, Config = Self>;
-
     /// PEFT's `peft_type`.
     const PEFT_TYPE: &'static str;
 
     /// Whether PEFT's configuration has `exclude_modules`.
     const HAS_EXCLUDE_MODULES: bool = true;
+
+    /// Whether PEFT's configuration has `modules_to_save`.
+    const HAS_MODULES_TO_SAVE: bool = true;
+
+    /// Whether it says itself which layers it is on, with or without `target_modules`.
+    const OWN_TARGETS: bool = false;
 
     /// Whether it is for embedding and output head, too.
     const ADAPTS_TABLES: bool = false;
@@ -67,9 +71,6 @@ pub trait AdapterMethod: Clone + PartialEq {
         Vec::new()
     }
 
-    /// The adapter of one layer as training begins; the layer computes what it computed without.
-    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Self::Layer<B>;
-
     /// Probability with which training drops inputs of an adapter.
     fn dropout(&self) -> f64 {
         0.0
@@ -106,8 +107,15 @@ pub trait AdapterMethod: Clone + PartialEq {
         false
     }
 
-    /// Whether an adapter on the layer at `path` that was trained as `present` says can be trained on as this says.
-    fn continues<B: Backend>(&self, present: &Self, layer: &Self::Layer<B>, path: &str) -> bool;
+    /// Rows of embedding and output head that are trained for single tokens.
+    fn token_rows(&self) -> Option<TokenRows<'_>> {
+        None
+    }
+
+    /// The lists of tokens of [`AdapterMethod::token_rows`].
+    fn token_lists(&mut self) -> Vec<&mut Vec<TokenName>> {
+        Vec::new()
+    }
 
     /// The settings of an adapter as [`LayerAdapter::stored`] gives it.
     fn stored(&self) -> Self {
@@ -153,6 +161,18 @@ pub trait AdapterMethod: Clone + PartialEq {
 
     /// The object with the keys of `adapter_config.json` that are this method's own.
     fn write(&self, config: &AdapterConfig) -> Value;
+}
+
+/// The settings of a method that puts a part of its own on linear layers.
+pub trait LayerMethod: AdapterMethod {
+    /// What sits on one layer.
+    type Layer<B: Backend>: LayerAdapter<B, Config = Self>;
+
+    /// The adapter of one layer as training begins; the layer computes what it computed without.
+    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Self::Layer<B>;
+
+    /// Whether an adapter on the layer at `path` that was trained as `present` says can be trained on as this says.
+    fn continues<B: Backend>(&self, present: &Self, layer: &Self::Layer<B>, path: &str) -> bool;
 }
 
 /// Tensors that the adapters of one model have in common, by name: each is made once.

@@ -22,11 +22,10 @@ mod prefix_tuning;
 mod projection;
 mod prompt_tuning;
 pub mod targets;
+mod trainable_tokens;
 mod trained;
 mod vera;
 mod virtual_tokens;
-
-use std::sync::Arc;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -45,13 +44,15 @@ pub use lora::{
     AdapterFiles, Combination, CombineSettings, InitLoraWeights, LargestSingular, Lora, LoraConfig,
     Magnitude, MajoritySign, Rule, Start, TableAdapter, combine, largest_singular,
 };
-pub use method::{AdapterMethod, LayerAdapter, Merged, Shared, Site};
+pub use method::{AdapterMethod, LayerAdapter, LayerMethod, Merged, Shared, Site};
 pub use p_tuning::{EncodedPrompt, PTuningConfig, PromptEncoderKind};
 pub use patterns::Patterns;
 pub use prefix_tuning::{Prefix, PrefixTuningConfig};
 pub use projection::{Base, ColumnOrder, LayerSpec, Projection};
 pub use prompt_tuning::{PromptEmbeddings, PromptInit, PromptTuningConfig};
 pub use targets::{LayerKind, LinearSpec, Selection, TargetModules, Targets, resolve_targets};
+pub use token_rows::{TOKEN_ROWS, TokenIndices, TokenName, TokenRows, TrainedRows};
+pub use trainable_tokens::TrainableTokensConfig;
 pub use vera::{Vera, VeraConfig};
 pub use virtual_tokens::{
     DecoderShape, Encode, PROMPT_EMBEDDINGS, PromptMethod, PromptStart, PromptTokens, no_text,
@@ -59,7 +60,6 @@ pub use virtual_tokens::{
 
 use crate::error::{Problem, Result};
 use crate::ops::ModelBackend;
-use crate::params::{ParamMeta, ParamSlot};
 use crate::rng::Seed;
 use crate::settings::Settings;
 use files::Keys;
@@ -68,6 +68,7 @@ use files::Keys;
 macro_rules! adapter_methods {
     (
         layers { $($(#[$doc:meta])* $method:ident($config:ident, $layer:ident);)+ }
+        tables { $($(#[$table_doc:meta])* $table:ident($table_config:ident);)+ }
         rows { $($(#[$prompt_doc:meta])* $prompt:ident($prompt_config:ident, $tokens:ident);)+ }
     ) => {
         /// Which weights are trained.
@@ -80,6 +81,7 @@ macro_rules! adapter_methods {
             /// The parameters of the model with these names; see [`only`].
             Only(Vec<String>),
             $($(#[$doc])* $method($config),)+
+            $($(#[$table_doc])* $table($table_config),)+
             $($(#[$prompt_doc])* $prompt($prompt_config),)+
         }
 
@@ -87,6 +89,7 @@ macro_rules! adapter_methods {
         #[derive(Debug, Clone, PartialEq)]
         pub enum AdapterSpec {
             $($(#[$doc])* $method($config),)+
+            $($(#[$table_doc])* $table($table_config),)+
             $($(#[$prompt_doc])* $prompt($prompt_config),)+
         }
 
@@ -111,6 +114,14 @@ macro_rules! adapter_methods {
         )+
 
         $(
+            impl From<&$table_config> for AdapterSpec {
+                fn from(config: &$table_config) -> Self {
+                    Self::$table(config.clone())
+                }
+            }
+        )+
+
+        $(
             impl From<&$prompt_config> for AdapterSpec {
                 fn from(config: &$prompt_config) -> Self {
                     Self::$prompt(config.clone())
@@ -122,6 +133,7 @@ macro_rules! adapter_methods {
             fn from(spec: AdapterSpec) -> Self {
                 match spec {
                     $(AdapterSpec::$method(config) => Self::$method(config),)+
+                    $(AdapterSpec::$table(config) => Self::$table(config),)+
                     $(AdapterSpec::$prompt(config) => Self::$prompt(config),)+
                 }
             }
@@ -139,6 +151,7 @@ macro_rules! adapter_methods {
                 match self {
                     Self::Full | Self::Only(_) => None,
                     $(Self::$method(config) => Some(config.into()),)+
+                    $(Self::$table(config) => Some(config.into()),)+
                     $(Self::$prompt(config) => Some(config.into()),)+
                 }
             }
@@ -151,6 +164,7 @@ macro_rules! adapter_methods {
                     $(Self::$method(config) => {
                         Some(Adapter::$method(config.fresh(site)))
                     })+
+                    $(Self::$table(_) => None,)+
                     $(Self::$prompt(_) => None,)+
                 }
             }
@@ -166,6 +180,7 @@ macro_rules! adapter_methods {
             ) -> Result<Option<VirtualTokens<B>>> {
                 Ok(match self {
                     $(Self::$method(_) => None,)+
+                    $(Self::$table(_) => None,)+
                     $(Self::$prompt(config) => {
                         Some(VirtualTokens::$prompt(config.fresh(start, seed)?))
                     })+
@@ -180,6 +195,7 @@ macro_rules! adapter_methods {
             ) -> Option<VirtualTokens<B>> {
                 match self {
                     $(Self::$method(_) => None,)+
+                    $(Self::$table(_) => None,)+
                     $(Self::$prompt(config) => Some(VirtualTokens::$prompt(config.stored(shape, tensor))),)+
                 }
             }
@@ -188,6 +204,7 @@ macro_rules! adapter_methods {
             pub fn num_virtual_tokens(&self) -> usize {
                 match self {
                     $(Self::$method(_) => 0,)+
+                    $(Self::$table(_) => 0,)+
                     $(Self::$prompt(config) => config.num_virtual_tokens(),)+
                 }
             }
@@ -196,6 +213,7 @@ macro_rules! adapter_methods {
             pub fn num_prompt_params(&self, shape: &DecoderShape) -> usize {
                 match self {
                     $(Self::$method(_) => 0,)+
+                    $(Self::$table(_) => 0,)+
                     $(Self::$prompt(config) => config.num_params(shape),)+
                 }
             }
@@ -204,6 +222,7 @@ macro_rules! adapter_methods {
             pub fn stored_shape(&self, shape: &DecoderShape) -> Option<[usize; 2]> {
                 match self {
                     $(Self::$method(_) => None,)+
+                    $(Self::$table(_) => None,)+
                     $(Self::$prompt(config) => {
                         Some([config.num_virtual_tokens(), config.stored_width(shape)])
                     })+
@@ -240,6 +259,10 @@ macro_rules! adapter_methods {
                         let targets = targets.ok_or("no \"target_modules\"")?;
                         $config::read(keys, targets).map(Self::$method)
                     })+
+                    $($table_config::PEFT_TYPE => {
+                        let targets = targets.ok_or("no \"target_modules\"")?;
+                        $table_config::read(keys, targets).map(Self::$table)
+                    })+
                     $($prompt_config::PEFT_TYPE => {
                         let count = virtual_tokens::read_count(keys)?;
                         $prompt_config::read(keys, count).map(Self::$prompt)
@@ -252,6 +275,7 @@ macro_rules! adapter_methods {
             fn accepts(peft_type: &str, key: &str, value: &Value) -> Option<bool> {
                 match peft_type {
                     $($config::PEFT_TYPE => $config::accepts(key, value),)+
+                    $($table_config::PEFT_TYPE => $table_config::accepts(key, value),)+
                     $($prompt_config::PEFT_TYPE => $prompt_config::accepts(key, value),)+
                     _ => None,
                 }
@@ -261,7 +285,7 @@ macro_rules! adapter_methods {
             pub fn stored(&self) -> Self {
                 match self {
                     $(Self::$method(config) => Self::$method(config.stored()),)+
-                    $(Self::$prompt(_) => self.clone(),)+
+                    _ => self.clone(),
                 }
             }
 
@@ -273,9 +297,19 @@ macro_rules! adapter_methods {
                 }
             }
 
+            /// As [`AdapterMethod::OWN_TARGETS`].
+            fn has_own_targets(peft_type: &str) -> bool {
+                match peft_type {
+                    $($config::PEFT_TYPE => $config::OWN_TARGETS,)+
+                    $($table_config::PEFT_TYPE => $table_config::OWN_TARGETS,)+
+                    _ => false,
+                }
+            }
+
             /// The values of `peft_type` that are known.
-            const PEFT_TYPES: &'static [&'static str] =
-                &[$($config::PEFT_TYPE,)+ $($prompt_config::PEFT_TYPE,)+];
+            const PEFT_TYPES: &'static [&'static str] = &[
+                $($config::PEFT_TYPE,)+ $($table_config::PEFT_TYPE,)+ $($prompt_config::PEFT_TYPE,)+
+            ];
         }
 
         impl<B: Backend> Adapter<B> {
@@ -326,6 +360,7 @@ macro_rules! adapter_methods {
             ($value:expr, layer $settings:ident => $body:expr, rows $other:ident => $or:expr) => {
                 match $value {
                     $(AdapterSpec::$method($settings) => $body,)+
+                    $(AdapterSpec::$table($settings) => $body,)+
                     $(AdapterSpec::$prompt($other) => $or,)+
                 }
             };
@@ -344,6 +379,10 @@ adapter_methods! {
         /// Narrow MLPs beside the sub-layers of a frozen base.
         Bottleneck(BottleneckConfig, Bottleneck);
     }
+    tables {
+        /// Rows of embedding and output head for a few tokens, on a frozen base.
+        TrainableTokens(TrainableTokensConfig);
+    }
     rows {
         /// Trained embeddings before every row.
         PromptTuning(PromptTuningConfig, PromptEmbeddings);
@@ -357,6 +396,8 @@ adapter_methods! {
 // After the list, whose macros they use.
 mod beside;
 mod layout;
+mod on_layer;
+mod token_rows;
 mod tokens;
 
 fn unknown_method(peft_type: &str) -> String {
@@ -448,46 +489,5 @@ impl AdapterSpec {
 
     fn write(&self, config: &AdapterConfig) -> Value {
         by_settings!(self, layer method => method.write(config), rows method => method.write(config))
-    }
-}
-
-impl<B: Backend> Adapter<B> {
-    fn input(&self, x: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-        by_method!(self, layer => layer.input(x))
-    }
-
-    fn output(&self, x: &Tensor<B, 2>, y: Tensor<B, 2>, dropout: Option<Seed>) -> Tensor<B, 2>
-    where
-        B: ModelBackend,
-    {
-        by_method!(self, layer => layer.output(x, y, dropout))
-    }
-
-    fn add(&self, stream: Tensor<B, 2>, y: Tensor<B, 2>) -> Tensor<B, 2>
-    where
-        B: ModelBackend,
-    {
-        by_method!(self, layer => layer.add(stream, y))
-    }
-
-    fn merge(&self, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Option<Merged<B>>
-    where
-        B: ModelBackend,
-    {
-        by_method!(self, layer => layer.merge(weight, bias))
-    }
-
-    /// As [`LayerAdapter::shared`].
-    pub fn shared(&self) -> Vec<(&'static str, Tensor<B, 2>)> {
-        by_method!(self, layer => layer.shared())
-    }
-
-    fn walk(
-        &mut self,
-        layer: &LayerSpec,
-        order: &Option<Arc<Vec<usize>>>,
-        visit: &mut dyn FnMut(&ParamMeta, ParamSlot<'_, B>),
-    ) {
-        by_method!(self, adapter => adapter.walk(layer, order, visit));
     }
 }

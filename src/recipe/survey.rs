@@ -111,6 +111,9 @@ impl Surveyor<'_> {
                 self.keep(&format!("{path}.peft"), fits);
             }
         }
+        if let Some(known) = &known {
+            self.tokens(stage, &inputs, known, path);
+        }
         let before = self.problems.len();
         // Reward sources read columns of the rows with the prompts.
         let columns: Vec<String> = (inputs.rewards.iter())

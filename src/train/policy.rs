@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::model::weights::{RandomSource, StoreAs, write_snapshot};
 use crate::model::{
     LanguageModel, ModelConfig, ModelSource, SCORE_OFFSET, ScalarModel, adapted_precision,
-    prepare_adapters, save_adapter, stored_tensors, trained_tensors, write_sidecar,
+    prepare_adapters, save_adapter, stored_tensors, trained_tensors, with_token_ids, write_sidecar,
 };
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
@@ -212,6 +212,7 @@ impl<B: ModelBackend> Policy<B> {
     /// # Errors
     /// As [`prepare_adapters`].
     pub fn into_trainable(self, peft: &Peft, seed: Seed) -> Result<TrainablePolicy<B>> {
+        let peft = &token_ids(peft, &self.tokenizer)?;
         trained_tensors(&self.config, false, peft)?;
         let mut model = self.model;
         let present = self.adapter.as_ref();
@@ -225,6 +226,17 @@ impl<B: ModelBackend> Policy<B> {
             merged: prepared.merged,
         })
     }
+}
+
+/// `peft` with the ids that a tokenizer gives in place of tokens' texts.
+///
+/// # Errors
+/// `Error::Usage` for texts that are no tokens.
+pub(super) fn token_ids(peft: &Peft, tokenizer: &Tokenizer) -> Result<Peft> {
+    with_token_ids(peft, tokenizer).map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Error::Usage(problems.join("; "))
+    })
 }
 
 /// A policy in training.

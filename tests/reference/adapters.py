@@ -11,7 +11,7 @@ import warnings
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig, VeraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPTNeoXConfig, LlamaConfig
 
@@ -180,7 +180,34 @@ TABLES = {
     "embedding_classifier": ("llama", dict(r=2, target_modules=["embed_tokens", "v_proj"], task_type="SEQ_CLS")),
 }
 
-ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA, **SAVED, **VERA_BIASES, **BIASES, **TABLES}
+# Rows of single tokens, beside LoRA and alone.
+TOKENS = {
+    "tokens": ("llama", dict(
+        r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"], trainable_token_indices=[40, 5, 3], task_type="CAUSAL_LM",
+    )),
+    "tokens_untied": ("gpt_neox", dict(
+        r=2, lora_alpha=3, target_modules=["query_key_value"], trainable_token_indices={"embed_in": [31, 8], "lm_head": [12, 33, 0]},
+        task_type="CAUSAL_LM",
+    )),
+    "tokens_gpt2": ("gpt2", dict(
+        r=3, target_modules=["c_attn"], trainable_token_indices={"wte": [8]}, modules_to_save=["ln_f"], bias="lora_only", use_dora=True,
+        fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+    # LoRA on the head, rows of the embedding.
+    "tokens_head": ("gpt_neox", dict(
+        r=2, lora_alpha=3, target_modules=["lm_head", "dense"], trainable_token_indices=[0, 41], task_type="CAUSAL_LM",
+    )),
+    "tokens_classifier": ("llama", dict(
+        r=2, target_modules=["k_proj", "up_proj"], trainable_token_indices=[1, 12, 41], task_type="SEQ_CLS",
+    )),
+}
+ONLY_TOKENS = {
+    "only_tokens": ("llama", dict(token_indices=[41, 33, 5], task_type="CAUSAL_LM")),
+    "only_tokens_untied": ("gpt_neox", dict(target_modules=["embed_in", "lm_head"], token_indices=[3, 40, 12], task_type="CAUSAL_LM")),
+    "only_tokens_gpt2": ("gpt2", dict(target_modules=["wte"], token_indices=[8, 46], task_type="CAUSAL_LM")),
+}
+
+ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA, **SAVED, **VERA_BIASES, **BIASES, **TABLES, **TOKENS, **ONLY_TOKENS}
 
 # Cases that are trained for some steps from their saved state, with the learning rate.
 TRAINED = {
@@ -189,6 +216,7 @@ TRAINED = {
     "saved_tied": 1e-2, "saved_gpt_neox": 1e-2, "saved_positions": 1e-2,
     "vera_bias_all": 1e-2, "vera_bias_only": 1e-2, "loraplus_bias": 2e-3,
     "embedding": 1e-2, "head": 1e-2, "tied_tables": 1e-2, "tables": 1e-2,
+    "tokens": 1e-2, "tokens_untied": 1e-2, "tokens_gpt2": 1e-2, "only_tokens": 3e-2, "only_tokens_untied": 3e-2,
 }
 # Learning rate of B as a multiple of A's.
 LORAPLUS = {"loraplus": 8.0, "loraplus_bias": 8.0}
@@ -197,7 +225,6 @@ STEPS = 10
 # Configurations whose adapters compute something else than low-rank products on linear layers, by the key that says so.
 REFUSED = {
     "layer_replication": dict(layer_replication=[(0, 2), (1, 3)]),
-    "trainable_token_indices": dict(trainable_token_indices=[0, 1]),
     "target_parameters": dict(target_parameters=["mlp.experts.gate_up_proj"]),
     "alora_invocation_tokens": dict(alora_invocation_tokens=[4, 5], task_type="CAUSAL_LM"),
     "megatron_config": dict(megatron_config={"tensor_model_parallel_size": 2}),
@@ -265,7 +292,7 @@ def saved_name(name):
 
 
 def train(root, base, out, lr, ratio):
-    """Ten steps of AdamW on the mean negative log-probability: losses, the first gradients, and what comes of the adapter."""
+    """Ten steps, or twenty, of AdamW on the mean negative log-probability: losses, the first gradients, and what comes of the adapter."""
     model = PeftModel.from_pretrained(load_base(root, base, False), out, is_trainable=True).eval()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     result = {"lr": lr, "losses": []}
@@ -274,7 +301,7 @@ def train(root, base, out, lr, ratio):
     else:
         result["loraplus_lr_ratio"] = ratio
         optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=lr, loraplus_lr_ratio=ratio)
-    for step in range(STEPS):
+    for step in range(2 * STEPS if "tokens" in os.path.basename(out) else STEPS):
         picked = []
         for row in ROWS:
             logits = model(input_ids=torch.tensor([row])).logits[0, :-1]
@@ -297,8 +324,9 @@ def make_adapter(root, name, seed):
     measure = scores if classifier else logprobs
     torch.manual_seed(seed)
     method = IA3Config if name in IA3 else VeraConfig if name in VERA | VERA_BIASES else LoraConfig
+    method = TrainableTokensConfig if name in ONLY_TOKENS else method
     model = get_peft_model(load_base(root, base, classifier), method(**settings)).eval()
-    parts = ["lora_", "ia3_", "vera_", "modules_to_save"]
+    parts = ["lora_", "ia3_", "vera_", "trainable_tokens_delta", "modules_to_save"]
     trained = [(key, p) for key, p in model.named_parameters() if p.requires_grad or any(part in key for part in parts)]
     randomise(trained, seed)
     # No folder of that name: PEFT would look into it and, finding another vocabulary, save the embeddings too.

@@ -13,7 +13,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORME
 import json
 
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TrainableTokensConfig, get_peft_model
 
 from adapters import load_base, numbers, randomise, write
 
@@ -27,7 +27,18 @@ CASES = {
     "untied": ("gpt_neox", LoraConfig(r=2, lora_alpha=3, target_modules=["query_key_value"], task_type="CAUSAL_LM"), True),
     "mean": ("llama", LoraConfig(r=1, lora_alpha=2, target_modules=["v_proj"], task_type="CAUSAL_LM"), False),
     "prompt": ("gpt2", PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), True),
+    # The rows of the new tokens are trained, and the file holds them instead of the tables.
+    "tokens": ("llama", LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], trainable_token_indices=[48, 49], task_type="CAUSAL_LM"), False),
+    "only_tokens": ("gpt2", TrainableTokensConfig(token_indices=[49, 5, 48], task_type="CAUSAL_LM"), False),
+    # Both, as PEFT stores them when it finds that the base has another vocabulary.
+    "tokens_and_tables": (
+        "gpt_neox",
+        LoraConfig(r=2, lora_alpha=3, target_modules=["dense"], trainable_token_indices={"embed_in": [48, 49]}, task_type="CAUSAL_LM"),
+        True,
+    ),
 }
+# Those whose files hold no tables.
+ROWS_ALONE = ["tokens", "only_tokens"]
 
 
 def tables(model):
@@ -73,7 +84,7 @@ def make(root, name, seed):
             for table in tables(model.get_base_model()):
                 table[-NEW:] += 0.1 * torch.randn(NEW, table.shape[1])
     model.peft_config["default"].base_model_name_or_path = f"random-{base}"
-    model.save_pretrained(out, save_embedding_layers=True)
+    model.save_pretrained(out, save_embedding_layers=name not in ROWS_ALONE)
     if os.path.exists(f"{out}/README.md"):
         os.remove(f"{out}/README.md")
     with open(f"{out}/adapter_config.json") as file:

@@ -35,6 +35,9 @@ const RECIPE: &str = r#"(
 )
 "#;
 
+/// Only the rows of the new tokens are trained of the table.
+const BESIDE_LORA: &str = r#"Lora(rank: 2, trainable_token_indices: ["<|think|>", "<|/think|>"])"#;
+
 fn rows(folder: &Path) {
     let row = |i: usize| json!({"prompt": format!("Post {i}:"), "completion": format!(" <|think|>it is {i}<|/think|> yes")});
     let text: String = (0..8).map(|i| format!("{}\n", row(i))).collect();
@@ -72,6 +75,8 @@ fn new_tokens_are_in_every_stage_and_every_result() {
         "Full",
         "PromptTuning(num_virtual_tokens: 2)",
         "Bottleneck(size: 4)",
+        BESIDE_LORA,
+        "TrainableTokens(token_indices: [\"<|/think|>\", 768])",
     ] {
         let folder = tempfile::tempdir().unwrap();
         rows(folder.path());
@@ -118,7 +123,7 @@ fn new_tokens_are_in_every_stage_and_every_result() {
 fn a_run_with_new_tokens_resumes_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
     rows(folder.path());
-    let text = recipe(RECIPE, folder.path(), "Lora(rank: 2)");
+    let text = recipe(RECIPE, folder.path(), BESIDE_LORA);
     let whole = folder.path().join("whole");
     go(&text, folder.path(), &options(&whole)).unwrap();
     let parts = folder.path().join("parts");
@@ -146,7 +151,10 @@ fn a_run_with_new_tokens_resumes_to_the_bit() {
         assert!(same, "{}", file.display());
     }
     // Other tokens are another run.
-    let other = text.replace("<|think|>", "<|other|>");
+    let other = text.replace(
+        "add_tokens: [\"<|think|>\", ",
+        "add_tokens: [\"<|think|>\", \"<|other|>\", ",
+    );
     let message = go(&other, folder.path(), &resumed).unwrap_err().to_string();
     assert!(message.contains("add_tokens"), "{message}");
 }
@@ -215,5 +223,116 @@ fn tokens_that_cannot_be_added_are_named_before_a_weight_is_loaded() {
         assert_eq!(error.exit_code(), 2, "{error}");
         assert!(error.to_string().contains(expected), "{error}");
         assert!(!folder.path().join("run").exists());
+    }
+}
+
+/// The only trained numbers beside LoRA's are the new rows, in files and in the optimiser; every other row stays the base's.
+#[test]
+fn a_new_token_costs_one_row() {
+    let folder = tempfile::tempdir().unwrap();
+    rows(folder.path());
+    let text = RECIPE.split("        Rank(").next().unwrap().to_owned() + "],)";
+    let text = recipe(&text, folder.path(), BESIDE_LORA);
+    let out = folder.path().join("run");
+    for precision in ["f32", "int8"] {
+        let text = text.replace(
+            "seed: 3,",
+            &format!("seed: 3, base_precision: {precision},"),
+        );
+        let out = out.join(precision);
+        go(&text, folder.path(), &options(&out)).unwrap();
+        let adapter = out.join("sft/adapter");
+        let source = weights::open(adapter.join("adapter_model.safetensors")).unwrap();
+        let key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+        let of_tables: Vec<String> = source.names();
+        let of_tables = of_tables.iter().filter(|name| !name.contains(".lora_"));
+        assert_eq!(of_tables.collect::<Vec<_>>(), [key], "{precision}");
+        let shape = source.shape(key).unwrap();
+        assert_eq!(shape[0], 2);
+        let config = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
+        let config: Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["trainable_token_indices"], json!([768, 769]));
+        // Merged, the table is the base's but for them; the head is tied to it.
+        let merged = out.join("merged");
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_temper"))
+            .args(["export", "--stage", "sft", "--merge", "--run"])
+            .args([&out, Path::new("--to"), &merged])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        let table =
+            |source: &dyn weights::WeightSource| source.read("model.embed_tokens.weight").unwrap();
+        let base = table(weights::open("models/tiny").unwrap().as_ref());
+        let whole = table(weights::open(&merged).unwrap().as_ref());
+        assert!(whole[..base.len()] == base[..], "{precision}");
+        let trained = source.read(key).unwrap();
+        assert!(whole[base.len()..] == trained[..], "{precision}");
+        let width = base.len() / ROWS;
+        assert!(
+            trained[..width] != trained[width..],
+            "{precision}: both stayed the mean"
+        );
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_trained_are_named_before_a_weight_is_loaded() {
+    let lora = |rest: &str| format!("Lora(rank: 2, {rest})");
+    for (method, expected) in [
+        (
+            lora(r#"trainable_token_indices: ["<|thnik|>", 5, "zzzzzz"]"#),
+            "\"<|thnik|>\" is no token of the vocabulary; did you mean `<|think|>`?",
+        ),
+        (
+            lora(r#"trainable_token_indices: ["<|thnik|>", 5, "zzzzzz"]"#),
+            "\"zzzzzz\" is no token of the vocabulary; as a text it is ",
+        ),
+        (
+            lora("trainable_token_indices: [770]"),
+            "there is no token 770: model.embed_tokens has 770 rows, for ids 0 to 769",
+        ),
+        (
+            lora(r#"trainable_token_indices: [768, "<|think|>"]"#),
+            "token 768 is named twice",
+        ),
+        (lora("trainable_token_indices: [5, 7, 5]"), "names 5 twice"),
+        (
+            lora("trainable_token_indices: []"),
+            "names no token, so none would be trained",
+        ),
+        (
+            lora(r#"trainable_token_indices: {"wte": [5]}"#),
+            "\"wte\" is the end of no table's path; this model has model.embed_tokens and lm_head",
+        ),
+        (
+            lora(r#"trainable_token_indices: {"lm_head": [5]}"#),
+            "lm_head is tied to model.embed_tokens in this model",
+        ),
+        (
+            lora(
+                r#"trainable_token_indices: [5], modules_to_save: ["embed_tokens"], ensure_weight_tying: true"#,
+            ),
+            "model.embed_tokens is trained whole by \"embed_tokens\" among modules_to_save",
+        ),
+        (
+            lora(r#"trainable_token_indices: [5], target_modules: ["lm_head", "q_proj"]"#),
+            "lm_head has an adapter by target_modules, and a row cannot be replaced and added to at once",
+        ),
+        ("TrainableTokens()".into(), "token_indices: names no token"),
+        (
+            r#"TrainableTokens(token_indices: [5], target_modules: ["q_proj"])"#.into(),
+            "\"q_proj\" is the end of no table's path",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        rows(folder.path());
+        let text = RECIPE.split("        Rank(").next().unwrap().to_owned() + "],)";
+        let text = recipe(&text, folder.path(), &method);
+        let run = folder.path().join("run");
+        let error = go(&text, folder.path(), &options(&run)).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        assert!(error.to_string().contains(expected), "{method}: {error}");
+        assert!(!run.exists());
     }
 }

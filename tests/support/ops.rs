@@ -10,8 +10,9 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, TensorPrimitive, activation};
 use super::parity::{Comparison, backend_name};
 use tempering::model::KvCache;
 use tempering::ops::{
-    self, AdamWParam, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu, HeadLayout,
-    LinearInput, LowRankPart, Mask, MatmulPrecision, ModelBackend,
+    self, AdamWParam, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu, Head, HeadLayout,
+    LinearInput, LowRankPart, Mask, MatmulPrecision, ModelBackend, Precision, ReducedMatrix,
+    ReplacedRows,
 };
 use tempering::rng::Seed;
 use tempering::tokens::Segments;
@@ -806,6 +807,85 @@ impl Case for Entropy {
     }
 }
 
+/// The same with three of the head's rows replaced, two of which are targets; the head is frozen, in f32 or reduced.
+struct ReplacedLogprob(TokenLogprob, Precision);
+
+impl ReplacedLogprob {
+    const AT: [u32; 3] = [7, 20, 3];
+
+    fn head(&self) -> Matrix {
+        self.0.inputs().remove(1)
+    }
+
+    fn reduced(&self) -> Option<ReducedMatrix> {
+        let (head, [vocab, hidden]) = (self.head().values, [self.0.vocab, self.0.hidden]);
+        ReducedMatrix::of_transpose(&head, hidden, vocab, self.1)
+    }
+
+    fn replaced<B: ModelBackend>(&self, x: &[Tensor<B, 2>]) -> Head<B> {
+        let device = x[0].device();
+        let head = match self.reduced() {
+            Some(reduced) => FrozenWeight::Reduced(reduced),
+            None => {
+                let head = self.head().on(&device).transpose();
+                FrozenWeight::full(head, MatmulPrecision::F32)
+            }
+        };
+        let at = Arc::new(Self::AT.to_vec());
+        let order = ops::replaced_order::<B>(&at, self.0.vocab, &device);
+        Head::Replaced(head, x[1].clone(), ReplacedRows::new(at, order))
+    }
+
+    /// Logits of the head as a whole, before the temperature.
+    fn logits<B: ModelBackend>(&self, x: &[Tensor<B, 2>]) -> Tensor<B, 2> {
+        let device = x[0].device();
+        let logits = match self.reduced() {
+            Some(reduced) => ops::reduced_linear(x[0].clone(), &reduced),
+            None => ops::f32_matmul(x[0].clone(), self.head().on(&device).transpose()),
+        };
+        let columns = (0..self.0.vocab).map(|column| {
+            let other = Self::AT.iter().position(|&at| at as usize == column);
+            match other {
+                Some(other) => {
+                    let row = x[1].clone().narrow(0, other, 1);
+                    ops::f32_matmul(x[0].clone(), row.transpose())
+                }
+                None => logits.clone().narrow(1, column, 1),
+            }
+        });
+        Tensor::cat(columns.collect(), 1)
+    }
+}
+
+impl Case for ReplacedLogprob {
+    fn name(&self) -> &'static str {
+        "replaced_token_logprob"
+    }
+
+    fn inputs(&self) -> Vec<Matrix> {
+        let inputs = self.0.inputs();
+        let others = Matrix::normal("others", [3, self.0.hidden], 0.6);
+        vec![inputs[0].clone(), others]
+    }
+
+    fn trainable(&self) -> Vec<usize> {
+        vec![0, 1]
+    }
+
+    fn fused<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let (head, targets) = (self.replaced(&x), self.0.targets());
+        let (logprobs, _) = ops::head_logprob(x[0].clone(), head, &targets, self.0.temperature);
+        logprobs.reshape([self.0.tokens, 1])
+    }
+
+    fn plain<B: ModelBackend>(&self, x: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let ids: Vec<i32> = self.0.targets().iter().map(|&t| t as i32).collect();
+        let ids = TensorData::new(ids, [self.0.tokens, 1]);
+        let ids = Tensor::<B, 2, Int>::from_data(ids, &x[0].device());
+        activation::log_softmax(self.logits(&x) / self.0.temperature as f32, 1).gather(1, ids)
+    }
+}
+
 struct LoraLinear {
     tokens: usize,
     inputs: usize,
@@ -1200,6 +1280,61 @@ pub(crate) fn token_logprob<B: ModelBackend>(device: B::Device) {
     };
     check::<B, _>(chunked(), &device);
     check::<B, _>(Entropy(chunked()), &device);
+}
+
+/// A head of which some rows are others: log-probabilities and gradients, logits, entropies and capped logits.
+pub(crate) fn replaced_token_logprob<B: ModelBackend>(device: B::Device) {
+    let base = |tokens| TokenLogprob {
+        tokens,
+        hidden: 32,
+        vocab: 37,
+        temperature: 0.7,
+        largest: 3.0,
+    };
+    // More rows than are formed at once, too.
+    for (tokens, precision) in [
+        (9, Precision::F32),
+        (300, Precision::F32),
+        (9, Precision::Bf16),
+    ] {
+        check::<B, _>(ReplacedLogprob(base(tokens), precision), &device);
+    }
+    // In 8 bits inputs are rounded, too, so that differences of outputs are steps.
+    for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+        let case = ReplacedLogprob(base(9), precision);
+        let x = all_on::<B>(&case.inputs(), &device);
+        let (head, expected) = (case.replaced(&x), case.logits(&x));
+        let name = format!("replaced logits, {}", precision.name());
+        let logits = ops::logits(x[0].clone(), &head);
+        assert_near(&name, &host(logits), &host(expected.clone()), 2e-5);
+        let targets = case.0.targets();
+        let (logprobs, entropy) = ops::head_logprob(x[0].clone(), head.clone(), &targets, 1.0);
+        let log_p = activation::log_softmax(expected.clone(), 1);
+        let of_targets: Vec<f32> = host(log_p.clone())
+            .chunks(case.0.vocab)
+            .zip(targets.iter())
+            .map(|(row, &target)| row[target as usize])
+            .collect();
+        assert_near(&name, &host(logprobs), &of_targets, 2e-5);
+        let entropies = (log_p.clone().exp() * log_p).sum_dim(1).neg();
+        assert_near(&name, &host(entropy), &host(entropies), 2e-5);
+        // Under a bound, as in Gemma 2.
+        let capped = Head::Capped(Box::new(head), 2.0);
+        let expected = expected.div_scalar(2.0).tanh().mul_scalar(2.0);
+        let (logprobs, _) = ops::head_logprob(x[0].clone(), capped, &targets, 1.0);
+        let of_targets: Vec<f32> = host(activation::log_softmax(expected, 1))
+            .chunks(case.0.vocab)
+            .zip(targets.iter())
+            .map(|(row, &target)| row[target as usize])
+            .collect();
+        assert_near(&name, &host(logprobs), &of_targets, 2e-5);
+    }
+    // No targets: a row of one token has none.
+    let case = ReplacedLogprob(base(1), Precision::F32);
+    let x = all_on::<B>(&case.inputs(), &device);
+    let nothing = Tensor::zeros([0, 32], &device);
+    let (none, _) = ops::head_logprob(nothing, case.replaced(&x), &Arc::new(Vec::new()), 1.0);
+    assert_eq!(none.dims(), [0]);
 }
 
 /// Logits of +80 and -80: exp overflows unless the largest is taken off first.

@@ -614,7 +614,7 @@ fn in_base(tensors: &Value) -> BTreeMap<String, &Value> {
         .unwrap()
         .keys()
         .any(|key| key.contains("gpt_neox"));
-    let plain = |key: &str| match ["lora_", "ia3_", "vera_"]
+    let plain = |key: &str| match ["lora_", "ia3_", "vera_", "trainable_tokens"]
         .iter()
         .any(|part| key.contains(part))
     {

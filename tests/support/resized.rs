@@ -96,7 +96,7 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
         save_adapter(&mut model, &found.config, &spec, "random", ours.path()).unwrap();
         let tied = found.config.tie_word_embeddings();
         let mut expected = tensors(&case.path.join("adapter_model.safetensors"));
-        expected.retain(|(key, ..)| !tied || !key.contains("lm_head"));
+        expected.retain(|(key, ..)| !tied || !key.ends_with("lm_head.weight"));
         let written = tensors(&ours.path().join("adapter_model.safetensors"));
         assert!(written == expected, "{}: other tensors", case.name);
     }

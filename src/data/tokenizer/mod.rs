@@ -8,6 +8,7 @@ mod compare;
 mod ending;
 mod files;
 mod frame;
+mod named;
 mod special;
 mod templates;
 #[cfg(test)]

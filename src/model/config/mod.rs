@@ -39,8 +39,8 @@ pub struct ModelConfig {
     architecture: Architecture,
     /// The file's content; written on export.
     raw: Map<String, Value>,
-    /// Whether embedding and head are others than in the base's files.
-    pub(super) own_tables: bool,
+    /// The first row of embedding and head that is not that of the base's files; `None` if all are.
+    pub(super) own_rows_from: Option<usize>,
 }
 
 /// The sizes of a configuration, under names common to all families.
@@ -142,7 +142,7 @@ impl ModelConfig {
             family,
             architecture,
             raw,
-            own_tables: false,
+            own_rows_from: None,
         })
     }
 

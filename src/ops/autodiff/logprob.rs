@@ -5,11 +5,20 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Shape, TensorMetadata};
 
 use super::constant;
-use crate::ops::{LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix};
+use crate::ops::{
+    FrozenWeight, LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix, ReplacedLogprob,
+    ReplacedRows,
+};
+
+/// Each row of `x` times its entry of `factors`.
+fn rows_times<B: ModelBackend>(x: FloatTensor<B>, factors: FloatTensor<B>) -> FloatTensor<B> {
+    let rows = factors.shape()[0];
+    B::float_mul(x, B::float_reshape(factors, Shape::new([rows, 1])))
+}
 
 /// `ModelBackend::token_logprob`.
 pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
@@ -38,11 +47,7 @@ pub(super) fn token_logprob<B: ModelBackend, C: CheckpointStrategy>(
             let [hidden_node, head_node] = ops.parents;
             let s = ops.state;
             let (dhidden, dhead) = match s.unit_gradient {
-                Some(unit) => {
-                    let rows = s.targets.len();
-                    let grad = B::float_reshape(grad, burn::tensor::Shape::new([rows, 1]));
-                    (B::float_mul(unit, grad), None)
-                }
+                Some(unit) => (rows_times::<B>(unit, grad), None),
                 None => {
                     let (dhidden, dhead) = B::token_logprob_backward(
                         s.hidden,
@@ -116,9 +121,7 @@ pub(super) fn reduced_token_logprob<B: ModelBackend, C: CheckpointStrategy>(
             let grad = grads.consume::<B>(&ops.node);
             let [node] = ops.parents;
             if let (Some(node), Some(unit)) = (node, ops.state) {
-                let rows = grad.shape()[0];
-                let grad = B::float_reshape(grad, burn::tensor::Shape::new([rows, 1]));
-                grads.register::<B>(node.id, B::float_mul(unit, grad));
+                grads.register::<B>(node.id, rows_times::<B>(unit, grad));
             }
         }
     }
@@ -137,4 +140,84 @@ pub(super) fn reduced_token_logprob<B: ModelBackend, C: CheckpointStrategy>(
         entropy: constant::<B, C>(out.entropy),
         unit_gradient: None,
     }
+}
+
+/// `ModelBackend::replaced_token_logprob`: gradients of the states, and of the rows in place of others.
+pub(super) fn replaced_token_logprob<B: ModelBackend, C: CheckpointStrategy>(
+    hidden: FloatTensor<Autodiff<B, C>>,
+    head: FrozenWeight<B>,
+    others: FloatTensor<Autodiff<B, C>>,
+    replaced: ReplacedRows<B>,
+    targets: &[u32],
+    inv_temperature: f32,
+) -> ReplacedLogprob<Autodiff<B, C>> {
+    #[derive(Debug, Clone)]
+    struct State<B: ModelBackend> {
+        hidden: FloatTensor<B>,
+        others: FloatTensor<B>,
+        unit_gradient: Option<FloatTensor<B>>,
+        of_others: Option<FloatTensor<B>>,
+    }
+    #[derive(Debug)]
+    struct ReplacedTokenLogprob;
+    impl<B: ModelBackend> Backward<B, 2> for ReplacedTokenLogprob {
+        type State = State<B>;
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let grad = grads.consume::<B>(&ops.node);
+            let [hidden_node, others_node] = ops.parents;
+            let s = ops.state;
+            if let (Some(node), Some(unit)) = (hidden_node, s.unit_gradient) {
+                grads.register::<B>(node.id, rows_times::<B>(unit, grad.clone()));
+            }
+            if let Some(node) = others_node {
+                let dothers = match s.of_others {
+                    Some(of_others) => {
+                        let of_logits = rows_times::<B>(of_others, grad);
+                        B::f32_matmul(B::float_transpose(of_logits), s.hidden)
+                    }
+                    // No targets.
+                    None => B::float_mul_scalar(s.others, 0.0f32.into()),
+                };
+                grads.register::<B>(node.id, dothers);
+            }
+        }
+    }
+    let nodes = [hidden.node, others.node];
+    let (hidden, others) = (hidden.primitive, others.primitive);
+    let forward = |with_gradients| {
+        let (hidden, others) = (hidden.clone(), others.clone());
+        let scale = inv_temperature;
+        B::replaced_token_logprob(
+            hidden,
+            &head,
+            others,
+            &replaced,
+            targets,
+            scale,
+            with_gradients,
+        )
+    };
+    let prepared = ReplacedTokenLogprob.prepare::<C>(nodes);
+    let (logprobs, entropy) = match prepared.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let (out, of_others) = forward(true);
+            let state = State {
+                hidden,
+                others,
+                unit_gradient: out.unit_gradient,
+                of_others,
+            };
+            (prep.finish(state, out.logprobs), out.entropy)
+        }
+        OpsKind::UnTracked(prep) => {
+            let (out, _) = forward(false);
+            (prep.finish(out.logprobs), out.entropy)
+        }
+    };
+    let out = LogprobOutput {
+        logprobs,
+        entropy: constant::<B, C>(entropy),
+        unit_gradient: None,
+    };
+    (out, None)
 }

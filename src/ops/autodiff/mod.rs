@@ -14,7 +14,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 
 use super::{
     Attend, FrozenWeight, Gate, Gelu, Insertion, LinearInput, LogprobOutput, LowRankPart,
-    MatmulPrecision, ModelBackend, ReducedMatrix,
+    MatmulPrecision, ModelBackend, ReducedMatrix, ReplacedLogprob, ReplacedRows,
 };
 
 /// A value without gradient.
@@ -291,6 +291,20 @@ impl<B: ModelBackend, C: CheckpointStrategy> ModelBackend for Autodiff<B, C> {
         _with_unit_gradient: bool,
     ) -> LogprobOutput<Self> {
         logprob::reduced_token_logprob(hidden, head, targets, inv_temperature)
+    }
+
+    fn replaced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &FrozenWeight<Self>,
+        others: FloatTensor<Self>,
+        replaced: &ReplacedRows<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        _with_gradients: bool,
+    ) -> ReplacedLogprob<Self> {
+        let head = untracked::<B, C>(head);
+        let replaced = replaced.without_gradients();
+        logprob::replaced_token_logprob(hidden, head, others, replaced, targets, inv_temperature)
     }
 
     fn f32_matmul(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -16,7 +16,7 @@ use super::kernels::{self, Matrix, Right};
 use super::{
     AdamW8bitParam, AdamW8bitResult, AdamWParam, AdamWResult, AdamWStep, Attend, ByteMoment,
     CacheWrite, FrozenWeight, Gate, Gelu, LayerNormGradients, LogprobOutput, LowRankPart,
-    MatmulPrecision, ModelBackend, Owners, ReducedMatrix,
+    MatmulPrecision, ModelBackend, Owners, ReducedMatrix, ReplacedLogprob, ReplacedRows,
 };
 
 /// Makes a tensor contiguous. Takes it by value: with a second handle, later in-place writes would copy.
@@ -282,6 +282,27 @@ impl ModelBackend for Flex {
         with_unit_gradient: bool,
     ) -> LogprobOutput<Self> {
         logprob::reduced_token_logprob(hidden, head, targets, inv_temperature, with_unit_gradient)
+    }
+
+    fn replaced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &FrozenWeight<Self>,
+        others: FloatTensor<Self>,
+        replaced: &ReplacedRows<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_gradients: bool,
+    ) -> ReplacedLogprob<Self> {
+        let scale = inv_temperature;
+        logprob::replaced_token_logprob(
+            hidden,
+            head,
+            others,
+            replaced,
+            targets,
+            scale,
+            with_gradients,
+        )
     }
 
     fn token_logprob_backward(

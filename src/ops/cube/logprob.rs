@@ -1,9 +1,11 @@
 //! Log-probabilities and entropies from chunks of logits, each read once; the gradient with respect to the logits takes
 //! their place.
 
-use burn::tensor::FloatDType;
+use std::cell::RefCell;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{FloatDType, Tensor, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -12,7 +14,9 @@ use cubecl::prelude::*;
 use super::reduce::{cube_max, cube_sum};
 use super::{by_row, dims2, empty, entrywise, tables, writable};
 use crate::ops::tensor::{unwrap, wrap};
-use crate::ops::{FrozenWeight, LogprobOutput, MatmulPrecision, ModelBackend, logit_chunk_rows};
+use crate::ops::{
+    FrozenWeight, LogprobOutput, MatmulPrecision, ModelBackend, ReplacedRows, logit_chunk_rows,
+};
 
 /// One cube per row: log-probability of its target, entropy, and, of `x = logits * inv_temperature`, the largest value and the inverse
 /// of the sum of `exp(x - largest)`. Their joint logarithm would lose digits of probabilities where logits are large.
@@ -203,9 +207,78 @@ pub(super) fn transposed<B: ModelBackend>(
     FrozenWeight::Full(B::float_transpose(head), precision)
 }
 
+/// A head: what gives logits, and the gradient of states.
+pub(super) trait LogitHead<B: Backend> {
+    fn vocab(&self) -> usize;
+
+    /// Logits of states.
+    fn logits(&self, states: FloatTensor<B>) -> FloatTensor<B>;
+
+    /// Gradient of states, given that of their logits.
+    fn backward(&self, of_logits: FloatTensor<B>) -> FloatTensor<B>;
+}
+
+impl<B: ModelBackend> LogitHead<B> for FrozenWeight<B> {
+    fn vocab(&self) -> usize {
+        match self {
+            Self::Full(head, _) => head.shape()[1],
+            Self::Reduced(head) => head.outputs(),
+        }
+    }
+
+    fn logits(&self, states: FloatTensor<B>) -> FloatTensor<B> {
+        self.product(states)
+    }
+
+    fn backward(&self, of_logits: FloatTensor<B>) -> FloatTensor<B> {
+        self.backward(of_logits)
+    }
+}
+
+/// A head with other rows in place of some of its own.
+pub(super) struct WithOthers<'a, B: Backend> {
+    pub(super) head: &'a FrozenWeight<B>,
+    /// `[others, width]`.
+    pub(super) others: FloatTensor<B>,
+    pub(super) replaced: &'a ReplacedRows<B>,
+    /// Gradients of the others' logits, by chunk.
+    pub(super) of_others: RefCell<Vec<Tensor<B, 2>>>,
+}
+
+impl<B: Backend> WithOthers<'_, B> {
+    /// Gradients of the others' logits; `None` if none were computed.
+    pub(super) fn of_others(self) -> Option<FloatTensor<B>> {
+        let chunks = self.of_others.into_inner();
+        (!chunks.is_empty()).then(|| unwrap(Tensor::cat(chunks, 0)))
+    }
+}
+
+impl<B: ModelBackend> LogitHead<B> for WithOthers<'_, B> {
+    fn vocab(&self) -> usize {
+        self.head.vocab()
+    }
+
+    fn logits(&self, states: FloatTensor<B>) -> FloatTensor<B> {
+        let others = B::float_transpose(self.others.clone());
+        let columns = self.head.precision().matmul::<B>(states.clone(), others);
+        let logits = wrap(self.head.product(states));
+        unwrap(self.replaced.put(logits, wrap(columns)))
+    }
+
+    fn backward(&self, of_logits: FloatTensor<B>) -> FloatTensor<B> {
+        let of_logits = wrap::<B, 2>(of_logits);
+        let columns = self.replaced.columns(of_logits.clone());
+        let precision = self.head.precision();
+        let of_others = precision.matmul::<B>(unwrap(columns.clone()), self.others.clone());
+        self.of_others.borrow_mut().push(columns);
+        let of_head = self.head.backward(unwrap(self.replaced.clear(of_logits)));
+        B::float_add(of_head, of_others)
+    }
+}
+
 pub(super) fn forward<R, B>(
     hidden: CubeTensor<R>,
-    head: &FrozenWeight<B>,
+    head: &impl LogitHead<B>,
     targets: &[u32],
     inv_temperature: f32,
     with_unit_gradient: bool,
@@ -216,10 +289,7 @@ where
 {
     let hidden = into_contiguous(hidden);
     let [tokens, _] = dims2(&hidden);
-    let vocab = match head {
-        FrozenWeight::Full(head, _) => dims2(head)[1],
-        FrozenWeight::Reduced(head) => head.outputs(),
-    };
+    let vocab = head.vocab();
     let (logprobs, entropy) = (empty(&hidden, [tokens]), empty(&hidden, [tokens]));
     let mut gradients = Vec::new();
     if tokens > 0 {
@@ -231,7 +301,7 @@ where
                 targets: &targets,
                 inv_temperature,
             };
-            let logits = into_contiguous(head.product(rows_of::<B>(&hidden, first, rows)));
+            let logits = into_contiguous(head.logits(rows_of::<B>(&hidden, first, rows)));
             let softmax = chunk.statistics(&logits, &logprobs, &entropy);
             if with_unit_gradient {
                 gradients.push(head.backward(chunk.gradient(logits, softmax, None)));

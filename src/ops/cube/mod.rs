@@ -21,6 +21,8 @@ mod rope;
 mod squares;
 mod tables;
 
+use std::cell::RefCell;
+
 use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::into_contiguous;
@@ -32,7 +34,7 @@ use cubecl::prelude::{CubeCount, CubeDim};
 use super::{
     AdamWParam, AdamWResult, AdamWStep, Attend, CacheWrite, FrozenWeight, Gate, Gelu,
     LayerNormGradients, LogprobOutput, LowRankPart, MatmulPrecision, ModelBackend, Owners,
-    ReducedMatrix,
+    ReducedMatrix, ReplacedLogprob, ReplacedRows,
 };
 
 /// Units of one cube in reductions and elementwise kernels.
@@ -247,6 +249,26 @@ where
     ) -> LogprobOutput<Self> {
         let head = FrozenWeight::Reduced(head.clone());
         logprob::forward(hidden, &head, targets, inv_temperature, with_unit_gradient)
+    }
+
+    fn replaced_token_logprob(
+        hidden: FloatTensor<Self>,
+        head: &FrozenWeight<Self>,
+        others: FloatTensor<Self>,
+        replaced: &ReplacedRows<Self>,
+        targets: &[u32],
+        inv_temperature: f32,
+        with_gradients: bool,
+    ) -> ReplacedLogprob<Self> {
+        let head = logprob::WithOthers {
+            head,
+            others,
+            replaced,
+            of_others: RefCell::default(),
+        };
+        let scale = inv_temperature;
+        let out = logprob::forward(hidden, &head, targets, scale, with_gradients);
+        (out, head.of_others())
     }
 
     fn reduced_linear(x: FloatTensor<Self>, weight: &ReducedMatrix) -> FloatTensor<Self> {

@@ -2,15 +2,26 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, activation};
 
 use crate::ops::tensor::{unwrap, wrap};
-use crate::ops::{LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix, logit_chunk_rows};
+use crate::ops::{
+    FrozenWeight, LogprobOutput, MatmulPrecision, ModelBackend, ReducedMatrix, ReplacedLogprob,
+    ReplacedRows, logit_chunk_rows,
+};
 
 fn targets_of<B: Backend>(targets: &[u32], device: &B::Device) -> Tensor<B, 1, Int> {
     let targets: Vec<i32> = targets.iter().map(|&t| t as i32).collect();
     let len = targets.len();
     Tensor::from_data(TensorData::new(targets, [len]), device)
+}
+
+/// A one in each row of zeros of the shape of `like`, in the column of its target.
+fn one_hot<B: Backend>(like: &Tensor<B, 2>, targets: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    let rows = targets.dims()[0];
+    let ones = Tensor::ones([rows, 1], &like.device());
+    let targets = targets.reshape([rows, 1]);
+    (like.zeros_like()).scatter(1, targets, ones, IndexingUpdateOp::Add)
 }
 
 /// `a . b` in a precision.
@@ -72,6 +83,43 @@ pub(in crate::ops) fn reduced_token_logprob<B: ModelBackend>(
     )
 }
 
+/// See [`ModelBackend::replaced_token_logprob`].
+pub(in crate::ops) fn replaced_token_logprob<B: ModelBackend>(
+    hidden: FloatTensor<B>,
+    head: &FrozenWeight<B>,
+    others: FloatTensor<B>,
+    replaced: &ReplacedRows<B>,
+    targets: &[u32],
+    inv_temperature: f32,
+    with_gradients: bool,
+) -> ReplacedLogprob<B> {
+    let (others, precision) = (wrap::<B, 2>(others), head.precision());
+    let of_states = |h: Tensor<B, 2>| {
+        let columns = product(precision, h.clone(), others.clone().transpose());
+        replaced.put(wrap(head.product(unwrap(h))), columns)
+    };
+    let mut of_others = Vec::new();
+    let of_gradients = with_gradients.then_some(|p: Tensor<B, 2>, targets: &[u32]| {
+        let ids = targets_of::<B>(targets, &p.device());
+        let of_logits = one_hot(&p, ids) - p;
+        let columns = replaced.columns(of_logits.clone());
+        of_others.push(columns.clone().mul_scalar(inv_temperature));
+        let of_head = head.backward(unwrap(replaced.clear(of_logits)));
+        wrap::<B, 2>(of_head) + product(precision, columns, others.clone())
+    });
+    let vocab = replaced.num_rows();
+    let out = chunked(
+        hidden,
+        targets,
+        inv_temperature,
+        vocab,
+        of_states,
+        of_gradients,
+    );
+    let of_others = (!of_others.is_empty()).then(|| unwrap(Tensor::<B, 2>::cat(of_others, 0)));
+    (out, of_others)
+}
+
 /// In chunks of rows: `of_states` computes logits; `of_gradients` the head's rows of the targets minus their expectation.
 fn chunked<B: Backend>(
     hidden: FloatTensor<B>,
@@ -79,7 +127,7 @@ fn chunked<B: Backend>(
     inv_temperature: f32,
     vocab: usize,
     of_states: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
-    of_gradients: Option<impl Fn(Tensor<B, 2>, &[u32]) -> Tensor<B, 2>>,
+    mut of_gradients: Option<impl FnMut(Tensor<B, 2>, &[u32]) -> Tensor<B, 2>>,
 ) -> LogprobOutput<B> {
     let hidden = wrap::<B, 2>(hidden);
     let device = hidden.device();
@@ -101,7 +149,7 @@ fn chunked<B: Backend>(
                 .gather(1, ids.reshape([part.len(), 1]))
                 .squeeze_dim::<1>(1),
         );
-        if let Some(of_gradients) = &of_gradients {
+        if let Some(of_gradients) = &mut of_gradients {
             gradients.push(of_gradients(p, part).mul_scalar(inv_temperature));
         }
     }
@@ -149,10 +197,7 @@ pub(in crate::ops) fn token_logprob_backward<B: ModelBackend>(
         let ids = targets_of::<B>(part, &device);
         let logits = product(precision, h.clone(), head.clone().transpose());
         let p = activation::softmax(logits.mul_scalar(inv_temperature), 1);
-        let ones = Tensor::ones([len, 1], &device);
-        let update = burn::tensor::IndexingUpdateOp::Add;
-        let one_hot = (p.zeros_like()).scatter(1, ids.reshape([len, 1]), ones, update);
-        let dlogits = (one_hot - p) * g;
+        let dlogits = (one_hot(&p, ids) - p) * g;
         dhidden.push(product(precision, dlogits.clone(), head.clone()));
         dhead = dhead + product(precision, dlogits.transpose(), h);
     }

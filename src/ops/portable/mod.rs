@@ -5,7 +5,9 @@ mod logprob;
 mod reduced;
 
 pub(super) use attention::{attention, attention_backward, cache_write, decode_attention};
-pub(super) use logprob::{reduced_token_logprob, token_logprob, token_logprob_backward};
+pub(super) use logprob::{
+    reduced_token_logprob, replaced_token_logprob, token_logprob, token_logprob_backward,
+};
 pub(super) use reduced::{bf16_matmul, reduced_columns, reduced_linear, reduced_linear_backward};
 
 use burn::tensor::backend::Backend;

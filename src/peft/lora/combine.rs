@@ -149,6 +149,9 @@ pub fn combine(
             () if lora.use_dora => "DoRA's norms (use_dora) are no sum that could be weighted",
             () if lora.lora_bias => "biases of adapters (lora_bias) are not combined",
             () if lora.bias != Bias::None => "trained biases of the base (bias) are not combined",
+            () if lora.trainable_token_indices.is_some() => {
+                "rows of single tokens (trainable_token_indices) are not combined"
+            }
             () if lora.init_lora_weights.takes_of_weight() => {
                 "it stands on what PiSSA or OLoRA left of the base (init_lora_weights)"
             }

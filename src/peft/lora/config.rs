@@ -8,10 +8,10 @@ use super::{A, B_BIAS, B_NAME, EMBEDDING_A, EMBEDDING_B, InitLoraWeights, Lora, 
 use crate::error::{Error, Problem, Result};
 use crate::ops::ModelBackend;
 use crate::peft::files::{AdapterConfig, Keys};
-use crate::peft::method::{AdapterMethod, Site};
+use crate::peft::method::{AdapterMethod, LayerMethod, Site};
 use crate::peft::patterns::Patterns;
 use crate::peft::targets::{LayerKind, LinearSpec, Targets, resolve_targets};
-use crate::peft::{Bias, beside};
+use crate::peft::{Bias, TokenIndices, TokenName, TokenRows, beside};
 use crate::settings::Settings;
 
 /// Low-rank adaptation.
@@ -54,6 +54,9 @@ pub struct LoraConfig {
     pub modules_to_save: Vec<String>,
     /// Where the embedding is the output head, too, train the two as one.
     pub ensure_weight_tying: bool,
+    /// Tokens whose rows of the embedding are trained: `["<think>"]`, by text or id, also of a head that is tied to it; or of tables
+    /// by the ends of their paths, `{"embed_tokens": [..], "lm_head": [..]}`.
+    pub trainable_token_indices: Option<TokenIndices>,
 }
 
 impl Default for LoraConfig {
@@ -75,6 +78,7 @@ impl Default for LoraConfig {
             alpha_pattern: Patterns::default(),
             modules_to_save: Vec::new(),
             ensure_weight_tying: false,
+            trainable_token_indices: None,
         }
     }
 }
@@ -115,8 +119,6 @@ fn refused_on(table: &LinearSpec, key: &str) -> String {
 }
 
 impl AdapterMethod for LoraConfig {
-    type Layer<B: Backend> = Lora<B>;
-
     const PEFT_TYPE: &'static str = "LORA";
 
     const ADAPTS_TABLES: bool = true;
@@ -137,6 +139,9 @@ impl AdapterMethod for LoraConfig {
         }
         settings.targets(&self.target_modules);
         settings.modules_to_save(&self.modules_to_save);
+        if let Some(rows) = self.token_rows() {
+            settings.token_rows(&rows);
+        }
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
@@ -226,10 +231,6 @@ impl AdapterMethod for LoraConfig {
         tensors
     }
 
-    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Lora<B> {
-        Lora::new(self, site)
-    }
-
     fn dropout(&self) -> f64 {
         self.dropout
     }
@@ -255,18 +256,23 @@ impl AdapterMethod for LoraConfig {
         self.ensure_weight_tying
     }
 
+    fn token_rows(&self) -> Option<TokenRows<'_>> {
+        let indices = self.trainable_token_indices.as_ref()?;
+        Some(TokenRows {
+            key: file::TOKENS,
+            prefix: "token_adapter.",
+            tables: indices.lists(),
+        })
+    }
+
+    fn token_lists(&mut self) -> Vec<&mut Vec<TokenName>> {
+        let indices = self.trainable_token_indices.as_mut();
+        indices.map_or_else(Vec::new, TokenIndices::lists_mut)
+    }
+
     /// LoRA+ puts everything of one dimension beside the up projections.
     fn vector_lr_factor(&self) -> f64 {
         self.lr_ratio()
-    }
-
-    fn continues<B: Backend>(&self, present: &Self, layer: &Lora<B>, path: &str) -> bool {
-        self.use_rslora == present.use_rslora
-            && self.use_dora == layer.magnitude.is_some()
-            && self.lora_bias == layer.bias.is_some()
-            && self.bias == present.bias
-            && layer.rank() == self.rank_of(path)
-            && (layer.scale - self.scale_of(path)).abs() < 1e-9
     }
 
     fn start(&self) -> Option<String> {
@@ -344,6 +350,23 @@ impl AdapterMethod for LoraConfig {
 
     fn write(&self, config: &AdapterConfig) -> Value {
         file::write(self, config)
+    }
+}
+
+impl LayerMethod for LoraConfig {
+    type Layer<B: Backend> = Lora<B>;
+
+    fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Lora<B> {
+        Lora::new(self, site)
+    }
+
+    fn continues<B: Backend>(&self, present: &Self, layer: &Lora<B>, path: &str) -> bool {
+        self.use_rslora == present.use_rslora
+            && self.use_dora == layer.magnitude.is_some()
+            && self.lora_bias == layer.bias.is_some()
+            && self.bias == present.bias
+            && layer.rank() == self.rank_of(path)
+            && (layer.scale - self.scale_of(path)).abs() < 1e-9
     }
 }
 

@@ -7,12 +7,15 @@ use serde_json::{Map, Value, json};
 
 use super::config::{BIAS_AND_DORA, BIAS_AND_START};
 use super::{InitLoraWeights, LoraConfig};
-use crate::peft::Bias;
 use crate::peft::files::{
     AdapterConfig, Keys, count, is_off, list_or_null, number, probability, saved_modules,
 };
 use crate::peft::patterns::Patterns;
 use crate::peft::targets::Targets;
+use crate::peft::{Bias, TokenIndices};
+
+/// The key of trained rows of tables.
+pub(super) const TOKENS: &str = "trainable_token_indices";
 
 /// As [`AdapterMethod::read`](crate::peft::AdapterMethod::read).
 pub(super) fn read(keys: &Keys<'_>, targets: &Targets) -> Result<LoraConfig, String> {
@@ -40,6 +43,10 @@ pub(super) fn read(keys: &Keys<'_>, targets: &Targets) -> Result<LoraConfig, Str
         })?,
         modules_to_save: saved_modules(keys)?,
         ensure_weight_tying: keys.read("ensure_weight_tying", false, Value::as_bool)?,
+        trainable_token_indices: keys.read(TOKENS, None, |v| {
+            let indices = serde_json::from_value(v.clone()).ok();
+            indices.filter(TokenIndices::are_ids).map(Some)
+        })?,
     };
     let invalid = [lora.rank_pattern.invalid(), lora.alpha_pattern.invalid()];
     for (key, invalid) in pattern_keys.into_iter().zip(invalid) {
@@ -105,7 +112,7 @@ pub(super) fn write(lora: &LoraConfig, config: &AdapterConfig) -> Value {
         "r": lora.rank,
         "rank_pattern": lora.rank_pattern,
         "target_parameters": null,
-        "trainable_token_indices": null,
+        TOKENS: lora.trainable_token_indices,
         "use_bdlora": null,
         "use_dora": lora.use_dora,
         "use_qalora": false,
@@ -125,7 +132,7 @@ const HARMLESS: [&str; 5] = [
 ];
 
 /// Keys that are read.
-const READ: [&str; 12] = [
+const READ: [&str; 13] = [
     "alpha_pattern",
     "ensure_weight_tying",
     "fan_in_fan_out",
@@ -136,12 +143,13 @@ const READ: [&str; 12] = [
     "lora_dropout",
     "r",
     "rank_pattern",
+    TOKENS,
     "use_dora",
     "use_rslora",
 ];
 
 /// Keys that change the numbers unless they hold nothing or `false`.
-const REFUSED: [&str; 12] = [
+const REFUSED: [&str; 11] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -150,7 +158,6 @@ const REFUSED: [&str; 12] = [
     "megatron_config",
     "monteclora_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
     "velora_config",

@@ -18,7 +18,7 @@ use crate::peft::memo::Memo;
 use crate::peft::method::LayerAdapter;
 use crate::peft::projection::LayerSpec;
 use crate::peft::targets::{LayerKind, LinearSpec};
-use crate::peft::{AdapterMethod, AdapterSpec};
+use crate::peft::{AdapterSpec, LayerMethod};
 use crate::rng::Seed;
 
 /// Name of the rows' low-rank part below the embedding's path, `[rank, vocab]` in files.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::bias::Bias;
 use super::files::{AdapterConfig, Keys, count, list_or_null, probability};
 use super::keys::tensor_key;
-use super::method::{AdapterMethod, LayerAdapter, Merged, Site, dropped};
+use super::method::{AdapterMethod, LayerAdapter, LayerMethod, Merged, Site, dropped};
 use super::projection::{ColumnOrder, LayerSpec};
 use super::targets::{LinearSpec, Targets, resolve_targets};
 use crate::error::Result;
@@ -75,8 +75,6 @@ impl Default for VeraConfig {
 }
 
 impl AdapterMethod for VeraConfig {
-    type Layer<B: Backend> = Vera<B>;
-
     const PEFT_TYPE: &'static str = "VERA";
 
     const HAS_EXCLUDE_MODULES: bool = false;
@@ -108,6 +106,59 @@ impl AdapterMethod for VeraConfig {
         ];
         both.into_iter().filter(|_| self.save_projection).collect()
     }
+
+    /// Before and after the inner vector.
+    fn kept_floats(&self, _: &LinearSpec) -> usize {
+        2 * self.rank
+    }
+
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    fn bias(&self) -> Bias {
+        self.bias
+    }
+
+    fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
+        Ok(Self {
+            rank: keys.read("r", 256, count)?,
+            d_initial: keys.read("d_initial", 0.1, Value::as_f64)?,
+            projection_prng_key: keys.read("projection_prng_key", 0, Value::as_u64)?,
+            save_projection: keys.read("save_projection", true, Value::as_bool)?,
+            bias: keys.read("bias", Bias::None, Bias::read)?,
+            dropout: keys.read("vera_dropout", 0.0, probability)?,
+            target_modules: targets.target_modules.entries().to_vec(),
+            exclude_modules: targets.excluded(),
+            layers_to_transform: targets.layers_to_transform.clone(),
+        })
+    }
+
+    fn accepts(key: &str, value: &Value) -> Option<bool> {
+        match key {
+            "bias" => Some(value.is_null() || Bias::read(value).is_some()),
+            key => READ.contains(&key).then_some(true),
+        }
+    }
+
+    fn write(&self, config: &AdapterConfig) -> Value {
+        json!({
+            "bias": self.bias,
+            "d_initial": self.d_initial,
+            "fan_in_fan_out": config.fan_in_fan_out,
+            "init_weights": true,
+            "layers_pattern": list_or_null(&config.targets.layers_pattern),
+            "layers_to_transform": config.targets.layers_to_transform,
+            "projection_prng_key": self.projection_prng_key,
+            "r": self.rank,
+            "save_projection": self.save_projection,
+            "vera_dropout": self.dropout,
+        })
+    }
+}
+
+impl LayerMethod for VeraConfig {
+    type Layer<B: Backend> = Vera<B>;
 
     fn fresh<B: ModelBackend>(&self, site: &Site<'_, B>) -> Vera<B> {
         let LinearSpec {
@@ -161,59 +212,10 @@ impl AdapterMethod for VeraConfig {
         }
     }
 
-    /// Before and after the inner vector.
-    fn kept_floats(&self, _: &LinearSpec) -> usize {
-        2 * self.rank
-    }
-
-    fn dropout(&self) -> f64 {
-        self.dropout
-    }
-
-    fn bias(&self) -> Bias {
-        self.bias
-    }
-
     fn continues<B: Backend>(&self, present: &Self, layer: &Vera<B>, _: &str) -> bool {
         self.projection_prng_key == present.projection_prng_key
             && self.bias == present.bias
             && layer.rank() == self.rank
-    }
-
-    fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
-        Ok(Self {
-            rank: keys.read("r", 256, count)?,
-            d_initial: keys.read("d_initial", 0.1, Value::as_f64)?,
-            projection_prng_key: keys.read("projection_prng_key", 0, Value::as_u64)?,
-            save_projection: keys.read("save_projection", true, Value::as_bool)?,
-            bias: keys.read("bias", Bias::None, Bias::read)?,
-            dropout: keys.read("vera_dropout", 0.0, probability)?,
-            target_modules: targets.target_modules.entries().to_vec(),
-            exclude_modules: targets.excluded(),
-            layers_to_transform: targets.layers_to_transform.clone(),
-        })
-    }
-
-    fn accepts(key: &str, value: &Value) -> Option<bool> {
-        match key {
-            "bias" => Some(value.is_null() || Bias::read(value).is_some()),
-            key => READ.contains(&key).then_some(true),
-        }
-    }
-
-    fn write(&self, config: &AdapterConfig) -> Value {
-        json!({
-            "bias": self.bias,
-            "d_initial": self.d_initial,
-            "fan_in_fan_out": config.fan_in_fan_out,
-            "init_weights": true,
-            "layers_pattern": list_or_null(&config.targets.layers_pattern),
-            "layers_to_transform": config.targets.layers_to_transform,
-            "projection_prng_key": self.projection_prng_key,
-            "r": self.rank,
-            "save_projection": self.save_projection,
-            "vera_dropout": self.dropout,
-        })
     }
 }
 

@@ -2,9 +2,11 @@
 
 use super::Surveyor;
 use crate::data::{RowKind, encode_prompts};
+use crate::error::Problem;
+use crate::model::{trained_tensors, with_token_ids};
 use crate::recipe::known::{ResolvedModel, learned, open_blank, open_folder, open_reward};
-use crate::train::config::Init;
-use crate::train::{OTHER_TOKENS, StageInputs, reward_folder};
+use crate::train::config::{Init, Peft};
+use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder};
 
 impl Surveyor<'_> {
     /// The first model of a stage: the initial one, or the one that determines the tokenizer. Others must have the same tokenizer.
@@ -69,6 +71,35 @@ impl Surveyor<'_> {
             config: added.config,
             ..known
         })
+    }
+
+    /// Looks up the tokens that the stage trains rows of.
+    pub(super) fn tokens(
+        &mut self,
+        stage: &Stage,
+        inputs: &StageInputs<'_>,
+        known: &ResolvedModel,
+        path: &str,
+    ) {
+        let scores = stage.output() == StageOutput::RewardModel;
+        let own = (stage.training()).map(|training| ("peft", training.peft, scores));
+        let value = inputs.value_peft.map(|peft| ("value_peft", peft, true));
+        for (key, peft, scores) in own.into_iter().chain(value) {
+            let trained = |peft: &Peft| trained_tensors(&known.config, scores, peft);
+            match with_token_ids(peft, &known.tokenizer) {
+                Err(problems) => {
+                    for Problem { place, message, .. } in problems {
+                        let place = format!("{path}.{key}.{place}");
+                        self.problems.push(self.places.problem(&place, message));
+                    }
+                }
+                // What is wrong without ids, too, is reported with the plan.
+                Ok(with_ids) if trained(peft).is_ok() => {
+                    drop(self.keep(&format!("{path}.{key}"), trained(&with_ids)));
+                }
+                Ok(_) => {}
+            }
+        }
     }
 
     /// Opens the reward models of a stage, and checks the tokenizer and adapters of the one that a value network starts from.

@@ -10,7 +10,7 @@ use crate::optim::Optimiser;
 use crate::params::Parameters;
 use crate::rng::Seed;
 use crate::train::config::{PpoConfig, ValueTrunk};
-use crate::train::policy::{Policy, RewardModel};
+use crate::train::policy::{Policy, RewardModel, token_ids};
 use crate::train::rollout::{ValueFunction, ValueHead};
 
 /// Error message for a value network that would start from a reward model with another tokenizer.
@@ -75,16 +75,17 @@ pub fn value_network<B: ModelBackend>(
             )
         }
     };
-    trained_tensors(&model_config, true, config.value_peft())?;
+    let peft = token_ids(config.value_peft(), &policy.tokenizer)?;
+    trained_tensors(&model_config, true, &peft)?;
     prepare_adapters(
         &mut model,
         &model_config,
         present.as_ref(),
-        config.value_peft(),
+        &peft,
         seed.fork("value"),
         &|text| policy.tokenizer.encode_document(text),
     )?;
     let mut model = ScalarModel::<Autodiff<B>>::from_inner(model);
-    config.value_peft().mark_trained(&mut model);
+    peft.mark_trained(&mut model);
     Ok(model)
 }

@@ -11,7 +11,7 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::policy::{Policy, save_reward_model};
+use super::policy::{Policy, save_reward_model, token_ids};
 use super::session::{Outcome, data_file};
 use super::shared::{Accumulator, Training, finite};
 use crate::data::{
@@ -53,12 +53,13 @@ pub(super) fn reward_model<B: ModelBackend>(
     session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
 
     let mut backbone = model.into_backbone();
-    trained_tensors(&model_config, true, &config.peft)?;
+    let peft = token_ids(&config.peft, &tokenizer)?;
+    trained_tensors(&model_config, true, &peft)?;
     let PreparedAdapters { adapter, merged } = prepare_adapters(
         &mut backbone,
         &model_config,
         present.as_ref(),
-        &config.peft,
+        &peft,
         seed,
         &|text| tokenizer.encode_document(text),
     )?;
