@@ -12,9 +12,7 @@ use std::time::Instant;
 
 use burn::backend::Flex;
 
-use tempering::data::{
-    DataConfig, DataContext, DataSource, RowFormat, Tokenizer, encode_prompts, read_rows,
-};
+use tempering::data::{DataConfig, DataContext, DataSource, Tokenizer, encode_prompts, read_rows};
 use tempering::generate::{GenerateOptions, SamplingConfig, generate};
 use tempering::model::{LanguageModel, ModelConfig, manifest, weights};
 use tempering::ops::Numerics;
@@ -47,10 +45,8 @@ fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let source = weights::open(&files.weights)?;
     let model = LanguageModel::<Flex>::load_as(&config, source.as_ref(), numerics, &device)?;
     let data = DataConfig {
-        source: DataSource::Jsonl(PathBuf::from(rows)),
-        format: RowFormat::default(),
-        skip: 0,
         limit: Some(batch),
+        ..DataConfig::of(DataSource::Jsonl(PathBuf::from(rows)))
     };
     let rows = read_rows(&data, &DataContext::default())?;
     let tokenizer = Tokenizer::load(&files.dir)?;

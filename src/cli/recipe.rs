@@ -47,6 +47,9 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         }
         (Err(error), _) => return Err(error),
     };
+    for notice in &checked.notices {
+        eprintln!("{notice}");
+    }
     for warning in &checked.warnings {
         eprintln!("warning: {warning}");
     }

@@ -33,18 +33,12 @@ pub(super) enum TextRows {
     WithEos,
 }
 
-/// All rows of a JSONL file.
+/// All rows of a file, folder or pattern, of any format.
 ///
 /// # Errors
-/// At the first line that is not a JSON object in UTF-8.
+/// As [`read_rows`].
 pub(super) fn read(path: &Path) -> Result<Vec<Row>> {
-    let source = DataSource::Jsonl(path.to_path_buf());
-    let config = DataConfig {
-        source,
-        format: RowFormat::default(),
-        skip: 0,
-        limit: None,
-    };
+    let config = DataConfig::of(DataSource::File(path.to_path_buf()));
     read_rows(&config, &DataContext::default())
 }
 

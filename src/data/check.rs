@@ -1,6 +1,5 @@
 //! Checks every row of a stage's data before anything is loaded.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,8 +8,12 @@ use serde_json::Value;
 
 use crate::data::complaints::column_names;
 use crate::data::encode::check_scored;
+use crate::data::file::suggest_file;
+use crate::data::problems::ProblemGroups;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
 use crate::data::rows::{self, DataContext, Row};
+use crate::data::shape::Shaping;
+use crate::data::stream::{RowStream, no_rows};
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Problem, Result};
 
@@ -18,8 +21,6 @@ use crate::error::{Error, Problem, Result};
 const SAMPLE_ROWS: usize = 128;
 /// Rows of [`DataCheck::sample`] whose use depends on the tokenizer.
 const UNCERTAIN_ROWS: usize = 16;
-/// Most kinds of problems reported per file.
-const MAX_PROBLEMS: usize = 10;
 /// Interval between two progress lines of a long check.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 
@@ -49,6 +50,8 @@ pub struct DataCheck {
     pub key_problems: Vec<(&'static str, Problem)>,
     /// Settings without effect, by key.
     pub key_warnings: Vec<(&'static str, Problem)>,
+    /// What was recognised by its columns, a line for each layout.
+    pub notices: Vec<String>,
     /// Rows that the stage will read; unknown until a file is fetched or an earlier stage has run.
     pub num_rows: Option<usize>,
     /// The first rows, and rows whose use depends on the tokenizer.
@@ -82,19 +85,30 @@ pub fn check_source(
         check.at_key(".limit", "expected at least 1, found 0");
         return check;
     }
-    let look = |row: &Row| match &parser {
-        Some(parser) => look(parser, row, expects, columns),
-        None => Ok(Usability::Certain),
+    // Layouts that refuse kinds of rows leave rows as they are, so that they are recognised here, too. An unknown layout is reported
+    // where the rows are read.
+    let shaping = Shaping::of(&config.format).unwrap_or(Shaping::AsNamed);
+    let look = |row: &Row| {
+        let shape = shaping.shape(&row.columns);
+        if let Some(why) = shape.and_then(|shape| shape.refusal(expects)) {
+            return Err(row.error(why));
+        }
+        match &parser {
+            Some(parser) => look(parser, row, expects, columns),
+            None => Ok(Usability::Certain),
+        }
     };
     match &config.source {
-        DataSource::Posts { rows, .. } => check.posts(*rows, config, context, &look),
+        DataSource::Posts { rows, .. } if config.valid_fraction == 0.0 => {
+            check.posts(*rows, config, context, &look);
+        }
         DataSource::Hub { file, .. } => {
             let file = match hub_name_problem(file) {
                 Some(message) => Err(message),
                 None => rows::present_file(&config.source, context).map_err(|e| e.to_string()),
             };
             match file {
-                Ok(Some(path)) => check.file(&path, config, &look),
+                Ok(Some(_)) => check.stream(config, context, &look),
                 Ok(None) => return check,
                 Err(message) => {
                     check.at_key(".source", message);
@@ -107,7 +121,7 @@ pub fn check_source(
         | DataSource::Ranked { stage, .. } => {
             let path = config.source.local_file(&context.run_dir);
             match path.filter(|path| path.exists()) {
-                Some(path) => check.file(&path, config, &look),
+                Some(_) => check.stream(config, context, &look),
                 None if expects == RowKind::Preference => return check,
                 None => {
                     let expected = expects.columns();
@@ -123,16 +137,40 @@ pub fn check_source(
         }
         // Replaced by the named set when the recipe is read.
         DataSource::Data(_) => return check,
-        source => {
-            if let Some(path) = source.local_file(&context.run_dir) {
-                check.file(&path, config, &look);
-            }
+        DataSource::Mix(parts) => match are_present(parts, context) {
+            Ok(true) => check.stream(config, context, &look),
+            Ok(false) => return check,
+            Err(message) => check.at_key(".source", message),
+        },
+        DataSource::File(_)
+        | DataSource::Jsonl(_)
+        | DataSource::Csv(_)
+        | DataSource::Posts { .. } => {
+            check.stream(config, context, &look);
         }
     }
     if let Some(parser) = &parser {
         check.unused_templates(parser, expects);
     }
     check
+}
+
+/// Whether the files of all sets of a mixture are on this machine, or are fetched now.
+fn are_present(parts: &[(f64, DataConfig)], context: &DataContext) -> Result<bool, String> {
+    for (_, part) in parts {
+        let present = match &part.source {
+            DataSource::Mix(parts) => are_present(parts, context)?,
+            source @ DataSource::Hub { .. } => {
+                let found = rows::present_file(source, context).map_err(|e| e.to_string())?;
+                found.is_some()
+            }
+            _ => true,
+        };
+        if !present {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl DataCheck {
@@ -179,34 +217,39 @@ impl DataCheck {
         }
     }
 
-    fn file(
+    /// Checks all rows of files.
+    fn stream(
         &mut self,
-        path: &Path,
         config: &DataConfig,
+        context: &DataContext,
         look: &(impl Fn(&Row) -> Result<Usability> + Sync),
     ) {
-        let reader = (config.source.open(path)).and_then(|reader| reader.skip_rows(config.skip));
-        let mut reader = match reader {
-            Ok(reader) => reader,
-            Err(Error::Io { source, .. }) => {
+        let mut stream = match RowStream::open(config, context) {
+            Ok(stream) => stream,
+            Err(Error::Io { source, path, .. }) => {
                 let message = format!("cannot read {}: {source}", path.display());
-                let help = "relative paths are taken from the folder where temper was started";
-                let problem = Problem::new("", message).with_help(help);
+                let problem = Problem::new("", message).with_help(match suggest_file(&path) {
+                    Some(near) => format!("did you mean {}?", near.display()),
+                    None => "relative paths are taken from the folder where temper was started"
+                        .to_owned(),
+                });
                 self.key_problems.push((".source", problem));
                 return;
             }
+            // The format's own key has been reported.
+            Err(Error::Usage(message)) => return self.at_key(".format", message),
             Err(error) => {
+                let path = config.source.file().unwrap_or(Path::new("")).to_path_buf();
                 let mut groups = ProblemGroups::default();
                 groups.add(error);
-                self.problems = groups.problems(path);
+                self.problems = groups.problems(&path);
                 return;
             }
         };
-        let limit = config.limit.unwrap_or(usize::MAX);
         let (mut seen, mut groups, mut uncertain) = (0usize, ProblemGroups::default(), Vec::new());
         let mut said = Instant::now();
-        while seen < limit {
-            let batch = reader.batch(limit - seen);
+        loop {
+            let batch = stream.batch();
             if batch.is_empty() {
                 break;
             }
@@ -236,21 +279,17 @@ impl DataCheck {
             }
             if said.elapsed() > PROGRESS_EVERY {
                 // The run has no reporter yet.
-                eprintln!("checking {}: {seen} rows so far", path.display());
+                eprintln!("checking {}: {seen} rows so far", stream.name().display());
                 said = Instant::now();
             }
         }
         self.sample.append(&mut uncertain);
         self.num_rows = Some(seen);
-        self.problems = groups.problems(path);
         if seen == 0 {
-            let message = match config.skip {
-                0 => "no rows".to_owned(),
-                skip => format!("no rows after the first {skip}, which `skip` leaves out"),
-            };
-            let place = path.display().to_string();
-            self.problems.push(Problem::new(place, message));
+            groups.add(no_rows(config, stream.name()));
         }
+        self.problems = groups.problems(stream.name());
+        self.notices = stream.notices();
     }
 
     /// Warns of unused templates that name an unknown column: a typo in the template's key would go unnoticed.
@@ -416,85 +455,14 @@ fn hub_name_problem(file: &str) -> Option<String> {
     (!known).then(|| format!("{file}: expected a .jsonl, .jsonl.gz, .json or .parquet file"))
 }
 
-/// Problems of rows grouped by kind, each with the number of its rows.
-#[derive(Default)]
-struct ProblemGroups {
-    groups: Vec<ProblemGroup>,
-    by_shape: HashMap<String, usize>,
-}
-
-struct ProblemGroup {
-    line: usize,
-    message: String,
-    count: usize,
-    last: usize,
-}
-
-impl ProblemGroups {
-    fn add(&mut self, error: Error) {
-        let (line, message) = match error {
-            Error::Data { line, message, .. } => (line, message),
-            Error::Format { message, .. } => (0, message),
-            other => (0, other.to_string()),
-        };
-        // Digits are dropped: positions differ from row to row.
-        let shape: String = message.chars().filter(|c| !c.is_ascii_digit()).collect();
-        match self.by_shape.get(&shape) {
-            Some(&at) => {
-                self.groups[at].count += 1;
-                self.groups[at].last = line;
-            }
-            None => {
-                self.by_shape.insert(shape, self.groups.len());
-                self.groups.push(ProblemGroup {
-                    line,
-                    message,
-                    count: 1,
-                    last: line,
-                });
-            }
-        }
-    }
-
-    fn problems(self, path: &Path) -> Vec<Problem> {
-        let path = path.display();
-        let more = self.groups.len().saturating_sub(MAX_PROBLEMS);
-        let mut problems: Vec<Problem> = (self.groups.into_iter().take(MAX_PROBLEMS))
-            .map(|group| {
-                let place = match group.line {
-                    0 => path.to_string(),
-                    line => format!("{path}:{line}"),
-                };
-                let others = match group.count - 1 {
-                    0 => String::new(),
-                    1 => format!(" (1 more row like it: {})", group.last),
-                    more => format!(" ({more} more rows like it, the last is {})", group.last),
-                };
-                Problem::new(place, format!("{}{others}", group.message))
-            })
-            .collect();
-        if more > 0 {
-            let message = format!("{more} more kinds of problems");
-            problems.push(Problem::new(path.to_string(), message));
-        }
-        problems
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
-    use crate::data::RowFormat;
 
     fn config(source: DataSource) -> DataConfig {
-        DataConfig {
-            source,
-            format: RowFormat::default(),
-            skip: 0,
-            limit: None,
-        }
+        DataConfig::of(source)
     }
 
     /// Problems of a file with these lines, its folder's name cut off.

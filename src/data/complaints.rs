@@ -5,7 +5,19 @@ use serde_json::{Map, Value};
 
 use crate::data::jinja::{self, TEMPLATE};
 use crate::data::rows::{Row, json_kind};
+use crate::data::shape::known_layouts;
 use crate::error::Error;
+use crate::suggest::nearest;
+
+/// Columns that rows are read from, the names of TRL.
+const READ: [&str; 6] = [
+    "prompt",
+    "completion",
+    "messages",
+    "text",
+    "chosen",
+    "rejected",
+];
 
 /// The error for a row that lacks columns; names those of `names` that are null.
 pub(crate) fn missing(row: &Row, names: &[&str], expected: &str) -> Error {
@@ -17,7 +29,7 @@ pub(crate) fn missing(row: &Row, names: &[&str], expected: &str) -> Error {
         [] => row.error(format!(
             "expected {expected}; the row has {}{}",
             column_names(&row.columns),
-            advice_on_columns(&row.columns)
+            advice_on_columns(&row.columns, names)
         )),
         [one] => row.error(format!("column {one} is null; expected {expected}")),
         more => row.error(format!(
@@ -27,33 +39,45 @@ pub(crate) fn missing(row: &Row, names: &[&str], expected: &str) -> Error {
     }
 }
 
-/// Advice for rows in the layout of widespread data sets.
-fn advice_on_columns(columns: &Map<String, Value>) -> String {
+/// Advice for rows with other columns than `names`.
+fn advice_on_columns(columns: &Map<String, Value>, names: &[&str]) -> String {
     let has = |name: &str| columns.contains_key(name);
-    if has("conversations") {
-        return "; the rows look like ShareGPT's: name the column `messages`, and its keys `role` (user, assistant) and `content`"
-            .to_owned();
-    }
     let pairs = [
-        ("instruction", "output"),
-        ("instruction", "response"),
         ("question", "answer"),
         ("query", "response"),
         ("input", "output"),
         ("prompt", "response"),
         ("prompt", "output"),
     ];
-    let Some((prompt, completion)) = pairs.iter().find(|(a, b)| has(a) && has(b)) else {
-        return String::new();
+    if let Some((prompt, completion)) = pairs.iter().find(|(a, b)| has(a) && has(b))
+        && names.contains(&"completion")
+    {
+        return format!(
+            "; other columns are named by `format: (prompt: \"{{{{ {prompt} }}}}\", completion: \"{{{{ {completion} }}}}\")`"
+        );
+    }
+    let others = || {
+        columns
+            .keys()
+            .map(String::as_str)
+            .filter(|name| !READ.contains(name))
     };
-    // Alpaca's instructions have an input beside them, which may be empty.
-    let input = match *prompt == "instruction" && has("input") {
-        true => "\\n\\n{{ input }}",
-        false => "",
-    };
-    format!(
-        "; other columns are named by `format: (prompt: \"{{{{ {prompt} }}}}{input}\", completion: \"{{{{ {completion} }}}}\")`"
-    )
+    let slips: Vec<String> = (names.iter())
+        .filter(|name| !has(name))
+        .filter_map(|name| Some(format!("`{name}` by `{}`", nearest(name, others())?)))
+        .collect();
+    if !slips.is_empty() {
+        return format!("; did you mean {}?", slips.join(" and "));
+    }
+    let texts = columns.iter().find(|(_, value)| value.is_string());
+    match texts.filter(|_| !READ.iter().any(|name| has(name))) {
+        Some((column, _)) => format!(
+            "; name its columns in templates, as in `format: ({}: \"{{{{ {column} }}}}\")`. Layouts that are recognised: {}",
+            names[0],
+            known_layouts()
+        ),
+        None => String::new(),
+    }
 }
 
 /// The problem of a message, if any.

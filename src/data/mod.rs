@@ -1,6 +1,6 @@
 //! Data on the host: rows of files, tokenizers, chat templates, and encoding with trained tokens.
 //!
-//! The flow: [`read_rows`] reads JSON objects; a [`RowFormat`] maps them to text; [`encode_completions`] and the other `encode_`
+//! The flow: [`read_rows`] reads files of rows, whose layout is recognised by their columns; a [`RowFormat`] maps them to text; [`encode_completions`] and the other `encode_`
 //! functions turn that into token ids with marks on trained tokens; [`Batches`] selects the rows of a step. [`check_source`]
 //! checks a data set before anything is loaded; [`inspect`] shows an encoded row.
 
@@ -8,18 +8,20 @@ mod chat;
 mod check;
 mod checked;
 mod complaints;
-mod csv;
 mod encode;
 mod file;
 pub mod inspect;
 mod jinja;
-mod json;
 mod loader;
-mod parquet;
+mod mixture;
 pub mod posts;
+mod problems;
 mod records;
 mod rows;
+mod shape;
 mod source;
+mod split;
+mod stream;
 mod tokenizer;
 
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
@@ -32,5 +34,8 @@ pub use encode::{
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};
 pub use rows::{DataContext, Row, read_rows};
-pub use source::{DataConfig, DataSource, RowFormat, StageRows, Take, TruncationMode};
+pub use shape::shape_names;
+pub use source::{
+    DataConfig, DataSource, Part, RowFormat, SampleBy, StageRows, Take, TruncationMode,
+};
 pub use tokenizer::{CHAT_TEMPLATES, Tokenizer, check_ids};

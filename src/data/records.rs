@@ -58,15 +58,8 @@ impl<'a> RowParser<'a> {
     /// # Errors
     /// If one does not parse.
     pub(crate) fn new(format: &'a RowFormat) -> Result<Self> {
-        let sources = [
-            ("text", &format.text),
-            ("prompt", &format.prompt),
-            ("completion", &format.completion),
-            ("chosen", &format.chosen),
-            ("rejected", &format.rejected),
-        ];
         let mut templates = Vec::new();
-        for (name, source) in sources {
+        for (name, source) in format.templates() {
             let Some(source) = source else { continue };
             // A missing column is an error, not an empty text.
             let mut env = jinja::environment(UndefinedBehavior::Strict, None);
@@ -95,6 +88,21 @@ impl<'a> RowParser<'a> {
         (self.templates.iter())
             .map(|(name, env)| (key(*name), *name, columns_of(env)))
             .collect()
+    }
+
+    /// The row with a column for each template.
+    ///
+    /// # Errors
+    /// If a template cannot be rendered.
+    pub(crate) fn rendered(&self, mut row: Row) -> Result<Row> {
+        let mut columns = Vec::new();
+        for (name, _) in &self.templates {
+            if let Some(Content::Text(text)) = self.content(&row, name)? {
+                columns.push(((*name).to_owned(), Value::String(text)));
+            }
+        }
+        row.columns.extend(columns);
+        Ok(row)
     }
 
     /// Text or conversation of a language-modelling row.
@@ -391,7 +399,7 @@ fn split_messages(row: &Row, chosen: Vec<Value>, rejected: Vec<Value>) -> Result
 ///
 /// Dialogues are split after the last common `"\n\nAssistant:"`, other texts after the last common word: a word that differs only
 /// at its end belongs to the responses, as does the space before it.
-fn shared_prompt_len(chosen: &str, rejected: &str) -> usize {
+pub(crate) fn shared_prompt_len(chosen: &str, rejected: &str) -> usize {
     let shared: usize = chosen
         .chars()
         .zip(rejected.chars())
@@ -626,6 +634,9 @@ mod tests {
         let sound =
             row(json!({"messages": [{"role": "user", "content": [{"type": "text"}]}, calls]}));
         assert!(reader.completion(&sound).is_ok());
+        let odd = say(json!({"id": 1, "body": "b"}));
+        let advice = "the row has the columns `id`, `body`; name its columns in templates, as in `format: (prompt: \"{{ body }}\")`. Layouts that are recognised: ShareGPT's (`conversations` (`from`, `value`)), ";
+        assert!(odd.contains(advice), "{odd}");
         for (columns, expected) in [
             (
                 json!({"messages": "[{\"role\": \"user\"}]"}),
@@ -636,12 +647,12 @@ mod tests {
                 "column `messages`: the list of messages is empty",
             ),
             (
-                json!({"conversations": []}),
-                "expected `prompt` and `completion`, or `messages`; the row has the columns `conversations`; the rows look like ShareGPT's: name the column `messages`, and its keys `role` (user, assistant) and `content`",
+                json!({"question": "q", "answer": "a"}),
+                "expected `prompt` and `completion`, or `messages`; the row has the columns `question`, `answer`; other columns are named by `format: (prompt: \"{{ question }}\", completion: \"{{ answer }}\")`",
             ),
             (
-                json!({"instruction": "i", "input": "", "output": "o"}),
-                "expected `prompt` and `completion`, or `messages`; the row has the columns `instruction`, `input`, `output`; other columns are named by `format: (prompt: \"{{ instruction }}\\n\\n{{ input }}\", completion: \"{{ output }}\")`",
+                json!({"promt": "p", "Completion": "c"}),
+                "expected `prompt` and `completion`, or `messages`; the row has the columns `promt`, `Completion`; did you mean `prompt` by `promt` and `completion` by `Completion`?",
             ),
         ] {
             assert_eq!(say(columns), format!("rows.jsonl:3: {expected}"));

@@ -1,13 +1,13 @@
 //! Reads rows: JSON objects from files, the Hugging Face hub, the embedded posts, and earlier stages.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 use serde_json::{Map, Value};
 
-use crate::data::posts::posts;
+use crate::data::stream::{RowStream, no_rows};
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
 
@@ -45,45 +45,19 @@ pub struct DataContext {
     pub fetch: bool,
 }
 
-/// Reads the rows of a data set, after `skip` and up to `limit`. Blank lines are ignored.
+/// Reads the rows of a data set, after `skip` and up to `limit`, with the columns that their layout gives them. Blank lines are
+/// ignored.
 ///
 /// A file of the hub is downloaded from `HF_ENDPOINT` (huggingface.co if unset) unless the cache has it.
 ///
 /// # Errors
-/// At the first row that is not a JSON object in UTF-8, with its line; if the file cannot be read or fetched; and if
+/// At the first row that cannot be parsed, with its line; if the file cannot be read or fetched; and if
 /// no rows are left.
 pub fn read_rows(config: &DataConfig, context: &DataContext) -> Result<Vec<Row>> {
-    if let DataSource::Posts { rows, seed } = config.source {
-        // Posts are generated one by one: fewer rows are the first rows of more.
-        let wanted = config
-            .limit
-            .map_or(rows, |limit| rows.min(config.skip.saturating_add(limit)));
-        let posts = posts(seed, wanted).into_iter().enumerate();
-        let rows: Vec<Row> = posts
-            .skip(config.skip)
-            .map(|(i, columns)| Row {
-                columns,
-                path: PathBuf::from("posts"),
-                line: i + 1,
-            })
-            .collect();
-        return non_empty(rows, config, Path::new("posts"));
-    }
-    let path = match &config.source {
-        DataSource::Hub {
-            repo,
-            file,
-            revision,
-        } => hub_file(repo, file, revision, hub_endpoint(), context)?,
-        source => source.local_file(&context.run_dir).ok_or_else(|| {
-            Error::Usage("posts are not read from a file".into()) // handled above
-        })?,
-    };
-    let mut reader = config.source.open(&path)?.skip_rows(config.skip)?;
-    let limit = config.limit.unwrap_or(usize::MAX);
+    let mut stream = RowStream::open(config, context)?;
     let mut rows = Vec::new();
-    while rows.len() < limit {
-        let batch = reader.batch(limit - rows.len());
+    loop {
+        let batch = stream.batch();
         if batch.is_empty() {
             break;
         }
@@ -92,21 +66,27 @@ pub fn read_rows(config: &DataConfig, context: &DataContext) -> Result<Vec<Row>>
             rows.push(row?);
         }
     }
-    non_empty(rows, config, &path)
+    match rows.is_empty() {
+        true => Err(no_rows(config, stream.name())),
+        false => Ok(rows),
+    }
 }
 
-fn non_empty(rows: Vec<Row>, config: &DataConfig, path: &Path) -> Result<Vec<Row>> {
-    if !rows.is_empty() {
-        return Ok(rows);
+/// The local file, folder or pattern of a source; a file of the hub is downloaded unless the cache has it.
+///
+/// # Errors
+/// If the download fails.
+pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Result<PathBuf> {
+    match source {
+        DataSource::Hub {
+            repo,
+            file,
+            revision,
+        } => hub_file(repo, file, revision, hub_endpoint(), context),
+        source => source
+            .local_file(&context.run_dir)
+            .ok_or_else(|| Error::Usage("the source is no file".into())),
     }
-    Err(Error::format(
-        path,
-        match (config.skip, config.limit) {
-            (_, Some(0)) => "no rows: limit is 0".to_owned(),
-            (0, _) => "no rows".to_owned(),
-            (skip, _) => format!("no rows after the first {skip}, which `skip` leaves out"),
-        },
-    ))
 }
 
 /// The local file of a source: present already, or downloaded if `context` allows it.
@@ -187,15 +167,10 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
-    use crate::data::{RowFormat, file};
+    use crate::data::file;
 
     fn config(source: DataSource) -> DataConfig {
-        DataConfig {
-            source,
-            format: RowFormat::default(),
-            skip: 0,
-            limit: None,
-        }
+        DataConfig::of(source)
     }
 
     fn read(bytes: &[u8]) -> Result<Vec<Row>> {
@@ -363,7 +338,7 @@ mod tests {
         };
         let fetch = |file: &str| hub_file("me/toys", file, "v1", endpoint.clone(), &context);
         let path = fetch("rows.jsonl").unwrap();
-        let rows: Vec<Row> = (file::open(&path).unwrap().batch(9).into_iter())
+        let rows: Vec<Row> = (file::open_json(&path).unwrap().batch(9).into_iter())
             .map(Result::unwrap)
             .collect();
         assert_eq!((rows.len(), &rows[1].columns["a"]), (2, &Value::from(2)));

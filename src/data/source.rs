@@ -6,18 +6,21 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::data::AssistantTurns;
 use crate::data::file::{self, RowReader};
-use crate::data::{AssistantTurns, csv};
 use crate::error::Result;
 
 /// Where rows come from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum DataSource {
+    /// A file, a folder, or a pattern with `*`, `?`, `[..]` and `**`. The format is told by the first bytes, or else by the name: JSONL,
+    /// one JSON array of objects, parquet, CSV, TSV or plain text, optionally gzipped. Relative paths start at the working directory.
+    File(PathBuf),
     /// JSONL or one JSON array of objects, optionally gzipped, or parquet. Relative paths start at the working directory.
     Jsonl(PathBuf),
-    /// A CSV file in UTF-8 whose first line names the columns; `.tsv` files are separated by tabs. Fields are text, except those of
-    /// the column `margin`.
+    /// A CSV file in UTF-8 whose first line names the columns. Fields are separated by tabs in `.tsv` files, otherwise by the one of
+    /// `,`, `;`, `|` and tab that the first line has most of. They are text, except those of the column `margin`.
     Csv(PathBuf),
     /// A JSONL, JSONL.gz or parquet file of a Hugging Face dataset repository.
     Hub {
@@ -36,9 +39,12 @@ pub enum DataSource {
         /// Rows of different seeds are independent.
         seed: u64,
     },
+    /// Several data sets with weights: of each as many rows as its share of all weights, so that the first one to end is used whole.
+    /// The rows are spread evenly over their set and over the mixture, which depends on nothing but the sets.
+    Mix(Vec<(f64, DataConfig)>),
     /// The training rows that an earlier stage writes.
     Stage(String),
-    /// The held-out rows that an earlier stage writes.
+    /// The held-out rows that an earlier stage writes, or those of a named data set with a `valid_fraction`.
     HeldOut(String),
     /// A named data set of the recipe's `data`.
     Data(String),
@@ -83,35 +89,57 @@ impl DataSource {
         Some(StageRows { stage, valid })
     }
 
-    /// The local file, for a source that names one.
+    /// The local file, folder or pattern, for a source that names one.
     pub fn file(&self) -> Option<&Path> {
         match self {
-            Self::Jsonl(path) | Self::Csv(path) => Some(path),
+            Self::File(path) | Self::Jsonl(path) | Self::Csv(path) => Some(path),
             _ => None,
         }
     }
 
-    /// The local file that a run in `run_dir` reads; `None` for posts and for files of the hub.
+    /// The local file, folder or pattern that a run in `run_dir` reads; `None` for posts and for files of the hub.
     pub fn local_file(&self, run_dir: &Path) -> Option<PathBuf> {
         let stage = self.stage();
         let of_stage = stage.map(|rows| run_dir.join(rows.stage).join(rows.file()));
         self.file().map(Path::to_path_buf).or(of_stage)
     }
 
-    /// Opens `path`, the source's file.
+    /// The files of `path`, the source's file, folder or pattern, in the order in which they are read.
     ///
     /// # Errors
-    /// As [`file::open`] and [`csv::open`].
-    pub(crate) fn open(&self, path: &Path) -> Result<RowReader> {
+    /// As [`file::files`].
+    pub(crate) fn files(&self, path: &Path) -> Result<Vec<PathBuf>> {
         match self {
-            Self::Csv(_) => csv::open(path),
-            _ => file::open(path),
+            Self::File(_) => file::files(path),
+            _ => Ok(vec![path.to_path_buf()]),
+        }
+    }
+
+    /// Opens one of the source's files.
+    ///
+    /// # Errors
+    /// As [`file::open`].
+    pub(crate) fn open(&self, path: &Path, format: &RowFormat) -> Result<RowReader> {
+        match self {
+            Self::File(_) => file::open(path, format),
+            Self::Csv(_) => file::open_csv(path),
+            _ => file::open_json(path),
         }
     }
 }
 
 fn main_branch() -> String {
     "main".into()
+}
+
+/// A part of a data set that is divided by its `valid_fraction`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Part {
+    /// The rows to train on.
+    #[default]
+    Train,
+    /// The rows that are held out.
+    HeldOut,
 }
 
 /// A data set of a stage.
@@ -123,6 +151,13 @@ pub struct DataConfig {
     /// How a row becomes prompt, completion, chosen and rejected text.
     #[serde(default)]
     pub format: RowFormat,
+    /// Share of the rows that is held out. Which rows these are depends on their contents alone; rows with the same `prompt` stay
+    /// together.
+    #[serde(default)]
+    pub valid_fraction: f64,
+    /// Which rows are used, if some are held out.
+    #[serde(default)]
+    pub part: Part,
     /// Number of rows to skip at the start.
     #[serde(default)]
     pub skip: usize,
@@ -131,12 +166,31 @@ pub struct DataConfig {
     pub limit: Option<usize>,
 }
 
+impl DataConfig {
+    /// All rows of `source`, with the default format.
+    pub fn of(source: DataSource) -> Self {
+        Self {
+            source,
+            format: RowFormat::default(),
+            valid_fraction: 0.0,
+            part: Part::Train,
+            skip: 0,
+            limit: None,
+        }
+    }
+}
+
 /// How a row becomes text: jinja templates over its columns, e.g. `prompt: "{{ prompt[:900] }}\n\nTL;DR:"`.
 ///
 /// Without a template, the column of that name is used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RowFormat {
+    /// The layout of the rows, such as `sharegpt`, instead of the one that their columns show; `columns` takes the columns as they are
+    /// named.
+    pub shape: Option<String>,
+    /// How plain text is divided into rows.
+    pub sample_by: SampleBy,
     /// Text of a language-modelling row.
     pub text: Option<String>,
     /// Prompt text.
@@ -166,6 +220,18 @@ pub struct RowFormat {
     pub shorten: Option<String>,
 }
 
+/// Rows of plain text files, by the names of Hugging Face datasets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum SampleBy {
+    /// A row for each line that is not blank.
+    #[default]
+    Line,
+    /// A row for each block of lines between blank lines.
+    Paragraph,
+    /// One row for the whole file.
+    Document,
+}
+
 /// Truncation of rows that are too long, by TRL's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -180,6 +246,8 @@ pub enum TruncationMode {
 impl Default for RowFormat {
     fn default() -> Self {
         Self {
+            shape: None,
+            sample_by: SampleBy::Line,
             text: None,
             prompt: None,
             completion: None,
@@ -212,12 +280,53 @@ pub enum Take {
     BestAndWorst,
 }
 
+impl RowFormat {
+    /// The template of each column that has one.
+    pub fn templates(&self) -> [(&'static str, Option<&String>); 5] {
+        [
+            ("text", self.text.as_ref()),
+            ("prompt", self.prompt.as_ref()),
+            ("completion", self.completion.as_ref()),
+            ("chosen", self.chosen.as_ref()),
+            ("rejected", self.rejected.as_ref()),
+        ]
+    }
+
+    /// The format with the keys alone that say which column is which.
+    pub fn columns_only(&self) -> Self {
+        Self {
+            shape: self.shape.clone(),
+            sample_by: self.sample_by,
+            text: self.text.clone(),
+            prompt: self.prompt.clone(),
+            completion: self.completion.clone(),
+            chosen: self.chosen.clone(),
+            rejected: self.rejected.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a column has a template.
+    pub fn has_templates(&self) -> bool {
+        (self.templates().iter()).any(|(_, template)| template.is_some())
+    }
+}
+
 impl DataConfig {
-    /// Resolves a use of the data set `named`: its source and format, with this use's `skip` and `limit` where given.
+    /// Resolves a use of the data set `named`: its source and format, with this use's `skip`, `limit` and `valid_fraction` where given.
+    /// A use as `HeldOut` is of the held-out part.
     pub fn of_named(&self, named: &Self) -> Self {
         Self {
             source: named.source.clone(),
             format: named.format.clone(),
+            valid_fraction: match self.valid_fraction {
+                0.0 => named.valid_fraction,
+                fraction => fraction,
+            },
+            part: match self.source {
+                DataSource::HeldOut(_) => Part::HeldOut,
+                _ => self.part,
+            },
             skip: match self.skip {
                 0 => named.skip,
                 skip => skip,

@@ -12,6 +12,7 @@ mod resume;
 mod run;
 mod scan;
 mod set;
+mod shorthand;
 mod survey;
 mod validate;
 mod write;

@@ -3,6 +3,7 @@
 //! serde stops at the first error. Therefore the file is split into header and stages, which are parsed separately. After an error
 //! the offending key is blanked out, or a missing key is filled in, and the part is parsed again. Positions are preserved.
 
+use std::ops::Range;
 use std::path::Path;
 
 use ron::Error as Ron;
@@ -12,6 +13,7 @@ use crate::error::Problem;
 use crate::recipe::Recipe;
 use crate::recipe::places::{Places, stage_paths};
 use crate::recipe::scan::{Field, Kind, Node, index_of, line_column, scan};
+use crate::recipe::shorthand;
 use crate::recipe::write::dialect;
 use crate::suggest::{did_you_mean, nearest, quoted};
 use crate::train::Stage;
@@ -76,7 +78,11 @@ pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
     if let (Some(list), false) = (list, stages.is_empty()) {
         blank(&mut header[list.span.start + 1..list.span.end - 1]);
     }
-    let recipe: Option<Recipe> = reader.unit(header, &root, "");
+    let inserted = shorthand::insertions(&text, &root);
+    // Those of the stages belong to the stages' own units.
+    let (of_stages, of_header): (Vec<_>, Vec<_>) =
+        (inserted.into_iter()).partition(|(at, _)| list.is_some_and(|list| list.span.contains(at)));
+    let recipe: Option<Recipe> = reader.unit(header, of_header, &root, "");
     let stages: Vec<Option<Stage>> = stages
         .iter()
         .zip(stage_paths(stages))
@@ -84,7 +90,9 @@ pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
             let mut unit = text.clone();
             blank(&mut unit[..node.span.start]);
             blank(&mut unit[node.span.end..]);
-            reader.unit(unit, node, &path)
+            let inside = |(at, _): &&(usize, String)| node.span.contains(at);
+            let inserted = of_stages.iter().filter(inside).cloned().collect();
+            reader.unit(unit, inserted, node, &path)
         })
         .collect();
     let recipe = match (recipe, stages.into_iter().collect::<Option<Vec<_>>>()) {
@@ -101,8 +109,12 @@ pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
 
 /// Parses the text of a recipe; the error is the first problem's message, without a place, and advice.
 pub(super) fn first_error(source: &str) -> Result<Recipe, (String, Option<String>)> {
-    dialect().from_str::<Recipe>(source).map_err(|error| {
-        let text: Vec<char> = source.chars().collect();
+    let mut text: Vec<char> = source.chars().collect();
+    if let Ok(root) = scan(&text) {
+        text = shorthand::completed(&text, &root).chars().collect();
+    }
+    let source: String = text.iter().collect();
+    dialect().from_str::<Recipe>(&source).map_err(|error| {
         let at = index_of(&text, error.span.end.line, error.span.end.col);
         let found = scan(&text)
             .ok()
@@ -123,11 +135,18 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Parses the header or one stage: `unit` is the whole text with everything else blanked out, `root` its value.
-    fn unit<T: DeserializeOwned>(&mut self, unit: Vec<char>, root: &Node, path: &str) -> Option<T> {
+    /// Parses the header or one stage: `unit` is the whole text with everything else blanked out, `insertions` complete its short forms,
+    /// `root` is its value.
+    fn unit<T: DeserializeOwned>(
+        &mut self,
+        unit: Vec<char>,
+        insertions: Vec<(usize, String)>,
+        root: &Node,
+        path: &str,
+    ) -> Option<T> {
         let mut draft = PatchedText {
             text: unit,
-            insertions: Vec::new(),
+            insertions,
         };
         // Starts of blanked fields, and (struct start, key) of missing keys that have been reported.
         let mut blanked: Vec<usize> = Vec::new();
@@ -191,7 +210,7 @@ impl Reader<'_> {
                 }
             }
             blanked.push(field.span.start);
-            blank(&mut draft.text[field.span.clone()]);
+            draft.blank(field.span.clone());
         }
         None
     }
@@ -205,6 +224,12 @@ struct PatchedText {
 }
 
 impl PatchedText {
+    /// Blanks out a field, and what was inserted after its key.
+    fn blank(&mut self, span: Range<usize>) {
+        (self.insertions).retain(|(at, _)| *at <= span.start || *at > span.end);
+        blank(&mut self.text[span]);
+    }
+
     fn render(&self) -> String {
         let mut rendered = String::with_capacity(self.text.len());
         let mut from = 0;

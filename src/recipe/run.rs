@@ -49,6 +49,8 @@ pub struct CheckedRecipe {
     pub plans: Vec<StagePlan>,
     /// Settings and data without effect.
     pub warnings: Vec<Problem>,
+    /// What was recognised in data sets, a line each.
+    pub notices: Vec<String>,
     only: Option<String>,
 }
 
@@ -81,6 +83,7 @@ pub fn check(loaded: LoadedRecipe, options: &RunOptions) -> Result<CheckedRecipe
         plans,
         problems: found,
         warnings,
+        notices,
     } = survey(&recipe, &places, &output, options.fetch);
     problems.extend(found);
     if options.resume {
@@ -93,6 +96,7 @@ pub fn check(loaded: LoadedRecipe, options: &RunOptions) -> Result<CheckedRecipe
     Ok(CheckedRecipe {
         plans,
         warnings,
+        notices,
         recipe,
         output,
         only: options.stage.clone(),

@@ -21,6 +21,8 @@ pub(super) struct Survey {
     pub(super) problems: Vec<Problem>,
     /// Settings and data without effect.
     pub(super) warnings: Vec<Problem>,
+    /// What was recognised in data sets.
+    pub(super) notices: Vec<String>,
 }
 
 /// Checks everything that the recipe names. Files of the hub are checked if they are in the cache or `fetch` is set.
@@ -41,6 +43,7 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
         rows: BTreeMap::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
+        notices: Vec::new(),
     };
     if let Some(name) = &recipe.model {
         let found = open_model(name, recipe.base_precision);
@@ -63,6 +66,7 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
         plans,
         problems: surveyor.problems,
         warnings: surveyor.warnings,
+        notices: surveyor.notices,
     }
 }
 
@@ -83,6 +87,7 @@ struct Surveyor<'a> {
     rows: BTreeMap<String, ScoredRows>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
+    notices: Vec<String>,
 }
 
 impl Surveyor<'_> {
@@ -239,6 +244,11 @@ impl Surveyor<'_> {
         };
         self.problems.extend(found.key_problems.iter().map(at_key));
         self.warnings.extend(found.key_warnings.iter().map(at_key));
+        for notice in &found.notices {
+            if !self.notices.contains(notice) {
+                self.notices.push(notice.clone());
+            }
+        }
         for problem in &found.problems {
             // Problems of a shared file are reported once.
             if !self.problems.contains(problem) {

@@ -1,6 +1,7 @@
 //! The real binary: its numbers against transformers', its files, its messages and exit codes.
 
 mod combine;
+mod data;
 mod sources;
 
 use std::fs;

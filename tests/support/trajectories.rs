@@ -12,7 +12,7 @@ use ron::extensions::Extensions;
 use serde_json::{Value, json};
 
 use tempering::data::{
-    DataConfig, DataContext, DataSource, RowFormat, Tokenizer, encode_completions, read_rows,
+    DataConfig, DataContext, DataSource, Tokenizer, encode_completions, read_rows,
 };
 use tempering::model::weights::write_safetensors;
 use tempering::model::{CausalLm, LanguageModel, attach_adapters};
@@ -208,12 +208,7 @@ impl Start {
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
         Peft::from(adapter.spec).mark_trained(&mut model);
 
-        let data = DataConfig {
-            source: DataSource::Jsonl(reference("sft.jsonl")),
-            format: RowFormat::default(),
-            skip: 0,
-            limit: None,
-        };
+        let data = DataConfig::of(DataSource::Jsonl(reference("sft.jsonl")));
         let rows = read_rows(&data, &DataContext::default()).unwrap();
         let tokenizer = Tokenizer::load(&self.path("model")).unwrap();
         let encoded = encode_completions(&rows, &tokenizer, &data.format, 64, true).unwrap();

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use crate::data::{DataSource, RowFormat, RowKind, Take};
+use crate::data::{DataSource, Part, RowFormat, RowKind, Take, shape_names};
 use crate::reward::RewardConfig;
+use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
 use crate::train::config::{
     Algorithm, Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Truncate,
@@ -186,7 +187,11 @@ fn check_truncate(
 /// Checks a data set of a stage.
 pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
     check_take(checks, path, data);
-    let data = data.config;
+    check_rows_of(checks, path, data.config);
+}
+
+/// Checks source, part, limits and format of a data set.
+fn check_rows_of(checks: &mut Checks, path: &str, data: &DataConfig) {
     let source = format!("{path}.source");
     match &data.source {
         DataSource::Hub { repo, file, .. } => {
@@ -210,6 +215,7 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
                 checks.depends_on(format!("{source}.rows"));
             }
         }
+        DataSource::Mix(parts) => check_mixture(checks, &source, parts),
         DataSource::Stage(_)
         | DataSource::HeldOut(_)
         | DataSource::Ranked { .. }
@@ -217,8 +223,16 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
         local => {
             let file = local.file().unwrap_or(Path::new(""));
             let written = !file.as_os_str().is_empty();
-            checks.must(source, written, "the path of a file", file);
+            checks.must(source, written, "the path of a file or folder", file);
         }
+    }
+    checks.below_one(path, "valid_fraction", data.valid_fraction);
+    if data.part == Part::HeldOut && data.valid_fraction == 0.0 {
+        checks.problem(
+            format!("{path}.valid_fraction"),
+            "no rows are held out: the data set has no `valid_fraction`",
+        );
+        checks.help("e.g. `valid_fraction: 0.1`, beside the set's `source`");
     }
     checks.must(
         format!("{path}.limit"),
@@ -227,6 +241,37 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
         0,
     );
     check_format(checks, &format!("{path}.format"), &data.format);
+}
+
+/// Checks the sets of a mixture.
+fn check_mixture(checks: &mut Checks, path: &str, parts: &[(f64, DataConfig)]) {
+    if parts.is_empty() {
+        checks.problem(path, "a mixture needs at least one data set");
+        checks.help("e.g. `Mix([(0.7, \"a.jsonl\"), (0.3, \"b.jsonl\")])`");
+    }
+    for (i, (weight, part)) in parts.iter().enumerate() {
+        checks.must(
+            format!("{path}.{i}.0"),
+            weight.is_finite() && *weight > 0.0,
+            "a weight above 0",
+            weight,
+        );
+        let path = format!("{path}.{i}.1");
+        if part.source.stage().is_some() {
+            checks.problem(
+                format!("{path}.source"),
+                "rows of a stage cannot be part of a mixture",
+            );
+        }
+        if part.format != part.format.columns_only() {
+            checks.problem(
+                format!("{path}.format"),
+                "a set of a mixture has templates, `shape` and `sample_by` of its own; other keys are given once",
+            );
+            checks.help("give them in the `format` of the mixture");
+        }
+        check_rows_of(checks, &path, part);
+    }
 }
 
 /// Checks that `take` fits the kind of rows that the stage reads.
@@ -265,13 +310,21 @@ fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {
             column,
         );
     }
-    for (key, template) in [
-        ("text", &format.text),
-        ("prompt", &format.prompt),
-        ("completion", &format.completion),
-        ("chosen", &format.chosen),
-        ("rejected", &format.rejected),
-    ] {
+    if let Some(shape) = &format.shape
+        && !shape_names().any(|name| name == shape)
+    {
+        checks.problem(
+            format!("{path}.shape"),
+            format!(
+                "there is no layout `{shape}`; known are {}",
+                quoted(shape_names())
+            ),
+        );
+        if let Some(near) = did_you_mean(shape, shape_names()) {
+            checks.help(near);
+        }
+    }
+    for (key, template) in format.templates() {
         let Some(template) = template else { continue };
         if let Err(error) = minijinja::Environment::new().template_from_str(template) {
             let detail = error

@@ -6,28 +6,38 @@ use std::path::{Path, PathBuf};
 use csv::{Position, ReaderBuilder, StringRecord};
 use serde_json::{Map, Number, Value};
 
-use crate::data::file::{RowReader, text};
+use super::{FileFormat, OpenedFile, RowReader, ending};
+use crate::data::RowFormat;
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
 
 /// The only numeric column; all others are text.
 const NUMBER: &str = "margin";
 
-/// Opens a CSV file (RFC 4180, UTF-8, optionally gzipped): fields are separated by commas, in `.tsv` and `.tsv.gz` files by tabs.
-/// All fields are text except those of the column `margin`.
-///
-/// # Errors
-/// `Error::Io`; `Error::Format` if the file is not text or its first line does not name columns.
-pub(crate) fn open(path: &Path) -> Result<RowReader> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let is_tsv = [".tsv", ".tsv.gz"].iter().any(|end| name.ends_with(end));
-    let mut text = text(path)?;
-    let start = text.fill_buf().map_err(Error::io("read", path))?;
-    let line_end = start.iter().position(|&byte| byte == b'\n');
-    let carriage_returns = line_end.is_some_and(|at| at > 0 && start[at - 1] == b'\r');
+/// Separators of fields, the usual one first.
+const SEPARATORS: [u8; 4] = [b',', b'\t', b';', b'|'];
+
+/// CSV (RFC 4180, UTF-8): all fields are text except those of the column `margin`.
+pub(super) const FORMAT: FileFormat = FileFormat {
+    name: "CSV",
+    endings: &["csv", "tsv"],
+    begins: |_| false,
+    open,
+};
+
+/// Fields are separated by tabs in `.tsv` files, otherwise by the separator that the first line has most of.
+fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
+    let path = file.path;
+    let head = file.head()?;
+    let separator = match ending(path).as_str() {
+        "tsv" => b'\t',
+        _ => separator(head),
+    };
+    let line_end = head.iter().position(|&byte| byte == b'\n');
+    let carriage_returns = line_end.is_some_and(|at| at > 0 && head[at - 1] == b'\r');
     let mut reader = ReaderBuilder::new()
-        .delimiter(if is_tsv { b'\t' } else { b',' })
-        .from_reader(text);
+        .delimiter(separator)
+        .from_reader(file.text);
     let names = reader.headers().map_err(|e| csv_error(path, &e))?.clone();
     check_names(path, &names)?;
     let rows = Rows {
@@ -39,7 +49,28 @@ pub(crate) fn open(path: &Path) -> Result<RowReader> {
     Ok(RowReader::of(path, Box::new(rows)))
 }
 
-/// Refuses unnamed and duplicate columns, and files with another separator.
+/// The separator that the first line has most of, outside of quotes.
+fn separator(head: &[u8]) -> u8 {
+    let mut counts = [0usize; SEPARATORS.len()];
+    let mut quoted = false;
+    for &byte in head {
+        match byte {
+            b'"' => quoted = !quoted,
+            b'\n' if !quoted => break,
+            _ if !quoted => {
+                if let Some(at) = SEPARATORS.iter().position(|&mark| mark == byte) {
+                    counts[at] += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    // The first one of several.
+    let most = (0..counts.len()).rev().max_by_key(|&at| counts[at]);
+    SEPARATORS[most.unwrap_or(0)]
+}
+
+/// Refuses unnamed and duplicate columns, and `.tsv` files with another separator.
 fn check_names(path: &Path, names: &StringRecord) -> Result<()> {
     let error = |message: String| Err(Error::format(path, message));
     let all: Vec<&str> = names.iter().collect();
@@ -52,8 +83,8 @@ fn check_names(path: &Path, names: &StringRecord) -> Result<()> {
         }
     }
     match all.as_slice() {
-        [one] if one.contains([';', '\t', '|']) => error(format!(
-            "expected fields separated by commas (tabs in .tsv files), found the one column `{}`",
+        [one] if one.contains([';', ',', '|']) => error(format!(
+            "expected fields separated by tabs, found the one column `{}`",
             one.escape_debug()
         )),
         _ => Ok(()),
@@ -130,7 +161,7 @@ fn csv_error(path: &Path, error: &csv::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use crate::data::{DataConfig, DataContext, DataSource, RowFormat, read_rows};
+    use crate::data::{DataConfig, DataContext, DataSource, read_rows};
     use crate::error::Result;
 
     /// Rows of a file of that name as `line: columns`.
@@ -139,10 +170,9 @@ mod tests {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         let config = DataConfig {
-            source: DataSource::Csv(path),
-            format: RowFormat::default(),
             skip: 1,
             limit: Some(3),
+            ..DataConfig::of(DataSource::Csv(path))
         };
         let rows = read_rows(&config, &DataContext::default())?;
         let shown = |row: &crate::data::Row| {
@@ -177,6 +207,13 @@ mod tests {
     }
 
     #[test]
+    fn a_table_of_tabs_has_tabs() {
+        let found = rows("d.tsv", b"a,b\n1,2\n").unwrap_err().to_string();
+        let message = "d.tsv: expected fields separated by tabs, found the one column `a,b`";
+        assert!(found.ends_with(message), "{found}");
+    }
+
+    #[test]
     fn bad_files_are_named() {
         for (bytes, message) in [
             (
@@ -189,10 +226,6 @@ mod tests {
             ),
             (b"a,a\n", "d.csv: its first line names the column `a` twice"),
             (b"a,,b\n", "d.csv: its first line gives column 2 no name"),
-            (
-                b"a;b\n1;2\n",
-                "d.csv: expected fields separated by commas (tabs in .tsv files), found the one column `a;b`",
-            ),
             (
                 b"a,margin\n1,2\n3,x\n",
                 "d.csv:3: column `margin`: expected a number, found `x`",
