@@ -66,19 +66,17 @@ mod tests {
     use super::*;
     use crate::data::{DataConfig, DataContext, DataSource, read_rows};
 
-    /// A file with these columns of texts, each with values, definition levels and repetition levels, and a column of numbers, if any.
-    fn write(
-        path: &Path,
-        schema: &str,
-        columns: &[(&[&str], Option<[&[i16]; 2]>)],
-        numbers: &[i64],
-    ) {
+    /// Texts of a column, with definition and repetition levels where it is nested.
+    struct Texts<'a>(&'a [&'a str], Option<[&'a [i16]; 2]>);
+
+    /// A file with these columns of texts, and a last one of numbers, if any.
+    fn write(path: &Path, schema: &str, columns: &[Texts<'_>], numbers: &[i64]) {
         let schema = Arc::new(parse_message_type(schema).unwrap());
         let file = File::create(path).unwrap();
         let properties = Arc::new(WriterProperties::builder().build());
         let mut writer = SerializedFileWriter::new(file, schema, properties).unwrap();
         let mut group = writer.next_row_group().unwrap();
-        for (texts, levels) in columns {
+        for Texts(texts, levels) in columns {
             let mut column = group.next_column().unwrap().unwrap();
             let texts: Vec<ByteArray> = texts.iter().map(|text| ByteArray::from(*text)).collect();
             let [defined, repeated] = levels.map_or([None, None], |levels| levels.map(Some));
@@ -104,9 +102,9 @@ mod tests {
         let schema = "message rows { optional group messages (LIST) { repeated group list { optional group element {
             optional binary role (UTF8); optional binary content (UTF8); } } } }";
         // Two messages, the second without content, in the first row; null in the second.
-        let columns: [(&[&str], Option<[&[i16]; 2]>); 2] = [
-            (&["user", "assistant"], Some([&[4, 4, 0], &[0, 1, 0]])),
-            (&["h"], Some([&[4, 3, 0], &[0, 1, 0]])),
+        let columns = [
+            Texts(&["user", "assistant"], Some([&[4, 4, 0], &[0, 1, 0]])),
+            Texts(&["h"], Some([&[4, 3, 0], &[0, 1, 0]])),
         ];
         write(&path, schema, &columns, &[]);
         let config = DataConfig::of(DataSource::File(path));
@@ -128,7 +126,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("rows.parquet");
         let schema = "message rows { required binary prompt (UTF8); required int64 label; }";
-        let columns: [(&[&str], Option<[&[i16]; 2]>); 1] = [(&["a", "b", "\u{e9}"], None)];
+        let columns = [Texts(&["a", "b", "\u{e9}"], None)];
         write(&path, schema, &columns, &[1, 2, 3]);
 
         let config = DataConfig {

@@ -350,6 +350,13 @@ impl Planner<'_> {
         plan.rows = data.rows;
         plan.tokens = (data.rows as f64 * data.mean) as u64 * epochs;
         plan.steps = data.rows.div_ceil(batch_size as u64) * epochs;
+        if data.mean > 0.0 && data.rows < batch_size as u64 {
+            let message = format!(
+                "the data have {} rows, fewer than a batch: an epoch is one step",
+                data.rows
+            );
+            plan.warnings.push(("batch_size", message));
+        }
         // A step may have fewer tokens than fit in one pass.
         let most = batch_size.saturating_mul(longest);
         let step = data.largest(batch_size, plan.steps);
