@@ -17,6 +17,7 @@ mod mixture;
 pub mod posts;
 mod problems;
 mod records;
+mod remembered;
 mod rows;
 mod shape;
 mod source;
