@@ -1,6 +1,7 @@
 //! Recipes: reading, `--set`, validation, planning and running.
 
 mod config;
+mod elsewhere;
 mod known;
 mod load;
 mod named;

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::Problem;
 use crate::recipe::Recipe;
+use crate::recipe::elsewhere;
 use crate::recipe::places::{Places, stage_paths};
 use crate::recipe::scan::{Field, Kind, Node, index_of, line_column, scan};
 use crate::recipe::shorthand;
@@ -49,6 +50,15 @@ pub(super) struct ParsedRecipe {
 /// Parses the text of a recipe.
 pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
     let text: Vec<char> = source.chars().collect();
+    if let Some(help) = elsewhere::other_format(source) {
+        let message = "expected a recipe in RON, which begins with `(`";
+        return ParsedRecipe {
+            recipe: None,
+            places: Places::scan(file, source),
+            problems: vec![Problem::new(file.display().to_string(), message).with_help(help)],
+            broken: Vec::new(),
+        };
+    }
     let root = match scan(&text) {
         Ok(root) => root,
         Err(error) => {
@@ -391,7 +401,8 @@ fn describe(error: &Ron, found: &str) -> (String, Option<String>) {
                 "unknown key `{found}`; known keys: {}",
                 quoted(expected.iter().copied())
             ),
-            did_you_mean(found, expected.iter().copied()),
+            elsewhere::key(found, expected)
+                .or_else(|| did_you_mean(found, expected.iter().copied())),
         ),
         Ron::NoSuchEnumVariant {
             expected, found, ..
@@ -400,7 +411,8 @@ fn describe(error: &Ron, found: &str) -> (String, Option<String>) {
                 "unknown variant `{found}`; expected one of {}",
                 quoted(expected.iter().copied())
             ),
-            did_you_mean(found, expected.iter().copied()),
+            elsewhere::variant(found, expected)
+                .or_else(|| did_you_mean(found, expected.iter().copied())),
         ),
         Ron::MissingStructField { field, .. } => {
             (format!("required key `{field}` is missing"), None)
