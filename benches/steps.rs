@@ -134,6 +134,7 @@ fn sampling<B: ModelBackend>(numerics: Numerics) -> impl FnMut() {
     let options = GenerateOptions {
         max_new_tokens: NEW_TOKENS,
         sampling: SamplingConfig::default(),
+        repetition_penalty: 1.0,
         stop_ids: Vec::new(),
         truncate: None,
         batch_size: ROWS,

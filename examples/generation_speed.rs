@@ -55,6 +55,7 @@ fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     let options = GenerateOptions {
         max_new_tokens,
         sampling: SamplingConfig::default(),
+        repetition_penalty: 1.0,
         stop_ids: Vec::new(),
         truncate: None,
         batch_size: batch,

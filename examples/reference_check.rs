@@ -146,6 +146,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 temperature: 0.0,
                 ..SamplingConfig::default()
             },
+            repetition_penalty: 1.0,
             stop_ids: Vec::new(),
             truncate: None,
             batch_size: 1,

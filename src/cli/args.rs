@@ -6,9 +6,11 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
+pub use super::chat::ChatArgs;
 pub use super::combine::CombineArgs;
+pub use super::completions::CompletionsArgs;
 use crate::backend::BackendChoice;
-use crate::model::weights::StoreAs;
+use crate::model::weights::TensorType;
 use crate::ops::{MatmulPrecision, Precision};
 use crate::peft::Peft;
 use crate::recipe;
@@ -25,6 +27,7 @@ use crate::reward::{RewardConfig, RougeVariant};
   temper recipe recipes/quickstart.ron              the whole pipeline on a CPU, nothing to download
   temper recipe recipes/smollm2.ron --dry-run       what a recipe would do and need
   temper generate --model tiny --prompt \"Once\"      try a model
+  temper chat --run runs/smollm2 --stage sft        talk with what a stage has trained
   temper doctor                                     what this build can run on
 
 Results go to stdout, progress to stderr.
@@ -65,6 +68,8 @@ pub enum Command {
     Score(ScoreArgs),
     /// Generate responses
     Generate(GenerateArgs),
+    /// Talk with a model, or with two at once
+    Chat(ChatArgs),
     /// Measure a model on a data file: loss, perplexity and reward sources
     Eval(EvalArgs),
     /// Show what a stage trains on, token by token
@@ -75,6 +80,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// List what `--model NAME` can be
     Models,
+    /// Print a script that completes commands in a shell, or write man pages
+    Completions(CompletionsArgs),
 }
 
 /// `temper recipe`.
@@ -138,8 +145,14 @@ pub struct DoctorArgs {
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// A name of `temper models`, a folder in the Hugging Face layout (such as a stage's `model/`), or a GGUF file
-    #[arg(long, value_name = "DIR|NAME")]
-    pub model: String,
+    #[arg(long, value_name = "DIR|NAME", required_unless_present = "run")]
+    pub model: Option<String>,
+    /// A run folder, whose stage's result is the model
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "adapter"])]
+    pub run: Option<PathBuf>,
+    /// The stage of --run [default: the last one that has left a model or an adapter]
+    #[arg(long, value_name = "NAME", requires = "run")]
+    pub stage: Option<String>,
     /// An adapter in the PEFT layout (such as a stage's `adapter/`) to put on the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
@@ -156,7 +169,9 @@ impl ModelArgs {
     /// A model without adapter, in f32.
     pub(super) fn of(model: impl Into<String>) -> Self {
         Self {
-            model: model.into(),
+            model: Some(model.into()),
+            run: None,
+            stage: None,
             adapter: None,
             base_precision: None,
             matmul_precision: MatmulPrecision::F32,
@@ -216,8 +231,12 @@ pub struct ScoreArgs {
 Output:  {\"prompt\": \"..\", \"completion\": \"..\", \"ids\": [..], \"logprobs\": [..], \"stopped\": true}; the ids end with EOS if the
          model stopped by itself
 
+A --prompt is the user's message where the model has a chat template, and text to continue where it has none or with --raw. Prompts of
+--data are taken as they are: text is continued, messages are rendered by the template.
+
 Examples:
   temper generate --model tiny --prompt \"Once\" --temperature 0
+  temper generate --run runs/smollm2 --stage sft --raw --prompt \"Summary:\" --stop \"\\n\" --num-responses 3
   temper generate --model smollm2-135m --adapter runs/smollm2/ppo/adapter --data prompts.jsonl --output out.jsonl"
 )]
 pub struct GenerateArgs {
@@ -230,9 +249,21 @@ pub struct GenerateArgs {
     /// Many prompts, one JSON object a line
     #[arg(long, value_name = "FILE.jsonl")]
     pub data: Option<PathBuf>,
+    /// Continue the text of --prompt as it is, without the model's chat template
+    #[arg(long, conflicts_with = "data")]
+    pub raw: bool,
+    /// The system message before --prompt
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "data"])]
+    pub system: Option<String>,
+    /// Responses to each prompt
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    pub num_responses: usize,
     /// How responses are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    /// Print responses to --prompt as JSON objects too, in place of their text
+    #[arg(long)]
+    pub json: bool,
     /// Output file, one JSON object a line; `-` is stdout. By default, responses to --data go to
     /// stdout, and for --prompt only the text of the completion
     #[arg(long, value_name = "FILE.jsonl")]
@@ -243,10 +274,10 @@ pub struct GenerateArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Most tokens of a response; it ends earlier at EOS
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = positive)]
-    pub max_new_tokens: usize,
-    /// Logits are divided by this; 0 always takes the most probable token [default: 1; of eval: 0]
+    /// Most tokens of a response; it ends earlier at EOS [default: 64; of chat: 512]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_new_tokens: Option<usize>,
+    /// Logits are divided by this; 0 always takes the most probable token [default: 1; of eval: 0; of chat: 0.7]
     #[arg(long, value_name = "T", value_parser = temperature)]
     pub temperature: Option<f64>,
     /// Sample from the smallest set of tokens whose probability reaches this; 1 means all
@@ -255,6 +286,15 @@ pub struct SamplingArgs {
     /// Sample from the K most probable tokens; 0 means all
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub top_k: usize,
+    /// Sample from tokens at least P times as probable as the most probable one; 0 means all
+    #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = min_p)]
+    pub min_p: f64,
+    /// Make tokens of the prompt and of the response so far less probable: above 1; 1 changes nothing
+    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = penalty)]
+    pub repetition_penalty: f64,
+    /// End a response before this text (`\\n` is a line break); may be repeated
+    #[arg(long, value_name = "TEXT", value_parser = stop)]
+    pub stop: Vec<String>,
     /// Root of all randomness: the same seed gives the same responses
     #[arg(long, default_value_t = 1, value_name = "S")]
     pub seed: u64,
@@ -337,6 +377,7 @@ pub struct InspectArgs {
   temper export --run runs/smollm2 --stage ppo --to exported            adapter in the PEFT layout
   temper export --run runs/smollm2 --stage ppo --to exported --merge    one whole model, adapter merged in
   temper export --run runs/tiny-pretrain --stage tiny --to exported --dtype f16         half the size
+  temper export --run runs/smollm2 --stage ppo --merge --to smol.gguf --dtype q8_0      for llama.cpp and Ollama
   temper export --adapters runs/a/sft/adapter,runs/b/sft/adapter --weights 0.7,0.3 --combination ties --density 0.5 --to both")]
 pub struct ExportArgs {
     /// The run folder
@@ -353,8 +394,8 @@ pub struct ExportArgs {
     /// Adapters that become one.
     #[command(flatten)]
     pub combine: CombineArgs,
-    /// The folder to write; it must not exist yet or be empty
-    #[arg(long, value_name = "DIR")]
+    /// The folder to write, which must not exist yet or be empty; or a GGUF file for llama.cpp and Ollama, NAME.gguf
+    #[arg(long, value_name = "DIR|NAME.gguf")]
     pub to: PathBuf,
     /// Merge the adapter into the weights
     #[arg(long, conflicts_with = "adapters")]
@@ -362,9 +403,10 @@ pub struct ExportArgs {
     /// With --merge: into the weights as the run kept them, in fewer bits, instead of those of the base's file
     #[arg(long, requires = "merge")]
     pub as_trained: bool,
-    /// Number format of a whole model's weights [default: as the stage wrote them, f32]
+    /// Number format of a whole model's weights; q8_0 and q4_0 of a GGUF file only [default: as the
+    /// stage wrote them, f32; of a GGUF file f16]
     #[arg(long, value_name = "DTYPE", value_enum, conflicts_with = "adapters")]
-    pub dtype: Option<StoreAs>,
+    pub dtype: Option<TensorType>,
 }
 
 pub(super) fn positive(text: &str) -> Result<usize, String> {
@@ -385,6 +427,27 @@ fn top_p(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
         _ => Err("expected a number above 0 and at most 1".into()),
+    }
+}
+
+fn min_p(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
+}
+
+fn penalty(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x.is_finite() => Ok(x),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+fn stop(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("expected a text that is not empty".into()),
+        text => Ok(text.replace("\\n", "\n").replace("\\t", "\t")),
     }
 }
 
@@ -517,6 +580,14 @@ mod tests {
             "generate --model tiny --prompt a --data b.jsonl",
             "generate --model tiny --prompt a --top-p 0",
             "generate --model tiny --prompt a --temperature -1",
+            "generate --model tiny --prompt a --min-p 1.5",
+            "generate --model tiny --prompt a --repetition-penalty 0",
+            "generate --model tiny --prompt a --raw --system b",
+            "generate --model tiny --data b.jsonl --raw",
+            "generate --model tiny --run r --prompt a",
+            "chat",
+            "chat --model tiny --stage s",
+            "chat --model tiny --against-adapter d",
             "logprobs --model tiny --data a.jsonl",
             "eval --model tiny --data a.jsonl --reward bleu",
             "eval --model tiny --data a.jsonl --reward length:many",
@@ -534,6 +605,9 @@ mod tests {
             "logprobs --model d --adapter a --data f.jsonl --output - --backend flex",
             "score --model d --data f.jsonl --output o.jsonl --device 1",
             "generate --model d --data f.jsonl --max-new-tokens 8 --temperature 0 --top-p 0.9 --top-k 5 --seed 7 --output -",
+            "generate --run r --stage s --prompt a --stop x --stop y --min-p 0.05 --repetition-penalty 1.1 --num-responses 2 --json",
+            "chat --model d --against e --system s --temperature 0 --continue",
+            "chat --run r",
             "eval --model d --data f.jsonl --reward rouge-l --output e.json",
             "inspect r.ron --stage sft --rows 2",
             "inspect --model m --peft Full",

@@ -6,10 +6,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::args::{ComputeArgs, EvalArgs, ModelArgs};
-use super::generate::{generate_responses, options, response_text};
 use super::logprobs::measure;
 use super::model::UnloadedModel;
 use super::output;
+use super::respond::{self, MAX_NEW_TOKENS, Request, Show, TextResponse};
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
 use crate::backend::{Task, dispatch};
 use crate::data::{Prompt, Row, Tokenizer};
@@ -71,14 +71,14 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
             &data,
             tokenizer.as_ref(),
             &model,
-            args.sampling.max_new_tokens,
+            args.sampling.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
         )?
     };
     let task = EvalTask {
         args,
-        options: options(
+        options: respond::options(
             &args.sampling,
-            TEMPERATURE,
+            (MAX_NEW_TOKENS, TEMPERATURE),
             &prompts,
             tokenizer.as_ref(),
             &model.config,
@@ -203,28 +203,32 @@ impl EvalTask<'_> {
         found: &mut Measurements,
         device: &B::Device,
     ) -> Result<()> {
-        let responses = generate_responses(
-            model,
-            self.prompts,
-            &self.options,
-            self.args.sampling.seed,
-            device,
-        )?;
+        let request = Request {
+            prompts: self.prompts,
+            options: &self.options,
+            tokenizer: self.tokenizer,
+            stops: &self.args.sampling.stop,
+            seed: self.args.sampling.seed,
+            show: Show::Progress,
+        };
+        let responses = request.run(model, device)?;
         let mut completions = Vec::with_capacity(responses.len());
-        for (prompt, response) in self.prompts.iter().zip(&responses) {
+        let (mut tokens, mut stopped) = (0, 0);
+        for (prompt, TextResponse { response, text }) in self.prompts.iter().zip(responses) {
+            tokens += response.ids.len();
+            stopped += usize::from(response.stopped);
             completions.push(Completion {
                 prompt: prompt.text.clone(),
-                response: response_text(self.tokenizer, response)?,
+                response: text,
                 prompt_ids: prompt.ids.clone(),
-                response_ids: response.ids.clone(),
+                response_ids: response.ids,
                 conversation: prompt.conversation.clone(),
                 row: prompt.row.clone(),
             });
         }
-        let count = responses.len() as f64;
-        found.response_length =
-            Some(responses.iter().map(|r| r.ids.len() as f64).sum::<f64>() / count);
-        found.eos_rate = Some(responses.iter().filter(|r| r.stopped).count() as f64 / count);
+        let count = completions.len() as f64;
+        found.response_length = Some(tokens as f64 / count);
+        found.eos_rate = Some(stopped as f64 / count);
         for (title, source) in sources {
             let scores = source.score(&completions)?;
             if scores.len() != completions.len() {

@@ -9,19 +9,23 @@ use serde_json::{Value, json};
 
 use super::args::{ComputeArgs, ExportArgs};
 use super::combine;
+use super::export_gguf;
 use super::logprobs::measure;
 use super::model::UnloadedModel;
 use super::output;
 use super::padding::Padding;
 use super::rows::IdsRow;
 use super::score::last_scores;
+use super::stage_result::result_of;
 use crate::atomic::{Temporary, sync_parent, temporary_name, write_atomic};
 use crate::backend::{Task, dispatch};
 use crate::data::{CHAT_TEMPLATES, Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::set_dtype;
 use crate::model::source::portable_base;
-use crate::model::weights::{self, Dtype, StoreAs, write_safetensors_with, write_snapshot};
+use crate::model::weights::{
+    self, Dtype, StoreAs, TensorType, write_safetensors_with, write_snapshot,
+};
 use crate::model::{ModelConfig, ModelSource, SCORE_OFFSET, stored_tensors};
 use crate::ops::{ModelBackend, Numerics, Precision};
 use crate::params::Parameters;
@@ -42,6 +46,10 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         return combine::run(args, compute);
     };
     let from = result_of(run, stage)?;
+    if export_gguf::is_gguf(&args.to) {
+        return export_gguf::run(args, &from, numerics_of(run), compute);
+    }
+    let dtype = args.dtype.map(store_as).transpose()?;
     write_folder(&args.to, |written| {
         let export = Export {
             from: &from,
@@ -50,11 +58,24 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
             compute,
         };
         match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
-            (true, true) => export.merged(args.dtype, args.as_trained),
-            (true, false) => export.adapter(args.dtype),
-            (false, _) => export.model(args.dtype),
+            (true, true) => export.merged(dtype, args.as_trained),
+            (true, false) => export.adapter(dtype),
+            (false, _) => export.model(dtype),
         }
     })
+}
+
+/// The number format in safetensors.
+fn store_as(kind: TensorType) -> Result<StoreAs> {
+    match kind {
+        TensorType::F32 => Ok(StoreAs::F32),
+        TensorType::F16 => Ok(StoreAs::F16),
+        TensorType::Bf16 => Ok(StoreAs::Bf16),
+        TensorType::Q8_0 | TensorType::Q4_0 => Err(Error::Usage(format!(
+            "--dtype {}: only a GGUF file stores blocks; name one, `--to NAME.gguf`",
+            kind.name().to_lowercase()
+        ))),
+    }
 }
 
 /// Fills a folder that is not there yet, or empty, by `write`, whose answer is printed; until all is written it is another one.
@@ -102,27 +123,6 @@ pub(super) fn write_folder(
     output::print(&format!("{}: {summary}\n", target.display()))
 }
 
-/// The folder with a stage's result.
-fn result_of(run: &Path, stage: &str) -> Result<PathBuf> {
-    let folder = run.join(stage);
-    if !folder.is_dir() {
-        return Err(Error::Usage(format!(
-            "--run {}: there is no stage {stage}",
-            run.display()
-        )));
-    }
-    ["adapter", "model"]
-        .iter()
-        .map(|name| folder.join(name))
-        .find(|path| path.join(ADAPTER_CONFIG).is_file() || path.join("config.json").is_file())
-        .ok_or_else(|| {
-            Error::Usage(format!(
-                "{}: no adapter/ and no model/; the stage has not finished",
-                folder.display()
-            ))
-        })
-}
-
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(Error::io("find", path))
 }
@@ -134,11 +134,15 @@ fn numerics_of(run: &Path) -> Numerics {
 }
 
 /// The export of a result to a folder.
-struct Export<'a> {
-    from: &'a Path,
-    to: &'a Path,
-    trained: Numerics,
-    compute: &'a ComputeArgs,
+pub(super) struct Export<'a> {
+    /// The stage's result.
+    pub(super) from: &'a Path,
+    /// The folder to fill.
+    pub(super) to: &'a Path,
+    /// How the run kept the frozen weights.
+    pub(super) trained: Numerics,
+    /// Where to compute.
+    pub(super) compute: &'a ComputeArgs,
 }
 
 impl Export<'_> {
@@ -180,7 +184,7 @@ impl Export<'_> {
     }
 
     /// Writes the base with the adapter merged into its weights.
-    fn merged(&self, dtype: Option<StoreAs>, as_trained: bool) -> Result<String> {
+    pub(super) fn merged(&self, dtype: Option<StoreAs>, as_trained: bool) -> Result<String> {
         let trained = self.found(self.from, self.trained)?;
         let numerics = match as_trained {
             true => self.trained,
@@ -248,20 +252,7 @@ impl Export<'_> {
     /// Reports the difference between the written files and the trained model.
     fn difference(&self, trained: &UnloadedModel) -> Result<String> {
         let written = self.found(self.to, Numerics::default())?;
-        let probe = probe(trained)?;
-        let answers = |model: &UnloadedModel| {
-            let measure = ProbeTask {
-                model,
-                probe: &probe,
-            };
-            dispatch(self.compute.backend, self.compute.device, measure)
-        };
-        let (expected, found) = (answers(trained)?, answers(&written)?);
-        let largest = expected
-            .iter()
-            .zip(&found)
-            .map(|(a, b)| f64::from((a - b).abs()))
-            .fold(0.0, f64::max);
+        let largest = largest_difference(trained, &written, self.compute)?;
         let what = match trained.is_reward_model()? {
             true => "score",
             false => "log-probability",
@@ -274,6 +265,31 @@ impl Export<'_> {
             "largest {what} difference of the files written from the model as trained{base}: {largest:.1e}"
         ))
     }
+}
+
+/// The largest difference between what two models say of a short text: log-probabilities, or scores of reward models.
+///
+/// # Errors
+/// Those of loading and of the backend.
+pub(super) fn largest_difference(
+    trained: &UnloadedModel,
+    written: &UnloadedModel,
+    compute: &ComputeArgs,
+) -> Result<f64> {
+    let probe = probe(trained)?;
+    let answers = |model: &UnloadedModel| {
+        let measure = ProbeTask {
+            model,
+            probe: &probe,
+        };
+        dispatch(compute.backend, compute.device, measure)
+    };
+    let (expected, found) = (answers(trained)?, answers(written)?);
+    let differences = expected
+        .iter()
+        .zip(&found)
+        .map(|(a, b)| f64::from((a - b).abs()));
+    Ok(differences.fold(0.0, f64::max))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -5,30 +5,22 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::args::{ComputeArgs, GenerateArgs, SamplingArgs};
+use super::args::{ComputeArgs, GenerateArgs};
 use super::model::UnloadedModel;
 use super::output;
-use super::progress::Progress;
+use super::respond::{self, MAX_NEW_TOKENS, Request, Show, TextResponse};
 use super::rows;
 use crate::backend::{Task, dispatch};
 use crate::data::{Prompt, Row, Tokenizer};
 use crate::error::{Error, Result};
-use crate::generate::{GenerateOptions, Response, SamplingConfig, generate};
-use crate::model::{LanguageModel, ModelConfig};
 use crate::ops::ModelBackend;
-use crate::rng::Seed;
-
-/// Most rows decoded at once.
-const MAX_ROWS: usize = 64;
-/// Most tokens in the KV cache, unless one row needs more.
-const CACHE_TOKENS: usize = 16 * 1024;
 
 /// An output line.
 #[derive(Serialize)]
 struct OutputRow<'a> {
     /// As in the row; for `input_ids`, the ids as text.
     prompt: Value,
-    completion: String,
+    completion: &'a str,
     ids: &'a [u32],
     logprobs: &'a [f32],
     stopped: bool,
@@ -45,136 +37,122 @@ pub(super) fn run(args: &GenerateArgs, compute: &ComputeArgs) -> Result<()> {
     let model = UnloadedModel::find(&args.model)?;
     let data = match (&args.data, &args.prompt) {
         (Some(path), _) => rows::read(path)?,
-        (None, prompt) => vec![prompt_row(prompt.as_deref().unwrap_or_default())],
+        (None, prompt) => vec![prompt_row(
+            prompt.as_deref().unwrap_or_default(),
+            args,
+            &model,
+        )?],
     };
     let tokenizer = rows::tokenizer_for(&data, &model)?;
     let sampling = &args.sampling;
-    let prompts = rows::prompts(&data, tokenizer.as_ref(), &model, sampling.max_new_tokens)?;
-    let options = options(sampling, 1.0, &prompts, tokenizer.as_ref(), &model.config);
-    let task = GenerateTask {
-        model: &model,
+    if tokenizer.is_none() && !sampling.stop.is_empty() {
+        return Err(Error::Usage(
+            "--stop: the model has no tokenizer, so that its responses have no text".into(),
+        ));
+    }
+    let max_new_tokens = sampling.max_new_tokens.unwrap_or(MAX_NEW_TOKENS);
+    let prompts = rows::prompts(&data, tokenizer.as_ref(), &model, max_new_tokens)?;
+    // Equal prompts that stand side by side pass through the model once.
+    let prompts: Vec<Prompt> = (prompts.into_iter())
+        .flat_map(|prompt| std::iter::repeat_n(prompt, args.num_responses))
+        .collect();
+    let defaults = (MAX_NEW_TOKENS, 1.0);
+    let options = respond::options(
+        sampling,
+        defaults,
+        &prompts,
+        tokenizer.as_ref(),
+        &model.config,
+    );
+    let as_text = args.prompt.is_some() && args.output.is_none() && !args.json;
+    let request = Request {
         prompts: &prompts,
         options: &options,
+        tokenizer: tokenizer.as_ref(),
+        stops: &sampling.stop,
         seed: sampling.seed,
+        show: match as_text && prompts.len() == 1 {
+            true => Show::Text,
+            false => Show::Progress,
+        },
+    };
+    let shown = request.show == Show::Text;
+    let task = GenerateTask {
+        model: &model,
+        request,
     };
     let responses = dispatch(compute.backend, compute.device, task)?;
-    let mut outputs = Vec::with_capacity(prompts.len());
-    for (prompt, response) in prompts.iter().zip(&responses) {
-        outputs.push(OutputRow {
-            prompt: prompt
-                .row
-                .get("prompt")
-                .cloned()
-                .unwrap_or_else(|| json!(prompt.text)),
-            completion: response_text(tokenizer.as_ref(), response)?,
+    match (as_text, shown) {
+        (true, true) => output::print("\n"),
+        (true, false) => print_numbered(&responses),
+        (false, _) => write_rows(args.output.as_deref(), &prompts, &responses),
+    }
+}
+
+fn write_rows(path: Option<&Path>, prompts: &[Prompt], responses: &[TextResponse]) -> Result<()> {
+    let rows = prompts.iter().zip(responses);
+    let rows: Vec<OutputRow<'_>> = rows
+        .map(|(prompt, TextResponse { response, text })| OutputRow {
+            prompt: (prompt.row.get("prompt").cloned()).unwrap_or_else(|| json!(prompt.text)),
+            completion: text,
             ids: &response.ids,
             logprobs: &response.logprobs,
             stopped: response.stopped,
-        });
-    }
-    match (&args.output, outputs.as_slice()) {
-        (Some(path), outputs) => output::write_lines(path, outputs),
-        (None, [output_row]) if args.prompt.is_some() => {
-            output::print(&format!("{}\n", output_row.completion))
-        }
-        (None, outputs) => output::write_lines(Path::new("-"), outputs),
-    }
+        })
+        .collect();
+    output::write_lines(path.unwrap_or(Path::new("-")), &rows)
 }
 
-fn prompt_row(text: &str) -> Row {
-    let columns = Map::from_iter([("prompt".to_owned(), json!(text))]);
-    Row {
-        columns,
+/// Several responses to one prompt, each under its number.
+fn print_numbered(responses: &[TextResponse]) -> Result<()> {
+    let count = responses.len();
+    let numbered = responses.iter().enumerate();
+    let texts: Vec<String> = numbered
+        .map(|(at, response)| format!("[{} of {count}]\n{}\n", at + 1, response.text))
+        .collect();
+    output::print(&texts.join("\n"))
+}
+
+/// The row of `--prompt`: a user's message where the model has a chat template.
+fn prompt_row(text: &str, args: &GenerateArgs, model: &UnloadedModel) -> Result<Row> {
+    let tokenizer: Tokenizer = model.tokenizer()?;
+    let prompt = match (tokenizer.has_chat() && !args.raw, &args.system) {
+        (true, system) => {
+            eprintln!("by the model's chat template; --raw continues the text as it is");
+            let system = system.iter().map(|text| message("system", text));
+            system.chain([message("user", text)]).collect()
+        }
+        (false, None) => json!(text),
+        (false, Some(_)) => {
+            return Err(Error::Usage(
+                "--system: the model has no chat template, so that there is no place for a system message; \
+                 put the text before --prompt's"
+                    .into(),
+            ));
+        }
+    };
+    Ok(Row {
+        columns: Map::from_iter([("prompt".to_owned(), prompt)]),
         path: PathBuf::from("--prompt"),
         line: 1,
-    }
-}
-
-/// Options for these prompts, with the stop tokens of the tokenizer or, without one, of the model's configuration.
-pub(super) fn options(
-    sampling: &SamplingArgs,
-    default_temperature: f64,
-    prompts: &[Prompt],
-    tokenizer: Option<&Tokenizer>,
-    config: &ModelConfig,
-) -> GenerateOptions {
-    let longest = prompts
-        .iter()
-        .map(|prompt| prompt.ids.len())
-        .max()
-        .unwrap_or(0)
-        + sampling.max_new_tokens;
-    GenerateOptions {
-        max_new_tokens: sampling.max_new_tokens,
-        sampling: SamplingConfig {
-            temperature: sampling.temperature.unwrap_or(default_temperature),
-            top_k: sampling.top_k,
-            top_p: sampling.top_p,
-        },
-        stop_ids: tokenizer.map_or_else(
-            || config.eos_ids(),
-            |tokenizer| tokenizer.stop_ids().to_vec(),
-        ),
-        truncate: None,
-        batch_size: (CACHE_TOKENS / longest.max(1)).clamp(1, MAX_ROWS),
-    }
-}
-
-/// A response as text, without special tokens; empty without a tokenizer.
-///
-/// # Errors
-/// If the tokenizer fails.
-pub(super) fn response_text(tokenizer: Option<&Tokenizer>, response: &Response) -> Result<String> {
-    tokenizer.map_or(Ok(String::new()), |tokenizer| {
-        tokenizer.decode(&response.ids, true)
     })
 }
 
-/// Generates responses to prompts, with progress.
-///
-/// # Errors
-/// `Error::Backend` for log-probabilities that are not finite.
-pub(super) fn generate_responses<B: ModelBackend>(
-    model: &LanguageModel<B>,
-    prompts: &[Prompt],
-    options: &GenerateOptions,
-    seed: u64,
-    device: &B::Device,
-) -> Result<Vec<Response>> {
-    let ids: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.ids.as_slice()).collect();
-    let mut progress = Progress::new("responses", prompts.len());
-    let mut show = |done, tokens| progress.update(done, tokens);
-    let responses = generate(
-        model,
-        &ids,
-        options,
-        Seed::new(seed).fork("generate"),
-        device,
-        &mut show,
-    );
-    let broken = |response: &Response| response.logprobs.iter().any(|x| !x.is_finite());
-    match responses.iter().position(broken) {
-        Some(at) => Err(Error::Backend(format!(
-            "prompt {}: the model gives log-probabilities that are not finite",
-            at + 1
-        ))),
-        None => Ok(responses),
-    }
+fn message(role: &str, content: &str) -> Value {
+    json!({"role": role, "content": content})
 }
 
 /// Generation on a backend.
 struct GenerateTask<'a> {
     model: &'a UnloadedModel,
-    prompts: &'a [Prompt],
-    options: &'a GenerateOptions,
-    seed: u64,
+    request: Request<'a>,
 }
 
 impl Task for GenerateTask<'_> {
-    type Output = Vec<Response>;
+    type Output = Vec<TextResponse>;
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Self::Output> {
         let model = self.model.language_model::<B>(&device)?;
-        generate_responses(&model, self.prompts, self.options, self.seed, &device)
+        self.request.run(&model, &device)
     }
 }

@@ -1,10 +1,13 @@
 //! The command line: its definition ([`args`]), and one file per subcommand.
 
 pub mod args;
+mod chat;
 mod combine;
+mod completions;
 mod doctor;
 mod eval;
 mod export;
+mod export_gguf;
 mod generate;
 mod inspect;
 mod layers;
@@ -17,9 +20,11 @@ mod parity;
 mod precision;
 mod progress;
 mod recipe;
+mod respond;
 mod rows;
 mod score;
 mod size;
+mod stage_result;
 
 use crate::error::Result;
 use args::{Cli, Command};
@@ -35,10 +40,12 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Logprobs(args) => logprobs::run(args, compute),
         Command::Score(args) => score::run(args, compute),
         Command::Generate(args) => generate::run(args, compute),
+        Command::Chat(args) => chat::run(args, compute),
         Command::Eval(args) => eval::run(args, compute),
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args, compute),
         Command::Doctor(args) => doctor::run(args, compute),
         Command::Models => models::run(),
+        Command::Completions(args) => completions::run(args),
     }
 }

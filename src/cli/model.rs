@@ -1,8 +1,11 @@
 //! From `--model` and `--adapter` to a model on a device.
 
+use std::path::{Path, PathBuf};
+
 use super::args::ModelArgs;
+use super::stage_result::{last_result_of, result_of};
 use crate::data::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{LanguageModel, LoadedAdapter, ModelConfig, ModelSource, ScalarModel};
 use crate::ops::{ModelBackend, Numerics};
 
@@ -25,7 +28,11 @@ impl UnloadedModel {
     /// # Errors
     /// Those of [`ModelSource::find`], [`ModelSource::with_adapter`] and [`ModelSource::trained_on`].
     pub(super) fn find(args: &ModelArgs) -> Result<Self> {
-        let mut source = ModelSource::find(&args.model)?;
+        let mut source = match (&args.model, &args.run) {
+            (Some(model), _) => ModelSource::find(model)?,
+            (None, Some(run)) => ModelSource::at(&trained(run, args.stage.as_deref())?, None)?,
+            (None, None) => return Err(Error::Usage("expected --model or --run".into())),
+        };
         if let Some(folder) = &args.adapter {
             source = source.with_adapter(folder)?;
         }
@@ -65,6 +72,21 @@ impl UnloadedModel {
     /// Those of [`ModelSource::tokenizer`].
     pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
         self.source.tokenizer()
+    }
+
+    /// The causal model with its adapters, and without the outermost one if there is any; they share their weights.
+    ///
+    /// # Errors
+    /// Those of loading.
+    pub(super) fn with_and_without_adapter<B: ModelBackend>(
+        &self,
+        device: &B::Device,
+    ) -> Result<(LanguageModel<B>, Option<LanguageModel<B>>)> {
+        let mut model = self.source.load_base(self.numerics, device)?;
+        let bare = (!self.source.adapters.is_empty()).then(|| model.clone());
+        let adapter = self.source.attach_outermost(&mut model, device)?;
+        warn_of(adapter.as_ref());
+        Ok((model, bare))
     }
 
     /// The causal model with its adapters.
@@ -107,6 +129,18 @@ impl UnloadedModel {
         let (model, adapter) = self.source.reward_model(backbone, device)?;
         warn_of(adapter.as_ref());
         Ok(model)
+    }
+}
+
+/// The result of a stage of a run; without a name, of the last one, which is said.
+fn trained(run: &Path, stage: Option<&str>) -> Result<PathBuf> {
+    match stage {
+        Some(stage) => result_of(run, stage),
+        None => {
+            let (stage, folder) = last_result_of(run)?;
+            eprintln!("stage {stage}, the last one with a result");
+            Ok(folder)
+        }
     }
 }
 

@@ -94,6 +94,7 @@ impl Task for PrecisionCost<'_> {
         let options = GenerateOptions {
             max_new_tokens: TOKENS,
             sampling: SamplingConfig::default(),
+            repetition_penalty: 1.0,
             stop_ids: Vec::new(),
             truncate: None,
             batch_size: TEXTS,

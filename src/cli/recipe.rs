@@ -10,6 +10,7 @@ use crate::backend::{self, Task, dispatch};
 use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
+use crate::model::ModelSource;
 use crate::ops::ModelBackend;
 use crate::peft::AdapterConfig;
 use crate::recipe::{self, CheckedRecipe, RunOptions};
@@ -89,7 +90,8 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     });
     if let Some((name, _)) = trained {
         print(&format!(
-            "Reports: {run}/<stage>/report.html\nNext:    temper export --run {run} --stage {name} --to exported/{name}{}\n",
+            "Reports: {run}/<stage>/report.html\n{}Next:    temper export --run {run} --stage {name} --to exported/{name}{}\n",
+            try_it(&checked.output, name).unwrap_or_default(),
             if merges(&checked.output.join(name)) {
                 " --merge"
             } else {
@@ -98,6 +100,19 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// The line with the command that has the stage's policy say something; none for a reward model.
+fn try_it(run: &Path, stage: &str) -> Option<String> {
+    let source = ModelSource::of_stage(&run.join(stage), None).ok()??;
+    if source.score_head().ok()?.is_some() {
+        return None;
+    }
+    let from = format!("--run {} --stage {stage}", run.display());
+    Some(match source.tokenizer().ok()?.has_chat() {
+        true => format!("Try:     temper chat {from}\n"),
+        false => format!("Try:     temper generate {from} --prompt \"..\"\n"),
+    })
 }
 
 /// Whether the stage in `folder` left an adapter that can be merged.

@@ -97,6 +97,11 @@ impl ChatTemplate {
         Self::compile(source, specials, path, None)
     }
 
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether both are compiled from the same text.
     pub fn same_source(&self, other: &Self) -> bool {
         let tools = |template: &Self| template.for_tools.as_ref().map(|t| t.source.clone());

@@ -39,4 +39,4 @@ pub use shape::shape_names;
 pub use source::{
     DataConfig, DataSource, Part, RowFormat, SampleBy, StageRows, Take, TruncationMode,
 };
-pub use tokenizer::{CHAT_TEMPLATES, Tokenizer, check_ids};
+pub use tokenizer::{CHAT_TEMPLATES, ResponseText, Tokenizer, check_ids};

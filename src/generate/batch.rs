@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::SamplingConfig;
-use super::sampler::{SampledToken, sample_token};
+use super::sampler::{SampledToken, sample_penalised};
 use crate::host::{indices, read};
 use crate::model::{CausalLm, KvCache};
 use crate::ops::ModelBackend;
@@ -19,6 +19,8 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// How tokens are sampled.
     pub sampling: SamplingConfig,
+    /// Divides the positive logits of tokens of the prompt and of the response so far; 1 changes nothing. See [`sample_penalised`].
+    pub repetition_penalty: f64,
     /// A response ends with the first of these, which is part of it.
     pub stop_ids: Vec<u32>,
     /// Another token that ends a response, from some index on.
@@ -29,9 +31,26 @@ pub struct GenerateOptions {
 
 impl GenerateOptions {
     /// Whether token `id` at 0-based `index` ends a response.
-    fn ends(&self, id: u32, index: usize) -> bool {
+    pub(super) fn ends(&self, id: u32, index: usize) -> bool {
         let truncates = |at: &TruncateAt| id == at.id && index >= at.after;
         self.stop_ids.contains(&id) || self.truncate.as_ref().is_some_and(truncates)
+    }
+
+    /// Samples the token after `prompt` and `response` by the number of `seed` that belongs to its place.
+    pub(super) fn sample(
+        &self,
+        logits: &[f32],
+        prompt: &[u32],
+        response: &[u32],
+        seed: Seed,
+    ) -> SampledToken {
+        sample_penalised(
+            logits,
+            prompt.iter().chain(response).copied(),
+            self.repetition_penalty as f32,
+            &self.sampling,
+            seed.uniform(response.len() as u64),
+        )
     }
 }
 
@@ -58,6 +77,28 @@ pub struct Response {
 /// Progress callback: finished responses and tokens sampled so far.
 pub type OnProgress<'a> = &'a mut dyn FnMut(usize, u64);
 
+/// Sees responses while they are sampled.
+pub trait Watch {
+    /// `ids` is the response to prompt `prompt` so far; its last token is new. Returns whether the response ends with it.
+    fn token(&mut self, prompt: usize, ids: &[u32]) -> bool;
+
+    /// Finished responses and tokens sampled so far, after each pass of the model.
+    fn progress(&mut self, finished: usize, tokens: u64);
+}
+
+/// Counts only.
+struct Counting<'a>(OnProgress<'a>);
+
+impl Watch for Counting<'_> {
+    fn token(&mut self, _: usize, _: &[u32]) -> bool {
+        false
+    }
+
+    fn progress(&mut self, finished: usize, tokens: u64) {
+        (self.0)(finished, tokens);
+    }
+}
+
 /// Reads one number off each state of the model: `[rows, hidden]` to `[rows]`.
 pub type ReadOut<'a, B> = &'a dyn Fn(Tensor<B, 2>) -> Tensor<B, 1>;
 
@@ -83,7 +124,23 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
     device: &B::Device,
     on_progress: OnProgress<'_>,
 ) -> Vec<Response> {
-    run(model, None, prompts, options, seed, device, on_progress).0
+    let mut watch = Counting(on_progress);
+    run(model, None, prompts, options, seed, device, &mut watch).0
+}
+
+/// [`generate`], which `watch` sees and may end earlier.
+///
+/// # Panics
+/// If a prompt is empty.
+pub fn generate_watched<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    prompts: &[&[u32]],
+    options: &GenerateOptions,
+    seed: Seed,
+    device: &B::Device,
+    watch: &mut dyn Watch,
+) -> Vec<Response> {
+    run(model, None, prompts, options, seed, device, watch).0
 }
 
 /// [`generate`], and what `read_out` reads off the states of each response: the state before each of its tokens and, if it is
@@ -100,8 +157,8 @@ pub fn generate_with<B: ModelBackend, M: CausalLm<B>>(
     device: &B::Device,
     on_progress: OnProgress<'_>,
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
-    let read_out = Some(read_out);
-    run(model, read_out, prompts, options, seed, device, on_progress)
+    let (read_out, mut watch) = (Some(read_out), Counting(on_progress));
+    run(model, read_out, prompts, options, seed, device, &mut watch)
 }
 
 fn run<B: ModelBackend, M: CausalLm<B>>(
@@ -111,7 +168,7 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
     options: &GenerateOptions,
     seed: Seed,
     device: &B::Device,
-    on_progress: OnProgress<'_>,
+    watch: &mut dyn Watch,
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
     let mut responses = vec![Response::default(); prompts.len()];
     let mut readings = vec![Vec::new(); prompts.len()];
@@ -180,12 +237,9 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
             .par_chunks(vocab)
             .zip(&rows)
             .map(|(logits, row)| {
-                let position = responses[row.prompt].ids.len() as u64;
-                sample_token(
-                    logits,
-                    &options.sampling,
-                    seed.fork_index(row.prompt as u64).uniform(position),
-                )
+                let response = &responses[row.prompt].ids;
+                let seed = seed.fork_index(row.prompt as u64);
+                options.sample(logits, prompts[row.prompt], response, seed)
             })
             .collect();
         for (mut row, token) in rows.into_iter().zip(samples) {
@@ -198,7 +252,8 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
             response.ids.push(token.id);
             response.logprobs.push(token.logprob);
             tokens += 1;
-            response.stopped = options.ends(token.id, response.ids.len() - 1);
+            response.stopped = options.ends(token.id, response.ids.len() - 1)
+                | watch.token(row.prompt, &response.ids);
             let full = response.ids.len() == options.max_new_tokens;
             row.ended = response.stopped;
             if full || row.ended && read_out.is_none() {
@@ -209,15 +264,15 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
                 active.push(row);
             }
         }
-        on_progress(finished, tokens);
+        watch.progress(finished, tokens);
     }
     (responses, readings)
 }
 
 /// Numbers of the state after each row's last token, on the host.
-struct PassOutput {
+pub(super) struct PassOutput {
     /// `[rows * vocab]`.
-    logits: Vec<f32>,
+    pub(super) logits: Vec<f32>,
     /// `[rows]`; empty without a read-out.
     readout: Vec<f32>,
 }
@@ -237,7 +292,7 @@ impl PassOutput {
     }
 }
 
-fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
+pub(super) fn forward<B: ModelBackend, M: CausalLm<B>, R: AsRef<[u32]>>(
     model: &M,
     read_out: Option<ReadOut<'_, B>>,
     inputs: &[R],

@@ -12,6 +12,14 @@ pub struct SamplingConfig {
     pub top_k: usize,
     /// The smallest set of tokens whose probability reaches this; 1 means all.
     pub top_p: f64,
+    /// Only tokens at least this many times as probable as the most probable one; 0 means all.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub min_p: f64,
+}
+
+/// Keys of methods that are not used are not written: recipes that were resolved before the key existed stay the same.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 impl Default for SamplingConfig {
@@ -20,6 +28,7 @@ impl Default for SamplingConfig {
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
         }
     }
 }

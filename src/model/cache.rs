@@ -55,6 +55,15 @@ impl<B: ModelBackend> KvCache<B> {
         self.lens[slot] = 0;
     }
 
+    /// Forgets all but the first `len` tokens of a slot, virtual tokens counted.
+    ///
+    /// # Panics
+    /// If it holds fewer.
+    pub fn truncate(&mut self, slot: usize, len: usize) {
+        assert!(len <= self.lens[slot], "a cache can only be shortened");
+        self.lens[slot] = len;
+    }
+
     /// Whether each row of the next batch begins in an empty slot.
     pub fn begins(&self) -> impl Iterator<Item = bool> + '_ {
         self.slots.iter().map(|slots| self.lens[slots[0]] == 0)

@@ -56,7 +56,7 @@ impl Rotary {
 
 /// Llama 3's rule: frequencies of long wavelengths are divided by the factor, those of short ones are unchanged, with a linear
 /// blend between.
-fn scaled(frequency: f32, s: &RopeScaling) -> f32 {
+pub(super) fn scaled(frequency: f32, s: &RopeScaling) -> f32 {
     let context = s.original_max_position_embeddings as f64;
     let factor = s.factor as f32;
     let wavelength = std::f64::consts::TAU as f32 / frequency;

@@ -3,6 +3,8 @@
 //! A model is a folder in Hugging Face's layout, one weight file, a model known by name, the result of a stage, or an
 //! adapter on any of these, other adapters included. Commands, recipes, reward models and exports all resolve it here.
 
+mod tokenizer;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -206,28 +208,6 @@ impl ModelSource {
             true => Box::new(ResizedTables::new(whole, &self.config)),
             false => whole,
         })
-    }
-
-    /// The tokenizer, from layered folders: the outermost adapter's first, the base's last.
-    ///
-    /// # Errors
-    /// Those of [`Tokenizer::load_layered`]; `Error::Format` for a tokenizer with an id that the model has no
-    /// embedding for.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let folders: Vec<&Path> = self
-            .adapters
-            .iter()
-            .rev()
-            .chain([&self.dir])
-            .map(PathBuf::as_path)
-            .collect();
-        let tokenizer = Tokenizer::load_layered(&folders)?;
-        let tokenizer = match self.resized {
-            true => tokenizer.with_embeddings(self.config.vocab_size())?,
-            false => tokenizer,
-        };
-        tokenizer.check_embedding(self.config.vocab_size())?;
-        Ok(tokenizer)
     }
 
     /// The score head of a reward model from these files: that of the outermost adapter with one, or the base's.

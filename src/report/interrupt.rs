@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{Error, Result};
 
 /// Exit code of a process ended by Ctrl-C: 128 plus the number of SIGINT.
-const ENDED_BY_SIGINT: i32 = 130;
+pub(crate) const ENDED_BY_SIGINT: i32 = 130;
 
 /// A request to stop one run, shared by its clones: the run polls it, any holder of a clone sets it. Every run of a process
 /// has its own.

@@ -20,6 +20,7 @@ mod tui;
 
 pub use findings::{Finding, Severity, findings};
 pub use html::{StageReport, write_stage_report};
+pub(crate) use interrupt::ENDED_BY_SIGINT;
 pub use interrupt::Interrupt;
 pub use jsonl::LogMark;
 pub(crate) use jsonl::complete_lines;

@@ -32,6 +32,7 @@ pub(super) fn greedy_samples<B: ModelBackend>(
             temperature: 0.0,
             ..SamplingConfig::default()
         },
+        repetition_penalty: 1.0,
         stop_ids: tokenizer.stop_ids().to_vec(),
         truncate: None,
         batch_size: request.prompts.len().max(1),

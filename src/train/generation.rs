@@ -31,6 +31,7 @@ impl Generation<'_> {
         Ok(GenerateOptions {
             max_new_tokens: self.response_length,
             sampling: self.sampling,
+            repetition_penalty: 1.0,
             stop_ids: tokenizer.stop_ids().to_vec(),
             truncate: self.truncate.map(at).transpose()?,
             batch_size: self.batch_size,

@@ -1,5 +1,6 @@
 //! The real binary: its numbers against transformers', its files, its messages and exit codes.
 
+mod chat;
 mod combine;
 mod data;
 mod sources;
@@ -1232,6 +1233,25 @@ fn every_kind_of_model_is_trained_adapted_and_merged() {
         );
         for (merged, adapted) in logprobs("merged").iter().zip(&adapted) {
             assert_near(&merged["logprobs"], &adapted["logprobs"], 1e-4);
+        }
+        let gguf = "export --run run --stage sft --to out/m.gguf";
+        let f32s = format!("{gguf} --merge --dtype f32");
+        if config["model_type"] == "qwen2" {
+            fail(temp.path(), gguf, 2, &["add --merge"]);
+            let said = succeed(temp.path(), &f32s);
+            assert!(said.contains("ollama create m"), "{said}");
+            for (merged, adapted) in logprobs("out/m.gguf").iter().zip(&adapted) {
+                assert_near(&merged["logprobs"], &adapted["logprobs"], 1e-4);
+            }
+            // Nothing stands beside it: configuration and tokenizer are the file's own.
+            let text = "generate --temperature 0 --prompt One --model";
+            let said = |model: &str| succeed(temp.path(), &format!("{text} {model}"));
+            assert_eq!(said("out/m.gguf"), said("merged"));
+            fail(temp.path(), &f32s, 2, &["already exists"]);
+            let folder = "export --run run --stage pre --to f --dtype q8_0";
+            fail(temp.path(), folder, 2, &["only a GGUF file stores blocks"]);
+        } else {
+            fail(temp.path(), &f32s, 2, &["are not written as GGUF"]);
         }
         let sum = |answers: &[Value]| answers[0]["sum"].as_f64().unwrap();
         let moved = (sum(&base) - sum(&adapted)).abs();

@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseResult};
 
 use tempering::generate::{
-    GenerateOptions, Response, SamplingConfig, generate, generate_with, sample_token,
+    GenerateOptions, Response, SamplingConfig, Session, generate, generate_with, sample_penalised,
+    sample_token,
 };
 use tempering::loss::cross_entropy;
 use tempering::model::{
@@ -409,7 +410,9 @@ fn generate_uncached<B: ModelBackend>(
         let hidden = model.hidden_states(&batch, None, None).narrow(0, last, 1);
         let logits: Vec<f32> = model.logits(hidden).into_data().into_vec().unwrap();
         let u = seed.fork_index(index).uniform(response.ids.len() as u64);
-        let sampled = sample_token(&logits, &options.sampling, u);
+        let seen = prompt.iter().chain(&response.ids).copied();
+        let penalty = options.repetition_penalty as f32;
+        let sampled = sample_penalised(&logits, seen, penalty, &options.sampling, u);
         response.ids.push(sampled.id);
         response.logprobs.push(sampled.logprob);
         response.stopped = options.stop_ids.contains(&sampled.id);
@@ -428,6 +431,7 @@ fn cached_equals_uncached<B: ModelBackend>(
     let model = language_model::<B>(name, &device);
     let options = GenerateOptions {
         max_new_tokens: 8,
+        repetition_penalty: if sampling.temperature > 0.0 { 1.2 } else { 1.0 },
         sampling,
         // Some rows stop early, so that waiting prompts take their places.
         stop_ids: (0..VOCAB).step_by(4).collect(),
@@ -467,6 +471,26 @@ fn cached_equals_uncached<B: ModelBackend>(
         let expected = read_out(states.narrow(0, prompt.len() - 1, count));
         let expected: Vec<f32> = expected.into_data().into_vec().unwrap();
         close(name, &read, &expected, 2e-5)?;
+    }
+    // A session reads only what differs from the turn before, and says the same.
+    let mut session = Session::default();
+    let mut conversation = Vec::new();
+    for prompt in prompts {
+        for turn in [prompt.clone(), [conversation.as_slice(), prompt].concat()] {
+            let expected = generate_uncached(&model, &turn, 0, &options, seed, &device);
+            let mut seen = Vec::new();
+            let mut watch = |ids: &[u32]| {
+                seen = ids.to_vec();
+                false
+            };
+            let response = session.respond(&model, &turn, &options, seed, &device, &mut watch);
+            prop_assert_eq!(&response.ids, &expected.ids, "{} in a session", name);
+            prop_assert_eq!(response.stopped, expected.stopped);
+            prop_assert_eq!(&seen, &response.ids);
+            close(name, &response.logprobs, &expected.logprobs, 2e-5)?;
+            conversation = [turn, response.ids].concat();
+            conversation.truncate(20);
+        }
     }
     Ok(())
 }
@@ -535,9 +559,9 @@ macro_rules! on_backend {
                 #[test]
                 fn sampled_generation_with_a_cache_equals_none(
                     family in 0..FAMILIES.len(), prompts in prompts(), batch_size in 1..7usize,
-                    temperature in 0.3..1.5f64, top_k in 0..9usize, top_p in 0.5..1.2f64, seed in 0..100u64,
+                    temperature in 0.3..1.5f64, top_k in 0..9usize, top_p in 0.5..1.2f64, min_p in -0.1..0.3f64, seed in 0..100u64,
                 ) {
-                    let sampling = SamplingConfig { temperature, top_k, top_p: top_p.min(1.0) };
+                    let sampling = SamplingConfig { temperature, top_k, top_p: top_p.min(1.0), min_p: min_p.max(0.0) };
                     cached_equals_uncached::<B>(FAMILIES[family], &prompts, sampling, batch_size, seed)?;
                 }
             }
@@ -583,6 +607,15 @@ fn kept_tokens(logits: &[f32], config: &SamplingConfig) -> Option<Vec<u32>> {
             }
         }
     }
+    let best = weight(kept[0] as usize);
+    let relative = |id: &u32| weight(*id as usize) / best;
+    if kept
+        .iter()
+        .any(|id| (relative(id) - config.min_p).abs() < 1e-5)
+    {
+        return None;
+    }
+    kept.retain(|id| relative(id) > config.min_p);
     kept.sort_unstable();
     Some(kept)
 }
@@ -643,9 +676,9 @@ proptest! {
     #[test]
     fn sampling_keeps_the_right_tokens(
         logits in prop::collection::vec(-4.0f32..4.0, 2..24), temperature in 0.2..2.0f64, top_k in 0..12usize,
-        top_p in 0.05..1.3f64,
+        top_p in 0.05..1.3f64, min_p in -0.2..0.9f64,
     ) {
-        let config = SamplingConfig { temperature, top_k, top_p: top_p.min(1.0) };
+        let config = SamplingConfig { temperature, top_k, top_p: top_p.min(1.0), min_p: min_p.max(0.0) };
         let kept = kept_tokens(&logits, &config);
         prop_assume!(kept.is_some());
         // A grid fine enough for tokens of a probability above 1/4000.

@@ -222,6 +222,7 @@ fn generated_until(
             temperature,
             ..SamplingConfig::default()
         },
+        repetition_penalty: 1.0,
         stop_ids,
         truncate,
         batch_size: 3,

@@ -510,6 +510,7 @@ pub(crate) fn generation<B: ModelBackend>(device: B::Device) {
                     temperature,
                     ..SamplingConfig::default()
                 },
+                repetition_penalty: 1.0,
                 stop_ids,
                 truncate: None,
                 batch_size,

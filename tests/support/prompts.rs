@@ -354,6 +354,7 @@ pub(crate) fn shared<B: ModelBackend>(device: B::Device) {
             let options = GenerateOptions {
                 max_new_tokens: 4,
                 sampling: SamplingConfig::default(),
+                repetition_penalty: 1.0,
                 stop_ids: vec![3],
                 truncate: None,
                 batch_size,

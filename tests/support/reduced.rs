@@ -338,6 +338,7 @@ pub(crate) fn int8_models<B: ModelBackend>(device: B::Device) {
                     temperature: 0.7,
                     ..SamplingConfig::default()
                 },
+                repetition_penalty: 1.0,
                 stop_ids: Vec::new(),
                 truncate: None,
                 batch_size: 2,

@@ -168,6 +168,7 @@ pub(crate) fn responses<B: ModelBackend>(device: B::Device) {
     let options = |batch_size: usize| GenerateOptions {
         max_new_tokens: 6,
         sampling: SamplingConfig::default(),
+        repetition_penalty: 1.0,
         stop_ids: vec![0],
         truncate: None,
         batch_size,

@@ -122,6 +122,7 @@ fn decode<B: ModelBackend>(
             temperature: 0.0,
             ..SamplingConfig::default()
         },
+        repetition_penalty: 1.0,
         stop_ids: Vec::new(),
         truncate: None,
         batch_size: 2,

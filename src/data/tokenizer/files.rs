@@ -52,6 +52,11 @@ impl Files {
         }
     }
 
+    /// Whether a folder has a vocabulary.
+    pub(super) fn any_in(folder: &Path) -> bool {
+        VOCABULARY.iter().any(|name| folder.join(name).is_file())
+    }
+
     /// The files of a tokenizer in `folder`.
     ///
     /// # Errors

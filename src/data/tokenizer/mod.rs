@@ -9,6 +9,7 @@ mod ending;
 mod files;
 mod frame;
 mod named;
+mod response_text;
 mod special;
 mod templates;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use self::files::Files;
 use self::frame::Frame;
+pub use self::response_text::ResponseText;
 use self::special::DeclaredTokens;
 pub use self::templates::FOLDER as CHAT_TEMPLATES;
 use self::vocabulary::Vocabulary;
@@ -55,6 +57,11 @@ impl Tokenizer {
     /// If there is no tokenizer, a file does not parse, a token cannot have the id that a file gives it, or no file names an EOS.
     pub fn load(folder: &Path) -> Result<Self> {
         Self::load_layered(&[folder])
+    }
+
+    /// Whether a folder has the vocabulary of a tokenizer.
+    pub fn is_in(folder: &Path) -> bool {
+        Files::any_in(folder)
     }
 
     /// Loads a tokenizer from layered folders: an adapter's first, then its base's.
@@ -236,6 +243,15 @@ impl Tokenizer {
         self.inner
             .decode(ids, skip_special)
             .map_err(|e| self.failure(&e))
+    }
+
+    /// The contents of a `tokenizer.json`, with all special tokens, whatever files the tokenizer came from.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot be written.
+    pub(crate) fn to_json(&self) -> Result<serde_json::Value> {
+        let text = self.inner.to_string(false).map_err(|e| self.failure(&e))?;
+        serde_json::from_str(&text).map_err(|e| Error::format(self.files.origin(), e.to_string()))
     }
 
     /// The EOS id.

@@ -19,7 +19,7 @@ use crate::model::config::TensorSpec;
 use crate::ops::Blocks;
 
 pub use bitsandbytes::BitsAndBytesFiles;
-pub use gguf::GgufFile;
+pub use gguf::{GgufFile, GgufModel, TensorType};
 pub use random::RandomSource;
 pub use safetensors::SafetensorsFiles;
 pub use storage::Dtype;

@@ -57,7 +57,7 @@ pub(in crate::train) fn check_generation(
         generation.generation_batch_size,
     );
     if let Some(sampling) = generation.sampling {
-        check_top_p(checks, path, sampling);
+        check_sampling(checks, path, sampling);
     }
     check_truncate(
         checks,
@@ -150,12 +150,18 @@ fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) {
     checks.positive(path, "cadence.save_total_limit", cadence.save_total_limit);
 }
 
-fn check_top_p(checks: &mut Checks, path: &str, sampling: &SamplingConfig) {
+fn check_sampling(checks: &mut Checks, path: &str, sampling: &SamplingConfig) {
     checks.must(
         format!("{path}.sampling.top_p"),
         sampling.top_p > 0.0 && sampling.top_p <= 1.0,
         "above 0 and at most 1",
         sampling.top_p,
+    );
+    checks.must(
+        format!("{path}.sampling.min_p"),
+        (0.0..=1.0).contains(&sampling.min_p),
+        "from 0 to 1",
+        sampling.min_p,
     );
 }
 

@@ -32,6 +32,14 @@ impl MetadataValue {
         }
     }
 
+    pub(super) fn as_i64(&self) -> Option<i64> {
+        match self {
+            Self::Unsigned(n) => i64::try_from(*n).ok(),
+            Self::Signed(n) => Some(*n),
+            _ => None,
+        }
+    }
+
     /// The value as text.
     pub fn as_str(&self) -> Option<&str> {
         match self {

@@ -35,6 +35,18 @@ impl Architecture {
     }
 }
 
+/// How llama.cpp calls a family of ours.
+pub(super) fn architecture_of(family: &str) -> Option<Architecture> {
+    Some(match family {
+        // Mistral's tensors and computation are llama's.
+        "llama" | "mistral" => Architecture::Llama,
+        "qwen2" => Architecture::Qwen2,
+        "qwen3" => Architecture::Qwen3,
+        "gpt2" => Architecture::Gpt2,
+        _ => return None,
+    })
+}
+
 pub(super) fn architecture(
     metadata: &BTreeMap<String, MetadataValue>,
 ) -> Result<Architecture, String> {
@@ -65,6 +77,21 @@ pub(super) fn unpermute<T: Copy>(stored: &[T], heads: usize, width: usize) -> Ve
             for pair in head.chunks_exact(2 * width) {
                 out.extend_from_slice(&pair[part * width..(part + 1) * width]);
             }
+        }
+    }
+    out
+}
+
+/// The inverse of [`unpermute`].
+pub(super) fn permute<T: Copy>(values: &[T], heads: usize, width: usize) -> Vec<T> {
+    let head_dim = values.len() / (heads * width);
+    let half = head_dim / 2 * width;
+    let mut out = Vec::with_capacity(values.len());
+    for head in values.chunks_exact(head_dim * width) {
+        let (first, second) = head.split_at(half);
+        for (a, b) in first.chunks_exact(width).zip(second.chunks_exact(width)) {
+            out.extend_from_slice(a);
+            out.extend_from_slice(b);
         }
     }
     out
@@ -125,50 +152,93 @@ pub(super) fn layout(
     }
 }
 
+/// Names outside of layers: llama.cpp's and Hugging Face's, without `.weight` or `.bias`.
+const GATED_OUTER: [(&str, &str); 3] = [
+    ("output", "lm_head"),
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
+];
+const GPT2_OUTER: [(&str, &str); 4] = [
+    ("output", "lm_head"),
+    ("token_embd", "transformer.wte"),
+    ("position_embd", "transformer.wpe"),
+    ("output_norm", "transformer.ln_f"),
+];
+/// Names inside of a layer.
+const GATED_INNER: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+const GPT2_INNER: [(&str, &str); 6] = [
+    ("attn_norm", "ln_1"),
+    ("attn_qkv", "attn.c_attn"),
+    ("attn_output", "attn.c_proj"),
+    ("ffn_norm", "ln_2"),
+    ("ffn_up", "mlp.c_fc"),
+    ("ffn_down", "mlp.c_proj"),
+];
+
+impl Architecture {
+    fn outer(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Gpt2 => &GPT2_OUTER,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 => &GATED_OUTER,
+        }
+    }
+
+    fn inner(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Gpt2 => &GPT2_INNER,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 => &GATED_INNER,
+        }
+    }
+
+    /// What Hugging Face's names of layers begin with.
+    fn layers(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "transformer.h.",
+            Self::Llama | Self::Qwen2 | Self::Qwen3 => "model.layers.",
+        }
+    }
+}
+
 pub(super) fn hugging_face_name(architecture: Architecture, name: &str) -> Option<String> {
-    let gpt2 = architecture == Architecture::Gpt2;
     let (stem, kind) = name.rsplit_once('.')?;
+    let known = |names: &'static [(&str, &'static str)], stem: &str| {
+        let found = names.iter().find(|(name, _)| *name == stem);
+        found.map(|(_, name)| *name)
+    };
     let Some(block) = stem.strip_prefix("blk.") else {
-        let stem = match (stem, gpt2) {
-            ("output", _) => "lm_head",
-            ("token_embd", false) => "model.embed_tokens",
-            ("output_norm", false) => "model.norm",
-            ("token_embd", true) => "transformer.wte",
-            ("position_embd", true) => "transformer.wpe",
-            ("output_norm", true) => "transformer.ln_f",
-            _ => return None,
-        };
+        let stem = known(architecture.outer(), stem)?;
         return Some(format!("{stem}.{kind}"));
     };
     let (layer, module) = block.split_once('.')?;
     layer.parse::<usize>().ok()?;
-    let (prefix, module) = if gpt2 {
-        let module = match module {
-            "attn_norm" => "ln_1",
-            "attn_qkv" => "attn.c_attn",
-            "attn_output" => "attn.c_proj",
-            "ffn_norm" => "ln_2",
-            "ffn_up" => "mlp.c_fc",
-            "ffn_down" => "mlp.c_proj",
-            _ => return None,
-        };
-        ("transformer.h", module)
-    } else {
-        let module = match module {
-            "attn_norm" => "input_layernorm",
-            "attn_q" => "self_attn.q_proj",
-            "attn_k" => "self_attn.k_proj",
-            "attn_v" => "self_attn.v_proj",
-            "attn_output" => "self_attn.o_proj",
-            "attn_q_norm" => "self_attn.q_norm",
-            "attn_k_norm" => "self_attn.k_norm",
-            "ffn_norm" => "post_attention_layernorm",
-            "ffn_gate" => "mlp.gate_proj",
-            "ffn_up" => "mlp.up_proj",
-            "ffn_down" => "mlp.down_proj",
-            _ => return None,
-        };
-        ("model.layers", module)
+    let module = known(architecture.inner(), module)?;
+    Some(format!("{}{layer}.{module}.{kind}", architecture.layers()))
+}
+
+/// The inverse of [`hugging_face_name`].
+pub(super) fn llama_cpp_name(architecture: Architecture, name: &str) -> Option<String> {
+    let (stem, kind) = name.rsplit_once('.')?;
+    let known = |names: &'static [(&'static str, &str)], stem: &str| {
+        let found = names.iter().find(|(_, name)| *name == stem);
+        found.map(|(name, _)| *name)
     };
-    Some(format!("{prefix}.{layer}.{module}.{kind}"))
+    let Some(layer) = stem.strip_prefix(architecture.layers()) else {
+        let stem = known(architecture.outer(), stem)?;
+        return Some(format!("{stem}.{kind}"));
+    };
+    let (layer, module) = layer.split_once('.')?;
+    let module = known(architecture.inner(), module)?;
+    Some(format!("blk.{layer}.{module}.{kind}"))
 }

@@ -1,11 +1,16 @@
-//! GGUF files (versions 2 and 3) as Hugging Face weights.
+//! GGUF files: versions 2 and 3 read as Hugging Face weights, version 3 written.
 //!
 //! # Source
 //! The format's description `docs/gguf.md` in the ggml repository. Names and layouts are those that llama.cpp's
 //! converter gives: dimensions fastest first, rows of q and k reordered for llama, GPT-2's `Conv1D` transposed.
 
+mod file;
 mod header;
 mod layout;
+mod tensor_type;
+mod tokenizer;
+mod vocabulary;
+mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,9 +18,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 pub use header::MetadataValue;
+pub use tensor_type::TensorType;
+pub use write::GgufModel;
 
 use super::WeightSource;
 use super::storage::{Blob, Dtype};
+use crate::data::Tokenizer;
 use crate::error::{Error, Problem, Result};
 use crate::model::config::ModelConfig;
 use crate::ops::Blocks;
@@ -85,6 +93,21 @@ impl GgufFile {
     /// The file's key-value metadata, among them the tokenizer.
     pub fn metadata(&self) -> &BTreeMap<String, MetadataValue> {
         &self.metadata
+    }
+
+    /// The tokenizer inside the file.
+    ///
+    /// # Errors
+    /// `Error::Format` if there is none, or one of another kind than byte-level BPE.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let path = self.blob.path();
+        let files = tokenizer::files(&self.metadata).map_err(|message| {
+            Error::format(
+                path,
+                format!("{message}; put the model's tokenizer.json beside the file"),
+            )
+        })?;
+        Tokenizer::from_files(files, path)
     }
 
     /// The model's configuration from the metadata, for a file without `config.json`.

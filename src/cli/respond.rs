@@ -1,0 +1,188 @@
+//! Responses of a model to prompts, as the options of the command line ask for them.
+
+use std::io::IsTerminal;
+
+use super::args::SamplingArgs;
+use super::output;
+use super::progress::Progress;
+use crate::data::{Prompt, ResponseText, Tokenizer};
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, Response, SamplingConfig, Watch, generate_watched};
+use crate::model::{LanguageModel, ModelConfig};
+use crate::ops::ModelBackend;
+use crate::rng::Seed;
+
+/// Most tokens of a response, unless a command or the user says otherwise.
+pub(super) const MAX_NEW_TOKENS: usize = 64;
+/// Most rows decoded at once.
+const MAX_ROWS: usize = 64;
+/// Most tokens in the KV cache, unless one row needs more.
+const CACHE_TOKENS: usize = 16 * 1024;
+
+/// A response and its text.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TextResponse {
+    /// The tokens.
+    pub(super) response: Response,
+    /// Their text without special tokens, up to a stop string; empty without a tokenizer.
+    pub(super) text: String,
+}
+
+/// What is said of responses while they are sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Show {
+    /// How many are done.
+    Progress,
+    /// The text of the only one, on stdout.
+    Text,
+}
+
+/// Options for these prompts, with the stop tokens of the tokenizer or, without one, of the model's configuration.
+pub(super) fn options(
+    sampling: &SamplingArgs,
+    (max_new_tokens, temperature): (usize, f64),
+    prompts: &[Prompt],
+    tokenizer: Option<&Tokenizer>,
+    config: &ModelConfig,
+) -> GenerateOptions {
+    let max_new_tokens = sampling.max_new_tokens.unwrap_or(max_new_tokens);
+    let longest = prompts
+        .iter()
+        .map(|prompt| prompt.ids.len())
+        .max()
+        .unwrap_or(0)
+        + max_new_tokens;
+    GenerateOptions {
+        max_new_tokens,
+        sampling: SamplingConfig {
+            temperature: sampling.temperature.unwrap_or(temperature),
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+        },
+        repetition_penalty: sampling.repetition_penalty,
+        stop_ids: tokenizer.map_or_else(
+            || config.eos_ids(),
+            |tokenizer| tokenizer.stop_ids().to_vec(),
+        ),
+        truncate: None,
+        batch_size: (CACHE_TOKENS / longest.max(1)).clamp(1, MAX_ROWS),
+    }
+}
+
+/// Responses to prompts.
+pub(super) struct Request<'a> {
+    /// The prompts.
+    pub(super) prompts: &'a [Prompt],
+    /// How they are continued.
+    pub(super) options: &'a GenerateOptions,
+    /// Without one, responses have no text.
+    pub(super) tokenizer: Option<&'a Tokenizer>,
+    /// Texts before which a response ends.
+    pub(super) stops: &'a [String],
+    /// Root of the randomness.
+    pub(super) seed: u64,
+    /// What is said meanwhile.
+    pub(super) show: Show,
+}
+
+impl Request<'_> {
+    /// One response to each prompt.
+    ///
+    /// # Errors
+    /// `Error::Backend` for log-probabilities that are not finite; those of decoding, and of writing to stdout.
+    pub(super) fn run<B: ModelBackend>(
+        &self,
+        model: &LanguageModel<B>,
+        device: &B::Device,
+    ) -> Result<Vec<TextResponse>> {
+        let ids: Vec<&[u32]> = (self.prompts.iter())
+            .map(|prompt| prompt.ids.as_slice())
+            .collect();
+        let texts = self.tokenizer.map(|tokenizer| {
+            let text = || ResponseText::new(tokenizer, self.stops);
+            ids.iter().map(|_| text()).collect::<Vec<_>>()
+        });
+        let mut watcher = Watcher {
+            texts: texts.unwrap_or_default(),
+            show: self.show,
+            watches: self.show == Show::Text || !self.stops.is_empty(),
+            progress: Progress::new("responses", ids.len()),
+            failure: None,
+        };
+        let seed = Seed::new(self.seed).fork("generate");
+        let responses = generate_watched(model, &ids, self.options, seed, device, &mut watcher);
+        let mut texts = watcher.finish()?;
+        let broken = |response: &Response| response.logprobs.iter().any(|x| !x.is_finite());
+        if let Some(at) = responses.iter().position(broken) {
+            return Err(Error::Backend(format!(
+                "prompt {}: the model gives log-probabilities that are not finite",
+                at + 1
+            )));
+        }
+        let answer = |(at, response): (usize, Response)| {
+            let text = match texts.get_mut(at) {
+                Some(text) => {
+                    text.set(&response.ids)?;
+                    if self.show == Show::Text {
+                        output::print(text.fresh(true))?;
+                    }
+                    text.text().to_owned()
+                }
+                None => String::new(),
+            };
+            Ok(TextResponse { response, text })
+        };
+        responses.into_iter().enumerate().map(answer).collect()
+    }
+}
+
+/// Reads responses as text while they are sampled, and shows how far they are.
+struct Watcher<'a> {
+    /// By prompt; empty without a tokenizer.
+    texts: Vec<ResponseText<'a>>,
+    show: Show,
+    /// Whether texts are needed before the end.
+    watches: bool,
+    progress: Progress,
+    failure: Option<Error>,
+}
+
+impl<'a> Watcher<'a> {
+    fn read(&mut self, prompt: usize, ids: &[u32]) -> Result<bool> {
+        let Some(text) = self.texts.get_mut(prompt).filter(|_| self.watches) else {
+            return Ok(false);
+        };
+        let stopped = text.set(ids)?;
+        if self.show == Show::Text {
+            output::print(text.fresh(false))?;
+        }
+        Ok(stopped)
+    }
+
+    fn finish(self) -> Result<Vec<ResponseText<'a>>> {
+        match self.failure {
+            Some(error) => Err(error),
+            None => Ok(self.texts),
+        }
+    }
+}
+
+impl Watch for Watcher<'_> {
+    fn token(&mut self, prompt: usize, ids: &[u32]) -> bool {
+        match self.read(prompt, ids) {
+            Ok(stopped) => stopped,
+            Err(error) => {
+                self.failure.get_or_insert(error);
+                true
+            }
+        }
+    }
+
+    fn progress(&mut self, finished: usize, tokens: u64) {
+        // A bar would stand in the middle of the text.
+        if self.show == Show::Progress || !std::io::stdout().is_terminal() {
+            self.progress.update(finished, tokens);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The tokenizer of a model and its adapters.
+
+use std::path::{Path, PathBuf};
+
+use super::ModelSource;
+use crate::data::Tokenizer;
+use crate::error::Result;
+use crate::model::weights::{self, GgufFile};
+
+impl ModelSource {
+    /// The tokenizer inside the base's GGUF file.
+    fn tokenizer_of_gguf(&self) -> Result<Option<Tokenizer>> {
+        let path = weights::open(&self.weights)?.path().to_path_buf();
+        match path
+            .extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
+        {
+            true => GgufFile::open(path)?.tokenizer().map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// The tokenizer, from layered folders: the outermost adapter's first, the base's last. Where none of them has a vocabulary, that
+    /// inside of a GGUF file.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::load_layered`]; `Error::Format` for a tokenizer with an id that the model has no
+    /// embedding for.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let folders: Vec<&Path> = self
+            .adapters
+            .iter()
+            .rev()
+            .chain([&self.dir])
+            .map(PathBuf::as_path)
+            .collect();
+        let inside = match folders.iter().any(|folder| Tokenizer::is_in(folder)) {
+            true => None,
+            false => self.tokenizer_of_gguf()?,
+        };
+        let tokenizer = match inside {
+            Some(tokenizer) => tokenizer,
+            None => Tokenizer::load_layered(&folders)?,
+        };
+        let tokenizer = match self.resized {
+            true => tokenizer.with_embeddings(self.config.vocab_size())?,
+            false => tokenizer,
+        };
+        tokenizer.check_embedding(self.config.vocab_size())?;
+        Ok(tokenizer)
+    }
+}

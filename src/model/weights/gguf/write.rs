@@ -1,0 +1,457 @@
+//! A model as a GGUF file that llama.cpp runs.
+
+use std::path::Path;
+
+use super::file::{self, Tensor, Value};
+use super::layout::{Architecture, architecture_of, llama_cpp_name, permute, transpose};
+use super::tensor_type::TensorType;
+use super::vocabulary;
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::model::config::{ModelConfig, TensorSpec};
+use crate::model::rotary::scaled;
+use crate::model::weights::{WeightSource, read_tensor};
+use crate::model::{Architecture as Family, GatedDecoderConfig, Gpt2Config};
+use crate::ops::Mask;
+use half::f16;
+
+/// Llama 3's factors by which rotary wavelengths are longer, `[head_dim / 2]`.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// A model to write.
+#[derive(Clone, Copy)]
+pub struct GgufModel<'a> {
+    /// What the file says it is.
+    pub name: &'a str,
+    /// The configuration.
+    pub config: &'a ModelConfig,
+    /// The weights, in Hugging Face's layout.
+    pub weights: &'a dyn WeightSource,
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+}
+
+impl GgufModel<'_> {
+    /// Refuses what llama.cpp computes otherwise or cannot be told, before anything is read or written.
+    ///
+    /// # Errors
+    /// `Error::Usage`.
+    pub fn check(&self) -> Result<()> {
+        self.plan(TensorType::F16).map(|_| ())
+    }
+
+    /// Writes the file; matrices are stored as `kind`, the embedding of a 4-bit file in 8 bits.
+    ///
+    /// # Errors
+    /// Those of [`GgufModel::check`], of reading and of writing; `Error::Usage` for a number that f16 cannot hold.
+    pub fn write(&self, path: &Path, kind: TensorType) -> Result<()> {
+        let Plan {
+            architecture,
+            metadata,
+            tensors,
+            specs,
+            factors,
+        } = self.plan(kind)?;
+        file::write(path, &metadata, &tensors, |at| {
+            let Some(spec) = specs.get(at) else {
+                return Ok(factors.clone());
+            };
+            let values = read_tensor(self.weights, spec)?;
+            let too_large = |x: &&f32| x.abs() > f16::MAX.to_f32();
+            if tensors[at].kind == TensorType::F16
+                && let Some(x) = values.iter().find(too_large)
+            {
+                return Err(Error::Usage(format!(
+                    "{} holds {x}, and the largest f16 is {}; use --dtype bf16",
+                    spec.name,
+                    f16::MAX
+                )));
+            }
+            Ok(stored(architecture, self.config, spec, values))
+        })
+    }
+
+    fn plan(&self, kind: TensorType) -> Result<Plan> {
+        let refuse = |message: String| Error::Usage(format!("--to a .gguf file: {message}"));
+        let family = self.config.family();
+        let architecture = architecture_of(family).ok_or_else(|| {
+            refuse(format!(
+                "models of family {family} are not written as GGUF; llama, mistral, qwen2, qwen3 and gpt2 are"
+            ))
+        })?;
+        let mut metadata = self.general(architecture, kind);
+        let mut factors = Vec::new();
+        match self.config.architecture() {
+            Family::Gated(config) => {
+                let narrow = |mask: &Mask| match mask {
+                    Mask::Causal => false,
+                    Mask::Window(width) => *width < config.max_position_embeddings,
+                    Mask::Full => true,
+                };
+                if config.masks.iter().any(narrow) {
+                    return Err(refuse(
+                        "the model attends within a window, which llama.cpp does not do for its family".into(),
+                    ));
+                }
+                if let Some(scaling) = &config.rope_scaling {
+                    if architecture != Architecture::Llama {
+                        return Err(refuse(format!("{family} with Llama 3's RoPE scaling")));
+                    }
+                    factors = rope_factors(config, |frequency| scaled(frequency, scaling));
+                }
+                metadata.extend(gated_keys(architecture, config));
+            }
+            Family::Gpt2(config) => metadata.extend(gpt2_keys(config)),
+            Family::Gemma2(_) | Family::GptNeox(_) | Family::Opt(_) => {
+                unreachable!("{family} has no name in llama.cpp above")
+            }
+        }
+        let tokenizer = self.tokenizer.to_json()?;
+        metadata.extend(vocabulary::keys(&tokenizer, self.config.vocab_size()).map_err(refuse)?);
+        metadata.extend(self.special_tokens());
+        let specs: Vec<TensorSpec> = (self.config.tensors().into_iter())
+            .filter(|spec| spec.tied_to.is_none())
+            .collect();
+        let tensors = specs.iter().map(|spec| {
+            let name = llama_cpp_name(architecture, &spec.name)
+                .ok_or_else(|| refuse(format!("llama.cpp has no name for {}", spec.name)))?;
+            let mut shape = spec.shape.clone();
+            if transposed(architecture, spec) {
+                shape.reverse();
+            }
+            let kind = match shape.as_slice() {
+                [_, width] if name == "token_embd.weight" && kind == TensorType::Q4_0 => {
+                    TensorType::Q8_0.of_rows(*width)
+                }
+                // llama.cpp adds positions in f32.
+                [_, _] if name == "position_embd.weight" => TensorType::F32,
+                [_, width] => kind.of_rows(*width),
+                _ => TensorType::F32,
+            };
+            Ok(Tensor { name, shape, kind })
+        });
+        let mut tensors = tensors.collect::<Result<Vec<Tensor>>>()?;
+        if !factors.is_empty() {
+            tensors.push(Tensor {
+                name: ROPE_FACTORS.into(),
+                shape: vec![factors.len()],
+                kind: TensorType::F32,
+            });
+        }
+        Ok(Plan {
+            architecture,
+            metadata,
+            tensors,
+            specs,
+            factors,
+        })
+    }
+
+    fn general(&self, architecture: Architecture, kind: TensorType) -> Vec<(String, Value)> {
+        let text = |key: &str, text: &str| (format!("general.{key}"), Value::Text(text.into()));
+        let count = |key: &str, x: u32| (format!("general.{key}"), Value::U32(x));
+        vec![
+            text("architecture", architecture.name()),
+            text("type", "model"),
+            text("name", self.name),
+            count("file_type", kind.file_type()),
+            count("quantization_version", 2),
+        ]
+    }
+
+    fn special_tokens(&self) -> Vec<(String, Value)> {
+        let tokenizer = self.tokenizer;
+        let ids = [
+            ("bos", tokenizer.bos_id()),
+            ("eos", Some(tokenizer.eos_id())),
+            ("padding", tokenizer.pad_id()),
+        ];
+        let ids = ids.into_iter().filter_map(|(name, id)| {
+            Some((format!("tokenizer.ggml.{name}_token_id"), Value::U32(id?)))
+        });
+        // llama.cpp ends a response at the end of a turn besides EOS.
+        let turn_end = tokenizer
+            .stop_ids()
+            .iter()
+            .find(|id| **id != tokenizer.eos_id());
+        let turn_end = turn_end.map(|id| ("tokenizer.ggml.eot_token_id".into(), Value::U32(*id)));
+        let starts = tokenizer
+            .encode_start("a")
+            .is_ok_and(|ids| ids.first().copied() == tokenizer.bos_id());
+        let adds = ("tokenizer.ggml.add_bos_token".into(), Value::Bool(starts));
+        let template = tokenizer.chat().ok().map(|template| {
+            (
+                "tokenizer.chat_template".into(),
+                Value::Text(template.source().to_owned()),
+            )
+        });
+        ids.chain(turn_end).chain([adds]).chain(template).collect()
+    }
+}
+
+/// What is written.
+struct Plan {
+    architecture: Architecture,
+    metadata: Vec<(String, Value)>,
+    tensors: Vec<Tensor>,
+    /// Of the same tensors, but for the last one if there are factors.
+    specs: Vec<TensorSpec>,
+    /// The values of [`ROPE_FACTORS`].
+    factors: Vec<f32>,
+}
+
+fn gated_keys(architecture: Architecture, config: &GatedDecoderConfig) -> Vec<(String, Value)> {
+    let count = |key: &str, x: usize| {
+        (
+            format!("{}.{key}", architecture.name()),
+            Value::U32(x as u32),
+        )
+    };
+    let number = |key: &str, x: f64| {
+        (
+            format!("{}.{key}", architecture.name()),
+            Value::F32(x as f32),
+        )
+    };
+    vec![
+        count("vocab_size", config.vocab_size),
+        count("context_length", config.max_position_embeddings),
+        count("embedding_length", config.hidden_size),
+        count("block_count", config.num_hidden_layers),
+        count("feed_forward_length", config.intermediate_size),
+        count("attention.head_count", config.num_attention_heads),
+        count("attention.head_count_kv", config.num_key_value_heads),
+        count("attention.key_length", config.head_dim),
+        count("attention.value_length", config.head_dim),
+        count("rope.dimension_count", config.head_dim),
+        number("attention.layer_norm_rms_epsilon", config.rms_norm_eps),
+        number("rope.freq_base", config.rope_theta),
+    ]
+}
+
+fn gpt2_keys(config: &Gpt2Config) -> Vec<(String, Value)> {
+    let count = |key: &str, x: usize| (format!("gpt2.{key}"), Value::U32(x as u32));
+    let eps = Value::F32(config.layer_norm_epsilon as f32);
+    vec![
+        count("vocab_size", config.vocab_size),
+        count("context_length", config.n_positions),
+        count("embedding_length", config.n_embd),
+        count("block_count", config.n_layer),
+        count("feed_forward_length", config.n_inner),
+        count("attention.head_count", config.n_head),
+        ("gpt2.attention.layer_norm_epsilon".into(), eps),
+    ]
+}
+
+/// By how much each rotary wavelength is longer.
+fn rope_factors(config: &GatedDecoderConfig, scaled: impl Fn(f32) -> f32) -> Vec<f32> {
+    let pairs = config.head_dim / 2;
+    let frequency = |pair: usize| {
+        let exponent = 2.0 * pair as f64 / config.head_dim as f64;
+        config.rope_theta.powf(-exponent) as f32
+    };
+    (0..pairs).map(frequency).map(|x| x / scaled(x)).collect()
+}
+
+/// Whether llama.cpp has the transpose.
+fn transposed(architecture: Architecture, spec: &TensorSpec) -> bool {
+    architecture == Architecture::Gpt2
+        && spec.shape.len() == 2
+        && spec.name.starts_with("transformer.h.")
+}
+
+/// Values in llama.cpp's layout.
+fn stored(
+    architecture: Architecture,
+    config: &ModelConfig,
+    spec: &TensorSpec,
+    values: Vec<f32>,
+) -> Vec<f32> {
+    if transposed(architecture, spec) {
+        return transpose(&values, spec.shape[0]);
+    }
+    let (Architecture::Llama, Family::Gated(gated)) = (architecture, config.architecture()) else {
+        return values;
+    };
+    let width = match spec.shape.as_slice() {
+        [_, width] => *width,
+        _ => 1,
+    };
+    let of = |layer: &str| spec.name.contains(layer);
+    if of(".self_attn.q_proj.") {
+        permute(&values, gated.num_attention_heads, width)
+    } else if of(".self_attn.k_proj.") {
+        permute(&values, gated.num_key_value_heads, width)
+    } else {
+        values
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+    use crate::model::weights::{GgufFile, RandomSource};
+    use crate::rng::Seed;
+
+    fn tokenizer() -> Tokenizer {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        Tokenizer::load(&root.join("models/tiny")).unwrap()
+    }
+
+    fn config(own: &Json) -> ModelConfig {
+        let mut config = json!({
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64,
+            "max_position_embeddings": 64, "vocab_size": 2100, "eos_token_id": 0, "bos_token_id": 0,
+        });
+        for (key, value) in own.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        ModelConfig::from_value(config).unwrap()
+    }
+
+    /// Writes a model with random weights and opens the file.
+    fn written(config: &ModelConfig, kind: TensorType) -> (RandomSource, GgufFile) {
+        let weights = RandomSource::new(config, Seed::new(3));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        let model = GgufModel {
+            name: "m",
+            config,
+            weights: &weights,
+            tokenizer: &tokenizer(),
+        };
+        model.write(&path, kind).unwrap();
+        // Windows cannot remove an open file; the handle stays valid elsewhere.
+        let file = GgufFile::open(path).unwrap();
+        (weights, file)
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for own in [
+            json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true, "rope_theta": 5e5}),
+            json!({"model_type": "mistral", "sliding_window": null, "head_dim": 16, "tie_word_embeddings": true}),
+            json!({"model_type": "qwen2"}),
+            json!({"model_type": "qwen3", "head_dim": 16}),
+            json!({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}),
+        ] {
+            let config = config(&own);
+            let (weights, file) = written(&config, TensorType::F32);
+            for spec in config.tensors() {
+                if spec.tied_to.is_none() {
+                    assert_eq!(
+                        file.shape(&spec.name),
+                        Some(spec.shape.clone()),
+                        "{own} {}",
+                        spec.name
+                    );
+                    let (found, expected) = (file.read(&spec.name), weights.read(&spec.name));
+                    assert_eq!(found.unwrap(), expected.unwrap(), "{own} {}", spec.name);
+                }
+            }
+            // Mistral is a llama to llama.cpp, and is the same computation.
+            let read = file.config().unwrap();
+            match (config.architecture(), read.architecture()) {
+                (Family::Gated(expected), Family::Gated(found)) => {
+                    let expected = GatedDecoderConfig {
+                        initializer_range: found.initializer_range,
+                        ..expected.clone()
+                    };
+                    assert_eq!(*found, expected, "{own}");
+                }
+                (Family::Gpt2(expected), Family::Gpt2(found)) => assert_eq!(found, expected),
+                _ => panic!("{own}: another family"),
+            }
+        }
+    }
+
+    #[test]
+    fn matrices_are_blocks_where_their_rows_can_be() {
+        let config = config(&json!({"model_type": "llama", "intermediate_size": 48}));
+        let (weights, file) = written(&config, TensorType::Q4_0);
+        let layer = |name: &str| format!("model.layers.0.{name}.weight");
+        for (name, kind, most) in [
+            ("model.embed_tokens.weight".to_owned(), "Q8_0", 0.005),
+            (layer("self_attn.q_proj"), "Q4_0", 0.08),
+            (layer("mlp.down_proj"), "F16", 1e-3),
+            (layer("input_layernorm"), "F32", 1e-9),
+        ] {
+            assert_eq!(file.dtype(&name).unwrap().to_string(), kind, "{name}");
+            let (found, expected) = (file.read(&name).unwrap(), weights.read(&name).unwrap());
+            let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let off = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+            let off = off.fold(0.0f32, f32::max) / largest;
+            assert!(off <= most, "{name}: {off}");
+        }
+    }
+
+    #[test]
+    fn the_tokenizer_comes_back() {
+        let (_, file) = written(&config(&json!({"model_type": "llama"})), TensorType::F32);
+        let (expected, found) = (tokenizer(), file.tokenizer().unwrap());
+        for text in [
+            "Once upon a time",
+            " 12 345,6\n\n\t x",
+            "na\u{ef}ve \u{4e2d}\u{6587} \u{1f600}",
+            "<|endoftext|>a",
+        ] {
+            assert_eq!(
+                found.encode_document(text).unwrap(),
+                expected.encode_document(text).unwrap(),
+                "{text:?}"
+            );
+        }
+        assert_eq!(found.stop_ids(), expected.stop_ids());
+        assert_eq!(
+            (found.bos_id(), found.has_chat()),
+            (expected.bos_id(), false)
+        );
+    }
+
+    #[test]
+    fn llama_3_stretches_by_factors() {
+        let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                             "original_max_position_embeddings": 64});
+        let config = config(
+            &json!({"model_type": "llama", "rope_theta": 1e4, "rope_scaling": scaling, "head_dim": 16}),
+        );
+        let (_, file) = written(&config, TensorType::F32);
+        let factors = file.read(ROPE_FACTORS).unwrap();
+        // Wavelengths 2 pi 10^(i / 2): 6.3 stays, 20 and 63 are blended, those above 64 are eight times as long.
+        assert_eq!(factors.len(), 8);
+        assert_eq!((factors[0], factors[3..].to_vec()), (1.0, vec![8.0; 5]));
+        assert!(
+            factors[1] > 1.0 && factors[1] < factors[2] && factors[2] < 8.0,
+            "{factors:?}"
+        );
+    }
+
+    #[test]
+    fn what_llama_cpp_does_otherwise_is_refused() {
+        let refused = |own: Json| {
+            let config = config(&own);
+            let weights = RandomSource::new(&config, Seed::new(3));
+            let model = GgufModel {
+                name: "m",
+                config: &config,
+                weights: &weights,
+                tokenizer: &tokenizer(),
+            };
+            model.check().unwrap_err().to_string()
+        };
+        let window = refused(json!({"model_type": "mistral", "sliding_window": 16}));
+        assert!(window.contains("within a window"), "{window}");
+        let family = refused(json!({"model_type": "gpt_neox"}));
+        assert!(
+            family.contains("family gpt_neox are not written"),
+            "{family}"
+        );
+        let rows = refused(json!({"model_type": "llama", "vocab_size": 9}));
+        assert!(
+            rows.contains("has no row among the embedding's 9"),
+            "{rows}"
+        );
+    }
+}
