@@ -161,7 +161,7 @@ pub struct TokenRows<'a> {
 }
 
 impl AdapterSpec {
-    /// As [`AdapterMethod::token_rows`](super::AdapterMethod::token_rows).
+    /// As [`AdapterMethod::token_rows`].
     pub fn token_rows(&self) -> Option<TokenRows<'_>> {
         by_settings!(self, layer config => config.token_rows(), rows _config => None)
     }
