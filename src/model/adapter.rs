@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::adapter_weights;
-use super::beside::tensors_beside;
+use super::beside::{tensors_beside, tied_module};
 use super::config::{ModelConfig, TensorSpec};
 use super::host_tensors;
 use super::prompt::{self, StoredPrompt};
@@ -282,7 +282,8 @@ fn continues<B: ModelBackend, M: Adaptable<B>>(
     // Other tensors of the base would have to begin from the base again.
     let same_beside = |tensor: &TensorSpec| {
         let trains = |spec: &AdapterSpec| spec.beside().trains(&tensor.name, |_| true);
-        trains(present) == trains(wanted)
+        // A head that is the embedding is no tensor of its own, though files may name it.
+        tensor.tied_to.is_some() || trains(present) == trains(wanted)
     };
     let mut targets = target_paths(wanted, config)?;
     let (mut adapted, mut same_shape) = (Vec::new(), true);
@@ -408,6 +409,8 @@ pub fn save_adapter<B: ModelBackend, M: Parameters<B> + Adaptable<B>>(
         tensors.extend(tied_rows(spec, config, &tensors));
     }
     let mut adapter = AdapterConfig::new(task, spec.stored(), paths);
+    let tied = tied_module(spec, &own).map(str::to_owned);
+    adapter.modules_to_save.extend(tied);
     adapter.base_model_name_or_path = Some(base.to_owned());
     adapter.fan_in_fan_out = config.family() == "gpt2";
     adapter.shape = Some(config.decoder_shape());

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
 
-use super::config::TensorSpec;
+use super::config::{ModelConfig, TensorSpec};
+use super::resize::with_rows;
+use super::stored_tables::HEAD_IN_MEMORY;
 use super::trained::module;
 use super::weights::WeightSource;
 use crate::error::{Error, Problem, Result};
@@ -23,6 +25,7 @@ pub(super) fn trained_beside(
 ) -> Result<Vec<TensorSpec>> {
     let chosen = chosen_beside(spec, tensors, adapted);
     let mut problems = impossible(spec, tensors, adapted);
+    problems.extend(not_as_one(spec, tensors));
     let is_adapted = |path: &str| adapted.iter().any(|known| known == path);
     let bias = spec.beside().bias;
     if bias != Bias::None && !(chosen.iter()).any(|tensor| bias.trains(&tensor.name, is_adapted)) {
@@ -87,34 +90,115 @@ fn impossible(spec: &AdapterSpec, tensors: &[TensorSpec], adapted: &[String]) ->
             ));
         }
     }
-    let tied = (tensors.iter()).find_map(|head| Some((head, head.tied_to.as_deref()?)));
-    let Some((head, embedding)) = tied else {
-        return problems;
-    };
-    if spec.ensure_weight_tying() && (has_adapter(embedding) || has_adapter(&head.name)) {
+    if let Some(tied) = Tied::of(spec, tensors)
+        && spec.ensure_weight_tying()
+        && (has_adapter(tied.embedding) || has_adapter(tied.head))
+    {
         problems.push(format!(
             "ensure_weight_tying: an adapter on {} or {}, which are one parameter in this model, changes one side of it; only \
              modules_to_save can train the two as one",
-            module(embedding),
-            module(&head.name)
-        ));
-    }
-    let saved = |name: &str| {
-        spec.beside()
-            .entries()
-            .any(|entry| names_module(entry, name))
-    };
-    let one = spec.ensure_weight_tying() && saved(embedding);
-    if !one && (saved(embedding) || saved(&head.name)) {
-        problems.push(format!(
-            "modules_to_save: {} is tied to {} in this model, the two are one parameter; with `ensure_weight_tying: true` and \"{}\" among \
-             modules_to_save it is trained as both",
-            module(&head.name),
-            module(embedding),
-            module(embedding).rsplit('.').next().unwrap_or_default()
+            module(tied.embedding),
+            module(tied.head)
         ));
     }
     problems
+}
+
+/// An embedding that is the output head, too.
+struct Tied<'a> {
+    embedding: &'a str,
+    head: &'a str,
+    /// Whether `modules_to_save` names the one and the other.
+    saved: [bool; 2],
+}
+
+impl<'a> Tied<'a> {
+    /// That of a model with these tensors, if it has one.
+    fn of(spec: &AdapterSpec, tensors: &'a [TensorSpec]) -> Option<Self> {
+        let (embedding, head) = (tensors.iter())
+            .find_map(|head| Some((head.tied_to.as_deref()?, head.name.as_str())))?;
+        let saved = |name: &str| {
+            let mut entries = spec.beside().entries();
+            entries.any(|entry| names_module(entry, name))
+        };
+        Some(Self {
+            embedding,
+            head,
+            saved: [embedding, head].map(saved),
+        })
+    }
+
+    /// Whether one of them is trained, and they are not said to stay one.
+    fn may_part(&self, spec: &AdapterSpec) -> bool {
+        let [embedding, head] = self.saved;
+        (embedding || head) && !(embedding && spec.ensure_weight_tying())
+    }
+}
+
+/// Why embedding and output head, which are one parameter, cannot be trained as settings say.
+fn not_as_one(spec: &AdapterSpec, tensors: &[TensorSpec]) -> Option<String> {
+    let tied = Tied::of(spec, tensors).filter(|tied| tied.may_part(spec))?;
+    Some(format!(
+        "modules_to_save: {} is tied to {} in this model, the two are one parameter; with `ensure_weight_tying: true` and \"{}\" among \
+         modules_to_save it is trained as both",
+        module(tied.head),
+        module(tied.embedding),
+        module(tied.embedding)
+            .rsplit('.')
+            .next()
+            .unwrap_or_default()
+    ))
+}
+
+/// Whether an adapter's file holds other numbers for one side of what is embedding and output head at once: where `modules_to_save`
+/// names one of them or both without `ensure_weight_tying`, PEFT trains copies, and leaves what it does not name to the base.
+///
+/// # Errors
+/// Those of reading.
+pub(super) fn stored_apart(
+    spec: &AdapterSpec,
+    tensors: &[TensorSpec],
+    source: &dyn WeightSource,
+) -> Result<bool> {
+    let Some(tied) = Tied::of(spec, tensors).filter(|tied| tied.may_part(spec)) else {
+        return Ok(false);
+    };
+    let stored = parameters(source);
+    let find = |name: &str| stored.get(&beside_parameter(name, |_| false));
+    Ok(match (find(tied.embedding), find(tied.head)) {
+        (Some(embedding), Some(head)) => {
+            source.shape(embedding) != source.shape(head) || !source.same_values(embedding, head)?
+        }
+        (None, None) => false,
+        _ => true,
+    })
+}
+
+/// The module that an adapter's file names as trained beside those of its settings: a head that is the trained embedding, where files
+/// of the method do not say that the two are one.
+pub(super) fn tied_module(spec: &AdapterSpec, tensors: &[TensorSpec]) -> Option<&'static str> {
+    let tied = Tied::of(spec, tensors)?;
+    let unsaid = spec.ensure_weight_tying() && !spec.stores_weight_tying();
+    (unsaid && tied.saved == [true, false]).then(|| module(HEAD_IN_MEMORY))
+}
+
+/// The parameters that a file holds whole, each with its name in the file.
+fn parameters(source: &dyn WeightSource) -> BTreeMap<String, String> {
+    let names = source.names().into_iter();
+    let whole = names.filter_map(|name| match parse_key(&name, &[]) {
+        StoredKey::Whole(parameter) => Some((parameter, name)),
+        _ => None,
+    });
+    whole.collect()
+}
+
+/// The key of [`parameters`] for a parameter that is trained beside adapters.
+fn beside_parameter(name: &str, is_adapted: impl Fn(&str) -> bool) -> String {
+    let key = beside_key(name, is_adapted);
+    match parse_key(&key, &[]) {
+        StoredKey::Whole(parameter) => parameter,
+        _ => key,
+    }
 }
 
 /// Modules that can be trained whole, those inside blocks as one.
@@ -142,6 +226,8 @@ pub(super) struct StoredBeside {
     names: BTreeMap<String, String>,
     /// The file's name of a tied head, a second copy of the embedding.
     head: Option<String>,
+    /// The model's names of embedding and head.
+    tables: [&'static str; 2],
 }
 
 impl StoredBeside {
@@ -151,42 +237,56 @@ impl StoredBeside {
     /// Those of reading.
     pub(super) fn check(
         spec: &AdapterSpec,
+        config: &ModelConfig,
         tensors: &[TensorSpec],
         adapted: &[String],
         source: &dyn WeightSource,
     ) -> Result<(Self, Vec<Problem>)> {
         let is_adapted = |path: &str| adapted.iter().any(|known| known == path);
-        let mut stored = Self::default();
-        let mut problems: Vec<Problem> = (impossible(spec, tensors, adapted).into_iter())
+        let mut stored = Self {
+            tables: config.tables(),
+            ..Self::default()
+        };
+        let mut problems = impossible(spec, tensors, adapted);
+        if let (Some(tied), true) = (
+            Tied::of(spec, tensors),
+            stored_apart(spec, tensors, source)?,
+        ) {
+            problems.push(format!(
+                "modules_to_save: {} and {} are one in this model, and the file holds one of them or two that differ; \
+                 `ModelSource::with_adapter` makes two of them",
+                tied.embedding, tied.head
+            ));
+        }
+        let mut problems: Vec<Problem> = (problems.into_iter())
             .map(|message| Problem::new("adapter_config.json", message))
             .collect();
         if spec.beside().is_empty() || !problems.is_empty() {
             return Ok((stored, problems));
         }
-        let parameters = source.names().into_iter();
-        let parameters = parameters.filter_map(|name| match parse_key(&name, &[]) {
-            StoredKey::Whole(parameter) => Some((parameter, name)),
-            _ => None,
-        });
-        let parameters: BTreeMap<String, String> = parameters.collect();
-        let find = |key: &str| match parse_key(key, &[]) {
-            StoredKey::Whole(parameter) => parameters.get(&parameter).cloned(),
-            _ => None,
-        };
+        let parameters = parameters(source);
+        let find = |name: &str| (parameters.get(&beside_parameter(name, is_adapted))).cloned();
         for tensor in chosen_beside(spec, tensors, adapted) {
-            let key = beside_key(&tensor.name, is_adapted);
             let shape = &tensor.shape;
-            let Some(name) = find(&key) else {
+            let Some(name) = find(&tensor.name) else {
                 let message = format!("missing; expected shape {shape:?}");
-                problems.push(Problem::new(key, message));
+                problems.push(Problem::new(beside_key(&tensor.name, is_adapted), message));
                 continue;
             };
-            match source.shape(&name) {
-                Some(found) if found != *shape => {
+            let found = source.shape(&name).unwrap_or_default();
+            // A table of a model may have more rows, for tokens that were added later.
+            let fits = match (&*found, &**shape) {
+                ([rows, width], [most, expected]) if stored.is_table(&tensor.name) => {
+                    rows <= most && width == expected
+                }
+                (found, expected) => found == expected,
+            };
+            match fits {
+                true => drop(stored.names.insert(tensor.name, name)),
+                false => {
                     let message = format!("expected shape {shape:?}, found {found:?}");
                     problems.push(Problem::new(name, message));
                 }
-                _ => drop(stored.names.insert(tensor.name, name)),
             }
         }
         for head in tensors {
@@ -194,7 +294,7 @@ impl StoredBeside {
             else {
                 continue;
             };
-            stored.head = find(&beside_key(&head.name, is_adapted));
+            stored.head = find(&head.name);
             if let Some(head) = &stored.head
                 && (source.shape(head) != source.shape(embedding)
                     || !source.same_values(embedding, head)?)
@@ -204,6 +304,10 @@ impl StoredBeside {
             }
         }
         Ok((stored, problems))
+    }
+
+    fn is_table(&self, parameter: &str) -> bool {
+        self.tables.contains(&parameter)
     }
 
     /// Whether the file's tensor of that name is one of them.
@@ -241,9 +345,13 @@ impl StoredBeside {
                 true => Vec::new(),
                 false => slot.save(meta),
             };
-            outcome = slot.load(meta, device, |name| match self.names.get(name) {
-                Some(key) => source.read(key),
-                None => Ok(value_of(&present, name)),
+            let shape = slot.shape();
+            outcome = slot.load(meta, device, |name| match (self.names.get(name), &*shape) {
+                (Some(key), &[rows, width]) if self.is_table(name) => source
+                    .read(key)
+                    .map(|values| with_rows(values, rows, width)),
+                (Some(key), _) => source.read(key),
+                (None, _) => Ok(value_of(&present, name)),
             });
         });
         model.for_each_projection(&mut |projection| projection.own_tensors());

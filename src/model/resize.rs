@@ -74,7 +74,7 @@ impl ModelConfig {
 impl ModelSource {
     /// Gives the model the tables that `config` says, which is its own but for their rows.
     pub fn resize(&mut self, config: ModelConfig) {
-        self.resized |= config.vocab_size() != self.config.vocab_size();
+        self.tables.resized |= config.vocab_size() != self.config.vocab_size();
         self.config = config;
     }
 

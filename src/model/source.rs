@@ -15,13 +15,16 @@ use super::config::ModelConfig;
 use super::manifest::{self, Manifest, ModelFiles, Source};
 use super::offset::{SIDECAR, read_score_offset};
 use super::prompt;
-use super::resize::ResizedTables;
-use super::weights::heads::{HeadAsEmbedding, SCORE, StoredHead, stored_head, tied_pair};
+use super::weights::heads::SCORE;
 use super::weights::{self, WeightSource};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::peft::files::{ADAPTER_CONFIG, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
+
+mod tables;
+
+use tables::TableFiles;
 
 /// Most adapters in a stack.
 const MAX_ADAPTERS: usize = 8;
@@ -42,9 +45,8 @@ pub struct ModelSource {
     /// Notes for the user about the files.
     pub notes: Vec<String>,
     manifest: Option<Manifest>,
-    head_only: bool,
-    /// Whether the tables have other rows than in the base's files.
-    pub(super) resized: bool,
+    /// What is other in embedding and output head than in the base's files.
+    pub(super) tables: TableFiles,
 }
 
 /// A score head in a file.
@@ -127,7 +129,7 @@ impl ModelSource {
             )));
         }
         self.adapters.push(folder);
-        self.resize_as_stored()?;
+        self.take_stored_tables()?;
         Ok(self)
     }
 
@@ -157,24 +159,10 @@ impl ModelSource {
             adapters,
             notes,
             manifest: files.manifest,
-            head_only: false,
-            resized: false,
+            tables: TableFiles::default(),
         };
         let source = weights::open(&found.weights)?;
-        match stored_head(&found.config, source.as_ref())? {
-            StoredHead::AsConfigured => {}
-            StoredHead::HeadOnly => found.head_only = true,
-            StoredHead::Untied => {
-                if let Some((embedding, head)) = tied_pair(&found.config) {
-                    found.notes.push(format!(
-                        "{}: config.json says tie_word_embeddings: true, but {head} is stored with other values than {embedding}; \
-                         the stored head is used, as transformers does",
-                        source.path().display()
-                    ));
-                }
-                found.config = found.config.untied()?;
-            }
-        }
+        found.take_stored_head(source.as_ref())?;
         if let Some(labels) = labels(source.as_ref(), SCORE)
             && labels > 1
         {
@@ -183,31 +171,8 @@ impl ModelSource {
                 source.path().display()
             ));
         }
-        found.resize_as_stored()?;
+        found.take_stored_tables()?;
         Ok(found)
-    }
-
-    /// The base's weights.
-    ///
-    /// # Errors
-    /// As [`weights::open`].
-    pub fn open_weights(&self) -> Result<Box<dyn WeightSource>> {
-        let inner = weights::open(&self.weights)?;
-        let whole: Box<dyn WeightSource> = match tied_pair(&self.config) {
-            Some((embedding, head)) if self.head_only => {
-                let head = weights::resolve(inner.as_ref(), &head).unwrap_or(head);
-                Box::new(HeadAsEmbedding {
-                    inner,
-                    embedding,
-                    head,
-                })
-            }
-            _ => inner,
-        };
-        Ok(match self.resized {
-            true => Box::new(ResizedTables::new(whole, &self.config)),
-            false => whole,
-        })
     }
 
     /// The score head of a reward model from these files: that of the outermost adapter with one, or the base's.

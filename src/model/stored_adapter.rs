@@ -61,7 +61,8 @@ impl StoredAdapter {
             TaskType::CausalLm => config.tensors(),
             TaskType::SeqCls => config.classifier_tensors(),
         };
-        let (beside, mut problems) = StoredBeside::check(&adapter.spec, &own, &adapted, source)?;
+        let (beside, mut problems) =
+            StoredBeside::check(&adapter.spec, config, &own, &adapted, source)?;
         let classifier = adapter.task_type == TaskType::SeqCls;
         match token_rows(&adapter.spec, config, classifier, &adapted) {
             Ok(tables) => {

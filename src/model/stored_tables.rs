@@ -21,7 +21,7 @@ use crate::peft::keys::{StoredKey, parse_key};
 const LAYERS_AROUND: [&str; 2] = ["base_layer", "token_adapter"];
 
 /// The output head of every family in memory of transformers, whatever a checkpoint calls it: PEFT's files name that.
-const HEAD_IN_MEMORY: &str = "lm_head.weight";
+pub(super) const HEAD_IN_MEMORY: &str = "lm_head.weight";
 
 /// Tables of a file, the embedding first: the parameter's name, and the file's.
 #[derive(Debug, Default)]

@@ -20,6 +20,14 @@ impl AdapterSpec {
     pub fn ensure_weight_tying(&self) -> bool {
         by_settings!(self, layer config => config.ensure_weight_tying(), rows _config => false)
     }
+
+    /// As [`AdapterMethod::STORES_WEIGHT_TYING`].
+    pub fn stores_weight_tying(&self) -> bool {
+        fn of<M: AdapterMethod>(_: &M) -> bool {
+            M::STORES_WEIGHT_TYING
+        }
+        by_settings!(self, layer config => of(config), rows _config => false)
+    }
 }
 
 /// What is trained of the base beside adapters. Other models on the base keep the tensors that it began with.

@@ -73,6 +73,10 @@ pub struct BottleneckConfig {
     pub scaling: f64,
     /// Blocks without any, from 0.
     pub leave_out: Vec<usize>,
+    /// Norms, embeddings and the output head to train and store whole, by the ends of their paths: `"norm"`.
+    pub modules_to_save: Vec<String>,
+    /// Where the embedding is the output head, too, train the two as one.
+    pub ensure_weight_tying: bool,
 }
 
 impl Default for BottleneckConfig {
@@ -84,6 +88,8 @@ impl Default for BottleneckConfig {
             non_linearity: NonLinearity::default(),
             scaling: 1.0,
             leave_out: Vec::new(),
+            modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
         }
     }
 }
@@ -138,6 +144,7 @@ impl AdapterMethod for BottleneckConfig {
     const MERGES: bool = false;
     const OWN_FILES: bool = true;
     const OWN_TARGETS: bool = true;
+    const STORES_WEIGHT_TYING: bool = true;
 
     fn problems(&self, settings: &mut Settings) {
         if let Some(size) = self.size {
@@ -152,6 +159,7 @@ impl AdapterMethod for BottleneckConfig {
             let message = format!("must be finite and not 0, found {}", self.scaling);
             settings.note(Problem::new("scaling", message));
         }
+        settings.modules_to_save(&self.modules_to_save);
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
@@ -194,6 +202,14 @@ impl AdapterMethod for BottleneckConfig {
             ("adapter_up.weight", vec![width, size]),
             ("adapter_up.bias", vec![width]),
         ]
+    }
+
+    fn modules_to_save(&self) -> &[String] {
+        &self.modules_to_save
+    }
+
+    fn ensure_weight_tying(&self) -> bool {
+        self.ensure_weight_tying
     }
 
     fn read(keys: &Keys<'_>, _: &Targets) -> Result<Self, String> {

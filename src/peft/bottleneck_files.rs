@@ -1,7 +1,9 @@
 //! Files of bottleneck adapters, in the layout of the library adapters: `adapter_config.json` with the settings under `config`, and
 //! `adapter.safetensors` with `{block}.attention_adapters.adapters.{name}.adapter_down.0.weight` and its like.
 //!
-//! What is written has three keys more, which the library does not look at: the base, what the model does, and PEFT's `peft_type`.
+//! What is written has more keys, which the library does not look at: the base, what the model does, PEFT's `peft_type`, and
+//! `modules_to_save` with `ensure_weight_tying`. What these name lies beside the adapters under PEFT's names, `base_model.model.` and
+//! the parameter's own, as does a classifier's `score.weight`.
 //!
 //! # Source
 //! adapters 1.3, `BnConfig` and `AdapterLoader`.
@@ -9,7 +11,7 @@
 use serde_json::{Map, Value, json};
 
 use super::bottleneck::{BottleneckConfig, NonLinearity, Placement, site};
-use super::files::{AdapterConfig, Keys, TaskType, is_off};
+use super::files::{AdapterConfig, Keys, TaskType, is_off, list_or_null, saved_modules};
 use super::keys::tensor_key;
 use super::targets::LinearSpec;
 
@@ -78,6 +80,8 @@ pub(super) fn read(keys: &Keys<'_>) -> Result<BottleneckConfig, String> {
         non_linearity: non_linearity.ok_or("no \"non_linearity\"")?,
         scaling: settings.read("scaling", 1.0, Value::as_f64)?,
         leave_out: settings.read("leave_out", Vec::new(), indices)?,
+        modules_to_save: saved_modules(keys)?,
+        ensure_weight_tying: keys.read("ensure_weight_tying", false, Value::as_bool)?,
     })
 }
 
@@ -115,9 +119,13 @@ fn refuse(settings: &Keys<'_>) -> Result<(), String> {
 pub(super) fn accepts(key: &str, value: &Value) -> Option<bool> {
     match key {
         "config" => Some(value.is_object()),
-        "hidden_size" | "model_class" | "model_name" | "model_type" | "name" | "version" => {
-            Some(true)
-        }
+        "ensure_weight_tying"
+        | "hidden_size"
+        | "model_class"
+        | "model_name"
+        | "model_type"
+        | "name"
+        | "version" => Some(true),
         _ => None,
     }
 }
@@ -167,8 +175,10 @@ pub(super) fn write(method: &BottleneckConfig, config: &AdapterConfig) -> Value 
             "stochastic_depth": 0.0,
             "use_gating": false,
         },
+        "ensure_weight_tying": method.ensure_weight_tying,
         "hidden_size": width,
         "model_name": config.base_model_name_or_path,
+        "modules_to_save": list_or_null(&config.modules_to_save),
         "name": NAME,
         "peft_type": KIND,
         "task_type": match config.task_type {

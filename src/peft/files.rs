@@ -173,9 +173,10 @@ impl AdapterConfig {
             .collect();
         if !others.is_empty() {
             return Err(format!(
-                "modules_to_save {}: only LoRA has them here, beside the head of a classifier (\"score\" with task_type SEQ_CLS); \
-                 merge the adapter into its base with PEFT and take the merged model",
-                others.join(", ")
+                "modules_to_save {}: {} has none here but the head of a classifier (\"score\" with task_type SEQ_CLS); train by a method \
+                 on layers instead, e.g. LoRA",
+                others.join(", "),
+                self.spec.peft_type()
             ));
         }
         self.selection().check()
@@ -554,13 +555,12 @@ mod tests {
         let saved = ["lm_head", "norm"];
         let (read, _) = with("modules_to_save", json!(saved)).unwrap();
         assert_eq!(read.spec.beside().modules, saved);
-        let mut ia3 =
-            json!({"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []});
-        assert!(AdapterConfig::from_value(&ia3).is_ok());
-        ia3["modules_to_save"] = json!(saved);
-        let message = AdapterConfig::from_value(&ia3).unwrap_err();
+        let mut prompt = json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2, "task_type": "CAUSAL_LM"});
+        assert!(AdapterConfig::from_value(&prompt).is_ok());
+        prompt["modules_to_save"] = json!(saved);
+        let message = AdapterConfig::from_value(&prompt).unwrap_err();
         assert!(
-            message.contains("modules_to_save lm_head, norm: only LoRA"),
+            message.contains("modules_to_save lm_head, norm: PROMPT_TUNING has none here"),
             "{message}"
         );
         assert!(with("init_lora_weights", json!("gaussian")).is_ok());

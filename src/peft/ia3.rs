@@ -9,7 +9,7 @@ use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::files::{AdapterConfig, Keys};
+use super::files::{AdapterConfig, Keys, saved_modules};
 use super::keys::tensor_key;
 use super::method::{AdapterMethod, LayerAdapter, LayerMethod, Merged, Site};
 use super::projection::{ColumnOrder, LayerSpec};
@@ -34,6 +34,10 @@ pub struct Ia3Config {
     pub feedforward_modules: Vec<String>,
     /// Which layers not, said as `target_modules`.
     pub exclude_modules: Vec<String>,
+    /// Embeddings, norms and the output head to train and store whole, as for LoRA.
+    pub modules_to_save: Vec<String>,
+    /// Where the embedding is the output head, too, train the two as one.
+    pub ensure_weight_tying: bool,
 }
 
 impl Default for Ia3Config {
@@ -42,6 +46,8 @@ impl Default for Ia3Config {
             target_modules: ["k_proj", "v_proj", "down_proj"].map(String::from).to_vec(),
             feedforward_modules: vec!["down_proj".into()],
             exclude_modules: Vec::new(),
+            modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
         }
     }
 }
@@ -65,6 +71,7 @@ impl AdapterMethod for Ia3Config {
     fn problems(&self, settings: &mut Settings) {
         settings.targets(&self.target_modules);
         settings.expressions("feedforward_modules", &self.feedforward_modules);
+        settings.modules_to_save(&self.modules_to_save);
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
@@ -100,6 +107,14 @@ impl AdapterMethod for Ia3Config {
         }
     }
 
+    fn modules_to_save(&self) -> &[String] {
+        &self.modules_to_save
+    }
+
+    fn ensure_weight_tying(&self) -> bool {
+        self.ensure_weight_tying
+    }
+
     fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
         let feedforward = keys.modules("feedforward_modules")?;
         Ok(Self {
@@ -111,6 +126,8 @@ impl AdapterMethod for Ia3Config {
                 None => return Err("no \"feedforward_modules\"".into()),
             },
             exclude_modules: targets.excluded(),
+            modules_to_save: saved_modules(keys)?,
+            ensure_weight_tying: false,
         })
     }
 

@@ -44,6 +44,10 @@ pub trait AdapterMethod: Clone + PartialEq {
     /// Whether its files have a layout of their own: [`AdapterMethod::write`] gives a whole `adapter_config.json`.
     const OWN_FILES: bool = false;
 
+    /// Whether its files say `ensure_weight_tying`. Those of others name a head that is the embedding in `modules_to_save`, too, and
+    /// hold it twice.
+    const STORES_WEIGHT_TYING: bool = false;
+
     /// Notes settings that cannot be, as far as they show without a model.
     fn problems(&self, settings: &mut Settings);
 

@@ -129,7 +129,9 @@ impl<B: ModelBackend> Session<'_, B> {
         // Adapters name their base by an absolute path, recipes often by a relative one.
         let same = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
         let files = std::iter::once(&source.weights).chain(&source.adapters[..inner]);
-        let key = (files.map(same).collect(), source.config.vocab_size());
+        let config = &source.config;
+        let tied = config.tie_word_embeddings();
+        let key = (files.map(same).collect(), config.vocab_size(), tied);
         if let Some(model) = self.bases.get(&key) {
             return Ok(model.clone());
         }

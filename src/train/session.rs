@@ -47,9 +47,9 @@ pub struct Session<'a, B: ModelBackend> {
     pub interrupt: Interrupt,
     /// Receives progress and messages.
     pub reporter: &'a mut dyn Reporter,
-    /// Frozen bases, keyed by the files of the model and of adapters merged into it, and by rows of the embedding. Policies,
-    /// references, rewards and values with the same base share one copy.
-    pub(super) bases: HashMap<(Vec<PathBuf>, usize), LanguageModel<B>>,
+    /// Frozen bases, keyed by the files of the model and of adapters merged into it, by rows of the embedding, and by whether that is
+    /// the output head. Policies, references, rewards and values with the same base share one copy.
+    pub(super) bases: HashMap<(Vec<PathBuf>, usize, bool), LanguageModel<B>>,
     /// Warnings reported so far.
     pub(super) warned: BTreeSet<String>,
 }

@@ -207,7 +207,33 @@ ONLY_TOKENS = {
     "only_tokens_gpt2": ("gpt2", dict(target_modules=["wte"], token_indices=[8, 46], task_type="CAUSAL_LM")),
 }
 
-ALL_CASES = {**CASES, **IA3, **VARIANTS, **VERA, **SAVED, **VERA_BIASES, **BIASES, **TABLES, **TOKENS, **ONLY_TOKENS}
+# Modules that are trained whole beside other methods, and sides of a table that PEFT parts: without ensure_weight_tying, which LoRA alone
+# has, each named side becomes a copy, and the other one stays the base's.
+IA3_SAVED = {
+    "ia3_saved": ("llama", dict(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"],
+        modules_to_save=["embed_tokens", "lm_head", "norm"], task_type="CAUSAL_LM",
+    )),
+    "ia3_saved_classifier": ("llama", dict(
+        target_modules=["v_proj"], feedforward_modules=[], modules_to_save=["embed_tokens", "model.norm"], task_type="SEQ_CLS",
+    )),
+}
+VERA_SAVED = {
+    "vera_saved": ("llama", dict(
+        r=4, target_modules=["q_proj", "up_proj"], modules_to_save=["embed_tokens", "model.norm"], projection_prng_key=5,
+        task_type="CAUSAL_LM",
+    )),
+    "vera_saved_gpt2": ("gpt2", dict(
+        r=3, target_modules=["c_attn"], modules_to_save=["ln_f", "wpe"], bias="vera_only", fan_in_fan_out=True, task_type="CAUSAL_LM",
+    )),
+}
+APART = {
+    "saved_head": ("llama", dict(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")),
+}
+
+ALL_CASES = {
+    **CASES, **IA3, **VARIANTS, **VERA, **SAVED, **VERA_BIASES, **BIASES, **TABLES, **TOKENS, **ONLY_TOKENS, **IA3_SAVED, **VERA_SAVED, **APART,
+}
 
 # Cases that are trained for some steps from their saved state, with the learning rate.
 TRAINED = {
@@ -217,6 +243,7 @@ TRAINED = {
     "vera_bias_all": 1e-2, "vera_bias_only": 1e-2, "loraplus_bias": 2e-3,
     "embedding": 1e-2, "head": 1e-2, "tied_tables": 1e-2, "tables": 1e-2,
     "tokens": 1e-2, "tokens_untied": 1e-2, "tokens_gpt2": 1e-2, "only_tokens": 3e-2, "only_tokens_untied": 3e-2,
+    "ia3_saved": 1e-2, "vera_saved": 1e-2, "vera_saved_gpt2": 1e-2,
 }
 # Learning rate of B as a multiple of A's.
 LORAPLUS = {"loraplus": 8.0, "loraplus_bias": 8.0}
@@ -323,7 +350,7 @@ def make_adapter(root, name, seed):
     classifier = settings.get("task_type") == "SEQ_CLS"
     measure = scores if classifier else logprobs
     torch.manual_seed(seed)
-    method = IA3Config if name in IA3 else VeraConfig if name in VERA | VERA_BIASES else LoraConfig
+    method = IA3Config if name in IA3 | IA3_SAVED else VeraConfig if name in VERA | VERA_BIASES | VERA_SAVED else LoraConfig
     method = TrainableTokensConfig if name in ONLY_TOKENS else method
     model = get_peft_model(load_base(root, base, classifier), method(**settings)).eval()
     parts = ["lora_", "ia3_", "vera_", "trainable_tokens_delta", "modules_to_save"]

@@ -9,10 +9,10 @@ use burn::tensor::{Tensor, TensorData};
 use serde_json::{Value, json};
 
 use tempering::model::{
-    CausalLm, LanguageModel, ModelConfig, ScalarModel, combine_adapters, load_adapter,
+    CausalLm, LanguageModel, ModelConfig, ModelSource, ScalarModel, combine_adapters, load_adapter,
     save_adapter, weights::write_safetensors,
 };
-use tempering::ops::{ModelBackend, f32_matmul};
+use tempering::ops::{ModelBackend, Numerics, f32_matmul};
 use tempering::optim::{GradientSum, OptimConfig, Optimiser};
 use tempering::params::{HostTensor, Parameters};
 use tempering::peft::{
@@ -51,6 +51,19 @@ fn base(reference: &Value) -> PathBuf {
 
 fn rows(reference: &Value) -> Vec<Vec<u32>> {
     serde_json::from_value(reference["rows"].clone()).unwrap()
+}
+
+/// The base of the adapter of that name, its embedding and head parted where the adapter's file does that.
+fn base_of<B: ModelBackend>(
+    name: &str,
+    reference: &Value,
+    device: &B::Device,
+) -> (ModelConfig, LanguageModel<B>) {
+    let adapter = folder("peft").join(name);
+    let source = ModelSource::at(&adapter, base(reference).to_str()).unwrap();
+    let model = source.load_base(Numerics::default(), device).unwrap();
+    // PEFT stores the base's own table beside an adapter on it.
+    (source.config.with_tables_of_base(), model)
 }
 
 /// Notes one distance from PEFT.
@@ -103,7 +116,7 @@ fn compare<B: ModelBackend>(
 /// Log-probabilities with the adapter and merged.
 pub(crate) fn adapters<B: ModelBackend>(device: B::Device) {
     for (name, reference) in cases("logprobs") {
-        let (config, mut model) = load::<B>(&base(&reference), &device);
+        let (config, mut model) = base_of::<B>(&name, &reference, &device);
         let rows = rows(&reference);
         let plain = logprobs(&model, &rows, &device);
         assert!(
@@ -214,7 +227,7 @@ pub(crate) fn written<B: ModelBackend>(device: B::Device) {
             save_adapter(&mut model, &config, &peft.spec, base, ours.path()).unwrap();
             config
         } else {
-            let (config, mut model) = load::<B>(&self::base(&reference), &device);
+            let (config, mut model) = base_of::<B>(&name, &reference, &device);
             load_adapter(&mut model, &config, &theirs, &device).unwrap();
             save_adapter(&mut model, &config, &peft.spec, base, ours.path()).unwrap();
             config
@@ -267,7 +280,7 @@ fn converted<B: ModelBackend>(name: &str, reference: &Value, ours: &Path, device
     assert_eq!(config["init_lora_weights"], true, "{name}");
     let rank = |config: &Value| config["r"].as_u64().unwrap();
     assert_eq!(rank(&config), 2 * rank(&theirs), "{name}");
-    let (config, mut model) = load::<B>(&base(reference), device);
+    let (config, mut model) = base_of::<B>(name, reference, device);
     let loaded = load_adapter(&mut model, &config, ours, device).unwrap();
     let with = logprobs(&model, &rows(reference), device);
     // It is trained on as what it was.
@@ -458,7 +471,7 @@ pub(crate) fn trained<B: ModelBackend>(device: B::Device) {
         }
         count += 1;
         let expected = read(&file);
-        let (config, mut model) = load::<B>(&base(&reference), &device);
+        let (config, mut model) = base_of::<B>(&name, &reference, &device);
         let adapter = folder("peft").join(&name);
         let loaded = load_adapter(&mut model, &config, &adapter, &device).unwrap();
         let mut spec = loaded.config.spec;
@@ -547,7 +560,7 @@ pub(crate) fn many_rows<B: ModelBackend>(device: B::Device) {
             continue;
         }
         count += 1;
-        let (config, mut model) = load::<B>(&base(&reference), &device);
+        let (config, mut model) = base_of::<B>(&name, &reference, &device);
         let loaded = load_adapter(&mut model, &config, &adapter, &device).unwrap();
         let mut model = LanguageModel::<Autodiff<B>>::from_inner(model);
         Peft::from(loaded.config.spec).mark_trained(&mut model);

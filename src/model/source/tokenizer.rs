@@ -42,7 +42,7 @@ impl ModelSource {
             Some(tokenizer) => tokenizer,
             None => Tokenizer::load_layered(&folders)?,
         };
-        let tokenizer = match self.resized {
+        let tokenizer = match self.tables.resized {
             true => tokenizer.with_embeddings(self.config.vocab_size())?,
             false => tokenizer,
         };

@@ -53,27 +53,30 @@ pub fn tied_pair(config: &ModelConfig) -> Option<(String, String)> {
     Some((head.tied_to?, head.name))
 }
 
-/// A weight source of a tied model that stores its embedding under the head's name.
-pub(crate) struct HeadAsEmbedding {
+/// A weight source in which one tensor has a second name: the embedding that is the output head, too, under the name that the file
+/// lacks.
+pub(crate) struct SecondName {
     pub(crate) inner: Box<dyn WeightSource>,
-    pub(crate) embedding: String,
-    pub(crate) head: String,
+    /// The second name.
+    pub(crate) name: String,
+    /// The name in the file.
+    pub(crate) stored: String,
 }
 
-impl HeadAsEmbedding {
+impl SecondName {
     fn stored<'a>(&'a self, name: &'a str) -> &'a str {
-        if name == self.embedding {
-            &self.head
+        if name == self.name {
+            &self.stored
         } else {
             name
         }
     }
 }
 
-impl WeightSource for HeadAsEmbedding {
+impl WeightSource for SecondName {
     fn names(&self) -> Vec<String> {
         let mut names = self.inner.names();
-        names.push(self.embedding.clone());
+        names.push(self.name.clone());
         names.sort();
         names
     }

@@ -123,6 +123,8 @@ impl AdapterMethod for LoraConfig {
 
     const ADAPTS_TABLES: bool = true;
 
+    const STORES_WEIGHT_TYING: bool = true;
+
     fn problems(&self, settings: &mut Settings) {
         settings.positive("rank", self.rank);
         settings.above_zero("alpha", self.alpha);

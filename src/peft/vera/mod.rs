@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::bias::Bias;
-use super::files::{AdapterConfig, Keys, count, list_or_null, probability};
+use super::files::{AdapterConfig, Keys, count, list_or_null, probability, saved_modules};
 use super::keys::tensor_key;
 use super::method::{AdapterMethod, LayerAdapter, LayerMethod, Merged, Site, dropped};
 use super::projection::{ColumnOrder, LayerSpec};
@@ -56,6 +56,10 @@ pub struct VeraConfig {
     pub exclude_modules: Vec<String>,
     /// Only those in the blocks with these numbers, from 0.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Embeddings, norms and the output head to train and store whole, as for LoRA.
+    pub modules_to_save: Vec<String>,
+    /// Where the embedding is the output head, too, train the two as one.
+    pub ensure_weight_tying: bool,
 }
 
 impl Default for VeraConfig {
@@ -70,6 +74,8 @@ impl Default for VeraConfig {
             target_modules: vec!["all-linear".into()],
             exclude_modules: Vec::new(),
             layers_to_transform: None,
+            modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
         }
     }
 }
@@ -84,6 +90,7 @@ impl AdapterMethod for VeraConfig {
         settings.above_zero("d_initial", self.d_initial);
         settings.below_one("dropout", self.dropout);
         settings.targets(&self.target_modules);
+        settings.modules_to_save(&self.modules_to_save);
     }
 
     fn targets(&self, linear: &[LinearSpec]) -> Result<Vec<usize>> {
@@ -120,6 +127,14 @@ impl AdapterMethod for VeraConfig {
         self.bias
     }
 
+    fn modules_to_save(&self) -> &[String] {
+        &self.modules_to_save
+    }
+
+    fn ensure_weight_tying(&self) -> bool {
+        self.ensure_weight_tying
+    }
+
     fn read(keys: &Keys<'_>, targets: &Targets) -> Result<Self, String> {
         Ok(Self {
             rank: keys.read("r", 256, count)?,
@@ -131,6 +146,8 @@ impl AdapterMethod for VeraConfig {
             target_modules: targets.target_modules.entries().to_vec(),
             exclude_modules: targets.excluded(),
             layers_to_transform: targets.layers_to_transform.clone(),
+            modules_to_save: saved_modules(keys)?,
+            ensure_weight_tying: false,
         })
     }
 
