@@ -13,7 +13,7 @@ use crate::peft::files::{ADAPTER_WEIGHTS, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
 use crate::peft::{
     AdapterConfig, AdapterFiles, CombineSettings, LayerKind, LinearSpec, combine, largest_singular,
-    tensor_key,
+    saved_key, tensor_key,
 };
 
 /// Writes to the folder `to` the LoRA adapter that stands for those of `folders`; returns what the user should know, to be put behind
@@ -57,21 +57,24 @@ fn read(folder: &Path) -> Result<AdapterFiles> {
     let (config, _) = AdapterConfig::load(folder)?;
     let source = weights::open(weights_file(folder)?)?;
     check_finite(source.as_ref())?;
-    // The names do not depend on the layer.
-    let any = LinearSpec {
-        kind: LayerKind::Linear,
+    // The names depend on the kind of a layer only.
+    let any = |kind| LinearSpec {
+        kind,
         name: String::new(),
         in_features: 1,
         out_features: 1,
     };
-    let names: Vec<&'static str> = (config.spec.tensors(&any).iter())
-        .map(|(name, _)| *name)
+    let kinds = [LayerKind::Linear, LayerKind::Embedding].into_iter();
+    let names: Vec<&'static str> = kinds
+        .flat_map(|kind| config.spec.tensors(&any(kind)))
+        .map(|(name, _)| name)
         .collect();
     let mut tensors = BTreeMap::new();
     for name in source.names() {
         let key = match parse_key(&name, &names) {
             StoredKey::Layer { path, name, .. } => tensor_key(&path, name),
-            _ => name.clone(),
+            StoredKey::Whole(parameter) => saved_key(&parameter),
+            StoredKey::Original => continue,
         };
         let values = source.read(&name)?;
         let shape = source.shape(&name).unwrap_or_default();

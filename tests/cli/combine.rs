@@ -53,6 +53,16 @@ fn adapters_become_one_and_what_does_not_fit_is_named() {
             "a,REF/peft/classifier --to out",
             &["adapter 2: it brings a score head"],
         ),
+        (
+            "a,REF/peft/saved_gpt_neox --to out",
+            &["adapter 2: modules_to_save: \"embed_in\" is trained whole"],
+        ),
+        (
+            "d,REF/resized/tied --to out",
+            &[
+                "adapter 2: base_model.model.model.embed_tokens.weight holds other numbers than in adapter 1",
+            ],
+        ),
         ("a --merge --to out", &["--merge"]),
     ] {
         fail(dir.path(), &format!("{export}/{args}"), 2, parts);

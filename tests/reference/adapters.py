@@ -389,6 +389,9 @@ PARTS = {
     "a": dict(r=2, lora_alpha=3, target_modules=["q_proj", "v_proj", "down_proj"]),
     "b": dict(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"]),
     "c": dict(r=3, lora_alpha=3, target_modules=["q_proj", "up_proj"], use_rslora=True),
+    # Embedding and head, and the embedding alone.
+    "d": dict(r=2, lora_alpha=3, target_modules=["embed_tokens", "lm_head"]),
+    "e": dict(r=2, lora_alpha=5, target_modules=["embed_tokens", "q_proj"]),
 }
 COMBINED = {
     "linear": (["a", "b"], [0.7, -0.3], {}),
@@ -404,11 +407,15 @@ COMBINED = {
     "dare_linear": (["a", "b"], [0.7, 0.3], dict(density=1.0)),
     "dare_ties": (["a", "b"], [0.7, 0.3], dict(density=1.0)),
     "one": (["c"], [0.5], dict(combination_type="ties", density=0.1)),
+    "tables_linear": (["d", "e"], [0.7, -0.3], dict(combination_type="linear")),
+    "tables_cat": (["d", "e", "c"], [0.7, 0.3, 0.5], dict(combination_type="cat")),
+    "tables_ties": (["d", "e"], [0.7, 0.3], dict(combination_type="ties", density=0.5)),
+    "tables_svd": (["d", "e"], [0.7, 0.3], dict(combination_type="svd")),
 }
 
 
 def make_combined(root):
-    """Three adapters, and the changes of the weights that each combination of them makes."""
+    """Some adapters, and the changes of the weights that each combination of them makes."""
     out = f"{root}/peft_combined"
     model = None
     for seed, (name, settings) in enumerate(PARTS.items()):
@@ -435,7 +442,7 @@ def make_combined(root):
             scale = model.peft_config[name].r ** -0.5  # PEFT keeps the first adapter's use_rslora beside an alpha that is the rank
         changes = {}
         for path, module in model.base_model.model.named_modules():
-            if hasattr(module, "lora_A") and name in module.lora_A:
+            if hasattr(module, "lora_A") and (name in module.lora_A or name in module.lora_embedding_A):
                 changes[path] = numbers(module.get_delta_weight(name) * scale)
         result[name] = {"adapters": adapters, "weights": weights, "settings": settings, "changes": changes}
     write(f"{out}/ref.json", result)

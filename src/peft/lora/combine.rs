@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{A, B_NAME, InitLoraWeights, LoraConfig};
+use super::{A, B_NAME, EMBEDDING_A, EMBEDDING_B, InitLoraWeights, LoraConfig};
 use crate::error::{Error, Result};
 use crate::params::HostTensor;
 use crate::peft::files::{AdapterConfig, TaskType};
-use crate::peft::keys::tensor_key;
+use crate::peft::keys::{saved_key, tensor_key};
 use crate::peft::patterns::Patterns;
 use crate::peft::{AdapterSpec, Bias};
 use crate::rng::Seed;
@@ -156,10 +156,10 @@ pub fn combine(
                 "it stands on what PiSSA or OLoRA left of the base (init_lora_weights)"
             }
             () => {
-                let is_matrix = |key: &String| [A, B_NAME].iter().any(|name| key.ends_with(name));
-                if let Some(other) = tensors.keys().find(|key| !is_matrix(key)) {
+                if let Some(entry) = lora.modules_to_save.first() {
                     return Err(refused(format!(
-                        "{other} is no matrix of LoRA on a linear layer"
+                        "modules_to_save: \"{entry}\" is trained whole, and whole modules are not combined (PEFT refuses two of one module, \
+                         and leaves out what one adapter alone has)"
                     )));
                 }
                 low_rank.push((lora, tensors));
@@ -168,12 +168,58 @@ pub fn combine(
         };
         return Err(refused(what.into()));
     }
-    let (lora, tensors, paths) = combine_low_rank(&low_rank, settings, largest_singular)?;
+    let tables = tables_of(&low_rank)?;
+    let (lora, mut tensors, paths) = combine_low_rank(&low_rank, settings, largest_singular)?;
+    for (path, (shape, values)) in tables {
+        // PEFT puts a table that an adapter is on one level deeper.
+        let base = if paths.contains(&path) {
+            BASE_LAYER
+        } else {
+            ""
+        };
+        let key = saved_key(&format!("{path}{base}.weight"));
+        tensors.push((key, shape.clone(), values.clone()));
+    }
     let first = &adapters[0].0;
     let mut config = AdapterConfig::new(first.task_type, (&lora).into(), paths);
     config.base_model_name_or_path = first.base_model_name_or_path.clone();
     config.fan_in_fan_out = first.fan_in_fan_out;
     Ok((config, tensors))
+}
+
+/// What PEFT adds to the path of a layer with an adapter on it.
+const BASE_LAYER: &str = ".base_layer";
+
+/// Shape and numbers of a table.
+type Table<'a> = (&'a Vec<usize>, &'a Vec<f32>);
+
+/// The tensors that are no part of an adapter, by path: embedding and head of the base, which files hold where an adapter is on them or
+/// tokens were added.
+fn tables_of<'a>(adapters: &[LowRank<'a>]) -> Result<BTreeMap<String, Table<'a>>> {
+    let mut tables: BTreeMap<String, (usize, Table<'a>)> = BTreeMap::new();
+    for (index, (_, tensors)) in adapters.iter().enumerate() {
+        for (key, (_, shape, values)) in tensors.iter().filter(|(key, _)| names_of(key).is_none()) {
+            let refused =
+                |what: String| Error::Usage(format!("adapter {}: {key} {what}", index + 1));
+            let before = saved_key("");
+            let path = key
+                .strip_prefix(&before)
+                .and_then(|key| key.strip_suffix(".weight"));
+            let (Some(path), 2) = (path, shape.len()) else {
+                return Err(refused("is no matrix of LoRA".into()));
+            };
+            let path = path.strip_suffix(BASE_LAYER).unwrap_or(path).to_owned();
+            let (first, known) = tables.entry(path).or_insert((index, (shape, values)));
+            if *known != (shape, values) {
+                return Err(refused(format!(
+                    "holds other numbers than in adapter {}: they stand on different bases; merge each into its own",
+                    *first + 1
+                )));
+            }
+        }
+    }
+    let tables = tables.into_iter();
+    Ok(tables.map(|(path, (_, table))| (path, table)).collect())
 }
 
 /// A configuration and tensors by key.
@@ -207,7 +253,7 @@ fn combine_low_rank(
         _ => most,
     };
     let mut tensors = Vec::new();
-    for (path, members) in &layers {
+    for (path, (names, members)) in &layers {
         let mut parts = Vec::new();
         for &member in members {
             let (lora, stored) = adapters[member];
@@ -226,8 +272,8 @@ fn combine_low_rank(
                 }
             };
             parts.push(Part {
-                a: matrix(A, 0)?,
-                b: matrix(B_NAME, 1)?,
+                a: matrix(names[0], 0)?,
+                b: matrix(names[1], 1)?,
                 rank,
                 scale: lora.scale_of(path),
                 weight: settings.weights[member],
@@ -271,8 +317,8 @@ fn combine_low_rank(
                 (padded(a, rank * inputs), wider(&b, parts[0].rank, rank))
             }
         };
-        tensors.push((tensor_key(path, A), vec![rank, inputs], a));
-        tensors.push((tensor_key(path, B_NAME), vec![outputs, rank], b));
+        tensors.push((tensor_key(path, names[0]), vec![rank, inputs], a));
+        tensors.push((tensor_key(path, names[1]), vec![outputs, rank], b));
     }
     let lora = LoraConfig {
         rank,
@@ -286,18 +332,37 @@ fn combine_low_rank(
     Ok((lora, tensors, layers.into_keys().collect()))
 }
 
-/// Paths of the layers with the adapters that have one there.
-fn layers_of(adapters: &[LowRank<'_>]) -> BTreeMap<String, Vec<usize>> {
-    let mut layers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+/// Names of a layer's two matrices, as files hold them.
+type Names = [&'static str; 2];
+
+/// Those of linear layers and the output head, and those of an embedding, whose rows are the inputs.
+const NAMES: [Names; 2] = [[A, B_NAME], [EMBEDDING_A, EMBEDDING_B]];
+
+/// The names of the matrices of which one has this key; `None` for a key of something else.
+fn names_of(key: &str) -> Option<Names> {
+    let ends = |name: &str| {
+        key.strip_suffix(name)
+            .is_some_and(|path| path.ends_with('.'))
+    };
+    (NAMES.into_iter()).find(|names| names.iter().any(|name| ends(name)))
+}
+
+/// Paths of the layers, with the names of their matrices and the adapters that have one there.
+fn layers_of(adapters: &[LowRank<'_>]) -> BTreeMap<String, (Names, Vec<usize>)> {
+    let mut layers: BTreeMap<String, (Names, Vec<usize>)> = BTreeMap::new();
     for (index, (_, tensors)) in adapters.iter().enumerate() {
-        let end = tensor_key("", A);
-        let (before, after) = end
-            .split_once("..")
-            .expect("a path stands between two dots");
         for key in tensors.keys() {
-            let path = key.strip_prefix(&format!("{before}."));
-            if let Some(path) = path.and_then(|key| key.strip_suffix(&format!(".{after}"))) {
-                layers.entry(path.to_owned()).or_default().push(index);
+            for names in NAMES {
+                let end = tensor_key("", names[0]);
+                let (before, after) = end
+                    .split_once("..")
+                    .expect("a path stands between two dots");
+                let path = key.strip_prefix(&format!("{before}."));
+                if let Some(path) = path.and_then(|key| key.strip_suffix(&format!(".{after}"))) {
+                    let (_, members) =
+                        (layers.entry(path.to_owned())).or_insert((names, Vec::new()));
+                    members.push(index);
+                }
             }
         }
     }
