@@ -7,7 +7,6 @@ mod adamw;
 mod attention;
 mod attention_backward;
 mod bf16;
-mod blocks;
 mod cache;
 mod gates;
 mod logprob;
@@ -20,6 +19,7 @@ mod reduced;
 mod rope;
 mod squares;
 mod tables;
+mod words;
 
 use std::cell::RefCell;
 
