@@ -3,6 +3,7 @@
 //! A model is a folder in Hugging Face's layout, one weight file, a model known by name, the result of a stage, or an
 //! adapter on any of these, other adapters included. Commands, recipes, reward models and exports all resolve it here.
 
+mod tables;
 mod tokenizer;
 
 use std::fs;
@@ -21,9 +22,6 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::peft::files::{ADAPTER_CONFIG, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
-
-mod tables;
-
 use tables::TableFiles;
 
 /// Most adapters in a stack.
