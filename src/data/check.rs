@@ -11,7 +11,6 @@ use crate::data::encode::check_scored;
 use crate::data::file::suggest_file;
 use crate::data::problems::ProblemGroups;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
-use crate::data::remembered::RememberedCheck;
 use crate::data::rows::{self, DataContext, Row};
 use crate::data::shape::Shaping;
 use crate::data::stream::{RowStream, no_rows};
@@ -66,8 +65,7 @@ pub struct DataCheck {
 /// Checks every row of a data set, after `skip` and up to `limit`: the columns that `expects` needs or that the format's
 /// templates name, their types, and the text columns `columns`, which the stage's reward sources read.
 ///
-/// Rows are parsed on all cores; the check of a large file that found no problem is kept in the context's `checks_dir`, and not done again
-/// until the file, the settings or the program change. Long checks report progress on stderr. Files of the hub that are not in the cache are fetched
+/// Rows are parsed on all cores; long checks report progress on stderr. Files of the hub that are not in the cache are fetched
 /// if `context` allows it and skipped otherwise, as are rows of a stage that has not run yet.
 pub fn check_source(
     config: &DataConfig,
@@ -148,16 +146,7 @@ pub fn check_source(
         | DataSource::Jsonl(_)
         | DataSource::Csv(_)
         | DataSource::Posts { .. } => {
-            let remembered = RememberedCheck::of(config, context, expects, columns);
-            match remembered.as_ref().and_then(RememberedCheck::load) {
-                Some(found) if check.key_problems.is_empty() => check = found,
-                _ => {
-                    check.stream(config, context, &look);
-                    if let Some(remembered) = remembered {
-                        remembered.store(&check);
-                    }
-                }
-            }
+            check.stream(config, context, &look);
         }
     }
     if let Some(parser) = &parser {

@@ -17,7 +17,6 @@ mod mixture;
 pub mod posts;
 mod problems;
 mod records;
-mod remembered;
 mod rows;
 mod shape;
 mod source;

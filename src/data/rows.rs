@@ -38,8 +38,6 @@ impl Row {
 pub struct DataContext {
     /// The run's folder: rows of a stage are read from `<run_dir>/<stage>/train.jsonl` or `valid.jsonl`.
     pub run_dir: PathBuf,
-    /// Where checks of large files that found no problem are kept; nowhere if absent.
-    pub checks_dir: Option<PathBuf>,
     /// Cache for files of the hub; the usual one (`HF_HOME`) if absent.
     pub cache_dir: Option<PathBuf>,
     /// Whether [`check_source`](crate::data::check_source) downloads files of the hub that are not in the cache; otherwise it skips

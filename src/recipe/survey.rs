@@ -9,7 +9,6 @@ use super::known::{ResolvedModel, open_model};
 use super::{Places, Recipe};
 use crate::data::{CheckedData, DataContext, RowKind};
 use crate::error::{Problem, Result};
-use crate::model::manifest::home;
 use crate::ops::Precision;
 use crate::reward;
 use crate::train::config::Peft;
@@ -33,7 +32,6 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
         precision: recipe.base_precision,
         checked: CheckedData::new(DataContext {
             run_dir: output.to_path_buf(),
-            checks_dir: Some(home().join("checks")),
             fetch,
             ..DataContext::default()
         }),
