@@ -9,6 +9,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 pub use super::chat::ChatArgs;
 pub use super::combine::CombineArgs;
 pub use super::completions::CompletionsArgs;
+pub use super::new::NewArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
 use crate::ops::{MatmulPrecision, Precision};
@@ -25,6 +26,7 @@ use crate::reward::{RewardConfig, RougeVariant};
     arg_required_else_help = true,
     after_help = "Examples:
   temper recipe recipes/quickstart.ron              the whole pipeline on a CPU, nothing to download
+  temper new sft --model smollm2-135m --data my.csv a recipe for data of your own
   temper recipe recipes/smollm2.ron --dry-run       what a recipe would do and need
   temper generate --model tiny --prompt \"Once\"      try a model
   temper chat --run runs/smollm2 --stage sft        talk with what a stage has trained
@@ -62,6 +64,8 @@ pub struct ComputeArgs {
 pub enum Command {
     /// Run the stages of a recipe
     Recipe(RecipeArgs),
+    /// Write a recipe for a model and a data set
+    New(NewArgs),
     /// Log-probabilities that a model gives to texts
     Logprobs(LogprobsArgs),
     /// Scores that a reward model gives to texts

@@ -14,6 +14,7 @@ mod layers;
 mod logprobs;
 mod model;
 mod models;
+mod new;
 mod output;
 mod padding;
 mod parity;
@@ -37,6 +38,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     let compute = &cli.compute;
     match &cli.command {
         Command::Recipe(args) => recipe::run(args, compute),
+        Command::New(args) => new::run(args, compute),
         Command::Logprobs(args) => logprobs::run(args, compute),
         Command::Score(args) => score::run(args, compute),
         Command::Generate(args) => generate::run(args, compute),

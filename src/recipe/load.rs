@@ -24,10 +24,6 @@ pub struct LoadedRecipe {
 /// [`Error::Io`] when the file cannot be read; [`Error::Invalid`] with every problem found, in the order of the file.
 pub fn load_with_places(path: &Path, sets: &[String]) -> Result<LoadedRecipe> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let invalid = |problems: Vec<Problem>| Error::Invalid {
-        path: path.to_path_buf(),
-        problems,
-    };
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..valid]
@@ -35,20 +31,31 @@ pub fn load_with_places(path: &Path, sets: &[String]) -> Result<LoadedRecipe> {
             .filter(|&&b| b == b'\n')
             .count()
             + 1;
-        invalid(vec![
-            Problem::new(
-                format!("{}:{line}", path.display()),
-                format!("byte {valid} of the file is not UTF-8"),
-            )
-            .with_help("save the recipe as UTF-8"),
-        ])
+        Error::Invalid {
+            path: path.to_path_buf(),
+            problems: vec![
+                Problem::new(
+                    format!("{}:{line}", path.display()),
+                    format!("byte {valid} of the file is not UTF-8"),
+                )
+                .with_help("save the recipe as UTF-8"),
+            ],
+        }
     })?;
+    load_text(path, &text, sets)
+}
+
+/// As [`load_with_places`] for the text of a file that need not be there.
+///
+/// # Errors
+/// [`Error::Invalid`] with every problem found, in the order of the text.
+pub fn load_text(path: &Path, text: &str, sets: &[String]) -> Result<LoadedRecipe> {
     let read::ParsedRecipe {
         recipe,
         mut places,
         mut problems,
         broken,
-    } = read::read(path, &text);
+    } = read::read(path, text);
     if let Some(mut recipe) = recipe {
         let mut wrong_sets = set::apply(&mut recipe, &mut places, sets);
         problems.extend(named::resolve(&mut recipe, &places));
@@ -64,7 +71,10 @@ pub fn load_with_places(path: &Path, sets: &[String]) -> Result<LoadedRecipe> {
         }
     }
     problems.sort_by_key(|problem| places.order(problem));
-    Err(invalid(problems))
+    Err(Error::Invalid {
+        path: path.to_path_buf(),
+        problems,
+    })
 }
 
 /// [`load_with_places`], returning the recipe only.

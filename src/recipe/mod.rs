@@ -19,7 +19,7 @@ mod validate;
 mod write;
 
 pub use config::Recipe;
-pub use load::{LoadedRecipe, load, load_with_places};
+pub use load::{LoadedRecipe, load, load_text, load_with_places};
 pub use places::Places;
 pub use plan::{check_fits, memory_line, table};
 pub use run::{CheckedRecipe, RunOptions, check, run};

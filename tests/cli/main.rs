@@ -3,6 +3,7 @@
 mod chat;
 mod combine;
 mod data;
+mod new;
 mod sources;
 
 use std::fs;
