@@ -11,7 +11,7 @@ use super::args::{ComputeArgs, ExportArgs};
 use super::combine;
 use super::export_gguf;
 use super::logprobs::measure;
-use super::model::UnloadedModel;
+use super::model::{UnloadedModel, warn};
 use super::output;
 use super::padding::Padding;
 use super::rows::IdsRow;
@@ -186,6 +186,7 @@ impl Export<'_> {
     /// Writes the base with the adapter merged into its weights.
     pub(super) fn merged(&self, dtype: Option<StoreAs>, as_trained: bool) -> Result<String> {
         let trained = self.found(self.from, self.trained)?;
+        warn(&trained.source.notes);
         let numerics = match as_trained {
             true => self.trained,
             false => Numerics::default(),

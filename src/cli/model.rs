@@ -149,7 +149,7 @@ fn warn_of(adapter: Option<&LoadedAdapter>) {
 }
 
 /// Shows warnings on stderr.
-fn warn(warnings: &[String]) {
+pub(super) fn warn(warnings: &[String]) {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
