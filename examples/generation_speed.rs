@@ -14,7 +14,7 @@ use burn::backend::Flex;
 
 use tempering::data::{DataConfig, DataContext, DataSource, Tokenizer, encode_prompts, read_rows};
 use tempering::generate::{GenerateOptions, SamplingConfig, generate};
-use tempering::model::{LanguageModel, ModelConfig, manifest, weights};
+use tempering::model::{Fetch, Finder, LanguageModel, ModelConfig, weights};
 use tempering::ops::Numerics;
 use tempering::rng::Seed;
 
@@ -40,7 +40,7 @@ fn run() -> Result<(), Box<dyn Error + Send + Sync>> {
     };
     let (batch, max_new_tokens) = (batch.parse()?, new_tokens.parse()?);
     let device = Default::default();
-    let files = manifest::find(name)?;
+    let files = Finder::new(Fetch::All).files(name)?;
     let config = ModelConfig::load(&files.weights)?;
     let source = weights::open(&files.weights)?;
     let model = LanguageModel::<Flex>::load_as(&config, source.as_ref(), numerics, &device)?;

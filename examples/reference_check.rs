@@ -16,7 +16,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use serde::Deserialize;
 
 use tempering::generate::{GenerateOptions, SamplingConfig, generate};
-use tempering::model::{CausalLm, LanguageModel, ModelConfig, manifest, weights};
+use tempering::model::{CausalLm, Fetch, Finder, LanguageModel, ModelConfig, weights};
 use tempering::optim::GradientSum;
 use tempering::params::Parameters;
 use tempering::rng::Seed;
@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let reference: Reference = serde_json::from_str(&std::fs::read_to_string(path)?)?;
     let device = Default::default();
-    let files = manifest::find(&name)?;
+    let files = Finder::new(Fetch::All).files(&name)?;
     let config = ModelConfig::load(&files.weights)?;
     let source = weights::open(&files.weights)?;
     let plain = LanguageModel::<Flex>::load(&config, source.as_ref(), &device)?;

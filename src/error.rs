@@ -96,6 +96,14 @@ pub enum Error {
         /// Expected and found.
         message: String,
     },
+    /// The Hugging Face hub cannot be reached or fails, or what it sends is not what it announced.
+    #[error("{place}: {message}")]
+    Hub {
+        /// The repository or file.
+        place: String,
+        /// What happened and what to do.
+        message: String,
+    },
     /// The backend is not compiled in, has no device, or failed while running.
     #[error("{0}")]
     Backend(String),

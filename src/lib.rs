@@ -37,6 +37,7 @@ pub mod error;
 pub mod generate;
 pub mod guard;
 pub mod host;
+pub mod hub;
 pub mod loss;
 pub mod model;
 pub mod ops;

@@ -14,7 +14,7 @@ const LEVELS: &[&[&str]] = &[
         "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot",
     ],
     &["ops", "atomic", "guard", "settings"],
-    &["params", "rl"],
+    &["params", "rl", "hub"],
     &["loss", "data", "peft", "optim", "report"],
     &["model"],
     &["checkpoint", "generate"],

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::atomic::write_atomic;
 use super::git;
 use crate::error::{Error, Result};
+use crate::hub::repository_of;
 use crate::model::manifest::sha256_file;
 
 /// `run.json`: the origin of a run's results.
@@ -54,6 +55,9 @@ pub struct FileHash {
     pub path: PathBuf,
     /// Its SHA-256 in hexadecimal.
     pub sha256: String,
+    /// The repository of the hub and its commit, `owner/name@commit`, for a file in the hub's cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
     /// Rows used, for data files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<usize>,
@@ -81,6 +85,7 @@ impl FileHash {
         Ok(Self {
             path: path.to_path_buf(),
             sha256: sha256_file(path)?,
+            repository: repository_of(path),
             rows,
         })
     }

@@ -82,10 +82,26 @@ pub enum Command {
     Export(ExportArgs),
     /// Say what is compiled in and which devices work, and check their numbers against the CPU
     Doctor(DoctorArgs),
-    /// List what `--model NAME` can be
-    Models,
+    /// List the models known by name and those that are on this machine, or download some
+    Models(ModelsArgs),
     /// Print a script that completes commands in a shell, or write man pages
     Completions(CompletionsArgs),
+}
+
+/// `temper models`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  temper models
+  temper models --fetch smollm2-135m
+  temper models --fetch Qwen/Qwen3-0.6B@main
+  temper models --fetch owner/name:model.Q4_K_M.gguf
+
+A model of the Hugging Face hub is downloaded on first use, too. The cache is the one of Python's huggingface_hub (HF_HOME, HF_HUB_CACHE), and
+so are HF_TOKEN or the token of `hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE=1 and HF_HUB_DISABLE_PROGRESS_BARS=1.")]
+pub struct ModelsArgs {
+    /// Download this model, or the newest commit of it; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub fetch: Vec<String>,
 }
 
 /// `temper recipe`.
@@ -148,7 +164,8 @@ pub struct DoctorArgs {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A name of `temper models`, a folder in the Hugging Face layout (such as a stage's `model/`), or a GGUF file
+    /// A name of `temper models`, `owner/name[@revision][:file.gguf]` of the Hugging Face hub, a folder in its layout (such as a stage's
+    /// `model/`), or a GGUF file
     #[arg(long, value_name = "DIR|NAME", required_unless_present = "run")]
     pub model: Option<String>,
     /// A run folder, whose stage's result is the model
@@ -157,7 +174,7 @@ pub struct ModelArgs {
     /// The stage of --run [default: the last one that has left a model or an adapter]
     #[arg(long, value_name = "NAME", requires = "run")]
     pub stage: Option<String>,
-    /// An adapter in the PEFT layout (such as a stage's `adapter/`) to put on the model
+    /// An adapter in the PEFT layout (such as a stage's `adapter/`, or `owner/name` of the hub) to put on the model
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
     /// Store the frozen weights in fewer bits: down to a seventh of the memory [default: as the
@@ -315,7 +332,7 @@ Reward sources:
   gold                        the known scorer of the embedded posts
   length:N                    closeness of the length to N words
   pattern:REGEX               1 when the response matches, else 0
-  learned:DIR                 a reward model's folder
+  learned:DIR                 a reward model's folder, or owner/name of the hub
   command:PROGRAM ARGS        a program that reads rows and writes {\"score\": x}, one JSON object a line
 
 Examples:

@@ -22,7 +22,7 @@ use crate::backend::{Task, dispatch};
 use crate::data::{CHAT_TEMPLATES, Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::set_dtype;
-use crate::model::source::portable_base;
+use crate::model::portable_base;
 use crate::model::weights::{
     self, Dtype, StoreAs, TensorType, write_safetensors_with, write_snapshot,
 };
@@ -30,6 +30,7 @@ use crate::model::{ModelConfig, ModelSource, SCORE_OFFSET, stored_tensors};
 use crate::ops::{ModelBackend, Numerics, Precision};
 use crate::params::Parameters;
 use crate::peft::Adaptable;
+use crate::peft::base::write_base;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::recipe;
 use crate::rng::Seed;
@@ -167,7 +168,9 @@ impl Export<'_> {
         let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
         let mut config: Value =
             serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
-        config["base_model_name_or_path"] = json!(base);
+        if let Value::Object(config) = &mut config {
+            write_base(config, Some(&base));
+        }
         write_atomic(&file, format!("{config:#}\n").as_bytes())?;
         Ok(format!("adapter copied; its base is {base}"))
     }

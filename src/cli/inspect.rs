@@ -8,7 +8,7 @@ use super::{layers, output};
 use crate::data::inspect::render;
 use crate::data::{DataContext, Tokenizer, read_rows};
 use crate::error::{Error, Result};
-use crate::model::ModelSource;
+use crate::model::{Fetch, Finder, ModelSource};
 use crate::recipe::{self, Recipe};
 use crate::train::config::Init;
 use crate::train::{Preview, Stage};
@@ -79,14 +79,15 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
         init = self::init(find(recipe, name)?);
     }
     let model = recipe.model.as_deref();
+    let finder = Finder::new(Fetch::Check);
     match init {
-        Init::Folder(path) => ModelSource::at(path, model)?.tokenizer(),
+        Init::Folder(path) => finder.at(path, model)?.tokenizer(),
         Init::Random(path) => Ok(ModelSource::blank(path)?.1),
         Init::Base | Init::Stage(_) => {
             let model = model.ok_or_else(|| {
                 Error::Usage(format!("stage {}: the recipe names no model", stage.name()))
             })?;
-            ModelSource::find(model)?.tokenizer()
+            finder.find(model)?.tokenizer()
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use super::output::print;
 use crate::error::{Error, Problem, Result, count};
-use crate::model::{ModelLayer, ModelSource, layers, trained_tensors, with_token_ids};
+use crate::model::{
+    Fetch, Finder, ModelLayer, ModelSource, layers, trained_tensors, with_token_ids,
+};
 use crate::peft::Peft;
 use crate::report::{grouped, table};
 
@@ -17,7 +19,7 @@ pub(super) fn run(model: &str, peft: Option<&Peft>) -> Result<()> {
             return Err(refused(&problems));
         }
     }
-    let source = ModelSource::find(model)?;
+    let source = Finder::new(Fetch::Check).find(model)?;
     let trained = match peft {
         Some(peft) => trained_tensors(&source.config, false, &with_ids(peft, &source)?)?,
         None => Vec::new(),

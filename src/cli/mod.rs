@@ -47,7 +47,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args, compute),
         Command::Doctor(args) => doctor::run(args, compute),
-        Command::Models => models::run(),
+        Command::Models(args) => models::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

@@ -57,7 +57,8 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     if args.dry_run {
         let plan = recipe::table(&checked.plans);
         let memory = recipe::memory_line(&options.memory);
-        return print(&format!("{plan}\n{memory}"));
+        let download = recipe::download_line(&checked.absent).map(|line| format!("\n{line}"));
+        return print(&format!("{plan}\n{memory}{}", download.unwrap_or_default()));
     }
     options.interrupt = Interrupt::on_signal()?;
     let kind = if args.tui {

@@ -38,4 +38,5 @@ pub use shape::shape_names;
 pub use source::{
     DataConfig, DataSource, Part, RowFormat, SampleBy, StageRows, Take, TruncationMode,
 };
+pub(crate) use tokenizer::is_tokenizer_file;
 pub use tokenizer::{CHAT_TEMPLATES, ResponseText, Tokenizer, check_ids};

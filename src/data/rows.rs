@@ -1,15 +1,13 @@
 //! Reads rows: JSON objects from files, the Hugging Face hub, the embedded posts, and earlier stages.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use hf_hub::api::sync::ApiBuilder;
-use hf_hub::{Cache, Repo, RepoType};
 use serde_json::{Map, Value};
 
 use crate::data::stream::{RowStream, no_rows};
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
+use crate::hub::{Hub, HubSettings, Repo};
 
 /// One row of a data set with its position.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +41,17 @@ pub struct DataContext {
     /// Whether [`check_source`](crate::data::check_source) downloads files of the hub that are not in the cache; otherwise it skips
     /// them.
     pub fetch: bool,
+}
+
+impl DataContext {
+    /// The hub of the environment, with the cache of this context.
+    fn hub(&self) -> Hub {
+        let mut settings = HubSettings::from_env();
+        if let Some(cache) = &self.cache_dir {
+            settings.cache.clone_from(cache);
+        }
+        Hub::new(settings)
+    }
 }
 
 /// Reads the rows of a data set, after `skip` and up to `limit`, with the columns that their layout gives them. Blank lines are
@@ -82,7 +91,7 @@ pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Result<P
             repo,
             file,
             revision,
-        } => hub_file(repo, file, revision, hub_endpoint(), context),
+        } => Ok(context.hub().file(&Repo::dataset(repo, revision), file)?),
         source => source
             .local_file(&context.run_dir)
             .ok_or_else(|| Error::Usage("the source is no file".into())),
@@ -102,46 +111,12 @@ pub(crate) fn present_file(source: &DataSource, context: &DataContext) -> Result
     else {
         return Ok(source.local_file(&context.run_dir));
     };
-    let cache = match &context.cache_dir {
-        Some(dir) => Cache::new(dir.clone()),
-        None => Cache::from_env(),
-    };
-    let id = Repo::with_revision(repo.clone(), RepoType::Dataset, revision.clone());
-    match cache.repo(id).get(file) {
-        None if context.fetch => hub_file(repo, file, revision, hub_endpoint(), context).map(Some),
+    let hub = context.hub();
+    let id = Repo::dataset(repo, revision);
+    match hub.cached(&id, file) {
+        None if context.fetch => Ok(hub.file(&id, file).map(Some)?),
         cached => Ok(cached),
     }
-}
-
-/// Where the hub is; `HF_ENDPOINT` names a mirror.
-fn hub_endpoint() -> String {
-    std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into())
-}
-
-/// Path of a dataset repository's file in the cache, downloaded if it is not there.
-fn hub_file(
-    repo: &str,
-    file: &str,
-    revision: &str,
-    endpoint: String,
-    context: &DataContext,
-) -> Result<PathBuf> {
-    let place = format!("{repo}/{file}@{revision}");
-    let failed = |e: hf_hub::api::sync::ApiError| {
-        Error::format(
-            &place,
-            format!("cannot fetch the file from {endpoint}: {e}"),
-        )
-    };
-    let mut builder = ApiBuilder::from_env()
-        .with_endpoint(endpoint.trim_end_matches('/').to_owned())
-        .with_progress(std::io::stderr().is_terminal());
-    if let Some(dir) = &context.cache_dir {
-        builder = builder.with_cache_dir(dir.clone());
-    }
-    let api = builder.build().map_err(failed)?;
-    let repo = Repo::with_revision(repo.to_owned(), RepoType::Dataset, revision.to_owned());
-    api.repo(repo).get(file).map_err(failed)
 }
 
 /// The type of a JSON value, for messages.
@@ -159,15 +134,12 @@ pub(crate) fn json_kind(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::io::{Read, Write};
-    use std::net::{TcpListener, TcpStream};
-    use std::sync::{Arc, Mutex};
+    use std::io::Write;
 
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
     use super::*;
-    use crate::data::file;
 
     fn config(source: DataSource) -> DataConfig {
         DataConfig::of(source)
@@ -275,96 +247,6 @@ mod tests {
             .to_string();
         assert!(
             error.starts_with("cannot read ") && error.contains("train.jsonl"),
-            "{error}"
-        );
-    }
-
-    /// Answers one request the way the hub does; its first line and range go to `seen` before the client can go on.
-    fn answer(mut stream: TcpStream, body: &[u8], seen: &Mutex<Vec<(String, String)>>) {
-        let mut head = Vec::new();
-        let mut byte = [0];
-        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8(head).unwrap();
-        let range = head
-            .lines()
-            .find_map(|line| {
-                line.to_lowercase()
-                    .strip_prefix("range: ")
-                    .map(str::to_owned)
-            })
-            .unwrap_or_default();
-        let request = head.lines().next().unwrap().to_owned();
-        seen.lock().unwrap().push((request.clone(), range.clone()));
-        if !request.contains("/rows.jsonl ") {
-            stream
-                .write_all(
-                    b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-                )
-                .unwrap();
-            return;
-        }
-        let part = if range == "bytes=0-0" {
-            &body[..1]
-        } else {
-            body
-        };
-        let head = format!(
-            "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes 0-{}/{}\r\nETag: \"tag\"\r\nX-Repo-Commit: abc\r\nConnection: close\r\n\r\n",
-            part.len(),
-            part.len() - 1,
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(part).unwrap();
-    }
-
-    #[test]
-    fn a_hub_file_is_fetched_once() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}/", listener.local_addr().unwrap());
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&requests);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                answer(stream.unwrap(), b"{\"a\": 1}\n{\"a\": 2}\n", &seen);
-            }
-        });
-        let dir = tempfile::tempdir().unwrap();
-        let context = DataContext {
-            cache_dir: Some(dir.path().into()),
-            ..DataContext::default()
-        };
-        let fetch = |file: &str| hub_file("me/toys", file, "v1", endpoint.clone(), &context);
-        let path = fetch("rows.jsonl").unwrap();
-        let rows: Vec<Row> = (file::open_json(&path).unwrap().batch(9).into_iter())
-            .map(Result::unwrap)
-            .collect();
-        assert_eq!((rows.len(), &rows[1].columns["a"]), (2, &Value::from(2)));
-        assert_eq!(fetch("rows.jsonl").unwrap(), path); // from the cache
-        let source = |file: &str| DataSource::Hub {
-            repo: "me/toys".into(),
-            file: file.into(),
-            revision: "v1".into(),
-        };
-        let present = present_file(&source("rows.jsonl"), &context).unwrap();
-        assert_eq!(present.as_ref(), Some(&path));
-        assert_eq!(
-            present_file(&source("other.jsonl"), &context).unwrap(),
-            None
-        );
-        let line = "GET /datasets/me/toys/resolve/v1/rows.jsonl HTTP/1.1".to_owned();
-        assert_eq!(
-            *requests.lock().unwrap(),
-            [
-                (line.clone(), "bytes=0-0".to_owned()),
-                (line, "bytes=0-".to_owned())
-            ]
-        );
-        let error = fetch("gone.jsonl").unwrap_err().to_string();
-        assert!(
-            error.starts_with("me/toys/gone.jsonl@v1: cannot fetch") && error.contains("404"),
             "{error}"
         );
     }

@@ -6,16 +6,15 @@
 mod tables;
 mod tokenizer;
 
-use std::fs;
 use std::path::{Path, PathBuf};
-
-use serde_json::Value;
 
 use super::adapter::check_adapter;
 use super::config::ModelConfig;
-use super::manifest::{self, Manifest, ModelFiles, Source};
+use super::files::{AbsentWeights, Fetch, Finder, ModelFiles, at_path};
+use super::find::{absolute, result_of};
 use super::offset::{SIDECAR, read_score_offset};
 use super::prompt;
+use super::reference::HubModel;
 use super::weights::heads::SCORE;
 use super::weights::{self, WeightSource};
 use crate::data::Tokenizer;
@@ -23,9 +22,6 @@ use crate::error::{Error, Result};
 use crate::peft::files::{ADAPTER_CONFIG, weights_file};
 use crate::peft::keys::{StoredKey, parse_key};
 use tables::TableFiles;
-
-/// Most adapters in a stack.
-const MAX_ADAPTERS: usize = 8;
 
 /// A model whose files have been found and whose headers have been read; the weights are still on disk.
 #[derive(Debug, Clone)]
@@ -42,7 +38,10 @@ pub struct ModelSource {
     pub adapters: Vec<PathBuf>,
     /// Notes for the user about the files.
     pub notes: Vec<String>,
-    manifest: Option<Manifest>,
+    /// Weights of the base and of adapters that are still to be downloaded: what they hold is not known, and nothing can be loaded.
+    pub absent: Vec<AbsentWeights>,
+    /// The model of the hub that the base is.
+    hub: Option<HubModel>,
     /// What is other in embedding and output head than in the base's files.
     pub(super) tables: TableFiles,
 }
@@ -59,53 +58,28 @@ pub struct ScoreHead {
 }
 
 impl ModelSource {
-    /// Finds the model that `--model` names: a file or folder, or a known model.
+    /// Finds the model that `--model` names: a file or folder, a known model, or a repository of the hub. Downloads what is not on
+    /// this machine.
     ///
     /// # Errors
-    /// As [`ModelSource::find_on`].
+    /// As [`Finder::find_on`].
     pub fn find(name: &str) -> Result<Self> {
-        Self::find_on(name, None)
+        Finder::new(Fetch::All).find(name)
     }
 
-    /// As [`ModelSource::find`]; `given_base` is used if an adapter's base is not on this machine.
+    /// The model at `path`, even if a known model has the same name; or of the hub's repository of that name. `given_base` is used if
+    /// an adapter's base is not on this machine.
     ///
     /// # Errors
-    /// `Error::Usage` for an unknown name, a path that is not there, and an adapter whose base is not found; `Error::Format`
-    /// for a configuration that is not supported; `Error::Io`.
-    pub fn find_on(name: &str, given_base: Option<&str>) -> Result<Self> {
-        let mut notes = Vec::new();
-        let mut adapters = Vec::new();
-        // `manifest::find` is the place to resolve further hub repositories, `owner/name[@revision]`.
-        let mut files = result_of(manifest::find(name)?);
-        while files.weights.join(ADAPTER_CONFIG).is_file() {
-            if adapters.len() == MAX_ADAPTERS {
-                return Err(Error::format(
-                    &files.dir,
-                    format!(
-                        "more than {MAX_ADAPTERS} adapters are stacked, or their bases form a circle"
-                    ),
-                ));
-            }
-            let base = base_of(&files.dir, given_base, &mut notes)?;
-            adapters.insert(0, files.dir);
-            files = result_of(base);
-        }
-        Self::open(name, files, adapters, notes)
-    }
-
-    /// The model at `path`, even if a known model has the same name.
-    ///
-    /// # Errors
-    /// As [`ModelSource::find_on`].
+    /// As [`Finder::find_on`].
     pub fn at(path: &Path, given_base: Option<&str>) -> Result<Self> {
-        fs::metadata(path).map_err(Error::io("open", path))?;
-        Self::find_on(&path.to_string_lossy(), given_base)
+        Finder::new(Fetch::All).at(path, given_base)
     }
 
     /// The result in a stage's folder; `None` if there is none yet.
     ///
     /// # Errors
-    /// As [`ModelSource::find_on`].
+    /// As [`Finder::find_on`].
     pub fn of_stage(folder: &Path, given_base: Option<&str>) -> Result<Option<Self>> {
         let results = ["adapter", "model"].map(|name| folder.join(name));
         match results.iter().find(|result| result.exists()) {
@@ -114,12 +88,17 @@ impl ModelSource {
         }
     }
 
-    /// The same model with one more adapter on it, whatever base the adapter names.
+    /// The same model with one more adapter on it, a folder or a repository of the hub, whatever base the adapter names.
     ///
     /// # Errors
     /// `Error::Usage` if the folder is not an adapter's.
     pub fn with_adapter(mut self, folder: &Path) -> Result<Self> {
-        let folder = result_of(manifest::at_path("", folder)).dir;
+        let name = folder.to_string_lossy();
+        let folder = match HubModel::parse(&name) {
+            Some(_) if !folder.exists() => Finder::new(Fetch::All).files(&name)?,
+            _ => at_path("", folder),
+        };
+        let folder = result_of(folder).dir;
         if !folder.join(ADAPTER_CONFIG).is_file() {
             return Err(Error::Usage(format!(
                 "adapter {}: expected a folder with {ADAPTER_CONFIG}",
@@ -131,34 +110,47 @@ impl ModelSource {
         Ok(self)
     }
 
-    /// Configuration and tokenizer for a model with random weights, given a `config.json` or its folder.
+    /// Configuration and tokenizer for a model with random weights, given a `config.json`, its folder, or a repository of the hub.
     ///
     /// # Errors
     /// Those of [`ModelConfig::load`] and [`Tokenizer::load`].
     pub fn blank(path: &Path) -> Result<(ModelConfig, Tokenizer)> {
-        let config = ModelConfig::load(path)?;
-        let dir = manifest::at_path("", path).dir;
+        let files = match HubModel::parse(&path.to_string_lossy()) {
+            Some(_) if !path.exists() => Finder::new(Fetch::Description).files_at(path)?,
+            _ => at_path("", path),
+        };
+        let config = ModelConfig::load(&files.weights)?;
+        let dir = files.dir;
         let tokenizer = Tokenizer::load(&dir)?;
         tokenizer.check_embedding(config.vocab_size())?;
         Ok((config, tokenizer))
     }
 
-    fn open(
+    /// The model in these files.
+    pub(super) fn open(
         name: &str,
         files: ModelFiles,
         adapters: Vec<PathBuf>,
+        absent: Vec<AbsentWeights>,
         notes: Vec<String>,
     ) -> Result<Self> {
         let mut found = Self {
             name: name.to_owned(),
-            config: ModelConfig::load(&files.weights)?,
+            config: match files.absent {
+                Some(_) => ModelConfig::load(&files.dir)?,
+                None => ModelConfig::load(&files.weights)?,
+            },
             dir: files.dir,
             weights: files.weights,
             adapters,
             notes,
-            manifest: files.manifest,
+            absent,
+            hub: files.hub,
             tables: TableFiles::default(),
         };
+        if !found.is_whole() {
+            return Ok(found);
+        }
         let source = weights::open(&found.weights)?;
         found.take_stored_head(source.as_ref())?;
         if let Some(labels) = labels(source.as_ref(), SCORE)
@@ -171,6 +163,11 @@ impl ModelSource {
         }
         found.take_stored_tables()?;
         Ok(found)
+    }
+
+    /// Whether all weights are on this machine.
+    pub fn is_whole(&self) -> bool {
+        self.absent.is_empty()
     }
 
     /// The score head of a reward model from these files: that of the outermost adapter with one, or the base's.
@@ -286,8 +283,8 @@ impl ModelSource {
         }
     }
 
-    /// The value of PEFT's `base_model_name_or_path` for the outermost adapter: the hub repository of a known model, otherwise an
-    /// absolute path.
+    /// The base of the outermost adapter, for its configuration: a repository of the hub, `owner/name` or `owner/name@revision`,
+    /// otherwise an absolute path.
     ///
     /// # Errors
     /// `Error::Io` if the current folder is not known.
@@ -295,12 +292,8 @@ impl ModelSource {
         if let [.., below, _] = self.adapters.as_slice() {
             return absolute(below);
         }
-        if let Some(Manifest {
-            source: Source::Hub { repo, .. },
-            ..
-        }) = &self.manifest
-        {
-            return Ok(repo.clone());
+        if let Some(HubModel { repo, file: None }) = &self.hub {
+            return Ok(repo.to_string());
         }
         // PEFT takes folders; a file is named only if it has a non-standard name.
         let in_folder = self.weights.file_name() == Some("model.safetensors".as_ref());
@@ -324,119 +317,6 @@ impl ModelSource {
 fn labels(source: &dyn WeightSource, tensor: &str) -> Option<usize> {
     let shape = source.shape(tensor)?;
     Some(shape.first().copied().unwrap_or(0))
-}
-
-fn absolute(path: &Path) -> Result<String> {
-    let path = std::path::absolute(path).map_err(Error::io("find", path))?;
-    Ok(path.to_string_lossy().into_owned())
-}
-
-/// Resolves a stage's folder to the `adapter` or `model` inside; other paths are unchanged.
-fn result_of(files: ModelFiles) -> ModelFiles {
-    let holds_model = |dir: &Path| {
-        [ADAPTER_CONFIG, "config.json"]
-            .iter()
-            .any(|name| dir.join(name).is_file())
-    };
-    let folder = &files.weights;
-    if !folder.is_dir() || holds_model(folder) {
-        return files;
-    }
-    let results = ["adapter", "model"].map(|name| folder.join(name));
-    match results.iter().find(|result| holds_model(result)) {
-        Some(result) => manifest::at_path(&files.name, result),
-        None => files,
-    }
-}
-
-/// The files of the base that an adapter names, or else of `given`.
-fn base_of(folder: &Path, given: Option<&str>, notes: &mut Vec<String>) -> Result<ModelFiles> {
-    let file = folder.join(ADAPTER_CONFIG);
-    let named = named_base(&file)?;
-    let (local, known) = match &named {
-        Some(named) => (local_base(folder, named), manifest::known(named)),
-        None => (None, None),
-    };
-    if let Some(path) = local {
-        return manifest::find(&path.to_string_lossy());
-    }
-    if let Some(known) = &known
-        && let Some(files) = manifest::find_local(known)?
-    {
-        return Ok(files);
-    }
-    let says = match &named {
-        Some(named) => format!("names the base model \"{named}\""),
-        None => "names no base model (\"base_model_name_or_path\")".into(),
-    };
-    if let Some(given) = given {
-        notes.push(format!(
-            "{}: {says}, which is not on this machine; the recipe's model {given} is used in its place",
-            file.display()
-        ));
-        return manifest::find(given);
-    }
-    let why = match known {
-        Some(known) => match manifest::find(&known.name) {
-            Ok(files) => return Ok(files),
-            Err(error) => error.to_string(),
-        },
-        None => "it is neither a file or folder nor a known model".into(),
-    };
-    Err(Error::Usage(format!(
-        "{}: the adapter {says}: {why}. Name another base: --model BASE --adapter {} on the command line, `model: \"BASE\"` in a recipe",
-        file.display(),
-        folder.display()
-    )))
-}
-
-/// The base of the adapter in `folder` in a form that PEFT can find from anywhere: a hub repository or an absolute path. `None` if
-/// the base is unknown; nothing is downloaded.
-///
-/// # Errors
-/// `Error::Io`; `Error::Format` for a configuration that is not JSON.
-pub fn portable_base(folder: &Path) -> Result<Option<String>> {
-    let Some(named) = named_base(&folder.join(ADAPTER_CONFIG))? else {
-        return Ok(None);
-    };
-    if let Some(path) = local_base(folder, &named) {
-        return absolute(&path).map(Some);
-    }
-    Ok(match manifest::known(&named) {
-        Some(Manifest {
-            source: Source::Hub { repo, .. },
-            ..
-        }) => Some(repo),
-        Some(known) => match manifest::find_local(&known)? {
-            Some(files) => Some(absolute(&files.dir)?),
-            None => None,
-        },
-        None => None,
-    })
-}
-
-/// `base_model_name_or_path` of an `adapter_config.json`, if set.
-fn named_base(file: &Path) -> Result<Option<String>> {
-    let text = fs::read_to_string(file).map_err(Error::io("read", file))?;
-    let config: Value =
-        serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
-    let named = config
-        .get("base_model_name_or_path")
-        .and_then(Value::as_str);
-    Ok(named.filter(|base| !base.is_empty()).map(str::to_owned))
-}
-
-/// Resolves the path that an adapter gives for its base: as written, relative to the adapter, or, in a moved run folder, to the
-/// result of the named stage.
-fn local_base(folder: &Path, named: &str) -> Option<PathBuf> {
-    let parent = folder.parent().unwrap_or(Path::new("."));
-    let mut places = vec![PathBuf::from(named), parent.join(named)];
-    if Path::new(named).file_name() == Some("base".as_ref())
-        && folder.file_name() == Some("adapter".as_ref())
-    {
-        places.push(parent.join("base"));
-    }
-    places.into_iter().find(|place| place.exists())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::base::{read_base, write_base};
 use super::targets::{LinearSpec, Selection, TargetModules, Targets};
 use super::{AdapterSpec, DecoderShape, bottleneck_files};
 use crate::atomic::write_atomic;
@@ -137,9 +138,7 @@ impl AdapterConfig {
         let spec = AdapterSpec::read(peft_type, &keys, named.then_some(&targets))?;
         let config = Self {
             task_type,
-            base_model_name_or_path: (keys.get("base_model_name_or_path"))
-                .and_then(Value::as_str)
-                .map(str::to_owned),
+            base_model_name_or_path: read_base(keys.0),
             modules_to_save: keys.read("modules_to_save", Vec::new(), one_or_more)?,
             fan_in_fan_out: keys.read("fan_in_fan_out", false, Value::as_bool)?,
             targets: spec.own_targets().unwrap_or(targets),
@@ -201,14 +200,14 @@ impl AdapterConfig {
         if self.spec.has_own_files() {
             return self.spec.write(self);
         }
+        let mut base = Map::from_iter([("revision".to_owned(), Value::Null)]);
+        write_base(&mut base, self.base_model_name_or_path.as_deref());
         let common = json!({
             "auto_mapping": null,
-            "base_model_name_or_path": self.base_model_name_or_path,
             "inference_mode": true,
             "modules_to_save": list_or_null(&self.modules_to_save),
             "peft_type": self.spec.peft_type(),
             "peft_version": PEFT_VERSION,
-            "revision": null,
             "task_type": match self.task_type {
                 TaskType::CausalLm => "CAUSAL_LM",
                 TaskType::SeqCls => "SEQ_CLS",
@@ -223,7 +222,7 @@ impl AdapterConfig {
         } else {
             Value::Null
         };
-        let objects = [common, layers, self.spec.write(self)].into_iter();
+        let objects = [Value::Object(base), common, layers, self.spec.write(self)].into_iter();
         let keys: BTreeMap<String, Value> = objects
             .filter_map(|object| match object {
                 Value::Object(keys) => Some(keys),

@@ -5,6 +5,7 @@
 )]
 
 mod adaptable;
+pub(crate) mod base;
 mod bias;
 mod bottleneck;
 pub(crate) mod bottleneck_files;

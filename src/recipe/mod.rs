@@ -21,7 +21,7 @@ mod write;
 pub use config::Recipe;
 pub use load::{LoadedRecipe, load, load_text, load_with_places};
 pub use places::Places;
-pub use plan::{check_fits, memory_line, table};
+pub use plan::{check_fits, download_line, memory_line, table};
 pub use run::{CheckedRecipe, RunOptions, check, run};
 pub use validate::validate;
 pub use write::{read_peft, to_ron};

@@ -2,6 +2,8 @@
 
 use crate::device::DeviceMemory;
 use crate::error::Problem;
+use crate::hub::decimal;
+use crate::model::AbsentWeights;
 use crate::report::grouped;
 use crate::train::plan::{ModelShape, StagePlan};
 
@@ -112,6 +114,16 @@ pub fn memory_line(memory: &DeviceMemory) -> String {
             "memory available on {name}: unknown ({why}) and not checked; set it with --device-memory SIZE"
         ),
     }
+}
+
+/// The weights that a run downloads first, as a line below the plan; `None` if there are none.
+pub fn download_line(absent: &[AbsentWeights]) -> Option<String> {
+    if absent.is_empty() {
+        return None;
+    }
+    let models = (absent.iter()).map(|of| format!("{} {}", of.model, decimal(of.bytes)));
+    let models: Vec<String> = models.collect();
+    Some(format!("weights to be downloaded: {}", models.join(", ")))
 }
 
 /// A problem for each stage that needs more memory than is available; none if that is unknown.

@@ -10,6 +10,7 @@ use crate::checkpoint::{self, RunDir, RunInfo};
 use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
+use crate::model::AbsentWeights;
 use crate::ops::ModelBackend;
 use crate::report::{Interrupt, Reporter, peak_rss_bytes};
 use crate::rng::Seed;
@@ -51,6 +52,8 @@ pub struct CheckedRecipe {
     pub warnings: Vec<Problem>,
     /// What was recognised in data sets, a line each.
     pub notices: Vec<String>,
+    /// Weights that were not on this machine; a run has downloaded them, a dry run not.
+    pub absent: Vec<AbsentWeights>,
     only: Option<String>,
 }
 
@@ -84,19 +87,34 @@ pub fn check(loaded: LoadedRecipe, options: &RunOptions) -> Result<CheckedRecipe
         problems: found,
         warnings,
         notices,
+        unchecked,
     } = survey(&recipe, &places, &output, options.fetch);
     problems.extend(found);
     if options.resume {
         problems.extend(changes(&recipe, &places, &output, DONE));
     }
     problems.extend(check_fits(&plans, &options.memory));
+    // The rest is sound: weights may be gigabytes.
+    if problems.is_empty() && options.fetch {
+        let model = recipe.model.as_deref();
+        for unchecked in &unchecked {
+            if let Err(error) = unchecked.complete(model, recipe.base_precision) {
+                problems.push(places.problem(&unchecked.place, error.to_string()));
+            }
+        }
+    }
     if !problems.is_empty() {
         return Err(Error::Invalid { path, problems });
     }
+    let mut absent: Vec<AbsentWeights> = (unchecked.into_iter())
+        .flat_map(|model| model.absent)
+        .collect();
+    absent.dedup();
     Ok(CheckedRecipe {
         plans,
         warnings,
         notices,
+        absent,
         recipe,
         output,
         only: options.stage.clone(),

@@ -5,10 +5,11 @@ mod models;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::known::{ResolvedModel, open_model};
+use super::known::{ResolvedModel, UncheckedModel, WantedModel};
 use super::{Places, Recipe};
 use crate::data::{CheckedData, DataContext, RowKind};
 use crate::error::{Problem, Result};
+use crate::model::{Fetch, Finder};
 use crate::ops::Precision;
 use crate::reward;
 use crate::train::config::Peft;
@@ -23,9 +24,12 @@ pub(super) struct Survey {
     pub(super) warnings: Vec<Problem>,
     /// What was recognised in data sets.
     pub(super) notices: Vec<String>,
+    /// Models whose weights are still to be downloaded.
+    pub(super) unchecked: Vec<UncheckedModel>,
 }
 
-/// Checks everything that the recipe names. Files of the hub are checked if they are in the cache or `fetch` is set.
+/// Checks everything that the recipe names. Data files of the hub are checked if they are in the cache or `fetch` is set. Of models
+/// that are not on this machine configuration and tokenizer are downloaded and checked.
 pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: bool) -> Survey {
     let mut surveyor = Surveyor {
         places,
@@ -34,6 +38,10 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
             run_dir: output.to_path_buf(),
             fetch,
             ..DataContext::default()
+        }),
+        finder: Finder::new(match fetch {
+            true => Fetch::Check,
+            false => Fetch::Description,
         }),
         model: recipe.model.as_deref(),
         eos_token: recipe.eos_token.as_deref(),
@@ -44,10 +52,10 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
         problems: Vec::new(),
         warnings: Vec::new(),
         notices: Vec::new(),
+        unchecked: Vec::new(),
     };
     if let Some(name) = &recipe.model {
-        let found = open_model(name, recipe.base_precision);
-        surveyor.base = surveyor.keep("model", found);
+        surveyor.base = surveyor.open("model", WantedModel::Base(name.clone()));
         surveyor.base = surveyor
             .base
             .take()
@@ -67,6 +75,7 @@ pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: boo
         problems: surveyor.problems,
         warnings: surveyor.warnings,
         notices: surveyor.notices,
+        unchecked: surveyor.unchecked,
     }
 }
 
@@ -74,6 +83,7 @@ struct Surveyor<'a> {
     places: &'a Places,
     precision: Precision,
     checked: CheckedData,
+    finder: Finder,
     /// The recipe's `model`.
     model: Option<&'a str>,
     /// The recipe's `eos_token`.
@@ -88,6 +98,7 @@ struct Surveyor<'a> {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     notices: Vec<String>,
+    unchecked: Vec<UncheckedModel>,
 }
 
 impl Surveyor<'_> {

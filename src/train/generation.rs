@@ -1,7 +1,7 @@
 //! Generation settings of a stage.
 
 use crate::data::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, SamplingConfig, Truncate, TruncateAt};
 
 /// Generation settings, from the keys of a stage.
@@ -23,7 +23,7 @@ impl Generation<'_> {
     /// `Error::Usage` if the text to truncate at is not one token.
     pub(super) fn options(self, tokenizer: &Tokenizer) -> Result<GenerateOptions> {
         let at = |truncate: &Truncate| {
-            Ok(TruncateAt {
+            Ok::<_, Error>(TruncateAt {
                 id: tokenizer.single_token(&truncate.token)?,
                 after: truncate.after,
             })

@@ -3,6 +3,7 @@
 mod chat;
 mod combine;
 mod data;
+mod hub;
 mod new;
 mod sources;
 
@@ -1107,11 +1108,7 @@ fn doctor_and_models_say_what_there_is() {
         models.contains("smollm2-135m") && models.contains("Apache-2.0"),
         "{models}"
     );
-    for known in [
-        "EleutherAI/pythia-160m@main",
-        "facebook/opt-125m",
-        "qwen2.5-0.5b",
-    ] {
+    for known in ["EleutherAI/pythia-160m@main", "opt-125m", "qwen2.5-0.5b"] {
         assert!(models.contains(known), "{known}: {models}");
     }
     let doctor = succeed(temp.path(), "doctor");

@@ -214,12 +214,12 @@ fn a_folder_to_start_from_is_looked_for_before_anything_is_loaded() {
         .collect();
     write_safetensors(adapter.join("adapter_model.safetensors"), &tensors).unwrap();
     check(&adapter).unwrap();
-    write(config("nowhere/model"));
+    write(config("no/such/model"));
     for (init, part) in [
         (folder.path().join("nope"), "stages.dpo.init: cannot open"),
         (
             adapter,
-            "the adapter names the base model \"nowhere/model\"",
+            "the adapter names the base model \"no/such/model\"",
         ),
     ] {
         let error = check(&init).unwrap_err().to_string();

@@ -2,14 +2,18 @@
 //! on the hub, with their columns, and a small qwen3 in the place of Qwen3-0.6B-Base.
 #![cfg(feature = "flex")]
 
+#[allow(dead_code)]
+#[path = "../support/hub.rs"]
 mod hub;
+mod parquet_files;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use hub::{Hub, parquet_file};
+use hub::{COMMIT, LoopbackHub};
+use parquet_files::parquet_file;
 use serde_json::{Value, json};
 use tempering::model::ModelConfig;
 use tempering::model::weights::{RandomSource, WeightSource, write_safetensors};
@@ -96,7 +100,7 @@ fn small_qwen3() -> Vec<(String, Vec<u8>)> {
 /// Everything that the recipe names, by its path on the hub.
 fn files() -> BTreeMap<String, Vec<u8>> {
     let of = |repo: &str, split: &str| {
-        format!("datasets/trl-lib/{repo}/resolve/main/data/{split}-00000-of-00001.parquet")
+        format!("datasets/trl-lib/{repo}/data/{split}-00000-of-00001.parquet")
     };
     let mut files = BTreeMap::from([
         (of("tldr", "train"), tldr(0, 16)),
@@ -106,7 +110,7 @@ fn files() -> BTreeMap<String, Vec<u8>> {
         (of("tldr-preference", "validation"), preferences(8, 4)),
     ]);
     for (name, bytes) in small_qwen3() {
-        files.insert(format!("Qwen/Qwen3-0.6B-Base/resolve/main/{name}"), bytes);
+        files.insert(format!("Qwen/Qwen3-0.6B-Base/{name}"), bytes);
     }
     files
 }
@@ -115,7 +119,7 @@ fn files() -> BTreeMap<String, Vec<u8>> {
 fn the_recipe_runs_from_the_hub_to_its_last_table() {
     let files = files();
     let names: Vec<String> = files.keys().cloned().collect();
-    let hub = Hub::serve(files);
+    let hub = LoopbackHub::serve(files);
     let temp = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_temper"));
     command
@@ -146,6 +150,15 @@ fn the_recipe_runs_from_the_hub_to_its_last_table() {
     }
     for column in ["base", "sft", "ppo", "reward", "rouge-l"] {
         assert!(stdout.contains(column), "{column} is not in {stdout}");
+    }
+    let run = fs::read_to_string(temp.path().join("runs/tldr/run.json")).unwrap();
+    let run: Value = serde_json::from_str(&run).unwrap();
+    for (inputs, repository) in [
+        ("weights", "Qwen/Qwen3-0.6B-Base"),
+        ("data", "datasets/trl-lib/tldr"),
+    ] {
+        let file = &run["lineage"][0][inputs][0];
+        assert_eq!(file["repository"], format!("{repository}@{COMMIT}"));
     }
     let mut fetched = hub.downloads();
     fetched.sort();

@@ -34,6 +34,14 @@ const TOKENS: [&str; 3] = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS];
 /// Files of the model.
 const MODEL: [&str; 2] = [GENERATION_CONFIG, MODEL_CONFIG];
 
+/// Whether a file with this path is read as part of a tokenizer, or of the model's configuration beside it.
+pub(crate) fn is_tokenizer_file(path: &str) -> bool {
+    let names = VOCABULARY.iter().chain(&TOKENS).chain(&MODEL);
+    names.chain(&templates::FILES).any(|name| path == *name)
+        || (path.strip_prefix(templates::FOLDER))
+            .is_some_and(|file| file.starts_with('/') && file.ends_with(".jinja"))
+}
+
 /// Files by name, each with its folder.
 #[derive(Debug, Clone)]
 pub(super) struct Files {

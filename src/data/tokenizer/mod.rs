@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::files::Files;
+pub(crate) use self::files::is_tokenizer_file;
 use self::frame::Frame;
 pub use self::response_text::ResponseText;
 use self::special::DeclaredTokens;

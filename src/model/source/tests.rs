@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::hub::{Hub, HubSettings};
+use crate::model::portable_base;
 use crate::model::weights::{RandomSource, write_safetensors};
 use crate::peft::files::ADAPTER_WEIGHTS;
 use crate::peft::{saved_key, tensor_key};
@@ -75,8 +77,18 @@ fn adapter(root: &TempDir, name: &str, base: &Value, labels: usize) -> PathBuf {
     dir
 }
 
+/// Nothing is asked of the hub, and its cache is empty.
+fn offline() -> Finder {
+    let settings = HubSettings {
+        cache: PathBuf::from("no/such/cache"),
+        offline: true,
+        ..HubSettings::from_env()
+    };
+    Finder::with_hub(Hub::new(settings), Fetch::All)
+}
+
 fn find(path: &Path) -> Result<ModelSource> {
-    ModelSource::at(path, None)
+    offline().at(path, None)
 }
 
 #[test]
@@ -177,7 +189,7 @@ fn a_base_that_is_not_here_can_be_given() {
             "{message}"
         );
         assert!(message.contains("--model BASE --adapter"), "{message}");
-        let found = ModelSource::at(&dir, base.to_str()).unwrap();
+        let found = offline().at(&dir, base.to_str()).unwrap();
         assert_eq!(found.weights, base);
         assert!(
             found.notes[0].contains("used in its place"),
@@ -255,5 +267,9 @@ fn known_models_are_named_as_peft_finds_them() {
     let path = base.to_str();
     assert_eq!(portable("c", path.unwrap()).as_deref(), path);
     assert_eq!(portable("d", "base").as_deref(), path);
-    assert_eq!(portable("e", "someone/their-model"), None);
+    assert_eq!(
+        portable("e", "someone/their-model").as_deref(),
+        Some("someone/their-model")
+    );
+    assert_eq!(portable("f", "/no/such/folder"), None);
 }

@@ -53,21 +53,9 @@ impl SafetensorsFiles {
     /// # Errors
     /// As [`SafetensorsFiles::open`]; lists all missing shards, or all tensors on which index and shards disagree.
     pub fn open_index(index: impl AsRef<Path>) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
         let index = index.as_ref();
-        let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
-        let Index { weight_map } = serde_json::from_str(&text)
-            .map_err(|e| Error::format(index, format!("not a shard index: {e}")))?;
+        let weight_map = read_index(index)?;
         let shards: BTreeSet<&String> = weight_map.values().collect();
-        if let Some(odd) = shards.iter().find(|s| s.contains(['/', '\\'])) {
-            return Err(Error::format(
-                index,
-                format!("shard \"{odd}\" must be a file name without folders"),
-            ));
-        }
         let missing: Vec<&str> = shards
             .iter()
             .filter(|s| !index.with_file_name(s).exists())
@@ -322,6 +310,35 @@ impl<'de> Deserialize<'de> for Header {
             }
         }
         deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+/// The files that a `model.safetensors.index.json` names.
+///
+/// # Errors
+/// `Error::Io`; `Error::Format` for a file that is no index, or that names files in other folders.
+pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    Ok(read_index(index)?.into_values().collect())
+}
+
+/// The shard of each tensor.
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
+    let Index { weight_map } = serde_json::from_str(&text)
+        .map_err(|e| Error::format(index, format!("not a shard index: {e}")))?;
+    match weight_map
+        .values()
+        .find(|shard| shard.contains(['/', '\\']))
+    {
+        Some(odd) => Err(Error::format(
+            index,
+            format!("shard \"{odd}\" must be a file name without folders"),
+        )),
+        None => Ok(weight_map),
     }
 }
 

@@ -4,7 +4,7 @@ use super::Surveyor;
 use crate::data::{RowKind, encode_prompts};
 use crate::error::Problem;
 use crate::model::{trained_tensors, with_token_ids};
-use crate::recipe::known::{ResolvedModel, learned, open_blank, open_folder, open_reward};
+use crate::recipe::known::{ResolvedModel, WantedModel, learned, open_blank};
 use crate::train::config::{Init, Peft};
 use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder};
 
@@ -32,13 +32,20 @@ impl Surveyor<'_> {
         first
     }
 
+    /// Opens the model at the key `place`, or records the problem.
+    pub(super) fn open(&mut self, place: &str, wanted: WantedModel) -> Option<ResolvedModel> {
+        let found = wanted.open(&self.finder, self.model, self.precision);
+        let found = self.keep(place, found)?;
+        self.unchecked.extend(wanted.unchecked(place, &found));
+        Some(found)
+    }
+
     fn model(&mut self, init: &Init, place: &str) -> Option<ResolvedModel> {
         match init {
             Init::Base => self.base.clone(),
             Init::Stage(name) => self.by_stage.get(name).cloned(),
             Init::Folder(folder) => {
-                let found = open_folder(folder, self.model, self.precision);
-                let found = self.keep(place, found)?;
+                let found = self.open(place, WantedModel::Folder(folder.clone()))?;
                 self.with_tokens(found)
             }
             Init::Random(file) => {
@@ -112,10 +119,7 @@ impl Surveyor<'_> {
         for (key, reward) in &inputs.rewards {
             for (key, name) in learned(&format!("{path}.{key}"), reward) {
                 let reward = match reward_folder(&name) {
-                    Some(folder) => {
-                        let found = open_reward(folder, self.model, self.precision);
-                        self.keep(&key, found)
-                    }
+                    Some(folder) => self.open(&key, WantedModel::Reward(folder.to_path_buf())),
                     None => self.by_stage.get(&name).cloned(),
                 };
                 if let (Some(reward), Some(policy)) = (reward, policy)
@@ -135,7 +139,10 @@ impl Surveyor<'_> {
             return;
         };
         let reward = match reward_folder(name) {
-            Some(folder) => open_reward(folder, self.model, self.precision).ok(),
+            // Problems were reported above.
+            Some(folder) => (WantedModel::Reward(folder.to_path_buf()))
+                .open(&self.finder, self.model, self.precision)
+                .ok(),
             None => self.by_stage.get(name).cloned(),
         };
         let (Some(reward), Some(policy)) = (reward, policy) else {
