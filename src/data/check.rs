@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::data::complaints::column_names;
 use crate::data::encode::check_scored;
-use crate::data::file::suggest_file;
+use crate::data::file::{name_problem, suggest_file};
 use crate::data::problems::ProblemGroups;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
 use crate::data::rows::{self, DataContext, Row};
@@ -74,6 +74,10 @@ pub fn check_source(
     columns: &[String],
 ) -> DataCheck {
     let mut check = DataCheck::default();
+    let context = &DataContext {
+        cached_only: context.cached_only || !context.fetch,
+        ..context.clone()
+    };
     let parser = match RowParser::new(&config.format) {
         Ok(parser) => Some(parser),
         Err(e) => {
@@ -103,17 +107,16 @@ pub fn check_source(
             check.posts(*rows, config, context, &look);
         }
         DataSource::Hub { file, .. } => {
-            let file = match hub_name_problem(file) {
-                Some(message) => Err(message),
-                None => rows::present_file(&config.source, context).map_err(|e| e.to_string()),
-            };
-            match file {
-                Ok(Some(_)) => check.stream(config, context, &look),
-                Ok(None) => return check,
-                Err(message) => {
+            let problem = file.as_deref().and_then(name_problem);
+            match problem {
+                Some(message) => {
                     check.at_key(".source", message);
                     return check;
                 }
+                None if rows::is_present(&config.source, context) => {
+                    check.stream(config, context, &look);
+                }
+                None => return check,
             }
         }
         DataSource::Stage(stage)
@@ -137,11 +140,10 @@ pub fn check_source(
         }
         // Replaced by the named set when the recipe is read.
         DataSource::Data(_) => return check,
-        DataSource::Mix(parts) => match are_present(parts, context) {
-            Ok(true) => check.stream(config, context, &look),
-            Ok(false) => return check,
-            Err(message) => check.at_key(".source", message),
-        },
+        DataSource::Mix(_) if rows::is_present(&config.source, context) => {
+            check.stream(config, context, &look);
+        }
+        DataSource::Mix(_) => return check,
         DataSource::File(_)
         | DataSource::Jsonl(_)
         | DataSource::Csv(_)
@@ -153,24 +155,6 @@ pub fn check_source(
         check.unused_templates(parser, expects);
     }
     check
-}
-
-/// Whether the files of all sets of a mixture are on this machine, or are fetched now.
-fn are_present(parts: &[(f64, DataConfig)], context: &DataContext) -> Result<bool, String> {
-    for (_, part) in parts {
-        let present = match &part.source {
-            DataSource::Mix(parts) => are_present(parts, context)?,
-            source @ DataSource::Hub { .. } => {
-                let found = rows::present_file(source, context).map_err(|e| e.to_string())?;
-                found.is_some()
-            }
-            _ => true,
-        };
-        if !present {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 impl DataCheck {
@@ -235,6 +219,9 @@ impl DataCheck {
                 });
                 self.key_problems.push((".source", problem));
                 return;
+            }
+            Err(error) if matches!(config.source, DataSource::Hub { .. }) => {
+                return self.at_key(".source", error.to_string());
             }
             // The format's own key has been reported.
             Err(Error::Usage(message)) => return self.at_key(".format", message),
@@ -444,15 +431,6 @@ pub(crate) fn margin(row: &Row) -> Result<f64> {
 
 fn has_margin(row: &Row) -> bool {
     row.columns.get("margin").is_some_and(Value::is_number)
-}
-
-/// Why a file of the hub cannot be read, judged by its name.
-fn hub_name_problem(file: &str) -> Option<String> {
-    let known = file.ends_with(".parquet")
-        || file.ends_with(".jsonl")
-        || file.ends_with(".jsonl.gz")
-        || file.ends_with(".json");
-    (!known).then(|| format!("{file}: expected a .jsonl, .jsonl.gz, .json or .parquet file"))
 }
 
 #[cfg(test)]
@@ -674,13 +652,15 @@ mod tests {
         );
         let hub = |file: &str| DataSource::Hub {
             repo: "a/b".into(),
-            file: file.into(),
+            file: Some(file.into()),
+            config: None,
+            split: None,
             revision: "main".into(),
         };
-        let csv = problems("{}", RowKind::Text, |c| c.source = hub("x.csv"));
+        let script = problems("{}", RowKind::Text, |c| c.source = hub("x.py"));
         assert_eq!(
-            csv,
-            ["data.source: x.csv: expected a .jsonl, .jsonl.gz, .json or .parquet file"]
+            script,
+            ["data.source: x.py: expected parquet, a JSON array, JSONL, CSV or plain text"]
         );
         assert!(problems("{}", RowKind::Text, |c| c.source = hub("x.jsonl.gz")).is_empty());
         let posts = problems("{}", RowKind::Text, |c| {

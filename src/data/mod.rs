@@ -1,8 +1,8 @@
 //! Data on the host: rows of files, tokenizers, chat templates, and encoding with trained tokens.
 //!
-//! The flow: [`read_rows`] reads files of rows, whose layout is recognised by their columns; a [`RowFormat`] maps them to text; [`encode_completions`] and the other `encode_`
-//! functions turn that into token ids with marks on trained tokens; [`Batches`] selects the rows of a step. [`check_source`]
-//! checks a data set before anything is loaded; [`inspect`] shows an encoded row.
+//! The flow: [`read_rows`] reads files of rows, whose layout is recognised by their columns; a [`RowFormat`] maps them to text;
+//! [`encode_completions`] and the other `encode_` functions turn that into token ids with marks on trained tokens; [`Batches`]
+//! selects the rows of a step. [`check_source`] checks a data set before anything is loaded; [`inspect`] shows an encoded row.
 
 mod chat;
 mod check;
@@ -17,6 +17,7 @@ mod mixture;
 pub mod posts;
 mod problems;
 mod records;
+mod repository;
 mod rows;
 mod shape;
 mod source;
@@ -33,6 +34,7 @@ pub use encode::{
 };
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};
+pub use repository::SplitSlice;
 pub use rows::{DataContext, Row, read_rows};
 pub use shape::shape_names;
 pub use source::{

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use crate::data::repository::{SplitSlice, cached_split, fetch_split};
 use crate::data::stream::{RowStream, no_rows};
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub struct DataContext {
     /// Whether [`check_source`](crate::data::check_source) downloads files of the hub that are not in the cache; otherwise it skips
     /// them.
     pub fetch: bool,
+    /// Whether files of the hub come from the cache alone.
+    pub cached_only: bool,
 }
 
 impl DataContext {
@@ -81,41 +84,64 @@ pub fn read_rows(config: &DataConfig, context: &DataContext) -> Result<Vec<Row>>
     }
 }
 
-/// The local file, folder or pattern of a source; a file of the hub is downloaded unless the cache has it.
-///
-/// # Errors
-/// If the download fails.
-pub(crate) fn local_path(source: &DataSource, context: &DataContext) -> Result<PathBuf> {
-    match source {
-        DataSource::Hub {
-            repo,
-            file,
-            revision,
-        } => Ok(context.hub().file(&Repo::dataset(repo, revision), file)?),
-        source => source
-            .local_file(&context.run_dir)
-            .ok_or_else(|| Error::Usage("the source is no file".into())),
-    }
+/// The files of a source on this machine, and which of their rows it means.
+pub(crate) struct LocalFiles {
+    /// What is read, for messages: the file, folder, pattern or repository.
+    pub(crate) name: PathBuf,
+    /// The files, in order.
+    pub(crate) files: Vec<PathBuf>,
+    /// Rows before the first one.
+    pub(crate) start: usize,
+    /// The row after the last one, if not all are meant.
+    pub(crate) end: Option<usize>,
 }
 
-/// The local file of a source: present already, or downloaded if `context` allows it.
+/// The files of a source; those of the hub are downloaded unless the cache has them.
 ///
 /// # Errors
-/// If the download fails.
-pub(crate) fn present_file(source: &DataSource, context: &DataContext) -> Result<Option<PathBuf>> {
+/// If there are none, and if a download fails.
+pub(crate) fn local_files(source: &DataSource, context: &DataContext) -> Result<LocalFiles> {
     let DataSource::Hub {
         repo,
         file,
+        config,
+        split,
         revision,
     } = source
     else {
-        return Ok(source.local_file(&context.run_dir));
+        let name = source
+            .local_file(&context.run_dir)
+            .ok_or_else(|| Error::Usage("the source is no file".into()))?;
+        return Ok(LocalFiles {
+            files: source.files(&name)?,
+            name,
+            start: 0,
+            end: None,
+        });
     };
-    let hub = context.hub();
-    let id = Repo::dataset(repo, revision);
-    match hub.cached(&id, file) {
-        None if context.fetch => Ok(hub.file(&id, file).map(Some)?),
-        cached => Ok(cached),
+    let slice = SplitSlice::parse(split.as_deref().unwrap_or("train")).map_err(Error::Usage)?;
+    let (hub, id) = (context.hub(), Repo::dataset(repo, revision));
+    let found = match (file, context.cached_only) {
+        (Some(file), true) => hub.cached(&id, file).map(|path| vec![path]),
+        (Some(file), false) => Some(vec![hub.file(&id, file)?]),
+        (None, true) => cached_split(&hub, &id, config.as_deref(), &slice.name),
+        (None, false) => Some(fetch_split(&hub, &id, config.as_deref(), &slice.name)?),
+    };
+    let SplitSlice { start, end, .. } = slice;
+    Ok(LocalFiles {
+        name: PathBuf::from(id.to_string()),
+        files: found.ok_or_else(|| Error::Usage(format!("{id} is not in the hub's cache")))?,
+        start,
+        end,
+    })
+}
+
+/// Whether the files of a source are on this machine, or may be fetched now.
+pub(crate) fn is_present(source: &DataSource, context: &DataContext) -> bool {
+    match source {
+        DataSource::Hub { .. } => !context.cached_only || local_files(source, context).is_ok(),
+        DataSource::Mix(parts) => (parts.iter()).all(|(_, part)| is_present(&part.source, context)),
+        _ => true,
     }
 }
 

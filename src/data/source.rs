@@ -22,12 +22,19 @@ pub enum DataSource {
     /// A CSV file in UTF-8 whose first line names the columns. Fields are separated by tabs in `.tsv` files, otherwise by the one of
     /// `,`, `;`, `|` and tab that the first line has most of. They are text, except those of the column `margin`.
     Csv(PathBuf),
-    /// A JSONL, JSONL.gz or parquet file of a Hugging Face dataset repository.
+    /// A dataset repository of the Hugging Face hub: the files of a split, or one file. `Hub("owner/name")` is its split `train`.
     Hub {
         /// `owner/name`.
         repo: String,
-        /// Path in the repository.
-        file: String,
+        /// Path of one file in the repository, instead of a split.
+        #[serde(default)]
+        file: Option<String>,
+        /// The configuration, where the repository has several.
+        #[serde(default)]
+        config: Option<String>,
+        /// The split, `train` if absent, and its rows: `train[:1000]`, `test[10:20]`.
+        #[serde(default)]
+        split: Option<String>,
         /// Branch, tag or commit.
         #[serde(default = "main_branch")]
         revision: String,
@@ -121,7 +128,7 @@ impl DataSource {
     /// As [`file::open`].
     pub(crate) fn open(&self, path: &Path, format: &RowFormat) -> Result<RowReader> {
         match self {
-            Self::File(_) => file::open(path, format),
+            Self::File(_) | Self::Hub { .. } => file::open(path, format),
             Self::Csv(_) => file::open_csv(path),
             _ => file::open_json(path),
         }

@@ -22,6 +22,9 @@ pub(crate) struct RowStream<'a> {
     name: PathBuf,
     reader: Option<RowReader>,
     files: VecDeque<PathBuf>,
+    /// Rows of the files before those that the source means, and rows that it means, as far as they have not been read.
+    before: usize,
+    within: usize,
     to_skip: usize,
     left: usize,
     shapes: Vec<(&'static Shape, usize)>,
@@ -42,6 +45,8 @@ impl<'a> RowStream<'a> {
             name: PathBuf::new(),
             reader: None,
             files: VecDeque::new(),
+            before: 0,
+            within: usize::MAX,
             to_skip: config.skip,
             left,
             shapes: Vec::new(),
@@ -74,8 +79,11 @@ impl<'a> RowStream<'a> {
             stream.reader = Some(RowReader::of(path, Box::new(rows)));
             return Ok(stream);
         }
-        stream.name = rows::local_path(&config.source, context)?;
-        stream.files = config.source.files(&stream.name)?.into();
+        let local = rows::local_files(&config.source, context)?;
+        stream.name = local.name;
+        stream.files = local.files.into();
+        stream.before = local.start;
+        stream.within = (local.end).map_or(usize::MAX, |end| end - local.start);
         stream.next_file()?;
         Ok(stream)
     }
@@ -113,20 +121,25 @@ impl<'a> RowStream<'a> {
     }
 
     fn next_batch(&mut self) -> Result<Vec<Result<Row>>> {
-        while self.left > 0 {
+        while self.left > 0 && self.within > 0 {
             let Some(reader) = &mut self.reader else {
                 break;
             };
-            let rows = match self.config.valid_fraction > 0.0 {
+            if self.before > 0 {
+                self.before -= reader.skip_rows(self.before)?;
+            }
+            let most = match self.config.valid_fraction > 0.0 {
                 // Which rows count is known when they have been parsed.
-                true => reader.batch(usize::MAX),
+                true => self.within,
                 false => {
-                    if self.to_skip > 0 {
-                        self.to_skip -= reader.skip_rows(self.to_skip)?;
-                    }
-                    reader.batch(self.left)
+                    let skipped = reader.skip_rows(self.to_skip.min(self.within))?;
+                    self.to_skip -= skipped;
+                    self.within -= skipped;
+                    self.left.min(self.within)
                 }
             };
+            let rows = reader.batch(most);
+            self.within -= rows.len();
             if rows.is_empty() {
                 self.next_file()?;
                 continue;

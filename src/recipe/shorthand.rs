@@ -92,10 +92,15 @@ impl Completer<'_> {
         }
     }
 
-    /// Completes a string in the place of a source, and the strings of a mixture.
+    /// Completes a string in the place of a source, the strings of a mixture, and a repository without keys.
     fn source(&mut self, node: &Node) {
         match &node.kind {
             Kind::Text(name) => self.wrap(node, "", name),
+            Kind::Items(items) if self.is_variant(node, "Hub") => {
+                if let [repo] = items.as_slice() {
+                    self.insertions.push((repo.span.start, "repo: ".to_owned()));
+                }
+            }
             Kind::Items(_) => {
                 let Kind::Items(parts) = &node.inner(self.text).kind else {
                     return;
@@ -110,6 +115,20 @@ impl Completer<'_> {
             }
             Kind::Fields(_) | Kind::Leaf => {}
         }
+    }
+
+    fn is_variant(&self, node: &Node, name: &str) -> bool {
+        let end = node.span.start + name.len();
+        let follows = self
+            .text
+            .get(end)
+            .is_some_and(|c| *c == '(' || c.is_whitespace());
+        self.text[node.span.start..]
+            .iter()
+            .take(name.len())
+            .copied()
+            .eq(name.chars())
+            && follows
     }
 
     fn wrap(&mut self, node: &Node, before: &str, name: &str) {
@@ -136,12 +155,14 @@ mod tests {
             Sft(data: (source: Jsonl("d"), format: (prompt: "data"))),
             Ppo(ptx: (data: "e")),
             Sft(data: (source: Mix([(0.7, "mine"), (0.3, (source: "f", skip: 1))]))),
+            Sft(data: (source: Hub("me/set")), eval_data: (source: Hub(repo: "me/set", split: "test"))),
         ])"#;
         let expected = r#"(name: "data", data: {"mine": (source: File("a.csv")), "other": (source: File("b.csv"))}, stages: [
             Sft(name: "source", data: (source: Data("mine")), eval_data: (source: File("c.jsonl"), limit: 3)),
             Sft(data: (source: Jsonl("d"), format: (prompt: "data"))),
             Ppo(ptx: (data: (source: File("e")))),
             Sft(data: (source: Mix([(0.7, (source: Data("mine"))), (0.3, (source: File("f"), skip: 1))]))),
+            Sft(data: (source: Hub(repo: "me/set")), eval_data: (source: Hub(repo: "me/set", split: "test"))),
         ])"#;
         let chars: Vec<char> = text.chars().collect();
         assert_eq!(completed(&chars, &scan(&chars).unwrap()), expected);

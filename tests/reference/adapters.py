@@ -424,7 +424,7 @@ def make_combined(root):
             model = get_peft_model(load_base(root, "llama", False), config, adapter_name=name)
         else:
             model.add_adapter(name, config)
-        randomise([(key, p) for key, p in model.named_parameters() if f".{name}." in f"{key}."], 400 + seed)
+        randomise([(key, p) for key, p in model.named_parameters() if f".{name}." in key], 400 + seed)
         model.peft_config[name].base_model_name_or_path = "random-llama"
         model.save_pretrained(out, selected_adapters=[name])
         with open(f"{out}/{name}/adapter_config.json") as file:

@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 
 /// The commit of every branch.
 pub(crate) const COMMIT: &str = "c0ffee0000000000000000000000000000000001";
+/// The commit of the conversion of a data set to parquet, and its branch.
+const CONVERTED_COMMIT: &str = "c0ffee0000000000000000000000000000000002";
+const CONVERSION: &str = "refs/convert/parquet";
 /// The token that may read gated repositories.
 pub(crate) const TOKEN: &str = "hf_loopback";
 
@@ -81,6 +84,14 @@ impl LoopbackHub {
     pub(crate) fn put(&self, path: &str, content: impl Into<Vec<u8>>) {
         let mut state = self.state.lock().unwrap();
         state.files.insert(path.to_owned(), content.into());
+    }
+
+    /// Adds a file to the conversion of a data set to parquet.
+    pub(crate) fn put_converted(&self, repo: &str, file: &str, content: impl Into<Vec<u8>>) {
+        let mut state = self.state.lock().unwrap();
+        (state.revisions).extend([CONVERSION, CONVERTED_COMMIT].map(str::to_owned));
+        let path = format!("{repo}@converted/{file}");
+        state.files.insert(path, content.into());
     }
 
     /// Adds a branch or tag.
@@ -283,6 +294,10 @@ impl State {
                 &format!("Invalid rev id: {revision}"),
             );
         }
+        let (prefix, commit) = match revision.replace("%2F", "/").as_str() {
+            CONVERSION | CONVERTED_COMMIT => (format!("{repo}@converted/"), CONVERTED_COMMIT),
+            _ => (prefix, COMMIT),
+        };
         let Some(file) = file else {
             let files = self.files.iter().filter_map(|(name, content)| {
                 let name = name.strip_prefix(&prefix)?;
@@ -290,7 +305,7 @@ impl State {
             });
             let files: Vec<_> = files.collect();
             return Response {
-                body: json!({"id": repo, "sha": COMMIT, "siblings": files})
+                body: json!({"id": repo, "sha": commit, "siblings": files})
                     .to_string()
                     .into_bytes(),
                 ..Response::refusal(200)
@@ -306,7 +321,7 @@ impl State {
                 ..Response::refusal(200)
             };
         }
-        let commit = ("X-Repo-Commit", COMMIT.to_owned());
+        let commit = ("X-Repo-Commit", commit.to_owned());
         if is_large(&name) {
             return Response {
                 headers: vec![

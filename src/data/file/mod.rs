@@ -16,7 +16,7 @@ use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
 
-pub(crate) use paths::{files, suggest_file};
+pub(crate) use paths::{Split, data_files, files, suggest_file};
 pub(crate) use reader::RowReader;
 pub use refuse::lfs_pointer;
 
@@ -142,6 +142,12 @@ fn ending(path: &Path) -> String {
     let name = name.strip_suffix(".gz").unwrap_or(&name);
     let (_, ending) = name.rsplit_once('.').unwrap_or_default();
     ending.to_owned()
+}
+
+/// Why a file cannot hold rows, judged by its name.
+pub(crate) fn name_problem(name: &str) -> Option<String> {
+    let unknown = by_name(Path::new(name)).is_none();
+    unknown.then(|| format!("{name}: {}", expected()))
 }
 
 /// The format that a file's name ends in.

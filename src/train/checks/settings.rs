@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::data::{DataSource, Part, RowFormat, RowKind, Take, shape_names};
+use crate::data::{DataSource, Part, RowFormat, RowKind, SplitSlice, Take, shape_names};
 use crate::reward::RewardConfig;
 use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
@@ -200,16 +200,33 @@ pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataU
 fn check_rows_of(checks: &mut Checks, path: &str, data: &DataConfig) {
     let source = format!("{path}.source");
     match &data.source {
-        DataSource::Hub { repo, file, .. } => {
+        DataSource::Hub {
+            repo,
+            file,
+            config,
+            split,
+            ..
+        } => {
             let named = repo.split('/').filter(|part| !part.is_empty()).count() == 2
                 && repo.matches('/').count() == 1;
             checks.must(format!("{source}.repo"), named, "`owner/name`", repo);
+            let written = file.as_ref().is_none_or(|file| !file.is_empty());
             checks.must(
                 format!("{source}.file"),
-                !file.is_empty(),
+                written,
                 "a path in the repository",
                 file,
             );
+            if let Some(Err(message)) = split.as_deref().map(SplitSlice::parse) {
+                checks.problem(format!("{source}.split"), message);
+            }
+            if file.is_some() && (config.is_some() || split.is_some()) {
+                checks.problem(
+                    format!("{source}.file"),
+                    "names one file, beside `config` or `split`, which name several",
+                );
+                checks.help("leave out one of the two; `skip` and `limit` select rows of a file");
+            }
         }
         DataSource::Posts { rows, .. } => {
             checks.positive(&source, "rows", *rows);
