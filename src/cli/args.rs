@@ -9,6 +9,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 pub use super::chat::ChatArgs;
 pub use super::combine::CombineArgs;
 pub use super::completions::CompletionsArgs;
+pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
@@ -86,22 +87,6 @@ pub enum Command {
     Models(ModelsArgs),
     /// Print a script that completes commands in a shell, or write man pages
     Completions(CompletionsArgs),
-}
-
-/// `temper models`.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = "Examples:
-  temper models
-  temper models --fetch smollm2-135m
-  temper models --fetch Qwen/Qwen3-0.6B@main
-  temper models --fetch owner/name:model.Q4_K_M.gguf
-
-A model of the Hugging Face hub is downloaded on first use, too. The cache is the one of Python's huggingface_hub (HF_HOME, HF_HUB_CACHE), and
-so are HF_TOKEN or the token of `hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE=1 and HF_HUB_DISABLE_PROGRESS_BARS=1.")]
-pub struct ModelsArgs {
-    /// Download this model, or the newest commit of it; may be repeated
-    #[arg(long, value_name = "NAME")]
-    pub fetch: Vec<String>,
 }
 
 /// `temper recipe`.

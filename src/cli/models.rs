@@ -3,12 +3,29 @@
 use std::fs;
 use std::path::Path;
 
-use super::args::ModelsArgs;
+use clap::Args;
+
 use super::output::print;
 use crate::error::Result;
 use crate::hub::{Hub, decimal};
 use crate::model::manifest::{self, Source};
 use crate::model::{Fetch, Finder, HubModel, Manifest, ModelSource};
+
+/// `temper models`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  temper models
+  temper models --fetch smollm2-135m
+  temper models --fetch Qwen/Qwen3-0.6B@main
+  temper models --fetch owner/name:model.Q4_K_M.gguf
+
+A model of the Hugging Face hub is downloaded on first use, too. The cache is the one of Python's huggingface_hub (HF_HOME, HF_HUB_CACHE), and
+so are HF_TOKEN or the token of `hf auth login`, HF_ENDPOINT, HF_HUB_OFFLINE=1 and HF_HUB_DISABLE_PROGRESS_BARS=1.")]
+pub struct ModelsArgs {
+    /// Download this model, or the newest commit of it; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub fetch: Vec<String>,
+}
 
 /// Lists the known models and those in the hub's cache, or downloads some.
 ///

@@ -77,12 +77,11 @@ fn models_of_the_hub_stand_where_a_model_can() {
     let before = hub.seen().len();
     let plan = stdout(&temper(folder, &hub, "recipe r.ron --dry-run"));
     assert!(!plan.contains("to be downloaded"), "{plan}");
-    let text = stdout(&temper(
-        folder,
-        &hub,
-        "generate --model me/tiny --prompt Once --max-new-tokens 2 --output -",
-    ));
-    assert!(text.contains("response"), "{text}");
+    let row = r#"{"prompt": "Once", "completion": " more"}"#;
+    fs::write(folder.join("rows.jsonl"), row).unwrap();
+    let args = "logprobs --model me/tiny --data rows.jsonl --output -";
+    let text = stdout(&temper(folder, &hub, args));
+    assert!(text.contains("\"logprobs\""), "{text}");
     assert_eq!(hub.seen().len(), before);
 }
 
@@ -112,8 +111,8 @@ fn a_recipe_names_what_is_wrong_with_its_models() {
         assert_eq!(output.status.code(), Some(2), "{message}");
         for part in [
             "3 problems in r.ron",
-            "r.ron:2:27: stages.a.init: ",
-            "\"mamba\"",
+            "stages.a.init: ",
+            "mamba",
             "stages.b.init: ",
             "tokenizer.json",
             "stages.c.init: model Qwen/Qwen3-0.6B-Bass: no such file or folder, and ",

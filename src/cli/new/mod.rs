@@ -16,7 +16,7 @@ use crate::backend;
 use crate::data::{DataConfig, DataContext, DataSource, Row, Tokenizer, read_rows};
 use crate::device::DeviceMemory;
 use crate::error::{Error, Result};
-use crate::model::ModelSource;
+use crate::model::{Fetch, Finder};
 use crate::recipe::{self, RunOptions};
 use crate::report::Interrupt;
 
@@ -82,7 +82,7 @@ pub(super) fn run(args: &NewArgs, compute: &ComputeArgs) -> Result<()> {
         )));
     }
     output::check(&file)?;
-    let source = ModelSource::find(&args.model)?;
+    let source = Finder::new(Fetch::Check).find(&args.model)?;
     for note in &source.notes {
         eprintln!("note: {note}");
     }

@@ -34,7 +34,8 @@ impl ModelSource {
             .chain([&self.dir])
             .map(PathBuf::as_path)
             .collect();
-        let inside = match folders.iter().any(|folder| Tokenizer::is_in(folder)) {
+        let beside = folders.iter().any(|folder| Tokenizer::is_in(folder));
+        let inside = match beside || !self.is_whole() {
             true => None,
             false => self.tokenizer_of_gguf()?,
         };
