@@ -35,6 +35,7 @@ pub use encode::{
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};
 pub use repository::SplitSlice;
+pub(crate) use rows::source_files;
 pub use rows::{DataContext, Row, read_rows};
 pub use shape::shape_names;
 pub use source::{

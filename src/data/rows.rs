@@ -1,6 +1,6 @@
 //! Reads rows: JSON objects from files, the Hugging Face hub, the embedded posts, and earlier stages.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -134,6 +134,21 @@ pub(crate) fn local_files(source: &DataSource, context: &DataContext) -> Result<
         start,
         end,
     })
+}
+
+/// The files on this machine that a source reads; none for generated rows.
+pub(crate) fn source_files(source: &DataSource, run_dir: &Path) -> Vec<PathBuf> {
+    let context = DataContext {
+        run_dir: run_dir.to_path_buf(),
+        cached_only: true,
+        ..DataContext::default()
+    };
+    match source {
+        DataSource::Mix(parts) => (parts.iter())
+            .flat_map(|(_, part)| source_files(&part.source, run_dir))
+            .collect(),
+        source => local_files(source, &context).map_or(Vec::new(), |local| local.files),
+    }
 }
 
 /// Whether the files of a source are on this machine, or may be fetched now.

@@ -187,15 +187,18 @@ impl<B: ModelBackend> Session<'_, B> {
         stage: &str,
         init: &str,
         weights: &[PathBuf],
-        data: &[(Option<PathBuf>, usize)],
+        data: &[(Vec<PathBuf>, usize)],
     ) -> Result<()> {
         let hash = |path: &PathBuf, rows| FileHash::of(path, rows);
         self.run.record(StageLineage {
             stage: stage.to_owned(),
             init: init.to_owned(),
-            data: data
-                .iter()
-                .filter_map(|(path, rows)| path.as_ref().map(|path| hash(path, Some(*rows))))
+            data: (data.iter())
+                .flat_map(|(files, rows)| {
+                    // How many are of each of several files is not known.
+                    let rows = Some(*rows).filter(|_| files.len() == 1);
+                    files.iter().map(move |path| hash(path, rows))
+                })
                 .collect::<Result<_>>()?,
             weights: weights
                 .iter()

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::RunDir;
-use crate::data::{DataConfig, DataContext, EncodeReport, Row, Tokenizer, read_rows};
+use crate::data::{DataConfig, DataContext, EncodeReport, Row, Tokenizer, read_rows, source_files};
 use crate::error::Result;
 use crate::model::{LanguageModel, ModelConfig, WithTokens};
 use crate::ops::{ModelBackend, Numerics};
@@ -148,7 +148,7 @@ pub(super) fn stopping(tokenizer: &Arc<Tokenizer>, rows: &EncodeReport) -> Resul
     }
 }
 
-/// The local file that a data set reads, if any.
-pub(super) fn data_file(data: &DataConfig, run: &Path) -> Option<PathBuf> {
-    data.source.local_file(run)
+/// The files on this machine that a data set reads; none for generated rows.
+pub(super) fn data_files(data: &DataConfig, run: &Path) -> Vec<PathBuf> {
+    source_files(&data.source, run)
 }

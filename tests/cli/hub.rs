@@ -57,7 +57,7 @@ fn models_of_the_hub_stand_where_a_model_can() {
     let (folder, hub) = (temp.path(), serve());
     let recipe = r#"(
     name: "r", model: "me/tiny",
-    stages: [Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4, num_train_epochs: 1)],
+    stages: [Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4)],
 )"#;
     fs::write(folder.join("r.ron"), recipe).unwrap();
     let plan = stdout(&temper(folder, &hub, "recipe r.ron --dry-run"));

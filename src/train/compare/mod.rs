@@ -16,7 +16,7 @@ use crate::train::config::{Cadence, Init};
 use crate::train::evaluate::Evaluator;
 use crate::train::generation::Generation;
 use crate::train::journal::Journal;
-use crate::train::session::{Outcome, data_file};
+use crate::train::session::{Outcome, data_files};
 
 /// Tokens scored at once.
 const MICRO_BATCH_TOKENS: usize = 4096;
@@ -145,7 +145,7 @@ pub(super) fn compare<B: ModelBackend>(
     files.sort();
     files.dedup();
     let policies: Vec<String> = config.policies.iter().map(title).collect();
-    let data = (data_file(&config.data, session.run.path()), rows.len());
+    let data = (data_files(&config.data, session.run.path()), rows.len());
     session.record(&config.name, &policies.join(", "), &files, &[data])?;
     let mut scores = table(&header, &lines);
     let reference = title(config.reference.as_ref().unwrap_or(first));

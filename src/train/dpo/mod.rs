@@ -31,7 +31,7 @@ use crate::train::Session;
 use crate::train::config::DataConfig;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
 use crate::train::policy::save_policy;
-use crate::train::session::{Outcome, data_file, stopping};
+use crate::train::session::{Outcome, data_files, stopping};
 use crate::train::shared::{Accumulator, Training};
 use pair_sums::{EVAL_NAMES, NAMES, PairSums};
 
@@ -63,7 +63,7 @@ pub(super) fn dpo<B: ModelBackend>(
     };
     let tokenizer = stopping(&tokenizer, &train.report)?;
     let train = train.items;
-    let data = (data_file(&config.data, session.run.path()), rows);
+    let data = (data_files(&config.data, session.run.path()), rows);
     session.record(
         &config.name,
         &format!("{:?}", config.init),

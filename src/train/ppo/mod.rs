@@ -19,7 +19,7 @@ use super::rollout::{
     Episodes, GOLD, Generator, Models, Networks, NonFinite, Ptx, Rollout, SCORE, State, endless,
     evaluate, minibatch_orders, next_prompts, prompts, update,
 };
-use super::session::{Outcome, data_file};
+use super::session::{Outcome, data_files};
 use crate::data::{Example, encode_text};
 use crate::error::Result;
 use crate::ops::ModelBackend;
@@ -228,9 +228,9 @@ fn record<B: ModelBackend>(
     texts: usize,
 ) -> Result<()> {
     let run = session.run.path();
-    let mut data = vec![(data_file(&config.data, run), prompts)];
+    let mut data = vec![(data_files(&config.data, run), prompts)];
     if let Some(ptx) = &config.ptx {
-        data.push((data_file(&ptx.data, run), texts));
+        data.push((data_files(&ptx.data, run), texts));
     }
     let init = format!("{:?}", config.init);
     session.record(&config.name, &init, &policy.files, &data)

@@ -9,7 +9,7 @@ use crate::data::encode_text;
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
-use crate::train::session::{Outcome, data_file, stopping};
+use crate::train::session::{Outcome, data_files, stopping};
 use crate::train::supervised::{SupervisedTraining, run};
 
 /// Trains on every token of the text.
@@ -37,7 +37,7 @@ pub(super) fn pretrain<B: ModelBackend>(
         None => Vec::new(),
     };
     policy.tokenizer = stopping(&policy.tokenizer, &train.report)?;
-    let data = (data_file(&config.data, session.run.path()), rows.len());
+    let data = (data_files(&config.data, session.run.path()), rows.len());
     session.record(
         &config.name,
         &format!("{:?}", config.init),

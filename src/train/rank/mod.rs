@@ -22,7 +22,7 @@ use crate::train::Session;
 use crate::train::evaluate::{completions, sample};
 use crate::train::generation::Generation;
 use crate::train::journal::Journal;
-use crate::train::session::{Outcome, data_file};
+use crate::train::session::{Outcome, data_files};
 
 /// Prompts processed between two writes: at most this many are lost in a crash.
 const PROMPTS_PER_STEP: usize = 32;
@@ -46,7 +46,7 @@ pub(super) fn rank<B: ModelBackend>(
     )?;
     session.report_rows("prompts", &prompts.report);
     let prompts = prompts.items;
-    let data = (data_file(&config.data, session.run.path()), rows.len());
+    let data = (data_files(&config.data, session.run.path()), rows.len());
     session.record(
         &config.name,
         &format!("{:?}", config.init),

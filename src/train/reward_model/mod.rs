@@ -12,7 +12,7 @@ use burn::module::AutodiffModule;
 
 use super::Session;
 use super::policy::{Policy, save_reward_model, token_ids};
-use super::session::{Outcome, data_file};
+use super::session::{Outcome, data_files};
 use super::shared::{Accumulator, Training, finite};
 use crate::data::{
     Batches, Comparisons, Tokenizer, encode_comparisons, encode_completions, micro_batches,
@@ -49,7 +49,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         Some(data) => comparisons(session, config, &tokenizer, data, "held-out comparisons")?.0,
         None => Vec::new(),
     };
-    let data = (data_file(&config.data, session.run.path()), rows);
+    let data = (data_files(&config.data, session.run.path()), rows);
     session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
 
     let mut backbone = model.into_backbone();

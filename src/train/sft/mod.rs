@@ -9,7 +9,7 @@ use crate::data::{Row, RowFormat, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
-use crate::train::session::{Outcome, data_file, stopping};
+use crate::train::session::{Outcome, data_files, stopping};
 use crate::train::supervised::{SupervisedTraining, run};
 
 /// Trains on the completions (or on prompts too), token-weighted over the batch.
@@ -38,7 +38,7 @@ pub(super) fn sft<B: ModelBackend>(
         prompts = encode_prompts(head, &tokenizer, &data.format, config.max_length)
             .map_or(Vec::new(), |p| p.items);
     }
-    let data = (data_file(&config.data, session.run.path()), rows.len());
+    let data = (data_files(&config.data, session.run.path()), rows.len());
     session.record(
         &config.name,
         &format!("{:?}", config.init),
