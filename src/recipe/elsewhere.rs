@@ -63,7 +63,7 @@ const KEYS: &[Elsewhere] = &[
             "adam_epsilon",
         ],
         key: "optim",
-        advice: "it belongs to the optimiser: `optim: (lr: .., weight_decay: 0.01, max_grad_norm: Some(1.0), algorithm: AdamW())`",
+        advice: "it belongs to the optimiser: `optim: (lr: .., weight_decay: 0.01, max_grad_norm: 1.0, algorithm: AdamW)`",
     },
     Elsewhere {
         names: &["lora_r", "r", "lora_rank"],
@@ -280,7 +280,7 @@ const VARIANTS: &[Elsewhere] = &[
     Elsewhere {
         names: &["Kto", "Orpo", "Simpo", "Cpo", "Bco", "IPO", "Ipo"],
         key: "Dpo",
-        advice: "of the methods on preferences there is `Dpo(..)`, whose `loss_type` may be Sigmoid, Hinge, Ipo or Robust",
+        advice: "of the methods on preferences there is `Dpo(..)`, whose `loss_type` may be sigmoid, hinge, ipo or robust",
     },
     Elsewhere {
         names: &["Grpo", "Rloo", "Reinforce", "OnlineDpo"],
