@@ -5,6 +5,7 @@
 //! LoRA+: Hayou et al. 2024, arXiv:2402.12354; files: PEFT 0.21, `LoraConfig`.
 
 mod combine;
+mod combine_files;
 mod config;
 mod dora;
 mod file;
