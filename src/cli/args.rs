@@ -4,13 +4,15 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 pub use super::chat::ChatArgs;
 pub use super::combine::CombineArgs;
 pub use super::completions::CompletionsArgs;
+pub use super::generate::GenerateArgs;
 pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
+pub use super::respond::SamplingArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
 use crate::ops::{MatmulPrecision, Precision};
@@ -157,7 +159,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "adapter"])]
     pub run: Option<PathBuf>,
     /// The stage of --run [default: the last one that has left a model or an adapter]
-    #[arg(long, value_name = "NAME", requires = "run")]
+    #[arg(long, value_name = "NAME", requires = "run", conflicts_with = "model")]
     pub stage: Option<String>,
     /// An adapter in the PEFT layout (such as a stage's `adapter/`, or `owner/name` of the hub) to put on the model
     #[arg(long, value_name = "DIR")]
@@ -226,84 +228,6 @@ pub struct ScoreArgs {
     /// Output file, one JSON object a line; `-` is stdout
     #[arg(long, value_name = "FILE.jsonl")]
     pub output: PathBuf,
-}
-
-/// `temper generate`.
-#[derive(Debug, Clone, Args)]
-#[command(
-    group = ArgGroup::new("input").required(true).args(["prompt", "data"]),
-    after_help = "Rows:    {\"prompt\": \"..\"}, where the prompt is text or a list of chat messages
-         (or {\"input_ids\": [..]})
-Output:  {\"prompt\": \"..\", \"completion\": \"..\", \"ids\": [..], \"logprobs\": [..], \"stopped\": true}; the ids end with EOS if the
-         model stopped by itself
-
-A --prompt is the user's message where the model has a chat template, and text to continue where it has none or with --raw. Prompts of
---data are taken as they are: text is continued, messages are rendered by the template.
-
-Examples:
-  temper generate --model tiny --prompt \"Once\" --temperature 0
-  temper generate --run runs/smollm2 --stage sft --raw --prompt \"Summary:\" --stop \"\\n\" --num-responses 3
-  temper generate --model smollm2-135m --adapter runs/smollm2/ppo/adapter --data prompts.jsonl --output out.jsonl"
-)]
-pub struct GenerateArgs {
-    /// The model.
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// One prompt
-    #[arg(long, value_name = "TEXT")]
-    pub prompt: Option<String>,
-    /// Many prompts, one JSON object a line
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub data: Option<PathBuf>,
-    /// Continue the text of --prompt as it is, without the model's chat template
-    #[arg(long, conflicts_with = "data")]
-    pub raw: bool,
-    /// The system message before --prompt
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "data"])]
-    pub system: Option<String>,
-    /// Responses to each prompt
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
-    pub num_responses: usize,
-    /// How responses are sampled.
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
-    /// Print responses to --prompt as JSON objects too, in place of their text
-    #[arg(long)]
-    pub json: bool,
-    /// Output file, one JSON object a line; `-` is stdout. By default, responses to --data go to
-    /// stdout, and for --prompt only the text of the completion
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub output: Option<PathBuf>,
-}
-
-/// Sampling options.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Sampling")]
-pub struct SamplingArgs {
-    /// Most tokens of a response; it ends earlier at EOS [default: 64; of chat: 512]
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub max_new_tokens: Option<usize>,
-    /// Logits are divided by this; 0 always takes the most probable token [default: 1; of eval: 0; of chat: 0.7]
-    #[arg(long, value_name = "T", value_parser = temperature)]
-    pub temperature: Option<f64>,
-    /// Sample from the smallest set of tokens whose probability reaches this; 1 means all
-    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = top_p)]
-    pub top_p: f64,
-    /// Sample from the K most probable tokens; 0 means all
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    pub top_k: usize,
-    /// Sample from tokens at least P times as probable as the most probable one; 0 means all
-    #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = min_p)]
-    pub min_p: f64,
-    /// Make tokens of the prompt and of the response so far less probable: above 1; 1 changes nothing
-    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = penalty)]
-    pub repetition_penalty: f64,
-    /// End a response before this text (`\\n` is a line break); may be repeated
-    #[arg(long, value_name = "TEXT", value_parser = stop)]
-    pub stop: Vec<String>,
-    /// Root of all randomness: the same seed gives the same responses
-    #[arg(long, default_value_t = 1, value_name = "S")]
-    pub seed: u64,
 }
 
 /// `temper eval`.
@@ -419,41 +343,6 @@ pub(super) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".into()),
         Ok(n) => Ok(n),
-    }
-}
-
-fn temperature(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(t) if t >= 0.0 && t.is_finite() => Ok(t),
-        _ => Err("expected a number of at least 0".into()),
-    }
-}
-
-fn top_p(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
-        _ => Err("expected a number above 0 and at most 1".into()),
-    }
-}
-
-fn min_p(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
-        _ => Err("expected a number from 0 to 1".into()),
-    }
-}
-
-fn penalty(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(x) if x > 0.0 && x.is_finite() => Ok(x),
-        _ => Err("expected a number above 0".into()),
-    }
-}
-
-fn stop(text: &str) -> Result<String, String> {
-    match text {
-        "" => Err("expected a text that is not empty".into()),
-        text => Ok(text.replace("\\n", "\n").replace("\\t", "\t")),
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::{ArgGroup, Args};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::args::{ComputeArgs, GenerateArgs};
+use super::args::{ComputeArgs, ModelArgs, SamplingArgs, positive};
 use super::model::UnloadedModel;
 use super::output;
 use super::respond::{self, MAX_NEW_TOKENS, Request, Show, TextResponse};
@@ -14,6 +15,54 @@ use crate::backend::{Task, dispatch};
 use crate::data::{Prompt, Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
+
+/// `temper generate`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    group = ArgGroup::new("input").required(true).args(["prompt", "data"]),
+    after_help = "Rows:    {\"prompt\": \"..\"}, where the prompt is text or a list of chat messages
+         (or {\"input_ids\": [..]})
+Output:  {\"prompt\": \"..\", \"completion\": \"..\", \"ids\": [..], \"logprobs\": [..], \"stopped\": true}; the ids end with EOS if the
+         model stopped by itself
+
+A --prompt is the user's message where the model has a chat template, and text to continue where it has none or with --raw. Prompts of
+--data are taken as they are: text is continued, messages are rendered by the template.
+
+Examples:
+  temper generate --model tiny --prompt \"Once\" --temperature 0
+  temper generate --run runs/smollm2 --stage sft --raw --prompt \"Summary:\" --stop \"\\n\" --num-responses 3
+  temper generate --model smollm2-135m --adapter runs/smollm2/ppo/adapter --data prompts.jsonl --output out.jsonl"
+)]
+pub struct GenerateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// One prompt
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Many prompts, one JSON object a line
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: Option<PathBuf>,
+    /// Continue the text of --prompt as it is, without the model's chat template
+    #[arg(long, conflicts_with = "data")]
+    pub raw: bool,
+    /// The system message before --prompt
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "data"])]
+    pub system: Option<String>,
+    /// Responses to each prompt
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    pub num_responses: usize,
+    /// How responses are sampled.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Print responses to --prompt as JSON objects too, in place of their text
+    #[arg(long)]
+    pub json: bool,
+    /// Output file, one JSON object a line; `-` is stdout. By default, responses to --data go to
+    /// stdout, and for --prompt only the text of the completion
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: Option<PathBuf>,
+}
 
 /// An output line.
 #[derive(Serialize)]

@@ -2,7 +2,9 @@
 
 use std::io::IsTerminal;
 
-use super::args::SamplingArgs;
+use clap::Args;
+
+use super::args::positive;
 use super::output;
 use super::progress::Progress;
 use crate::data::{Prompt, ResponseText, Tokenizer};
@@ -11,6 +13,36 @@ use crate::generate::{GenerateOptions, Response, SamplingConfig, Watch, generate
 use crate::model::{LanguageModel, ModelConfig};
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
+
+/// Sampling options.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Most tokens of a response; it ends earlier at EOS [default: 64; of chat: 512]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_new_tokens: Option<usize>,
+    /// Logits are divided by this; 0 always takes the most probable token [default: 1; of eval: 0; of chat: 0.7]
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    pub temperature: Option<f64>,
+    /// Sample from the smallest set of tokens whose probability reaches this; 1 means all
+    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = top_p)]
+    pub top_p: f64,
+    /// Sample from the K most probable tokens; 0 means all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Sample from tokens at least P times as probable as the most probable one; 0 means all
+    #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = min_p)]
+    pub min_p: f64,
+    /// Make tokens of the prompt and of the response so far less probable: above 1; 1 changes nothing
+    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = penalty)]
+    pub repetition_penalty: f64,
+    /// End a response before this text (`\\n` is a line break); may be repeated
+    #[arg(long, value_name = "TEXT", value_parser = stop)]
+    pub stop: Vec<String>,
+    /// Root of all randomness: the same seed gives the same responses
+    #[arg(long, default_value_t = 1, value_name = "S")]
+    pub seed: u64,
+}
 
 /// Most tokens of a response, unless a command or the user says otherwise.
 pub(super) const MAX_NEW_TOKENS: usize = 64;
@@ -184,5 +216,40 @@ impl Watch for Watcher<'_> {
         if self.show == Show::Progress || !std::io::stdout().is_terminal() {
             self.progress.update(finished, tokens);
         }
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(t) if t >= 0.0 && t.is_finite() => Ok(t),
+        _ => Err("expected a number of at least 0".into()),
+    }
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("expected a number above 0 and at most 1".into()),
+    }
+}
+
+fn min_p(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
+}
+
+fn penalty(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x.is_finite() => Ok(x),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+fn stop(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("expected a text that is not empty".into()),
+        text => Ok(text.replace("\\n", "\n").replace("\\t", "\t")),
     }
 }

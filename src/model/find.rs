@@ -93,22 +93,22 @@ impl Finder {
             None => "names no base model (\"base_model_name_or_path\")".into(),
         };
         // A path may hold what the adapter names; another model's name says that it does not.
-        if let Some(given) = given
-            && (reference.is_none() || Path::new(given).exists())
-        {
-            notes.push(format!(
-                "{}: {says}, which is not on this machine; the recipe's model {given} is used in its place",
-                file.display()
-            ));
-            return self.files(given);
-        }
+        let path = given.is_some_and(|given| Path::new(given).exists());
         let why = match reference {
+            _ if path => "which is not on this machine".into(),
             Some(reference) => match self.files_of(reference) {
                 Ok(files) => return Ok(files),
                 Err(error) => error.to_string(),
             },
             None => "it is neither a file or folder nor a known model".into(),
         };
+        if let Some(given) = given {
+            notes.push(format!(
+                "{}: {says} ({why}); the recipe's model {given} is used in its place",
+                file.display()
+            ));
+            return self.files(given);
+        }
         Err(Error::Usage(format!(
             "{}: the adapter {says}: {why}. Name another base: --model BASE --adapter {} on the command line, `model: \"BASE\"` in a recipe",
             file.display(),

@@ -34,7 +34,7 @@ fn every_kind_of_recipe_passes_the_check() {
             "sft",
             "mine.csv",
             "mine-sft.ron",
-            &["Sft(", "max_length: 64", "epochs: 3"][..],
+            &["Sft(", "max_length: 32", "epochs: 3"][..],
         ),
         (
             "dpo",
