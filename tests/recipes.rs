@@ -734,6 +734,7 @@ fn bad_sets() {
             "no stage `pppo` in stages; it has `sft`, `rank`, `rm`, `ppo`, `compare`\n    help: did you mean `ppo`?",
         ),
         ("stages.ppo.kl_ceof=1.0", "did you mean `kl_coef`?"),
+        ("ppo.kl_coef=1.0", "did you mean `stages.ppo.kl_coef`?"),
         (
             "stages.ppo.kl_coef.x=1.0",
             "stages.ppo.kl_coef is `0.05` and has no keys",

@@ -8,6 +8,7 @@ pub struct Batches {
     num_rows: usize,
     batch_size: usize,
     epochs: usize,
+    steps: Option<usize>,
     seed: Option<Seed>,
 }
 
@@ -23,8 +24,14 @@ impl Batches {
             num_rows,
             batch_size,
             epochs,
+            steps: None,
             seed,
         }
+    }
+
+    /// The same with a number of steps in place of epochs, if one is given.
+    pub fn with_steps(self, steps: Option<usize>) -> Self {
+        Self { steps, ..self }
     }
 
     /// Steps of one epoch.
@@ -32,9 +39,9 @@ impl Batches {
         self.num_rows.div_ceil(self.batch_size)
     }
 
-    /// Steps of all epochs.
+    /// Steps of all epochs, or as many as were asked for.
     pub fn num_steps(&self) -> usize {
-        self.steps_per_epoch() * self.epochs
+        (self.steps).unwrap_or(self.steps_per_epoch() * self.epochs)
     }
 
     /// Rows of step `step`, counted from 0.
@@ -106,7 +113,11 @@ mod tests {
 
     #[test]
     fn without_a_seed_rows_keep_their_order() {
-        let batches = Batches::new(5, 2, 2, None);
+        assert_eq!(
+            Batches::new(5, 2, 2, None).with_steps(Some(4)).num_steps(),
+            4
+        );
+        let batches = Batches::new(5, 2, 2, None).with_steps(None);
         let rows: Vec<usize> = (0..6).flat_map(|step| batches.batch(step)).collect();
         assert_eq!(rows, [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]);
     }

@@ -64,6 +64,16 @@ fn edit(recipe: &Recipe, path: &str, value: &str) -> Result<Recipe, (String, Opt
     read.or_else(|error| first_error(&replaced(&format!("{value:?}"))).map_err(|_| error))
 }
 
+/// Whether a recipe has a stage of this name.
+fn is_stage(text: &[char], root: &Node, name: &str) -> bool {
+    let stages = match &root.inner(text).kind {
+        Kind::Fields(fields) => fields.iter().find(|field| field.key == "stages"),
+        _ => None,
+    };
+    let items = stages.map(|field| &field.value.inner(text).kind);
+    matches!(items, Some(Kind::Items(items)) if items.iter().any(|item| stage_name(item) == name))
+}
+
 /// The value at a key path.
 fn find<'a>(
     text: &[char],
@@ -90,12 +100,16 @@ fn find<'a>(
         };
         let Some(index) = known.iter().position(|name| name == key) else {
             let noun = if walked == "stages" { "stage" } else { "key" };
+            let stage = walked.is_empty() && is_stage(text, root, key);
             return Err((
                 format!(
                     "no {noun} `{key}` in {here}; it has {}",
                     quoted(known.iter().map(String::as_str))
                 ),
-                did_you_mean(key, known.iter().map(String::as_str)),
+                match stage {
+                    true => Some(format!("did you mean `stages.{path}`?")),
+                    false => did_you_mean(key, known.iter().map(String::as_str)),
+                },
             ));
         };
         node = match &inner.kind {

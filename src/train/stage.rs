@@ -102,6 +102,8 @@ pub struct TrainingSettings<'a> {
     pub optim: &'a OptimConfig,
     /// Passes over the data, for stages with epochs.
     pub epochs: Option<usize>,
+    /// Steps in place of epochs.
+    pub max_steps: Option<usize>,
     /// Rows per step.
     pub batch_size: usize,
     /// Most tokens of a forward pass.

@@ -29,6 +29,7 @@ pub(super) struct SupervisedTraining<'a> {
     pub(super) peft: &'a Peft,
     pub(super) optim: &'a OptimConfig,
     pub(super) epochs: usize,
+    pub(super) max_steps: Option<usize>,
     pub(super) batch_size: usize,
     pub(super) shuffle: bool,
     pub(super) micro_batch_tokens: usize,
@@ -59,7 +60,8 @@ pub(super) fn run<B: ModelBackend>(
         work.batch_size,
         work.epochs,
         work.shuffle.then(|| seed.fork("order")),
-    );
+    )
+    .with_steps(work.max_steps);
     let (num_trained, total) = trained.model.count_parameters();
     let summary = format!(
         "{} rows, {} of {} parameters trained",

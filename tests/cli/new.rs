@@ -68,6 +68,12 @@ fn every_kind_of_recipe_passes_the_check() {
         let again = format!("new {kind} --model text-model --data {data}");
         fail(folder, &again, 2, &["exists already"]);
     }
+    // What was written runs, here for fewer steps than an epoch has.
+    let short = "recipe mine-sft.ron --set stages.sft.max_steps=2 --output short";
+    succeed(folder, short);
+    let metrics = fs::read_to_string(folder.join("short/sft/metrics.jsonl")).unwrap();
+    let last: Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    assert_eq!(last["step"], 2, "{metrics}");
     // A model with a chat template gets the texts as messages.
     let template = "{% for m in messages %}{{ m['content'] + '<|endoftext|>' }}{% endfor %}";
     fs::write(folder.join("text-model/chat_template.jinja"), template).unwrap();

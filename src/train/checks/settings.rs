@@ -27,6 +27,9 @@ pub(in crate::train) fn check_training(
     if let Some(epochs) = training.epochs {
         checks.positive(path, "epochs", epochs);
     }
+    if let Some(steps) = training.max_steps {
+        checks.positive(path, "max_steps", steps);
+    }
     checks.positive(path, "batch_size", training.batch_size);
     if let Some(max_length) = training.max_length {
         check_row_length(checks, path, max_length);

@@ -29,6 +29,9 @@ pub struct DpoConfig {
     /// Passes over the data.
     #[serde(default = "one")]
     pub epochs: usize,
+    /// Optimiser steps in place of `epochs`: fewer than an epoch has, or more.
+    #[serde(default)]
+    pub max_steps: Option<usize>,
     /// Prompts (with all their comparisons) per optimiser step.
     pub batch_size: usize,
     /// Shuffle the rows anew in each epoch; otherwise they come in the order of the data.

@@ -78,7 +78,8 @@ pub(super) fn dpo<B: ModelBackend>(
         config.batch_size,
         config.epochs,
         config.shuffle.then(|| seed.fork("order")),
-    );
+    )
+    .with_steps(config.max_steps);
     let steps = batches.num_steps();
     let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
     let summary = format!("{pairs} comparisons of {} prompts", train.len());

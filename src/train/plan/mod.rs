@@ -350,6 +350,11 @@ impl Planner<'_> {
         plan.rows = data.rows;
         plan.tokens = (data.rows as f64 * data.mean) as u64 * epochs;
         plan.steps = data.rows.div_ceil(batch_size as u64) * epochs;
+        if let Some(steps) = training.max_steps {
+            let share = steps as f64 / plan.steps.max(1) as f64;
+            plan.tokens = (plan.tokens as f64 * share) as u64;
+            plan.steps = steps as u64;
+        }
         if data.mean > 0.0 && data.rows < batch_size as u64 {
             let message = format!(
                 "the data have {} rows, fewer than a batch: an epoch is one step",

@@ -47,6 +47,7 @@ impl StageSpec for PpoConfig {
             peft: &self.peft,
             optim: &self.optim,
             epochs: None,
+            max_steps: None,
             batch_size: self.batch_size,
             micro_batch_tokens: self.micro_batch_tokens,
             max_length: None,

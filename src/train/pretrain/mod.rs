@@ -49,6 +49,7 @@ pub(super) fn pretrain<B: ModelBackend>(
         peft: &config.peft,
         optim: &config.optim,
         epochs: config.epochs,
+        max_steps: config.max_steps,
         batch_size: config.batch_size,
         shuffle: config.shuffle,
         micro_batch_tokens: config.micro_batch_tokens,

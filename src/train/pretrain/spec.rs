@@ -36,6 +36,7 @@ impl StageSpec for PretrainConfig {
             peft: &self.peft,
             optim: &self.optim,
             epochs: Some(self.epochs),
+            max_steps: self.max_steps,
             batch_size: self.batch_size,
             micro_batch_tokens: self.micro_batch_tokens,
             max_length: Some(self.max_length),

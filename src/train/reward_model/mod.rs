@@ -96,7 +96,8 @@ pub(super) fn reward_model<B: ModelBackend>(
         config.batch_size,
         config.epochs,
         config.shuffle.then(|| seed.fork("order")),
-    );
+    )
+    .with_steps(config.max_steps);
     let steps = batches.num_steps();
     let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
     let summary = format!("{pairs} comparisons of {} prompts", train.len());

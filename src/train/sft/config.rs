@@ -30,6 +30,9 @@ pub struct SftConfig {
     /// Passes over the data.
     #[serde(default = "one")]
     pub epochs: usize,
+    /// Optimiser steps in place of `epochs`: fewer than an epoch has, or more.
+    #[serde(default)]
+    pub max_steps: Option<usize>,
     /// Rows per optimiser step.
     pub batch_size: usize,
     /// Shuffle the rows anew in each epoch; otherwise they come in the order of the data.
