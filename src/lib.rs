@@ -8,6 +8,13 @@
 //! scores them ([`reward`]), and turns scores and KL into advantages ([`rl`]). A stage writes checkpoints ([`checkpoint`]), metrics,
 //! samples and a report ([`report`]).
 //!
+//! # Training from Rust
+//! What `temper recipe` does is a library call. `cargo run --example sft [ROWS.csv]` runs this:
+//!
+//! ```no_run
+#![doc = include_str!("../examples/sft.rs")]
+//! ```
+//!
 //! # Backends
 //! Everything is generic over [`ops::ModelBackend`]: burn's `Backend` with fused operations, each with a portable body in plain
 //! burn. Only [`mod@backend`] names concrete backends.

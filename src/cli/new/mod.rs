@@ -18,7 +18,6 @@ use crate::device::DeviceMemory;
 use crate::error::{Error, Result};
 use crate::model::{Fetch, Finder};
 use crate::recipe::{self, RunOptions};
-use crate::report::Interrupt;
 
 /// Rows that lengths are taken from.
 const SAMPLE: usize = 2_000;
@@ -128,14 +127,10 @@ pub(super) fn run(args: &NewArgs, compute: &ComputeArgs) -> Result<()> {
 /// The text of the first fit that memory allows, and its plan.
 fn fitted(wish: &Wish<'_>, memory: &DeviceMemory) -> Result<(String, String)> {
     let options = RunOptions {
-        output: None,
-        stage: None,
-        resume: false,
         fetch: false,
-        resume_command: String::new(),
         // Whether a plan fits is asked below, for one text after the other.
         memory: DeviceMemory::Override(u64::MAX),
-        interrupt: Interrupt::default(),
+        ..RunOptions::default()
     };
     let mut problems = Vec::new();
     for fit in Fit::in_order() {
