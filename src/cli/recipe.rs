@@ -14,7 +14,7 @@ use crate::model::ModelSource;
 use crate::ops::ModelBackend;
 use crate::peft::AdapterConfig;
 use crate::recipe::{self, CheckedRecipe, RunOptions};
-use crate::report::{Interrupt, ReporterKind, reporter};
+use crate::report::{self, Interrupt, ReporterKind, Severity, read_metrics, reporter};
 use crate::train::Outcome;
 
 /// Checks the recipe and everything it names, then runs its stages.
@@ -85,6 +85,24 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         }
     }
     let run = checked.output.display();
+    let mut diverged = Vec::new();
+    for (name, _) in &outcomes {
+        let metrics = read_metrics(checked.output.join(name).join("metrics.jsonl"))?;
+        for finding in report::findings(&metrics) {
+            if finding.severity == Severity::Warning {
+                eprintln!("warning: {name}: {}", finding.text);
+            }
+        }
+        if report::diverged(&metrics) {
+            diverged.push(name.as_str());
+        }
+    }
+    if !diverged.is_empty() {
+        return print(&format!(
+            "Reports: {run}/<stage>/report.html\nNext:    lower the learning rate of {}, and run again\n",
+            diverged.join(", ")
+        ));
+    }
     let trained = outcomes.iter().rev().find(|(name, _)| {
         checked.output.join(name).join("model").exists()
             || checked.output.join(name).join("adapter").exists()

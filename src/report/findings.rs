@@ -54,6 +54,27 @@ pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
     found
 }
 
+/// Whether a stage made its model much worse: the held-out loss, or without one the loss, has grown by half and by a nat.
+pub fn diverged(rows: &[MetricsRow]) -> bool {
+    divergence(&Curves(rows)).is_some()
+}
+
+/// The loss at the beginning and at the end of a stage that diverged.
+fn divergence(curves: &Curves<'_>) -> Option<(f64, f64)> {
+    let (first, last) = match curves.get("eval/loss") {
+        Some(held_out) => (
+            held_out.points[0].1,
+            held_out.points[held_out.points.len() - 1].1,
+        ),
+        // Of single batches the loss may differ by much; these are means of several.
+        None => {
+            let loss = curves.get("loss").filter(Curve::is_long)?;
+            (loss.start(), loss.end())
+        }
+    };
+    (last > 1.5 * first && last > first + 1.0).then_some((first, last))
+}
+
 /// Metrics whose change is described in a sentence.
 const CHANGES: [(&str, &str); 17] = [
     ("loss", "Training loss"),
@@ -106,6 +127,13 @@ fn not_finite(rows: &[MetricsRow], found: &mut Vec<Finding>) {
 }
 
 fn supervised(curves: &Curves<'_>, found: &mut Vec<Finding>) {
+    if let Some((first, last)) = divergence(curves) {
+        found.push(warning(format!(
+            "The stage diverged: the loss went from {} to {}, so that its model is worse than the one it began with. Lower the learning rate.",
+            format_value(first),
+            format_value(last)
+        )));
+    }
     if let Some(loss) = curves.get("loss").filter(Curve::is_long)
         && loss.end() > loss.start()
     {
@@ -404,6 +432,29 @@ mod tests {
             found[1].text,
             "Gold score, which is never trained on, rose from 0.07500 to 0.9750."
         );
+    }
+
+    #[test]
+    fn a_stage_that_diverged_says_so() {
+        let diverging = |name: &str, last: f64| {
+            let rows: Vec<MetricsRow> = (0..20)
+                .map(|step| MetricsRow {
+                    step,
+                    values: serde_json::Map::from_iter([(
+                        name.to_owned(),
+                        json!(0.9 + last * step as f64 / 19.0),
+                    )]),
+                })
+                .collect();
+            (diverged(&rows), warnings(&findings(&rows)).join(" "))
+        };
+        for name in ["eval/loss", "loss"] {
+            let (worse, said) = diverging(name, 16_530.0);
+            assert!(worse && said.contains("The stage diverged"), "{said}");
+            assert!(!diverging(name, 0.3).0);
+        }
+        // PPO's losses say nothing of the kind.
+        assert!(!diverging("loss/policy_avg", 16_530.0).0);
     }
 
     #[test]

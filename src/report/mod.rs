@@ -18,7 +18,7 @@ mod table;
 #[cfg(feature = "tui")]
 mod tui;
 
-pub use findings::{Finding, Severity, findings};
+pub use findings::{Finding, Severity, diverged, findings};
 pub use html::{StageReport, write_stage_report};
 pub(crate) use interrupt::ENDED_BY_SIGINT;
 pub use interrupt::Interrupt;

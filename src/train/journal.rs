@@ -272,10 +272,17 @@ impl Journal {
             ));
         }
         let run = session.run.path().display().to_string();
-        let next = format!(
-            "temper export --run {run} --stage {} --to exported/{}",
-            self.stage, self.stage
-        );
+        // A stage that compares or ranks leaves no model.
+        let leaves = ["adapter", "model"]
+            .iter()
+            .any(|name| self.dir.join(name).exists());
+        let next = match leaves {
+            true => format!(
+                "temper export --run {run} --stage {} --to exported/{}",
+                self.stage, self.stage
+            ),
+            false => String::new(),
+        };
         write_stage_report(
             &self.dir,
             &StageReport {
