@@ -153,6 +153,7 @@ pub(crate) fn generated_tokens<B: ModelBackend>(device: B::Device, most: usize) 
         let options = GenerateOptions {
             sampling: SamplingConfig::default(),
             max_new_tokens: count,
+            repetition_penalty: 1.0,
             stop_ids: Vec::new(),
             truncate: None,
             batch_size: 2,
