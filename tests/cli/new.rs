@@ -87,14 +87,30 @@ fn every_kind_of_recipe_passes_the_check() {
             .contains("format: (chat: true)")
     );
     // Less memory than the plain recipe needs, and less than any.
-    let wide = "new sft --model text-model --data mine.csv --output";
-    succeed(folder, &format!("{wide} small.ron --device-memory 60MB"));
-    let small = fs::read_to_string(folder.join("small.ron")).unwrap();
-    assert!(
-        small.contains("gradient_checkpointing: true")
-            || small.contains("micro_batch_tokens: 1024"),
-        "{small}"
+    let words = "word ".repeat(60);
+    let wide: String = (0..2_000)
+        .map(|i| format!("{words}{i},It is so.\n"))
+        .collect();
+    fs::write(
+        folder.join("wide.csv"),
+        format!("prompt,completion\n{wide}"),
+    )
+    .unwrap();
+    let wide = "new sft --model text-model --data wide.csv --output";
+    let said = succeed(folder, &format!("{wide} plain.ron"));
+    let plan = said.lines().find(|line| line.starts_with("sft ")).unwrap();
+    let words: Vec<&str> = plan.split_whitespace().collect();
+    let [.., peak, "MiB"] = words[..] else {
+        panic!("{plan}")
+    };
+    let less = peak.parse::<f64>().unwrap() - 1.0;
+    succeed(
+        folder,
+        &format!("{wide} small.ron --device-memory {less}MiB"),
     );
+    let text = |file: &str| fs::read_to_string(folder.join(file)).unwrap();
+    assert!(text("plain.ron").contains("micro_batch_tokens: 4096"));
+    assert!(text("small.ron").contains("micro_batch_tokens: 1024"));
     fail(
         folder,
         &format!("{wide} none.ron --device-memory 1MB"),

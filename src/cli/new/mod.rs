@@ -3,6 +3,7 @@
 mod lengths;
 mod text;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -21,6 +22,9 @@ use crate::recipe::{self, RunOptions};
 
 /// Rows that lengths are taken from.
 const SAMPLE: usize = 2_000;
+
+/// Different prompts that a set has at least if some are held out: of fewer, a twentieth may be none.
+const FEWEST_PROMPTS: usize = 100;
 
 /// What the recipe is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,6 +99,7 @@ pub(super) fn run(args: &NewArgs, compute: &ComputeArgs) -> Result<()> {
             path: path.to_path_buf(),
             chat,
             lengths,
+            holds_out: prompts(&rows) >= FEWEST_PROMPTS,
         })
     };
     let first = match args.kind {
@@ -187,6 +192,15 @@ fn sample(path: &Path) -> Result<Vec<Row>> {
     read_rows(&config, &DataContext::default())
 }
 
+/// Different prompts of rows, which stay together when some are held out.
+fn prompts(rows: &[Row]) -> usize {
+    let prompt = |row: &Row| match row.columns.get("prompt") {
+        Some(prompt) => prompt.to_string(),
+        None => serde_json::Value::from(row.columns.clone()).to_string(),
+    };
+    rows.iter().map(prompt).collect::<HashSet<String>>().len()
+}
+
 /// Whether rows hold texts in place of messages.
 fn has_plain_text(rows: &[Row]) -> bool {
     let is_text = |name: &str| {
@@ -205,6 +219,8 @@ fn lengths_of(
     tokenizer: &Tokenizer,
     most: usize,
 ) -> Result<Lengths> {
-    let lengths = measure(rows, kind, chat, tokenizer)?;
+    // Rows of another kind than was asked for are a mistake in the command.
+    let lengths = measure(rows, kind, chat, tokenizer)
+        .map_err(|error| Error::Usage(format!("--data {error}")))?;
     Ok(lengths.capped(most))
 }

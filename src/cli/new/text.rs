@@ -54,6 +54,8 @@ pub(super) struct Layout {
     pub(super) chat: bool,
     /// Lengths of its rows.
     pub(super) lengths: Lengths,
+    /// Whether there are rows enough to hold some out.
+    pub(super) holds_out: bool,
 }
 
 impl Layout {
@@ -64,7 +66,19 @@ impl Layout {
             true => ", format: (chat: true)",
             false => "",
         };
-        format!("        \"{name}\": (source: {source}{chat}, valid_fraction: 0.05),\n")
+        let held_out = match self.holds_out {
+            true => ", valid_fraction: 0.05",
+            false => "",
+        };
+        format!("        \"{name}\": (source: {source}{chat}{held_out}),\n")
+    }
+
+    /// The key with the rows to measure on, if any are held out; `more` goes behind the source.
+    fn eval_data(&self, name: &str, more: &str) -> String {
+        match self.holds_out {
+            true => format!("            eval_data: (source: HeldOut(\"{name}\"){more}),\n"),
+            false => String::new(),
+        }
     }
 
     /// What is said of the limit.
@@ -108,7 +122,11 @@ pub(super) fn recipe_text(wish: &Wish<'_>, fit: Fit) -> String {
             "    base_precision: {precision},           // the base in fewer bits, so that the run fits into memory\n"
         ));
     }
-    text.push_str("    // 5 % of the rows are held out to measure on; which ones depends on their contents alone.\n    data: {\n");
+    text.push_str(match wish.data.holds_out {
+        true => "    // 5 % of the rows are held out to measure on; which ones depends on their contents alone.\n",
+        false => "    // So few rows are all trained on; with a hundred different prompts, some would be held out to measure on.\n",
+    });
+    text.push_str("    data: {\n");
     text.push_str(&wish.data.named("data"));
     if let Some(preferences) = &wish.preferences {
         text.push_str(&preferences.named("preferences"));
@@ -148,78 +166,118 @@ fn epochs(rows: usize) -> usize {
     }
 }
 
-const LORA: &str = "            peft: Lora(rank: 16, alpha: 32.0, target_modules: [\"all-linear\"]),   // `Full` trains every weight\n";
+const LORA: &str = r#"peft: Lora(rank: 16, alpha: 32.0, target_modules: ["all-linear"]),   // `Full` trains every weight"#;
 
 /// The keys that bound memory and say how often to measure and save.
 fn ending(layout: &Layout, fit: Fit) -> String {
-    let rows = layout.lengths.count();
-    let mut text = format!(
-        "            epochs: {},\n            batch_size: {},                         // rows of an optimiser step\n            \
-         micro_batch_tokens: {},              // tokens that pass through the model at once; lower it to save memory\n",
-        epochs(rows),
-        batch_size(rows),
-        fit.micro_batch_tokens.max(layout.lengths.limit()),
-    );
-    if fit.gradient_checkpointing {
-        text.push_str("            gradient_checkpointing: true,          // less memory, about half more time\n");
-    }
-    let limit = layout.lengths.limit();
-    text.push_str(&format!(
-        "            max_length: {limit},                       {}\n            cadence: (eval_steps: 50, save_steps: 50),\n        ),\n",
-        layout.limit_comment()
-    ));
-    text
+    let Fit {
+        micro_batch_tokens,
+        gradient_checkpointing,
+        ..
+    } = fit;
+    let (rows, limit) = (layout.lengths.count(), layout.lengths.limit());
+    let (epochs, batch_size) = (epochs(rows), batch_size(rows));
+    let micro_batch_tokens = micro_batch_tokens.max(limit);
+    let limit_comment = layout.limit_comment();
+    let checkpointing = match gradient_checkpointing {
+        true => {
+            "\n            gradient_checkpointing: true,          // less memory, about half more time"
+        }
+        false => "",
+    };
+    format!(
+        r#"            epochs: {epochs},
+            batch_size: {batch_size},                         // rows of an optimiser step
+            micro_batch_tokens: {micro_batch_tokens},              // tokens that pass through the model at once; lower it to save memory{checkpointing}
+            max_length: {limit},                       {limit_comment}
+            cadence: (eval_steps: 50, save_steps: 50),
+        ),
+"#
+    )
 }
 
 fn sft(wish: &Wish<'_>, fit: Fit) -> String {
+    let (eval_data, ending) = (wish.data.eval_data("data", ""), ending(&wish.data, fit));
     format!(
-        "        Sft(\n            name: \"sft\",\n            data: (source: Data(\"data\")),\n            eval_data: (source: HeldOut(\"data\")),\n\
-         {LORA}            optim: (lr: 2e-4, schedule: Cosine(warmup_ratio: 0.03)),\n{}",
-        ending(&wish.data, fit)
+        r#"        Sft(
+            name: "sft",
+            data: (source: Data("data")),
+{eval_data}            {LORA}
+            optim: (lr: 2e-4, schedule: Cosine(warmup_ratio: 0.03)),
+{ending}"#
     )
 }
 
 fn dpo(wish: &Wish<'_>, fit: Fit) -> String {
+    let (eval_data, ending) = (wish.data.eval_data("data", ""), ending(&wish.data, fit));
     format!(
-        "        Dpo(\n            name: \"dpo\",\n            init: Base,\n            data: (source: Data(\"data\")),\n            \
-         eval_data: (source: HeldOut(\"data\")),\n{LORA}            beta: 0.1,                             // how near to the reference the \
-         policy stays; higher is nearer\n            optim: (lr: 2e-5, schedule: Linear(warmup_ratio: 0.1)),\n{}",
-        ending(&wish.data, fit)
+        r#"        Dpo(
+            name: "dpo",
+            init: Base,
+            data: (source: Data("data")),
+{eval_data}            {LORA}
+            beta: 0.1,                             // how near to the reference the policy stays; higher is nearer
+            optim: (lr: 2e-5, schedule: Linear(warmup_ratio: 0.1)),
+{ending}"#
     )
 }
 
 fn reward(layout: &Layout, data: &str, init: &str, fit: Fit) -> String {
+    let (eval_data, ending) = (layout.eval_data(data, ""), ending(layout, fit));
     format!(
-        "        RewardModel(\n            name: \"rm\",\n            init: {init},\n            data: (source: Data(\"{data}\")),\n            \
-         eval_data: (source: HeldOut(\"{data}\")),\n{LORA}            optim: (lr: 1e-4, schedule: Linear(warmup_ratio: 0.05)),\n{}",
-        ending(layout, fit)
+        r#"        RewardModel(
+            name: "rm",
+            init: {init},
+            data: (source: Data("{data}")),
+{eval_data}            {LORA}
+            optim: (lr: 1e-4, schedule: Linear(warmup_ratio: 0.05)),
+{ending}"#
     )
 }
 
 fn ppo(wish: &Wish<'_>, fit: Fit) -> String {
     let lengths = &wish.data.lengths;
     let response = lengths.response.next_multiple_of(16).clamp(16, 256);
-    let prompt = lengths
-        .limit()
-        .saturating_sub(response)
-        .max(16)
-        .min(lengths.prompt.max(16));
+    let left = lengths.limit().saturating_sub(response).max(16);
+    let prompt = left.min(lengths.prompt.max(16));
+    let micro_batch_tokens = fit.micro_batch_tokens.max(lengths.limit());
     let checkpointing = match fit.gradient_checkpointing {
-        true => "            gradient_checkpointing: true,\n",
+        true => "\n            gradient_checkpointing: true,",
         false => "",
     };
+    let eval_data = wish.data.eval_data("data", ", limit: 32");
+    let compared = match wish.data.holds_out {
+        true => r#"HeldOut("data")"#,
+        false => r#"Data("data")"#,
+    };
     format!(
-        "        Ppo(\n            name: \"ppo\",\n            init: Stage(\"sft\"),\n            data: (source: Data(\"data\")),\n            \
-         eval_data: (source: HeldOut(\"data\"), limit: 32),\n            reward: Learned(stage: \"rm\"),\n{LORA}            \
-         optim: (lr: 2e-5, schedule: Constant()),\n            total_episodes: 2048,\n            batch_size: 32,\n            \
-         response_length: {response},                   // most tokens of a response\n            max_prompt_length: {prompt},\n            \
-         kl_coef: 0.05,                         // the leash: higher stays nearer to `sft`\n            missing_eos: Subtract(1.0),            \
-         // a response that does not end costs this much\n            micro_batch_tokens: {},\n{checkpointing}            \
-         cadence: (eval_steps: 8, save_steps: 8),\n        ),\n        Compare(\n            name: \"compare\",\n            \
-         data: (source: HeldOut(\"data\"), limit: 100),\n            policies: [Base, Stage(\"sft\"), Stage(\"ppo\")],\n            reference: Stage(\"sft\"),\n            \
-         rewards: {{\"reward\": Learned(stage: \"rm\")}},\n            response_length: {response},\n            max_prompt_length: {prompt},\n            \
-         sampling: (temperature: 0.0),\n        ),\n",
-        fit.micro_batch_tokens.max(lengths.limit()),
+        r#"        Ppo(
+            name: "ppo",
+            init: Stage("sft"),
+            data: (source: Data("data")),
+{eval_data}            reward: Learned(stage: "rm"),
+            {LORA}
+            optim: (lr: 2e-5, schedule: Constant()),
+            total_episodes: 2048,
+            batch_size: 32,
+            response_length: {response},                   // most tokens of a response
+            max_prompt_length: {prompt},
+            kl_coef: 0.05,                         // the leash: higher stays nearer to `sft`
+            missing_eos: Subtract(1.0),            // a response that does not end costs this much
+            micro_batch_tokens: {micro_batch_tokens},{checkpointing}
+            cadence: (eval_steps: 8, save_steps: 8),
+        ),
+        Compare(
+            name: "compare",
+            data: (source: {compared}, limit: 100),
+            policies: [Base, Stage("sft"), Stage("ppo")],
+            reference: Stage("sft"),
+            rewards: {{"reward": Learned(stage: "rm")}},
+            response_length: {response},
+            max_prompt_length: {prompt},
+            sampling: (temperature: 0.0),
+        ),
+"#
     )
 }
 
