@@ -118,16 +118,8 @@ impl<'a, B: ModelBackend> Speaker<'a, B> {
     ) -> Result<Answer> {
         let ids = self.prompt()?;
         self.answers += 1;
+        let heard = self.heard(ids, sampling);
         let (session, model) = (&mut self.session, &self.model);
-        let heard = Heard {
-            ids: &ids,
-            seed: Seed::new(sampling.seed)
-                .fork("chat")
-                .fork_index(self.answers),
-            source: self.source,
-            tokenizer: self.tokenizer,
-            limits: self.limits,
-        };
         heard.answer(model, session, sampling, stop, device)
     }
 
@@ -141,18 +133,22 @@ impl<'a, B: ModelBackend> Speaker<'a, B> {
         stop: &Stop,
         device: &B::Device,
     ) -> Result<Answer> {
-        let ids = self.prompt()?;
         let model = self.bare.as_ref().unwrap_or(&self.model);
-        let heard = Heard {
-            ids: &ids,
+        let heard = self.heard(self.prompt()?, sampling);
+        heard.answer(model, &mut Session::default(), sampling, stop, device)
+    }
+
+    /// A prompt with what the next answer needs.
+    fn heard(&self, ids: Vec<u32>, sampling: &SamplingArgs) -> Heard<'a> {
+        Heard {
+            ids,
             seed: Seed::new(sampling.seed)
                 .fork("chat")
                 .fork_index(self.answers),
             source: self.source,
             tokenizer: self.tokenizer,
             limits: self.limits,
-        };
-        heard.answer(model, &mut Session::default(), sampling, stop, device)
+        }
     }
 
     /// The conversation as tokens, with room for an answer: the oldest exchanges are left out as needed, which is said.
@@ -193,7 +189,7 @@ impl<'a, B: ModelBackend> Speaker<'a, B> {
 
 /// A prompt, and what is needed to answer it.
 struct Heard<'a> {
-    ids: &'a [u32],
+    ids: Vec<u32>,
     seed: Seed,
     source: &'a UnloadedModel,
     tokenizer: &'a Tokenizer,
@@ -231,7 +227,7 @@ impl Heard<'_> {
                 }
             }
         };
-        let response = session.respond(model, self.ids, &options, self.seed, device, &mut token);
+        let response = session.respond(model, &self.ids, &options, self.seed, device, &mut token);
         let took = begun.elapsed().saturating_sub(first.unwrap_or_default());
         if let Some(error) = failure {
             return Err(error);

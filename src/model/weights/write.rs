@@ -47,7 +47,7 @@ impl StoreAs {
         }
     }
 
-    fn encode(self, values: &[f32], out: &mut Vec<u8>) {
+    pub(super) fn encode(self, values: &[f32], out: &mut Vec<u8>) {
         match self {
             Self::F32 => out.extend(values.iter().flat_map(|x| x.to_le_bytes())),
             Self::F16 => out.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),

@@ -1,6 +1,8 @@
 //! Number formats of written GGUF files.
 
-use half::{bf16, f16};
+use half::f16;
+
+use crate::model::weights::StoreAs;
 
 /// Values of a block.
 const BLOCK: usize = 32;
@@ -80,9 +82,9 @@ impl TensorType {
     /// ggml's `quantize_row_q8_0_ref` and `quantize_row_q4_0_ref`; the product of the latter is rounded once, as the gguf package does.
     pub(super) fn encode(self, values: &[f32], out: &mut Vec<u8>) {
         match self {
-            Self::F32 => out.extend(values.iter().flat_map(|x| x.to_le_bytes())),
-            Self::F16 => out.extend(values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes())),
-            Self::Bf16 => out.extend(values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes())),
+            Self::F32 => StoreAs::F32.encode(values, out),
+            Self::F16 => StoreAs::F16.encode(values, out),
+            Self::Bf16 => StoreAs::Bf16.encode(values, out),
             Self::Q8_0 => values
                 .chunks_exact(BLOCK)
                 .for_each(|block| q8_0(block, out)),

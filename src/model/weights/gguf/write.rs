@@ -200,19 +200,25 @@ struct Plan {
     factors: Vec<f32>,
 }
 
+/// A whole number of an architecture's own.
+fn count(architecture: Architecture, key: &str, x: usize) -> (String, Value) {
+    (
+        format!("{}.{key}", architecture.name()),
+        Value::U32(x as u32),
+    )
+}
+
+/// A number of an architecture's own.
+fn number(architecture: Architecture, key: &str, x: f64) -> (String, Value) {
+    (
+        format!("{}.{key}", architecture.name()),
+        Value::F32(x as f32),
+    )
+}
+
 fn gated_keys(architecture: Architecture, config: &GatedDecoderConfig) -> Vec<(String, Value)> {
-    let count = |key: &str, x: usize| {
-        (
-            format!("{}.{key}", architecture.name()),
-            Value::U32(x as u32),
-        )
-    };
-    let number = |key: &str, x: f64| {
-        (
-            format!("{}.{key}", architecture.name()),
-            Value::F32(x as f32),
-        )
-    };
+    let count = |key: &str, x: usize| count(architecture, key, x);
+    let number = |key: &str, x: f64| number(architecture, key, x);
     vec![
         count("vocab_size", config.vocab_size),
         count("context_length", config.max_position_embeddings),
@@ -230,8 +236,8 @@ fn gated_keys(architecture: Architecture, config: &GatedDecoderConfig) -> Vec<(S
 }
 
 fn gpt2_keys(config: &Gpt2Config) -> Vec<(String, Value)> {
-    let count = |key: &str, x: usize| (format!("gpt2.{key}"), Value::U32(x as u32));
-    let eps = Value::F32(config.layer_norm_epsilon as f32);
+    let count = |key: &str, x: usize| count(Architecture::Gpt2, key, x);
+    let eps = config.layer_norm_epsilon;
     vec![
         count("vocab_size", config.vocab_size),
         count("context_length", config.n_positions),
@@ -239,7 +245,7 @@ fn gpt2_keys(config: &Gpt2Config) -> Vec<(String, Value)> {
         count("block_count", config.n_layer),
         count("feed_forward_length", config.n_inner),
         count("attention.head_count", config.n_head),
-        ("gpt2.attention.layer_norm_epsilon".into(), eps),
+        number(Architecture::Gpt2, "attention.layer_norm_epsilon", eps),
     ]
 }
 
