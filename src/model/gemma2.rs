@@ -1,302 +1,34 @@
-//! Gemma 2: RMSNorm before and after attention and MLP with zero-centred weights, GEGLU, capped scores and logits, embeddings
-//! scaled by the square root of their width, and a window in every other layer.
+//! Gemma 2: norms also after attention and MLP, capped scores and logits, a window in every other layer.
 //!
 //! # Source
 //! Gemma Team 2024, arXiv:2408.00118, section 2.
 
-use burn::module::Module;
-use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
-
-use super::config::Sizes;
+use super::Architecture;
 use super::config::keys::Keys;
-use super::config::rope::{self, RopeScaling};
 use super::family::Family;
-use super::mlp::GatedMlp;
-use super::norm::RmsNorm;
-use super::parts::{Part, Parts};
-use super::pass::{Layers, Pass};
-use super::rotary::Rotary;
-use super::{Architecture, Table};
+use super::gated_decoder::{EMBEDDING, HEAD};
+use super::gemma_decoder::GemmaConfig;
 use crate::error::Result;
-use crate::ops::{Attend, Gate, Head, HeadLayout, Mask, ModelBackend};
-use crate::peft::Projection;
 
 pub(super) const FAMILY: Family = Family {
     model_type: "gemma2",
     causal: "Gemma2ForCausalLM",
     classifier: "Gemma2ForSequenceClassification",
-    embedding: "model.embed_tokens.weight",
-    head: "lm_head.weight",
-    parse: |keys| Ok(Architecture::Gemma2(Gemma2Config::read(keys)?)),
+    embedding: EMBEDDING,
+    head: HEAD,
+    parse,
 };
 
-/// Configuration of a Gemma 2 model; field names are Hugging Face's where it has one.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Gemma2Config {
-    /// Rows of the embedding.
-    pub vocab_size: usize,
-    /// Width of the residual stream.
-    pub hidden_size: usize,
-    /// Width of the gated MLP.
-    pub intermediate_size: usize,
-    /// Number of layers.
-    pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key and value heads; divides `num_attention_heads`.
-    pub num_key_value_heads: usize,
-    /// Width of a head; even.
-    pub head_dim: usize,
-    /// Attention scores are divided by its square root.
-    pub query_pre_attn_scalar: f64,
-    /// The gate's activation.
-    pub hidden_activation: Gate,
-    /// Whether the attention's layers have biases.
-    pub attention_bias: bool,
-    /// Added to the mean square inside RMSNorm.
-    pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// Llama 3's scaling, if any.
-    pub rope_scaling: Option<RopeScaling>,
-    /// The attention mask of each layer.
-    pub masks: Vec<Mask>,
-    /// Soft cap of attention scores.
-    pub attn_logit_softcapping: Option<f64>,
-    /// Soft cap of logits.
-    pub final_logit_softcapping: Option<f64>,
-    /// Whether the output head is the embedding.
-    pub tie_word_embeddings: bool,
-    /// Longest row in tokens.
-    pub max_position_embeddings: usize,
-    /// Standard deviation of initial weights.
-    pub initializer_range: f64,
-}
-
-impl Gemma2Config {
-    fn read(keys: &Keys<'_>) -> Result<Self> {
-        keys.must_be("use_bidirectional_attention", false)?;
-        let rope = rope::read(keys, "rope_theta", "partial_rotary_factor")?;
-        if let Some(factor) = rope.partial_factor.filter(|&factor| factor != 1.0) {
-            return Err(keys.mismatch("partial_rotary_factor", "1", &factor.into()));
-        }
-        let heads = keys.count("num_attention_heads")?;
-        let num_hidden_layers = keys.count("num_hidden_layers")?;
-        let window = keys.count_or_null("sliding_window", 4096)?;
-        let head_dim = keys.optional_count("head_dim")?.unwrap_or(256);
-        Ok(Self {
-            vocab_size: keys.count("vocab_size")?,
-            hidden_size: keys.count("hidden_size")?,
-            intermediate_size: keys.count("intermediate_size")?,
-            num_hidden_layers,
-            num_attention_heads: heads,
-            num_key_value_heads: keys.kv_heads(heads)?,
-            head_dim: keys.even("head_dim", head_dim)?,
-            query_pre_attn_scalar: keys.positive("query_pre_attn_scalar", 256.0)?,
-            hidden_activation: keys.gate("hidden_activation", "gelu_pytorch_tanh")?,
-            attention_bias: keys.boolean("attention_bias", false)?,
-            rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)?,
-            rope_theta: rope.theta,
-            rope_scaling: rope.scaling,
-            masks: keys.masks(num_hidden_layers, window, |layer| layer % 2 == 0)?,
-            attn_logit_softcapping: keys.positive_or_null("attn_logit_softcapping", 50.0)?,
-            final_logit_softcapping: keys.positive_or_null("final_logit_softcapping", 30.0)?,
-            tie_word_embeddings: keys.boolean("tie_word_embeddings", true)?,
-            max_position_embeddings: keys.count("max_position_embeddings")?,
-            initializer_range: keys.positive("initializer_range", 0.02)?,
-        })
-    }
-
-    /// Attention heads.
-    pub fn layout(&self) -> HeadLayout {
-        HeadLayout {
-            heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-        }
-    }
-
-    pub(super) fn sizes(&self) -> Sizes {
-        Sizes {
-            vocab: self.vocab_size,
-            hidden: self.hidden_size,
-            output: self.hidden_size,
-            intermediate: self.intermediate_size,
-            layers: self.num_hidden_layers,
-            layout: self.layout(),
-            max_positions: self.max_position_embeddings,
-            learned_positions: false,
-            initializer_range: self.initializer_range,
-            fresh_norm: 0.0,
-            tied: self.tie_word_embeddings,
-        }
-    }
-}
-
-/// One decoder layer.
-#[derive(Module, Debug)]
-pub struct Gemma2Layer<B: Backend> {
-    /// Norm before attention.
-    pub input_layernorm: RmsNorm<B>,
-    /// Queries, keys and values.
-    pub qkv_proj: Projection<B>,
-    /// Attention output.
-    pub o_proj: Projection<B>,
-    /// Norm of the attention output.
-    pub post_attention_layernorm: RmsNorm<B>,
-    /// Norm before the MLP.
-    pub pre_feedforward_layernorm: RmsNorm<B>,
-    /// Gated MLP.
-    pub mlp: GatedMlp<B>,
-    /// Norm of the MLP output.
-    pub post_feedforward_layernorm: RmsNorm<B>,
-}
-
-/// A Gemma 2 model.
-#[derive(Module, Debug)]
-pub struct Gemma2<B: Backend> {
-    /// `[vocab, hidden]`.
-    pub embed_tokens: Table<B>,
-    /// Decoder layers.
-    pub layers: Vec<Gemma2Layer<B>>,
-    /// Final norm.
-    pub norm: RmsNorm<B>,
-    /// `[vocab, hidden]`; absent when the embedding is the head.
-    pub lm_head: Option<Table<B>>,
-    #[module(skip)]
-    config: Gemma2Config,
-    #[module(skip)]
-    rotary: Rotary,
-}
-
-impl<B: Backend> Gemma2<B> {
-    /// An unfilled model; `with_head`: whether it has an output head.
-    pub fn new(config: &Gemma2Config, with_head: bool, device: &B::Device) -> Self {
-        let (layout, hidden) = (config.layout(), config.hidden_size);
-        let norm =
-            |path: String| RmsNorm::new(path, hidden, config.rms_norm_eps, device).around_zero();
-        let layers = (0..config.num_hidden_layers).map(|i| {
-            let path = |name: &str| format!("model.layers.{i}.{name}");
-            let linear = |inputs: usize, layers: &[(String, usize)]| {
-                Projection::new(inputs, layers, config.attention_bias, true, device)
-            };
-            let qkv = [
-                (path("self_attn.q_proj"), layout.q_width()),
-                (path("self_attn.k_proj"), layout.kv_width()),
-                (path("self_attn.v_proj"), layout.kv_width()),
-            ];
-            Gemma2Layer {
-                input_layernorm: norm(path("input_layernorm")),
-                qkv_proj: linear(hidden, &qkv),
-                o_proj: linear(layout.q_width(), &[(path("self_attn.o_proj"), hidden)]),
-                post_attention_layernorm: norm(path("post_attention_layernorm")),
-                pre_feedforward_layernorm: norm(path("pre_feedforward_layernorm")),
-                mlp: GatedMlp::new(
-                    &path("mlp"),
-                    [hidden, config.intermediate_size],
-                    config.hidden_activation,
-                    false,
-                    device,
-                ),
-                post_feedforward_layernorm: norm(path("post_feedforward_layernorm")),
-            }
-        });
-        let table = |name| Table::new(name, [config.vocab_size, hidden], device);
-        Self {
-            embed_tokens: table(FAMILY.embedding),
-            layers: layers.collect(),
-            norm: norm("model.norm".into()),
-            lm_head: (with_head && !config.tie_word_embeddings).then(|| table(FAMILY.head)),
-            config: config.clone(),
-            rotary: Rotary::new(
-                config.head_dim,
-                config.head_dim,
-                config.rope_theta,
-                config.rope_scaling.as_ref(),
-            ),
-        }
-    }
-}
-
-impl<B: ModelBackend> Layers<B> for Gemma2<B> {
-    fn look_up(&self, ids: &Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        let scale = (self.config.hidden_size as f64).sqrt();
-        self.embed_tokens.look_up(ids).mul_scalar(scale as f32)
-    }
-
-    fn layer(&self, index: usize, x: Tensor<B, 2>, pass: &mut Pass<'_, B>) -> Tensor<B, 2> {
-        let (layer, layout) = (&self.layers[index], self.config.layout());
-        let dropout = pass.layer_dropout(index);
-        let norm = layer.input_layernorm.input();
-        let qkv = layer.qkv_proj.forward_of(x.clone(), norm, dropout);
-        let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads, 0);
-        let attend = Attend {
-            scale: self.config.query_pre_attn_scalar.powf(-0.5) as f32,
-            mask: self.config.masks[index],
-            softcap: self.config.attn_logit_softcapping.map(|cap| cap as f32),
-            ..Attend::causal(layout, &pass.segments)
-        };
-        let attended = pass.attend(index, qkv, &attend);
-        let attended = layer.o_proj.forward(attended, dropout);
-        let attended = layer.post_attention_layernorm.forward(attended);
-        let x = layer.o_proj.add_to(pass.keep(index, x), attended);
-        let norm = &layer.pre_feedforward_layernorm;
-        let mlp = layer.mlp.forward(x.clone(), norm, dropout);
-        let mlp = layer.post_feedforward_layernorm.forward(mlp);
-        layer.mlp.down.add_to(x, mlp)
-    }
-
-    fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {
-        self.norm.forward(x)
-    }
-
-    fn rotaries(&self) -> &[Rotary] {
-        std::slice::from_ref(&self.rotary)
-    }
-
-    fn head(&self) -> Head<B> {
-        let head = self.lm_head.as_ref().unwrap_or(&self.embed_tokens).head();
-        match self.config.final_logit_softcapping {
-            Some(cap) => Head::Capped(Box::new(head), cap as f32),
-            None => head,
-        }
-    }
-
-    fn head_layout(&self) -> HeadLayout {
-        self.config.layout()
-    }
-
-    fn num_layers(&self) -> usize {
-        self.layers.len()
-    }
-}
-
-impl<B: Backend> Parts<B> for Gemma2<B> {
-    fn for_each_part(&mut self, visit: &mut dyn FnMut(Part<'_, B>)) {
-        visit(Part::Embedding(&mut self.embed_tokens));
-        for layer in &mut self.layers {
-            visit(Part::Other(&mut layer.input_layernorm));
-            visit(Part::Linear(&mut layer.qkv_proj));
-            visit(Part::Linear(&mut layer.o_proj));
-            visit(Part::Other(&mut layer.post_attention_layernorm));
-            visit(Part::Other(&mut layer.pre_feedforward_layernorm));
-            visit(Part::Linear(&mut layer.mlp.gate_up));
-            visit(Part::Linear(&mut layer.mlp.down));
-            visit(Part::Other(&mut layer.post_feedforward_layernorm));
-        }
-        visit(Part::Other(&mut self.norm));
-        if let Some(head) = &mut self.lm_head {
-            visit(Part::Head(head));
-        }
-    }
-
-    fn untie(&mut self) {
-        let table = &mut self.embed_tokens;
-        (self.lm_head).get_or_insert_with(|| table.part(FAMILY.head));
-    }
-
-    fn remove_head(&mut self) {
-        self.lm_head = None;
-    }
+fn parse(keys: &Keys<'_>) -> Result<Architecture> {
+    let gate = keys.gate("hidden_activation", "gelu_pytorch_tanh")?;
+    let config = GemmaConfig::plain(keys, gate)?;
+    let window = keys.count_or_null("sliding_window", 4096)?;
+    Ok(Architecture::Gemma(GemmaConfig {
+        query_pre_attn_scalar: keys.positive("query_pre_attn_scalar", 256.0)?,
+        post_norms: true,
+        masks: keys.masks(config.num_hidden_layers, window, |layer| layer % 2 == 0)?,
+        attn_logit_softcapping: keys.positive_or_null("attn_logit_softcapping", 50.0)?,
+        final_logit_softcapping: keys.positive_or_null("final_logit_softcapping", 30.0)?,
+        ..config
+    }))
 }

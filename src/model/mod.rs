@@ -15,7 +15,9 @@ mod family;
 mod files;
 mod find;
 mod gated_decoder;
+mod gemma;
 mod gemma2;
+mod gemma_decoder;
 mod gpt2;
 mod gpt_neox;
 mod layers;
@@ -66,7 +68,7 @@ pub use config::{ModelConfig, TensorSpec};
 pub use files::{AbsentWeights, Fetch, Finder, ModelFiles};
 pub use find::portable_base;
 pub use gated_decoder::{GatedDecoder, GatedDecoderConfig};
-pub use gemma2::{Gemma2, Gemma2Config};
+pub use gemma_decoder::{GemmaConfig, GemmaDecoder};
 pub use gpt_neox::{GptNeox, GptNeoxConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use layers::{ModelLayer, layers, trained_summary};
@@ -98,11 +100,12 @@ use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, TrainedRows, VirtualTokens};
 
 /// All supported families.
-const FAMILIES: [&Family; 8] = [
+const FAMILIES: [&Family; 9] = [
     &llama::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &mistral::FAMILY,
+    &gemma::FAMILY,
     &gemma2::FAMILY,
     &gpt2::FAMILY,
     &gpt_neox::FAMILY,
@@ -114,8 +117,8 @@ const FAMILIES: [&Family; 8] = [
 pub enum Architecture {
     /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoderConfig),
-    /// Gemma 2.
-    Gemma2(Gemma2Config),
+    /// Gemma, Gemma 2.
+    Gemma(GemmaConfig),
     /// GPT-2.
     Gpt2(Gpt2Config),
     /// GPT-NeoX.
@@ -136,7 +139,7 @@ impl Architecture {
     fn sizes(&self) -> Sizes {
         match self {
             Self::Gated(config) => config.sizes(),
-            Self::Gemma2(config) => config.sizes(),
+            Self::Gemma(config) => config.sizes(),
             Self::Gpt2(config) => config.sizes(),
             Self::GptNeox(config) => config.sizes(),
             Self::Opt(config) => config.sizes(),
@@ -150,8 +153,8 @@ impl Architecture {
 pub enum Decoder<B: Backend> {
     /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoder<B>),
-    /// Gemma 2.
-    Gemma2(Gemma2<B>),
+    /// Gemma, Gemma 2.
+    Gemma(GemmaDecoder<B>),
     /// GPT-2.
     Gpt2(Gpt2<B>),
     /// GPT-NeoX.
@@ -172,7 +175,7 @@ impl<B: Backend> Decoder<B> {
     fn new(config: &ModelConfig, with_head: bool, device: &B::Device) -> Self {
         match config.architecture() {
             Architecture::Gated(c) => Self::Gated(GatedDecoder::new(c, with_head, device)),
-            Architecture::Gemma2(c) => Self::Gemma2(Gemma2::new(c, with_head, device)),
+            Architecture::Gemma(c) => Self::Gemma(GemmaDecoder::new(c, with_head, device)),
             Architecture::Gpt2(c) => Self::Gpt2(Gpt2::new(c, with_head, device)),
             Architecture::GptNeox(c) => Self::GptNeox(GptNeox::new(c, with_head, device)),
             Architecture::Opt(c) => Self::Opt(Opt::new(c, with_head, device)),
@@ -182,7 +185,7 @@ impl<B: Backend> Decoder<B> {
     fn parts(&mut self) -> &mut dyn Parts<B> {
         match self {
             Self::Gated(model) => model,
-            Self::Gemma2(model) => model,
+            Self::Gemma(model) => model,
             Self::Gpt2(model) => model,
             Self::GptNeox(model) => model,
             Self::Opt(model) => model,
@@ -194,7 +197,7 @@ impl<B: ModelBackend> Decoder<B> {
     fn layers(&self) -> &dyn Layers<B> {
         match self {
             Self::Gated(model) => model,
-            Self::Gemma2(model) => model,
+            Self::Gemma(model) => model,
             Self::Gpt2(model) => model,
             Self::GptNeox(model) => model,
             Self::Opt(model) => model,

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     Gemma2Config,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -76,6 +77,7 @@ CONFIGS = {
         **SIZES, **TOKENS, pad_token_id=1, intermediate_size=48, num_key_value_heads=2, head_dim=16,
         query_pre_attn_scalar=12, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
     ),
+    "gemma": GemmaConfig(**SIZES, **TOKENS, pad_token_id=1, intermediate_size=48, num_key_value_heads=1, head_dim=16),
 }
 # Adapters and what they stand on; the OPT one has the projections in and out of the embedding.
 LORAS = {"llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post"}

@@ -24,7 +24,7 @@ use tempering::tokens::TokenBatch;
 
 use super::parity::{Comparison, backend_name};
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 14] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -38,6 +38,7 @@ const FAMILIES: [&str; 13] = [
     "qwen2_window",
     "mistral",
     "gemma2",
+    "gemma",
 ];
 
 /// Adapters with their base models.

@@ -13,7 +13,7 @@ use tempering::params::HostTensor;
 use super::families::{folder, load, stored};
 use super::gguf;
 
-const FAMILIES: [&str; 13] = [
+const FAMILIES: [&str; 14] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -27,6 +27,7 @@ const FAMILIES: [&str; 13] = [
     "qwen2_window",
     "mistral",
     "gemma2",
+    "gemma",
 ];
 
 /// The tensors of a reference model as its file holds them, sorted by name.

@@ -417,7 +417,7 @@ fn spec(kind: ParamKind, name: String, shape: &[usize]) -> TensorSpec {
 mod tests {
     use super::*;
     use crate::model::GatedDecoderConfig;
-    use crate::ops::Mask;
+    use crate::ops::{Gate, Gelu, Mask};
 
     fn smollm2() -> Value {
         json!({
@@ -618,6 +618,22 @@ mod tests {
             "_remove_final_layer_norm",
             json!(true)
         )));
+    }
+
+    /// `GemmaConfig(hidden_act="gelu").hidden_act` of transformers 5.23 is the approximation.
+    #[test]
+    fn gelu_means_its_approximation_in_gemma() {
+        let gemma = json!({
+            "model_type": "gemma", "hidden_act": "gelu", "hidden_size": 2048, "intermediate_size": 16384,
+            "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 18, "num_key_value_heads": 1,
+            "vocab_size": 256000
+        });
+        let gate = |value| match architecture(value) {
+            Architecture::Gemma(config) => config.hidden_activation,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(gate(gemma.clone()), Gate::Gelu(Gelu::Tanh));
+        assert_eq!(gate(with(gemma, "hidden_act", json!("silu"))), Gate::Silu);
     }
 
     /// `Qwen2Config(..).layer_types` of transformers 5.23.

@@ -102,7 +102,7 @@ impl GgufModel<'_> {
                 metadata.extend(gated_keys(architecture, config));
             }
             Family::Gpt2(config) => metadata.extend(gpt2_keys(config)),
-            Family::Gemma2(_) | Family::GptNeox(_) | Family::Opt(_) => {
+            Family::Gemma(_) | Family::GptNeox(_) | Family::Opt(_) => {
                 unreachable!("{family} has no name in llama.cpp above")
             }
         }
