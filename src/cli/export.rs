@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use half::f16;
 use serde_json::{Value, json};
 
 use super::args::{ComputeArgs, ExportArgs};
@@ -23,6 +22,7 @@ use crate::data::{CHAT_TEMPLATES, Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::config::set_dtype;
 use crate::model::portable_base;
+use crate::model::weights::gguf::is_gguf;
 use crate::model::weights::{
     self, Dtype, StoreAs, TensorType, write_safetensors_with, write_snapshot,
 };
@@ -47,7 +47,7 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         return combine::run(args, compute);
     };
     let from = result_of(run, stage)?;
-    if export_gguf::is_gguf(&args.to) {
+    if is_gguf(&args.to) {
         return export_gguf::run(args, &from, numerics_of(run), compute);
     }
     let dtype = args.dtype.map(store_as).transpose()?;
@@ -344,14 +344,8 @@ fn rewrite(file: &Path, dtype: Option<StoreAs>, embedding: &str, rows: usize) ->
         let (name, shape) = &shapes[i];
         let mut values = source.read(name)?;
         values.resize(shape.iter().product(), 0.0);
-        let too_large = |x: &&f32| dtype == StoreAs::F16 && x.abs() > f16::MAX.to_f32();
-        match values.iter().find(too_large) {
-            Some(x) => Err(Error::Usage(format!(
-                "--dtype f16: {name} holds {x}, and the largest f16 is {}; use bf16",
-                f16::MAX
-            ))),
-            None => Ok(Cow::Owned(values)),
-        }
+        dtype.check_range(name, &values)?;
+        Ok(Cow::Owned(values))
     })
 }
 

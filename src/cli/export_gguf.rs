@@ -15,12 +15,6 @@ use crate::ops::Numerics;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::report::grouped;
 
-/// Whether a path names a GGUF file.
-pub(super) fn is_gguf(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-}
-
 /// Writes the result in `from`, its adapter merged.
 ///
 /// # Errors
@@ -45,8 +39,20 @@ pub(super) fn run(
             "the stage's result is a reward model, and llama.cpp has none with a score head",
         );
     }
+    let name = to
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let tokenizer = source.tokenizer()?;
+    let weights = source.open_weights()?;
     // What cannot be written is said before an adapter is merged.
-    check(&source)?;
+    let model = GgufModel {
+        name: &name,
+        config: &source.config,
+        weights: weights.as_ref(),
+        tokenizer: &tokenizer,
+    };
+    model.check()?;
     let adapted = from.join(ADAPTER_CONFIG).is_file();
     if adapted && !args.merge {
         return refuse("the stage's result is an adapter; add --merge to write the whole model");
@@ -74,11 +80,6 @@ pub(super) fn run(
     };
     let whole = ModelSource::at(folder, None)?;
     let kind = args.dtype.unwrap_or(TensorType::F16);
-    let name = to
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let tokenizer = whole.tokenizer()?;
     let weights = whole.open_weights()?;
     let model = GgufModel {
         name: &name,
@@ -105,15 +106,4 @@ pub(super) fn run(
         kind.name(),
         grouped(bytes.div_ceil(1_000_000)),
     ))
-}
-
-fn check(source: &ModelSource) -> Result<()> {
-    let (tokenizer, weights) = (source.tokenizer()?, source.open_weights()?);
-    let model = GgufModel {
-        name: "",
-        config: &source.config,
-        weights: weights.as_ref(),
-        tokenizer: &tokenizer,
-    };
-    model.check()
 }

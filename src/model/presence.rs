@@ -1,9 +1,9 @@
 //! Whether a folder holds a whole model.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::weights::{self, safetensors};
+use super::weights::{self, gguf, safetensors};
 use crate::data::Tokenizer;
 use crate::peft::files::{ADAPTER_CONFIG, weights_file};
 
@@ -29,10 +29,11 @@ fn has_safetensors(folder: &Path) -> bool {
     shards.is_ok_and(|shards| shards.iter().all(|shard| has(folder, shard)))
 }
 
-/// Whether a folder holds one GGUF file.
+/// Whether a folder holds one GGUF file, or all parts of one.
 fn has_gguf(folder: &Path) -> bool {
+    let full = |file: PathBuf| fs::metadata(file).is_ok_and(|data| data.len() > 0);
     let gguf = weights::only_gguf(folder).ok().flatten();
-    gguf.is_some_and(|file| fs::metadata(file).is_ok_and(|data| data.len() > 0))
+    gguf.is_some_and(|file| gguf::paths_of(&file).into_iter().all(full))
 }
 
 /// The file that says which shard holds which tensor.

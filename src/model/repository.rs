@@ -1,5 +1,6 @@
 //! A repository of the hub as a model: which of its files are the configuration, the tokenizer and the weights.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::config::ModelConfig;
@@ -8,6 +9,7 @@ use super::manifest;
 use super::offset::SIDECAR;
 use super::presence::{INDEX, has, has_model, is_whole};
 use super::reference::HubModel;
+use super::weights::gguf::parts_of;
 use super::weights::safetensors;
 use crate::data::{Tokenizer, is_tokenizer_file};
 use crate::error::{Error, Result};
@@ -29,7 +31,7 @@ enum Weights {
 pub(super) fn cached(hub: &Hub, model: &HubModel) -> Option<ModelFiles> {
     let folder = hub.snapshot(&model.repo)?;
     let whole = match &model.file {
-        Some(file) => parts(file).iter().all(|part| has(&folder, part)),
+        Some(file) => parts_of(file).iter().all(|part| has(&folder, part)),
         None => is_whole(&folder),
     };
     whole.then(|| files(model, folder, None))
@@ -125,21 +127,22 @@ impl Weights {
             let names = listing.files.iter().map(|file| file.name.as_str());
             names.filter(|name| name.ends_with(ending)).collect()
         };
+        let named = |file: &str| {
+            let files = parts_of(file);
+            let Some(part) = files.iter().find(|part| !has(part)) else {
+                return Ok(Self::Files(files));
+            };
+            let known = [all(".gguf"), all(".safetensors")].concat();
+            let help = match did_you_mean(file, known.iter().copied()) {
+                Some(help) => help,
+                None => format!("it has {}", listed(&known)),
+            };
+            wrong(format!("the repository has no file {part}; {help}"))
+        };
         if let Some(file) = &model.file {
-            if is_pickled(file) {
-                return wrong(pickled(&model.repo, file));
-            }
-            let files = parts(file);
-            return match files.iter().find(|part| !has(part)) {
-                None => Ok(Self::Files(files)),
-                Some(part) => {
-                    let known = [all(".gguf"), all(".safetensors")].concat();
-                    let help = match did_you_mean(file, known.iter().copied()) {
-                        Some(help) => help,
-                        None => format!("it has {}", listed(&known)),
-                    };
-                    wrong(format!("the repository has no file {part}; {help}"))
-                }
+            return match is_pickled(file) {
+                true => wrong(pickled(&model.repo, file)),
+                false => named(file),
             };
         }
         let safe = match has(ADAPTER_CONFIG) {
@@ -153,9 +156,13 @@ impl Weights {
         if has(INDEX) {
             return Ok(Self::Sharded);
         }
-        let gguf = all(".gguf");
+        // Parts of a split file are one.
+        let gguf: BTreeSet<String> = (all(".gguf").into_iter())
+            .filter_map(|file| parts_of(file).into_iter().next())
+            .collect();
+        let gguf: Vec<&str> = gguf.iter().map(String::as_str).collect();
         if let [one] = gguf.as_slice() {
-            return Ok(Self::Files(vec![(*one).to_owned()]));
+            return named(one);
         }
         if !gguf.is_empty() {
             return wrong(format!(
@@ -193,22 +200,6 @@ fn pickled(repo: &Repo, file: &str) -> String {
          AutoModelForCausalLM.from_pretrained({from}).save_pretrained(\"folder\"), AutoTokenizer likewise, and name the folder",
         repo.id
     )
-}
-
-/// All files of a GGUF model that is split as `name-00001-of-00003.gguf`; other files are whole.
-fn parts(file: &str) -> Vec<String> {
-    let split = || {
-        let (rest, of) = file.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-        let (name, number) = rest.rsplit_once('-')?;
-        let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
-        if !is_number(number) || !is_number(of) {
-            return None;
-        }
-        let count: usize = of.parse().ok()?;
-        let part = |number| format!("{name}-{number:05}-of-{of}.gguf");
-        Some((1..=count).map(part).collect())
-    };
-    split().unwrap_or_else(|| vec![file.to_owned()])
 }
 
 /// A few names, and how many more there are.

@@ -84,13 +84,13 @@ impl ModelConfig {
         let ends_with = |e: &str| path.extension().is_some_and(|x| x.eq_ignore_ascii_case(e));
         let file = if path.is_dir() {
             path.join("config.json")
-        } else if ends_with("gguf") || ends_with("safetensors") {
+        } else if gguf::is_gguf(path) || ends_with("safetensors") {
             path.with_file_name("config.json")
         } else {
             path.to_path_buf()
         };
         if !file.exists() {
-            if ends_with("gguf") {
+            if gguf::is_gguf(path) {
                 return gguf::GgufFile::open(path)?.config();
             }
             if path.is_dir()

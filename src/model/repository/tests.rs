@@ -194,15 +194,40 @@ fn shards_and_split_files_are_downloaded_together() {
         .find("me/shards")
         .unwrap_err();
     assert!(message.to_string().contains("HF_HUB_OFFLINE"), "{message}");
-    assert_eq!(
-        parts("q/m-00002-of-00003.gguf"),
-        [
-            "q/m-00001-of-00003.gguf",
-            "q/m-00002-of-00003.gguf",
-            "q/m-00003-of-00003.gguf"
-        ]
-    );
-    assert_eq!(parts("m-of-x.gguf"), ["m-of-x.gguf"]);
+}
+
+#[test]
+fn all_parts_of_a_split_file_are_downloaded() {
+    let part = |number: u16| {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        let counts = [0u64, 3].map(u64::to_le_bytes).concat();
+        bytes.extend(counts);
+        for (key, value) in [("split.no", number), ("split.count", 2), ("x", 0)] {
+            bytes.extend((key.len() as u64).to_le_bytes());
+            bytes.extend(key.as_bytes());
+            bytes.extend(2u32.to_le_bytes());
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes
+    };
+    let (first, second) = (part(0), part(1));
+    let hub = serve(&[
+        ("me/one/q-00001-of-00002.gguf", &first),
+        ("me/one/q-00002-of-00002.gguf", &second),
+        ("me/torn/q-00002-of-00002.gguf", &second),
+    ]);
+    let root = tempfile::tempdir().unwrap();
+    let find = |name: &str| finder(&hub, &root, Fetch::All, false).find(name);
+    let torn = find("me/torn").unwrap_err().to_string();
+    assert!(torn.contains("no file q-00001-of-00002.gguf"), "{torn}");
+    for name in ["me/one:q-00002-of-00002.gguf", "me/one"] {
+        // All are there, and they say nothing about an architecture.
+        let found = find(name).unwrap_err().to_string();
+        assert!(found.contains("no general.architecture"), "{found}");
+    }
+    let sent = hub.seen().iter().filter(|seen| seen.redirected).count();
+    assert_eq!(sent, 2);
 }
 
 #[test]

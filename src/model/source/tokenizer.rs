@@ -5,21 +5,9 @@ use std::path::{Path, PathBuf};
 use super::ModelSource;
 use crate::data::Tokenizer;
 use crate::error::Result;
-use crate::model::weights::{self, GgufFile};
+use crate::model::weights;
 
 impl ModelSource {
-    /// The tokenizer inside the base's GGUF file.
-    fn tokenizer_of_gguf(&self) -> Result<Option<Tokenizer>> {
-        let path = weights::open(&self.weights)?.path().to_path_buf();
-        match path
-            .extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-        {
-            true => GgufFile::open(path)?.tokenizer().map(Some),
-            false => Ok(None),
-        }
-    }
-
     /// The tokenizer, from layered folders: the outermost adapter's first, the base's last. Where none of them has a vocabulary, that
     /// inside of a GGUF file.
     ///
@@ -37,7 +25,7 @@ impl ModelSource {
         let beside = folders.iter().any(|folder| Tokenizer::is_in(folder));
         let inside = match beside || !self.is_whole() {
             true => None,
-            false => self.tokenizer_of_gguf()?,
+            false => weights::open(&self.weights)?.tokenizer()?,
         };
         let tokenizer = match inside {
             Some(tokenizer) => tokenizer,

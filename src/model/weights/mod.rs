@@ -4,6 +4,8 @@
 //! file kills the process instead of giving an error. Peak memory is the tensor being read.
 
 pub mod bitsandbytes;
+pub mod dtype;
+pub mod ggml;
 pub mod gguf;
 pub mod heads;
 pub mod random;
@@ -14,15 +16,17 @@ pub mod write;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::data::Tokenizer;
 use crate::error::{Error, Problem, Result};
 use crate::model::config::TensorSpec;
 use crate::ops::Blocks;
 
 pub use bitsandbytes::BitsAndBytesFiles;
+pub use dtype::Dtype;
+pub use ggml::GgmlType;
 pub use gguf::{GgufFile, GgufModel, TensorType};
 pub use random::RandomSource;
 pub use safetensors::SafetensorsFiles;
-pub use storage::Dtype;
 pub use write::{StoreAs, write_safetensors, write_safetensors_with, write_snapshot};
 
 /// A source of tensors with Hugging Face's names and layout.
@@ -45,6 +49,13 @@ pub trait WeightSource: Send + Sync {
     fn read_blocks(&self, _name: &str) -> Result<Option<Blocks>> {
         Ok(None)
     }
+    /// The tokenizer inside the file; `None` for formats that have none.
+    ///
+    /// # Errors
+    /// `Error::Format` for a file of another format that lacks one, or has one of a kind that is not read.
+    fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        Ok(None)
+    }
     /// The file or folder, for messages.
     fn path(&self) -> &Path;
     /// The files of the tensors; empty for generated weights.
@@ -58,8 +69,8 @@ pub trait WeightSource: Send + Sync {
     }
 }
 
-/// Opens the weights of a model: a `.safetensors` or `.gguf` file, or a folder with `model.safetensors`,
-/// `model.safetensors.index.json` and its shards, or exactly one `*.gguf`.
+/// Opens the weights of a model: a `.safetensors` or `.gguf` file (any part of a split one), or a folder with `model.safetensors`,
+/// `model.safetensors.index.json` and its shards, or exactly one `*.gguf`, or the parts of one.
 ///
 /// Checks headers and sizes; reads no tensor.
 ///
@@ -75,7 +86,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<Box<dyn WeightSource>> {
     if !path.is_dir() {
         return match () {
             () if has_extension("safetensors") => with_matrices(SafetensorsFiles::open(path)?),
-            () if has_extension("gguf") => Ok(Box::new(GgufFile::open(path)?)),
+            () if gguf::is_gguf(path) => Ok(Box::new(GgufFile::open(path)?)),
             () if has_extension("bin") || has_extension("pt") || has_extension("pth") => {
                 Err(pickled(path))
             }
@@ -115,24 +126,20 @@ fn with_matrices(files: SafetensorsFiles) -> Result<Box<dyn WeightSource>> {
     })
 }
 
-/// The `.gguf` file of a folder, if there is exactly one.
+/// The `.gguf` file of a folder, the first of a split model, if there is exactly one.
 ///
 /// # Errors
 /// `Error::Format` if there are several.
 pub(crate) fn only_gguf(folder: &Path) -> Result<Option<PathBuf>> {
-    let mut found = Vec::new();
+    let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io("read", folder))? {
         let file = entry.map_err(Error::io("read", folder))?.path();
-        if file
-            .extension()
-            .is_some_and(|x| x.eq_ignore_ascii_case("gguf"))
-        {
-            found.push(file);
+        if gguf::is_gguf(&file) {
+            found.extend(gguf::paths_of(&file).into_iter().next());
         }
     }
-    found.sort();
     match found.len() {
-        0 | 1 => Ok(found.pop()),
+        0 | 1 => Ok(found.pop_first()),
         n => {
             let names: Vec<_> = found
                 .iter()
@@ -216,14 +223,8 @@ pub fn check(source: &dyn WeightSource, specs: &[TensorSpec]) -> Result<()> {
                 format!("expected shape {:?}, found {shape:?}", spec.shape),
             ));
         }
-        if let Some(Dtype::Other(kind)) = source.dtype(&stored) {
-            problems.push(Problem::new(
-                &stored,
-                format!(
-                    "type {kind} is not supported; supported are {}",
-                    Dtype::SUPPORTED
-                ),
-            ));
+        if let Some(dtype @ Dtype::Other(_)) = source.dtype(&stored) {
+            problems.push(Problem::new(&stored, dtype.unsupported()));
         }
         known.insert(stored);
     }

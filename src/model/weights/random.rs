@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use super::WeightSource;
-use super::storage::Dtype;
+use super::dtype::Dtype;
 use crate::error::{Error, Problem, Result};
 use crate::model::Architecture;
 use crate::model::config::ModelConfig;

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::WeightSource;
-use super::storage::{Blob, Dtype};
+use super::dtype::Dtype;
+use super::storage::Blob;
 use crate::error::{Error, Problem, Result};
 
 /// Largest header in bytes, as in the format's own library.

@@ -32,6 +32,21 @@ impl StoreAs {
         }
     }
 
+    /// Refuses the numbers of a tensor if the format cannot hold them.
+    ///
+    /// # Errors
+    /// `Error::Usage` with the first one.
+    pub fn check_range(self, name: &str, values: &[f32]) -> Result<()> {
+        let too_large = |x: &&f32| self == Self::F16 && x.abs() > f16::MAX.to_f32();
+        match values.iter().find(too_large) {
+            None => Ok(()),
+            Some(x) => Err(Error::Usage(format!(
+                "{name} holds {x}, and the largest f16 is {}; use --dtype bf16",
+                f16::MAX
+            ))),
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::model::weights::storage::{Blob, Dtype};
+use crate::model::weights::dtype::Dtype;
+use crate::model::weights::ggml::GgmlType;
+use crate::model::weights::storage::Blob;
 
 /// A value of a GGUF file's metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -255,15 +257,7 @@ impl<'a> Cursor<'a> {
             .iter()
             .try_fold(1usize, |n, &d| n.checked_mul(d))
             .ok_or_else(|| self.corrupt(format!("{name}: shape {shape:?} overflows")))?;
-        let dtype = match self.u32()? {
-            0 => Dtype::F32,
-            1 => Dtype::F16,
-            2 => Dtype::Q4_0,
-            3 => Dtype::Q4_1,
-            8 => Dtype::Q8_0,
-            30 => Dtype::Bf16,
-            other => Dtype::Other(other_type(other)),
-        };
+        let dtype = dtype(self.u32()?);
         let offset = self.u64()?;
         Ok(TensorInfo {
             name,
@@ -280,22 +274,33 @@ fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| f64::from(x))
 }
 
-fn other_type(id: u32) -> String {
+/// The type with ggml's number.
+fn dtype(id: u32) -> Dtype {
+    if let Some(kind) = GgmlType::of_id(id) {
+        return Dtype::Ggml(kind);
+    }
     let name = match id {
-        6 => "Q5_0",
-        7 => "Q5_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
+        0 => return Dtype::F32,
+        1 => return Dtype::F16,
+        30 => return Dtype::Bf16,
+        9 => "Q8_1",
         15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
         24 => "I8",
         25 => "I16",
         26 => "I32",
         27 => "I64",
         28 => "F64",
-        _ => return format!("ggml type {id}"),
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        40 => "NVFP4",
+        _ => return Dtype::Other(format!("ggml type {id}")),
     };
-    name.into()
+    Dtype::Other(name.into())
 }

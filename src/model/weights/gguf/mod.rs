@@ -7,6 +7,7 @@
 mod file;
 mod header;
 mod layout;
+mod split;
 mod tensor_type;
 mod tokenizer;
 mod vocabulary;
@@ -18,22 +19,24 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 pub use header::MetadataValue;
+pub(crate) use split::{is_gguf, parts_of, paths_of};
 pub use tensor_type::TensorType;
 pub use write::GgufModel;
 
 use super::WeightSource;
-use super::storage::{Blob, Dtype};
+use super::dtype::Dtype;
+use super::storage::Blob;
 use crate::data::Tokenizer;
 use crate::error::{Error, Problem, Result};
 use crate::model::config::ModelConfig;
 use crate::ops::Blocks;
-use header::Header;
 use layout::{Architecture, Layout, architecture, hugging_face_name, layout, transpose, unpermute};
 
-/// An open GGUF file of a llama, Qwen2, Qwen3 or GPT-2 model.
+/// An open GGUF file, or all files of a split one.
 #[derive(Debug)]
 pub struct GgufFile {
-    blob: Blob,
+    /// The first has the metadata.
+    parts: Vec<Blob>,
     metadata: BTreeMap<String, MetadataValue>,
     architecture: Architecture,
     tensors: BTreeMap<String, Entry>,
@@ -45,46 +48,48 @@ struct Entry {
     /// Hugging Face's shape.
     shape: Vec<usize>,
     len: usize,
+    /// The file among the parts.
+    part: usize,
     offset: u64,
     layout: Layout,
 }
 
 impl GgufFile {
-    /// Opens a file and checks that every tensor lies inside it.
+    /// Opens a file, with its other parts if its name is one of a split model's, and checks that every tensor lies inside.
     ///
     /// # Errors
-    /// `Error::Io`, and `Error::Format` for a file that is truncated, corrupt, or of another architecture.
+    /// `Error::Io`, and `Error::Format` for a file that is truncated, corrupt, or of another architecture, and for missing parts.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let blob = Blob::open(path.as_ref())?;
-        let header = Header::read(&blob)?;
-        let architecture =
-            architecture(&header.metadata).map_err(|m| Error::format(blob.path(), m))?;
+        let (parts, headers): (Vec<Blob>, Vec<_>) = split::open(path.as_ref())?.into_iter().unzip();
+        let metadata = headers[0].metadata.clone();
+        let path = parts[0].path();
+        let wrong = |message: String| Error::format(path, message);
+        let architecture = architecture(&metadata).map_err(wrong)?;
         let mut tensors = BTreeMap::new();
-        for info in header.tensors {
-            let name = hugging_face_name(architecture, &info.name).unwrap_or(info.name);
-            let layout = layout(architecture, &name, &info.shape, &header.metadata)
-                .map_err(|m| Error::format(blob.path(), m))?;
-            let mut shape = info.shape;
-            if layout == Layout::Transposed {
-                shape.reverse();
-            }
-            let entry = Entry {
-                dtype: info.dtype,
-                shape,
-                len: info.len,
-                offset: info.offset,
-                layout,
-            };
-            if tensors.insert(name.clone(), entry).is_some() {
-                return Err(Error::format(
-                    blob.path(),
-                    format!("{name} is stored twice"),
-                ));
+        for (part, header) in headers.into_iter().enumerate() {
+            for info in header.tensors {
+                let name = hugging_face_name(architecture, &info.name).unwrap_or(info.name);
+                let layout = layout(architecture, &name, &info.shape, &metadata).map_err(wrong)?;
+                let mut shape = info.shape;
+                if layout == Layout::Transposed {
+                    shape.reverse();
+                }
+                let entry = Entry {
+                    dtype: info.dtype,
+                    shape,
+                    len: info.len,
+                    part,
+                    offset: info.offset,
+                    layout,
+                };
+                if tensors.insert(name.clone(), entry).is_some() {
+                    return Err(wrong(format!("{name} is stored twice")));
+                }
             }
         }
         Ok(Self {
-            blob,
-            metadata: header.metadata,
+            parts,
+            metadata,
             architecture,
             tensors,
         })
@@ -95,27 +100,12 @@ impl GgufFile {
         &self.metadata
     }
 
-    /// The tokenizer inside the file.
-    ///
-    /// # Errors
-    /// `Error::Format` if there is none, or one of another kind than byte-level BPE.
-    pub fn tokenizer(&self) -> Result<Tokenizer> {
-        let path = self.blob.path();
-        let files = tokenizer::files(&self.metadata).map_err(|message| {
-            Error::format(
-                path,
-                format!("{message}; put the model's tokenizer.json beside the file"),
-            )
-        })?;
-        Tokenizer::from_files(files, path)
-    }
-
     /// The model's configuration from the metadata, for a file without `config.json`.
     ///
     /// # Errors
     /// `Error::Format` for missing or unsupported keys.
     pub fn config(&self) -> Result<ModelConfig> {
-        let path = self.blob.path();
+        let path = self.path();
         let value = self.config_json().map_err(|message| {
             Error::format(
                 path,
@@ -238,12 +228,11 @@ impl WeightSource for GgufFile {
 
     fn read(&self, name: &str) -> Result<Vec<f32>> {
         let entry = self.tensors.get(name).ok_or_else(|| Error::Weights {
-            path: self.blob.path().to_path_buf(),
+            path: self.path().to_path_buf(),
             problems: vec![Problem::new(name, "missing")],
         })?;
-        let stored = self
-            .blob
-            .read_tensor(&entry.dtype, entry.offset, entry.len)?;
+        let blob = &self.parts[entry.part];
+        let stored = blob.read_tensor(&entry.dtype, entry.offset, entry.len)?;
         let width = match entry.shape.as_slice() {
             [_, width] => *width,
             _ => 1, // a bias: each row of the weight has one entry
@@ -271,19 +260,30 @@ impl WeightSource for GgufFile {
             return Ok(None);
         };
         let mut bytes = vec![0u8; len as usize];
-        self.blob.read_at(entry.offset, &mut bytes)?;
+        self.parts[entry.part].read_at(entry.offset, &mut bytes)?;
         if let Layout::Rotary { heads } = entry.layout {
             bytes = unpermute(&bytes, heads, bytes.len() / shape[0].max(1));
         }
         Ok(Some(Blocks::from_gguf_bytes(format, &bytes, shape)))
     }
 
+    fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let files = tokenizer::files(&self.metadata).map_err(|message| {
+            Error::format(
+                self.path(),
+                format!("{message}; put the model's tokenizer.json beside the file"),
+            )
+        })?;
+        Tokenizer::from_files(files, self.path()).map(Some)
+    }
+
     fn path(&self) -> &Path {
-        self.blob.path()
+        self.parts[0].path()
     }
 
     fn files(&self) -> Vec<PathBuf> {
-        vec![self.blob.path().to_path_buf()]
+        let parts = self.parts.iter();
+        parts.map(|part| part.path().to_path_buf()).collect()
     }
 }
 
@@ -295,6 +295,7 @@ mod tests {
     use crate::ops::BlockFormat;
 
     enum Meta<'a> {
+        U16(u16),
         U32(u32),
         F32(f32),
         Text(&'a str),
@@ -314,6 +315,10 @@ mod tests {
         for (key, value) in meta {
             text(&mut out, key);
             match value {
+                Meta::U16(x) => {
+                    out.extend(2u32.to_le_bytes());
+                    out.extend(x.to_le_bytes());
+                }
                 Meta::U32(x) => {
                     out.extend(4u32.to_le_bytes());
                     out.extend(x.to_le_bytes());
@@ -569,6 +574,77 @@ mod tests {
             assert_eq!([blocks.outputs(), blocks.inputs()], [5, 32]);
             assert_eq!(transpose(&blocks.values(), 5), file.read(name).unwrap());
         }
+    }
+
+    /// Writes `parts` of a split model: the tensors, and what the metadata say of number, count and tensors.
+    fn split(folder: &Path, parts: &[(&str, &str, [u16; 2], u32)]) {
+        for (name, tensor, [number, count], tensors) in parts {
+            let meta = [
+                ("general.architecture", Meta::Text("gpt2")),
+                ("split.no", Meta::U16(*number)),
+                ("split.count", Meta::U16(*count)),
+                ("split.tensors.count", Meta::U32(*tensors)),
+            ];
+            let values = f32s([f32::from(*number), 1.0]);
+            let bytes = file(&meta, &[(tensor, &[2], 0, values)]);
+            std::fs::write(folder.join(name), bytes).unwrap();
+        }
+    }
+
+    #[test]
+    fn parts_are_one_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf");
+        let norm = "output_norm.weight";
+        split(
+            folder.path(),
+            &[
+                (first, norm, [0, 2], 2),
+                (second, "output_norm.bias", [1, 2], 2),
+            ],
+        );
+        for path in [
+            folder.path().join(first),
+            folder.path().join(second),
+            folder.path().into(),
+        ] {
+            let file = open(path).unwrap();
+            assert_eq!(file.read("transformer.ln_f.bias").unwrap(), [1.0, 1.0]);
+            assert_eq!(file.read("transformer.ln_f.weight").unwrap(), [0.0, 1.0]);
+            assert_eq!(
+                file.files(),
+                [first, second].map(|name| folder.path().join(name))
+            );
+        }
+        let message = |path: &Path| open(path).err().unwrap().to_string();
+        split(folder.path(), &[(second, "output_norm.bias", [1, 2], 3)]);
+        assert!(open(folder.path()).is_ok(), "the first part counts");
+        split(folder.path(), &[(first, norm, [0, 2], 3)]);
+        let found = message(folder.path());
+        assert!(
+            found.contains("hold 2 tensors, and split.tensors.count says 3"),
+            "{found}"
+        );
+        split(folder.path(), &[(second, norm, [0, 2], 2)]);
+        let found = message(folder.path());
+        assert!(
+            found.contains("it is part 1 of 2, and its name that it is part 2 of 2"),
+            "{found}"
+        );
+        std::fs::remove_file(folder.path().join(second)).unwrap();
+        let found = message(folder.path());
+        assert!(
+            found.contains(&format!(
+                "in 2 files, and beside this one there is no {second}"
+            )),
+            "{found}"
+        );
+        split(folder.path(), &[("renamed.gguf", norm, [1, 3], 2)]);
+        let found = message(&folder.path().join("renamed.gguf"));
+        assert!(
+            found.ends_with("by names as NAME-00002-of-00003.gguf"),
+            "{found}"
+        );
     }
 
     #[test]
