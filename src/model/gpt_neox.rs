@@ -215,7 +215,7 @@ impl<B: Backend> GptNeox<B> {
 /// all values. In files the first `rotary_dim` entries of a head are rotated, in pairs `rotary_dim / 2` apart; here pairs are half
 /// a head apart. So in each query and key head the two halves of the rotated entries come first in the two halves of the head,
 /// followed by entries that are not rotated. Queries and keys are reordered alike, which leaves scores unchanged.
-fn column_order(layout: HeadLayout, rotary_dim: usize) -> Vec<usize> {
+pub(super) fn column_order(layout: HeadLayout, rotary_dim: usize) -> Vec<usize> {
     let HeadLayout {
         heads, head_dim, ..
     } = layout;

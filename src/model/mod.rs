@@ -6,7 +6,9 @@
 mod activation;
 mod adapter;
 mod adapter_weights;
+mod alibi;
 mod beside;
+mod bloom;
 mod cache;
 mod causal_lm;
 mod combine;
@@ -61,6 +63,7 @@ pub use adapter::{
     LoadedAdapter, PreparedAdapters, adapted_precision, attach_adapters, load_adapter,
     prepare_adapters, save_adapter,
 };
+pub use bloom::{Bloom, BloomConfig};
 pub use cache::KvCache;
 pub use causal_lm::CausalLm;
 pub use combine::combine_adapters;
@@ -100,7 +103,7 @@ use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, TrainedRows, VirtualTokens};
 
 /// All supported families.
-const FAMILIES: [&Family; 9] = [
+const FAMILIES: [&Family; 10] = [
     &llama::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
@@ -110,6 +113,7 @@ const FAMILIES: [&Family; 9] = [
     &gpt2::FAMILY,
     &gpt_neox::FAMILY,
     &opt::FAMILY,
+    &bloom::FAMILY,
 ];
 
 /// A configuration by architecture.
@@ -125,6 +129,8 @@ pub enum Architecture {
     GptNeox(GptNeoxConfig),
     /// OPT.
     Opt(OptConfig),
+    /// BLOOM.
+    Bloom(BloomConfig),
 }
 
 impl Architecture {
@@ -143,6 +149,7 @@ impl Architecture {
             Self::Gpt2(config) => config.sizes(),
             Self::GptNeox(config) => config.sizes(),
             Self::Opt(config) => config.sizes(),
+            Self::Bloom(config) => config.sizes(),
         }
     }
 }
@@ -161,6 +168,8 @@ pub enum Decoder<B: Backend> {
     GptNeox(GptNeox<B>),
     /// OPT.
     Opt(Opt<B>),
+    /// BLOOM.
+    Bloom(Bloom<B>),
 }
 
 /// A model of any architecture, and what a method puts before every row of it.
@@ -179,6 +188,7 @@ impl<B: Backend> Decoder<B> {
             Architecture::Gpt2(c) => Self::Gpt2(Gpt2::new(c, with_head, device)),
             Architecture::GptNeox(c) => Self::GptNeox(GptNeox::new(c, with_head, device)),
             Architecture::Opt(c) => Self::Opt(Opt::new(c, with_head, device)),
+            Architecture::Bloom(c) => Self::Bloom(Bloom::new(c, with_head, device)),
         }
     }
 
@@ -189,6 +199,7 @@ impl<B: Backend> Decoder<B> {
             Self::Gpt2(model) => model,
             Self::GptNeox(model) => model,
             Self::Opt(model) => model,
+            Self::Bloom(model) => model,
         }
     }
 }
@@ -201,6 +212,7 @@ impl<B: ModelBackend> Decoder<B> {
             Self::Gpt2(model) => model,
             Self::GptNeox(model) => model,
             Self::Opt(model) => model,
+            Self::Bloom(model) => model,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The parameters of attention: heads, mask and score function.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::tokens::Segments;
 
@@ -62,7 +63,7 @@ impl Mask {
 /// One attention: `softmax(score(q . k)) . v` for each query head, over the keys that `mask` allows in each row of `segments`, parent
 /// included.
 ///
-/// The score is `s = scale * (q . k)`, or `softcap * tanh(s / softcap)`.
+/// The score is `s = scale * (q . k)`, or `softcap * tanh(s / softcap)`, plus the bias of `alibi`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attend {
     /// Heads.
@@ -78,6 +79,12 @@ pub struct Attend {
     /// # Source
     /// Gemma 2, arXiv:2408.00118, section 2.
     pub softcap: Option<f32>,
+    /// ALiBi: the slope of each query head, by which the score of a key falls with each token between it and the query. `slope * (j - i)`
+    /// is added to the score of the key at position `j` for the query at position `i`.
+    ///
+    /// # Source
+    /// Press et al. 2022, arXiv:2108.12409, section 3.
+    pub alibi: Option<Arc<[f32]>>,
 }
 
 impl Attend {
@@ -89,6 +96,7 @@ impl Attend {
             scale: layout.scale(),
             mask: Mask::Causal,
             softcap: None,
+            alibi: None,
         }
     }
 

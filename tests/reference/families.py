@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BloomConfig,
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
@@ -78,9 +79,14 @@ CONFIGS = {
         query_pre_attn_scalar=12, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
     ),
     "gemma": GemmaConfig(**SIZES, **TOKENS, pad_token_id=1, intermediate_size=48, num_key_value_heads=1, head_dim=16),
+    "bloom_post": BloomConfig(
+        **TOKENS, vocab_size=64, hidden_size=16, n_layer=2, n_head=4, apply_residual_connection_post_layernorm=True,
+    ),
+    # Slopes of a number of heads that is no power of two.
+    "bloom": BloomConfig(**TOKENS, vocab_size=64, hidden_size=30, n_layer=2, n_head=5),
 }
 # Adapters and what they stand on; the OPT one has the projections in and out of the embedding.
-LORAS = {"llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post"}
+LORAS = {"llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post", "bloom_lora": "bloom"}
 
 
 def number(x):

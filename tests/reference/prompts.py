@@ -45,6 +45,8 @@ CASES = {
     "p_lstm_gpt2": (GPT2, ENCODER, dict(
         num_virtual_tokens=2, encoder_reparameterization_type="LSTM", encoder_num_layers=1,
     )),
+    "prompt_bloom": ("bloom", PROMPT, dict(num_virtual_tokens=2)),
+    "prefix_bloom": ("bloom", PREFIX, dict(num_virtual_tokens=3)),
 }
 
 # As in trajectories.py. What training starts from is in prompts/trajectory_prompt and so on.

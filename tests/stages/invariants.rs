@@ -48,7 +48,7 @@ const VOCAB: u32 = 32;
 const EOS: u32 = 2;
 const RESPONSE_LENGTH: usize = 6;
 /// One model of each family.
-const FAMILIES: [&str; 9] = [
+const FAMILIES: [&str; 10] = [
     "ppo/ref",
     "llama_untied",
     "qwen2",
@@ -58,6 +58,7 @@ const FAMILIES: [&str; 9] = [
     "gpt2",
     "gpt_neox",
     "opt",
+    "bloom",
 ];
 
 fn folder(name: &str) -> PathBuf {
@@ -538,7 +539,7 @@ macro_rules! on_backend {
                     let name = FAMILIES[family];
                     let attention = match name {
                         "gpt2" => "c_attn",
-                        "gpt_neox" => "query_key_value",
+                        "gpt_neox" | "bloom" => "query_key_value",
                         _ => "v_proj",
                     };
                     let target_modules = [vec!["all-linear".to_owned()], vec![attention.to_owned()], vec![".*(mlp|fc).*".to_owned()]];

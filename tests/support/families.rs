@@ -24,7 +24,7 @@ use tempering::tokens::TokenBatch;
 
 use super::parity::{Comparison, backend_name};
 
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 16] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -39,14 +39,17 @@ const FAMILIES: [&str; 14] = [
     "mistral",
     "gemma2",
     "gemma",
+    "bloom",
+    "bloom_post",
 ];
 
 /// Adapters with their base models.
-const LORAS: [(&str, &str); 4] = [
+const LORAS: [(&str, &str); 5] = [
     ("llama_lora", "llama_tied"),
     ("gpt2_lora", "gpt2"),
     ("gpt_neox_lora", "gpt_neox"),
     ("opt_lora", "opt_post"),
+    ("bloom_lora", "bloom"),
 ];
 
 /// Largest difference allowed: nats for log-probabilities, plain numbers for scores and logits, a share of the

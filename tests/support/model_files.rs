@@ -13,7 +13,7 @@ use tempering::params::HostTensor;
 use super::families::{folder, load, stored};
 use super::gguf;
 
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 16] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -28,6 +28,8 @@ const FAMILIES: [&str; 14] = [
     "mistral",
     "gemma2",
     "gemma",
+    "bloom",
+    "bloom_post",
 ];
 
 /// The tensors of a reference model as its file holds them, sorted by name.

@@ -567,6 +567,8 @@ struct Attention {
     /// Of the usual scale.
     scale: f32,
     softcap: Option<f32>,
+    /// Whether scores have ALiBi's bias, with a slope of its own for each head.
+    alibi: bool,
 }
 
 impl Attention {
@@ -578,6 +580,7 @@ impl Attention {
             mask: Mask::Causal,
             scale: 1.0,
             softcap: None,
+            alibi: false,
         }
     }
 
@@ -588,10 +591,19 @@ impl Attention {
     fn segments(&self) -> Segments {
         Segments::continuing(&self.rows)
     }
+
+    fn slopes(&self) -> Option<Arc<[f32]>> {
+        self.alibi.then(|| slopes(self.layout))
+    }
 }
 
-/// Every mask, with and without a bound on the scores, at another scale than the usual: a window shorter than the rows, one of a
-/// token, and one that is longer than some rows and shorter than others.
+/// A slope for each head: 0.5, 0.25 and so on.
+fn slopes(layout: HeadLayout) -> Arc<[f32]> {
+    (1..=layout.heads as i32).map(|i| 0.5f32.powi(i)).collect()
+}
+
+/// Every mask, with and without a bound on the scores and ALiBi's bias, at another scale than the usual: a window shorter than the
+/// rows, one of a token, and one that is longer than some rows and shorter than others.
 fn attentions(
     layout: HeadLayout,
     rows: &[(usize, Option<usize>)],
@@ -602,9 +614,17 @@ fn attentions(
     masks
         .flat_map(|mask| {
             // Scores have a spread of about 3: a bound of 2 bends them all, one of 50 hardly any.
-            [None, Some(2.0), Some(50.0)].map(|softcap| Attention {
+            let scores = [
+                (None, false),
+                (Some(2.0), false),
+                (Some(50.0), false),
+                (None, true),
+                (Some(2.0), true),
+            ];
+            scores.map(|(softcap, alibi)| Attention {
                 mask,
                 softcap,
+                alibi,
                 scale: 1.3,
                 ..Attention::of_rows(layout, rows.to_vec())
             })
@@ -614,13 +634,19 @@ fn attentions(
 
 impl Case for Attention {
     fn name(&self) -> &'static str {
-        match (self.mask, self.softcap.is_some()) {
-            (Mask::Causal, false) => "attention",
-            (Mask::Causal, true) => "attention, capped",
-            (Mask::Full, false) => "attention, full",
-            (Mask::Full, true) => "attention, full and capped",
-            (Mask::Window(_), false) => "attention, windowed",
-            (Mask::Window(_), true) => "attention, windowed and capped",
+        match (self.mask, self.softcap.is_some(), self.alibi) {
+            (Mask::Causal, false, false) => "attention",
+            (Mask::Causal, true, false) => "attention, capped",
+            (Mask::Causal, false, true) => "attention, ALiBi",
+            (Mask::Causal, true, true) => "attention, capped, ALiBi",
+            (Mask::Full, false, false) => "attention, full",
+            (Mask::Full, true, false) => "attention, full and capped",
+            (Mask::Full, false, true) => "attention, full, ALiBi",
+            (Mask::Full, true, true) => "attention, full and capped, ALiBi",
+            (Mask::Window(_), false, false) => "attention, windowed",
+            (Mask::Window(_), true, false) => "attention, windowed and capped",
+            (Mask::Window(_), false, true) => "attention, windowed, ALiBi",
+            (Mask::Window(_), true, true) => "attention, windowed and capped, ALiBi",
         }
     }
 
@@ -642,6 +668,7 @@ impl Case for Attention {
             mask: self.mask,
             scale: self.scale * causal.scale,
             softcap: self.softcap,
+            alibi: self.slopes(),
             ..causal
         };
         ops::attention(x.remove(0), &attend)
@@ -680,6 +707,9 @@ impl Case for Attention {
             TensorData::new(hidden, [tokens, tokens]),
             &x[0].device(),
         );
+        let places: Vec<f32> = positions.iter().map(|&position| position as f32).collect();
+        let places =
+            Tensor::<B, 2>::from_data(TensorData::new(places, [1, tokens]), &x[0].device());
         let columns = |head: usize| x[0].clone().narrow(1, head * head_dim, head_dim);
         let outputs = (0..heads).map(|head| {
             let kv_head = head / (heads / kv_heads);
@@ -692,6 +722,10 @@ impl Case for Attention {
                 ops::f32_matmul(q, k.transpose()) * self.scale / (head_dim as f32).sqrt();
             if let Some(cap) = self.softcap {
                 scores = (scores / cap).tanh() * cap;
+            }
+            if let Some(slopes) = self.slopes() {
+                // Added by the key alone, as transformers' BLOOM has it: the softmax is the same.
+                scores = scores + places.clone() * slopes[head];
             }
             ops::f32_matmul(
                 activation::softmax(scores.mask_fill(hidden.clone(), -1e9), 1),
@@ -1578,22 +1612,30 @@ pub(crate) fn adamw_of_a_view<B: ModelBackend>(device: B::Device) {
 
 /// Rows in slots of a cache, out of order, refilled and longer than before: every step equals attention over whole rows.
 pub(crate) fn cache<B: ModelBackend>(device: B::Device) {
-    for (mask, softcap) in [
-        (Mask::Causal, None),
-        (Mask::Causal, Some(1.5)),
-        (Mask::Window(1), None),
-        (Mask::Window(4), None),
-        (Mask::Window(4), Some(1.5)),
+    for (mask, softcap, alibi) in [
+        (Mask::Causal, None, false),
+        (Mask::Causal, Some(1.5), false),
+        (Mask::Causal, None, true),
+        (Mask::Window(1), None, false),
+        (Mask::Window(4), None, false),
+        (Mask::Window(4), Some(1.5), false),
+        (Mask::Window(4), Some(1.5), true),
     ] {
-        cached_attention::<B>(mask, softcap, &device);
+        cached_attention::<B>(mask, softcap, alibi, &device);
     }
 }
 
-fn cached_attention<B: ModelBackend>(mask: Mask, softcap: Option<f32>, device: &B::Device) {
+fn cached_attention<B: ModelBackend>(
+    mask: Mask,
+    softcap: Option<f32>,
+    alibi: bool,
+    device: &B::Device,
+) {
     let layout = GROUPED;
     let attend = |segments: &Segments| Attend {
         mask,
         softcap,
+        alibi: alibi.then(|| slopes(layout)),
         ..Attend::causal(layout, segments)
     };
     let capacity = 9;

@@ -325,6 +325,7 @@ pub(crate) fn shared<B: ModelBackend>(device: B::Device) {
         "prefix_gpt2",
         "p_lstm",
         "prefix_gemma2",
+        "prefix_bloom",
     ] {
         let case = Case::at(prompts(name));
         let (_, plain) = base::<B>(&case, &device);

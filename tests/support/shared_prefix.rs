@@ -14,7 +14,7 @@ use tempering::params::{ParamKind, Parameters};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-const FAMILIES: [&str; 9] = [
+const FAMILIES: [&str; 10] = [
     "llama_tied",
     "qwen2",
     "qwen3",
@@ -24,6 +24,7 @@ const FAMILIES: [&str; 9] = [
     "qwen2_window",
     "mistral",
     "gemma2",
+    "bloom",
 ];
 
 /// Three responses to one prompt, a row alone, two equal rows, and two rows that begin differently.

@@ -483,6 +483,15 @@ mod tests {
         })
     }
 
+    /// bigscience/bloom-560m's file.
+    fn bloom() -> Value {
+        json!({
+            "apply_residual_connection_post_layernorm": false, "attention_softmax_in_fp32": true, "layer_norm_epsilon": 1e-5,
+            "model_type": "bloom", "n_embed": 1024, "n_inner": null, "n_layer": 24, "num_attention_heads": 16,
+            "offset_alibi": 100, "pretraining_tp": 1, "seq_length": 2048, "slow_but_exact": false, "vocab_size": 250880
+        })
+    }
+
     fn with(mut value: Value, key: &str, to: Value) -> Value {
         value[key] = to;
         value
@@ -507,7 +516,7 @@ mod tests {
     #[test]
     fn parameter_counts_are_the_published_ones() {
         // SmolLM2-135M: 134,515,008; Qwen2.5-0.5B: 494,032,768; Qwen3-0.6B: 596,049,920 without the stored head;
-        // GPT-2 small: 124,439,808; Pythia-160M: 162,322,944; OPT-125M: 125,239,296; OPT-350M: 331,196,416.
+        // GPT-2 small: 124,439,808; Pythia-160M: 162,322,944; OPT-125M: 125,239,296; OPT-350M: 331,196,416; BLOOM-560M: 559,214,592.
         for (value, count) in [
             (smollm2(), 134_515_008),
             (qwen2(), 494_032_768),
@@ -516,6 +525,7 @@ mod tests {
             (pythia(), 162_322_944),
             (opt(), 125_239_296),
             (opt_350m(), 331_196_416),
+            (bloom(), 559_214_592),
         ] {
             let config = ModelConfig::from_value(value).unwrap();
             assert_eq!(config.num_params(), count, "{}", config.family());

@@ -36,6 +36,8 @@ pub(super) struct Heads {
     pub(super) windowed: bool,
     /// Whether scores are capped; the cap is an argument of kernels, 0 without one.
     pub(super) capped: bool,
+    /// Numbers before the entries of a kernel's table: with ALiBi a slope for each query head, see [`with_slopes`]; otherwise none.
+    pub(super) slopes: usize,
 }
 
 impl From<&Attend> for Heads {
@@ -47,6 +49,7 @@ impl From<&Attend> for Heads {
             causal: attend.mask != Mask::Full,
             windowed: window(attend) > 0,
             capped: attend.softcap.is_some(),
+            slopes: attend.alibi.as_ref().map_or(0, |slopes| slopes.len()),
         }
     }
 }
@@ -58,6 +61,32 @@ pub(super) fn window(attend: &Attend) -> u32 {
         Mask::Window(n) => u32::try_from(n).unwrap_or(0),
         Mask::Causal | Mask::Full => 0,
     }
+}
+
+/// A kernel's table after the bits of ALiBi's slopes, if there are any.
+pub(super) fn with_slopes(attend: &Attend, table: Vec<u32>) -> Vec<u32> {
+    match &attend.alibi {
+        Some(slopes) => slopes.iter().map(|x| x.to_bits()).chain(table).collect(),
+        None => table,
+    }
+}
+
+/// A score with ALiBi's bias: the head's slope for each token from the query to the key.
+#[cube]
+pub(super) fn biased(
+    score: f32,
+    table: &Array<u32>,
+    head: usize,
+    query: usize,
+    key: usize,
+    #[comptime] layout: Heads,
+) -> f32 {
+    let mut sum = score;
+    if comptime!(layout.slopes > 0) {
+        let distance = f32::cast_from(key as u32) - f32::cast_from(query as u32);
+        sum = score + f32::reinterpret(table[head]) * distance;
+    }
+    sum
 }
 
 /// The score for a scaled product.
@@ -231,7 +260,7 @@ fn attention_forward(
     let unit = UNIT_POS_X as usize;
     let head = CUBE_POS_Y as usize;
     let kv_column = q_width + head / group * head_dim;
-    let at = CUBE_POS_X as usize * QUERY_FIELDS;
+    let at = comptime!(layout.slopes) + CUBE_POS_X as usize * QUERY_FIELDS;
     let first = table[at] as usize;
     let queries = table[at + 1] as usize;
     let own = table[at + 2] as usize;
@@ -279,6 +308,7 @@ fn attention_forward(
             let mut score = f32::new(-1e30);
             if sees(position + r, key + c, keys, window, layout) {
                 score = capped(dot(&q, r, &kv, c, head_dim), cap, layout);
+                score = biased(score, table, head, position + r, key + c, layout);
             }
             scores[r * (block + 1) + c] = score;
             e += UNITS;
@@ -358,7 +388,7 @@ pub(super) fn forward<R: CubeRuntime>(
     let blocks = query_blocks(attend, block);
     if !blocks.is_empty() {
         let cubes = blocks.len() / QUERY_FIELDS;
-        let table = tables::table(&qkv, blocks);
+        let table = tables::table(&qkv, with_slopes(attend, blocks));
         attention_forward::launch::<R>(
             &qkv.client.clone(),
             CubeCount::Static(cubes as u32, layout.heads as u32, 1),

@@ -12,8 +12,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::attention::{
-    Heads, QUERY_FIELDS, UNITS, block, capped, dot, load_keys, load_rows, query_blocks, sees,
-    window,
+    Heads, QUERY_FIELDS, UNITS, biased, block, capped, dot, load_keys, load_rows, query_blocks,
+    sees, window, with_slopes,
 };
 use super::{dims2, empty, entrywise, tables};
 use crate::ops::{Attend, Mask};
@@ -137,7 +137,7 @@ fn query_gradient(
     let unit = UNIT_POS_X as usize;
     let head = CUBE_POS_Y as usize;
     let kv_column = q_width + head / group * head_dim;
-    let at = CUBE_POS_X as usize * QUERY_FIELDS;
+    let at = comptime!(layout.slopes) + CUBE_POS_X as usize * QUERY_FIELDS;
     let first = table[at] as usize;
     let queries = table[at + 1] as usize;
     let own = table[at + 2] as usize;
@@ -204,7 +204,8 @@ fn query_gradient(
             let mut value = 0.0f32;
             if r < queries && sees(position + r, key + c, keys, window, layout) {
                 let score = capped(dot(&q, r, &k, c, head_dim), cap, layout);
-                let p = f32::exp(score - lse[of_head + r]);
+                let sum = biased(score, table, head, position + r, key + c, layout);
+                let p = f32::exp(sum - lse[of_head + r]);
                 value = p * (dot(&g, r, &v, c, head_dim) - terms[of_head + r]);
                 value *= slope(score, cap, layout);
             }
@@ -262,10 +263,10 @@ fn key_value_gradient(
     let unit = UNIT_POS_X as usize;
     let kv_head = CUBE_POS_Y as usize;
     let kv_column = q_width + kv_head * head_dim;
-    let at = CUBE_POS_X as usize * KEY_FIELDS;
+    let at = comptime!(layout.slopes) + CUBE_POS_X as usize * KEY_FIELDS;
     let first = table[at] as usize;
     let keys = table[at + 1] as usize;
-    let mut range = table[at + 2] as usize;
+    let mut range = comptime!(layout.slopes) + table[at + 2] as usize;
     let ranges_end = range + table[at + 3] as usize * RANGE_FIELDS;
 
     let mut q = SharedMemory::<f32>::new(comptime!(block * (layout.head_dim + 1)));
@@ -339,7 +340,8 @@ fn key_value_gradient(
                     }
                     if seen {
                         let score = capped(dot(&q, r, &k, c, head_dim), cap, layout);
-                        probability = f32::exp(score - lse[of_head + query + r]);
+                        let sum = biased(score, table, head, query + r, first + c + gap, layout);
+                        probability = f32::exp(sum - lse[of_head + query + r]);
                         value = probability
                             * (dot(&g, r, &v, c, head_dim) - terms[of_head + query + r]);
                         value *= slope(score, cap, layout);
@@ -415,7 +417,7 @@ pub(super) fn backward<R: CubeRuntime>(
     let queries_block = block(layout.head_dim, 4, 1);
     let blocks = query_blocks(attend, queries_block);
     let cubes = blocks.len() / QUERY_FIELDS;
-    let table = tables::table(&qkv, blocks);
+    let table = tables::table(&qkv, with_slopes(attend, blocks));
     query_gradient::launch::<R>(
         &client,
         CubeCount::Static(cubes as u32, layout.heads as u32, 1),
@@ -435,7 +437,7 @@ pub(super) fn backward<R: CubeRuntime>(
     );
     let keys_block = block(layout.head_dim, 4, 2);
     let (cubes, blocks) = key_blocks(attend, keys_block);
-    let table = tables::table(&qkv, blocks);
+    let table = tables::table(&qkv, with_slopes(attend, blocks));
     key_value_gradient::launch::<R>(
         &client,
         CubeCount::Static(cubes as u32, layout.kv_heads as u32, 1),

@@ -5,7 +5,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::attention::{Heads, capped};
+use super::attention::{Heads, biased, capped, with_slopes};
 use super::reduce::{cube_max, cube_sum};
 use super::{UNITS, dims2, empty, entrywise, tables, writable};
 use crate::ops::{Attend, CacheWrite};
@@ -62,8 +62,8 @@ pub(super) fn write<R: CubeRuntime>(
     cache
 }
 
-/// One cube per token and head; `rows`: slot, first and end of the positions that each token attends to. Keys are processed in blocks
-/// of [`UNITS`].
+/// One cube per token and head; `rows`: slot, first and end of the positions that each token attends to, its own being the last.
+/// Keys are processed in blocks of [`UNITS`].
 #[cube(launch)]
 fn decode(
     q: &Array<f32>,
@@ -84,7 +84,8 @@ fn decode(
 
     let unit = UNIT_POS_X as usize;
     let (row, head) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
-    let (slot, end) = (rows[3 * row] as usize, rows[3 * row + 2] as usize);
+    let at = comptime!(layout.slopes) + 3 * row;
+    let (slot, end) = (rows[at] as usize, rows[at + 2] as usize);
     let first = slot * capacity as usize * width + head / group * head_dim;
     let to = (row * comptime!(layout.heads) + head) * head_dim;
 
@@ -103,7 +104,7 @@ fn decode(
     sync_cube();
     let mut largest = f32::new(-1e30);
     let mut total = 0.0f32;
-    let mut start = rows[3 * row + 1] as usize;
+    let mut start = rows[at + 1] as usize;
     while start < end {
         let key = start + unit;
         let mut score = f32::new(-1e30);
@@ -113,7 +114,14 @@ fn decode(
             for c in 0..head_dim {
                 product += query[c] * keys[at + c];
             }
-            score = capped(product, cap, layout);
+            score = biased(
+                capped(product, cap, layout),
+                rows,
+                head,
+                end - 1,
+                key,
+                layout,
+            );
         }
         let mut new = cube_max(score, &mut shared);
         if largest > new {
@@ -177,7 +185,7 @@ pub(super) fn attention<R: CubeRuntime>(
     let [_, capacity, _]: [usize; 3] = keys.meta.shape().dims();
     let rows = (queries.iter())
         .flat_map(|(slot, seen)| [*slot, seen.start, seen.end].map(|field| field as u32));
-    let rows = tables::table(&q, rows.collect());
+    let rows = tables::table(&q, with_slopes(attend, rows.collect()));
     decode::launch::<R>(
         &q.client.clone(),
         CubeCount::Static(queries.len() as u32, attend.layout.heads as u32, 1),

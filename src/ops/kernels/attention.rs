@@ -122,6 +122,20 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// Adds ALiBi's bias to scores in place, `x * scale + slope * (key - query)`, rows being `stride` numbers apart; `distance`: from the
+    /// first query to the first key.
+    fn add_alibi(scores: &'a mut [f32], stride: usize, scale: f32, slope: f32, distance: isize) -> () {
+        for (i, row) in scores.chunks_exact_mut(stride).enumerate() {
+            let first = (distance - i as isize) as f32;
+            for (j, x) in row.iter_mut().enumerate() {
+                // A whole number of 32 bits is converted in vectors.
+                *x = *x * scale + slope * (first + j as i32 as f32);
+            }
+        }
+    }
+}
+
+simd_fn! {
     /// `x *= y`, entry by entry.
     fn multiply(x: &'a mut [f32], y: &'a [f32]) -> () {
         for (x, y) in x.iter_mut().zip(y) {
@@ -156,10 +170,11 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Queries of one key head's group (`[group, head_dim]`) over the `len` positions that it sees of its cache.
+    /// Queries of one key head's group (`[group, head_dim]`) over the `len` positions that it sees of its cache, the last one being its
+    /// own; `slopes`: ALiBi's, of the group.
     fn decode_head(
         q: &'a [f32], keys: &'a [f32], values: &'a [f32], len: usize, stride: usize, offset: usize, head_dim: usize,
-        scale: f32, cap: Option<f32>, out: &'a mut [f32],
+        scale: f32, cap: Option<f32>, slopes: Option<&'a [f32]>, out: &'a mut [f32],
     ) -> () {
         let group = q.len() / head_dim;
         let mut p = vec![0f32; group * len];
@@ -172,6 +187,13 @@ simd_fn! {
         if let Some(cap) = cap {
             for x in p.iter_mut() {
                 *x = cap * tanh(*x / cap);
+            }
+        }
+        if let Some(slopes) = slopes {
+            for (p, slope) in p.chunks_exact_mut(len).zip(slopes) {
+                for (t, x) in p.iter_mut().enumerate() {
+                    *x += slope * (t as f32 + 1.0 - len as f32);
+                }
             }
         }
         for p in p.chunks_exact_mut(len) {

@@ -19,8 +19,8 @@ use rayon::prelude::*;
 pub(super) use adamw::{AdamWPart, adamw, sum_of_squares};
 pub(super) use adamw_8bit::{AdamW8bitPart, ByteMomentPart, adamw_8bit};
 pub(super) use attention::{
-    Visible, decode_head, masked_exp, masked_softmax, multiply, row_dots, score_stride, soft_cap,
-    soft_cap_slopes, softmax_backward,
+    Visible, add_alibi, decode_head, masked_exp, masked_softmax, multiply, row_dots, score_stride,
+    soft_cap, soft_cap_slopes, softmax_backward,
 };
 pub(super) use dots::dots;
 pub(super) use gated_unit::{gated_unit, gated_unit_backward};

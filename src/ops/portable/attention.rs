@@ -1,5 +1,7 @@
 //! Attention on packed rows and over the cache, row by row.
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bool, Int, Tensor, TensorData, activation};
@@ -11,7 +13,7 @@ use crate::tokens::Span;
 /// Heads of one row as `[num_heads, len, head_dim]`.
 fn heads_of<B: Backend>(
     matrix: &Tensor<B, 2>,
-    row: std::ops::Range<usize>,
+    row: Range<usize>,
     column: usize,
     num_heads: usize,
     head_dim: usize,
@@ -48,18 +50,28 @@ fn scores<B: Backend>(q: Tensor<B, 3>, k: Tensor<B, 3>, attend: &Attend) -> Tens
     }
 }
 
-/// Masks scores.
-fn masked<B: Backend>(scores: Tensor<B, 3>, mask: Mask) -> Tensor<B, 3> {
+/// Adds ALiBi's bias to scores and masks them.
+fn masked<B: Backend>(scores: Tensor<B, 3>, attend: &Attend) -> Tensor<B, 3> {
     let [heads, queries, keys] = scores.dims();
     let device = scores.device();
     let offset = (keys - queries) as i64;
+    let scores = match &attend.alibi {
+        Some(slopes) => {
+            let places = |places: Range<i64>| Tensor::<B, 1, Int>::arange(places, &device).float();
+            let keys = places(0..keys as i64).reshape([1, 1, keys]);
+            let queries = places(offset..offset + queries as i64).reshape([1, queries, 1]);
+            let slopes = Tensor::<B, 1>::from_floats(&**slopes, &device).reshape([heads, 1, 1]);
+            scores + slopes * (keys - queries)
+        }
+        None => scores,
+    };
     let hide = |scores: Tensor<B, 3>, hidden: Tensor<B, 2, Bool>| {
         let hidden = hidden.unsqueeze::<3>().expand([heads, queries, keys]);
         // Finite, so that 0 * masked is 0; exp(-1e30 - lse) is exactly 0 in f32.
         scores.mask_fill(hidden, -1e30)
     };
     let later = || Tensor::tril_mask([queries, keys], offset, &device);
-    match mask {
+    match attend.mask {
         Mask::Full => scores,
         Mask::Causal => hide(scores, later()),
         Mask::Window(n) => {
@@ -96,7 +108,7 @@ pub(in crate::ops) fn attention<B: Backend>(
     let (mut outputs, mut lses) = (Vec::new(), Vec::new());
     for span in (attend.segments.spans()).filter(|span| !span.own.is_empty()) {
         let [q, k, v] = row_heads(&qkv, &span, layout);
-        let scores = masked(scores(q, k, attend), attend.mask);
+        let scores = masked(scores(q, k, attend), attend);
         let max = scores.clone().max_dim(2);
         let exp = (scores - max.clone()).exp();
         let sum = exp.clone().sum_dim(2);
@@ -139,7 +151,7 @@ pub(in crate::ops) fn attention_backward<B: Backend>(
             .narrow(1, span.own.start, len)
             .reshape([layout.heads, len, 1]);
         let scores = scores(q.clone(), k.clone(), attend);
-        let p = (masked(scores.clone(), attend.mask) - lse).exp();
+        let p = (masked(scores.clone(), attend) - lse).exp();
         let delta = (o * go.clone()).sum_dim(2);
         let dv = p.clone().swap_dims(1, 2).matmul(go.clone());
         let mut ds = p * (go.matmul(v.swap_dims(1, 2)) - delta) * attend.scale;
@@ -223,6 +235,16 @@ pub(in crate::ops) fn decode_attention<B: Backend>(
         .mul_scalar(attend.scale);
     if let Some(cap) = attend.softcap {
         scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
+    }
+    if let Some(slopes) = &attend.alibi {
+        let slopes = Tensor::<B, 1>::from_floats(&**slopes, &device);
+        // A query that attends to all keys is one at their end: a bias common to all keys changes nothing.
+        let distances: Vec<f32> = (queries.iter())
+            .flat_map(|(_, seen)| (0..longest).map(move |t| t as f32 + 1.0 - seen.end as f32))
+            .collect();
+        let shape = [rows, 1, 1, longest];
+        let distances = Tensor::<B, 4>::from_data(TensorData::new(distances, shape), &device);
+        scores = scores + slopes.reshape([1, layout.kv_heads, group, 1]) * distances;
     }
     let dims = scores.dims();
     let p = activation::softmax(scores.mask_fill(hidden.expand(dims), -1e30), 3);

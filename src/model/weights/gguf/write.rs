@@ -94,7 +94,7 @@ impl GgufModel<'_> {
                 metadata.extend(gated_keys(architecture, config));
             }
             Family::Gpt2(config) => metadata.extend(gpt2_keys(config)),
-            Family::Gemma(_) | Family::GptNeox(_) | Family::Opt(_) => {
+            Family::Gemma(_) | Family::GptNeox(_) | Family::Opt(_) | Family::Bloom(_) => {
                 unreachable!("{family} has no name in llama.cpp above")
             }
         }

@@ -170,7 +170,11 @@ impl Room {
                 kernels::soft_cap_slopes(p, cap, room);
                 slopes = Some(room);
             }
-            let factor = if slopes.is_some() { 1.0 } else { scale };
+            let mut factor = if slopes.is_some() { 1.0 } else { scale };
+            if let Some(alibi) = &attend.alibi {
+                kernels::add_alibi(p, stride, factor, alibi[query], part.distance);
+                factor = 1.0;
+            }
             kernels::masked_exp(p, part.visible, factor, lse);
             let ds = kernels::room(&mut self.ds, len * stride);
             self.transposed_values

@@ -19,7 +19,8 @@ pub(in crate::ops::cpu) fn decode_attention(
     let (q, keys, values) = (contiguous(q), contiguous(keys), contiguous(values));
     let layout = attend.layout;
     let (capacity, stride) = (keys.shape()[1], layout.kv_width());
-    let group_width = layout.heads / layout.kv_heads * layout.head_dim;
+    let group = layout.heads / layout.kv_heads;
+    let group_width = group * layout.head_dim;
     let queries = attend.cached(slots, held);
     let mut out = vec![0f32; queries.len() * layout.q_width()];
     out.par_chunks_mut(group_width)
@@ -43,6 +44,7 @@ pub(in crate::ops::cpu) fn decode_attention(
                 layout.head_dim,
                 attend.scale,
                 attend.softcap,
+                (attend.alibi.as_deref()).map(|slopes| &slopes[head * group..][..group]),
                 out,
             );
         });

@@ -112,6 +112,10 @@ impl Room {
                     kernels::soft_cap(scores, scale, cap);
                     scale = 1.0;
                 }
+                if let Some(slopes) = &attend.alibi {
+                    kernels::add_alibi(scores, stride, scale, slopes[query], part.distance);
+                    scale = 1.0;
+                }
                 let lse = kernels::masked_softmax(scores, part.visible, scale);
                 let p = Left {
                     values: scores,

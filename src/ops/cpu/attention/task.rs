@@ -146,7 +146,11 @@ impl Task {
                     Mask::Causal | Mask::Full => Visible::NO_WINDOW,
                 },
             };
-            KeyBlock { keys, visible }
+            KeyBlock {
+                keys,
+                visible,
+                distance: start as isize - position as isize,
+            }
         })
     }
 }
@@ -165,6 +169,8 @@ fn blocks(own: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
 pub(super) struct KeyBlock {
     pub(super) keys: Range<usize>,
     pub(super) visible: Visible,
+    /// Position of the first key, less that of the block's first query.
+    pub(super) distance: isize,
 }
 
 /// The tasks of all rows.
