@@ -34,6 +34,7 @@ macro_rules! on {
                     lora_linear, lora_linear_of, low_rank_linear, adamw, adamw_of_a_view, cache, cache_write;
                 losses: gradients;
                 families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
+                rope_scalings: one_pass, cached;
                 shared_prefix: states, gradients, scores, responses;
                 together: models_in_one_pass;
                 reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;

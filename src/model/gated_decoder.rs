@@ -5,9 +5,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use super::Table;
-use super::config::Sizes;
 use super::config::keys::Keys;
-use super::config::rope::{self, RopeScaling};
+use super::config::rope::RopeKeys;
+use super::config::{RopeScaling, Sizes};
 use super::mlp::GatedMlp;
 use super::norm::RmsNorm;
 use super::parts::{Part, Parts};
@@ -53,7 +53,7 @@ pub struct GatedDecoderConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Llama 3's scaling, if any.
+    /// Scaling of the frequencies, if any.
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
@@ -76,10 +76,8 @@ impl GatedDecoderConfig {
             Some(head_dim) => head_dim,
             None => keys.divide("hidden_size", hidden_size, "num_attention_heads", heads)?,
         };
-        let rope = rope::read(keys, "rope_theta", "partial_rotary_factor")?;
-        if let Some(factor) = rope.partial_factor.filter(|&factor| factor != 1.0) {
-            return Err(keys.mismatch("partial_rotary_factor", "1", &factor.into()));
-        }
+        let head_dim = keys.even("head_dim", head_dim)?;
+        let rope = RopeKeys::WHOLE.read(keys, head_dim)?;
         let num_hidden_layers = keys.count("num_hidden_layers")?;
         Ok(Self {
             vocab_size: keys.count("vocab_size")?,
@@ -88,7 +86,7 @@ impl GatedDecoderConfig {
             num_hidden_layers,
             num_attention_heads: heads,
             num_key_value_heads: keys.kv_heads(heads)?,
-            head_dim: keys.even("head_dim", head_dim)?,
+            head_dim,
             qkv_bias: false,
             o_bias: false,
             mlp_bias: false,

@@ -6,9 +6,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use super::Table;
-use super::config::Sizes;
 use super::config::keys::Keys;
-use super::config::rope::{self, RopeScaling};
+use super::config::rope::RopeKeys;
+use super::config::{RopeScaling, Sizes};
 use super::gated_decoder::{EMBEDDING, HEAD};
 use super::mlp::GatedMlp;
 use super::norm::RmsNorm;
@@ -48,7 +48,7 @@ pub struct GemmaConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Llama 3's scaling, if any.
+    /// Scaling of the frequencies, if any.
     pub rope_scaling: Option<RopeScaling>,
     /// The attention mask of each layer.
     pub masks: Vec<Mask>,
@@ -69,13 +69,11 @@ impl GemmaConfig {
     /// before the MLP, no caps. `activation`: of the gate.
     pub(super) fn plain(keys: &Keys<'_>, activation: Gate) -> Result<Self> {
         keys.must_be("use_bidirectional_attention", false)?;
-        let rope = rope::read(keys, "rope_theta", "partial_rotary_factor")?;
-        if let Some(factor) = rope.partial_factor.filter(|&factor| factor != 1.0) {
-            return Err(keys.mismatch("partial_rotary_factor", "1", &factor.into()));
-        }
         let heads = keys.count("num_attention_heads")?;
         let num_hidden_layers = keys.count("num_hidden_layers")?;
         let head_dim = keys.optional_count("head_dim")?.unwrap_or(256);
+        let head_dim = keys.even("head_dim", head_dim)?;
+        let rope = RopeKeys::WHOLE.read(keys, head_dim)?;
         Ok(Self {
             vocab_size: keys.count("vocab_size")?,
             hidden_size: keys.count("hidden_size")?,
@@ -83,7 +81,7 @@ impl GemmaConfig {
             num_hidden_layers,
             num_attention_heads: heads,
             num_key_value_heads: keys.kv_heads(heads)?,
-            head_dim: keys.even("head_dim", head_dim)?,
+            head_dim,
             query_pre_attn_scalar: head_dim as f64,
             hidden_activation: activation,
             attention_bias: keys.boolean("attention_bias", false)?,

@@ -7,9 +7,9 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use super::activation::Activation;
-use super::config::Sizes;
 use super::config::keys::Keys;
-use super::config::rope::{self, RopeScaling};
+use super::config::rope::{RopeKeys, Rotated};
+use super::config::{RopeScaling, Sizes};
 use super::family::Family;
 use super::mlp::Mlp;
 use super::norm::LayerNorm;
@@ -47,7 +47,7 @@ pub struct GptNeoxConfig {
     pub rotary_dim: usize,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Llama 3's scaling, if any.
+    /// Scaling of the frequencies, if any.
     pub rope_scaling: Option<RopeScaling>,
     /// Whether attention and MLP are parallel: both read the same state.
     pub use_parallel_residual: bool,
@@ -71,21 +71,22 @@ impl GptNeoxConfig {
         let heads = keys.count("num_attention_heads")?;
         let head_dim = keys.divide("hidden_size", hidden_size, "num_attention_heads", heads)?;
         keys.even("hidden_size / num_attention_heads", head_dim)?;
-        let rope = rope::read(keys, "rotary_emb_base", "rotary_pct")?;
-        let rotary_dim = (head_dim as f64 * rope.partial_factor.unwrap_or(0.25)) as usize;
-        if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
-            return Err(keys.error(format!(
-                "\"rotary_pct\" or \"partial_rotary_factor\" rotates {rotary_dim} of a head's {head_dim} entries; expected \
-                 an even number between 2 and {head_dim}"
-            )));
-        }
+        let rope = RopeKeys {
+            theta: "rotary_emb_base",
+            rotated: Rotated::Part {
+                key: "rotary_pct",
+                default: 0.25,
+            },
+            ..RopeKeys::WHOLE
+        };
+        let rope = rope.read(keys, head_dim)?;
         Ok(Self {
             vocab_size: keys.count("vocab_size")?,
             hidden_size,
             intermediate_size: keys.count("intermediate_size")?,
             num_hidden_layers: keys.count("num_hidden_layers")?,
             num_attention_heads: heads,
-            rotary_dim,
+            rotary_dim: rope.rotary_dim,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
             use_parallel_residual: keys.boolean("use_parallel_residual", true)?,

@@ -42,6 +42,7 @@ mod recompute;
 mod reference;
 mod repository;
 mod resize;
+mod rope_scaling;
 mod rotary;
 mod scalar;
 mod sidecar;

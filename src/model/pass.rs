@@ -85,6 +85,7 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
             Some(cache) => cache.positions(&segments),
             None => segments.positions(),
         };
+        let mut row_lens = row_lens(&segments, &positions);
         let mut selected = selected;
         match &virtual_tokens {
             Some(Inserted {
@@ -104,11 +105,13 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
                     let count = if added { tokens.count() } else { 0 };
                     row.start + count..row.end
                 });
-                positions = own.map(|place| positions[place]).collect();
+                let own: Vec<usize> = own.collect();
+                positions = own.iter().map(|&place| positions[place]).collect();
+                row_lens = own.iter().map(|&place| row_lens[place]).collect();
             }
             None => {}
         }
-        let tables = |rotary: &Rotary| rotary.tables(&positions, &device);
+        let tables = |rotary: &Rotary| rotary.tables(&positions, &row_lens, &device);
         let angles = layers.rotaries().iter().map(tables).collect();
         Self {
             segments,
@@ -245,5 +248,20 @@ fn insert<'a, B: ModelBackend>(
 fn added(before: &Segments, after: &Segments) -> Vec<bool> {
     let rows = 0..before.num_rows();
     rows.map(|row| before.row_len(row) < after.row_len(row))
+        .collect()
+}
+
+/// The length of each token's row, in tokens with those of the cache and of virtual tokens. A row that others continue, and these,
+/// count as long as the longest of them: they share keys, which are rotated once.
+fn row_lens(segments: &Segments, positions: &[usize]) -> Vec<usize> {
+    let first = |row: usize| segments.parent(row).unwrap_or(row);
+    let mut longest = vec![0; segments.num_rows()];
+    for (row, range) in segments.iter().enumerate() {
+        let len = positions[range].last().map_or(0, |last| last + 1);
+        longest[first(row)] = len.max(longest[first(row)]);
+    }
+    let rows = segments.iter().enumerate();
+    rows.flat_map(|(row, range)| range.map(move |_| row))
+        .map(|row| longest[first(row)])
         .collect()
 }

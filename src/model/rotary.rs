@@ -1,79 +1,102 @@
 //! Rotary position embedding: frequencies and angles.
 
+use std::borrow::Cow;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
 use super::config::RopeScaling;
+use super::rope_scaling::unscaled;
 
 /// Rotary frequencies of one head.
 #[derive(Debug, Clone)]
 pub(super) struct Rotary {
-    /// Radians per position, `[head_dim / 2]`.
+    head_dim: usize,
+    rotary_dim: usize,
+    theta: f64,
+    scaling: Option<RopeScaling>,
+    /// Radians per position in short rows, `[head_dim / 2]`.
     inv_freq: Vec<f32>,
+    /// Factor of cosines and sines.
+    attention_factor: f32,
 }
 
 impl Rotary {
-    /// Frequencies `theta^(-2i / rotary_dim)`, optionally with Llama 3's scaling. Of a head's `head_dim` entries, the pairs
-    /// `(i, i + head_dim / 2)` with `i < rotary_dim / 2` are rotated; other pairs have frequency 0.
-    ///
-    /// Every step is rounded to f32 as in transformers: at position 8,000 one unit in the last place of a frequency changes the
-    /// angle noticeably.
+    /// Frequencies `theta^(-2i / rotary_dim)`, optionally scaled. Of a head's `head_dim` entries, the pairs `(i, i + head_dim / 2)`
+    /// with `i < rotary_dim / 2` are rotated; other pairs have frequency 0.
     pub(super) fn new(
         head_dim: usize,
         rotary_dim: usize,
         theta: f64,
         scaling: Option<&RopeScaling>,
     ) -> Self {
-        let rotated = (0..rotary_dim / 2).map(|i| {
-            let exponent = (2 * i) as f32 / rotary_dim as f32;
-            let power = f64::from(theta as f32).powf(f64::from(exponent)) as f32;
-            let frequency = 1.0 / power;
-            scaling.map_or(frequency, |scaling| scaled(frequency, scaling))
-        });
-        let mut inv_freq: Vec<f32> = rotated.collect();
-        inv_freq.resize(head_dim / 2, 0.0);
-        Self { inv_freq }
+        let mut rotary = Self {
+            head_dim,
+            rotary_dim,
+            theta,
+            scaling: scaling.cloned(),
+            inv_freq: Vec::new(),
+            attention_factor: scaling.map_or(1.0, RopeScaling::attention_factor) as f32,
+        };
+        rotary.inv_freq = rotary.computed(0);
+        rotary
     }
 
-    /// Cosines and sines, `[tokens, head_dim / 2]` each.
+    /// Cosines and sines, `[tokens, head_dim / 2]` each, of tokens at `positions` in rows of `row_lens` tokens.
     pub(super) fn tables<B: Backend>(
         &self,
         positions: &[usize],
+        row_lens: &[usize],
         device: &B::Device,
     ) -> [Tensor<B, 2>; 2] {
-        let shape = [positions.len(), self.inv_freq.len()];
-        let angles: Vec<f32> = positions
-            .iter()
-            .flat_map(|&p| self.inv_freq.iter().map(move |&f| p as f32 * f))
-            .collect();
+        let half = self.head_dim / 2;
+        let mut angles = Vec::with_capacity(positions.len() * half);
+        let mut rest = positions;
+        for row in row_lens.chunk_by(|a, b| a == b) {
+            let (own, others) = rest.split_at(row.len());
+            rest = others;
+            let inv_freq = self.inv_freq(row[0]);
+            for &position in own {
+                angles.extend(inv_freq.iter().map(|f| position as f32 * f));
+            }
+        }
         let table = |f: fn(f32) -> f32| {
-            let values: Vec<f32> = angles.iter().map(|&a| f(a)).collect();
-            Tensor::from_data(TensorData::new(values, shape), device)
+            let values = angles.iter().map(|&angle| f(angle) * self.attention_factor);
+            let data = TensorData::new(values.collect(), [positions.len(), half]);
+            Tensor::from_data(data, device)
         };
         [table(f32::cos), table(f32::sin)]
     }
-}
 
-/// Llama 3's rule: frequencies of long wavelengths are divided by the factor, those of short ones are unchanged, with a linear
-/// blend between.
-pub(super) fn scaled(frequency: f32, s: &RopeScaling) -> f32 {
-    let context = s.original_max_position_embeddings as f64;
-    let factor = s.factor as f32;
-    let wavelength = std::f64::consts::TAU as f32 / frequency;
-    if wavelength > (context / s.low_freq_factor) as f32 {
-        return frequency / factor;
+    /// Radians per position in a row of `row_len` tokens, `[head_dim / 2]`.
+    fn inv_freq(&self, row_len: usize) -> Cow<'_, [f32]> {
+        let short = self.scaling.as_ref().and_then(RopeScaling::short_rows);
+        match short.is_some_and(|short| row_len > short) {
+            true => Cow::Owned(self.computed(row_len)),
+            false => Cow::Borrowed(&self.inv_freq),
+        }
     }
-    if wavelength < (context / s.high_freq_factor) as f32 {
-        return frequency;
+
+    fn computed(&self, row_len: usize) -> Vec<f32> {
+        let mut inv_freq = match &self.scaling {
+            Some(scaling) => scaling.inv_freq(self.theta, self.rotary_dim, row_len),
+            None => unscaled(self.theta as f32, self.rotary_dim),
+        };
+        // Entries that are not rotated.
+        inv_freq.resize(self.head_dim / 2, 0.0);
+        inv_freq
     }
-    let blend = (context as f32 / wavelength - s.low_freq_factor as f32)
-        / (s.high_freq_factor - s.low_freq_factor) as f32;
-    (1.0 - blend) * frequency / factor + blend * frequency
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+
     use super::*;
+    use crate::model::config::Llama3;
+    use crate::model::{Architecture, ModelConfig};
 
     /// `LlamaRotaryEmbedding(LlamaConfig(..)).inv_freq.view(torch.int32)` of transformers 5.23; the last line is
     /// GPT-NeoX's with a quarter of 32 entries rotated.
@@ -81,12 +104,12 @@ mod tests {
     fn frequencies_are_those_of_transformers_to_the_bit() {
         let bits =
             |rotary: Rotary| -> Vec<u32> { rotary.inv_freq.iter().map(|x| x.to_bits()).collect() };
-        let llama3 = |factor| RopeScaling {
-            factor,
+        let llama3 = RopeScaling::Llama3(Llama3 {
+            factor: 32.0,
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
             original_max_position_embeddings: 8192,
-        };
+        });
         assert_eq!(
             bits(Rotary::new(16, 16, 1e6, None)),
             [
@@ -102,7 +125,7 @@ mod tests {
         );
         // Llama 3.2: kept, kept, kept, kept, blended, stretched, stretched, stretched.
         assert_eq!(
-            bits(Rotary::new(16, 16, 5e5, Some(&llama3(32.0)))),
+            bits(Rotary::new(16, 16, 5e5, Some(&llama3))),
             [
                 0x3f80_0000,
                 0x3e46_93b0,
@@ -117,5 +140,40 @@ mod tests {
         let rotated = [0x3f80_0000, 0x3dcc_cccd, 0x3c23_d70a, 0x3a83_126f];
         let rotary = bits(Rotary::new(32, 8, 1e4, None));
         assert_eq!((&rotary[..4], &rotary[4..]), (&rotated[..], &[0; 12][..]));
+    }
+
+    /// `tests/reference/families.py` has the frequencies of each scaling in rows within the original context and beyond.
+    #[test]
+    fn scaled_frequencies_are_those_of_transformers() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/rope_scalings");
+        let read = |file: &str| -> Value {
+            serde_json::from_str(&std::fs::read_to_string(folder.join(file)).unwrap()).unwrap()
+        };
+        let plain = read("config.json");
+        for case in read("cases.json").as_array().unwrap() {
+            let mut config = plain.clone();
+            for (key, value) in case["config"].as_object().unwrap() {
+                config[key] = value.clone();
+            }
+            let config = ModelConfig::from_value(config).unwrap();
+            let Architecture::Gated(config) = config.architecture() else {
+                panic!("{case}");
+            };
+            let width = config.head_dim;
+            let rotary = Rotary::new(
+                width,
+                width,
+                config.rope_theta,
+                config.rope_scaling.as_ref(),
+            );
+            let expected = case["attention_factor"].as_f64().unwrap() as f32;
+            assert_eq!(rotary.attention_factor, expected, "{}", case["name"]);
+            for (row_len, expected) in case["inv_freq"].as_object().unwrap() {
+                let expected: Vec<i32> = serde_json::from_value(expected.clone()).unwrap();
+                let found = rotary.inv_freq(row_len.parse().unwrap());
+                let found: Vec<i32> = found.iter().map(|x| x.to_bits() as i32).collect();
+                assert_eq!(found, expected, "{} in a row of {row_len}", case["name"]);
+            }
+        }
     }
 }

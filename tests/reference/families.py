@@ -85,6 +85,30 @@ CONFIGS = {
     # Slopes of a number of heads that is no power of two.
     "bloom": BloomConfig(**TOKENS, vocab_size=64, hidden_size=30, n_layer=2, n_head=5),
 }
+# A llama for each RoPE scaling, with the same weights; rows within the original context of 32 tokens and beyond.
+SCALED = LlamaConfig(
+    **TOKENS, vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True,
+)
+SCALED_ROWS = [ROWS[0], LONG_ROW, LONG_ROW[:30]]
+FACTORS = [1.0, 1.1, 1.3, 1.7, 2.0, 2.6, 3.1, 4.0]
+SCALINGS = {
+    "linear": {"rope_type": "linear", "factor": 2.6},
+    "dynamic": {"rope_type": "dynamic", "factor": 3.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn_mscale": {
+        "rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 32, "beta_fast": 4.0, "beta_slow": 0.25,
+        "mscale": 0.707, "mscale_all_dim": 1.3, "truncate": False,
+    },
+    "longrope": {
+        "rope_type": "longrope", "short_factor": FACTORS, "long_factor": [3.0 * x for x in FACTORS],
+        "original_max_position_embeddings": 32,
+    },
+    "llama3": {
+        "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
 # Adapters and what they stand on; the OPT one has the projections in and out of the embedding.
 LORAS = {"llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post", "bloom_lora": "bloom"}
 
@@ -213,6 +237,53 @@ def make_family(root, name, seed):
     write(f"{out}/ref.json", result)
 
 
+def bits(tensor):
+    return tensor.detach().float().flatten().view(torch.int32).tolist()
+
+
+def greedy_by_cache(model, row):
+    """As `greedy`, with keys that stay in the cache as they were rotated."""
+    ids, found, past = row, [], None
+    for _ in range(GREEDY):
+        output = model(input_ids=torch.tensor([ids]), past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        ids = [int(output.logits[0, -1].argmax())]
+        found += ids
+    return found
+
+
+def make_scalings(root, name, seed):
+    """One file of weights, and what each scaling computes with them."""
+    out = f"{root}/{name}"
+    model = AutoModelForCausalLM.from_config(SCALED, dtype=torch.float32, attn_implementation="eager")
+    randomise(model, seed)
+    model.tie_weights()
+    model.save_pretrained(out)
+    os.remove(f"{out}/generation_config.json")
+    cases = []
+    for scaling, parameters in SCALINGS.items():
+        # The dynamic one has no other context.
+        changes = {"max_position_embeddings": 32} if scaling == "dynamic" else {}
+        parameters = {"rope_theta": 100.0, **parameters}
+        config = LlamaConfig(**{**SCALED.to_dict(), **changes, "rope_parameters": dict(parameters)})
+        model = AutoModelForCausalLM.from_pretrained(
+            out, config=config, dtype=torch.float32, attn_implementation="eager"
+        )
+        result = reference(model, SCALED_ROWS)
+        del result["logits"]
+        rotary = model.model.rotary_emb
+        with torch.no_grad():
+            result["greedy_by_cache"] = [greedy_by_cache(model, row) for row in SCALED_ROWS]
+            result["inv_freq"] = {}
+            for row in SCALED_ROWS:
+                model(input_ids=torch.tensor([row]))
+                result["inv_freq"][len(row)] = bits(rotary.inv_freq)
+        result["attention_factor"] = number(torch.tensor(rotary.attention_scaling))
+        changes["rope_parameters"] = parameters
+        cases.append({"name": scaling, "config": changes, **result})
+    write(f"{out}/cases.json", cases)
+
+
 def make_lora(root, name, base, seed):
     out = f"{root}/{name}"
     model = AutoModelForCausalLM.from_pretrained(f"{root}/{base}", dtype=torch.float32, attn_implementation="eager")
@@ -253,6 +324,7 @@ def main():
     torch.set_num_threads(1)
     for seed, name in enumerate(CONFIGS):
         make_family(root, name, 100 + 10 * seed)
+    make_scalings(root, "rope_scalings", 90)
     for seed, (name, base) in enumerate(LORAS.items()):
         make_lora(root, name, base, 200 + 10 * seed)
 

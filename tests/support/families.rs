@@ -54,7 +54,7 @@ const LORAS: [(&str, &str); 5] = [
 
 /// Largest difference allowed: nats for log-probabilities, plain numbers for scores and logits, a share of the
 /// parameter's gradient for gradients.
-const TOLERANCE: f64 = 1e-4;
+pub(crate) const TOLERANCE: f64 = 1e-4;
 
 /// The same with products in bfloat16: a sum in another order may move an input across an edge of rounding, a 256th of it.
 const MIXED_TOLERANCE: f64 = 2e-3;
@@ -70,15 +70,15 @@ fn reference(name: &str) -> Value {
     read(name, "ref.json")
 }
 
-fn read(name: &str, file: &str) -> Value {
+pub(crate) fn read(name: &str, file: &str) -> Value {
     serde_json::from_str(&std::fs::read_to_string(folder(name).join(file)).unwrap()).unwrap()
 }
 
-fn rows(reference: &Value) -> Vec<Vec<u32>> {
+pub(crate) fn rows(reference: &Value) -> Vec<Vec<u32>> {
     serde_json::from_value(reference["rows"].clone()).unwrap()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn load<B: ModelBackend>(path: &Path, device: &B::Device) -> Language
 }
 
 /// Notes how far a model's numbers are from transformers' or PEFT's, and fails if it is too far.
-fn compare<B: ModelBackend>(subject: &str, what: &str, difference: f64, relative: bool) {
+pub(crate) fn compare<B: ModelBackend>(subject: &str, what: &str, difference: f64, relative: bool) {
     compare_to::<B>(TOLERANCE, subject, what, difference, relative);
 }
 
@@ -117,7 +117,7 @@ fn compare_to<B: ModelBackend>(
 }
 
 /// Largest difference of two lists of one length; not a number if one of them holds none.
-fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
+pub(crate) fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     got.iter()
         .zip(expected)
@@ -126,7 +126,7 @@ fn largest_difference(got: &[f32], expected: &[f64]) -> f64 {
 }
 
 /// The larger of two differences; one that is not a number wins.
-fn worse(a: f64, b: f64) -> f64 {
+pub(crate) fn worse(a: f64, b: f64) -> f64 {
     if b <= a { a } else { b }
 }
 
@@ -186,7 +186,7 @@ fn summed_logprobs<B: ModelBackend>(
 }
 
 /// Largest difference of a model's log-probabilities from the reference's, over [`orders`].
-fn logprob_difference<B: ModelBackend>(
+pub(crate) fn logprob_difference<B: ModelBackend>(
     model: &LanguageModel<B>,
     reference: &Value,
     device: &B::Device,
@@ -341,7 +341,7 @@ pub(crate) fn recomputed<B: ModelBackend>(device: B::Device) {
 
 /// The gradient of the mean negative log-probability with respect to every trained parameter, with the rows packed in
 /// three orders.
-fn compare_gradients<B: ModelBackend>(
+pub(crate) fn compare_gradients<B: ModelBackend>(
     tolerance: f64,
     name: &str,
     model: &mut LanguageModel<Autodiff<B>>,
@@ -557,7 +557,7 @@ pub(crate) fn generation<B: ModelBackend>(device: B::Device) {
 }
 
 /// Log-probabilities by way of the cache: row `i` joins in step `i` and brings `chunk` tokens a step.
-fn cached_logprobs<B: ModelBackend>(
+pub(crate) fn cached_logprobs<B: ModelBackend>(
     model: &LanguageModel<B>,
     rows: &[Vec<u32>],
     chunk: usize,

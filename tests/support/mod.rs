@@ -19,6 +19,7 @@ pub(crate) mod prompts;
 pub(crate) mod reduced;
 pub(crate) mod reference;
 pub(crate) mod resized;
+pub(crate) mod rope_scalings;
 pub(crate) mod shared_prefix;
 pub(crate) mod text;
 pub(crate) mod together;

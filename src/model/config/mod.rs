@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use burn_ndarray::NdArray;
 
-pub use rope::RopeScaling;
+pub use super::rope_scaling::{DynamicNtk, Llama3, LongRope, RopeScaling, Yarn};
 
 use super::family::Family;
 use super::weights::{StoreAs, gguf};
@@ -689,27 +689,115 @@ mod tests {
         );
         let c = gated(value);
         assert_eq!(c.rope_theta, 500_000.0);
-        let scaling = c.rope_scaling.unwrap();
+        let llama3 = Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        assert_eq!(c.rope_scaling, Some(RopeScaling::Llama3(llama3)));
+    }
+
+    fn scaled(scaling: Value) -> Value {
+        let value = with(smollm2(), "rope_parameters", Value::Null);
+        with(value, "rope_scaling", scaling)
+    }
+
+    /// Settings that a file leaves open, as transformers 5.23 has them for the same file.
+    #[test]
+    fn rope_scalings_follow_the_context() {
+        let yarn = |dict: Value| match gated(scaled(dict)).rope_scaling {
+            Some(RopeScaling::Yarn(yarn)) => yarn,
+            other => panic!("{other:?}"),
+        };
+        // 0.1 ln 4 + 1; SmolLM2's 8192 positions are 4 times 2048.
+        let plain = yarn(json!({"type": "yarn", "original_max_position_embeddings": 2048}));
         assert_eq!(
-            (scaling.factor, scaling.original_max_position_embeddings),
-            (8.0, 8192)
+            (plain.factor, plain.attention_factor),
+            (4.0, 0.1 * 4.0f64.ln() + 1.0)
         );
+        assert_eq!(
+            (plain.beta_fast, plain.beta_slow, plain.truncate),
+            (32.0, 1.0, true)
+        );
+        // (0.1 * 0.707 ln 40 + 1) / (0.1 ln 40 + 1).
+        let both =
+            yarn(json!({"type": "yarn", "factor": 40, "mscale": 0.707, "mscale_all_dim": 1.0}));
+        assert!(
+            (both.attention_factor - 0.921_042_4).abs() < 1e-7,
+            "{both:?}"
+        );
+        let given =
+            yarn(json!({"type": "yarn", "factor": 40, "mscale": 0.707, "attention_factor": 2}));
+        assert_eq!(given.attention_factor, 2.0);
+
+        let mut phi = scaled(
+            json!({"type": "longrope", "short_factor": vec![1; 32], "long_factor": vec![2; 32],
+                                    "original_max_position_embeddings": 7}),
+        );
+        // As in transformers, the key beside the dictionary overrides the one inside.
+        phi["original_max_position_embeddings"] = json!(1024);
+        let Some(RopeScaling::LongRope(long)) = gated(phi).rope_scaling else {
+            panic!("longrope");
+        };
+        assert_eq!(long.original_max_position_embeddings, 1024);
+        // sqrt(1 + ln 8 / ln 1024) = sqrt(1.3).
+        assert!(
+            (long.attention_factor - 1.3f64.sqrt()).abs() < 1e-15,
+            "{long:?}"
+        );
+        assert_eq!(RopeScaling::LongRope(long).short_rows(), Some(1024));
+
+        let dynamic = gated(scaled(json!({"rope_type": "dynamic", "factor": 2})));
+        assert_eq!(dynamic.rope_scaling.unwrap().short_rows(), Some(8192));
     }
 
     #[test]
     fn what_is_not_computed_is_refused_by_name() {
         let cases = [
             (
-                with(smollm2(), "rope_parameters", json!({"rope_type": "yarn"})),
-                "RoPE scaling \"yarn\"",
+                with(smollm2(), "rope_parameters", json!({"rope_type": "yarm"})),
+                "RoPE scaling \"yarm\" is not supported; supported are default, linear, dynamic, yarn, longrope, llama3; did you \
+                 mean `yarn`?",
             ),
             (
-                with(
-                    with(smollm2(), "rope_parameters", Value::Null),
-                    "rope_scaling",
-                    json!({"type": "linear", "factor": 2.0}),
+                scaled(json!({"type": "linear"})),
+                "RoPE scaling linear needs a positive \"factor\"",
+            ),
+            (
+                scaled(json!({"rope_type": "dynamic", "factor": -2})),
+                "\"factor\" must be a positive number, found -2",
+            ),
+            (
+                scaled(json!({"rope_type": "yarn", "factor": 2, "truncate": "no"})),
+                "\"truncate\" must be true or false, found \"no\"",
+            ),
+            (
+                scaled(json!({"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 3})),
+                "needs \"beta_fast\" of at least \"beta_slow\" (3), found 1",
+            ),
+            (
+                scaled(
+                    json!({"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": 0.5}),
                 ),
-                "RoPE scaling \"linear\"",
+                "\"original_max_position_embeddings\" must be a positive whole number, found 0.5",
+            ),
+            (
+                scaled(json!({"rope_type": "longrope", "short_factor": vec![1; 32]})),
+                "RoPE scaling longrope needs \"long_factor\", a list of 32 positive numbers, one for each rotated pair",
+            ),
+            (
+                scaled(
+                    json!({"rope_type": "longrope", "short_factor": [1, 2, "3"], "long_factor": vec![1; 32]}),
+                ),
+                "\"short_factor\" must be a list of 32 positive numbers, one for each rotated pair, found 3 entries, 2 of them \
+                 positive numbers",
+            ),
+            (
+                scaled(
+                    json!({"rope_type": "longrope", "short_factor": "1", "long_factor": vec![1; 32]}),
+                ),
+                "one for each rotated pair, found \"1\"",
             ),
             (
                 with(
@@ -763,9 +851,9 @@ mod tests {
                 with(
                     pythia(),
                     "rope_scaling",
-                    json!({"type": "dynamic", "factor": 2.0}),
+                    json!({"type": "proportional", "factor": 2.0}),
                 ),
-                "RoPE scaling \"dynamic\"",
+                "RoPE scaling \"proportional\" is not supported",
             ),
             (
                 with(opt(), "layer_norm_elementwise_affine", json!(false)),

@@ -8,8 +8,7 @@ use super::tensor_type::TensorType;
 use super::vocabulary;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::config::{ModelConfig, TensorSpec};
-use crate::model::rotary::scaled;
+use crate::model::config::{ModelConfig, RopeScaling, TensorSpec};
 use crate::model::weights::{StoreAs, WeightSource, read_tensor};
 use crate::model::{Architecture as Family, GatedDecoderConfig, Gpt2Config};
 use crate::ops::Mask;
@@ -85,11 +84,17 @@ impl GgufModel<'_> {
                         "the model attends within a window, which llama.cpp does not do for its family".into(),
                     ));
                 }
-                if let Some(scaling) = &config.rope_scaling {
-                    if architecture != Architecture::Llama {
-                        return Err(refuse(format!("{family} with Llama 3's RoPE scaling")));
+                match &config.rope_scaling {
+                    None => {}
+                    Some(RopeScaling::Llama3(scaling)) if architecture == Architecture::Llama => {
+                        factors = rope_factors(config, |frequency| scaling.scaled(frequency));
                     }
-                    factors = rope_factors(config, |frequency| scaled(frequency, scaling));
+                    Some(scaling) => {
+                        return Err(refuse(format!(
+                            "{family} with RoPE scaling {}",
+                            scaling.name()
+                        )));
+                    }
                 }
                 metadata.extend(gated_keys(architecture, config));
             }
