@@ -29,6 +29,7 @@ on_backends!(
     losses: gradients;
     families: forward, gradients, mixed, recomputed, frozen, scores, generation, cached, lora;
     rope_scalings: one_pass, cached;
+    encoders: classifiers;
     model_files: what_is_loaded_is_saved, shards_are_one_file, gguf_is_safetensors, half_precision_is_exact;
     resized: tables, written;
     peft: adapters, classifiers, written, misfits, spellings, other_files, trained, many_rows, combined;

@@ -35,6 +35,7 @@ macro_rules! on {
                 losses: gradients;
                 families: forward, gradients, mixed, recomputed, scores, generation, cached, lora;
                 rope_scalings: one_pass, cached;
+                encoders: classifiers;
                 shared_prefix: states, gradients, scores, responses;
                 together: models_in_one_pass;
                 reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;

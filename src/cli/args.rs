@@ -13,12 +13,14 @@ pub use super::generate::GenerateArgs;
 pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
 pub use super::respond::SamplingArgs;
+pub use super::score::ScoreArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
+use crate::model::{Label, LabelOutput};
 use crate::ops::{MatmulPrecision, Precision};
 use crate::peft::Peft;
 use crate::recipe;
-use crate::reward::{RewardConfig, RougeVariant};
+use crate::reward::{ClassifierInput, RewardConfig, RougeVariant};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
 #[derive(Debug, Clone, Parser)]
@@ -209,27 +211,6 @@ pub struct LogprobsArgs {
     pub output: PathBuf,
 }
 
-/// `temper score`.
-#[derive(Debug, Clone, Args)]
-#[command(
-    after_help = "Rows:    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
-Output:  {\"score\": 0.7}, at the last token; EOS is appended to text
-
-Example:
-  temper score --model tiny --adapter runs/quickstart/rm/adapter --data rows.jsonl --output -"
-)]
-pub struct ScoreArgs {
-    /// The reward model.
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Rows, one JSON object a line
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub data: PathBuf,
-    /// Output file, one JSON object a line; `-` is stdout
-    #[arg(long, value_name = "FILE.jsonl")]
-    pub output: PathBuf,
-}
-
 /// `temper eval`.
 #[derive(Debug, Clone, Args)]
 #[command(
@@ -242,6 +223,7 @@ Reward sources:
   length:N                    closeness of the length to N words
   pattern:REGEX               1 when the response matches, else 0
   learned:DIR                 a reward model's folder, or owner/name of the hub
+  classifier:DIR#LABEL        the logit of an encoder's label (BERT, DistilBERT, RoBERTa) for prompt and response
   command:PROGRAM ARGS        a program that reads rows and writes {\"score\": x}, one JSON object a line
 
 Examples:
@@ -355,6 +337,15 @@ fn assignment(text: &str) -> Result<String, String> {
     }
 }
 
+/// A classifier's label: an index, or else a name.
+pub(super) fn label(text: &str) -> Result<Label, String> {
+    match text.parse() {
+        _ if text.is_empty() => Err("expected a label's name or index".into()),
+        Ok(index) => Ok(Label::Index(index)),
+        Err(_) => Ok(Label::Name(text.into())),
+    }
+}
+
 fn reward(text: &str) -> Result<RewardArg, String> {
     let (kind, rest) = match text.split_once(':') {
         Some((kind, rest)) => (kind, Some(rest).filter(|rest| !rest.is_empty())),
@@ -391,13 +382,25 @@ fn reward(text: &str) -> Result<RewardArg, String> {
             };
             RewardConfig::Learned { stage }
         }
+        "classifier" => {
+            let (model, label) = match needed("DIR#LABEL")?.rsplit_once('#') {
+                Some((model, label)) => (model, Some(self::label(label)?)),
+                None => (needed("DIR#LABEL")?, None),
+            };
+            RewardConfig::Classifier {
+                model: model.into(),
+                label,
+                output: LabelOutput::default(),
+                reads: ClassifierInput::default(),
+            }
+        }
         "command" => RewardConfig::Command {
             command: words(needed("PROGRAM ARGS")?)?,
             timeout_s: 60.0,
         },
         _ => {
             return Err(
-                "expected rouge-1, rouge-2, rouge-l, gold, length:N, pattern:REGEX, learned:DIR or command:PROGRAM"
+                "expected rouge-1, rouge-2, rouge-l, gold, length:N, pattern:REGEX, learned:DIR, classifier:DIR#LABEL or command:PROGRAM"
                     .into(),
             );
         }
@@ -552,6 +555,17 @@ mod tests {
                 timeout_s: 60.0
             }
         );
+        let classifier = |label| RewardConfig::Classifier {
+            model: "me/sst2".into(),
+            label,
+            output: LabelOutput::Logit,
+            reads: ClassifierInput::PromptAndResponse,
+        };
+        let positive = Some(Label::Name("POSITIVE".into()));
+        assert_eq!(config("classifier:me/sst2#POSITIVE"), classifier(positive));
+        let second = Some(Label::Index(1));
+        assert_eq!(config("classifier:me/sst2#1"), classifier(second));
+        assert_eq!(config("classifier:me/sst2"), classifier(None));
         assert_eq!(reward("command:sh 'x").unwrap_err(), "a ' is never closed");
         assert_eq!(reward("length").unwrap_err(), "expected length:N");
     }

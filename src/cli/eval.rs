@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::{ComputeArgs, EvalArgs, ModelArgs};
 use super::logprobs::measure;
-use super::model::UnloadedModel;
+use super::model::{UnloadedModel, warn};
 use super::output;
 use super::respond::{self, MAX_NEW_TOKENS, Request, Show, TextResponse};
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
@@ -15,10 +15,13 @@ use crate::backend::{Task, dispatch};
 use crate::data::{Prompt, Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
-use crate::model::LanguageModel;
+use crate::model::{ClassifierSource, Fetch, Finder, LanguageModel};
 use crate::ops::ModelBackend;
 use crate::report::{format_value, table};
-use crate::reward::{self, Completion, CompletionEncoder, Learned, RewardSource};
+use crate::reward::{
+    self, Classifier, ClassifierSettings, Completion, CompletionEncoder, Learned, ModelReward,
+    RewardSource,
+};
 
 /// Default temperature of generated responses: greedy, so that everyone gets the same responses from the same model.
 const TEMPERATURE: f64 = 0.0;
@@ -168,7 +171,12 @@ impl EvalTask<'_> {
         device: &B::Device,
     ) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
         let policy = self.tokenizer.cloned().map(Arc::new);
-        let mut learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
+        let classifier = |name: &str, settings: ClassifierSettings<'_>| {
+            let source = ClassifierSource::find(&Finder::new(Fetch::All), name)?;
+            let numerics = self.model.numerics;
+            Classifier::<B>::load(&source, settings, numerics, BATCH_TOKENS, device)
+        };
+        let learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
             let model = UnloadedModel::find(&ModelArgs::of(folder.to_owned()))?;
             // Rows of ids need no tokenizer.
             let own = match &policy {
@@ -185,12 +193,20 @@ impl EvalTask<'_> {
                 Learned::<B>::new(model.reward_model(device)?, BATCH_TOKENS, device.clone());
             Ok(Box::new(learned.with_encoder(encoder)))
         };
+        let mut with_model = |source: ModelReward<'_>| -> Result<Box<dyn RewardSource>> {
+            match source {
+                ModelReward::Learned(folder) => learned(folder),
+                ModelReward::Classifier(name, settings) => {
+                    Ok(Box::new(classifier(name, settings)?))
+                }
+            }
+        };
         let rewards = self.args.reward.iter();
         rewards
             .map(|reward| {
                 Ok((
                     reward.title.clone(),
-                    reward::build(&reward.config, &mut learned)?,
+                    reward::build(&reward.config, &mut with_model)?,
                 ))
             })
             .collect()
@@ -243,6 +259,7 @@ impl EvalTask<'_> {
             }
             let mean = scores.iter().map(|&x| f64::from(x)).sum::<f64>() / count;
             found.rewards.insert(title.clone(), json!(mean));
+            warn(&source.warnings());
         }
         Ok(())
     }

@@ -3,10 +3,12 @@
 use super::output::print;
 use crate::error::{Error, Problem, Result, count};
 use crate::model::{
-    Fetch, Finder, ModelLayer, ModelSource, layers, trained_tensors, with_token_ids,
+    ClassifierSource, Fetch, Finder, ModelLayer, ModelSource, encoder_layers, layers,
+    trained_tensors, with_token_ids,
 };
 use crate::peft::Peft;
 use crate::report::{grouped, table};
+use crate::suggest::quoted;
 
 /// Prints the tree of a model's layers; with `peft` also what would be trained of them.
 ///
@@ -19,7 +21,24 @@ pub(super) fn run(model: &str, peft: Option<&Peft>) -> Result<()> {
             return Err(refused(&problems));
         }
     }
-    let source = Finder::new(Fetch::Check).find(model)?;
+    let finder = Finder::new(Fetch::Check);
+    if let Some(ClassifierSource { config, .. }) = finder.classifier(model)? {
+        if peft.is_some() {
+            return Err(Error::Usage(format!(
+                "--peft: {model} is an encoder ({}), and encoders are not trained",
+                config.family()
+            )));
+        }
+        let labels = config.labels().names().iter().map(String::as_str);
+        return print(&format!(
+            "{}{}, an encoder; at most {} tokens; labels {}\n",
+            tree(&encoder_layers(&config), false),
+            config.class(),
+            config.max_positions(),
+            quoted(labels)
+        ));
+    }
+    let source = finder.find(model)?;
     let trained = match peft {
         Some(peft) => trained_tensors(&source.config, false, &with_ids(peft, &source)?)?,
         None => Vec::new(),

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod chat;
+mod classify;
 mod combine;
 mod completions;
 mod doctor;

@@ -1,17 +1,57 @@
 //! `temper score`.
 
+use std::path::PathBuf;
+
+use clap::Args;
 use serde::Serialize;
 
-use super::args::{ComputeArgs, ScoreArgs};
+use super::args::{ComputeArgs, ModelArgs, label};
 use super::model::UnloadedModel;
-use super::output;
 use super::progress::Progress;
 use super::rows::{self, BATCH_TOKENS, IdsRow, TextRows};
+use super::{classify, output};
 use crate::backend::{Task, dispatch};
 use crate::data::Row;
-use crate::error::Result;
-use crate::model::ScalarModel;
+use crate::error::{Error, Result};
+use crate::model::{Fetch, Finder, Label, LabelOutput, ScalarModel};
 use crate::ops::ModelBackend;
+use crate::reward::ClassifierInput;
+
+/// `temper score`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "A reward model (a score head on a language model):
+  rows    {\"input_ids\": [1, 2, 3]} or {\"prompt\": \"..\", \"completion\": \"..\"}
+  output  {\"score\": 0.7}, at the last token; EOS is appended to text
+
+A classifier (BERT, DistilBERT, RoBERTa):
+  rows    {\"text\": \"..\"} or {\"prompt\": \"..\", \"completion\": \"..\"}
+  output  {\"label\": \"POSITIVE\", \"score\": 2.1, \"scores\": {\"NEGATIVE\": -1.8, \"POSITIVE\": 2.1}}; the label that --label names, or that
+          of the largest score
+
+Examples:
+  temper score --model tiny --adapter runs/quickstart/rm/adapter --data rows.jsonl --output -
+  temper score --model distilbert/distilbert-base-uncased-finetuned-sst-2-english --data rows.jsonl --label POSITIVE \\
+      --label-score probability --output -")]
+pub struct ScoreArgs {
+    /// The reward model or classifier.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Rows, one JSON object a line
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub data: PathBuf,
+    /// Of a classifier: the label whose score is `score`, by name or index
+    #[arg(long, value_name = "LABEL", value_parser = label)]
+    pub label: Option<Label>,
+    /// Of a classifier: which number of a label is its score [default: logit]
+    #[arg(long, value_name = "NUMBER", value_enum)]
+    pub label_score: Option<LabelOutput>,
+    /// Of a classifier: what it reads of rows with prompt and completion [default: prompt-and-response]
+    #[arg(long, value_name = "WHAT", value_enum)]
+    pub reads: Option<ClassifierInput>,
+    /// Output file, one JSON object a line; `-` is stdout
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub output: PathBuf,
+}
 
 /// An output line.
 #[derive(Serialize)]
@@ -25,6 +65,22 @@ struct OutputRow {
 /// Those of the rows, of loading, and of the backend.
 pub(super) fn run(args: &ScoreArgs, compute: &ComputeArgs) -> Result<()> {
     output::check(&args.output)?;
+    if let (Some(name), None) = (&args.model.model, &args.model.adapter)
+        && let Some(source) = Finder::new(Fetch::All).classifier(name)?
+    {
+        return classify::run(args, compute, &source);
+    }
+    for (option, given) in [
+        ("--label", args.label.is_some()),
+        ("--label-score", args.label_score.is_some()),
+        ("--reads", args.reads.is_some()),
+    ] {
+        if given {
+            return Err(Error::Usage(format!(
+                "{option} is for classifiers (BERT, DistilBERT, RoBERTa), and the model is a language model"
+            )));
+        }
+    }
     let model = UnloadedModel::find(&args.model)?;
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &model)?;

@@ -42,4 +42,6 @@ pub use source::{
     DataConfig, DataSource, Part, RowFormat, SampleBy, StageRows, Take, TruncationMode,
 };
 pub(crate) use tokenizer::is_tokenizer_file;
-pub use tokenizer::{CHAT_TEMPLATES, ResponseText, Tokenizer, check_ids};
+pub use tokenizer::{
+    CHAT_TEMPLATES, CutSide, EncodedText, EncoderTokenizer, ResponseText, Tokenizer, check_ids,
+};

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::config::ModelConfig;
+use super::encoder::{EncoderConfig, has_encoder};
 use super::manifest::{self, Manifest, Source};
 use super::reference::{HubModel, Reference};
 use super::repository;
@@ -48,6 +50,8 @@ pub enum Fetch {
 pub struct Finder {
     pub(super) hub: Hub,
     pub(super) fetch: Fetch,
+    /// Whether encoders are looked for, too.
+    pub(super) encoders: bool,
 }
 
 impl Finder {
@@ -58,7 +62,28 @@ impl Finder {
 
     /// Finds models with a hub.
     pub fn with_hub(hub: Hub, fetch: Fetch) -> Self {
-        Self { hub, fetch }
+        Self {
+            hub,
+            fetch,
+            encoders: false,
+        }
+    }
+
+    /// The same for encoders, too. Other finders refuse them before their weights are downloaded.
+    pub fn with_encoders(self) -> Self {
+        Self {
+            encoders: true,
+            ..self
+        }
+    }
+
+    /// Downloads what the cache does not have of a model of the hub.
+    fn download(&self, model: &HubModel) -> Result<ModelFiles> {
+        let check = |folder: &Path| match self.encoders && has_encoder(folder) {
+            true => EncoderConfig::load(folder).map(drop),
+            false => ModelConfig::load(folder).map(drop),
+        };
+        repository::download(&self.hub, model, self.fetch, &check)
     }
 
     /// The files of the model that `name` means, see [`Reference::parse`].
@@ -90,7 +115,7 @@ impl Finder {
             _ => None,
         };
         match model {
-            Some(model) => repository::download(&self.hub, &model, self.fetch),
+            Some(model) => self.download(&model),
             None => self.files(name),
         }
     }
@@ -136,23 +161,20 @@ impl Finder {
         match reference {
             Reference::Path(path) => Ok(at_path(&path.to_string_lossy(), &path)),
             Reference::Known(manifest) => match HubModel::of(&manifest) {
-                Some(model) => {
-                    repository::download(&self.hub, &model, self.fetch).map_err(|error| match error
-                    {
-                        Error::Hub { place, message } => Error::Hub {
-                            place,
-                            message: format!("{message}; or {}", manifest::place_for(&manifest)),
-                        },
-                        error => error,
-                    })
-                }
+                Some(model) => self.download(&model).map_err(|error| match error {
+                    Error::Hub { place, message } => Error::Hub {
+                        place,
+                        message: format!("{message}; or {}", manifest::place_for(&manifest)),
+                    },
+                    error => error,
+                }),
                 None => Err(Error::Usage(format!(
                     "model {}: not on this machine; {}",
                     manifest.name,
                     manifest::place_for(&manifest)
                 ))),
             },
-            Reference::Hub(model) => repository::download(&self.hub, &model, self.fetch),
+            Reference::Hub(model) => self.download(&model),
         }
     }
 

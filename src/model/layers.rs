@@ -1,6 +1,7 @@
 //! The layers of a model by name: shapes, numbers of parameters, and what a recipe's `peft` would train of them.
 
-use super::config::ModelConfig;
+use super::config::{ModelConfig, TensorSpec};
+use super::encoder::EncoderConfig;
 use super::trained::{TrainedTensor, module};
 use crate::error::count;
 use crate::params::ParamKind;
@@ -47,10 +48,19 @@ pub fn layers(
     classifier: bool,
     trained: &[TrainedTensor],
 ) -> Vec<ModelLayer> {
-    let tensors = match classifier {
-        true => config.classifier_tensors(),
-        false => config.tensors(),
-    };
+    match classifier {
+        true => of_tensors(&config.classifier_tensors(), trained),
+        false => of_tensors(&config.tensors(), trained),
+    }
+}
+
+/// The layers of an encoder with its head.
+pub fn encoder_layers(config: &EncoderConfig) -> Vec<ModelLayer> {
+    of_tensors(&config.tensors(), &[])
+}
+
+/// The modules of `tensors`.
+fn of_tensors(tensors: &[TensorSpec], trained: &[TrainedTensor]) -> Vec<ModelLayer> {
     let layer = |path: &str, tied_to: Option<&str>| ModelLayer {
         path: path.to_owned(),
         tensors: Vec::new(),
@@ -67,7 +77,7 @@ pub fn layers(
             ..layer(VIRTUAL_TOKENS, None)
         });
     }
-    for tensor in &tensors {
+    for tensor in tensors {
         let path = module(&tensor.name);
         if layers.last().is_none_or(|layer| layer.path != path) {
             layers.push(layer(path, tensor.tied_to.as_deref()));

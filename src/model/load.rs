@@ -224,7 +224,7 @@ impl ModelSource {
 }
 
 /// Reads all parameters except adapters and score heads from `source`.
-fn fill<B: Backend>(
+pub(super) fn fill<B: Backend>(
     model: &mut dyn Parameters<B>,
     source: &dyn WeightSource,
     device: &B::Device,

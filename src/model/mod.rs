@@ -13,6 +13,7 @@ mod cache;
 mod causal_lm;
 mod combine;
 pub mod config;
+mod encoder;
 mod family;
 mod files;
 mod find;
@@ -69,13 +70,16 @@ pub use cache::KvCache;
 pub use causal_lm::CausalLm;
 pub use combine::combine_adapters;
 pub use config::{ModelConfig, TensorSpec};
+pub use encoder::{
+    ClassifierSource, EncoderClassifier, EncoderConfig, Label, LabelOutput, Labels, ProblemType,
+};
 pub use files::{AbsentWeights, Fetch, Finder, ModelFiles};
 pub use find::portable_base;
 pub use gated_decoder::{GatedDecoder, GatedDecoderConfig};
 pub use gemma_decoder::{GemmaConfig, GemmaDecoder};
 pub use gpt_neox::{GptNeox, GptNeoxConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
-pub use layers::{ModelLayer, layers, trained_summary};
+pub use layers::{ModelLayer, encoder_layers, layers, trained_summary};
 pub use load::{host_tensors, stored_tensors};
 pub use manifest::Manifest;
 pub use mlp::{GatedMlp, Mlp};

@@ -1,9 +1,8 @@
 //! A repository of the hub as a model: which of its files are the configuration, the tokenizer and the weights.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::config::ModelConfig;
 use super::files::{AbsentWeights, Fetch, ModelFiles};
 use super::manifest;
 use super::offset::SIDECAR;
@@ -37,12 +36,17 @@ pub(super) fn cached(hub: &Hub, model: &HubModel) -> Option<ModelFiles> {
     whole.then(|| files(model, folder, None))
 }
 
-/// Downloads what the cache does not have of a model.
+/// Downloads what the cache does not have of a model. `check` refuses the folder of a configuration that is not supported.
 ///
 /// # Errors
 /// `Error::Usage` for a repository that is not there, is refused, or holds no weights that are read; `Error::Hub`; `Error::Format`
 /// for a configuration that is not supported, before any weights are downloaded.
-pub(super) fn download(hub: &Hub, model: &HubModel, fetch: Fetch) -> Result<ModelFiles> {
+pub(super) fn download(
+    hub: &Hub,
+    model: &HubModel,
+    fetch: Fetch,
+    check: &dyn Fn(&Path) -> Result<()>,
+) -> Result<ModelFiles> {
     let repo = &model.repo;
     let listing = match hub.listing(repo) {
         Ok(listing) => listing,
@@ -66,7 +70,7 @@ pub(super) fn download(hub: &Hub, model: &HubModel, fetch: Fetch) -> Result<Mode
     let described =
         is_adapter || has(&folder, "config.json") && (!is_gguf || Tokenizer::is_in(&folder));
     if has(&folder, "config.json") && !is_adapter {
-        ModelConfig::load(folder.join("config.json"))?;
+        check(&folder)?;
     }
     let weights = match weights {
         Weights::Files(files) => files,

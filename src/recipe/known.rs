@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::data::Tokenizer;
 use crate::error::Result;
-use crate::model::{AbsentWeights, Fetch, Finder, ModelConfig, ModelSource};
+use crate::model::{
+    AbsentWeights, ClassifierSource, Fetch, Finder, Label, LabelOutput, ModelConfig, ModelSource,
+};
 use crate::ops::Precision;
 use crate::peft::AdapterSpec;
 use crate::reward::RewardConfig;
@@ -28,7 +30,12 @@ pub(super) struct UncheckedModel {
     pub(super) place: String,
     /// What is to be downloaded.
     pub(super) absent: Vec<AbsentWeights>,
-    wanted: WantedModel,
+    kind: UncheckedKind,
+}
+
+enum UncheckedKind {
+    LanguageModel(WantedModel),
+    Classifier(String),
 }
 
 /// A model of a recipe by the user's words.
@@ -63,7 +70,7 @@ impl WantedModel {
         (!found.absent.is_empty()).then(|| UncheckedModel {
             place: place.to_owned(),
             absent: found.absent.clone(),
-            wanted: self,
+            kind: UncheckedKind::LanguageModel(self),
         })
     }
 }
@@ -72,7 +79,12 @@ impl UncheckedModel {
     /// Downloads and checks it.
     pub(super) fn complete(&self, model: Option<&str>, precision: Precision) -> Result<()> {
         let finder = Finder::new(Fetch::All);
-        self.wanted.open(&finder, model, precision).map(drop)
+        match &self.kind {
+            UncheckedKind::LanguageModel(wanted) => {
+                wanted.open(&finder, model, precision).map(drop)
+            }
+            UncheckedKind::Classifier(name) => ClassifierSource::find(&finder, name)?.check(),
+        }
     }
 }
 
@@ -110,6 +122,67 @@ pub(super) fn open_blank(path: &Path) -> Result<ResolvedModel> {
         config,
         tokenizer,
     })
+}
+
+/// A classifier of a reward source.
+pub(super) struct WantedClassifier<'a> {
+    /// The source's key in the recipe.
+    pub(super) place: String,
+    name: &'a str,
+    label: Option<&'a Label>,
+    output: LabelOutput,
+}
+
+impl WantedClassifier<'_> {
+    /// Finds the classifier and checks its configuration, tokenizer, label and, if they are on this machine, the names and shapes of its
+    /// tensors. Problems are named by their key below the source.
+    pub(super) fn open(
+        &self,
+        finder: &Finder,
+    ) -> Result<(ClassifierSource, Vec<(&'static str, String)>)> {
+        let source = ClassifierSource::find(finder, self.name)?;
+        source.tokenizer()?;
+        if source.absent.is_none() {
+            source.check()?;
+        }
+        let labels = source.config.labels();
+        let label = labels.index(self.label).err();
+        let output = labels.check_output(self.output).err();
+        let problems = [("label", label), ("output", output)].into_iter();
+        let problems = problems.filter_map(|(key, problem)| Some((key, problem?)));
+        let problems = problems.collect();
+        Ok((source, problems))
+    }
+
+    /// What is left to do for it, if anything is.
+    pub(super) fn unchecked(&self, found: &ClassifierSource) -> Option<UncheckedModel> {
+        found.absent.as_ref().map(|absent| UncheckedModel {
+            place: format!("{}.model", self.place),
+            absent: vec![absent.clone()],
+            kind: UncheckedKind::Classifier(self.name.to_owned()),
+        })
+    }
+}
+
+/// The classifiers of the source at `key`.
+pub(super) fn classifiers<'a>(key: &str, reward: &'a RewardConfig) -> Vec<WantedClassifier<'a>> {
+    match reward {
+        RewardConfig::Classifier {
+            model,
+            label,
+            output,
+            ..
+        } => vec![WantedClassifier {
+            place: key.to_owned(),
+            name: model,
+            label: label.as_ref(),
+            output: *output,
+        }],
+        RewardConfig::Sum(terms) => (terms.iter().enumerate())
+            .flat_map(|(index, (_, term))| classifiers(&format!("{key}.{index}.1"), term))
+            .collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// The reward models (folders or stages) of the source at `key`, each with its own key.

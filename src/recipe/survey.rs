@@ -152,6 +152,7 @@ impl Surveyor<'_> {
             }
         }
         self.reward_models(&inputs, path, known.as_ref());
+        let classifiers = self.classifiers(&inputs, path);
         let known = known?;
         self.positions(&known, stage, path);
         if let Some(truncate) = stage.generation().and_then(|g| g.truncate) {
@@ -180,7 +181,12 @@ impl Surveyor<'_> {
             return None;
         }
         let planned = stage.plan(model, &self.checked, &self.rows);
-        let (plan, problems) = self.keep(&names, planned)?;
+        let (mut plan, problems) = self.keep(&names, planned)?;
+        if classifiers > 0 {
+            plan.total_params += classifiers;
+            let bytes = size_of::<f32>() as u64 * classifiers;
+            plan.memory.push(("classifiers".into(), bytes));
+        }
         for (key, error) in problems {
             self.keep::<()>(&format!("{path}.{key}"), Err(error));
         }

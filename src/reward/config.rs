@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::{Label, LabelOutput};
+
 /// A source of scores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -10,6 +12,20 @@ pub enum RewardConfig {
     Learned {
         /// Stage name or folder.
         stage: String,
+    },
+    /// The score of a label by an encoder that classifies texts.
+    Classifier {
+        /// Its folder, or `owner/name` of the hub.
+        model: String,
+        /// The label, by its name in `id2label` or by index; may be left out if there is only one.
+        #[serde(default)]
+        label: Option<Label>,
+        /// Which number of the label.
+        #[serde(default)]
+        output: LabelOutput,
+        /// What the classifier reads.
+        #[serde(default)]
+        reads: ClassifierInput,
     },
     /// ROUGE F-measure against a reference column.
     Rouge {
@@ -65,6 +81,19 @@ impl RewardConfig {
             _ => Vec::new(),
         }
     }
+}
+
+/// What of a prompt and its response a classifier reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, clap::ValueEnum)]
+#[serde(deny_unknown_fields)]
+pub enum ClassifierInput {
+    /// Both as one text, as reward models do.
+    #[default]
+    PromptAndResponse,
+    /// The response alone.
+    Response,
+    /// Both as a pair of texts, for classifiers that were tuned on pairs (question and answer).
+    Pair,
 }
 
 /// Which ROUGE.

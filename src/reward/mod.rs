@@ -1,5 +1,6 @@
 //! Reward sources: one score per response.
 
+mod classifier;
 mod command;
 mod config;
 mod gold;
@@ -17,12 +18,14 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-pub use config::{RewardConfig, RougeVariant};
+pub use classifier::{Classifier, ClassifierSettings};
+pub use config::{ClassifierInput, RewardConfig, RougeVariant};
 pub use learned::Learned;
 pub use reading::CompletionEncoder;
 
 use crate::data::Conversation;
 use crate::error::{Error, Problem, Result};
+use crate::model::Label;
 
 /// A response to be scored, with its context.
 #[derive(Debug, Clone, Default)]
@@ -48,15 +51,29 @@ pub trait RewardSource {
     /// # Errors
     /// When a column is missing, a program fails, or a score is not finite.
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>>;
+
+    /// What a user should know of the completions scored so far.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
-/// The source that `config` names; `learned` makes the source of a [`RewardConfig::Learned`] from its `stage`.
+/// A source that needs a model on a device.
+#[derive(Debug, Clone, Copy)]
+pub enum ModelReward<'a> {
+    /// The reward model of a stage or a folder.
+    Learned(&'a str),
+    /// A classifier, by its folder or `owner/name`.
+    Classifier(&'a str, ClassifierSettings<'a>),
+}
+
+/// The source that `config` names; `with_model` makes those that need a model.
 ///
 /// # Errors
-/// What [`check`] finds too (a regular expression that does not parse, an empty command), and what `learned` returns.
+/// What [`check`] finds too (a regular expression that does not parse, an empty command), and what `with_model` returns.
 pub fn build(
     config: &RewardConfig,
-    learned: &mut dyn FnMut(&str) -> Result<Box<dyn RewardSource>>,
+    with_model: &mut dyn FnMut(ModelReward<'_>) -> Result<Box<dyn RewardSource>>,
 ) -> Result<Box<dyn RewardSource>> {
     if let Some(problem) = own_problems(config, "reward").into_iter().next() {
         return Err(Error::Reward {
@@ -65,7 +82,20 @@ pub fn build(
         });
     }
     Ok(match config {
-        RewardConfig::Learned { stage } => learned(stage)?,
+        RewardConfig::Learned { stage } => with_model(ModelReward::Learned(stage))?,
+        RewardConfig::Classifier {
+            model,
+            label,
+            output,
+            reads,
+        } => {
+            let settings = ClassifierSettings {
+                label: label.as_ref(),
+                output: *output,
+                reads: *reads,
+            };
+            with_model(ModelReward::Classifier(model, settings))?
+        }
         RewardConfig::Rouge {
             variant,
             reference,
@@ -91,7 +121,7 @@ pub fn build(
         RewardConfig::Sum(terms) => {
             let terms = terms
                 .iter()
-                .map(|(weight, term)| Ok((*weight, build(term, learned)?)))
+                .map(|(weight, term)| Ok((*weight, build(term, with_model)?)))
                 .collect::<Result<Vec<_>>>()?;
             Box::new(sum::Sum { terms })
         }
@@ -100,7 +130,7 @@ pub fn build(
 
 /// All problems of `config` that show before it runs; `place` is its key in the recipe.
 ///
-/// Whether the stage of a [`RewardConfig::Learned`] exists is checked with the recipe.
+/// Whether models exist, and classifiers have their label, is checked with the recipe.
 pub fn check(config: &RewardConfig, place: &str) -> Vec<Problem> {
     let mut problems = own_problems(config, place);
     if let RewardConfig::Sum(terms) = config {
@@ -115,6 +145,15 @@ pub fn check(config: &RewardConfig, place: &str) -> Vec<Problem> {
 pub fn name(config: &RewardConfig) -> String {
     match config {
         RewardConfig::Learned { stage } => format!("learned({stage})"),
+        RewardConfig::Classifier { model, label, .. } => {
+            let model = model.trim_end_matches(['/', '\\']);
+            let model = model.rsplit(['/', '\\']).next().unwrap_or_default();
+            match label {
+                Some(Label::Name(label)) => format!("classifier({model}, {label})"),
+                Some(Label::Index(index)) => format!("classifier({model}, {index})"),
+                None => format!("classifier({model})"),
+            }
+        }
         RewardConfig::Rouge { variant, .. } => variant.name().into(),
         RewardConfig::Gold => "gold".into(),
         RewardConfig::Length { target } => format!("length({target})"),
@@ -135,7 +174,9 @@ pub fn name(config: &RewardConfig) -> String {
 /// Problems of `config` itself, without those of a sum's terms.
 fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
     match config {
-        RewardConfig::Learned { .. } | RewardConfig::Gold => vec![],
+        RewardConfig::Learned { .. } | RewardConfig::Classifier { .. } | RewardConfig::Gold => {
+            vec![]
+        }
         RewardConfig::Rouge { reference, .. } if reference.is_empty() => vec![
             Problem::new(place, "the name of the reference column is empty")
                 .with_help("name the column that holds the reference text, e.g. \"completion\""),
@@ -238,11 +279,12 @@ mod tests {
     #[test]
     fn builds_every_source_and_delegates_the_learned_one() {
         let config = parse(
-            "Sum([(2.0, Learned(stage: \"rm\")), (0.5, Length(target: 2)), (1.0, Pattern(regex: \"^ ok\"))])",
+            "Sum([(2.0, Learned(stage: \"rm\")), (0.5, Length(target: 2)), (1.0, Pattern(regex: \"^ ok\")),
+            (4.0, Classifier(model: \"me/sst2\", label: Some(\"POSITIVE\"), output: LogProb, reads: Response))])",
         );
         let mut asked = Vec::new();
-        let mut source = build(&config, &mut |stage| {
-            asked.push(stage.to_string());
+        let mut source = build(&config, &mut |source| {
+            asked.push(format!("{source:?}"));
             Ok(Box::new(Constant(0.25)))
         })
         .unwrap();
@@ -250,12 +292,18 @@ mod tests {
             response: " ok".into(),
             ..Completion::default()
         };
-        // 2 * 0.25 + 0.5 * -1/2 + 1.
-        assert_eq!(source.score(&[completion]).unwrap(), [1.25]);
-        assert_eq!(asked, ["rm"]);
+        // 2 * 0.25 + 0.5 * -1/2 + 1 + 4 * 0.25.
+        assert_eq!(source.score(&[completion]).unwrap(), [2.25]);
+        assert_eq!(
+            asked,
+            [
+                "Learned(\"rm\")",
+                "Classifier(\"me/sst2\", ClassifierSettings { label: Some(Name(\"POSITIVE\")), output: LogProb, reads: Response })"
+            ]
+        );
         assert_eq!(
             name(&config),
-            "2*learned(rm) + 0.5*length(2) + 1*pattern(^ ok)"
+            "2*learned(rm) + 0.5*length(2) + 1*pattern(^ ok) + 4*classifier(sst2, POSITIVE)"
         );
         assert_eq!(name(&parse("Rouge()")), "rougeL");
         assert_eq!(

@@ -25,6 +25,11 @@ impl RewardSource for Sum {
         }
         Ok(total.into_iter().map(|score| score as f32).collect())
     }
+
+    fn warnings(&self) -> Vec<String> {
+        let terms = self.terms.iter();
+        terms.flat_map(|(_, source)| source.warnings()).collect()
+    }
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ impl<B: ModelBackend> Session<'_, B> {
     }
 
     /// Reports each warning about a model's files once.
-    fn warn(&mut self, warnings: &[String]) {
+    pub(super) fn warn(&mut self, warnings: &[String]) {
         for warning in warnings {
             if self.warned.insert(warning.clone()) {
                 self.reporter.message(&format!("warning: {warning}"));

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use super::Session;
 use crate::data::Tokenizer;
 use crate::error::Result;
+use crate::model::{ClassifierSource, Fetch, Finder};
 use crate::ops::ModelBackend;
-use crate::reward::{CompletionEncoder, Learned, RewardConfig, RewardSource};
+use crate::reward::{
+    Classifier, CompletionEncoder, Learned, ModelReward, RewardConfig, RewardSource,
+};
 
-/// Most tokens in one forward pass of a learned reward.
+/// Most tokens in one forward pass of a reward with a model.
 const SCORE_TOKENS: usize = 4096;
 
 impl<B: ModelBackend> Session<'_, B> {
@@ -25,19 +28,43 @@ impl<B: ModelBackend> Session<'_, B> {
     where
         B: 'static,
     {
-        crate::reward::build(config, &mut |stage| {
-            let reward = self.reward_model(stage)?;
-            let own = Some(reward.tokenizer);
-            let before =
-                (reward.adapter.as_ref()).map_or(0, |adapter| adapter.num_virtual_tokens());
-            let encoder = CompletionEncoder::new(stage, &reward.config, own, Some(policy.clone()))
-                .after(before);
-            if let Some(note) = encoder.note() {
-                self.reporter.message(&note);
+        crate::reward::build(config, &mut |source| match source {
+            ModelReward::Learned(stage) => self.learned(stage, policy),
+            ModelReward::Classifier(model, settings) => {
+                let source = ClassifierSource::find(&Finder::new(Fetch::All), model)?;
+                let (numerics, device) = (self.numerics, &self.device);
+                let source =
+                    Classifier::<B>::load(&source, settings, numerics, SCORE_TOKENS, device)?;
+                Ok(Box::new(source))
             }
-            let learned = Learned::new(reward.model, SCORE_TOKENS, self.device.clone());
-            Ok(Box::new(learned.with_encoder(encoder)))
         })
+    }
+
+    /// A reward model as a source.
+    fn learned(&mut self, stage: &str, policy: &Arc<Tokenizer>) -> Result<Box<dyn RewardSource>>
+    where
+        B: 'static,
+    {
+        let reward = self.reward_model(stage)?;
+        let own = Some(reward.tokenizer);
+        let before = (reward.adapter.as_ref()).map_or(0, |adapter| adapter.num_virtual_tokens());
+        let encoder =
+            CompletionEncoder::new(stage, &reward.config, own, Some(policy.clone())).after(before);
+        if let Some(note) = encoder.note() {
+            self.reporter.message(&note);
+        }
+        let learned = Learned::new(reward.model, SCORE_TOKENS, self.device.clone());
+        Ok(Box::new(learned.with_encoder(encoder)))
+    }
+
+    /// Reports what reward sources have to say about the completions that they scored.
+    pub(super) fn warn_of_sources<'s>(
+        &mut self,
+        sources: impl IntoIterator<Item = &'s Box<dyn RewardSource>>,
+    ) {
+        for source in sources {
+            self.warn(&source.warnings());
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 mod chat;
 mod combine;
 mod data;
+mod encoders;
 mod hub;
 mod new;
 mod sources;

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod bottlenecks;
+pub(crate) mod encoders;
 pub(crate) mod families;
 pub(crate) mod gguf;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]

@@ -22,8 +22,9 @@ pub(super) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(super) const MODEL_CONFIG: &str = "config.json";
 
 /// Files of a vocabulary; they belong together.
-const VOCABULARY: [&str; 5] = [
+const VOCABULARY: [&str; 6] = [
     "tokenizer.json",
+    "vocab.txt",
     "vocab.json",
     "merges.txt",
     "encoder.json",

@@ -5,6 +5,7 @@
 
 mod added;
 mod compare;
+mod encoder;
 mod ending;
 mod files;
 mod frame;
@@ -21,6 +22,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use self::encoder::{CutSide, EncodedText, EncoderTokenizer};
 use self::files::Files;
 pub(crate) use self::files::is_tokenizer_file;
 use self::frame::Frame;

@@ -131,6 +131,38 @@ pub(super) fn load(files: &Files) -> Result<Vocabulary> {
     ))
 }
 
+/// `vocab.json` with `merges.txt` in the form of `tokenizer.json`, read as GPT-2's class does and without a post-processor, if the
+/// files are there.
+///
+/// # Errors
+/// If one of them does not parse.
+pub(super) fn byte_level(files: &Files, config: &Map<String, Value>) -> Result<Option<Value>> {
+    let (vocab, merges) = PAIRS[0];
+    let (Some(bytes), Some(merges)) = (files.get(vocab), files.text(merges)?) else {
+        return Ok(None);
+    };
+    let read =
+        serde_json::from_slice(bytes).map_err(|e| Error::format(files.path(vocab), e.to_string()));
+    Ok(Some(tokenizer_json(&CLASSES[0], read?, &merges, config)))
+}
+
+/// The class that `tokenizer_config.json` or `config.json` names.
+///
+/// # Errors
+/// If one of them does not parse.
+pub(super) fn named_class(files: &Files) -> Result<Option<String>> {
+    for file in [TOKENIZER_CONFIG, MODEL_CONFIG] {
+        if let Some(name) = files
+            .object(file)?
+            .get("tokenizer_class")
+            .and_then(Value::as_str)
+        {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 /// The class named by `tokenizer_config.json` or `config.json`, or that of the model type; GPT-2's if there is neither.
 fn class(files: &Files) -> Result<&'static Class> {
     let (config, model) = (files.object(TOKENIZER_CONFIG)?, files.object(MODEL_CONFIG)?);

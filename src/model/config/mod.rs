@@ -11,6 +11,7 @@ use burn_ndarray::NdArray;
 
 pub use super::rope_scaling::{DynamicNtk, Llama3, LongRope, RopeScaling, Yarn};
 
+use super::encoder::is_encoder;
 use super::family::Family;
 use super::weights::{StoreAs, gguf};
 use super::{Architecture, FAMILIES, LanguageModel};
@@ -131,6 +132,13 @@ impl ModelConfig {
             ))
         })?;
         let family = FAMILIES.iter().find(|family| family.model_type == name);
+        if is_encoder(name) {
+            return Err(Error::Usage(format!(
+                "{}: the model is an encoder (model_type \"{name}\"), which scores texts and generates none; as a reward of a recipe it \
+                 is `Classifier(model: \"..\", label: \"..\")`, and `temper score --model` gives the scores of its labels",
+                path.display()
+            )));
+        }
         let family: &'static Family = family.ok_or_else(|| {
             keys.error(format!(
                 "model_type \"{name}\" is not supported; supported are {}",

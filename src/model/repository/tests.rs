@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::hub::HubSettings;
 use crate::hub::loopback::{COMMIT, LoopbackHub};
-use crate::model::Finder;
 use crate::model::weights::write_safetensors;
+use crate::model::{ClassifierSource, Finder};
 
 /// The files of `models/tiny`.
 fn tiny() -> BTreeMap<String, Vec<u8>> {
@@ -283,4 +283,27 @@ fn a_model_without_a_tokenizer_is_used_offline_too() {
         .find("me/bare")
         .unwrap();
     found.check().unwrap();
+}
+
+/// As the hub has distilbert-sst2: `vocab.txt` and no tokenizer.json.
+#[test]
+fn an_encoder_is_a_classifier_and_no_language_model() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/encoders/distilbert");
+    let read = |name: &str| fs::read(folder.join(name)).unwrap();
+    let names = ["config.json", "model.safetensors", "vocab.txt"];
+    let files = names.map(|name| (format!("me/sst2/{name}"), read(name)));
+    let hub = LoopbackHub::serve(files.into());
+    let root = tempfile::tempdir().unwrap();
+    let refused = finder(&hub, &root, Fetch::All, false).find("me/sst2");
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("the model is an encoder"), "{message}");
+    let fetched = ["config.json", "vocab.txt"].map(|name| format!("me/sst2/{name}"));
+    assert_eq!(hub.downloads(), fetched);
+    let described = finder(&hub, &root, Fetch::Description, false).classifier("me/sst2");
+    let described = described.unwrap().unwrap();
+    assert!(described.absent.is_some());
+    described.tokenizer().unwrap();
+    let found = ClassifierSource::find(&finder(&hub, &root, Fetch::All, false), "me/sst2");
+    found.unwrap().check().unwrap();
+    assert_eq!(hub.downloads().len(), 3);
 }

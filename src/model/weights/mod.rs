@@ -163,8 +163,8 @@ fn pickled(path: &Path) -> Error {
 
 /// The stored name of the tensor called `name` in Hugging Face's full model.
 ///
-/// Base-model checkpoints lack the prefix `model.`, `transformer.` or `gpt_neox.`; both spellings are found, and so is
-/// GPT-NeoX's output head under transformers' internal name.
+/// Base-model checkpoints lack the prefix `model.`, `transformer.` or `gpt_neox.`; both spellings are found, and so are
+/// GPT-NeoX's output head under transformers' internal name and the norms of BERT's first files, `LayerNorm.gamma` and `.beta`.
 pub fn resolve(source: &dyn WeightSource, name: &str) -> Option<String> {
     candidates(name)
         .into_iter()
@@ -187,6 +187,12 @@ fn candidates(name: &str) -> Vec<String> {
     if name == "embed_out.weight" {
         names.push("lm_head.weight".into());
     }
+    for (end, old) in [
+        ("LayerNorm.weight", "LayerNorm.gamma"),
+        ("LayerNorm.bias", "LayerNorm.beta"),
+    ] {
+        names.extend(name.strip_suffix(end).map(|path| format!("{path}{old}")));
+    }
     for prefix in ["model.", "transformer.", "gpt_neox."] {
         if let Some(bare) = name.strip_prefix(prefix) {
             names.push(bare.to_owned());
@@ -203,6 +209,18 @@ fn candidates(name: &str) -> Vec<String> {
 /// # Errors
 /// One `Error::Weights` that lists every missing, surplus and mis-shaped tensor.
 pub fn check(source: &dyn WeightSource, specs: &[TensorSpec]) -> Result<()> {
+    check_but(source, specs, &|name| is_buffer(name) || is_head(name))
+}
+
+/// As [`check`], leaving out the stored tensors that `leaves_out` names.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_but(
+    source: &dyn WeightSource,
+    specs: &[TensorSpec],
+    leaves_out: &dyn Fn(&str) -> bool,
+) -> Result<()> {
     let mut problems = Vec::new();
     let mut known = BTreeSet::new();
     for spec in specs {
@@ -229,7 +247,7 @@ pub fn check(source: &dyn WeightSource, specs: &[TensorSpec]) -> Result<()> {
         known.insert(stored);
     }
     for name in source.names() {
-        if !known.contains(&name) && !is_buffer(&name) && !is_head(&name) {
+        if !known.contains(&name) && !leaves_out(&name) {
             problems.push(Problem::new(
                 &name,
                 format!(

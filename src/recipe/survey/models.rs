@@ -4,7 +4,7 @@ use super::Surveyor;
 use crate::data::{RowKind, encode_prompts};
 use crate::error::Problem;
 use crate::model::{trained_tensors, with_token_ids};
-use crate::recipe::known::{ResolvedModel, WantedModel, learned, open_blank};
+use crate::recipe::known::{ResolvedModel, WantedModel, classifiers, learned, open_blank};
 use crate::train::config::{Init, Peft};
 use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder};
 
@@ -109,6 +109,27 @@ impl Surveyor<'_> {
         }
     }
 
+    /// Opens the classifiers of a stage's rewards; returns the number of their parameters.
+    pub(super) fn classifiers(&mut self, inputs: &StageInputs<'_>, path: &str) -> u64 {
+        let mut params = 0;
+        for (key, reward) in &inputs.rewards {
+            for wanted in classifiers(&format!("{path}.{key}"), reward) {
+                let found = wanted.open(&self.finder);
+                let Some((source, problems)) = self.keep(&format!("{}.model", wanted.place), found)
+                else {
+                    continue;
+                };
+                for (key, message) in problems {
+                    let place = format!("{}.{key}", wanted.place);
+                    self.problems.push(self.places.problem(&place, message));
+                }
+                self.unchecked.extend(wanted.unchecked(&source));
+                params += source.config.num_params() as u64;
+            }
+        }
+        params
+    }
+
     /// Opens the reward models of a stage, and checks the tokenizer and adapters of the one that a value network starts from.
     pub(super) fn reward_models(
         &mut self,
@@ -157,6 +178,7 @@ impl Surveyor<'_> {
             self.keep(&place, peft.check_start(present));
         }
     }
+
     /// Whether a reward model can read the prompts of a stage: by the policy's ids, as text, or by its own chat template.
     fn reads_prompts(
         &self,

@@ -394,6 +394,12 @@ pub(in crate::train) fn check_reward(
 ) {
     match reward {
         RewardConfig::Learned { .. } => {}
+        RewardConfig::Classifier { model, .. } => checks.must(
+            format!("{path}.model"),
+            !model.is_empty(),
+            "a folder, or `owner/name` of the hub",
+            model,
+        ),
         RewardConfig::Rouge { reference, .. } => checks.must(
             format!("{path}.reference"),
             !reference.is_empty(),

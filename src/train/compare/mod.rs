@@ -151,6 +151,7 @@ pub(super) fn compare<B: ModelBackend>(
     let reference = title(config.reference.as_ref().unwrap_or(first));
     scores.push_str(&gains(&results, &reference));
     let text = format!("{scores}\n{}\n", shown.join("\n\n"));
+    session.warn_of_sources(sources.values());
     journal.finish(session, &summary, &scores)?;
     Ok(Outcome {
         summary,

@@ -196,6 +196,7 @@ pub(super) fn ppo<B: ModelBackend>(
         }
         _ => format!("{updates} updates"),
     };
+    session.warn_of_sources(generator.sources.values());
     journal.finish(session, &summary, "")?;
     Ok(Outcome {
         summary,

@@ -157,6 +157,7 @@ pub(super) fn rank<B: ModelBackend>(
     let valid = held_out.iter().filter(|&&held_out| held_out).count();
     let train = held_out.len() - valid;
     let summary = format!("{written} prompts ranked: {train} for training, {valid} held out");
+    session.warn_of_sources([&source]);
     journal.finish(session, &summary, "")?;
     remove(&files.partial)?;
     Ok(Outcome {
