@@ -62,3 +62,8 @@ pub mod start;
 mod suggest;
 pub mod tokens;
 pub mod train;
+
+/// The code of the page compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rust.md")]
+mod rust_page {}

@@ -19,8 +19,8 @@ use crate::model::{ClassifierSource, Fetch, Finder, LanguageModel};
 use crate::ops::ModelBackend;
 use crate::report::{format_value, table};
 use crate::reward::{
-    self, Classifier, ClassifierSettings, Completion, CompletionEncoder, Learned, ModelReward,
-    RewardSource,
+    self, Classifier, ClassifierSettings, Completion, CompletionEncoder, CustomRewards, Learned,
+    ModelReward, RewardSource,
 };
 
 /// Default temperature of generated responses: greedy, so that everyone gets the same responses from the same model.
@@ -206,7 +206,7 @@ impl EvalTask<'_> {
             .map(|reward| {
                 Ok((
                     reward.title.clone(),
-                    reward::build(&reward.config, &mut with_model)?,
+                    reward::build(&reward.config, &CustomRewards::default(), &mut with_model)?,
                 ))
             })
             .collect()

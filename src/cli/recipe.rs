@@ -34,7 +34,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
             Some(bytes) => DeviceMemory::Override(bytes),
             None => backend::memory(compute.backend, compute.device),
         },
-        interrupt: Interrupt::default(),
+        ..RunOptions::default()
     };
     let checked = match (
         recipe::check(loaded, &options),

@@ -13,6 +13,7 @@ use crate::guard;
 use crate::model::AbsentWeights;
 use crate::ops::ModelBackend;
 use crate::report::{Interrupt, Reporter, peak_rss_bytes};
+use crate::reward::CustomRewards;
 use crate::rng::Seed;
 use crate::train::plan::StagePlan;
 use crate::train::{Outcome, Session, Stage};
@@ -37,6 +38,8 @@ pub struct RunOptions {
     pub memory: DeviceMemory,
     /// The request to stop: the run then writes a checkpoint and ends with `Error::Interrupted`.
     pub interrupt: Interrupt,
+    /// Reward sources of the program, which recipes name by `Custom(name: ..)`.
+    pub rewards: CustomRewards,
 }
 
 /// A checked recipe with its plan.
@@ -88,7 +91,7 @@ pub fn check(loaded: LoadedRecipe, options: &RunOptions) -> Result<CheckedRecipe
         warnings,
         notices,
         unchecked,
-    } = survey(&recipe, &places, &output, options.fetch);
+    } = survey(&recipe, &places, &output, options);
     problems.extend(found);
     if options.resume {
         problems.extend(changes(&recipe, &places, &output, DONE));
@@ -161,6 +164,7 @@ pub fn run<B: ModelBackend>(
     session.resume = options.resume;
     session.resume_command = options.resume_command.clone();
     session.interrupt = options.interrupt.clone();
+    session.rewards = options.rewards.clone();
     let mut outcomes = Vec::new();
     for stage in &recipe.stages {
         if checked

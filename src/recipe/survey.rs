@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::known::{ResolvedModel, UncheckedModel, WantedModel};
-use super::{Places, Recipe};
+use super::{Places, Recipe, RunOptions};
 use crate::data::{CheckedData, DataContext, RowKind};
 use crate::error::{Problem, Result};
 use crate::model::{Fetch, Finder};
 use crate::ops::Precision;
-use crate::reward;
+use crate::reward::{self, CustomRewards};
 use crate::train::config::Peft;
 use crate::train::plan::{PlannedModel, ScoredRows, StagePlan};
 use crate::train::{DataUse, Stage};
@@ -28,24 +28,30 @@ pub(super) struct Survey {
     pub(super) unchecked: Vec<UncheckedModel>,
 }
 
-/// Checks everything that the recipe names. Data files of the hub are checked if they are in the cache or `fetch` is set. Of models
+/// Checks everything that the recipe names. Data files of the hub are checked if they are in the cache or `options.fetch` is set. Of models
 /// that are not on this machine configuration and tokenizer are downloaded and checked.
-pub(super) fn survey(recipe: &Recipe, places: &Places, output: &Path, fetch: bool) -> Survey {
+pub(super) fn survey(
+    recipe: &Recipe,
+    places: &Places,
+    output: &Path,
+    options: &RunOptions,
+) -> Survey {
     let mut surveyor = Surveyor {
         places,
         precision: recipe.base_precision,
         checked: CheckedData::new(DataContext {
             run_dir: output.to_path_buf(),
-            fetch,
+            fetch: options.fetch,
             ..DataContext::default()
         }),
-        finder: Finder::new(match fetch {
+        finder: Finder::new(match options.fetch {
             true => Fetch::Check,
             false => Fetch::Description,
         }),
         model: recipe.model.as_deref(),
         eos_token: recipe.eos_token.as_deref(),
         add_tokens: &recipe.add_tokens,
+        rewards: &options.rewards,
         base: None,
         by_stage: BTreeMap::new(),
         rows: BTreeMap::new(),
@@ -90,6 +96,7 @@ struct Surveyor<'a> {
     eos_token: Option<&'a str>,
     /// The recipe's `add_tokens`.
     add_tokens: &'a [String],
+    rewards: &'a CustomRewards,
     base: Option<ResolvedModel>,
     /// Models of stages' results, by stage.
     by_stage: BTreeMap<String, ResolvedModel>,
@@ -144,7 +151,7 @@ impl Surveyor<'_> {
         }
         for (key, reward) in &inputs.rewards {
             let place = format!("{path}.{key}");
-            for problem in reward::check(reward, &place) {
+            for problem in reward::check(reward, self.rewards, &place) {
                 self.problems.push(Problem {
                     place: self.places.problem(&place, "").place,
                     ..problem

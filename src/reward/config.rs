@@ -60,6 +60,11 @@ pub enum RewardConfig {
         #[serde(default = "minute")]
         timeout_s: f64,
     },
+    /// A source that a Rust program around this library has under this name ([`super::CustomRewards`]).
+    Custom {
+        /// Its name.
+        name: String,
+    },
     /// A weighted sum of sources.
     Sum(Vec<(f64, RewardConfig)>),
 }

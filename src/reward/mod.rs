@@ -3,6 +3,7 @@
 mod classifier;
 mod command;
 mod config;
+mod custom;
 mod gold;
 mod learned;
 mod length;
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 
 pub use classifier::{Classifier, ClassifierSettings};
 pub use config::{ClassifierInput, RewardConfig, RougeVariant};
+pub use custom::CustomRewards;
 pub use learned::Learned;
 pub use reading::CompletionEncoder;
 
@@ -67,15 +69,16 @@ pub enum ModelReward<'a> {
     Classifier(&'a str, ClassifierSettings<'a>),
 }
 
-/// The source that `config` names; `with_model` makes those that need a model.
+/// The source that `config` names: `custom` has those of [`RewardConfig::Custom`], `with_model` makes those that need a model.
 ///
 /// # Errors
 /// What [`check`] finds too (a regular expression that does not parse, an empty command), and what `with_model` returns.
 pub fn build(
     config: &RewardConfig,
+    custom: &CustomRewards,
     with_model: &mut dyn FnMut(ModelReward<'_>) -> Result<Box<dyn RewardSource>>,
 ) -> Result<Box<dyn RewardSource>> {
-    if let Some(problem) = own_problems(config, "reward").into_iter().next() {
+    if let Some(problem) = own_problems(config, custom, "reward").into_iter().next() {
         return Err(Error::Reward {
             name: name(config),
             message: problem.message,
@@ -118,10 +121,17 @@ pub fn build(
             command.clone(),
             Duration::from_secs_f64(*timeout_s),
         )),
+        // The check above found it.
+        RewardConfig::Custom { name: source } => {
+            custom.make(source).ok_or_else(|| Error::Reward {
+                name: name(config),
+                message: "the program has no such source".into(),
+            })?
+        }
         RewardConfig::Sum(terms) => {
             let terms = terms
                 .iter()
-                .map(|(weight, term)| Ok((*weight, build(term, with_model)?)))
+                .map(|(weight, term)| Ok((*weight, build(term, custom, with_model)?)))
                 .collect::<Result<Vec<_>>>()?;
             Box::new(sum::Sum { terms })
         }
@@ -131,11 +141,11 @@ pub fn build(
 /// All problems of `config` that show before it runs; `place` is its key in the recipe.
 ///
 /// Whether models exist, and classifiers have their label, is checked with the recipe.
-pub fn check(config: &RewardConfig, place: &str) -> Vec<Problem> {
-    let mut problems = own_problems(config, place);
+pub fn check(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<Problem> {
+    let mut problems = own_problems(config, custom, place);
     if let RewardConfig::Sum(terms) = config {
         for (at, (_, term)) in terms.iter().enumerate() {
-            problems.extend(check(term, &format!("{place}[{at}]")));
+            problems.extend(check(term, custom, &format!("{place}[{at}]")));
         }
     }
     problems
@@ -163,6 +173,7 @@ pub fn name(config: &RewardConfig) -> String {
             let file = Path::new(program).file_name().unwrap_or_default();
             format!("command({})", file.to_string_lossy())
         }
+        RewardConfig::Custom { name } => name.clone(),
         RewardConfig::Sum(terms) => terms
             .iter()
             .map(|(weight, term)| format!("{weight}*{}", name(term)))
@@ -172,7 +183,7 @@ pub fn name(config: &RewardConfig) -> String {
 }
 
 /// Problems of `config` itself, without those of a sum's terms.
-fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
+fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<Problem> {
     match config {
         RewardConfig::Learned { .. } | RewardConfig::Classifier { .. } | RewardConfig::Gold => {
             vec![]
@@ -219,6 +230,7 @@ fn own_problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
             }
             problems
         }
+        RewardConfig::Custom { name } => custom.problem(name, place).into_iter().collect(),
         RewardConfig::Sum(terms) if terms.is_empty() => {
             vec![Problem::new(
                 place,
@@ -269,6 +281,10 @@ mod tests {
         ron::from_str(text).unwrap()
     }
 
+    fn polite() -> CustomRewards {
+        CustomRewards::default().with("polite", || Constant(0.125))
+    }
+
     struct Constant(f32);
     impl RewardSource for Constant {
         fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
@@ -280,10 +296,10 @@ mod tests {
     fn builds_every_source_and_delegates_the_learned_one() {
         let config = parse(
             "Sum([(2.0, Learned(stage: \"rm\")), (0.5, Length(target: 2)), (1.0, Pattern(regex: \"^ ok\")),
-            (4.0, Classifier(model: \"me/sst2\", label: Some(\"POSITIVE\"), output: LogProb, reads: Response))])",
+            (4.0, Classifier(model: \"me/sst2\", label: Some(\"POSITIVE\"), output: LogProb, reads: Response)), (3.0, Custom(name: \"polite\"))])",
         );
         let mut asked = Vec::new();
-        let mut source = build(&config, &mut |source| {
+        let mut source = build(&config, &polite(), &mut |source| {
             asked.push(format!("{source:?}"));
             Ok(Box::new(Constant(0.25)))
         })
@@ -292,8 +308,8 @@ mod tests {
             response: " ok".into(),
             ..Completion::default()
         };
-        // 2 * 0.25 + 0.5 * -1/2 + 1 + 4 * 0.25.
-        assert_eq!(source.score(&[completion]).unwrap(), [2.25]);
+        // 2 * 0.25 + 0.5 * -1/2 + 1 + 4 * 0.25 + 3 * 0.125.
+        assert_eq!(source.score(&[completion]).unwrap(), [2.625]);
         assert_eq!(
             asked,
             [
@@ -303,7 +319,7 @@ mod tests {
         );
         assert_eq!(
             name(&config),
-            "2*learned(rm) + 0.5*length(2) + 1*pattern(^ ok) + 4*classifier(sst2, POSITIVE)"
+            "2*learned(rm) + 0.5*length(2) + 1*pattern(^ ok) + 4*classifier(sst2, POSITIVE) + 3*polite"
         );
         assert_eq!(name(&parse("Rouge()")), "rougeL");
         assert_eq!(
@@ -326,8 +342,9 @@ mod tests {
                 RewardConfig::Sum(vec![(1.0, parse("Command(command: [])"))]),
             ),
             (1.0, RewardConfig::Sum(vec![])),
+            (1.0, parse("Custom(name: \"rude\")")),
         ]);
-        let found: Vec<String> = check(&config, "r")
+        let found: Vec<String> = check(&config, &polite(), "r")
             .iter()
             .map(|p| format!("{} {}", p.place, p.message.replace('\n', " ")))
             .collect();
@@ -339,6 +356,7 @@ mod tests {
             "r[2] target is 0 words",
             "r[3][0] the command is empty",
             "r[4] a sum of no sources",
+            "r[5] no reward source named \"rude\" is in this program",
         ];
         assert_eq!(found.len(), expected.len(), "{found:#?}");
         for (found, expected) in found.iter().zip(expected) {
@@ -349,7 +367,10 @@ mod tests {
         }
         assert_eq!(
             check(
-                &parse("Sum([(1.0, Gold), (1.0, Rouge(variant: Rouge2))])"),
+                &parse(
+                    "Sum([(1.0, Gold), (1.0, Rouge(variant: Rouge2)), (1.0, Custom(name: \"polite\"))])"
+                ),
+                &polite(),
                 "r"
             ),
             []
@@ -358,10 +379,14 @@ mod tests {
 
     #[test]
     fn a_bad_config_does_not_build() {
-        let message = build(&parse("Length(target: 0)"), &mut |_| unreachable!())
-            .err()
-            .unwrap()
-            .to_string();
+        let message = build(
+            &parse("Length(target: 0)"),
+            &polite(),
+            &mut |_| unreachable!(),
+        )
+        .err()
+        .unwrap()
+        .to_string();
         assert_eq!(
             message,
             "reward source length(0): target is 0 words; expected at least 1"

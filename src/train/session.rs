@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::model::{LanguageModel, ModelConfig, WithTokens};
 use crate::ops::{ModelBackend, Numerics};
 use crate::report::{Interrupt, Reporter};
+use crate::reward::CustomRewards;
 use crate::rng::Seed;
 
 /// The result of a stage, for people to read.
@@ -45,6 +46,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub resume_command: String,
     /// The request to stop.
     pub interrupt: Interrupt,
+    /// Reward sources of the program.
+    pub rewards: CustomRewards,
     /// Receives progress and messages.
     pub reporter: &'a mut dyn Reporter,
     /// Frozen bases, keyed by the files of the model and of adapters merged into it, by rows of the embedding, and by whether that is
@@ -69,6 +72,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             resume: false,
             resume_command: String::new(),
             interrupt: Interrupt::default(),
+            rewards: CustomRewards::default(),
             reporter,
             bases: HashMap::new(),
             warned: BTreeSet::new(),

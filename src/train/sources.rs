@@ -28,7 +28,8 @@ impl<B: ModelBackend> Session<'_, B> {
     where
         B: 'static,
     {
-        crate::reward::build(config, &mut |source| match source {
+        let custom = self.rewards.clone();
+        crate::reward::build(config, &custom, &mut |source| match source {
             ModelReward::Learned(stage) => self.learned(stage, policy),
             ModelReward::Classifier(model, settings) => {
                 let source = ClassifierSource::find(&Finder::new(Fetch::All), model)?;

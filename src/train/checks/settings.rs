@@ -393,7 +393,8 @@ pub(in crate::train) fn check_reward(
     data: &DataConfig,
 ) {
     match reward {
-        RewardConfig::Learned { .. } => {}
+        // Those of a program are checked where its options are known.
+        RewardConfig::Learned { .. } | RewardConfig::Custom { .. } => {}
         RewardConfig::Classifier { model, .. } => checks.must(
             format!("{path}.model"),
             !model.is_empty(),
