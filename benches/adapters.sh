@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Every adapter method of recipes/adapters.ron at three learning rates each, and the table of docs/adapters.md.
+# Every adapter method of recipes/adapters.ron at three or four learning rates each, and the table of docs/adapters.md.
 # usage: benches/adapters.sh MODEL RUNS [PART]...
 #   MODEL   a name of `temper models`, or a folder or GGUF file
 #   RUNS    the folder of the runs: one of METHOD/RATE for each. What has finished is not run again, so an interrupted sweep goes on
-#   PART    train   each method at each rate, the middle rates first
+#   PART    train   each method at each rate, in the order of its list
 #           rouge   greedy responses to unseen rows, of each method at the rate with the lowest held-out loss so far
 #           speed   six steps of each method, each right after six of lora-8; peak memory of the same runs
 #           table   the table, of what is there
@@ -22,27 +22,28 @@ parts=("$@")
 [ ${#parts[@]} != 0 ] || parts=(train rouge speed table)
 prepare
 
-# A stage of the recipe, -nf4 behind it for a base in four bits, and its learning rates: the middle one first, then the higher one.
+# A stage of the recipe, -nf4 behind it for a base in four bits, and its learning rates: where the lowest loss was at the highest of three,
+# a fourth is above it.
 methods="full 1e-4 3e-4 3e-5
-last-block 3e-4 1e-3 1e-4
-last-4-blocks 3e-4 1e-3 1e-4
-last-block-and-head 3e-4 1e-3 1e-4
+last-block 3e-4 1e-3 1e-4 3e-3
+last-4-blocks 3e-4 1e-3 1e-4 3e-3
+last-block-and-head 3e-4 1e-3 1e-4 3e-3
 norms 3e-3 1e-2 1e-3
-lora-1 1e-3 3e-3 3e-4
-lora-8 1e-3 3e-3 3e-4
-lora-64 3e-4 1e-3 1e-4
-lora-8-attention 1e-3 3e-3 3e-4
+lora-1 1e-3 3e-3 3e-4 1e-2
+lora-8 1e-3 3e-3 3e-4 1e-2
+lora-64 3e-4 1e-3 1e-4 3e-3
+lora-8-attention 1e-3 3e-3 3e-4 1e-2
 rslora-64 1e-3 3e-3 3e-4
-dora-8 1e-3 3e-3 3e-4
-pissa-8 3e-4 1e-3 1e-4
-vera 1e-2 3e-2 3e-3
-ia3 1e-2 3e-2 3e-3
-pfeiffer 1e-3 3e-3 3e-4
-houlsby 1e-3 3e-3 3e-4
-prefix 1e-2 3e-2 3e-3
-prompt 1e-2 3e-2 3e-3
-p-tuning 1e-3 3e-3 3e-4
-lora-8-nf4 1e-3 3e-3 3e-4"
+dora-8 1e-3 3e-3 1e-2
+pissa-8 3e-4 1e-3 3e-3
+vera 1e-2 3e-2 1e-1
+ia3 1e-2 3e-2 1e-1
+pfeiffer 1e-3 3e-3 1e-2
+houlsby 1e-3 3e-3 1e-2
+prefix 1e-2 3e-2 1e-1
+prompt 1e-2 3e-2 1e-1
+p-tuning 1e-3 3e-3 1e-2
+lora-8-nf4 1e-3 3e-3 1e-2"
 
 # recipe METHOD STAGE OUTPUT [PATH=VALUE]...: sets `run` to what runs one stage of the recipe as the method has it.
 recipe() {
@@ -79,9 +80,10 @@ PY
 
 train() {
   local turn method rates rate lowest output
-  for turn in 0 1 2; do
+  for turn in 0 1 2 3; do
     while read -r method rates; do
       rates=($rates)
+      [ -n "${rates[turn]:-}" ] || continue
       output=$runs/$method/${rates[turn]}
       [ ! -e "$output/${method%-nf4}/DONE" ] || continue
       rm -rf "$output"
