@@ -1,5 +1,7 @@
 //! Several data sets as one, with weights.
 
+use std::collections::VecDeque;
+
 use rayon::prelude::*;
 
 use crate::data::records::RowParser;
@@ -10,59 +12,118 @@ use crate::error::Result;
 
 /// The rows of a mixture, in order.
 pub(crate) struct Mixture {
-    pub(crate) rows: Vec<Result<Row>>,
+    sets: Vec<MixedSet>,
     /// What each set gives and what was recognised in it, for the user.
     pub(crate) notices: Vec<String>,
 }
 
-/// Reads all sets and mixes them.
+/// A set of a mixture, read as far as its rows have been taken.
+struct MixedSet {
+    stream: RowStream,
+    format: RowFormat,
+    /// Rows of the set.
+    len: usize,
+    /// Rows of it that the mixture has, and how many of them were taken.
+    count: usize,
+    taken: usize,
+    /// The rows that were read, from row `first` of the set on.
+    rows: VecDeque<Result<Row>>,
+    first: usize,
+}
+
+/// Counts the rows of all sets, and opens them to be mixed.
 ///
 /// # Errors
 /// If a set cannot be opened or has no rows.
 pub(crate) fn mixture(parts: &[(f64, DataConfig)], context: &DataContext) -> Result<Mixture> {
-    let (mut sets, mut notices, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut lens, mut notices, mut names) = (Vec::new(), Vec::new(), Vec::new());
     for (_, config) in parts {
         let mut stream = RowStream::open(config, context)?;
-        let mut rows: Vec<Result<Row>> = Vec::new();
+        let mut len = 0;
         loop {
-            let batch = stream.batch();
-            if batch.is_empty() {
-                break;
+            match stream.batch().len() {
+                0 => break,
+                more => len += more,
             }
-            rows.extend(batch);
         }
-        if rows.is_empty() {
+        if len == 0 {
             return Err(no_rows(config, stream.name()));
         }
         notices.extend(stream.notices());
         names.push(stream.name().display().to_string());
-        sets.push(rendered(rows, &config.format)?);
+        lens.push(len);
     }
     let weights: Vec<f64> = parts.iter().map(|(weight, _)| *weight).collect();
-    let lens: Vec<usize> = sets.iter().map(Vec::len).collect();
     let counts = counts(&weights, &lens);
     let shares: Vec<String> = (names.iter().zip(&counts).zip(&lens))
         .map(|((name, count), len)| format!("{count} of {len} rows of {name}"))
         .collect();
     notices.push(format!("the mixture has {}", shares.join(", ")));
-    let mut sets: Vec<Vec<Option<Result<Row>>>> = (sets.into_iter())
-        .map(|rows| rows.into_iter().map(Some).collect())
-        .collect();
-    let rows = (order(&counts, &lens).into_iter())
-        // Each row is taken once.
-        .filter_map(|(set, row)| sets[set][row].take())
-        .collect();
-    Ok(Mixture { rows, notices })
+    let sets = (parts.iter().zip(lens.iter().zip(&counts))).map(|((_, config), (&len, &count))| {
+        Ok(MixedSet {
+            stream: RowStream::open(config, context)?,
+            format: config.format.clone(),
+            len,
+            count,
+            taken: 0,
+            rows: VecDeque::new(),
+            first: 0,
+        })
+    });
+    Ok(Mixture {
+        sets: sets.collect::<Result<_>>()?,
+        notices,
+    })
+}
+
+impl Iterator for Mixture {
+    type Item = Result<Row>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // The first one of several.
+        let next = (self.sets.iter_mut())
+            .filter(|set| set.taken < set.count)
+            .min_by(|a, b| a.place().total_cmp(&b.place()))?;
+        next.take()
+    }
+}
+
+impl MixedSet {
+    /// Place of the next row in the mixture, from 0 to 1: the rows of a set are spread evenly.
+    fn place(&self) -> f64 {
+        (self.taken as f64 + 0.5) / self.count as f64
+    }
+
+    /// The next row; the rows that are taken are spread evenly over the set.
+    fn take(&mut self) -> Option<Result<Row>> {
+        // Rows stay distinct: `count` is at most `len`.
+        let row = (self.taken as u128 * self.len as u128 / self.count as u128) as usize;
+        self.taken += 1;
+        while self.first + self.rows.len() <= row {
+            self.first += self.rows.len();
+            self.rows = rendered(self.stream.batch(), &self.format).into();
+            if self.rows.is_empty() {
+                return None; // The file has become shorter.
+            }
+        }
+        self.rows.drain(..row - self.first);
+        self.first = row + 1;
+        self.rows.pop_front()
+    }
 }
 
 /// Rows with the columns that a set's templates give: the mixture is read with a format of its own.
-fn rendered(rows: Vec<Result<Row>>, format: &RowFormat) -> Result<Vec<Result<Row>>> {
+fn rendered(rows: Vec<Result<Row>>, format: &RowFormat) -> Vec<Result<Row>> {
     if !format.has_templates() {
-        return Ok(rows);
+        return rows;
     }
-    let parser = RowParser::new(format)?;
-    let render = |row: Result<Row>| parser.rendered(row?);
-    Ok(rows.into_par_iter().map(render).collect())
+    match RowParser::new(format) {
+        Ok(parser) => {
+            let render = |row: Result<Row>| parser.rendered(row?);
+            rows.into_par_iter().map(render).collect()
+        }
+        Err(error) => vec![Err(error)],
+    }
 }
 
 /// Rows of each set: its share of all weights of as many rows as there can be without one twice.
@@ -75,20 +136,6 @@ fn counts(weights: &[f64], lens: &[usize]) -> Vec<usize> {
     (shares().zip(lens))
         .map(|(share, &len)| ((most * share).round() as usize).min(len))
         .collect()
-}
-
-/// Set and row of each row of the mixture: `counts` rows of each set, spread evenly over the set and over the mixture.
-fn order(counts: &[usize], lens: &[usize]) -> Vec<(usize, usize)> {
-    let mut placed: Vec<(f64, usize, usize)> = Vec::new();
-    for (set, (&count, &len)) in counts.iter().zip(lens).enumerate() {
-        placed.extend((0..count).map(|i| {
-            // Rows stay distinct: `count` is at most `len`.
-            let row = (i as u128 * len as u128 / count as u128) as usize;
-            ((i as f64 + 0.5) / count as f64, set, row)
-        }));
-    }
-    placed.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    placed.into_iter().map(|(_, set, row)| (set, row)).collect()
 }
 
 #[cfg(test)]
@@ -104,7 +151,6 @@ mod tests {
         assert_eq!(counts(&[0.6, 0.4], &[100, 10]), [15, 10]);
         assert_eq!(counts(&[3.0, 2.0], &[100, 10]), [15, 10]);
         assert_eq!(counts(&[1.0, 1.0, 2.0], &[7, 5, 100]), [5, 5, 10]);
-        assert_eq!(order(&[3, 1], &[6, 5]), [(0, 0), (0, 2), (1, 0), (0, 4)]);
     }
 
     #[test]

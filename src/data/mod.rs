@@ -20,6 +20,7 @@ mod records;
 mod repository;
 mod rows;
 mod shape;
+mod slice;
 mod source;
 mod split;
 mod stream;
@@ -34,10 +35,10 @@ pub use encode::{
 };
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};
-pub use repository::SplitSlice;
 pub(crate) use rows::source_files;
 pub use rows::{DataContext, Row, read_rows};
 pub use shape::shape_names;
+pub use slice::SplitSlice;
 pub use source::{
     DataConfig, DataSource, Part, RowFormat, SampleBy, StageRows, Take, TruncationMode,
 };

@@ -14,64 +14,6 @@ const CONVERSION: &str = "refs/convert/parquet";
 /// The problem of a repository with scripts alone, say.
 const NO_FILES: &str = "the repository has no files of rows";
 
-/// A split and the rows of it that are asked for: `train`, `train[:1000]`, `test[10:20]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SplitSlice {
-    /// The split's name.
-    pub name: String,
-    /// Rows before the first one.
-    pub start: usize,
-    /// The row after the last one, if not all are asked for.
-    pub end: Option<usize>,
-}
-
-impl SplitSlice {
-    /// Parses a split as Hugging Face datasets writes it, with numbers of rows.
-    ///
-    /// # Errors
-    /// With what was expected.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let expected =
-            || format!("expected a split as in \"train\" or \"train[:1000]\", found \"{text}\"");
-        let whole = |name: &str| Self {
-            name: name.to_owned(),
-            start: 0,
-            end: None,
-        };
-        let (name, range) = match text.split_once('[') {
-            None => (text, None),
-            Some((name, rest)) => (name, Some(rest.strip_suffix(']').ok_or_else(expected)?)),
-        };
-        let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if name.is_empty() || !name.chars().all(is_name) {
-            return Err(expected());
-        }
-        let Some(range) = range else {
-            return Ok(whole(name));
-        };
-        if range.contains('%') {
-            return Err(format!(
-                "{}; shares of a split are given by `valid_fraction` or `limit`",
-                expected()
-            ));
-        }
-        let (start, end) = range.split_once(':').ok_or_else(expected)?;
-        let bound = |text: &str| match text.trim() {
-            "" => Ok(None),
-            number => number.parse::<usize>().map(Some).map_err(|_| expected()),
-        };
-        let (start, end) = (bound(start)?.unwrap_or(0), bound(end)?);
-        match end.is_some_and(|end| end <= start) {
-            true => Err(format!("{}, which has no rows", expected())),
-            false => Ok(Self {
-                start,
-                end,
-                ..whole(name)
-            }),
-        }
-    }
-}
-
 /// The files of a repository that hold `split` of the configuration `config`, in order.
 ///
 /// Names tell it as Hugging Face datasets reads them: `data/train-00000-of-00002.parquet` and `en/train.jsonl` hold `train`; where no
@@ -309,49 +251,6 @@ mod tests {
     fn files(names: &[&str], config: Option<&str>, split: &str) -> Result<Vec<String>, String> {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         split_files(names, config, split)
-    }
-
-    #[test]
-    fn slices_are_numbers_of_rows() {
-        let slice = |name: &str, start, end| {
-            let name = name.to_owned();
-            Ok(SplitSlice { name, start, end })
-        };
-        assert_eq!(SplitSlice::parse("train"), slice("train", 0, None));
-        assert_eq!(
-            SplitSlice::parse("train[:1000]"),
-            slice("train", 0, Some(1000))
-        );
-        assert_eq!(
-            SplitSlice::parse("test_sft[10:20]"),
-            slice("test_sft", 10, Some(20))
-        );
-        assert_eq!(SplitSlice::parse("train[5:]"), slice("train", 5, None));
-        for text in [
-            "",
-            "train[",
-            "train[5]",
-            "train[:x]",
-            "train+test",
-            "[:5]",
-            "train[:-5]",
-        ] {
-            let error = SplitSlice::parse(text).unwrap_err();
-            assert!(
-                error.starts_with("expected a split as in"),
-                "{text}: {error}"
-            );
-        }
-        assert!(
-            SplitSlice::parse("train[:10%]")
-                .unwrap_err()
-                .contains("valid_fraction")
-        );
-        assert!(
-            SplitSlice::parse("train[5:5]")
-                .unwrap_err()
-                .ends_with("which has no rows")
-        );
     }
 
     #[test]

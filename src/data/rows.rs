@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::data::repository::{SplitSlice, cached_split, fetch_split};
+use crate::data::repository::{cached_split, fetch_split};
+use crate::data::slice::SplitSlice;
 use crate::data::stream::{RowStream, no_rows};
 use crate::data::{DataConfig, DataSource};
 use crate::error::{Error, Result};
@@ -90,10 +91,8 @@ pub(crate) struct LocalFiles {
     pub(crate) name: PathBuf,
     /// The files, in order.
     pub(crate) files: Vec<PathBuf>,
-    /// Rows before the first one.
-    pub(crate) start: usize,
-    /// The row after the last one, if not all are meant.
-    pub(crate) end: Option<usize>,
+    /// Which of their rows are meant, if not all.
+    pub(crate) slice: Option<SplitSlice>,
 }
 
 /// The files of a source; those of the hub are downloaded unless the cache has them.
@@ -115,8 +114,7 @@ pub(crate) fn local_files(source: &DataSource, context: &DataContext) -> Result<
         return Ok(LocalFiles {
             files: source.files(&name)?,
             name,
-            start: 0,
-            end: None,
+            slice: None,
         });
     };
     let slice = SplitSlice::parse(split.as_deref().unwrap_or("train")).map_err(Error::Usage)?;
@@ -127,12 +125,10 @@ pub(crate) fn local_files(source: &DataSource, context: &DataContext) -> Result<
         (None, true) => cached_split(&hub, &id, config.as_deref(), &slice.name),
         (None, false) => Some(fetch_split(&hub, &id, config.as_deref(), &slice.name)?),
     };
-    let SplitSlice { start, end, .. } = slice;
     Ok(LocalFiles {
         name: PathBuf::from(id.to_string()),
         files: found.ok_or_else(|| Error::Usage(format!("{id} is not in the hub's cache")))?,
-        start,
-        end,
+        slice: Some(slice),
     })
 }
 

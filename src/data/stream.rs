@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::data::file::RowReader;
-use crate::data::mixture::{Mixture, mixture};
+use crate::data::mixture::mixture;
 use crate::data::posts::posts;
 use crate::data::rows::{self, DataContext, Row};
 use crate::data::shape::{Shape, Shaping};
@@ -15,8 +15,8 @@ use crate::data::{DataConfig, DataSource, RowFormat};
 use crate::error::{Error, Result};
 
 /// Rows of a data set after `skip` and up to `limit`.
-pub(crate) struct RowStream<'a> {
-    config: &'a DataConfig,
+pub(crate) struct RowStream {
+    config: DataConfig,
     shaping: Shaping,
     /// What is read, for messages: the file, folder or pattern.
     name: PathBuf,
@@ -32,15 +32,15 @@ pub(crate) struct RowStream<'a> {
     mixed: Vec<String>,
 }
 
-impl<'a> RowStream<'a> {
+impl RowStream {
     /// Opens the first file. Files of the hub that are not in the cache are downloaded.
     ///
     /// # Errors
     /// If there is no file, the first one cannot be read or is of no known format, and for an unknown `shape`.
-    pub(crate) fn open(config: &'a DataConfig, context: &DataContext) -> Result<Self> {
+    pub(crate) fn open(config: &DataConfig, context: &DataContext) -> Result<Self> {
         let left = config.limit.unwrap_or(usize::MAX);
         let mut stream = Self {
-            config,
+            config: config.clone(),
             shaping: Shaping::of(&config.format)?,
             name: PathBuf::new(),
             reader: None,
@@ -53,10 +53,10 @@ impl<'a> RowStream<'a> {
             mixed: Vec::new(),
         };
         if let DataSource::Mix(parts) = &config.source {
-            let Mixture { rows, notices } = mixture(parts, context)?;
+            let mixture = mixture(parts, context)?;
             stream.name = PathBuf::from("the mixture");
-            stream.mixed = notices;
-            stream.reader = Some(RowReader::of(&stream.name, Box::new(rows.into_iter())));
+            stream.mixed.clone_from(&mixture.notices);
+            stream.reader = Some(RowReader::of(&stream.name, Box::new(mixture)));
             return Ok(stream);
         }
         if let DataSource::Posts { rows, seed } = config.source {
@@ -82,8 +82,10 @@ impl<'a> RowStream<'a> {
         let local = rows::local_files(&config.source, context)?;
         stream.name = local.name;
         stream.files = local.files.into();
-        stream.before = local.start;
-        stream.within = (local.end).map_or(usize::MAX, |end| end - local.start);
+        if let Some(slice) = local.slice {
+            let rows = slice.rows(|| stream.count_rows())?;
+            (stream.before, stream.within) = (rows.start, rows.end - rows.start);
+        }
         stream.next_file()?;
         Ok(stream)
     }
@@ -98,6 +100,13 @@ impl<'a> RowStream<'a> {
         let shapes = self.shapes.iter();
         let shapes = shapes.filter_map(|(shape, rows)| shape.notice(&self.name, *rows));
         self.mixed.iter().cloned().chain(shapes).collect()
+    }
+
+    /// Rows of all files.
+    fn count_rows(&self) -> Result<usize> {
+        let (source, format) = (&self.config.source, &self.config.format);
+        let count = |path: &PathBuf| source.open(path, format)?.count_rows();
+        self.files.iter().map(count).sum()
     }
 
     fn next_file(&mut self) -> Result<()> {
@@ -154,7 +163,7 @@ impl<'a> RowStream<'a> {
 
     /// The rows of the part after `skip` and up to `limit`, with the columns of their layouts.
     fn selected(&mut self, rows: Vec<Result<Row>>) -> Vec<Result<Row>> {
-        let (shaping, config) = (self.shaping, self.config);
+        let (shaping, config) = (self.shaping, &self.config);
         let shaped: Vec<Option<(Result<Row>, Option<&'static Shape>)>> = (rows.into_par_iter())
             .map(|row| {
                 let (row, shape) = match row {

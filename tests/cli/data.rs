@@ -51,7 +51,11 @@ fn odd_files_are_right_or_refused_with_their_line() {
     let temp = workplace();
     let folder = temp.path();
     // Name, content, and the number of rows or parts of the one message.
-    let cases: [(&str, &[u8], Result<usize, &str>); 24] = [
+    let long = format!(
+        "{{\"prompt\":\"a\",\"completion\":\"{}\"}}\n",
+        "a b ".repeat(50_000)
+    );
+    let cases: [(&str, &[u8], Result<usize, &str>); 33] = [
         ("plain.csv", b"prompt,completion\na, b\nc, d\n", Ok(2)),
         ("mark.csv", b"\xef\xbb\xbfprompt,completion\r\na, b\r\n\r\nc, d\r\n", Ok(2)),
         ("breaks.csv", b"prompt,completion\n\"a\n\nb\",\"c, \"\"d\"\"\"\n", Ok(1)),
@@ -98,6 +102,31 @@ fn odd_files_are_right_or_refused_with_their_line() {
             "role.jsonl",
             b"{\"conversations\":[{\"from\":\"humann\",\"value\":\"h\"}]}\n",
             Err("role.jsonl:1: column `conversations`, turn 1: is from `humann`"),
+        ),
+        ("one_line.json", b"[{\"prompt\":\"a]\\\"\",\"completion\":\" b\"},{\"prompt\":\"c\",\"completion\":\" d\"}]", Ok(2)),
+        ("lines.csv", b"{\"prompt\":\"a\",\"completion\":\" b\"}\n", Ok(1)),
+        ("escaped.jsonl", b"{\"prompt\":\"a\\u0000\",\"completion\":\" b\"}\n", Ok(1)),
+        ("long.jsonl", long.as_bytes(), Ok(1)),
+        (
+            "comma.json",
+            b"[{\"prompt\":\"a\",\"completion\":\" b\"},\n]\n",
+            Err("comma.json: begins as a JSON array of rows but cannot be parsed as one: trailing comma at line 2 column 1"),
+        ),
+        (
+            "quotes.json",
+            b"[{\"prompt\":\"a\",\"completion\":\" b\"},\n{'prompt':\"a\"}]\n",
+            Err("quotes.json:2: cannot be parsed: key must be a string at line 1 column 2 of the row"),
+        ),
+        ("nul.jsonl", b"{\"prompt\":\"a\0\",\"completion\":\" b\"}\n", Err("nul.jsonl: expected parquet, a JSON array, JSONL, CSV or plain text, found binary data")),
+        (
+            "twice.jsonl",
+            b"{\"prompt\":\"a\",\"prompt\":\"b\",\"completion\":\" c\"}\n",
+            Err("twice.jsonl:1: the key `prompt`"),
+        ),
+        (
+            "number.jsonl",
+            b"{\"prompt\":5,\"completion\":\" b\"}\n",
+            Err("number.jsonl:1: column `prompt`: expected a string or a list of messages, found a number"),
         ),
         ("text.csv", b"text\njust text\n", Err("a row with `text` alone has no completion: use a Pretrain stage")),
     ];

@@ -26,12 +26,31 @@ pub(crate) fn object(line: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
+/// Parses an element of an array of rows.
+///
+/// # Errors
+/// A message with what was found, and where in the element.
+pub(crate) fn element(text: &str) -> Result<Value, String> {
+    match serde_json::from_str(text) {
+        Ok(Strict(value)) => Ok(value),
+        Err(error) => Err(match lone_surrogate(text) {
+            Some((column, escape)) => lone(column, escape),
+            None => format!("cannot be parsed: {error} of the row"),
+        }),
+    }
+}
+
+/// The error message for half of a character.
+fn lone(column: usize, escape: &str) -> String {
+    format!(
+        "lone surrogate {escape} at column {column}: half of a character that is written as two escapes, and no text by itself"
+    )
+}
+
 /// The error message for a line that does not parse.
 fn explain(line: &str, error: &serde_json::Error) -> String {
     if let Some((column, escape)) = lone_surrogate(line) {
-        return format!(
-            "lone surrogate {escape} at column {column}: half of a character that is written as two escapes, and no text by itself"
-        );
+        return lone(column, escape);
     }
     let text = error.to_string();
     let text = text.replace(" at line 1 column ", " at column ");

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::reader::RowIter;
 use serde_json::Value;
@@ -32,6 +33,7 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
     let file = File::open(path).map_err(Error::io("read", path))?;
     let reader = SerializedFileReader::new(file)
         .map_err(|e| Error::format(path, format!("expected a parquet file: {e}")))?;
+    let num_rows = reader.metadata().file_metadata().num_rows();
     let owned = path.to_path_buf();
     let rows = RowIter::from_file_into(Box::new(reader)).enumerate();
     let rows = rows.map(move |(i, row)| {
@@ -49,7 +51,8 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
             _ => Err(error("expected a row of named columns".into())),
         }
     });
-    Ok(RowReader::of(path, Box::new(rows)))
+    let num_rows = usize::try_from(num_rows).unwrap_or(0);
+    Ok(RowReader::of(path, Box::new(rows)).with_num_rows(num_rows))
 }
 
 #[cfg(test)]
