@@ -51,6 +51,7 @@ pub mod ops;
 pub mod optim;
 pub mod params;
 pub mod peft;
+mod read_at;
 pub mod recipe;
 pub mod report;
 pub mod reward;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// `backend` is on the level of `recipe`: it names concrete backends, so that only the command line may import it.
 const LEVELS: &[&[&str]] = &[
     &[
-        "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot",
+        "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot", "read_at",
     ],
     &["ops", "atomic", "guard", "settings"],
     &["params", "rl", "hub"],

@@ -38,7 +38,7 @@ pub enum AssistantTurns {
 }
 
 /// Inputs of a template beside the messages.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ChatOptions {
     /// Tools, a list of JSON schemas.
     pub tools: Option<Value>,
@@ -106,6 +106,12 @@ impl ChatTemplate {
     pub fn same_source(&self, other: &Self) -> bool {
         let tools = |template: &Self| template.for_tools.as_ref().map(|t| t.source.clone());
         self.source == other.source && tools(self) == tools(other)
+    }
+
+    /// Whether what it renders may depend on the time.
+    pub(crate) fn reads_clock(&self) -> bool {
+        let for_tools = self.for_tools.as_deref();
+        self.source.contains("strftime_now") || for_tools.is_some_and(Self::reads_clock)
     }
 
     /// The same template at a fixed time: `strftime_now` returns `now`, in seconds since 1970 (UTC).

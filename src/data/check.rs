@@ -404,7 +404,7 @@ fn look(
 }
 
 /// Whether a row of kind `TextOrCompletion` is text.
-pub fn is_plain_text(row: &Row) -> bool {
+pub(crate) fn is_plain_text(row: &Row) -> bool {
     row.columns.contains_key("text") && !row.columns.contains_key("prompt")
 }
 

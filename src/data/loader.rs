@@ -1,5 +1,7 @@
 //! The batches of a stage as pure functions of the step, so that a run resumes at any step without replaying earlier ones.
 
+use std::cell::RefCell;
+
 use crate::rng::Seed;
 
 /// The batches of a stage: every row once per epoch, shuffled in each epoch or in the order of the data.
@@ -10,6 +12,8 @@ pub struct Batches {
     epochs: usize,
     steps: Option<usize>,
     seed: Option<Seed>,
+    /// The last shuffled epoch and its order: that of millions of rows takes as long as a step on a GPU.
+    order: RefCell<Option<(usize, Vec<usize>)>>,
 }
 
 impl Batches {
@@ -26,6 +30,7 @@ impl Batches {
             epochs,
             steps: None,
             seed,
+            order: RefCell::new(None),
         }
     }
 
@@ -53,15 +58,20 @@ impl Batches {
     pub fn batch(&self, step: usize) -> Vec<usize> {
         assert!(self.num_rows > 0, "a batch needs rows");
         let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        let order = match self.seed {
-            Some(seed) => seed.fork_index(epoch as u64).permutation(self.num_rows),
-            None => (0..self.num_rows).collect(),
+        let first = within * self.batch_size;
+        let batch = first..(first + self.batch_size).min(self.num_rows);
+        let Some(seed) = self.seed else {
+            return batch.collect();
         };
-        order
-            .into_iter()
-            .skip(within * self.batch_size)
-            .take(self.batch_size)
-            .collect()
+        let mut order = self.order.borrow_mut();
+        let (_, order) = match order.take() {
+            Some((known, rows)) if known == epoch => order.insert((known, rows)),
+            _ => {
+                let rows = seed.fork_index(epoch as u64).permutation(self.num_rows);
+                order.insert((epoch, rows))
+            }
+        };
+        order[batch].to_vec()
     }
 }
 

@@ -24,15 +24,17 @@ mod slice;
 mod source;
 mod split;
 mod stream;
+mod token_rows;
 mod tokenizer;
 
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
-pub use check::{DataCheck, RowKind, check_source, is_plain_text};
+pub use check::{DataCheck, RowKind, check_source};
 pub use checked::CheckedData;
 pub use encode::{
     Comparisons, Conversation, EncodeReport, EncodedRows, Example, Prompt, TurnEnd,
     encode_comparisons, encode_completions, encode_for_reward_model, encode_prompts, encode_text,
 };
+pub(crate) use encode::{Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all};
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};
 pub(crate) use rows::source_files;
@@ -42,6 +44,8 @@ pub use slice::SplitSlice;
 pub use source::{
     DataConfig, DataSource, Part, RowFormat, SampleBy, StageRows, Take, TruncationMode,
 };
+pub(crate) use token_rows::{RowsCache, token_rows};
+pub use token_rows::{TokenRow, TokenRows};
 pub(crate) use tokenizer::is_tokenizer_file;
 pub use tokenizer::{
     CHAT_TEMPLATES, CutSide, EncodedText, EncoderTokenizer, ResponseText, Tokenizer, check_ids,

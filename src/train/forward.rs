@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::data::{Example, micro_batches};
+use crate::data::{Example, TokenRows, micro_batches};
+use crate::error::Result;
 use crate::host::{indices, read};
 use crate::model::CausalLm;
 use crate::ops::ModelBackend;
@@ -29,16 +30,20 @@ pub(super) fn trained_positions(
 }
 
 /// Negative log-likelihood in nats, summed over the trained tokens of all examples, and the number of these tokens.
+///
+/// # Errors
+/// If examples cannot be read.
 pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
     model: &M,
-    examples: &[Example],
+    examples: &TokenRows<Example>,
     micro_batch_tokens: usize,
     device: &B::Device,
-) -> (f64, usize) {
-    let lens: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+) -> Result<(f64, usize)> {
+    let lens = examples.lens()?;
     let (mut sum, mut count) = (0.0, 0);
     for part in micro_batches(&lens, micro_batch_tokens) {
-        let part: Vec<&Example> = part.iter().map(|&i| &examples[i]).collect();
+        let part = examples.get(part)?;
+        let part: Vec<&Example> = part.iter().map(AsRef::as_ref).collect();
         let rows: Vec<&[u32]> = part.iter().map(|e| e.ids.as_slice()).collect();
         let batch = TokenBatch::from_rows(&rows, device);
         let (positions, targets) = trained_positions(&part, &batch.segments);
@@ -48,7 +53,7 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
         sum -= read(logprobs).iter().map(|&x| f64::from(x)).sum::<f64>();
         count += positions.len();
     }
-    (sum, count)
+    Ok((sum, count))
 }
 
 /// Log-probabilities at `temperature` of each row's tokens from `prompt_lens[row]` (at least 1) on, row by row.

@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::RunDir;
-use crate::data::{DataConfig, DataContext, EncodeReport, Row, Tokenizer, read_rows, source_files};
+use crate::data::{
+    DataConfig, DataContext, EncodeReport, Row, RowEncoding, RowsCache, TokenRow, TokenRows,
+    Tokenizer, read_rows, source_files, token_rows,
+};
 use crate::error::Result;
 use crate::model::{LanguageModel, ModelConfig, WithTokens};
 use crate::ops::{ModelBackend, Numerics};
@@ -87,16 +90,44 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         self.run.stage_dir(stage)
     }
 
-    /// Rows of a data set.
+    /// The first `count` rows of a data set.
     ///
     /// # Errors
     /// See [`read_rows`].
-    pub fn rows(&self, data: &DataConfig) -> Result<Vec<Row>> {
-        let context = DataContext {
+    pub(super) fn first_rows(&self, data: &DataConfig, count: usize) -> Result<Vec<Row>> {
+        let limit = data.limit.map_or(count, |limit| limit.min(count));
+        let first = DataConfig {
+            limit: Some(limit),
+            ..data.clone()
+        };
+        read_rows(&first, &self.data_context())
+    }
+
+    /// The encoded rows of a data set. Reports under the name `what` which were dropped or truncated, if any, and whether they come
+    /// from the cache of large sets.
+    ///
+    /// # Errors
+    /// See [`token_rows`].
+    pub(super) fn token_rows<E: RowEncoding<Item: TokenRow>>(
+        &mut self,
+        what: &str,
+        data: &DataConfig,
+        tokenizer: &Tokenizer,
+        encoding: &E,
+    ) -> Result<TokenRows<E::Item>> {
+        let (context, cache) = (self.data_context(), RowsCache::from_env());
+        let reporter = &mut *self.reporter;
+        let mut say = |text: &str| reporter.message(&format!("{what}: {text}"));
+        let rows = token_rows(data, &context, tokenizer, encoding, &cache, &mut say)?;
+        self.report_rows(what, rows.report());
+        Ok(rows)
+    }
+
+    fn data_context(&self) -> DataContext {
+        DataContext {
             run_dir: self.run.path().to_path_buf(),
             ..DataContext::default()
-        };
-        read_rows(data, &context)
+        }
     }
 
     /// Randomness of one stage.
@@ -124,7 +155,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
     }
 
     /// Reports dropped and truncated rows of a data set, if any.
-    pub(super) fn report_rows(&mut self, what: &str, report: &EncodeReport) {
+    fn report_rows(&mut self, what: &str, report: &EncodeReport) {
         let text = report.to_string();
         if !text.is_empty() {
             self.reporter.message(&format!("{what}: {text}"));

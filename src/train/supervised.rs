@@ -12,7 +12,7 @@ use super::forward::{example_loss, trained_positions};
 use super::policy::{Policy, TrainablePolicy, save_policy};
 use super::session::Outcome;
 use super::shared::{Accumulator, NonFinite, Training, finite};
-use crate::data::{Batches, Example, Prompt, Tokenizer, micro_batches};
+use crate::data::{Batches, Example, Prompt, TokenRows, Tokenizer, micro_batches};
 use crate::error::Result;
 use crate::host::indices;
 use crate::loss::cross_entropy;
@@ -35,8 +35,8 @@ pub(super) struct SupervisedTraining<'a> {
     pub(super) micro_batch_tokens: usize,
     pub(super) gradient_checkpointing: bool,
     pub(super) cadence: &'a Cadence,
-    pub(super) train: Vec<Example>,
-    pub(super) valid: Vec<Example>,
+    pub(super) train: TokenRows<Example>,
+    pub(super) valid: TokenRows<Example>,
     /// Held-out prompts for samples at each evaluation; empty for language modelling.
     pub(super) prompts: Vec<Prompt>,
 }
@@ -87,8 +87,8 @@ pub(super) fn run<B: ModelBackend>(
     }
     let mut last_loss = None;
     while let Some(step) = training.next_step() {
-        let batch = batches.batch(step).into_iter();
-        let rows: Vec<&Example> = batch.map(|i| &work.train[i]).collect();
+        let batch = work.train.get(batches.batch(step))?;
+        let rows: Vec<&Example> = batch.iter().map(AsRef::as_ref).collect();
         let ids: Vec<&[u32]> = rows.iter().map(|row| row.ids.as_slice()).collect();
         let tokens: u64 = ids.iter().map(|ids| ids.len() as u64).sum();
         let targets = rows.iter().map(|row| num_targets(row)).sum::<usize>() as f64;
@@ -176,21 +176,20 @@ fn evaluate<B: ModelBackend>(
     }
     let (device, journal) = (session.device.clone(), &mut training.journal);
     let model = trained.model.valid();
-    let (sum, count) = example_loss(&model, &work.valid, work.micro_batch_tokens, &device);
+    let (sum, count) = example_loss(&model, &work.valid, work.micro_batch_tokens, &device)?;
     let loss = sum / count as f64;
     journal.eval(
         session,
         &[("eval/loss", loss), ("eval/perplexity", loss.exp())],
     )?;
-    let longest = work
-        .valid
-        .iter()
-        .map(|e| e.ids.len() - e.prompt_len)
-        .max()
-        .unwrap_or(0);
+    let mut longest = 1;
+    for row in work.valid.iter() {
+        let row = row?;
+        longest = longest.max(row.ids.len() - row.prompt_len);
+    }
     let request = SampleRequest {
         prompts: &work.prompts[..journal.num_samples().min(work.prompts.len())],
-        max_new_tokens: longest.max(1),
+        max_new_tokens: longest,
         step: journal.position.step,
     };
     for sample in greedy_samples(&model, tokenizer, &request, &device)? {

@@ -14,7 +14,7 @@ use burn::tensor::{Tensor, TensorPrimitive};
 use serde_json::{Value, json};
 
 use tempering::data::{
-    Comparisons, Example, RowFormat, Tokenizer, encode_comparisons, encode_completions,
+    Comparisons, Example, RowFormat, TokenRows, Tokenizer, encode_comparisons, encode_completions,
     encode_prompts,
 };
 use tempering::generate::{GenerateOptions, Response, SamplingConfig, TruncateAt, generate};
@@ -1069,14 +1069,15 @@ fn detail_36_pretraining_text_enters_with_its_weight() {
         ids: ids.to_vec(),
         trained: (0..ids.len()).map(|i| i > 0).collect(),
         prompt_len: 0,
-        row: Default::default(),
     };
     let texts = [example(&[3, 8, 21, 5]), example(&[17, 2, 9])];
     let config = ppo_config(json!({"num_ppo_epochs": 3, "vf_coef": 0.0}));
     let mut rollout = evaluate(&episodes(), &config);
     // Without an advantage the policy loss has no gradient: what is left is the text's.
     rollout.advantages.fill(0.0);
-    let (sum, count) = example_loss(&language_model("ref"), &texts, 64, &Default::default());
+    let rows = TokenRows::from(texts.to_vec());
+    let (sum, count) =
+        example_loss(&language_model("ref"), &rows, 64, &Default::default()).unwrap();
     let run = |coef: f64, batches: &[Vec<&Example>]| {
         let optim = OptimConfig {
             max_grad_norm: None,

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::report::{EncodedRows, Notes, RowOutcome, encode_rows};
+use super::encoding::{Preferences, encode_all};
+use super::report::{EncodedRows, Notes, RowOutcome};
 use super::scored::ScoredRow;
 use super::sequence::{PromptCompletion, check_row_ids, no_stop};
 use crate::data::check::margin;
@@ -80,53 +81,65 @@ pub fn encode_comparisons(
     format: &RowFormat,
     max_length: usize,
 ) -> Result<EncodedRows<Comparisons>> {
-    let parser = RowParser::new(format)?;
-    encode_rows(rows, tokenizer, format, max_length, |row| {
-        if let Some(scored) = ScoredRow::of(row)? {
-            for ids in scored.ids() {
-                check_row_ids(row, tokenizer, ids)?;
-            }
-            return scored.comparisons(format.take, max_length);
+    let encoding = Preferences {
+        max_length,
+        with_best: false,
+    };
+    encode_all(&encoding, rows, tokenizer, format)
+}
+
+/// See [`encode_comparisons`].
+pub(super) fn comparisons_of(
+    parser: &RowParser<'_>,
+    row: &Row,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<RowOutcome<Comparisons>> {
+    let format = parser.format();
+    if let Some(scored) = ScoredRow::of(row)? {
+        for ids in scored.ids() {
+            check_row_ids(row, tokenizer, ids)?;
         }
-        let parts = parser.preference(row)?;
-        let margin = margin(row)?;
-        if parts.chosen == parts.rejected {
-            return Ok(RowOutcome::Equal);
+        return scored.comparisons(format.take, max_length);
+    }
+    let parts = parser.preference(row)?;
+    let margin = margin(row)?;
+    if parts.chosen == parts.rejected {
+        return Ok(RowOutcome::Equal);
+    }
+    let encode = |response: &Content| match (&parts.prompt, response) {
+        (Content::Text(prompt), Content::Text(response)) => {
+            PromptCompletion::of_text(tokenizer, prompt, response, format.append_eos)
         }
-        let encode = |response: &Content| match (&parts.prompt, response) {
-            (Content::Text(prompt), Content::Text(response)) => {
-                PromptCompletion::of_text(tokenizer, prompt, response, format.append_eos)
-            }
-            (Content::Messages(prompt), Content::Messages(response)) => {
-                let options = chat_options(row, format)?;
-                PromptCompletion::of_messages(tokenizer, &options, prompt, response)
-            }
-            _ => Err(row.error("prompt and responses are not of one kind")),
-        };
-        let (chosen, rejected) = (encode(&parts.chosen)?, encode(&parts.rejected)?);
-        if chosen.ids.len() > max_length || rejected.ids.len() > max_length {
-            return Ok(RowOutcome::TooLong);
+        (Content::Messages(prompt), Content::Messages(response)) => {
+            let options = chat_options(row, format)?;
+            PromptCompletion::of_messages(tokenizer, &options, prompt, response)
         }
-        if chosen.ids.is_empty() || rejected.ids.is_empty() {
-            return Ok(RowOutcome::Untrained);
-        }
-        let is_chat = matches!(parts.chosen, Content::Messages(_));
-        let end = chosen.ids.last().filter(|_| is_chat);
-        let notes = Notes {
-            truncated: false,
-            without_eos: chosen.lacks_eos(tokenizer) || rejected.lacks_eos(tokenizer),
-            merged_boundary: chosen.merged || rejected.merged,
-            turn_end: no_stop(tokenizer, end),
-            opening: chosen.opening.or(rejected.opening),
-        };
-        let item = Comparisons {
-            prompt_len: chosen.prompt_len.min(rejected.prompt_len),
-            responses: vec![chosen.ids, rejected.ids],
-            pairs: vec![(0, 1, margin as f32)],
-            labels: labels(&row.columns),
-        };
-        Ok(RowOutcome::Kept { item, notes })
-    })
+        _ => Err(row.error("prompt and responses are not of one kind")),
+    };
+    let (chosen, rejected) = (encode(&parts.chosen)?, encode(&parts.rejected)?);
+    if chosen.ids.len() > max_length || rejected.ids.len() > max_length {
+        return Ok(RowOutcome::TooLong);
+    }
+    if chosen.ids.is_empty() || rejected.ids.is_empty() {
+        return Ok(RowOutcome::Untrained);
+    }
+    let is_chat = matches!(parts.chosen, Content::Messages(_));
+    let end = chosen.ids.last().filter(|_| is_chat);
+    let notes = Notes {
+        truncated: false,
+        without_eos: chosen.lacks_eos(tokenizer) || rejected.lacks_eos(tokenizer),
+        merged_boundary: chosen.merged || rejected.merged,
+        turn_end: no_stop(tokenizer, end),
+        opening: chosen.opening.or(rejected.opening),
+    };
+    let item = Comparisons {
+        prompt_len: chosen.prompt_len.min(rejected.prompt_len),
+        responses: vec![chosen.ids, rejected.ids],
+        pairs: vec![(0, 1, margin as f32)],
+        labels: labels(&row.columns),
+    };
+    Ok(RowOutcome::Kept { item, notes })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::sequence::{PromptCompletion, encode_chat};
@@ -9,7 +10,7 @@ use crate::data::{ChatOptions, Tokenizer};
 use crate::error::Result;
 
 /// The conversation that a prompt was rendered from.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Conversation {
     /// Its messages.
     pub messages: Vec<Value>,

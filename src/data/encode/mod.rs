@@ -6,6 +6,7 @@
 //! prompt's length; here the cut moves back to the end of the common prefix, and the row is counted.
 
 mod comparisons;
+mod encoding;
 mod fit;
 mod judged;
 mod report;
@@ -17,6 +18,9 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 pub use comparisons::{Comparisons, encode_comparisons};
+pub(crate) use encoding::{
+    Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all, encode_batch,
+};
 pub use judged::{Conversation, encode_for_reward_model};
 pub use report::{EncodeReport, EncodedRows, TurnEnd};
 pub(crate) use scored::check_scored;
@@ -26,8 +30,8 @@ use crate::data::records::{CompletionRow, Content, RowParser, chat_options, prom
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer, TruncationMode};
 use crate::error::Result;
-use report::{Notes, RowOutcome, encode_rows};
-use scored::{ResponseRow, response_rows};
+use report::{Notes, RowOutcome};
+use scored::ResponseRow;
 use sequence::{
     ConversationTokens, PromptCompletion, check_row_ids, encode_chat, encode_spans, end_with_eos,
     ends_with_stop, no_stop,
@@ -42,8 +46,6 @@ pub struct Example {
     pub trained: Vec<bool>,
     /// Tokens before the completion (of a conversation: before the assistant's first span); 0 for plain text.
     pub prompt_len: usize,
-    /// The row's columns.
-    pub row: Map<String, Value>,
 }
 
 /// A prompt to generate responses to.
@@ -72,34 +74,42 @@ pub fn encode_text(
     format: &RowFormat,
     max_length: usize,
 ) -> Result<EncodedRows<Example>> {
-    let parser = RowParser::new(format)?;
-    encode_rows(rows, tokenizer, format, max_length, |row| {
-        let mut turn_end = None;
-        let (ids, should_end) = match parser.text(row)? {
-            Content::Text(text) => {
-                let mut ids = tokenizer.encode_document(&text)?;
-                end_with_eos(&mut ids, tokenizer, format.append_eos);
-                (ids, format.append_eos)
-            }
-            Content::Messages(messages) => {
-                let options = chat_options(row, format)?;
-                let text = tokenizer.chat()?.render(&messages, &options)?;
-                let ids = encode_chat(tokenizer, &text)?;
-                turn_end = no_stop(tokenizer, sequence::turn_end(tokenizer, &ids)?);
-                (ids, false)
-            }
-        };
-        let draft = UntruncatedExample {
-            trained: vec![true; ids.len()],
-            ids,
-            prompt_len: 0,
-            should_end,
-            merged_boundary: false,
-            opening: None,
-            turn_end,
-        };
-        Ok(draft.finish(row, tokenizer, format, max_length))
-    })
+    encode_all(&Texts { max_length }, rows, tokenizer, format)
+}
+
+/// See [`encode_text`].
+fn text_row(
+    parser: &RowParser<'_>,
+    row: &Row,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<RowOutcome<Example>> {
+    let format = parser.format();
+    let mut turn_end = None;
+    let (ids, should_end) = match parser.text(row)? {
+        Content::Text(text) => {
+            let mut ids = tokenizer.encode_document(&text)?;
+            end_with_eos(&mut ids, tokenizer, format.append_eos);
+            (ids, format.append_eos)
+        }
+        Content::Messages(messages) => {
+            let options = chat_options(row, format)?;
+            let text = tokenizer.chat()?.render(&messages, &options)?;
+            let ids = encode_chat(tokenizer, &text)?;
+            turn_end = no_stop(tokenizer, sequence::turn_end(tokenizer, &ids)?);
+            (ids, false)
+        }
+    };
+    let draft = UntruncatedExample {
+        trained: vec![true; ids.len()],
+        ids,
+        prompt_len: 0,
+        should_end,
+        merged_boundary: false,
+        opening: None,
+        turn_end,
+    };
+    Ok(draft.finish(tokenizer, format, max_length))
 }
 
 /// Encodes rows with completions: the tokens after the prompt are trained on; without `completion_only` all but the first.
@@ -120,95 +130,106 @@ pub fn encode_completions(
     max_length: usize,
     completion_only: bool,
 ) -> Result<EncodedRows<Example>> {
-    let parser = RowParser::new(format)?;
-    let taken = response_rows(rows, format.take)?;
-    let rows = taken.as_deref().unwrap_or(rows);
-    encode_rows(rows, tokenizer, format, max_length, |row| {
-        if let Some(learned) = ResponseRow::of(row)? {
-            check_row_ids(row, tokenizer, &learned.prompt_ids)?;
-            check_row_ids(row, tokenizer, &learned.completion_ids)?;
-            let prompt_len = learned.prompt_ids.len();
-            let from = if completion_only { prompt_len } else { 0 };
-            let ids = [learned.prompt_ids, learned.completion_ids].concat();
+    let encoding = TextsOrCompletions {
+        max_length,
+        completion_only,
+        texts: false,
+    };
+    encode_all(&encoding, rows, tokenizer, format)
+}
+
+/// See [`encode_completions`].
+fn completion_row(
+    parser: &RowParser<'_>,
+    row: &Row,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    completion_only: bool,
+) -> Result<RowOutcome<Example>> {
+    let format = parser.format();
+    if let Some(learned) = ResponseRow::of(row)? {
+        check_row_ids(row, tokenizer, &learned.prompt_ids)?;
+        check_row_ids(row, tokenizer, &learned.completion_ids)?;
+        let prompt_len = learned.prompt_ids.len();
+        let from = if completion_only { prompt_len } else { 0 };
+        let ids = [learned.prompt_ids, learned.completion_ids].concat();
+        let draft = UntruncatedExample {
+            trained: (0..ids.len()).map(|i| i >= from).collect(),
+            ids,
+            prompt_len,
+            // A response that was cut off at its limit has no EOS.
+            should_end: false,
+            merged_boundary: false,
+            opening: None,
+            turn_end: None,
+        };
+        return Ok(draft.finish(tokenizer, format, max_length));
+    }
+    let (joint, is_chat) = match parser.completion(row)? {
+        CompletionRow::Text { prompt, completion } => {
+            // An empty completion is missing data; it should not teach the model to generate nothing.
+            let append_eos = format.append_eos && !completion.is_empty();
+            let joint = PromptCompletion::of_text(tokenizer, &prompt, &completion, append_eos)?;
+            (joint, false)
+        }
+        CompletionRow::Messages { prompt, completion } => {
+            let options = chat_options(row, format)?;
+            let joint = PromptCompletion::of_messages(tokenizer, &options, &prompt, &completion)?;
+            (joint, true)
+        }
+        CompletionRow::Conversation(messages) => {
+            let options = chat_options(row, format)?;
+            let turns = format.assistant_turns;
+            let spoken = tokenizer
+                .chat()?
+                .assistant_spans(&messages, &options, turns)?;
+            let ConversationTokens {
+                ids,
+                trained,
+                opening,
+            } = encode_spans(tokenizer, &spoken)?;
+            let Some(prompt_len) = trained.iter().position(|&t| t) else {
+                return Err(row.error(format!(
+                    "no token of the conversation is trained on: {}",
+                    match (spoken.marked, spoken.spans.is_empty()) {
+                        (true, true) =>
+                            "the chat template marks nothing in it with {% generation %}".to_owned(),
+                        (false, true) => format!(
+                            "it has no assistant turn; its roles are {}, expected user and assistant",
+                            roles(&messages)
+                        ),
+                        (_, false) => "the assistant's turns are empty".to_owned(),
+                    }
+                )));
+            };
+            let last = trained.iter().rposition(|&t| t).map(|last| &ids[last]);
             let draft = UntruncatedExample {
-                trained: (0..ids.len()).map(|i| i >= from).collect(),
+                turn_end: no_stop(tokenizer, last),
+                opening,
+                trained: if completion_only {
+                    trained
+                } else {
+                    vec![true; ids.len()]
+                },
                 ids,
                 prompt_len,
-                // A response that was cut off at its limit has no EOS.
-                should_end: false,
+                should_end: true,
                 merged_boundary: false,
-                opening: None,
-                turn_end: None,
             };
-            return Ok(draft.finish(row, tokenizer, format, max_length));
+            return Ok(draft.finish(tokenizer, format, max_length));
         }
-        let (joint, is_chat) = match parser.completion(row)? {
-            CompletionRow::Text { prompt, completion } => {
-                // An empty completion is missing data; it should not teach the model to generate nothing.
-                let append_eos = format.append_eos && !completion.is_empty();
-                let joint = PromptCompletion::of_text(tokenizer, &prompt, &completion, append_eos)?;
-                (joint, false)
-            }
-            CompletionRow::Messages { prompt, completion } => {
-                let options = chat_options(row, format)?;
-                let joint =
-                    PromptCompletion::of_messages(tokenizer, &options, &prompt, &completion)?;
-                (joint, true)
-            }
-            CompletionRow::Conversation(messages) => {
-                let options = chat_options(row, format)?;
-                let turns = format.assistant_turns;
-                let spoken = tokenizer
-                    .chat()?
-                    .assistant_spans(&messages, &options, turns)?;
-                let ConversationTokens {
-                    ids,
-                    trained,
-                    opening,
-                } = encode_spans(tokenizer, &spoken)?;
-                let Some(prompt_len) = trained.iter().position(|&t| t) else {
-                    return Err(row.error(format!(
-                        "no token of the conversation is trained on: {}",
-                        match (spoken.marked, spoken.spans.is_empty()) {
-                            (true, true) =>
-                                "the chat template marks nothing in it with {% generation %}".to_owned(),
-                            (false, true) => format!(
-                                "it has no assistant turn; its roles are {}, expected user and assistant",
-                                roles(&messages)
-                            ),
-                            (_, false) => "the assistant's turns are empty".to_owned(),
-                        }
-                    )));
-                };
-                let last = trained.iter().rposition(|&t| t).map(|last| &ids[last]);
-                let draft = UntruncatedExample {
-                    turn_end: no_stop(tokenizer, last),
-                    opening,
-                    trained: if completion_only {
-                        trained
-                    } else {
-                        vec![true; ids.len()]
-                    },
-                    ids,
-                    prompt_len,
-                    should_end: true,
-                    merged_boundary: false,
-                };
-                return Ok(draft.finish(row, tokenizer, format, max_length));
-            }
-        };
-        let from = if completion_only { joint.prompt_len } else { 0 };
-        let draft = UntruncatedExample {
-            turn_end: no_stop(tokenizer, joint.ids.last().filter(|_| is_chat)),
-            opening: joint.opening,
-            trained: (0..joint.ids.len()).map(|i| i >= from).collect(),
-            ids: joint.ids,
-            prompt_len: joint.prompt_len,
-            should_end: joint.should_end,
-            merged_boundary: joint.merged,
-        };
-        Ok(draft.finish(row, tokenizer, format, max_length))
-    })
+    };
+    let from = if completion_only { joint.prompt_len } else { 0 };
+    let draft = UntruncatedExample {
+        turn_end: no_stop(tokenizer, joint.ids.last().filter(|_| is_chat)),
+        opening: joint.opening,
+        trained: (0..joint.ids.len()).map(|i| i >= from).collect(),
+        ids: joint.ids,
+        prompt_len: joint.prompt_len,
+        should_end: joint.should_end,
+        merged_boundary: joint.merged,
+    };
+    Ok(draft.finish(tokenizer, format, max_length))
 }
 
 /// Encodes prompts. Of a conversation the assistant's last turns are removed, and the generation prompt is added.
@@ -224,39 +245,50 @@ pub fn encode_prompts(
     format: &RowFormat,
     max_prompt_length: usize,
 ) -> Result<EncodedRows<Prompt>> {
-    let parser = RowParser::new(format)?;
-    encode_rows(rows, tokenizer, format, max_prompt_length, |row| {
-        let prompt = parser.prompt(row)?;
-        let text = prompt_text(row, &prompt, tokenizer, format)?;
-        let ids = match prompt {
-            Content::Text(_) => tokenizer.encode_start(&text)?,
-            Content::Messages(_) => encode_chat(tokenizer, &text)?,
-        };
-        let conversation = match prompt {
-            Content::Text(_) => None,
-            Content::Messages(messages) => Some(Arc::new(Conversation {
-                messages,
-                options: chat_options(row, format)?,
-            })),
-        };
-        if ids.len() > max_prompt_length {
-            return Ok(RowOutcome::TooLong);
-        }
-        if ids.is_empty() {
-            return Err(row.error(
-                "the prompt has no tokens, and the tokenizer has no BOS token to start from",
-            ));
-        }
-        let item = Prompt {
-            ids,
-            text,
-            conversation,
-            row: row.columns.clone(),
-        };
-        Ok(RowOutcome::Kept {
-            item,
-            notes: Notes::default(),
-        })
+    let encoding = Prompts {
+        max_length: max_prompt_length,
+    };
+    encode_all(&encoding, rows, tokenizer, format)
+}
+
+/// See [`encode_prompts`].
+fn prompt_row(
+    parser: &RowParser<'_>,
+    row: &Row,
+    tokenizer: &Tokenizer,
+    max_prompt_length: usize,
+) -> Result<RowOutcome<Prompt>> {
+    let format = parser.format();
+    let prompt = parser.prompt(row)?;
+    let text = prompt_text(row, &prompt, tokenizer, format)?;
+    let ids = match prompt {
+        Content::Text(_) => tokenizer.encode_start(&text)?,
+        Content::Messages(_) => encode_chat(tokenizer, &text)?,
+    };
+    let conversation = match prompt {
+        Content::Text(_) => None,
+        Content::Messages(messages) => Some(Arc::new(Conversation {
+            messages,
+            options: chat_options(row, format)?,
+        })),
+    };
+    if ids.len() > max_prompt_length {
+        return Ok(RowOutcome::TooLong);
+    }
+    if ids.is_empty() {
+        return Err(
+            row.error("the prompt has no tokens, and the tokenizer has no BOS token to start from")
+        );
+    }
+    let item = Prompt {
+        ids,
+        text,
+        conversation,
+        row: row.columns.clone(),
+    };
+    Ok(RowOutcome::Kept {
+        item,
+        notes: Notes::default(),
     })
 }
 
@@ -275,7 +307,6 @@ impl UntruncatedExample {
     /// Truncates, and decides whether the row is kept.
     fn finish(
         mut self,
-        row: &Row,
         tokenizer: &Tokenizer,
         format: &RowFormat,
         max_length: usize,
@@ -318,7 +349,6 @@ impl UntruncatedExample {
             ids: self.ids,
             trained: self.trained,
             prompt_len: self.prompt_len,
-            row: row.columns.clone(),
         };
         RowOutcome::Kept { item, notes }
     }
@@ -363,7 +393,7 @@ mod tests {
         let example = &got.items[0];
         assert_eq!(example.ids, [BOS, 97, 98, 32, HI, EOS]);
         assert_eq!(example.trained, [false, false, false, true, true, true]);
-        assert_eq!((example.prompt_len, &example.row["label"]), (3, &json!(7)));
+        assert_eq!(example.prompt_len, 3);
         assert_eq!(got.report.to_string(), "");
         let all = encode_completions(&data, &tok, &plain(), 16, false).unwrap();
         assert_eq!(all.items[0].trained, [false, true, true, true, true, true]);

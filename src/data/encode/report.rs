@@ -1,8 +1,10 @@
 //! Encodes rows and counts the outcomes.
 
 use std::fmt;
+use std::path::Path;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::fit::fitted;
 use crate::data::rows::Row;
@@ -19,7 +21,7 @@ pub struct EncodedRows<T> {
 }
 
 /// A token that ends the assistant's turns in a template but is not a stop token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TurnEnd {
     /// Token id.
     pub id: u32,
@@ -30,7 +32,7 @@ pub struct TurnEnd {
 }
 
 /// Counts of the rows by outcome. Displays as nothing if all rows were kept whole.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct EncodeReport {
     /// Rows read.
     pub rows: usize,
@@ -119,7 +121,7 @@ impl fmt::Display for EncodeReport {
 }
 
 /// The outcome of encoding one row.
-pub(super) enum RowOutcome<T> {
+pub(crate) enum RowOutcome<T> {
     Kept {
         item: T,
         notes: Notes,
@@ -145,7 +147,7 @@ impl<T> RowOutcome<T> {
 
 /// Facts to count about a kept row.
 #[derive(Default)]
-pub(super) struct Notes {
+pub(crate) struct Notes {
     pub(super) truncated: bool,
     pub(super) without_eos: bool,
     pub(super) merged_boundary: bool,
@@ -154,12 +156,14 @@ pub(super) struct Notes {
     pub(super) turn_end: Option<u32>,
 }
 
-/// Encodes all rows in parallel, in order, and counts the outcomes.
+/// Encodes rows in parallel, in order, and counts the outcomes.
+///
+/// # Errors
+/// Those of `encode`, at the first row that has one.
 pub(super) fn encode_rows<T: Send>(
     rows: &[Row],
     tokenizer: &Tokenizer,
     format: &RowFormat,
-    max_length: usize,
     encode: impl Fn(&Row) -> Result<RowOutcome<T>> + Sync,
 ) -> Result<EncodedRows<T>> {
     let outcomes: Vec<Result<(RowOutcome<T>, bool)>> = rows
@@ -196,19 +200,54 @@ pub(super) fn encode_rows<T: Send>(
             RowOutcome::Untrained | RowOutcome::CutAway => report.dropped_untrained += 1,
         }
     }
-    if !items.is_empty() {
-        return Ok(EncodedRows { items, report });
-    }
-    match rows.first() {
-        None => Err(Error::Usage("there are no rows to encode".into())),
-        Some(row) => Err(Error::format(
-            &row.path,
-            report.why_nothing_is_left(max_length),
-        )),
-    }
+    Ok(EncodedRows { items, report })
 }
 
 impl EncodeReport {
+    /// Adds the counts of the rows that come after these.
+    pub(crate) fn add(&mut self, later: Self) {
+        let Self {
+            rows,
+            kept,
+            shortened,
+            truncated,
+            dropped_too_long,
+            dropped_untrained,
+            dropped_equal,
+            without_eos,
+            merged_boundary,
+            diverging,
+            opening,
+            turn_end,
+        } = later;
+        self.rows += rows;
+        self.kept += kept;
+        self.shortened += shortened;
+        self.truncated += truncated;
+        self.dropped_too_long += dropped_too_long;
+        self.dropped_untrained += dropped_untrained;
+        self.dropped_equal += dropped_equal;
+        self.without_eos += without_eos;
+        self.merged_boundary += merged_boundary;
+        self.diverging += diverging;
+        self.opening = self.opening.take().or(opening);
+        self.turn_end = self.turn_end.take().or(turn_end);
+    }
+
+    /// Refuses a data set of which no row is kept; `path` is its first row's file.
+    ///
+    /// # Errors
+    /// `Error::Format` with the causes; `Error::Usage` if there were no rows.
+    pub(crate) fn check_kept(&self, path: Option<&Path>, max_length: usize) -> Result<()> {
+        match path {
+            _ if self.kept > 0 => Ok(()),
+            Some(path) if self.rows > 0 => {
+                Err(Error::format(path, self.why_nothing_is_left(max_length)))
+            }
+            _ => Err(Error::Usage("there are no rows to encode".into())),
+        }
+    }
+
     /// The error message if no row is left.
     fn why_nothing_is_left(&self, max_length: usize) -> String {
         let causes = [

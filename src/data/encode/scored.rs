@@ -140,16 +140,10 @@ pub(super) fn response_rows(rows: &[Row], take: Option<Take>) -> Result<Option<V
             continue;
         };
         for i in scored.selected(take) {
-            let mut columns = Map::new();
-            for name in ["prompt", "prompt_ids"] {
-                let value = row.columns.get(name).cloned();
-                columns.extend(value.map(|value| (name.to_owned(), value)));
-            }
-            let texts = row.columns.get("responses");
-            let text = texts.and_then(|texts| texts.get(i)).cloned();
-            columns.extend(text.map(|text| ("completion".to_owned(), text)));
-            columns.insert("completion_ids".into(), json!(scored.response_ids[i]));
-            columns.insert("score".into(), json!(scored.scores[i]));
+            let columns = Map::from_iter([
+                ("prompt_ids".to_owned(), json!(scored.prompt_ids)),
+                ("completion_ids".to_owned(), json!(scored.response_ids[i])),
+            ]);
             taken.push(Row {
                 columns,
                 ..row.clone()
@@ -219,16 +213,11 @@ mod tests {
         let Example {
             trained,
             prompt_len,
-            row,
             ..
         } = &encoded.items[0];
         assert_eq!(
             (trained.as_slice(), *prompt_len),
             (&[false, false, true, true][..], 2)
-        );
-        assert_eq!(
-            (&row["completion"], &row["score"]),
-            (&json!("b"), &json!(2.0))
         );
     }
 

@@ -1,6 +1,11 @@
 //! Compares tokenizers.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sha2::Digest;
+
 use super::Tokenizer;
+use crate::data::chat::ChatTemplate;
 
 impl Tokenizer {
     /// Whether this tokenizer's model can read ids of `other`: every token of `other` has the same id here, and text is split in the
@@ -28,6 +33,17 @@ impl Tokenizer {
         same(&left.get_normalizer(), &right.get_normalizer())
             && same(&left.get_pre_tokenizer(), &right.get_pre_tokenizer())
             && same(left.get_model(), right.get_model())
+    }
+
+    /// A hash of all that token ids of texts and conversations depend on: its files, and the day if its chat template reads the clock.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut hash = self.files.hash();
+        if self.chat.as_ref().is_some_and(ChatTemplate::reads_clock) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let day = now.unwrap_or_default().as_secs() / (24 * 3600);
+            hash.update(day.to_le_bytes());
+        }
+        format!("{:x}", hash.finalize())
     }
 
     /// Whether both render conversations alike, or one of them has no chat template.

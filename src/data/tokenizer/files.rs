@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::templates;
 use crate::data::lfs_pointer;
@@ -59,6 +60,18 @@ impl Files {
             folders: BTreeMap::new(),
             origin: origin.to_path_buf(),
         }
+    }
+
+    /// A hash of all names and contents.
+    pub(super) fn hash(&self) -> Sha256 {
+        let mut hash = Sha256::new();
+        for (name, content) in &self.bytes {
+            for part in [name.as_bytes(), content] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        }
+        hash
     }
 
     /// Whether a folder has a vocabulary.

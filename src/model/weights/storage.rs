@@ -1,7 +1,6 @@
 //! Weight files, read at any place from several threads.
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -9,6 +8,7 @@ use rayon::prelude::*;
 use super::dtype::Dtype;
 use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
+use crate::read_at::read_exact_at;
 
 /// An open weight file for positioned reads from several threads.
 #[derive(Debug)]
@@ -96,23 +96,4 @@ impl Blob {
         )?;
         Ok(out)
     }
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                offset += n as u64;
-                out = &mut out[n..];
-            }
-        }
-    }
-    Ok(())
 }

@@ -7,7 +7,7 @@ pub use config::CompareConfig;
 
 use std::collections::BTreeMap;
 
-use crate::data::encode_prompts;
+use crate::data::Prompts;
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::report::{RolloutReport, table};
@@ -35,15 +35,12 @@ pub(super) fn compare<B: ModelBackend>(
         message: "`policies` is empty: name at least one".into(),
     })?;
     let reference = session.policy(config.reference.as_ref().unwrap_or(first))?;
-    let rows = session.rows(&config.data)?;
-    let prompts = encode_prompts(
-        &rows,
-        &reference.tokenizer,
-        &config.data.format,
-        config.max_prompt_length,
-    )?;
-    session.report_rows("prompts", &prompts.report);
-    let prompts = prompts.items;
+    let encoding = Prompts {
+        max_length: config.max_prompt_length,
+    };
+    let prompts = session.token_rows("prompts", &config.data, &reference.tokenizer, &encoding)?;
+    let num_read = prompts.num_read();
+    let prompts = prompts.into_vec()?;
     let mut sources = BTreeMap::new();
     for (title, reward) in &config.rewards {
         sources.insert(
@@ -145,7 +142,7 @@ pub(super) fn compare<B: ModelBackend>(
     files.sort();
     files.dedup();
     let policies: Vec<String> = config.policies.iter().map(title).collect();
-    let data = (data_files(&config.data, session.run.path()), rows.len());
+    let data = (data_files(&config.data, session.run.path()), num_read);
     session.record(&config.name, &policies.join(", "), &files, &[data])?;
     let mut scores = table(&header, &lines);
     let reference = title(config.reference.as_ref().unwrap_or(first));

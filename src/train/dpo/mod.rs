@@ -17,9 +17,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor};
 use serde_json::Map;
 
-use crate::data::{
-    Batches, Comparisons, EncodedRows, Prompt, Tokenizer, encode_comparisons, micro_batches,
-};
+use crate::data::{Batches, Comparisons, Preferences, Prompt, TokenRows, Tokenizer, micro_batches};
 use crate::error::Result;
 use crate::host::{floats, indices, read};
 use crate::loss::{self, DpoObjective, response_sums};
@@ -28,7 +26,6 @@ use crate::ops::ModelBackend;
 use crate::report::RolloutReport;
 use crate::tokens::TokenBatch;
 use crate::train::Session;
-use crate::train::config::DataConfig;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
 use crate::train::policy::save_policy;
 use crate::train::session::{Outcome, data_files, stopping};
@@ -52,18 +49,20 @@ pub(super) fn dpo<B: ModelBackend>(
     let policy = session.policy(&config.init)?;
     let (model_config, tokenizer) = (policy.config.clone(), policy.tokenizer.clone());
     let base = policy.base.clone();
-    let (train, rows) = comparisons(session, config, &tokenizer, &config.data, "comparisons")?;
-    let valid = match &config.eval_data {
-        Some(data) => {
-            let what = "held-out comparisons";
-            let (valid, _) = comparisons(session, config, &tokenizer, data, what)?;
-            valid.items
-        }
-        None => Vec::new(),
+    let encoding = Preferences {
+        max_length: config.max_length,
+        with_best: false,
     };
-    let tokenizer = stopping(&tokenizer, &train.report)?;
-    let train = train.items;
-    let data = (data_files(&config.data, session.run.path()), rows);
+    let train = session.token_rows("comparisons", &config.data, &tokenizer, &encoding)?;
+    let valid = match &config.eval_data {
+        Some(data) => session.token_rows("held-out comparisons", data, &tokenizer, &encoding)?,
+        None => TokenRows::default(),
+    };
+    let tokenizer = stopping(&tokenizer, train.report())?;
+    let data = (
+        data_files(&config.data, session.run.path()),
+        train.num_read(),
+    );
     session.record(
         &config.name,
         &format!("{:?}", config.init),
@@ -81,8 +80,11 @@ pub(super) fn dpo<B: ModelBackend>(
     )
     .with_steps(config.max_steps);
     let steps = batches.num_steps();
-    let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
-    let summary = format!("{pairs} comparisons of {} prompts", train.len());
+    let summary = format!(
+        "{} comparisons of {} prompts",
+        train.num_pairs(),
+        train.len()
+    );
     let mut training = Training::open(
         session,
         &config.name,
@@ -94,12 +96,12 @@ pub(super) fn dpo<B: ModelBackend>(
     )?
     .at_rates_of(&config.peft);
     let held_out = HeldOut {
-        ref_logprobs: all_logprobs(session, &reference, &valid, config).concat(),
+        ref_logprobs: all_logprobs(session, &reference, &valid, config)?.concat(),
         prompts: prompts(&valid, &tokenizer, config.cadence.num_samples)?,
         items: valid,
         tokenizer: &tokenizer,
     };
-    let reference = Reference::new(session, reference, &train, config);
+    let reference = Reference::new(session, reference, &train, config)?;
 
     let mut last = None;
     if training.is_fresh() {
@@ -108,18 +110,16 @@ pub(super) fn dpo<B: ModelBackend>(
     }
     while let Some(step) = training.next_step() {
         let batch = batches.batch(step);
-        let lens: Vec<usize> = batch.iter().map(|&i| train[i].packed_len()).collect();
+        let items = train.get(batch.iter().copied())?;
+        let lens: Vec<usize> = items.iter().map(|item| item.packed_len()).collect();
         let parts = micro_batches(&lens, config.micro_batch_tokens);
-        let parts = parts
-            .into_iter()
-            .map(|part| part.into_iter().map(|i| batch[i]).collect());
-        let parts: Vec<Vec<usize>> = parts.collect();
         let micros: Vec<MicroBatch<'_>> = (parts.iter())
-            .map(|part| MicroBatch::new(part.iter().map(|&i| &train[i])))
+            .map(|part| MicroBatch::new(part.iter().map(|&i| items[i].as_ref())))
             .collect();
         let mut sum = Accumulator::default();
         for (micro, part) in micros.iter().zip(&parts) {
-            let ref_logprobs = reference.logprobs(micro, part, &device);
+            let part: Vec<usize> = part.iter().map(|&i| batch[i]).collect();
+            let ref_logprobs = reference.logprobs(micro, &part, &device);
             micro.backward(&mut trained.model, ref_logprobs, config, &mut sum, &device);
         }
         let mut sums = PairSums::default();
@@ -160,38 +160,32 @@ pub(super) fn dpo<B: ModelBackend>(
     })
 }
 
-/// Comparisons of a data set, and its number of rows.
-fn comparisons<B: ModelBackend>(
-    session: &mut Session<'_, B>,
-    config: &DpoConfig,
-    tokenizer: &Tokenizer,
-    data: &DataConfig,
-    what: &str,
-) -> Result<(EncodedRows<Comparisons>, usize)> {
-    let rows = session.rows(data)?;
-    let encoded = encode_comparisons(&rows, tokenizer, &data.format, config.max_length)?;
-    session.report_rows(what, &encoded.report);
-    Ok((encoded, rows.len()))
-}
-
 /// The first held-out prompts, for samples; the best response is shown beside the generated one.
-fn prompts(items: &[Comparisons], tokenizer: &Tokenizer, count: usize) -> Result<Vec<Prompt>> {
-    items
-        .iter()
-        .filter(|item| item.prompt_len > 0)
-        .take(count)
-        .map(|item| {
-            let best = &item.responses[item.pairs[0].0];
-            let (prompt, response) = best.split_at(item.prompt_len);
-            let response = tokenizer.decode(response, true)?;
-            Ok(Prompt {
-                ids: prompt.to_vec(),
-                text: tokenizer.decode(prompt, true)?,
-                conversation: None,
-                row: Map::from_iter([("completion".to_owned(), response.into())]),
-            })
-        })
-        .collect()
+fn prompts(
+    items: &TokenRows<Comparisons>,
+    tokenizer: &Tokenizer,
+    count: usize,
+) -> Result<Vec<Prompt>> {
+    let mut prompts = Vec::new();
+    for item in items.iter() {
+        if prompts.len() == count {
+            break;
+        }
+        let item = item?;
+        if item.prompt_len == 0 {
+            continue;
+        }
+        let best = &item.responses[item.pairs[0].0];
+        let (prompt, response) = best.split_at(item.prompt_len);
+        let response = tokenizer.decode(response, true)?;
+        prompts.push(Prompt {
+            ids: prompt.to_vec(),
+            text: tokenizer.decode(prompt, true)?,
+            conversation: None,
+            row: Map::from_iter([("completion".to_owned(), response.into())]),
+        });
+    }
+    Ok(prompts)
 }
 
 fn objective(config: &DpoConfig) -> DpoObjective {
@@ -311,19 +305,20 @@ impl<'a> MicroBatch<'a> {
 fn all_logprobs<B: ModelBackend>(
     session: &mut Session<'_, B>,
     model: &LanguageModel<B>,
-    items: &[Comparisons],
+    items: &TokenRows<Comparisons>,
     config: &DpoConfig,
-) -> Vec<Vec<f32>> {
+) -> Result<Vec<Vec<f32>>> {
     let device = session.device.clone();
     let mut out = vec![Vec::new(); items.len()];
-    let lens: Vec<usize> = items.iter().map(Comparisons::packed_len).collect();
+    let lens = items.lens()?;
     let (mut done, mut tokens) = (0, 0);
     for part in micro_batches(&lens, config.micro_batch_tokens) {
-        let micro = MicroBatch::new(part.iter().map(|&i| &items[i]));
+        let rows = items.get(part.iter().copied())?;
+        let micro = MicroBatch::new(rows.iter().map(AsRef::as_ref));
         let mut values = read(micro.logprobs(model, &device)).into_iter();
         let mut lens = micro.lens.iter();
-        for &i in &part {
-            let len = lens.by_ref().take(items[i].responses.len()).sum();
+        for (&i, row) in part.iter().zip(&rows) {
+            let len = lens.by_ref().take(row.responses.len()).sum();
             out[i] = values.by_ref().take(len).collect();
         }
         done += part.len();
@@ -335,7 +330,7 @@ fn all_logprobs<B: ModelBackend>(
             tokens,
         });
     }
-    out
+    Ok(out)
 }
 
 /// The reference policy.
@@ -350,17 +345,17 @@ impl<B: ModelBackend> Reference<B> {
     fn new(
         session: &mut Session<'_, B>,
         model: LanguageModel<B>,
-        train: &[Comparisons],
+        train: &TokenRows<Comparisons>,
         config: &DpoConfig,
-    ) -> Self {
+    ) -> Result<Self> {
         if !config.precompute_ref_log_probs {
-            return Self::Model(Box::new(model));
+            return Ok(Self::Model(Box::new(model)));
         }
-        let logprobs = all_logprobs(session, &model, train, config);
+        let logprobs = all_logprobs(session, &model, train, config)?;
         if config.peft.trains_base() {
             session.free_bases();
         }
-        Self::Precomputed(logprobs)
+        Ok(Self::Precomputed(logprobs))
     }
 
     /// Its log-probabilities of the tokens of `micro`, which holds the items `part`.
@@ -377,7 +372,7 @@ impl<B: ModelBackend> Reference<B> {
 
 /// Held-out comparisons.
 struct HeldOut<'a> {
-    items: Vec<Comparisons>,
+    items: TokenRows<Comparisons>,
     /// Of all responses' tokens, concatenated.
     ref_logprobs: Vec<f32>,
     prompts: Vec<Prompt>,
@@ -396,8 +391,9 @@ fn evaluate<B: ModelBackend>(
         return Ok(None);
     }
     let (device, journal) = (session.device.clone(), &mut training.journal);
-    let logprobs = all_logprobs(session, model, &held_out.items, config).concat();
-    let micro = MicroBatch::new(held_out.items.iter());
+    let logprobs = all_logprobs(session, model, &held_out.items, config)?.concat();
+    let items = held_out.items.get(0..held_out.items.len())?;
+    let micro = MicroBatch::new(items.iter().map(AsRef::as_ref));
     let log_ratios = micro.log_ratios(&logprobs, &held_out.ref_logprobs);
     let log_ratios: Vec<f32> = log_ratios.into_iter().map(|x| x as f32).collect();
     let loss = loss::dpo(

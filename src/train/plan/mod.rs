@@ -14,8 +14,8 @@ pub use memory::{ModelShape, Workload, estimate};
 use super::config::Peft;
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
-    CheckedData, Comparisons, DataCheck, DataConfig, Example, Prompt, Row, RowKind, Tokenizer,
-    encode_comparisons, encode_completions, encode_prompts, encode_text, is_plain_text,
+    CheckedData, Comparisons, DataCheck, DataConfig, Example, Prompt, Row, RowKind,
+    TextsOrCompletions, Tokenizer, encode_all, encode_comparisons, encode_prompts, encode_text,
 };
 use crate::error::{Error, Result};
 use crate::model::{
@@ -291,12 +291,15 @@ impl Planner<'_> {
         };
         let lens = |rows: &[Row]| -> Result<Vec<RowLength>> {
             let (tokenizer, format) = (self.model.tokenizer, &data.format);
-            let text = || encode_text(rows, tokenizer, format, max_length);
             let examples = match kind {
-                RowKind::Text => text()?,
-                RowKind::TextOrCompletion if rows.first().is_some_and(is_plain_text) => text()?,
+                RowKind::Text => encode_text(rows, tokenizer, format, max_length)?,
                 RowKind::Completion | RowKind::TextOrCompletion => {
-                    encode_completions(rows, tokenizer, format, max_length, true)?
+                    let encoding = TextsOrCompletions {
+                        max_length,
+                        completion_only: true,
+                        texts: kind == RowKind::TextOrCompletion,
+                    };
+                    encode_all(&encoding, rows, tokenizer, format)?
                 }
                 // The file is not on this machine.
                 RowKind::Scored => return Ok(Vec::new()),

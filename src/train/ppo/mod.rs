@@ -9,6 +9,8 @@ mod settings;
 mod spec;
 mod value;
 
+use std::borrow::Cow;
+
 use burn::module::AutodiffModule;
 
 use super::Session;
@@ -20,7 +22,7 @@ use super::rollout::{
     evaluate, minibatch_orders, next_prompts, prompts, update,
 };
 use super::session::{Outcome, data_files};
-use crate::data::{Example, encode_text};
+use crate::data::{Example, Texts, TokenRows};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::optim::Optimiser;
@@ -63,7 +65,7 @@ pub(super) fn ppo<B: ModelBackend>(
     let longest = config.max_prompt_length;
     let train = prompts(session, &policy, &config.data, longest, "prompts")?;
     let held_out = match &config.eval_data {
-        Some(data) => prompts(session, &policy, data, longest, "held-out prompts")?,
+        Some(data) => prompts(session, &policy, data, longest, "held-out prompts")?.into_vec()?,
         None => Vec::new(),
     };
     let (reward, gold) = (&config.reward, config.gold.as_ref());
@@ -115,7 +117,7 @@ pub(super) fn ppo<B: ModelBackend>(
     let mut last = None;
     while journal.position.step < updates {
         let done = journal.position.step;
-        let batch = next_prompts(&train, config.batch_size, done, seed.fork("order"));
+        let batch = next_prompts(&train, config.batch_size, done, seed.fork("order"))?;
         // With rounded inputs, another order of summation moves values across rounding boundaries, and the layers amplify that:
         // generation with its cache differs from the update's passes by up to a nat (in 8 bits). For a ratio that starts at 1 the
         // old log-probabilities must come from such a pass.
@@ -142,7 +144,10 @@ pub(super) fn ppo<B: ModelBackend>(
             (rollout(&episodes, models, config, kl_coef, &device), gold)
         };
 
-        let texts = ptx_batches(&texts, config, done, seed.fork("ptx"));
+        let texts = ptx_batches(&texts, config, done, seed.fork("ptx"))?;
+        let texts: Vec<Vec<&Example>> = (texts.iter())
+            .map(|step| step.iter().map(AsRef::as_ref).collect())
+            .collect();
         let ptx = config.ptx.as_ref().map(|ptx| Ptx {
             coef: ptx.coef,
             batches: &texts,
@@ -209,15 +214,14 @@ fn texts<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &PpoConfig,
     policy: &Policy<B>,
-) -> Result<Vec<Example>> {
+) -> Result<TokenRows<Example>> {
     let Some(ptx) = &config.ptx else {
-        return Ok(Vec::new());
+        return Ok(TokenRows::default());
     };
-    let rows = session.rows(&ptx.data)?;
-    let (tokenizer, format) = (&policy.tokenizer, &ptx.data.format);
-    let encoded = encode_text(&rows, tokenizer, format, ptx.max_length)?;
-    session.report_rows("pre-training text", &encoded.report);
-    Ok(encoded.items)
+    let encoding = Texts {
+        max_length: ptx.max_length,
+    };
+    session.token_rows("pre-training text", &ptx.data, &policy.tokenizer, &encoding)
 }
 
 /// Records the origin of weights, prompts and text.
@@ -239,21 +243,19 @@ fn record<B: ModelBackend>(
 
 /// The pre-training text of each optimiser step of one update; empty without `ptx`.
 fn ptx_batches<'a>(
-    texts: &'a [Example],
+    texts: &'a TokenRows<Example>,
     config: &PpoConfig,
     update: usize,
     seed: Seed,
-) -> Vec<Vec<&'a Example>> {
+) -> Result<Vec<Vec<Cow<'a, Example>>>> {
     let Some(ptx) = &config.ptx else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let steps = config.num_ppo_epochs * config.num_mini_batches;
     (update * steps..(update + 1) * steps)
         .map(|step| {
             let range = step * ptx.batch_size..(step + 1) * ptx.batch_size;
-            endless(texts.len(), range, seed)
-                .map(|i| &texts[i])
-                .collect()
+            texts.get(endless(texts.len(), range, seed))
         })
         .collect()
 }

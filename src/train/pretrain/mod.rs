@@ -5,7 +5,7 @@ mod spec;
 
 pub use config::PretrainConfig;
 
-use crate::data::encode_text;
+use crate::data::{Texts, TokenRows};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
@@ -21,23 +21,20 @@ pub(super) fn pretrain<B: ModelBackend>(
     config: &PretrainConfig,
 ) -> Result<Outcome> {
     let mut policy = session.policy(&config.init)?;
-    let rows = session.rows(&config.data)?;
-    let train = encode_text(
-        &rows,
-        &policy.tokenizer,
-        &config.data.format,
-        config.max_length,
-    )?;
-    session.report_rows("training data", &train.report);
-    let valid = match &config.eval_data {
-        Some(data) => {
-            let rows = session.rows(data)?;
-            encode_text(&rows, &policy.tokenizer, &data.format, config.max_length)?.items
-        }
-        None => Vec::new(),
+    let encoding = Texts {
+        max_length: config.max_length,
     };
-    policy.tokenizer = stopping(&policy.tokenizer, &train.report)?;
-    let data = (data_files(&config.data, session.run.path()), rows.len());
+    let tokenizer = policy.tokenizer.clone();
+    let train = session.token_rows("training data", &config.data, &tokenizer, &encoding)?;
+    let valid = match &config.eval_data {
+        Some(data) => session.token_rows("held-out data", data, &tokenizer, &encoding)?,
+        None => TokenRows::default(),
+    };
+    policy.tokenizer = stopping(&tokenizer, train.report())?;
+    let data = (
+        data_files(&config.data, session.run.path()),
+        train.num_read(),
+    );
     session.record(
         &config.name,
         &format!("{:?}", config.init),
@@ -55,7 +52,7 @@ pub(super) fn pretrain<B: ModelBackend>(
         micro_batch_tokens: config.micro_batch_tokens,
         gradient_checkpointing: config.gradient_checkpointing,
         cadence: &config.cadence,
-        train: train.items,
+        train,
         valid,
         prompts: Vec::new(),
     };

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::atomic::write_atomic;
-use crate::data::{Prompt, encode_prompts};
+use crate::data::{Prompt, Prompts};
 use crate::error::{Error, Result};
 use crate::generate::generate;
 use crate::ops::ModelBackend;
@@ -37,16 +37,14 @@ pub(super) fn rank<B: ModelBackend>(
 ) -> Result<Outcome> {
     let device = session.device.clone();
     let policy = session.policy(&config.init)?;
-    let rows = session.rows(&config.data)?;
-    let prompts = encode_prompts(
-        &rows,
-        &policy.tokenizer,
-        &config.data.format,
-        config.max_prompt_length,
-    )?;
-    session.report_rows("prompts", &prompts.report);
-    let prompts = prompts.items;
-    let data = (data_files(&config.data, session.run.path()), rows.len());
+    let encoding = Prompts {
+        max_length: config.max_prompt_length,
+    };
+    let prompts = session.token_rows("prompts", &config.data, &policy.tokenizer, &encoding)?;
+    let data = (
+        data_files(&config.data, session.run.path()),
+        prompts.num_read(),
+    );
     session.record(
         &config.name,
         &format!("{:?}", config.init),
@@ -91,11 +89,11 @@ pub(super) fn rank<B: ModelBackend>(
     }
     while journal.position.step < steps {
         let step = journal.position.step;
-        let chunk =
-            &prompts[step * PROMPTS_PER_STEP..((step + 1) * PROMPTS_PER_STEP).min(prompts.len())];
+        let first = step * PROMPTS_PER_STEP;
+        let chunk = prompts.get(first..(first + PROMPTS_PER_STEP).min(prompts.len()))?;
         let repeated: Vec<Prompt> = chunk
             .iter()
-            .flat_map(|p| std::iter::repeat_n(p.clone(), config.num_responses))
+            .flat_map(|p| std::iter::repeat_n(p.as_ref().clone(), config.num_responses))
             .collect();
         let ids: Vec<&[u32]> = repeated.iter().map(|p| p.ids.as_slice()).collect();
         let total = ids.len();

@@ -15,7 +15,7 @@ use super::policy::{Policy, save_reward_model, token_ids};
 use super::session::{Outcome, data_files};
 use super::shared::{Accumulator, Training, finite};
 use crate::data::{
-    Batches, Comparisons, Tokenizer, encode_comparisons, encode_completions, micro_batches,
+    Batches, Comparisons, Preferences, TextsOrCompletions, TokenRows, Tokenizer, micro_batches,
 };
 use crate::error::{Error, Result};
 use crate::loss::RewardLoss;
@@ -44,12 +44,18 @@ pub(super) fn reward_model<B: ModelBackend>(
         files,
         score,
     } = session.policy(&config.init)?;
-    let (train, rows) = comparisons(session, config, &tokenizer, &config.data, "comparisons")?;
+    let train = comparisons(session, config, &tokenizer, &config.data, "comparisons")?;
     let valid = match &config.eval_data {
-        Some(data) => comparisons(session, config, &tokenizer, data, "held-out comparisons")?.0,
+        Some(data) => {
+            let what = "held-out comparisons";
+            comparisons(session, config, &tokenizer, data, what)?.into_vec()?
+        }
         None => Vec::new(),
     };
-    let data = (data_files(&config.data, session.run.path()), rows);
+    let data = (
+        data_files(&config.data, session.run.path()),
+        train.num_read(),
+    );
     session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
 
     let mut backbone = model.into_backbone();
@@ -99,8 +105,11 @@ pub(super) fn reward_model<B: ModelBackend>(
     )
     .with_steps(config.max_steps);
     let steps = batches.num_steps();
-    let pairs: usize = train.iter().map(|c| c.pairs.len()).sum();
-    let summary = format!("{pairs} comparisons of {} prompts", train.len());
+    let summary = format!(
+        "{} comparisons of {} prompts",
+        train.num_pairs(),
+        train.len()
+    );
     let mut training = Training::open(
         session,
         &config.name,
@@ -122,7 +131,8 @@ pub(super) fn reward_model<B: ModelBackend>(
         )?;
     }
     while let Some(step) = training.next_step() {
-        let items: Vec<&Comparisons> = batches.batch(step).into_iter().map(|i| &train[i]).collect();
+        let batch = train.get(batches.batch(step))?;
+        let items: Vec<&Comparisons> = batch.iter().map(AsRef::as_ref).collect();
         let lens: Vec<usize> = items.iter().map(|c| c.packed_len()).collect();
         let rows: Vec<&[u32]> = (items.iter())
             .flat_map(|c| c.responses.iter().map(Vec::as_slice))
@@ -202,25 +212,21 @@ pub(super) fn reward_model<B: ModelBackend>(
     Ok(Outcome { summary, table })
 }
 
-/// The comparisons of a data set that the loss can use, and the number of rows.
+/// The comparisons of a data set that the loss can use.
 fn comparisons<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &RewardModelConfig,
     tokenizer: &Tokenizer,
     data: &DataConfig,
     what: &str,
-) -> Result<(Vec<Comparisons>, usize)> {
-    let rows = session.rows(data)?;
-    let encoded = encode_comparisons(&rows, tokenizer, &data.format, config.max_length)?;
-    session.report_rows(what, &encoded.report);
-    let items = encoded.items;
-    if config.loss_type == RewardLoss::BradleyTerry {
-        return Ok((items, rows.len()));
-    }
-    let before = items.len();
-    let items: Vec<Comparisons> = items.into_iter().filter(|c| c.best().is_some()).collect();
-    let lost = before - items.len();
-    if items.is_empty() {
+) -> Result<TokenRows<Comparisons>> {
+    let encoding = Preferences {
+        max_length: config.max_length,
+        with_best: config.loss_type == RewardLoss::BestOfK,
+    };
+    let rows = session.token_rows(what, data, tokenizer, &encoding)?;
+    let (used, before) = (rows.len(), rows.report().kept);
+    if used == 0 {
         return Err(Error::Stage {
             stage: config.name.clone(),
             message: format!(
@@ -228,25 +234,29 @@ fn comparisons<B: ModelBackend>(
             ),
         });
     }
-    if lost > 0 {
+    if used < before {
         session.reporter.message(&format!(
-            "{what}: {lost} of {before} prompts left out without a best response"
+            "{what}: {} of {before} prompts left out without a best response",
+            before - used
         ));
     }
-    Ok((items, rows.len()))
+    Ok(rows)
 }
 
 /// Token ids of the responses that scores are centred on.
 fn reference_rows<B: ModelBackend>(
-    session: &Session<'_, B>,
+    session: &mut Session<'_, B>,
     config: &RewardModelConfig,
     data: &DataConfig,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Vec<u32>>> {
-    let rows = session.rows(data)?;
-    let format = &data.format;
-    let examples = encode_completions(&rows, tokenizer, format, config.max_length, true)?;
-    Ok(examples.items.into_iter().map(|e| e.ids).collect())
+    let encoding = TextsOrCompletions {
+        max_length: config.max_length,
+        completion_only: true,
+        texts: false,
+    };
+    let examples = session.token_rows("reference responses", data, tokenizer, &encoding)?;
+    Ok(examples.into_vec()?.into_iter().map(|e| e.ids).collect())
 }
 
 /// Standard deviation of the scores of the reference responses.

@@ -1,8 +1,9 @@
 //! The prompts of a stage, and the order of rows in updates.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::data::{Prompt, encode_prompts};
+use crate::data::{Prompt, Prompts, TokenRows};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
@@ -20,11 +21,11 @@ pub(crate) fn prompts<B: ModelBackend>(
     data: &DataConfig,
     max_prompt_length: usize,
     what: &str,
-) -> Result<Vec<Prompt>> {
-    let rows = session.rows(data)?;
-    let encoded = encode_prompts(&rows, &policy.tokenizer, &data.format, max_prompt_length)?;
-    session.report_rows(what, &encoded.report);
-    Ok(encoded.items)
+) -> Result<TokenRows<Prompt>> {
+    let encoding = Prompts {
+        max_length: max_prompt_length,
+    };
+    session.token_rows(what, data, &policy.tokenizer, &encoding)
 }
 
 /// A random order of the rollout's rows for each epoch.
@@ -35,15 +36,18 @@ pub fn minibatch_orders(seed: Seed, num_rows: usize, num_epochs: usize) -> Vec<V
 }
 
 /// The `count` prompts of an update.
+///
+/// # Errors
+/// If they cannot be read.
 pub(crate) fn next_prompts(
-    prompts: &[Prompt],
+    prompts: &TokenRows<Prompt>,
     count: usize,
     update: usize,
     seed: Seed,
-) -> Vec<Prompt> {
-    endless(prompts.len(), update * count..(update + 1) * count, seed)
-        .map(|i| prompts[i].clone())
-        .collect()
+) -> Result<Vec<Prompt>> {
+    let range = update * count..(update + 1) * count;
+    let rows = prompts.get(endless(prompts.len(), range, seed))?;
+    Ok(rows.into_iter().map(Cow::into_owned).collect())
 }
 
 /// Part of an endless sequence over `len` rows: each pass has a new random order, and batches may span two passes.

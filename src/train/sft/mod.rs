@@ -5,7 +5,7 @@ mod spec;
 
 pub use config::SftConfig;
 
-use crate::data::{Row, RowFormat, encode_prompts};
+use crate::data::{TokenRows, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::Session;
@@ -22,23 +22,23 @@ pub(super) fn sft<B: ModelBackend>(
 ) -> Result<Outcome> {
     let mut policy = session.policy(&config.init)?;
     let tokenizer = policy.tokenizer.clone();
-    let encode = |rows: &[Row], format: &RowFormat| config.encode(rows, &tokenizer, format);
-    let rows = session.rows(&config.data)?;
-    let train = encode(&rows, &config.data.format)?;
-    session.report_rows("training data", &train.report);
-    policy.tokenizer = stopping(&tokenizer, &train.report)?;
-    let (mut valid, mut prompts) = (Vec::new(), Vec::new());
+    let encoding = config.encoding();
+    let train = session.token_rows("training data", &config.data, &tokenizer, &encoding)?;
+    policy.tokenizer = stopping(&tokenizer, train.report())?;
+    let (mut valid, mut prompts) = (TokenRows::default(), Vec::new());
     if let Some(data) = &config.eval_data {
-        let rows = session.rows(data)?;
-        let encoded = encode(&rows, &data.format)?;
-        session.report_rows("held-out data", &encoded.report);
-        valid = encoded.items;
-        // No samples for conversations: they have no single prompt.
-        let head = &rows[..rows.len().min(config.cadence.num_samples)];
-        prompts = encode_prompts(head, &tokenizer, &data.format, config.max_length)
-            .map_or(Vec::new(), |p| p.items);
+        valid = session.token_rows("held-out data", data, &tokenizer, &encoding)?;
+        if config.cadence.num_samples > 0 {
+            // No samples for conversations: they have no single prompt.
+            let head = session.first_rows(data, config.cadence.num_samples)?;
+            prompts = encode_prompts(&head, &tokenizer, &data.format, config.max_length)
+                .map_or(Vec::new(), |p| p.items);
+        }
     }
-    let data = (data_files(&config.data, session.run.path()), rows.len());
+    let data = (
+        data_files(&config.data, session.run.path()),
+        train.num_read(),
+    );
     session.record(
         &config.name,
         &format!("{:?}", config.init),
@@ -56,7 +56,7 @@ pub(super) fn sft<B: ModelBackend>(
         micro_batch_tokens: config.micro_batch_tokens,
         gradient_checkpointing: config.gradient_checkpointing,
         cadence: &config.cadence,
-        train: train.items,
+        train,
         valid,
         prompts,
     };

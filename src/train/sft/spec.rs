@@ -1,10 +1,7 @@
 //! The stage specification of Sft.
 
 use super::SftConfig;
-use crate::data::{
-    EncodedRows, Example, Row, RowFormat, RowKind, Tokenizer, encode_completions, encode_text,
-    is_plain_text,
-};
+use crate::data::{Row, RowKind, TextsOrCompletions, Tokenizer, encode_all};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
@@ -23,19 +20,13 @@ impl SftConfig {
         }
     }
 
-    /// Encodes rows for training.
-    pub(super) fn encode(
-        &self,
-        rows: &[Row],
-        tokenizer: &Tokenizer,
-        format: &RowFormat,
-    ) -> Result<EncodedRows<Example>> {
-        let is_text = rows.first().is_some_and(is_plain_text);
-        if is_text && !self.completion_only_loss {
-            return encode_text(rows, tokenizer, format, self.max_length);
+    /// How its rows are encoded.
+    pub(super) fn encoding(&self) -> TextsOrCompletions {
+        TextsOrCompletions {
+            max_length: self.max_length,
+            completion_only: self.completion_only_loss,
+            texts: !self.completion_only_loss,
         }
-        let completion_only = self.completion_only_loss;
-        encode_completions(rows, tokenizer, format, self.max_length, completion_only)
     }
 }
 
@@ -83,7 +74,7 @@ impl StageSpec for SftConfig {
     }
 
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
-        let encoded = self.encode(rows, tokenizer, &self.data.format)?;
+        let encoded = encode_all(&self.encoding(), rows, tokenizer, &self.data.format)?;
         Ok(Preview::examples(encoded))
     }
 

@@ -1,0 +1,82 @@
+//! The key of encoded rows: a hash of all that they depend on.
+//!
+//! Files count by their contents. A path, a size and a time would be found faster, but they stay the same where a file is replaced by
+//! `cp -p`, `rsync`, an archive or within a clock's tick, and training on rows of another file would go unnoticed. Hashing takes less
+//! time than parsing; files of the hub's cache are named by their hash.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use rayon::prelude::*;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::data::encode::RowEncoding;
+use crate::data::{DataConfig, Tokenizer};
+use crate::error::{Error, Result};
+use crate::read_at::read_exact_at;
+
+/// Bytes of a file that are hashed at once, on one core.
+const CHUNK: u64 = 4 << 20;
+
+/// The key of the rows of `config`, which reads `files`.
+///
+/// # Errors
+/// `Error::Io`.
+pub(super) fn of<E: RowEncoding>(
+    config: &DataConfig,
+    files: &[PathBuf],
+    tokenizer: &Tokenizer,
+    encoding: &E,
+) -> Result<String> {
+    let files = files.iter().map(|path| contents(path));
+    let parts = json!({
+        "program": program(),
+        "encoding": E::NAME,
+        "settings": encoding,
+        "data": config,
+        "files": files.collect::<Result<Vec<_>>>()?,
+        "tokenizer": tokenizer.fingerprint(),
+    });
+    Ok(format!("{:x}", Sha256::digest(parts.to_string())))
+}
+
+/// This program: encoders change from build to build.
+fn program() -> String {
+    let built = std::env::current_exe().and_then(std::fs::metadata);
+    let built = built.map(|file| {
+        let time = file.modified().ok();
+        let time = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        (file.len(), time.unwrap_or_default().as_nanos())
+    });
+    format!("{} {:?}", env!("CARGO_PKG_VERSION"), built.ok())
+}
+
+/// A hash of a file's contents.
+fn contents(path: &Path) -> Result<String> {
+    if let Some(name) = blob(path) {
+        return Ok(name);
+    }
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    let io = |error| Error::io("read", path)(error);
+    let len = file.metadata().map_err(io)?.len();
+    let hash = |start: u64| -> io::Result<[u8; 32]> {
+        let mut bytes = vec![0; CHUNK.min(len - start) as usize];
+        read_exact_at(&file, start, &mut bytes)?;
+        Ok(Sha256::digest(&bytes).into())
+    };
+    let hashes = (0..len.div_ceil(CHUNK))
+        .into_par_iter()
+        .map(|chunk| hash(chunk * CHUNK));
+    let hashes: Vec<[u8; 32]> = hashes.collect::<io::Result<_>>().map_err(io)?;
+    Ok(format!("{:x}", Sha256::digest(hashes.concat())))
+}
+
+/// The hash that a file of the hub's cache is named by.
+fn blob(path: &Path) -> Option<String> {
+    let target = std::fs::read_link(path).ok()?;
+    let is_blob = target.parent()?.file_name()? == "blobs";
+    is_blob.then(|| target.file_name()?.to_str().map(str::to_owned))?
+}
