@@ -9,7 +9,7 @@ use super::config::keys::Keys;
 use super::config::rope::RopeKeys;
 use super::config::{RopeScaling, Sizes};
 use super::mlp::GatedMlp;
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, norm_heads};
 use super::parts::{Part, Parts};
 use super::pass::{Layers, Pass};
 use super::rotary::Rotary;
@@ -289,23 +289,4 @@ impl<B: Backend> Parts<B> for GatedDecoder<B> {
     fn remove_head(&mut self) {
         self.lm_head = None;
     }
-}
-
-/// RMSNorm over each query and key head of the joint matrix; values are unchanged.
-fn norm_heads<B: ModelBackend>(
-    qkv: Tensor<B, 2>,
-    q_norm: &RmsNorm<B>,
-    k_norm: &RmsNorm<B>,
-    layout: HeadLayout,
-) -> Tensor<B, 2> {
-    let [tokens, _] = qkv.dims();
-    let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
-    let by_head = |x: Tensor<B, 2>, norm: &RmsNorm<B>| {
-        let [_, width] = x.dims();
-        norm.forward(x.reshape([tokens * width / layout.head_dim, layout.head_dim]))
-            .reshape([tokens, width])
-    };
-    let q = by_head(qkv.clone().narrow(1, 0, q_width), q_norm);
-    let k = by_head(qkv.clone().narrow(1, q_width, kv_width), k_norm);
-    Tensor::cat(vec![q, k, qkv.narrow(1, q_width + kv_width, kv_width)], 1)
 }

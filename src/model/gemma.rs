@@ -5,6 +5,7 @@
 
 use super::Architecture;
 use super::config::keys::Keys;
+use super::config::rope::RopeKeys;
 use super::family::Family;
 use super::gated_decoder::{EMBEDDING, HEAD};
 use super::gemma_decoder::GemmaConfig;
@@ -26,5 +27,6 @@ fn parse(keys: &Keys<'_>) -> Result<Architecture> {
         Gate::Gelu(_) => Gate::Gelu(Gelu::Tanh),
         gate => gate,
     };
-    Ok(Architecture::Gemma(GemmaConfig::plain(keys, gate)?))
+    let rope = RopeKeys::WHOLE.read(keys, GemmaConfig::head_dim(keys)?)?;
+    Ok(Architecture::Gemma(GemmaConfig::plain(keys, gate, rope)?))
 }

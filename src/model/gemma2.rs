@@ -5,6 +5,7 @@
 
 use super::Architecture;
 use super::config::keys::Keys;
+use super::config::rope::RopeKeys;
 use super::family::Family;
 use super::gated_decoder::{EMBEDDING, HEAD};
 use super::gemma_decoder::GemmaConfig;
@@ -21,7 +22,8 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(keys: &Keys<'_>) -> Result<Architecture> {
     let gate = keys.gate("hidden_activation", "gelu_pytorch_tanh")?;
-    let config = GemmaConfig::plain(keys, gate)?;
+    let rope = RopeKeys::WHOLE.read(keys, GemmaConfig::head_dim(keys)?)?;
+    let config = GemmaConfig::plain(keys, gate, rope)?;
     let window = keys.count_or_null("sliding_window", 4096)?;
     Ok(Architecture::Gemma(GemmaConfig {
         query_pre_attn_scalar: keys.positive("query_pre_attn_scalar", 256.0)?,

@@ -1,5 +1,6 @@
-//! The decoder of Gemma and Gemma 2: RMSNorm with zero-centred weights, GEGLU, and embeddings scaled by the square root of their
-//! width; Gemma 2 adds norms after attention and MLP, capped scores and logits, and windows in some layers.
+//! The decoder of Gemma, Gemma 2 and Gemma 3: RMSNorm with zero-centred weights, GEGLU, and embeddings scaled by the square root of
+//! their width. Gemma 2 adds norms after attention and MLP, capped scores and logits, and windows in some layers; Gemma 3 norms queries
+//! and keys in place of the caps, and has other rotary frequencies in layers with a window.
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
@@ -7,11 +8,11 @@ use burn::tensor::{Int, Tensor};
 
 use super::Table;
 use super::config::keys::Keys;
-use super::config::rope::RopeKeys;
+use super::config::rope::Rope;
 use super::config::{RopeScaling, Sizes};
 use super::gated_decoder::{EMBEDDING, HEAD};
 use super::mlp::GatedMlp;
-use super::norm::RmsNorm;
+use super::norm::{RmsNorm, norm_heads};
 use super::parts::{Part, Parts};
 use super::pass::{Layers, Pass};
 use super::rotary::Rotary;
@@ -44,12 +45,16 @@ pub struct GemmaConfig {
     pub attention_bias: bool,
     /// Whether the outputs of attention and MLP are normed too: from Gemma 2 on.
     pub post_norms: bool,
+    /// Whether each query and key head is normed before the rotation (Gemma 3 only).
+    pub qk_norm: bool,
     /// Added to the mean square inside RMSNorm.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Scaling of the frequencies, if any.
     pub rope_scaling: Option<RopeScaling>,
+    /// Rotary frequencies of layers with a window, if they are others (Gemma 3 only).
+    pub local_rope: Option<LocalRope>,
     /// The attention mask of each layer.
     pub masks: Vec<Mask>,
     /// Soft cap of attention scores.
@@ -64,16 +69,29 @@ pub struct GemmaConfig {
     pub initializer_range: f64,
 }
 
+/// Rotary frequencies of layers with a window.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalRope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Their scaling, if any.
+    pub scaling: Option<RopeScaling>,
+}
+
 impl GemmaConfig {
+    /// Width of a head.
+    pub(super) fn head_dim(keys: &Keys<'_>) -> Result<usize> {
+        let head_dim = keys.optional_count("head_dim")?.unwrap_or(256);
+        keys.even("head_dim", head_dim)
+    }
+
     /// The settings common to these families, as Gemma has them: causal attention at the usual scale, one norm before attention and one
-    /// before the MLP, no caps. `activation`: of the gate.
-    pub(super) fn plain(keys: &Keys<'_>, activation: Gate) -> Result<Self> {
+    /// before the MLP, no caps. `gate`: of the MLP.
+    pub(super) fn plain(keys: &Keys<'_>, gate: Gate, rope: Rope) -> Result<Self> {
         keys.must_be("use_bidirectional_attention", false)?;
         let heads = keys.count("num_attention_heads")?;
         let num_hidden_layers = keys.count("num_hidden_layers")?;
-        let head_dim = keys.optional_count("head_dim")?.unwrap_or(256);
-        let head_dim = keys.even("head_dim", head_dim)?;
-        let rope = RopeKeys::WHOLE.read(keys, head_dim)?;
+        let head_dim = Self::head_dim(keys)?;
         Ok(Self {
             vocab_size: keys.count("vocab_size")?,
             hidden_size: keys.count("hidden_size")?,
@@ -83,12 +101,14 @@ impl GemmaConfig {
             num_key_value_heads: keys.kv_heads(heads)?,
             head_dim,
             query_pre_attn_scalar: head_dim as f64,
-            hidden_activation: activation,
+            hidden_activation: gate,
             attention_bias: keys.boolean("attention_bias", false)?,
             post_norms: false,
+            qk_norm: false,
             rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)?,
             rope_theta: rope.theta,
             rope_scaling: rope.scaling,
+            local_rope: None,
             masks: vec![Mask::Causal; num_hidden_layers],
             attn_logit_softcapping: None,
             final_logit_softcapping: None,
@@ -131,6 +151,10 @@ pub struct GemmaLayer<B: Backend> {
     pub input_layernorm: RmsNorm<B>,
     /// Queries, keys and values.
     pub qkv_proj: Projection<B>,
+    /// Norm of each query head, `[head_dim]`; Gemma 3 only.
+    pub q_norm: Option<RmsNorm<B>>,
+    /// Norm of each key head, `[head_dim]`; Gemma 3 only.
+    pub k_norm: Option<RmsNorm<B>>,
     /// Attention output.
     pub o_proj: Projection<B>,
     /// Norm of the attention output; in Gemma, which has no [`GemmaConfig::post_norms`], the norm before the MLP.
@@ -143,7 +167,7 @@ pub struct GemmaLayer<B: Backend> {
     pub post_feedforward_layernorm: Option<RmsNorm<B>>,
 }
 
-/// A Gemma or Gemma 2 model.
+/// A Gemma, Gemma 2 or Gemma 3 model.
 #[derive(Module, Debug)]
 pub struct GemmaDecoder<B: Backend> {
     /// `[vocab, hidden]`.
@@ -156,16 +180,19 @@ pub struct GemmaDecoder<B: Backend> {
     pub lm_head: Option<Table<B>>,
     #[module(skip)]
     config: GemmaConfig,
+    /// Of layers without a window, and of those with one if they have their own.
     #[module(skip)]
-    rotary: Rotary,
+    rotaries: Vec<Rotary>,
 }
 
 impl<B: Backend> GemmaDecoder<B> {
     /// An unfilled model; `with_head`: whether it has an output head.
     pub fn new(config: &GemmaConfig, with_head: bool, device: &B::Device) -> Self {
         let (layout, hidden) = (config.layout(), config.hidden_size);
-        let norm =
-            |path: String| RmsNorm::new(path, hidden, config.rms_norm_eps, device).around_zero();
+        let norm_of = |path: String, width| {
+            RmsNorm::new(path, width, config.rms_norm_eps, device).around_zero()
+        };
+        let norm = |path: String| norm_of(path, hidden);
         let layers = (0..config.num_hidden_layers).map(|i| {
             let path = |name: &str| format!("model.layers.{i}.{name}");
             let linear = |inputs: usize, layers: &[(String, usize)]| {
@@ -177,9 +204,12 @@ impl<B: Backend> GemmaDecoder<B> {
                 (path("self_attn.v_proj"), layout.kv_width()),
             ];
             let post_norm = |name| config.post_norms.then(|| norm(path(name)));
+            let head_norm = |name| config.qk_norm.then(|| norm_of(path(name), config.head_dim));
             GemmaLayer {
                 input_layernorm: norm(path("input_layernorm")),
                 qkv_proj: linear(hidden, &qkv),
+                q_norm: head_norm("self_attn.q_norm"),
+                k_norm: head_norm("self_attn.k_norm"),
                 o_proj: linear(layout.q_width(), &[(path("self_attn.o_proj"), hidden)]),
                 post_attention_layernorm: norm(path("post_attention_layernorm")),
                 pre_feedforward_layernorm: post_norm("pre_feedforward_layernorm"),
@@ -194,18 +224,27 @@ impl<B: Backend> GemmaDecoder<B> {
             }
         });
         let table = |name| Table::new(name, [config.vocab_size, hidden], device);
+        let rotary = |theta, scaling: Option<&RopeScaling>| {
+            Rotary::new(config.head_dim, config.head_dim, theta, scaling)
+        };
+        let global = rotary(config.rope_theta, config.rope_scaling.as_ref());
+        let local = config.local_rope.as_ref();
+        let local = local.map(|local| rotary(local.theta, local.scaling.as_ref()));
         Self {
             embed_tokens: table(EMBEDDING),
             layers: layers.collect(),
             norm: norm("model.norm".into()),
             lm_head: (with_head && !config.tie_word_embeddings).then(|| table(HEAD)),
             config: config.clone(),
-            rotary: Rotary::new(
-                config.head_dim,
-                config.head_dim,
-                config.rope_theta,
-                config.rope_scaling.as_ref(),
-            ),
+            rotaries: std::iter::once(global).chain(local).collect(),
+        }
+    }
+
+    /// The rotary frequencies of a layer, among all.
+    fn rotary(&self, layer: usize) -> usize {
+        match self.config.masks[layer] {
+            Mask::Window(_) => self.rotaries.len() - 1,
+            Mask::Causal | Mask::Full => 0,
         }
     }
 }
@@ -221,7 +260,11 @@ impl<B: ModelBackend> Layers<B> for GemmaDecoder<B> {
         let dropout = pass.layer_dropout(index);
         let norm = layer.input_layernorm.input();
         let qkv = layer.qkv_proj.forward_of(x.clone(), norm, dropout);
-        let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads, 0);
+        let qkv = match (&layer.q_norm, &layer.k_norm) {
+            (Some(q_norm), Some(k_norm)) => norm_heads(qkv, q_norm, k_norm, layout),
+            _ => qkv,
+        };
+        let qkv = pass.rotate(qkv, layout.heads + layout.kv_heads, self.rotary(index));
         let attend = Attend {
             scale: self.config.query_pre_attn_scalar.powf(-0.5) as f32,
             mask: self.config.masks[index],
@@ -248,7 +291,7 @@ impl<B: ModelBackend> Layers<B> for GemmaDecoder<B> {
     }
 
     fn rotaries(&self) -> &[Rotary] {
-        std::slice::from_ref(&self.rotary)
+        &self.rotaries
     }
 
     fn head(&self) -> Head<B> {
@@ -274,6 +317,9 @@ impl<B: Backend> Parts<B> for GemmaDecoder<B> {
         for layer in &mut self.layers {
             visit(Part::Other(&mut layer.input_layernorm));
             visit(Part::Linear(&mut layer.qkv_proj));
+            for norm in [&mut layer.q_norm, &mut layer.k_norm].into_iter().flatten() {
+                visit(Part::Other(norm));
+            }
             visit(Part::Linear(&mut layer.o_proj));
             visit(Part::Other(&mut layer.post_attention_layernorm));
             if let Some(norm) = &mut layer.pre_feedforward_layernorm {

@@ -20,6 +20,7 @@ mod find;
 mod gated_decoder;
 mod gemma;
 mod gemma2;
+mod gemma3;
 mod gemma_decoder;
 mod gpt2;
 mod gpt_neox;
@@ -76,7 +77,7 @@ pub use encoder::{
 pub use files::{AbsentWeights, Fetch, Finder, ModelFiles};
 pub use find::portable_base;
 pub use gated_decoder::{GatedDecoder, GatedDecoderConfig};
-pub use gemma_decoder::{GemmaConfig, GemmaDecoder};
+pub use gemma_decoder::{GemmaConfig, GemmaDecoder, LocalRope};
 pub use gpt_neox::{GptNeox, GptNeoxConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
 pub use layers::{ModelLayer, encoder_layers, layers, trained_summary};
@@ -108,13 +109,14 @@ use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, TrainedRows, VirtualTokens};
 
 /// All supported families.
-const FAMILIES: [&Family; 10] = [
+const FAMILIES: [&Family; 11] = [
     &llama::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &mistral::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
+    &gemma3::FAMILY,
     &gpt2::FAMILY,
     &gpt_neox::FAMILY,
     &opt::FAMILY,
@@ -126,7 +128,7 @@ const FAMILIES: [&Family; 10] = [
 pub enum Architecture {
     /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoderConfig),
-    /// Gemma, Gemma 2.
+    /// Gemma, Gemma 2, Gemma 3.
     Gemma(GemmaConfig),
     /// GPT-2.
     Gpt2(Gpt2Config),
@@ -165,7 +167,7 @@ impl Architecture {
 pub enum Decoder<B: Backend> {
     /// Llama, Qwen2, Qwen3, Mistral.
     Gated(GatedDecoder<B>),
-    /// Gemma, Gemma 2.
+    /// Gemma, Gemma 2, Gemma 3.
     Gemma(GemmaDecoder<B>),
     /// GPT-2.
     Gpt2(Gpt2<B>),

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::ops::{self, LinearInput, ModelBackend, unwrap};
+use crate::ops::{self, HeadLayout, LinearInput, ModelBackend, unwrap};
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters, placeholder};
 
 /// RMSNorm.
@@ -64,6 +64,25 @@ impl<B: ModelBackend> RmsNorm<B> {
             eps: self.eps as f32,
         }
     }
+}
+
+/// RMSNorm over each query and key head of the joint matrix; values are unchanged.
+pub(super) fn norm_heads<B: ModelBackend>(
+    qkv: Tensor<B, 2>,
+    q_norm: &RmsNorm<B>,
+    k_norm: &RmsNorm<B>,
+    layout: HeadLayout,
+) -> Tensor<B, 2> {
+    let [tokens, _] = qkv.dims();
+    let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
+    let by_head = |x: Tensor<B, 2>, norm: &RmsNorm<B>| {
+        let [_, width] = x.dims();
+        norm.forward(x.reshape([tokens * width / layout.head_dim, layout.head_dim]))
+            .reshape([tokens, width])
+    };
+    let q = by_head(qkv.clone().narrow(1, 0, q_width), q_norm);
+    let k = by_head(qkv.clone().narrow(1, q_width, kv_width), k_norm);
+    Tensor::cat(vec![q, k, qkv.narrow(1, q_width + kv_width, kv_width)], 1)
 }
 
 /// LayerNorm with weight and bias.

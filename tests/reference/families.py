@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BloomConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -84,6 +85,14 @@ CONFIGS = {
     ),
     # Slopes of a number of heads that is no power of two.
     "bloom": BloomConfig(**TOKENS, vocab_size=64, hidden_size=30, n_layer=2, n_head=5),
+    "gemma3": Gemma3TextConfig(
+        **SIZES, **TOKENS, pad_token_id=1, intermediate_size=48, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=12,
+        sliding_window=4, final_logit_softcapping=3.0, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    ),
 }
 # A llama for each RoPE scaling, with the same weights; rows within the original context of 32 tokens and beyond.
 SCALED = LlamaConfig(

@@ -24,7 +24,7 @@ use tempering::tokens::TokenBatch;
 
 use super::parity::{Comparison, backend_name};
 
-const FAMILIES: [&str; 16] = [
+const FAMILIES: [&str; 17] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -41,6 +41,7 @@ const FAMILIES: [&str; 16] = [
     "gemma",
     "bloom",
     "bloom_post",
+    "gemma3",
 ];
 
 /// Adapters with their base models.

@@ -13,7 +13,7 @@ use tempering::params::HostTensor;
 use super::families::{folder, load, stored};
 use super::gguf;
 
-const FAMILIES: [&str; 16] = [
+const FAMILIES: [&str; 17] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -30,6 +30,7 @@ const FAMILIES: [&str; 16] = [
     "gemma",
     "bloom",
     "bloom_post",
+    "gemma3",
 ];
 
 /// The tensors of a reference model as its file holds them, sorted by name.

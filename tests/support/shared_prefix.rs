@@ -14,7 +14,7 @@ use tempering::params::{ParamKind, Parameters};
 use tempering::rng::Seed;
 use tempering::tokens::TokenBatch;
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 11] = [
     "llama_tied",
     "qwen2",
     "qwen3",
@@ -25,6 +25,7 @@ const FAMILIES: [&str; 10] = [
     "mistral",
     "gemma2",
     "bloom",
+    "gemma3",
 ];
 
 /// Three responses to one prompt, a row alone, two equal rows, and two rows that begin differently.

@@ -86,12 +86,18 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| self.error(format!("no \"{key}\"; expected a positive whole number")))
     }
 
+    pub(in crate::model) fn optional_positive(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key)
+            .map(|v| {
+                v.as_f64()
+                    .filter(|x| *x > 0.0)
+                    .ok_or_else(|| self.mismatch(key, "a positive number", v))
+            })
+            .transpose()
+    }
+
     pub(in crate::model) fn positive(&self, key: &str, default: f64) -> Result<f64> {
-        self.get(key).map_or(Ok(default), |v| {
-            v.as_f64()
-                .filter(|x| *x > 0.0)
-                .ok_or_else(|| self.mismatch(key, "a positive number", v))
-        })
+        Ok(self.optional_positive(key)?.unwrap_or(default))
     }
 
     /// A positive number; `None` if the value is null, `default` if the key is absent.

@@ -13,6 +13,7 @@ pub use super::rope_scaling::{DynamicNtk, Llama3, LongRope, RopeScaling, Yarn};
 
 use super::encoder::is_encoder;
 use super::family::Family;
+use super::gemma3;
 use super::weights::{StoreAs, gguf};
 use super::{Architecture, FAMILIES, LanguageModel};
 use crate::data::lfs_pointer;
@@ -125,6 +126,10 @@ impl ModelConfig {
         let quantization = raw.shift_remove("quantization_config");
         let keys = Keys { path, raw: &raw };
         keys.check_quantization(quantization.as_ref())?;
+        if keys.string("model_type")? == Some(gemma3::WITH_IMAGES) {
+            raw = gemma3::text_config(&keys)?;
+        }
+        let keys = Keys { path, raw: &raw };
         let name = keys.string("model_type")?.ok_or_else(|| {
             keys.error(format!(
                 "no \"model_type\"; expected one of {}",
@@ -424,7 +429,7 @@ fn spec(kind: ParamKind, name: String, shape: &[usize]) -> TensorSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::GatedDecoderConfig;
+    use crate::model::{GatedDecoderConfig, LocalRope};
     use crate::ops::{Gate, Gelu, Mask};
 
     fn smollm2() -> Value {
@@ -636,6 +641,86 @@ mod tests {
             "_remove_final_layer_norm",
             json!(true)
         )));
+    }
+
+    /// google/gemma-3-4b-it's file, without its part for images: `AutoConfig.from_pretrained(..).text_config` of transformers 5.23.
+    #[test]
+    fn the_text_model_in_gemma_3_has_what_its_file_leaves_out() {
+        let text = json!({
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024
+        });
+        let whole = json!({"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text});
+        let config = ModelConfig::from_value(whole.clone()).unwrap();
+        assert_eq!(
+            (config.family(), config.eos_ids()),
+            ("gemma3_text", vec![1, 106])
+        );
+        // 262,208 * 2,560 + 34 * (2,560 * (2,048 + 2 * 1,024 + 2,048 + 3 * 10,240) + 4 * 2,560 + 2 * 256) + 2,560
+        assert_eq!(config.num_params(), 3_880_263_168);
+        let Architecture::Gemma(c) = config.architecture() else {
+            panic!("gemma3");
+        };
+        assert_eq!(
+            (c.num_attention_heads, c.num_key_value_heads, c.head_dim),
+            (8, 4, 256)
+        );
+        assert_eq!(
+            (c.vocab_size, c.max_position_embeddings),
+            (262_208, 131_072)
+        );
+        let window = Mask::Window(1024);
+        assert_eq!(
+            c.masks[..6],
+            [window, window, window, window, window, Mask::Causal]
+        );
+        assert_eq!(
+            (c.rope_theta, c.rope_scaling.clone()),
+            (1e6, Some(RopeScaling::Linear { factor: 8.0 }))
+        );
+        assert_eq!(
+            c.local_rope,
+            Some(LocalRope {
+                theta: 1e4,
+                scaling: None
+            })
+        );
+        // As transformers 5 writes the same.
+        let mut new = text;
+        new["rope_scaling"] = Value::Null;
+        new["rope_parameters"] = json!({
+            "full_attention": {"factor": 8.0, "rope_type": "linear", "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}
+        });
+        let new = with(whole.clone(), "text_config", new);
+        assert_eq!(
+            ModelConfig::from_value(new.clone()).unwrap().architecture(),
+            config.architecture()
+        );
+        for (key, value, named) in [
+            (
+                "attn_logit_softcapping",
+                json!(50.0),
+                "transformers computes gemma3_text without it",
+            ),
+            (
+                "rope_parameters",
+                json!({"rope_type": "linear"}),
+                "\"rope_type\" is no kind of layer",
+            ),
+            (
+                "use_bidirectional_attention",
+                json!(true),
+                "\"use_bidirectional_attention\": true",
+            ),
+        ] {
+            let mut changed = new.clone();
+            changed["text_config"][key] = value;
+            let found = message(changed);
+            assert!(found.contains(named), "{key}: {found}");
+        }
+        let found = message(json!({"model_type": "gemma3"}));
+        assert!(found.contains("needs \"text_config\""), "{found}");
     }
 
     /// `GemmaConfig(hidden_act="gelu").hidden_act` of transformers 5.23 is the approximation.

@@ -164,7 +164,8 @@ fn pickled(path: &Path) -> Error {
 /// The stored name of the tensor called `name` in Hugging Face's full model.
 ///
 /// Base-model checkpoints lack the prefix `model.`, `transformer.` or `gpt_neox.`; both spellings are found, and so are
-/// GPT-NeoX's output head under transformers' internal name and the norms of BERT's first files, `LayerNorm.gamma` and `.beta`.
+/// GPT-NeoX's output head under transformers' internal name, the norms of BERT's first files, `LayerNorm.gamma` and `.beta`, and the
+/// text model in one for text and images.
 pub fn resolve(source: &dyn WeightSource, name: &str) -> Option<String> {
     candidates(name)
         .into_iter()
@@ -198,18 +199,24 @@ fn candidates(name: &str) -> Vec<String> {
             names.push(bare.to_owned());
         }
     }
+    // The text model in one for text and images, as files have it and as transformers 5 has it in memory.
+    names.push(format!("language_model.{name}"));
+    if let Some(bare) = name.strip_prefix("model.") {
+        names.push(format!("model.language_model.{bare}"));
+    }
     names
 }
 
 /// Checks that a source holds exactly the tensors of a model, with their shapes and in supported types.
 ///
-/// Ignored: known buffers (rotary frequencies, causal masks of GPT-2 and GPT-NeoX) and the heads `lm_head.weight`,
+/// Ignored: known buffers (rotary frequencies, causal masks of GPT-2 and GPT-NeoX), what reads images in Gemma 3, and the heads `lm_head.weight`,
 /// `embed_out.weight` and `score.weight`, because a backbone may come from either kind of model. A tied tensor may be absent.
 ///
 /// # Errors
 /// One `Error::Weights` that lists every missing, surplus and mis-shaped tensor.
 pub fn check(source: &dyn WeightSource, specs: &[TensorSpec]) -> Result<()> {
-    check_but(source, specs, &|name| is_buffer(name) || is_head(name))
+    let leaves_out = |name: &str| is_buffer(name) || is_head(name) || is_of_images(name);
+    check_but(source, specs, &leaves_out)
 }
 
 /// As [`check`], leaving out the stored tensors that `leaves_out` names.
@@ -279,6 +286,14 @@ fn is_buffer(name: &str) -> bool {
     .any(|suffix| name.ends_with(suffix))
 }
 
+/// Whether a tensor is of the part for images in a model for text and images.
+fn is_of_images(name: &str) -> bool {
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    ["vision_tower.", "multi_modal_projector."]
+        .iter()
+        .any(|part| name.starts_with(part))
+}
+
 fn is_head(name: &str) -> bool {
     matches!(name, "lm_head.weight" | "embed_out.weight" | "score.weight")
 }
@@ -330,6 +345,25 @@ mod tests {
             resolve(source.as_ref(), "transformer.ln_f.bias").as_deref(),
             Some("ln_f.bias")
         );
+    }
+
+    /// Names in files of `Gemma3ForConditionalGeneration`, and in memory in transformers 5.23.
+    #[test]
+    fn a_text_model_is_found_beside_what_reads_images() {
+        for prefix in ["language_model.model", "model.language_model"] {
+            let found = candidates("model.norm.weight");
+            assert!(
+                found.contains(&format!("{prefix}.norm.weight")),
+                "{found:?}"
+            );
+        }
+        for of_images in [
+            "vision_tower.vision_model.embeddings.patch_embedding.bias",
+            "model.multi_modal_projector.mm_soft_emb_norm.weight",
+        ] {
+            assert!(is_of_images(of_images));
+        }
+        assert!(!is_of_images("model.layers.0.mlp.up_proj.weight"));
     }
 
     #[test]

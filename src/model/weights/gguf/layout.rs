@@ -9,7 +9,11 @@ pub(super) enum Architecture {
     Llama,
     Qwen2,
     Qwen3,
+    Gemma,
+    Gemma2,
+    Gemma3,
     Gpt2,
+    Bloom,
 }
 
 /// The conversion from the stored layout to Hugging Face's.
@@ -22,6 +26,12 @@ pub(super) enum Layout {
     },
     /// Stored as `[out, in]`; Hugging Face has `[in, out]`.
     Transposed,
+    /// Rows are all queries, then all keys, then all values; Hugging Face has query, key and value of one head after another.
+    ByKind {
+        heads: usize,
+    },
+    /// Stored with one added.
+    PlusOne,
 }
 
 impl Architecture {
@@ -30,21 +40,32 @@ impl Architecture {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Gemma => "gemma",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3",
             Self::Gpt2 => "gpt2",
+            Self::Bloom => "bloom",
         }
     }
 }
 
+/// Our families, and how llama.cpp calls them. Mistral's tensors and computation are llama's.
+pub(super) const FAMILIES: [(&str, Architecture); 9] = [
+    ("llama", Architecture::Llama),
+    ("mistral", Architecture::Llama),
+    ("qwen2", Architecture::Qwen2),
+    ("qwen3", Architecture::Qwen3),
+    ("gemma", Architecture::Gemma),
+    ("gemma2", Architecture::Gemma2),
+    ("gemma3_text", Architecture::Gemma3),
+    ("gpt2", Architecture::Gpt2),
+    ("bloom", Architecture::Bloom),
+];
+
 /// How llama.cpp calls a family of ours.
 pub(super) fn architecture_of(family: &str) -> Option<Architecture> {
-    Some(match family {
-        // Mistral's tensors and computation are llama's.
-        "llama" | "mistral" => Architecture::Llama,
-        "qwen2" => Architecture::Qwen2,
-        "qwen3" => Architecture::Qwen3,
-        "gpt2" => Architecture::Gpt2,
-        _ => return None,
-    })
+    let known = FAMILIES.iter().find(|(name, _)| *name == family);
+    known.map(|(_, architecture)| *architecture)
 }
 
 pub(super) fn architecture(
@@ -54,16 +75,14 @@ pub(super) fn architecture(
         .get("general.architecture")
         .and_then(MetadataValue::as_str)
         .ok_or("the GGUF metadata has no general.architecture")?;
-    let known = [
-        Architecture::Llama,
-        Architecture::Qwen2,
-        Architecture::Qwen3,
-        Architecture::Gpt2,
-    ];
-    known.into_iter().find(|a| a.name() == name).ok_or_else(|| {
+    let mut known: Vec<Architecture> = FAMILIES.iter().map(|(_, known)| *known).collect();
+    known.dedup();
+    let found = known.iter().find(|known| known.name() == name);
+    found.copied().ok_or_else(|| {
+        let known: Vec<&str> = known.iter().map(|known| known.name()).collect();
         format!(
             "GGUF architecture \"{name}\" is not supported; supported are {}",
-            known.map(Architecture::name).join(", ")
+            known.join(", ")
         )
     })
 }
@@ -97,6 +116,15 @@ pub(super) fn permute<T: Copy>(values: &[T], heads: usize, width: usize) -> Vec<
     out
 }
 
+/// Swaps the groups of `[a, b, ..]`: the result is `[b, a, ..]`.
+pub(super) fn swap_groups<T: Copy>(values: &[T], [a, b]: [usize; 2]) -> Vec<T> {
+    let len = values.len() / (a * b);
+    let groups = (0..b).flat_map(|second| (0..a).map(move |first| (first * b + second) * len));
+    groups
+        .flat_map(|start| values[start..start + len].iter().copied())
+        .collect()
+}
+
 /// The transpose, with rows of `width` values.
 pub(super) fn transpose(stored: &[f32], width: usize) -> Vec<f32> {
     let height = stored.len() / width.max(1);
@@ -121,29 +149,37 @@ pub(super) fn layout(
             Layout::Same
         });
     }
-    if architecture != Architecture::Llama {
-        return Ok(Layout::Same);
+    if architecture.norms_plus_one() && shape.len() == 1 && name.ends_with("norm.weight") {
+        return Ok(Layout::PlusOne);
     }
-    let heads = |keys: &[&str]| {
+    // Rows of which each head has `share` or a multiple of it.
+    let heads = |keys: &[&str], share: usize| {
         let value = keys.iter().find_map(|key| metadata.get(*key));
         let heads = value.and_then(MetadataValue::as_u64).unwrap_or(0) as usize;
         match shape.first() {
-            Some(rows) if heads > 0 && rows.is_multiple_of(2 * heads) => {
-                Ok(Layout::Rotary { heads })
-            }
+            Some(rows) if heads > 0 && rows.is_multiple_of(share * heads) => Ok(heads),
             _ => Err(format!(
                 "{name} of shape {shape:?} cannot have {heads} heads"
             )),
         }
     };
+    let joint = name.contains(".self_attention.query_key_value.");
+    if architecture == Architecture::Bloom && joint {
+        let heads = heads(&["bloom.attention.head_count"], 3)?;
+        return Ok(Layout::ByKind { heads });
+    }
+    if architecture != Architecture::Llama {
+        return Ok(Layout::Same);
+    }
+    let rotary = |keys: &[&str]| heads(keys, 2).map(|heads| Layout::Rotary { heads });
     let of = |layer: &str| {
         let kind = name.rsplit_once(layer).map_or("", |(_, kind)| kind);
         matches!(kind, ".weight" | ".bias")
     };
     if of("self_attn.q_proj") {
-        heads(&["llama.attention.head_count"])
+        rotary(&["llama.attention.head_count"])
     } else if of("self_attn.k_proj") {
-        heads(&[
+        rotary(&[
             "llama.attention.head_count_kv",
             "llama.attention.head_count",
         ])
@@ -164,6 +200,12 @@ const GPT2_OUTER: [(&str, &str); 4] = [
     ("position_embd", "transformer.wpe"),
     ("output_norm", "transformer.ln_f"),
 ];
+const BLOOM_OUTER: [(&str, &str); 4] = [
+    ("output", "lm_head"),
+    ("token_embd_norm", "transformer.word_embeddings_layernorm"),
+    ("token_embd", "transformer.word_embeddings"),
+    ("output_norm", "transformer.ln_f"),
+];
 /// Names inside of a layer.
 const GATED_INNER: [(&str, &str); 11] = [
     ("attn_norm", "input_layernorm"),
@@ -178,6 +220,30 @@ const GATED_INNER: [(&str, &str); 11] = [
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
 ];
+/// Of Gemma from its second version on, which has norms after attention and MLP, too.
+const GEMMA_INNER: [(&str, &str); 13] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+const BLOOM_INNER: [(&str, &str); 6] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_qkv", "self_attention.query_key_value"),
+    ("attn_output", "self_attention.dense"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_up", "mlp.dense_h_to_4h"),
+    ("ffn_down", "mlp.dense_4h_to_h"),
+];
 const GPT2_INNER: [(&str, &str); 6] = [
     ("attn_norm", "ln_1"),
     ("attn_qkv", "attn.c_attn"),
@@ -188,25 +254,33 @@ const GPT2_INNER: [(&str, &str); 6] = [
 ];
 
 impl Architecture {
+    /// Whether llama.cpp stores norms with one added.
+    pub(super) fn norms_plus_one(self) -> bool {
+        matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3)
+    }
+
     fn outer(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Gpt2 => &GPT2_OUTER,
-            Self::Llama | Self::Qwen2 | Self::Qwen3 => &GATED_OUTER,
+            Self::Bloom => &BLOOM_OUTER,
+            _ => &GATED_OUTER,
         }
     }
 
     fn inner(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Self::Gpt2 => &GPT2_INNER,
-            Self::Llama | Self::Qwen2 | Self::Qwen3 => &GATED_INNER,
+            Self::Bloom => &BLOOM_INNER,
+            Self::Gemma2 | Self::Gemma3 => &GEMMA_INNER,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Gemma => &GATED_INNER,
         }
     }
 
     /// What Hugging Face's names of layers begin with.
     fn layers(self) -> &'static str {
         match self {
-            Self::Gpt2 => "transformer.h.",
-            Self::Llama | Self::Qwen2 | Self::Qwen3 => "model.layers.",
+            Self::Gpt2 | Self::Bloom => "transformer.h.",
+            _ => "model.layers.",
         }
     }
 }

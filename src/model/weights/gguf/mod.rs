@@ -2,9 +2,12 @@
 //!
 //! # Source
 //! The format's description `docs/gguf.md` in the ggml repository. Names and layouts are those that llama.cpp's
-//! converter gives: dimensions fastest first, rows of q and k reordered for llama, GPT-2's `Conv1D` transposed.
+//! converter gives: dimensions fastest first, rows of q and k reordered for llama, GPT-2's `Conv1D` transposed, one added to Gemma's
+//! norms, BLOOM's queries, keys and values apart.
 
+mod config;
 mod file;
+mod gemma;
 mod header;
 mod layout;
 mod split;
@@ -15,8 +18,6 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-use serde_json::{Map, Value, json};
 
 pub use header::MetadataValue;
 pub(crate) use split::{is_gguf, parts_of, paths_of};
@@ -30,7 +31,11 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Problem, Result};
 use crate::model::config::ModelConfig;
 use crate::ops::Blocks;
-use layout::{Architecture, Layout, architecture, hugging_face_name, layout, transpose, unpermute};
+use config::Description;
+use layout::{
+    Architecture, Layout, architecture, hugging_face_name, layout, swap_groups, transpose,
+    unpermute,
+};
 
 /// An open GGUF file, or all files of a split one.
 #[derive(Debug)]
@@ -106,110 +111,18 @@ impl GgufFile {
     /// `Error::Format` for missing or unsupported keys.
     pub fn config(&self) -> Result<ModelConfig> {
         let path = self.path();
-        let value = self.config_json().map_err(|message| {
+        let description = Description {
+            architecture: self.architecture,
+            metadata: &self.metadata,
+            shape: &|name| self.shape(name),
+        };
+        let value = description.config().map_err(|message| {
             Error::format(
                 path,
                 format!("{message}; put the model's config.json beside the file"),
             )
         })?;
         ModelConfig::parse(path, value)
-    }
-
-    fn config_json(&self) -> Result<Value, String> {
-        let family = self.architecture.name();
-        let key = |key: &str| self.metadata.get(&format!("{family}.{key}"));
-        let count = |name: &str| {
-            key(name)
-                .and_then(MetadataValue::as_u64)
-                .ok_or_else(|| format!("the GGUF metadata has no usable {family}.{name}"))
-        };
-        let scaling = key("rope.scaling.type").and_then(MetadataValue::as_str);
-        if self.tensors.contains_key("rope_freqs.weight")
-            || scaling.is_some_and(|kind| kind != "none")
-        {
-            return Err("RoPE scaling cannot be read from GGUF metadata".into());
-        }
-        let embedding = match self.architecture {
-            Architecture::Gpt2 => "transformer.wte.weight",
-            _ => "model.embed_tokens.weight",
-        };
-        let vocab_size = self
-            .tensors
-            .get(embedding)
-            .map(|t| t.shape[0])
-            .ok_or_else(|| format!("{embedding} is missing"))?;
-        let mut config = Map::new();
-        let mut put = |key: &str, value: Value| config.insert(key.into(), value);
-        put("model_type", json!(family));
-        put("vocab_size", json!(vocab_size));
-        put(
-            "tie_word_embeddings",
-            json!(!self.tensors.contains_key("lm_head.weight")),
-        );
-        put("torch_dtype", json!("float32"));
-        if self.architecture == Architecture::Gpt2 {
-            put("architectures", json!(["GPT2LMHeadModel"]));
-            put("activation_function", json!("gelu_new"));
-            put("n_embd", json!(count("embedding_length")?));
-            put("n_layer", json!(count("block_count")?));
-            put("n_head", json!(count("attention.head_count")?));
-            put("n_positions", json!(count("context_length")?));
-            put("n_inner", json!(count("feed_forward_length")?));
-            let eps = key("attention.layer_norm_epsilon").and_then(MetadataValue::as_f64);
-            put("layer_norm_epsilon", json!(eps.unwrap_or(1e-5)));
-        } else {
-            let (hidden, heads) = (count("embedding_length")?, count("attention.head_count")?);
-            let kv_heads = key("attention.head_count_kv")
-                .map_or(Ok(heads), |_| count("attention.head_count_kv"))?;
-            let head_dim = match key("attention.key_length").or_else(|| key("rope.dimension_count"))
-            {
-                Some(n) => n
-                    .as_u64()
-                    .ok_or("the GGUF metadata has no usable head size")?,
-                None => hidden / heads.max(1),
-            };
-            let eps = key("attention.layer_norm_rms_epsilon").and_then(MetadataValue::as_f64);
-            let theta = key("rope.freq_base").and_then(MetadataValue::as_f64);
-            let class = match self.architecture {
-                Architecture::Qwen2 => "Qwen2ForCausalLM",
-                Architecture::Qwen3 => "Qwen3ForCausalLM",
-                _ => "LlamaForCausalLM",
-            };
-            put("architectures", json!([class]));
-            put("hidden_act", json!("silu"));
-            for (key, layer) in [
-                ("attention_bias", "self_attn.o_proj"),
-                ("mlp_bias", "mlp.gate_proj"),
-            ] {
-                let name = format!("model.layers.0.{layer}.bias");
-                if self.tensors.contains_key(&name) {
-                    put(key, json!(true));
-                }
-            }
-            put("hidden_size", json!(hidden));
-            put("intermediate_size", json!(count("feed_forward_length")?));
-            put("num_hidden_layers", json!(count("block_count")?));
-            put("num_attention_heads", json!(heads));
-            put("num_key_value_heads", json!(kv_heads));
-            put("head_dim", json!(head_dim));
-            put("max_position_embeddings", json!(count("context_length")?));
-            put(
-                "rms_norm_eps",
-                json!(eps.ok_or("the GGUF metadata has no rms epsilon")?),
-            );
-            put("rope_theta", json!(theta.unwrap_or(10_000.0)));
-        }
-        for (to, from) in [
-            ("bos_token_id", "bos_token_id"),
-            ("eos_token_id", "eos_token_id"),
-            ("pad_token_id", "padding_token_id"),
-        ] {
-            let id = self.metadata.get(&format!("tokenizer.ggml.{from}"));
-            if let Some(id) = id.and_then(MetadataValue::as_u64) {
-                put(to, json!(id));
-            }
-        }
-        Ok(Value::Object(config))
     }
 }
 
@@ -241,6 +154,8 @@ impl WeightSource for GgufFile {
             Layout::Same => stored,
             Layout::Rotary { heads } => unpermute(&stored, heads, width),
             Layout::Transposed => transpose(&stored, width),
+            Layout::ByKind { heads } => swap_groups(&stored, [3, heads]),
+            Layout::PlusOne => stored.into_iter().map(|x| x - 1.0).collect(),
         })
     }
 
@@ -254,15 +169,21 @@ impl WeightSource for GgufFile {
         // The file has a row for each output, whatever Hugging Face has.
         let shape = match entry.layout {
             Layout::Transposed => [*second, *first],
-            Layout::Same | Layout::Rotary { .. } => [*first, *second],
+            Layout::Same | Layout::Rotary { .. } | Layout::ByKind { .. } | Layout::PlusOne => {
+                [*first, *second]
+            }
         };
         let Some(len) = entry.dtype.num_bytes(entry.len) else {
             return Ok(None);
         };
         let mut bytes = vec![0u8; len as usize];
         self.parts[entry.part].read_at(entry.offset, &mut bytes)?;
-        if let Layout::Rotary { heads } = entry.layout {
-            bytes = unpermute(&bytes, heads, bytes.len() / shape[0].max(1));
+        match entry.layout {
+            Layout::Rotary { heads } => {
+                bytes = unpermute(&bytes, heads, bytes.len() / shape[0].max(1));
+            }
+            Layout::ByKind { heads } => bytes = swap_groups(&bytes, [3, heads]),
+            Layout::Same | Layout::Transposed | Layout::PlusOne => {}
         }
         Ok(Some(Blocks::from_gguf_bytes(format, &bytes, shape)))
     }
@@ -509,6 +430,39 @@ mod tests {
     }
 
     #[test]
+    fn norms_of_gemma_have_one_added_and_rows_of_bloom_are_by_kind() {
+        let norm = "blk.0.post_ffw_norm.weight";
+        let bytes = file(
+            &[("general.architecture", Meta::Text("gemma2"))],
+            &[
+                (norm, &[2], 0, f32s([1.5, 3.0])),
+                ("blk.0.ffn_up.weight", &[2, 1], 0, f32s([1.5, 3.0])),
+            ],
+        );
+        let (_folder, file) = opened(&bytes);
+        let read = |file: &GgufFile, name: &str| file.read(&format!("{name}.weight")).unwrap();
+        let file = file.unwrap();
+        let norm = "model.layers.0.post_feedforward_layernorm";
+        assert_eq!(read(&file, norm), [0.5, 2.0]);
+        assert_eq!(read(&file, "model.layers.0.mlp.up_proj"), [1.5, 3.0]);
+        // Queries of two heads, their keys, their values.
+        let rows = [10.0, 11.0, 20.0, 21.0, 30.0, 31.0];
+        let bytes = self::file(
+            &[
+                ("general.architecture", Meta::Text("bloom")),
+                ("bloom.attention.head_count", Meta::U32(2)),
+            ],
+            &[("blk.0.attn_qkv.weight", &[1, 6], 0, f32s(rows))],
+        );
+        let (_folder, file) = opened(&bytes);
+        let joint = "transformer.h.0.self_attention.query_key_value";
+        assert_eq!(
+            read(&file.unwrap(), joint),
+            [10.0, 20.0, 30.0, 11.0, 21.0, 31.0]
+        );
+    }
+
+    #[test]
     fn blocks_hold_the_numbers_that_are_read() {
         // A scale of 0.5 or 1.25 (and a minimum of -0.25) before each block's codes.
         let blocks = |count: usize, header: usize, codes: usize| -> Vec<u8> {
@@ -672,7 +626,7 @@ mod tests {
         let mamba = file(&[("general.architecture", Meta::Text("mamba"))], &[]);
         assert!(
             message(&mamba)
-                .contains("\"mamba\" is not supported; supported are llama, qwen2, qwen3, gpt2")
+                .contains("\"mamba\" is not supported; supported are llama, qwen2, qwen3, gemma, gemma2, gemma3, gpt2, bloom")
         );
     }
 }

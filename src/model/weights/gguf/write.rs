@@ -3,14 +3,17 @@
 use std::path::Path;
 
 use super::file::{self, Tensor, Value};
-use super::layout::{Architecture, architecture_of, llama_cpp_name, permute, transpose};
+use super::gemma;
+use super::layout::{
+    Architecture, FAMILIES, architecture_of, llama_cpp_name, permute, swap_groups, transpose,
+};
 use super::tensor_type::TensorType;
 use super::vocabulary;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::config::{ModelConfig, RopeScaling, TensorSpec};
 use crate::model::weights::{StoreAs, WeightSource, read_tensor};
-use crate::model::{Architecture as Family, GatedDecoderConfig, Gpt2Config};
+use crate::model::{Architecture as Family, BloomConfig, GatedDecoderConfig, Gpt2Config};
 use crate::ops::Mask;
 
 /// Llama 3's factors by which rotary wavelengths are longer, `[head_dim / 2]`.
@@ -66,8 +69,9 @@ impl GgufModel<'_> {
         let refuse = |message: String| Error::Usage(format!("--to a .gguf file: {message}"));
         let family = self.config.family();
         let architecture = architecture_of(family).ok_or_else(|| {
+            let written = FAMILIES.map(|(family, _)| family).join(", ");
             refuse(format!(
-                "models of family {family} are not written as GGUF; llama, mistral, qwen2, qwen3 and gpt2 are"
+                "models of family {family} are not written as GGUF; those of {written} are"
             ))
         })?;
         let mut metadata = self.general(architecture, kind);
@@ -96,10 +100,24 @@ impl GgufModel<'_> {
                         )));
                     }
                 }
-                metadata.extend(gated_keys(architecture, config));
+                let (eps, theta) = (config.rms_norm_eps, config.rope_theta);
+                metadata.extend(self.decoder_keys(architecture, eps, theta));
             }
             Family::Gpt2(config) => metadata.extend(gpt2_keys(config)),
-            Family::Gemma(_) | Family::GptNeox(_) | Family::Opt(_) | Family::Bloom(_) => {
+            Family::Gemma(config) => {
+                let (eps, theta) = (config.rms_norm_eps, config.rope_theta);
+                metadata.extend(self.decoder_keys(architecture, eps, theta));
+                metadata.extend(gemma::keys(architecture, config).map_err(refuse)?);
+            }
+            Family::Bloom(config) => {
+                if config.apply_residual_connection_post_layernorm {
+                    return Err(refuse(
+                        "the residual stream continues from norms, which llama.cpp does not compute".into(),
+                    ));
+                }
+                metadata.extend(bloom_keys(config));
+            }
+            Family::GptNeox(_) | Family::Opt(_) => {
                 unreachable!("{family} has no name in llama.cpp above")
             }
         }
@@ -156,6 +174,31 @@ impl GgufModel<'_> {
         ]
     }
 
+    /// Of decoders with RMSNorm, rotary positions and a gated MLP; `theta`: base of the rotary frequencies.
+    fn decoder_keys(
+        &self,
+        architecture: Architecture,
+        eps: f64,
+        theta: f64,
+    ) -> Vec<(String, Value)> {
+        let (config, layout) = (self.config, self.config.head_layout());
+        let count = |key: &str, x: usize| count(architecture, key, x);
+        vec![
+            count("vocab_size", config.vocab_size()),
+            count("context_length", config.max_positions()),
+            count("embedding_length", config.hidden_size()),
+            count("block_count", config.num_layers()),
+            count("feed_forward_length", config.intermediate_size()),
+            count("attention.head_count", layout.heads),
+            count("attention.head_count_kv", layout.kv_heads),
+            count("attention.key_length", layout.head_dim),
+            count("attention.value_length", layout.head_dim),
+            count("rope.dimension_count", layout.head_dim),
+            number(architecture, "attention.layer_norm_rms_epsilon", eps),
+            number(architecture, "rope.freq_base", theta),
+        ]
+    }
+
     fn special_tokens(&self) -> Vec<(String, Value)> {
         let tokenizer = self.tokenizer;
         let ids = [
@@ -198,7 +241,7 @@ struct Plan {
 }
 
 /// A whole number of an architecture's own.
-fn count(architecture: Architecture, key: &str, x: usize) -> (String, Value) {
+pub(super) fn count(architecture: Architecture, key: &str, x: usize) -> (String, Value) {
     (
         format!("{}.{key}", architecture.name()),
         Value::U32(x as u32),
@@ -206,29 +249,25 @@ fn count(architecture: Architecture, key: &str, x: usize) -> (String, Value) {
 }
 
 /// A number of an architecture's own.
-fn number(architecture: Architecture, key: &str, x: f64) -> (String, Value) {
+pub(super) fn number(architecture: Architecture, key: &str, x: f64) -> (String, Value) {
     (
         format!("{}.{key}", architecture.name()),
         Value::F32(x as f32),
     )
 }
 
-fn gated_keys(architecture: Architecture, config: &GatedDecoderConfig) -> Vec<(String, Value)> {
-    let count = |key: &str, x: usize| count(architecture, key, x);
-    let number = |key: &str, x: f64| number(architecture, key, x);
+fn bloom_keys(config: &BloomConfig) -> Vec<(String, Value)> {
+    let count = |key: &str, x: usize| count(Architecture::Bloom, key, x);
+    let eps = config.layer_norm_epsilon;
     vec![
         count("vocab_size", config.vocab_size),
-        count("context_length", config.max_position_embeddings),
+        count("context_length", config.seq_length),
         count("embedding_length", config.hidden_size),
-        count("block_count", config.num_hidden_layers),
-        count("feed_forward_length", config.intermediate_size),
-        count("attention.head_count", config.num_attention_heads),
-        count("attention.head_count_kv", config.num_key_value_heads),
-        count("attention.key_length", config.head_dim),
-        count("attention.value_length", config.head_dim),
-        count("rope.dimension_count", config.head_dim),
-        number("attention.layer_norm_rms_epsilon", config.rms_norm_eps),
-        number("rope.freq_base", config.rope_theta),
+        count("block_count", config.n_layer),
+        count("feed_forward_length", 4 * config.hidden_size),
+        count("attention.head_count", config.n_head),
+        count("attention.head_count_kv", config.n_head),
+        number(Architecture::Bloom, "attention.layer_norm_epsilon", eps),
     ]
 }
 
@@ -273,6 +312,14 @@ fn stored(
     if transposed(architecture, spec) {
         return transpose(&values, spec.shape[0]);
     }
+    let of = |layer: &str| spec.name.contains(layer);
+    if architecture.norms_plus_one() && spec.shape.len() == 1 && spec.name.ends_with("norm.weight")
+    {
+        return values.into_iter().map(|x| x + 1.0).collect();
+    }
+    if architecture == Architecture::Bloom && of(".self_attention.query_key_value.") {
+        return swap_groups(&values, [config.head_layout().heads, 3]);
+    }
     let (Architecture::Llama, Family::Gated(gated)) = (architecture, config.architecture()) else {
         return values;
     };
@@ -280,7 +327,6 @@ fn stored(
         [_, width] => *width,
         _ => 1,
     };
-    let of = |layer: &str| spec.name.contains(layer);
     if of(".self_attn.q_proj.") {
         permute(&values, gated.num_attention_heads, width)
     } else if of(".self_attn.k_proj.") {
@@ -339,6 +385,11 @@ mod tests {
             json!({"model_type": "qwen2"}),
             json!({"model_type": "qwen3", "head_dim": 16}),
             json!({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}),
+            json!({"model_type": "gemma", "head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}),
+            json!({"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24}),
+            json!({"model_type": "gemma3_text", "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24,
+                   "num_hidden_layers": 7, "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "final_logit_softcapping": 15.0}),
+            json!({"model_type": "bloom", "n_layer": 2, "seq_length": 64}),
         ] {
             let config = config(&own);
             let (weights, file) = written(&config, TensorType::F32);
@@ -365,6 +416,8 @@ mod tests {
                     assert_eq!(*found, expected, "{own}");
                 }
                 (Family::Gpt2(expected), Family::Gpt2(found)) => assert_eq!(found, expected),
+                (Family::Gemma(expected), Family::Gemma(found)) => assert_eq!(found, expected),
+                (Family::Bloom(expected), Family::Bloom(found)) => assert_eq!(found, expected),
                 _ => panic!("{own}: another family"),
             }
         }
@@ -452,6 +505,28 @@ mod tests {
             family.contains("family gpt_neox are not written"),
             "{family}"
         );
+        let gemma = |key: &str, value: Json| {
+            let mut own = json!({"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24});
+            own[key] = value;
+            refused(own)
+        };
+        for (key, value, named) in [
+            ("query_pre_attn_scalar", json!(12), "query_pre_attn_scalar"),
+            ("attn_logit_softcapping", Json::Null, "family's caps"),
+            (
+                "layer_types",
+                json!(["full_attention", "sliding_attention"]),
+                "windows in other layers",
+            ),
+            (
+                "tie_word_embeddings",
+                json!(false),
+                "an output head of its own",
+            ),
+        ] {
+            let found = gemma(key, value);
+            assert!(found.contains(named), "{key}: {found}");
+        }
         let rows = refused(json!({"model_type": "llama", "vocab_size": 9}));
         assert!(
             rows.contains("has no row among the embedding's 9"),
