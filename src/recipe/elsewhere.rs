@@ -248,6 +248,11 @@ const KEYS: &[Elsewhere] = &[
         advice: "it is called `kl_coef` here",
     },
     Elsewhere {
+        names: &["reward_model", "reward_model_path", "reward_funcs"],
+        key: "reward",
+        advice: "scores come from `reward: Learned(stage: \"..\")`, `Classifier(model: \"..\", label: \"..\")` or another source",
+    },
+    Elsewhere {
         names: &["ppo_epochs"],
         key: "num_ppo_epochs",
         advice: "it is called `num_ppo_epochs` here",

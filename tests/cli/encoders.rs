@@ -259,4 +259,9 @@ fn a_recipe_is_rewarded_by_a_classifier() {
         &expected,
         1e-6,
     );
+    let eval = succeed(
+        temp.path(),
+        "eval --model tiny --data ranked.jsonl --max-new-tokens 2 --reward classifier:REF/encoders/bert#POSITIVE",
+    );
+    assert!(eval.contains("encoders/bert#POSITIVE |"), "{eval}");
 }

@@ -75,7 +75,7 @@ pub(crate) fn classifiers<B: ModelBackend>(device: B::Device) {
                 .fold(0.0, f64::max);
             Comparison {
                 reference: "transformers 5.23",
-                subject: &case.name,
+                subject: &format!("{} classifier", case.name),
                 what: if key == "texts" {
                     "logits of texts"
                 } else {

@@ -271,3 +271,66 @@ fn post_processor(
     }
     Ok(json)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const VOCAB: &str = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nhi\n##s\n";
+
+    /// The tokenizer of a folder with these files.
+    fn load(files: &[(&str, &str)], rows: usize, positions: usize) -> Result<EncoderTokenizer> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        EncoderTokenizer::load(folder.path(), rows, positions)
+    }
+
+    #[test]
+    fn a_vocabulary_alone_is_a_tokenizer_in_lower_case() {
+        let tokenizer = load(&[("vocab.txt", VOCAB)], 7, 6).unwrap();
+        let text = tokenizer.encode("HIs hi ho", None).unwrap();
+        assert_eq!((text.ids, text.is_cut), (vec![2, 5, 6, 5, 1, 3], false));
+        let pair = tokenizer.encode("his", Some("hi hi")).unwrap();
+        // Six tokens, three of them special: one of each text is left, and the second has the odd one.
+        assert_eq!(pair.ids, [2, 5, 3, 5, 5, 3]);
+        assert_eq!(pair.type_ids, [0, 0, 0, 1, 1, 1]);
+        assert!(pair.is_cut);
+        let windows = VOCAB.replace('\n', "\r\n");
+        let cased = (
+            "tokenizer_config.json",
+            r#"{"do_lower_case": false, "model_max_length": 4}"#,
+        );
+        let tokenizer = load(&[("vocab.txt", &windows), cased], 7, 6).unwrap();
+        assert_eq!(tokenizer.encode("HIs hi", None).unwrap().ids, [2, 1, 5, 3]);
+        assert_eq!(tokenizer.max_length(), 4);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_tokenizer_is_said() {
+        let message = |files: &[(&str, &str)], rows, positions| {
+            load(files, rows, positions).unwrap_err().to_string()
+        };
+        let none = message(&[], 7, 6);
+        assert!(
+            none.contains("expected tokenizer.json, vocab.txt, or RoBERTa's"),
+            "{none}"
+        );
+        let few = message(&[("vocab.txt", VOCAB)], 6, 6);
+        assert!(
+            few.contains("token id 6 (`##s`): the model has ids 0 to 5"),
+            "{few}"
+        );
+        let short = message(&[("vocab.txt", VOCAB)], 7, 3);
+        assert!(
+            short.contains("a text may have 3 tokens, and a pair of texts takes 3 special ones"),
+            "{short}"
+        );
+        // Added as the last token, which the model has no row for.
+        let other = message(&[("vocab.txt", "[UNK]\n[CLS]\nhi\n")], 3, 6);
+        assert!(other.contains("the model has ids 0 to 2"), "{other}");
+    }
+}

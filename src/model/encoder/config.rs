@@ -138,7 +138,7 @@ impl EncoderConfig {
         let family: &'static Family = family.ok_or_else(|| {
             let known: Vec<&str> = encoder_families().collect();
             keys.error(format!(
-                "model_type \"{name}\" is no encoder that is read; supported are {}",
+                "model_type \"{name}\" is no encoder that is read; supported are {}. A score head on a language model is `Learned(stage: \"..\")`",
                 known.join(", ")
             ))
         })?;
