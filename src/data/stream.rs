@@ -348,4 +348,50 @@ mod tests {
             "{error}"
         );
     }
+
+    #[test]
+    fn a_slice_of_a_split_spans_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("datasets--me--own");
+        let snapshot = repo.join("snapshots/c0ffee/data");
+        for folder in [repo.join("refs"), snapshot.clone()] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        fs::write(repo.join("refs/main"), "c0ffee").unwrap();
+        let lines = |rows: std::ops::Range<usize>| -> String {
+            rows.map(|i| format!("{{\"text\":\"{i}\"}}\n\n")).collect()
+        };
+        fs::write(snapshot.join("train-00000-of-00002.jsonl"), lines(0..10)).unwrap();
+        fs::write(snapshot.join("train-00001-of-00002.jsonl"), lines(10..15)).unwrap();
+        let context = DataContext {
+            cache_dir: Some(dir.path().to_path_buf()),
+            cached_only: true,
+            ..DataContext::default()
+        };
+        let read = |split: &str, skip: usize, limit: Option<usize>| -> Result<Vec<usize>> {
+            let source = DataSource::Hub {
+                repo: "me/own".into(),
+                file: None,
+                config: None,
+                split: Some(split.into()),
+                revision: "main".into(),
+            };
+            let config = DataConfig {
+                skip,
+                limit,
+                ..config(source)
+            };
+            let rows = read_rows(&config, &context)?;
+            let text = |row: &Row| row.columns["text"].as_str().unwrap().parse().unwrap();
+            Ok(rows.iter().map(text).collect())
+        };
+        // The bounds are those of datasets 5.2 for 15 rows.
+        assert_eq!(read("train[10%:20%]", 0, None).unwrap(), [2]);
+        assert_eq!(read("train[-30%:]", 0, None).unwrap(), [11, 12, 13, 14]);
+        assert_eq!(read("train[:10%]", 0, None).unwrap(), [0, 1]);
+        assert_eq!(read("train[50%:]", 1, Some(3)).unwrap(), [9, 10, 11]);
+        assert_eq!(read("train[-2:]", 0, None).unwrap(), [13, 14]);
+        let error = read("train[-16:]", 0, None).unwrap_err().to_string();
+        assert_eq!(error, "the split `train` has 15 rows, not 16");
+    }
 }
