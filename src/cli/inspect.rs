@@ -6,14 +6,18 @@ use std::path::PathBuf;
 use super::args::InspectArgs;
 use super::{layers, output};
 use crate::data::inspect::render;
-use crate::data::{DataContext, Tokenizer, read_rows};
+use crate::data::{DataConfig, DataContext, Tokenizer, read_rows};
 use crate::error::{Error, Result};
 use crate::model::{Fetch, Finder, ModelSource};
 use crate::recipe::{self, Recipe};
 use crate::train::config::Init;
 use crate::train::{Preview, Stage};
 
-/// Prints the layers of a model, or encoded rows of a stage's data with their trained tokens, and counts of all rows.
+/// Rows of a data set that are encoded at most: of a large one the first.
+const MOST_ROWS: usize = 10_000;
+
+/// Prints the layers of a model, or encoded rows of a stage's data with their trained tokens, and counts of the
+/// first ten thousand.
 ///
 /// # Errors
 /// Those of the recipe, the tokenizer and the data.
@@ -46,12 +50,18 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
         run_dir,
         ..DataContext::default()
     };
-    let rows = read_rows(data, &context)?;
+    let most = MOST_ROWS.max(args.rows);
+    let first = DataConfig {
+        limit: Some(data.limit.map_or(most, |limit| limit.min(most))),
+        ..data.clone()
+    };
+    let rows = read_rows(&first, &context)?;
     let preview = stage.preview(&rows, &tokenizer)?;
     let color = std::io::stdout().is_terminal();
     output::print(&format!(
-        "stage {}: {} rows\n\n{}",
+        "stage {}: {}{} rows\n\n{}",
         stage.name(),
+        if rows.len() == most { "the first " } else { "" },
         rows.len(),
         show(&preview, args.rows, &tokenizer, color)
     ))
