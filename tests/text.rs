@@ -10,6 +10,11 @@ fn tokenizers() {
 }
 
 #[test]
+fn tokenizers_in_gguf() {
+    text::tokenizers_in_gguf();
+}
+
+#[test]
 fn tokenizer_files() {
     text::tokenizer_files();
 }

@@ -290,6 +290,7 @@ pub struct InspectArgs {
   temper export --run runs/smollm2 --stage ppo --to exported --merge    one whole model, adapter merged in
   temper export --run runs/tiny-pretrain --stage tiny --to exported --dtype f16         half the size
   temper export --run runs/smollm2 --stage ppo --merge --to smol.gguf --dtype q8_0      for llama.cpp and Ollama
+  temper export --run runs/smollm2 --stage ppo --to lora.gguf           the LoRA adapter alone, for a GGUF file of its base
   temper export --adapters runs/a/sft/adapter,runs/b/sft/adapter --weights 0.7,0.3 --combination ties --density 0.5 --to both")]
 pub struct ExportArgs {
     /// The run folder
@@ -315,8 +316,8 @@ pub struct ExportArgs {
     /// With --merge: into the weights as the run kept them, in fewer bits, instead of those of the base's file
     #[arg(long, requires = "merge")]
     pub as_trained: bool,
-    /// Number format of a whole model's weights; q8_0 and q4_0 of a GGUF file only [default: as the
-    /// stage wrote them, f32; of a GGUF file f16]
+    /// Number format of a whole model's weights, or of a GGUF file; q8_0 and q4_0 of that only [default: as the
+    /// stage wrote them, f32; of a GGUF file f16, of an adapter's f32]
     #[arg(long, value_name = "DTYPE", value_enum, conflicts_with = "adapters")]
     pub dtype: Option<TensorType>,
 }

@@ -6,10 +6,12 @@ use clap::Args;
 
 use super::args::{ComputeArgs, ExportArgs, positive};
 use super::export::write_folder;
+use super::export_gguf;
 use crate::backend::{Task, dispatch};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::combine_adapters;
+use crate::model::weights::gguf::is_gguf;
 use crate::ops::ModelBackend;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::peft::{Combination, CombineSettings, MajoritySign};
@@ -18,9 +20,10 @@ use crate::rng::Seed;
 /// Several LoRA adapters as one.
 #[derive(Debug, Clone, Args)]
 pub struct CombineArgs {
-    /// Combine these LoRA adapters (folders) into one, in place of --run
+    /// Combine these LoRA adapters (folders) into one, in place of --run; one alone for a GGUF file of it
     #[arg(
         long,
+        visible_alias = "adapter",
         value_name = "DIR,DIR",
         value_delimiter = ',',
         conflicts_with = "run"
@@ -112,13 +115,17 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         },
         to: Path::new(""),
     };
-    write_folder(&args.to, |to| {
+    let write = |to: &Path| {
         let notes = dispatch(compute.backend, compute.device, Combine { to, ..combine })?;
         if let Ok(tokenizer) = Tokenizer::load(&folders[0]) {
             tokenizer.save(to)?;
         }
         Ok(format!("{count} adapters as one{notes}"))
-    })
+    };
+    match is_gguf(&args.to) {
+        true => export_gguf::combined(&args.to, write),
+        false => write_folder(&args.to, write),
+    }
 }
 
 /// A stage's folder stands for the adapter in it.

@@ -14,6 +14,7 @@ from collections import Counter
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
 
 # Text of our own to learn merges from; every sort of piece that the patterns below tell apart is in it.
 CORPUS = [
@@ -149,6 +150,9 @@ def byte_fallback():
     tokenizer.train_from_iterator([text for text in CORPUS if text.isascii()], trainer)
     tokenizer.pre_tokenizer = None
     value = json.loads(tokenizer.to_str())
+    # sentencepiece joins what makes the best piece, by whatever parts; the trainer has one merge a piece.
+    trained = {"".join(pair): -float(rank) for rank, pair in enumerate(value["model"]["merges"])}
+    value["model"]["merges"] = [list(pair) for pair in generate_merges(value["model"]["vocab"], trained)]
     # The bytes are entries of the vocabulary, not added tokens.
     value["added_tokens"] = [token for token in value["added_tokens"] if not token["content"].startswith("<0x")]
     tokenizer = Tokenizer.from_str(json.dumps(value))

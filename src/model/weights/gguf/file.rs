@@ -18,6 +18,7 @@ pub(super) enum Value {
     Text(String),
     Texts(Vec<String>),
     Integers(Vec<i32>),
+    Floats(Vec<f32>),
 }
 
 /// A tensor to write.
@@ -117,6 +118,12 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
         Value::Integers(list) => {
             put_u32(out, 9);
             put_u32(out, 5);
+            put_u64(out, list.len());
+            list.iter().for_each(|x| out.extend(x.to_le_bytes()));
+        }
+        Value::Floats(list) => {
+            put_u32(out, 9);
+            put_u32(out, 6);
             put_u64(out, list.len());
             list.iter().for_each(|x| out.extend(x.to_le_bytes()));
         }

@@ -5,12 +5,15 @@
 //! converter gives: dimensions fastest first, rows of q and k reordered for llama, GPT-2's `Conv1D` transposed, one added to Gemma's
 //! norms, BLOOM's queries, keys and values apart.
 
+mod adapter;
 mod config;
 mod file;
 mod gemma;
 mod header;
 mod layout;
+mod sentencepiece;
 mod split;
+mod splitting;
 mod tensor_type;
 mod tokenizer;
 mod vocabulary;
@@ -19,6 +22,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub use adapter::{GgufAdapter, LowRankLayer};
 pub use header::MetadataValue;
 pub(crate) use split::{is_gguf, parts_of, paths_of};
 pub use tensor_type::TensorType;

@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use crate::error::Result;
 use crate::model::weights::StoreAs;
 
 /// Values of a block.
@@ -63,6 +64,17 @@ impl TensorType {
         match self {
             Self::Q8_0 | Self::Q4_0 if !width.is_multiple_of(BLOCK) => Self::F16,
             other => other,
+        }
+    }
+
+    /// Refuses the numbers of a tensor if the type cannot hold them.
+    ///
+    /// # Errors
+    /// As [`StoreAs::check_range`].
+    pub(super) fn check_range(self, name: &str, values: &[f32]) -> Result<()> {
+        match self {
+            Self::F16 => StoreAs::F16.check_range(name, values),
+            _ => Ok(()),
         }
     }
 

@@ -1,18 +1,18 @@
-//! A byte-level BPE of a `tokenizer.json` as llama.cpp's metadata.
+//! The BPE of a `tokenizer.json` as llama.cpp's metadata.
 
 use serde_json::Value as Json;
 
 use super::file::Value;
+use super::sentencepiece;
+use super::splitting::Splitting;
 
 /// llama.cpp's kinds of tokens.
-const NORMAL: i32 = 1;
+pub(super) const NORMAL: i32 = 1;
+pub(super) const UNKNOWN: i32 = 2;
 pub(super) const CONTROL: i32 = 3;
 pub(super) const USER_DEFINED: i32 = 4;
 pub(super) const UNUSED: i32 = 5;
-
-/// How Qwen2 splits text before merging; with `{1,3}` behind `\\p{N}` Llama 3 does.
-pub(super) const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-pub(super) const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BYTE: i32 = 6;
 
 /// The keys `tokenizer.ggml.*` for the contents of a `tokenizer.json`. `rows`: those of the embedding; ids without a token get an unused one.
 ///
@@ -21,17 +21,38 @@ pub(super) const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}
 pub(super) fn keys(tokenizer: &Json, rows: usize) -> Result<Vec<(String, Value)>, String> {
     let model = &tokenizer["model"];
     let kind = model["type"].as_str().unwrap_or("BPE");
-    if kind != "BPE" || model["byte_fallback"].as_bool() == Some(true) {
+    if kind != "BPE" {
         return Err(format!(
-            "its tokenizer is a {kind}{} model; GGUF files are written for byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM)",
-            if kind == "BPE" {
-                " with byte fallback"
-            } else {
-                ""
-            }
+            "its tokenizer is a {kind} model; GGUF files are written for byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM) and \
+             sentencepiece's BPE (Llama 2, Mistral, Gemma)"
         ));
     }
-    let pre = pre_tokenizer(tokenizer)?;
+    let prefix = sentencepiece::prefix_of(tokenizer);
+    let tokens = tokens(tokenizer, rows, prefix.is_some())?;
+    let pairs = merges(model)?;
+    let mut keys = match prefix {
+        Some(prefix) => by_scores(model, &tokens, &pairs, prefix)?,
+        None => {
+            let merges = pairs.iter().map(|[left, right]| format!("{left} {right}"));
+            vec![
+                ("model", Value::Text("gpt2".into())),
+                (
+                    "pre",
+                    Value::Text(Splitting::of_json(tokenizer)?.name().into()),
+                ),
+                ("merges", Value::Texts(merges.collect())),
+            ]
+        }
+    };
+    let (texts, kinds) = tokens.into_iter().unzip();
+    keys.push(("tokens", Value::Texts(texts)));
+    keys.push(("token_type", Value::Integers(kinds)));
+    let named = |(key, value)| (format!("tokenizer.ggml.{key}"), value);
+    Ok(keys.into_iter().map(named).collect())
+}
+
+/// Texts and kinds by id.
+fn tokens(tokenizer: &Json, rows: usize, has_bytes: bool) -> Result<Vec<(String, i32)>, String> {
     let mut tokens: Vec<Option<(String, i32)>> = vec![None; rows];
     let mut put = |text: &str, id: Option<u64>, kind: i32| {
         let place = id.and_then(|id| tokens.get_mut(usize::try_from(id).ok()?));
@@ -45,89 +66,85 @@ pub(super) fn keys(tokenizer: &Json, rows: usize) -> Result<Vec<(String, Value)>
             )),
         }
     };
+    let model = &tokenizer["model"];
     for (text, id) in model["vocab"].as_object().into_iter().flatten() {
-        put(text, id.as_u64(), NORMAL)?;
+        let kind = match has_bytes && is_byte(text) {
+            true => BYTE,
+            false => NORMAL,
+        };
+        put(text, id.as_u64(), kind)?;
     }
     for added in tokenizer["added_tokens"].as_array().into_iter().flatten() {
+        let text = added["content"].as_str().unwrap_or_default();
         let kind = match added["special"].as_bool() {
+            Some(true) if has_bytes && model["unk_token"] == text => UNKNOWN,
             Some(true) => CONTROL,
             _ => USER_DEFINED,
         };
-        put(
-            added["content"].as_str().unwrap_or_default(),
-            added["id"].as_u64(),
-            kind,
-        )?;
+        // llama.cpp finds them in the text as it is.
+        match has_bytes && kind == USER_DEFINED {
+            true => put(
+                &text.replace(sentencepiece::MARK, " "),
+                added["id"].as_u64(),
+                kind,
+            )?,
+            false => put(text, added["id"].as_u64(), kind)?,
+        }
     }
     let tokens = tokens.into_iter().enumerate();
-    let (texts, kinds) = tokens
+    Ok(tokens
         .map(|(id, token)| token.unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED)))
-        .unzip();
-    Ok(vec![
-        ("tokenizer.ggml.model".into(), Value::Text("gpt2".into())),
-        ("tokenizer.ggml.pre".into(), Value::Text(pre.into())),
-        ("tokenizer.ggml.tokens".into(), Value::Texts(texts)),
-        ("tokenizer.ggml.token_type".into(), Value::Integers(kinds)),
-        ("tokenizer.ggml.merges".into(), Value::Texts(merges(model)?)),
-    ])
+        .collect())
 }
 
-/// Merges as `left right`, in which form older files have them.
-fn merges(model: &Json) -> Result<Vec<String>, String> {
-    let merge = |merge: &Json| match merge {
-        Json::String(text) => Some(text.clone()),
-        Json::Array(pair) => match pair.as_slice() {
-            [Json::String(left), Json::String(right)] => Some(format!("{left} {right}")),
+/// Whether a token of sentencepiece stands for a byte: `<0x0A>`.
+fn is_byte(text: &str) -> bool {
+    let digits = text
+        .strip_prefix("<0x")
+        .and_then(|text| text.strip_suffix('>'));
+    digits.is_some_and(|digits| digits.len() == 2 && u8::from_str_radix(digits, 16).is_ok())
+}
+
+/// The keys of sentencepiece's BPE.
+fn by_scores(
+    model: &Json,
+    tokens: &[(String, i32)],
+    merges: &[[&str; 2]],
+    prefix: bool,
+) -> Result<Vec<(&'static str, Value)>, String> {
+    let pieces = tokens.iter().filter(|(_, kind)| *kind == NORMAL);
+    let pieces: Vec<&str> = pieces.map(|(text, _)| text.as_str()).collect();
+    let scores = sentencepiece::scores(&pieces, merges)?;
+    let of = |(text, _): &(String, i32)| scores.get(text).copied().unwrap_or(0.0);
+    let mut keys = vec![
+        ("model", Value::Text("llama".into())),
+        ("pre", Value::Text("default".into())),
+        ("scores", Value::Floats(tokens.iter().map(of).collect())),
+        ("add_space_prefix", Value::Bool(prefix)),
+    ];
+    let unknown = tokens
+        .iter()
+        .position(|(text, _)| model["unk_token"] == **text);
+    keys.extend(unknown.map(|id| ("unknown_token_id", Value::U32(id as u32))));
+    Ok(keys)
+}
+
+/// Merges as pairs; older files have them as `left right`.
+fn merges(model: &Json) -> Result<Vec<[&str; 2]>, String> {
+    fn pair(merge: &Json) -> Option<[&str; 2]> {
+        match merge {
+            Json::String(text) => text.split_once(' ').map(<[&str; 2]>::from),
+            Json::Array(pair) => match pair.as_slice() {
+                [Json::String(left), Json::String(right)] => Some([left, right]),
+                _ => None,
+            },
             _ => None,
-        },
-        _ => None,
-    };
+        }
+    }
     let merges = model["merges"].as_array().into_iter().flatten();
     merges
-        .map(|pair| merge(pair).ok_or_else(|| format!("tokenizer.json: {pair} is not a merge")))
+        .map(|merge| pair(merge).ok_or_else(|| format!("tokenizer.json: {merge} is not a merge")))
         .collect()
-}
-
-/// The pattern of a step that cuts text at its matches.
-fn split(step: &Json) -> Option<&str> {
-    let isolates = step["type"] == "Split" && step["behavior"] == "Isolated";
-    isolates
-        .then(|| step["pattern"]["Regex"].as_str())
-        .flatten()
-}
-
-/// llama.cpp's name for how text is split before merging.
-fn pre_tokenizer(tokenizer: &Json) -> Result<&'static str, String> {
-    let pre = &tokenizer["pre_tokenizer"];
-    let steps: Vec<&Json> = match pre["pretokenizers"].as_array() {
-        Some(steps) => steps.iter().collect(),
-        None => vec![pre],
-    };
-    let is = |step: &Json, kind: &str| step["type"].as_str() == Some(kind);
-    let byte_level = |step: &Json, splits: bool| {
-        is(step, "ByteLevel")
-            && step["use_regex"].as_bool().unwrap_or(true) == splits
-            && step["add_prefix_space"].as_bool() == Some(false)
-    };
-    let digits = |step: &Json| is(step, "Digits") && step["individual_digits"] == true;
-    let normalised = tokenizer["normalizer"]["type"].as_str();
-    let name = match (normalised, steps.as_slice()) {
-        (None, [bytes]) if byte_level(bytes, true) => Some("gpt-2"),
-        (None, [numbers, bytes]) if digits(numbers) && byte_level(bytes, true) => Some("smollm"),
-        (None | Some("NFC"), [first, bytes]) if byte_level(bytes, false) => match split(first) {
-            Some(QWEN2_SPLIT) => Some("qwen2"),
-            Some(LLAMA3_SPLIT) if normalised.is_none() => Some("llama-bpe"),
-            _ => None,
-        },
-        _ => None,
-    };
-    name.ok_or_else(|| {
-        format!(
-            "its tokenizer splits text as no tokenizer does that llama.cpp is known to have (normalizer {}, pre_tokenizer {pre}); \
-             written are those of GPT-2, SmolLM, Qwen2 and Llama 3",
-            tokenizer["normalizer"]
-        )
-    })
 }
 
 #[cfg(test)]
@@ -137,7 +154,7 @@ mod tests {
 
     fn tokenizer(pre: Json) -> Json {
         json!({
-            "pre_tokenizer": pre,
+            "normalizer": null, "pre_tokenizer": pre,
             "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 3}, "merges": [["a", "b"], "b a"]},
             "added_tokens": [
                 {"id": 2, "content": "<s>", "special": true}, {"id": 4, "content": "<x>", "special": false},
@@ -145,19 +162,34 @@ mod tests {
         })
     }
 
-    fn bytes(use_regex: bool) -> Json {
-        json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": use_regex})
+    fn bytes() -> Json {
+        json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": true})
+    }
+
+    fn key(keys: &[(String, Value)], name: &str) -> Value {
+        let name = format!("tokenizer.ggml.{name}");
+        let found = keys.iter().find(|(key, _)| *key == name);
+        found.map(|(_, value)| value.clone()).unwrap()
+    }
+
+    fn texts<const N: usize>(list: [&str; N]) -> Value {
+        Value::Texts(list.map(String::from).to_vec())
     }
 
     #[test]
     fn tokens_stand_at_their_ids() {
-        let keys = keys(&tokenizer(bytes(true)), 6).unwrap();
-        let texts = |list: [&str; 6]| Value::Texts(list.map(String::from).to_vec());
-        assert_eq!(keys[1].1, Value::Text("gpt-2".into()));
-        assert_eq!(keys[2].1, texts(["a", "b", "<s>", "ab", "<x>", "[PAD5]"]));
-        assert_eq!(keys[3].1, Value::Integers(vec![1, 1, 3, 1, 4, 5]));
-        assert_eq!(keys[4].1, Value::Texts(vec!["a b".into(), "b a".into()]));
-        let error = super::keys(&tokenizer(bytes(true)), 4).unwrap_err();
+        let keys = keys(&tokenizer(bytes()), 6).unwrap();
+        assert_eq!(key(&keys, "pre"), Value::Text("gpt-2".into()));
+        assert_eq!(
+            key(&keys, "tokens"),
+            texts(["a", "b", "<s>", "ab", "<x>", "[PAD5]"])
+        );
+        assert_eq!(
+            key(&keys, "token_type"),
+            Value::Integers(vec![1, 1, 3, 1, 4, 5])
+        );
+        assert_eq!(key(&keys, "merges"), texts(["a b", "b a"]));
+        let error = super::keys(&tokenizer(bytes()), 4).unwrap_err();
         assert!(
             error.contains("\"<x>\" has no row among the embedding's 4"),
             "{error}"
@@ -165,31 +197,36 @@ mod tests {
     }
 
     #[test]
-    fn splits_have_llama_cpps_names_or_are_refused() {
-        let sequence = |first: Json, second: Json| json!({"type": "Sequence", "pretokenizers": [first, second]});
-        let split = |regex: &str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-        let digits = |individual: bool| json!({"type": "Digits", "individual_digits": individual});
-        let name = |pre: Json| pre_tokenizer(&tokenizer(pre)).map_err(|error| error.len() > 9);
-        assert_eq!(name(sequence(digits(true), bytes(true))), Ok("smollm"));
+    fn sentencepiece_has_scores() {
+        let mut own = tokenizer(Json::Null);
+        own["normalizer"] = sentencepiece::normalizer(true);
+        own["added_tokens"][1]["content"] = json!("\u{2581}\u{2581}");
+        own["model"] = json!({
+            "type": "BPE", "byte_fallback": true, "unk_token": "<s>", "vocab": {"a": 0, "b": 1, "ab": 3, "<0x0A>": 5, "\u{2581}\u{2581}": 4},
+            "merges": ["a b", "\u{2581} \u{2581}"],
+        });
+        let keys = keys(&own, 6).unwrap();
+        assert_eq!(key(&keys, "model"), Value::Text("llama".into()));
         assert_eq!(
-            name(sequence(split(QWEN2_SPLIT), bytes(false))),
-            Ok("qwen2")
+            key(&keys, "token_type"),
+            Value::Integers(vec![1, 1, 2, 1, 4, 6])
         );
         assert_eq!(
-            name(sequence(split(LLAMA3_SPLIT), bytes(false))),
-            Ok("llama-bpe")
+            key(&keys, "scores"),
+            Value::Floats(vec![0.0, 0.0, 0.0, -1.0, 0.0, 0.0])
         );
-        for other in [
-            sequence(digits(false), bytes(true)),
-            sequence(split("a+"), bytes(false)),
-            bytes(false),
-            json!({"type": "Metaspace"}),
-            Json::Null,
-        ] {
-            assert_eq!(name(other), Err(true));
-        }
-        let mut fallback = tokenizer(bytes(true));
-        fallback["model"]["byte_fallback"] = json!(true);
-        assert!(keys(&fallback, 6).unwrap_err().contains("byte fallback"));
+        assert_eq!(
+            key(&keys, "tokens"),
+            texts(["a", "b", "<s>", "ab", "  ", "<0x0A>"])
+        );
+        assert_eq!(key(&keys, "unknown_token_id"), Value::U32(2));
+        assert_eq!(key(&keys, "add_space_prefix"), Value::Bool(true));
+        // Without its merges "ab" is a piece that llama.cpp would make all the same.
+        own["model"]["merges"] = json!([]);
+        let error = super::keys(&own, 6).unwrap_err();
+        assert!(
+            error.contains("not those of a sentencepiece model"),
+            "{error}"
+        );
     }
 }

@@ -12,7 +12,7 @@ use super::vocabulary;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::config::{ModelConfig, RopeScaling, TensorSpec};
-use crate::model::weights::{StoreAs, WeightSource, read_tensor};
+use crate::model::weights::{WeightSource, read_tensor};
 use crate::model::{Architecture as Family, BloomConfig, GatedDecoderConfig, Gpt2Config};
 use crate::ops::Mask;
 
@@ -58,9 +58,7 @@ impl GgufModel<'_> {
                 return Ok(factors.clone());
             };
             let values = read_tensor(self.weights, spec)?;
-            if tensors[at].kind == TensorType::F16 {
-                StoreAs::F16.check_range(&spec.name, &values)?;
-            }
+            tensors[at].kind.check_range(&spec.name, &values)?;
             Ok(stored(architecture, self.config, spec, values))
         })
     }
@@ -312,27 +310,37 @@ fn stored(
     if transposed(architecture, spec) {
         return transpose(&values, spec.shape[0]);
     }
-    let of = |layer: &str| spec.name.contains(layer);
     if architecture.norms_plus_one() && spec.shape.len() == 1 && spec.name.ends_with("norm.weight")
     {
         return values.into_iter().map(|x| x + 1.0).collect();
     }
-    if architecture == Architecture::Bloom && of(".self_attention.query_key_value.") {
-        return swap_groups(&values, [config.head_layout().heads, 3]);
-    }
-    let (Architecture::Llama, Family::Gated(gated)) = (architecture, config.architecture()) else {
-        return values;
-    };
     let width = match spec.shape.as_slice() {
         [_, width] => *width,
         _ => 1,
     };
-    if of(".self_attn.q_proj.") {
-        permute(&values, gated.num_attention_heads, width)
-    } else if of(".self_attn.k_proj.") {
-        permute(&values, gated.num_key_value_heads, width)
-    } else {
-        values
+    with_rows_in_order(architecture, config, &spec.name, values, width)
+}
+
+/// The rows, `width` values each, of a layer or a tensor of it in llama.cpp's order.
+pub(super) fn with_rows_in_order(
+    architecture: Architecture,
+    config: &ModelConfig,
+    name: &str,
+    values: Vec<f32>,
+    width: usize,
+) -> Vec<f32> {
+    let of = |layer: &str| name.contains(layer);
+    if architecture == Architecture::Bloom && of(".self_attention.query_key_value") {
+        return swap_groups(&values, [config.head_layout().heads, 3]);
+    }
+    match (architecture, config.architecture()) {
+        (Architecture::Llama, Family::Gated(gated)) if of(".self_attn.q_proj") => {
+            permute(&values, gated.num_attention_heads, width)
+        }
+        (Architecture::Llama, Family::Gated(gated)) if of(".self_attn.k_proj") => {
+            permute(&values, gated.num_key_value_heads, width)
+        }
+        _ => values,
     }
 }
 
