@@ -38,7 +38,7 @@ fn main() -> Result<()> {
     )? {
         println!(
             "{stage}: {} ({})",
-            outcome.summary,
+            outcome.record.summary,
             checked.output.display()
         );
     }

@@ -135,6 +135,13 @@ impl RunDir {
         Self::lock(path)
     }
 
+    /// Whether a process has opened the run in this folder.
+    pub fn is_in_use(path: impl AsRef<Path>) -> bool {
+        // The lock is taken and released at once; a folder that cannot be written to has no file to lock.
+        let file = File::options().write(true).open(path.as_ref().join(LOCK));
+        file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    }
+
     /// Whether `run.json` exists.
     pub fn has_info(&self) -> bool {
         self.path.join("run.json").exists()
@@ -299,7 +306,10 @@ mod tests {
         run.record(entry("base")).unwrap();
         let message = RunDir::open(&path).unwrap_err().to_string();
         assert!(message.contains("in use by another process"), "{message}");
+        assert!(RunDir::is_in_use(&path));
         drop(run);
+        assert!(!RunDir::is_in_use(&path));
+        assert!(!RunDir::is_in_use(root.path()));
         let message = RunDir::create(&path).unwrap_err().to_string();
         assert!(message.contains("already holds a run"), "{message}");
         let run = RunDir::open(&path).unwrap();

@@ -12,6 +12,7 @@ pub use super::completions::CompletionsArgs;
 pub use super::generate::GenerateArgs;
 pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
+pub use super::report::ReportArgs;
 pub use super::respond::SamplingArgs;
 pub use super::score::ScoreArgs;
 use crate::backend::BackendChoice;
@@ -69,6 +70,8 @@ pub struct ComputeArgs {
 pub enum Command {
     /// Run the stages of a recipe
     Recipe(RecipeArgs),
+    /// Print how far a run has come and its tables, also while it goes on
+    Report(ReportArgs),
     /// Write a recipe for a model and a data set
     New(NewArgs),
     /// Log-probabilities that a model gives to texts

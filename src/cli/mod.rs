@@ -22,6 +22,7 @@ mod parity;
 mod precision;
 mod progress;
 mod recipe;
+mod report;
 mod respond;
 mod rows;
 mod score;
@@ -39,6 +40,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     let compute = &cli.compute;
     match &cli.command {
         Command::Recipe(args) => recipe::run(args, compute),
+        Command::Report(args) => report::run(args),
         Command::New(args) => new::run(args, compute),
         Command::Logprobs(args) => logprobs::run(args, compute),
         Command::Score(args) => score::run(args, compute),

@@ -1,7 +1,6 @@
 //! `temper recipe`: runs a recipe, or prints its plan.
 
 use std::io::Write;
-use std::path::Path;
 use std::time::Instant;
 
 use super::args::{ComputeArgs, RecipeArgs};
@@ -10,11 +9,9 @@ use crate::backend::{self, Task, dispatch};
 use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
-use crate::model::ModelSource;
 use crate::ops::ModelBackend;
-use crate::peft::AdapterConfig;
 use crate::recipe::{self, CheckedRecipe, RunOptions};
-use crate::report::{self, Interrupt, ReporterKind, Severity, read_metrics, reporter};
+use crate::report::{Interrupt, ReporterKind, Severity, reporter};
 use crate::train::Outcome;
 
 /// Checks the recipe and everything it names, then runs its stages.
@@ -80,64 +77,24 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         if !outcome.table.is_empty() {
             print(&format!(
                 "\n{name}: {}\n\n{}",
-                outcome.summary, outcome.table
+                outcome.record.summary, outcome.table
             ))?;
         }
     }
-    let run = checked.output.display();
-    let mut diverged = Vec::new();
-    for (name, _) in &outcomes {
-        let metrics = read_metrics(checked.output.join(name).join("metrics.jsonl"))?;
-        for finding in report::findings(&metrics) {
+    let mut text = String::new();
+    for (name, outcome) in &outcomes {
+        for finding in &outcome.record.findings {
             if finding.severity == Severity::Warning {
                 eprintln!("warning: {name}: {}", finding.text);
             }
         }
-        if report::diverged(&metrics) {
-            diverged.push(name.as_str());
-        }
     }
-    if !diverged.is_empty() {
-        return print(&format!(
-            "Reports: {run}/<stage>/report.html\nNext:    lower the learning rate of {}, and run again\n",
-            diverged.join(", ")
-        ));
+    let run = &checked.output;
+    text.push_str(&format!("Report:  {}/report.html\n", run.display()));
+    for (label, step) in recipe::steps_after(&checked.recipe, run, false)? {
+        text.push_str(&format!("{:<8} {step}\n", format!("{label}:")));
     }
-    let trained = outcomes.iter().rev().find(|(name, _)| {
-        checked.output.join(name).join("model").exists()
-            || checked.output.join(name).join("adapter").exists()
-    });
-    if let Some((name, _)) = trained {
-        print(&format!(
-            "Reports: {run}/<stage>/report.html\n{}Next:    temper export --run {run} --stage {name} --to exported/{name}{}\n",
-            try_it(&checked.output, name).unwrap_or_default(),
-            if merges(&checked.output.join(name)) {
-                " --merge"
-            } else {
-                ""
-            }
-        ))?;
-    }
-    Ok(())
-}
-
-/// The line with the command that has the stage's policy say something; none for a reward model.
-fn try_it(run: &Path, stage: &str) -> Option<String> {
-    let source = ModelSource::of_stage(&run.join(stage), None).ok()??;
-    if source.score_head().ok()?.is_some() {
-        return None;
-    }
-    let from = format!("--run {} --stage {stage}", run.display());
-    Some(match source.tokenizer().ok()?.has_chat() {
-        true => format!("Try:     temper chat {from}\n"),
-        false => format!("Try:     temper generate {from} --prompt \"..\"\n"),
-    })
-}
-
-/// Whether the stage in `folder` left an adapter that can be merged.
-fn merges(folder: &Path) -> bool {
-    AdapterConfig::load(folder.join("adapter"))
-        .is_ok_and(|(config, _)| config.spec.check_mergeable().is_ok())
+    print(&text)
 }
 
 struct RunRecipe<'a> {
@@ -199,13 +156,7 @@ fn resume_command() -> String {
     }
     words
         .iter()
-        .map(|word| {
-            if word.contains([' ', '"', '\'', '(', '$', '*']) {
-                format!("'{word}'")
-            } else {
-                word.clone()
-            }
-        })
+        .map(|word| recipe::shell_word(word))
         .collect::<Vec<_>>()
         .join(" ")
 }

@@ -96,6 +96,37 @@ impl DataSource {
         Some(StageRows { stage, valid })
     }
 
+    /// The source in a few words: a path, a repository with its split, "4000 made-up posts".
+    pub fn words(&self) -> String {
+        match self {
+            Self::File(path) | Self::Jsonl(path) | Self::Csv(path) => path.display().to_string(),
+            Self::Hub {
+                repo, file, split, ..
+            } => {
+                let part = file.as_deref().or(split.as_deref()).unwrap_or("train");
+                format!("{repo}, {part}")
+            }
+            Self::Posts { rows, .. } => format!("{rows} made-up posts"),
+            Self::Mix(parts) => {
+                let parts: Vec<String> = (parts.iter())
+                    .map(|(weight, part)| format!("{weight} of {}", part.source.words()))
+                    .collect();
+                parts.join(" + ")
+            }
+            Self::Stage(stage)
+            | Self::Ranked {
+                stage,
+                valid: false,
+            } => {
+                format!("rows of {stage}")
+            }
+            Self::HeldOut(name) | Self::Ranked { stage: name, .. } => {
+                format!("held-out rows of {name}")
+            }
+            Self::Data(name) => name.clone(),
+        }
+    }
+
     /// The local file, folder or pattern, for a source that names one.
     pub fn file(&self) -> Option<&Path> {
         match self {

@@ -32,6 +32,15 @@ impl ReferenceTarget {
         }
     }
 
+    /// What flows from one stage to another, in a picture.
+    fn flow(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::RewardModel => "reward model",
+            Self::Rows(_) => "rows",
+        }
+    }
+
     /// For messages, with the matching kinds of stages: "a policy (`Pretrain`, `Sft`, `Dpo` or `Ppo`)".
     fn words(self) -> String {
         let kinds: Vec<&str> = Stage::KINDS
@@ -208,6 +217,16 @@ fn fitting(stages: &[Stage], expected: ReferenceTarget) -> Vec<&str> {
         .filter(|stage| expected.accepts(stage.output()))
         .map(Stage::name)
         .collect()
+}
+
+/// What `stage` takes from the recipe's model (`None`) and from other stages, by name: "policy", "rows", "reward model".
+pub(super) fn flows(stage: &Stage) -> Vec<(Option<String>, &'static str)> {
+    let models = stage.inputs().models;
+    let of_base = models.iter().any(|(_, init)| **init == Init::Base);
+    let base = of_base.then_some((None, "model"));
+    let others = references(stage).into_iter();
+    let others = others.map(|reference| (Some(reference.target), reference.expected.flow()));
+    base.into_iter().chain(others).collect()
 }
 
 /// All references to other stages.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::report::{DONE, run_report};
 use super::resume::changes;
 use super::survey::{Survey, survey};
 use super::{LoadedRecipe, Recipe, check_fits, to_ron};
@@ -12,14 +13,11 @@ use crate::error::{Error, Problem, Result};
 use crate::guard;
 use crate::model::AbsentWeights;
 use crate::ops::ModelBackend;
-use crate::report::{Interrupt, Reporter, peak_rss_bytes};
+use crate::report::{Interrupt, Reporter, StageRecord, peak_rss_bytes, write_run_report};
 use crate::reward::CustomRewards;
 use crate::rng::Seed;
 use crate::train::plan::StagePlan;
 use crate::train::{Outcome, Session, Stage};
-
-/// Marker file of a finished stage; holds the stage's summary.
-const DONE: &str = "DONE";
 
 /// Options of the command line for a run.
 #[derive(Debug, Clone, Default)]
@@ -165,6 +163,7 @@ pub fn run<B: ModelBackend>(
     session.resume_command = options.resume_command.clone();
     session.interrupt = options.interrupt.clone();
     session.rewards = options.rewards.clone();
+    write_run_report(run.path(), &run_report(recipe, run.path(), true)?)?;
     let mut outcomes = Vec::new();
     for stage in &recipe.stages {
         if checked
@@ -180,14 +179,21 @@ pub fn run<B: ModelBackend>(
         }
         // A stage that runs again is no longer done, and must not resume from its old checkpoints.
         if !options.resume {
-            checkpoint::clear(session.stage_dir(stage.name())?)?;
+            let folder = session.stage_dir(stage.name())?;
+            checkpoint::clear(&folder)?;
+            StageRecord::remove(&folder)?;
         }
         if done.exists() {
             std::fs::remove_file(&done).map_err(Error::io("remove", &done))?;
         }
-        let outcome = stage.run(&mut session)?;
-        write_atomic(&done, outcome.summary.as_bytes())?;
+        let outcome = stage.run(&mut session).inspect_err(|_| {
+            // The report says how far the run came; that it ended is the error that counts.
+            let report = run_report(recipe, run.path(), false);
+            let _ = report.and_then(|report| write_run_report(run.path(), &report));
+        })?;
+        write_atomic(&done, outcome.record.summary.as_bytes())?;
         outcomes.push((stage.name().to_owned(), outcome));
+        write_run_report(run.path(), &run_report(recipe, run.path(), true)?)?;
     }
     if let Some(bytes) = peak_rss_bytes() {
         let peak = bytes as f64 / (1u64 << 30) as f64;

@@ -1,101 +1,200 @@
-//! Line charts as inline SVG.
+//! Charts as inline SVG: lines over steps, histograms, bars with errors.
+//!
+//! Colours are those of [`INK`] and [`COLORS`]; the page's style replaces them in a dark theme.
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::progress::format_value;
+use super::axis::Axis;
+use super::histogram::Histogram;
 
-const SIZE: (u32, u32) = (440, 230);
-const COLORS: [RGBColor; 4] = [
-    RGBColor(31, 111, 180),
-    RGBColor(214, 96, 25),
-    RGBColor(44, 145, 80),
-    RGBColor(130, 82, 170),
+/// The colour of text and axes.
+pub(super) const INK: RGBColor = BLACK;
+/// The colours of lines and bars.
+pub(super) const COLORS: [RGBColor; 4] = [
+    RGBColor(0x1F, 0x6F, 0xB4),
+    RGBColor(0xD6, 0x60, 0x19),
+    RGBColor(0x2C, 0x91, 0x50),
+    RGBColor(0x82, 0x52, 0xAA),
 ];
 
+const SIZE: (u32, u32) = (440, 230);
 /// Most points of a line; longer series are averaged bucket by bucket.
 const MAX_POINTS: usize = 400;
+/// Height of a bar with the space below it, and of the axis.
+const BAR_HEIGHT: u32 = 38;
+const AXIS_HEIGHT: u32 = 24;
+const MARGIN: u32 = 8;
+/// Share of a bar's row that it fills.
+const BAR_SHARE: f64 = 0.55;
 
 /// One line of a chart.
-pub(crate) struct Line<'a> {
+pub(super) struct Line<'a> {
     /// Its name in the legend.
-    pub(crate) label: &'a str,
+    pub(super) label: &'a str,
     /// `(step, value)`, steps rising, values finite.
-    pub(crate) points: Vec<(usize, f64)>,
+    pub(super) points: Vec<(usize, f64)>,
 }
 
-/// The colour of line `index` as CSS.
-pub(crate) fn css_color(index: usize) -> String {
-    let RGBColor(r, g, b) = COLORS[index % COLORS.len()];
-    format!("rgb({r},{g},{b})")
+/// One bar of a chart.
+pub(super) struct Bar<'a> {
+    /// Its name.
+    pub(super) label: &'a str,
+    /// Its length.
+    pub(super) value: f64,
+    /// Its standard error.
+    pub(super) error: f64,
 }
 
-/// An SVG element with all lines over the steps; `Err` holds the plotting crate's message.
-pub(crate) fn line_chart(lines: &[Line<'_>]) -> Result<String, String> {
-    let steps = || lines.iter().flat_map(|l| l.points.iter().map(|p| p.0));
-    let values = || lines.iter().flat_map(|l| l.points.iter().map(|p| p.1));
-    let (x0, x1) = (steps().min().unwrap_or(0), steps().max().unwrap_or(1));
-    let y0 = values().fold(f64::INFINITY, f64::min);
-    let y1 = values().fold(f64::NEG_INFINITY, f64::max);
-    if !y0.is_finite() || !y1.is_finite() {
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+/// An SVG element with all lines over the steps; `Err` holds the plotting crate's message. `percent`: the values are fractions.
+pub(super) fn line_chart(lines: &[Line<'_>], percent: bool) -> Result<String, String> {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let first = points().map(|p| p.0).min().unwrap_or(0);
+    let last = points().map(|p| p.0).max().unwrap_or(0);
+    let low = points().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let high = points().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
+    if !low.is_finite() || !high.is_finite() {
         return Err("a chart needs at least one finite value".into());
     }
-    // Margins above and below, also around a flat line.
-    let air = if y1 > y0 {
-        (y1 - y0) * 0.05
-    } else {
-        y0.abs().max(1e-9) * 0.5
-    };
-
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        draw(
-            &root,
-            lines,
-            (x0 as f64, x1.max(x0 + 1) as f64),
-            (y0 - air, y1 + air),
-        )
-        .map_err(|e| e.to_string())?;
-    }
-    Ok(svg)
+    let whole = points().all(|p| p.1.fract() == 0.0);
+    let x = Axis::of_steps(first, last);
+    let y = Axis::of_values(low, high, percent, whole);
+    svg(SIZE, |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(MARGIN)
+            .x_label_area_size(AXIS_HEIGHT)
+            .y_label_area_size(58)
+            .build_cartesian_2d(x, y)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12))
+            .axis_style(INK.mix(0.4))
+            .draw()?;
+        for (i, line) in lines.iter().enumerate() {
+            let color = COLORS[i % COLORS.len()];
+            let points = thin(&line.points, MAX_POINTS);
+            if let [point] = points[..] {
+                chart.draw_series([Circle::new(point, 3, color.filled())])?;
+            } else if points.len() > 20 {
+                // The raw line in a pale colour, its moving average on top.
+                chart.draw_series(LineSeries::new(points.iter().copied(), color.mix(0.3)))?;
+                let smooth = moving_average(&points, points.len() / 20);
+                chart.draw_series(LineSeries::new(smooth, color.stroke_width(2)))?;
+            } else {
+                chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
+            }
+        }
+        Ok(())
+    })
 }
 
-fn draw<'a>(
-    root: &DrawingArea<SVGBackend<'a>, plotters::coord::Shift>,
-    lines: &[Line<'_>],
-    x: (f64, f64),
-    y: (f64, f64),
-) -> Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>> {
-    let mut chart = ChartBuilder::on(root)
-        .margin(8)
-        .x_label_area_size(24)
-        .y_label_area_size(58)
-        .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(BLACK.mix(0.12))
-        .axis_style(BLACK.mix(0.4))
-        .x_labels(6)
-        .y_labels(5)
-        .x_label_formatter(&|x| format!("{x:.0}"))
-        .y_label_formatter(&|y| format_value(*y))
-        .draw()?;
-    for (i, line) in lines.iter().enumerate() {
-        let color = COLORS[i % COLORS.len()];
-        let points = thin(&line.points, MAX_POINTS);
-        if let [point] = points[..] {
-            chart.draw_series([Circle::new(point, 3, color.filled())])?;
-        } else if points.len() > 20 {
-            // The raw line in a pale colour, its moving average on top.
-            chart.draw_series(LineSeries::new(points.iter().copied(), color.mix(0.3)))?;
-            let smooth = moving_average(&points, points.len() / 20);
-            chart.draw_series(LineSeries::new(smooth, color.stroke_width(2)))?;
-        } else {
-            chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?;
+/// An SVG element with the shares of all series of a histogram: the first one filled, the others as outlines.
+pub(super) fn histogram_chart(histogram: &Histogram) -> Result<String, String> {
+    let shares: Vec<Vec<f64>> = (histogram.series.iter())
+        .map(|series| series.shares())
+        .collect();
+    let high = shares.iter().flatten().copied().fold(0.0, f64::max);
+    let y = Axis::of_values(0.0, high.max(0.01), true, false);
+    let x = Axis::of_values(histogram.low, histogram.high, false, false);
+    svg(SIZE, |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(MARGIN)
+            .x_label_area_size(AXIS_HEIGHT)
+            .y_label_area_size(58)
+            .build_cartesian_2d(x, y)?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12))
+            .axis_style(INK.mix(0.4))
+            .draw()?;
+        for (i, shares) in shares.iter().enumerate() {
+            let color = COLORS[i % COLORS.len()];
+            if i == 0 {
+                let bar = |(bin, &share): (usize, &f64)| {
+                    let corners = [(histogram.edge(bin), 0.0), (histogram.edge(bin + 1), share)];
+                    Rectangle::new(corners, color.mix(0.35).filled())
+                };
+                chart.draw_series(shares.iter().enumerate().map(bar))?;
+            }
+            let mut outline = vec![(histogram.low, 0.0)];
+            for (bin, &share) in shares.iter().enumerate() {
+                outline.push((histogram.edge(bin), share));
+                outline.push((histogram.edge(bin + 1), share));
+            }
+            outline.push((histogram.high, 0.0));
+            chart.draw_series(LineSeries::new(outline, color.stroke_width(2)))?;
         }
+        Ok(())
+    })
+}
+
+/// An SVG element with a bar from zero for each value, its name above it, and whiskers of one standard error.
+pub(super) fn bar_chart(bars: &[Bar<'_>]) -> Result<String, String> {
+    let ends = || {
+        bars.iter()
+            .flat_map(|bar| [bar.value - bar.error, bar.value + bar.error])
+    };
+    let low = ends().fold(f64::INFINITY, f64::min);
+    let high = ends().fold(f64::NEG_INFINITY, f64::max);
+    if !low.is_finite() || !high.is_finite() {
+        return Err("a chart needs at least one finite value".into());
     }
-    root.present()
+    let x = Axis::of_bars(low, high);
+    let (rows, low_edge) = (bars.len() as f64, x.low);
+    let height = bars.len() as u32 * BAR_HEIGHT + AXIS_HEIGHT + 2 * MARGIN;
+    svg((SIZE.0, height), |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(MARGIN)
+            .x_label_area_size(AXIS_HEIGHT)
+            .build_cartesian_2d(x, rows..0.0)?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .disable_y_axis()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12))
+            .axis_style(INK.mix(0.4))
+            .draw()?;
+        let font = ("sans-serif", 12).into_font().color(&INK);
+        for (i, bar) in bars.iter().enumerate() {
+            let color = COLORS[i % COLORS.len()];
+            let name = (low_edge, i as f64 + 0.04);
+            chart.draw_series([Text::new(bar.label.to_owned(), name, font.clone())])?;
+            let top = i as f64 + (1.0 - BAR_SHARE);
+            let (middle, bottom) = (i as f64 + 1.0 - BAR_SHARE / 2.0, i as f64 + 1.0);
+            chart.draw_series([Rectangle::new(
+                [(0.0, top), (bar.value, bottom)],
+                color.mix(0.55).filled(),
+            )])?;
+            let whisker = [
+                (bar.value - bar.error, middle),
+                (bar.value + bar.error, middle),
+            ];
+            chart.draw_series(LineSeries::new(whisker, INK.stroke_width(2)))?;
+            for end in [bar.value - bar.error, bar.value + bar.error] {
+                let cap = [(end, middle - 0.12), (end, middle + 0.12)];
+                chart.draw_series(LineSeries::new(cap, INK.stroke_width(2)))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Draws on an SVG of this size, which a screen reader takes for one picture.
+fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, String> {
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
+        draw(&root).map_err(|e| e.to_string())?;
+        root.present().map_err(|e| e.to_string())?;
+    }
+    Ok(text.replacen("<svg ", "<svg role=\"img\" ", 1))
 }
 
 /// At most `max` points: means of consecutive buckets of equal size.
@@ -125,6 +224,7 @@ fn moving_average(points: &[(f64, f64)], radius: usize) -> Vec<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::histogram::Histogram;
 
     #[test]
     fn long_series_are_averaged_into_buckets() {
@@ -148,7 +248,7 @@ mod tests {
             label,
             points: (1..=5).map(|s| (s, scale / s as f64)).collect(),
         };
-        let svg = line_chart(&[line("a", 1.0), line("b", 2.0)]).unwrap();
+        let svg = line_chart(&[line("a", 1.0), line("b", 2.0)], false).unwrap();
         assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
         assert_eq!(svg.matches("#1F6FB4").count(), 1, "{svg}");
         assert_eq!(svg.matches("#D66019").count(), 1);
@@ -158,14 +258,30 @@ mod tests {
     #[test]
     fn flat_single_and_empty_series_do_not_panic() {
         for points in [vec![(3, 0.0)], vec![(1, 2.0), (2, 2.0)]] {
-            assert!(line_chart(&[Line { label: "x", points }]).is_ok());
+            assert!(line_chart(&[Line { label: "x", points }], false).is_ok());
         }
-        assert!(
-            line_chart(&[Line {
-                label: "x",
-                points: vec![]
-            }])
-            .is_err()
-        );
+        let points = Vec::new();
+        assert!(line_chart(&[Line { label: "x", points }], false).is_err());
+    }
+
+    #[test]
+    fn a_histogram_has_a_bar_per_bin_and_an_outline_per_series() {
+        let all = [0.0, 0.1, 0.9, 1.0];
+        let histogram = Histogram::of(&[("all", &all), ("best", &all[2..])]).unwrap();
+        let svg = histogram_chart(&histogram).unwrap();
+        assert!(svg.matches("<rect").count() >= 2, "{svg}");
+        assert!(svg.matches("<polyline").count() >= 2, "{svg}");
+    }
+
+    #[test]
+    fn bars_have_whiskers_with_two_caps() {
+        let bar = |label, value| Bar {
+            label,
+            value,
+            error: 0.1,
+        };
+        let svg = bar_chart(&[bar("sft", 0.5), bar("ppo", -1.0)]).unwrap();
+        assert_eq!(svg.matches("<rect").count(), 2, "{svg}");
+        assert!(bar_chart(&[]).is_err());
     }
 }

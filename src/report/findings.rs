@@ -2,11 +2,13 @@
 //!
 //! Start, end and peak are means over a tenth of the points, so that no single noisy step decides.
 
+use serde::{Deserialize, Serialize};
+
 use super::metrics::{MetricsRow, series};
 use super::progress::format_value;
 
 /// Whether a finding asks for action.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Severity {
     /// For information.
     Note,
@@ -15,7 +17,7 @@ pub enum Severity {
 }
 
 /// One sentence about a stage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Note or warning.
     pub severity: Severity,

@@ -16,11 +16,12 @@ fn peak_from_status(status: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Tokens per second since it was made.
+/// Time and tokens per second since it was made.
 #[derive(Debug, Clone, Copy)]
 pub struct Timer {
     start: Instant,
     first_tokens: u64,
+    first_s: f64,
 }
 
 impl Timer {
@@ -29,17 +30,34 @@ impl Timer {
         Self {
             start: Instant::now(),
             first_tokens: tokens,
+            first_s: 0.0,
         }
     }
 
-    /// Seconds since the start.
+    /// The same with `seconds` that were spent before a resume.
+    pub fn after(self, seconds: f64) -> Self {
+        Self {
+            first_s: seconds,
+            ..self
+        }
+    }
+
+    /// Seconds spent, those before a resume included.
     pub fn elapsed_s(&self) -> f64 {
+        self.first_s + self.since_start_s()
+    }
+
+    /// Seconds since the start.
+    pub fn since_start_s(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
     }
 
     /// Tokens per second, given all `tokens` processed until now; 0 before any time has passed.
     pub fn tokens_per_s(&self, tokens: u64) -> f64 {
-        rate(tokens.saturating_sub(self.first_tokens), self.elapsed_s())
+        rate(
+            tokens.saturating_sub(self.first_tokens),
+            self.since_start_s(),
+        )
     }
 }
 
@@ -77,5 +95,6 @@ mod tests {
         assert_eq!(rate(600, 2.0), 300.0);
         assert_eq!(rate(600, 0.0), 0.0);
         assert_eq!(Timer::start(100).tokens_per_s(100), 0.0);
+        assert!(Timer::start(0).after(60.0).elapsed_s() >= 60.0);
     }
 }

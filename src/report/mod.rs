@@ -2,35 +2,49 @@
 //!
 //! Results go to the run folder and to stdout; progress goes to stderr. Nothing here holds a tensor.
 
+mod axis;
 mod bars;
 mod chart;
+mod comparison;
 mod findings;
-mod html;
+mod histogram;
 mod interrupt;
 mod jsonl;
 mod memory;
 mod metrics;
 mod number;
+mod page;
+mod panels;
+mod pictures;
+mod pipeline;
 mod plain;
 mod progress;
+mod record;
+mod run_page;
+mod sample_table;
 mod samples;
+mod stage_page;
 mod table;
 #[cfg(feature = "tui")]
 mod tui;
 
+pub use comparison::{ComparedPolicy, Comparison, Estimate, PolicyResponses, responses_text};
 pub use findings::{Finding, Severity, diverged, findings};
-pub use html::{StageReport, write_stage_report};
+pub use histogram::{BinCounts, Histogram};
 pub(crate) use interrupt::ENDED_BY_SIGINT;
 pub use interrupt::Interrupt;
 pub use jsonl::LogMark;
 pub(crate) use jsonl::complete_lines;
 pub use memory::{Timer, peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
-pub use number::grouped;
+pub use number::{duration, grouped};
 pub use plain::PlainReporter;
 pub use progress::{
     EvalReport, Reporter, ReporterKind, RolloutReport, SilentReporter, StageInfo, StepReport,
     format_value, reporter,
 };
+pub use record::{StageLogs, StageRecord};
+pub use run_page::{Flow, FlowSource, RunReport, StageSection, StageState, write_run_report};
 pub use samples::{Sample, SamplesLog, read_samples};
-pub use table::table;
+pub use stage_page::{StageReport, write_stage_report};
+pub use table::{Table, table};

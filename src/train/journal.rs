@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Session;
 use super::config::Cadence;
 use super::state::Position;
+use super::{Outcome, Session};
 use crate::checkpoint::{self, StepCheckpoint};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
 use crate::report::{
-    EvalReport, Interrupt, MetricsLog, Sample, SamplesLog, StageInfo, StageReport, StepReport,
-    Timer, peak_rss_bytes, write_stage_report,
+    EvalReport, Interrupt, MetricsLog, Sample, SamplesLog, StageInfo, StageLogs, StageRecord,
+    StageReport, StepReport, Timer, diverged, findings, peak_rss_bytes, write_stage_report,
 };
 use crate::snapshot::Snapshot;
 
@@ -74,22 +74,32 @@ impl Journal {
                 SamplesLog::create(samples)?,
             ),
         };
+        let earlier = match &restored {
+            Some(_) => StageLogs::read(&dir)?.seconds(),
+            None => 0.0,
+        };
         let journal = Self {
             stage: stage.to_owned(),
             metrics,
             samples,
-            timer: Timer::start(position.tokens),
+            timer: Timer::start(position.tokens).after(earlier),
             cadence: cadence.clone(),
             total_steps,
             interrupt: session.interrupt.clone(),
             position,
             dir,
         };
-        journal.start(session, summary);
+        journal.start(session, summary)?;
         Ok((journal, restored))
     }
 
-    fn start<B: ModelBackend>(&self, session: &mut Session<'_, B>, summary: &str) {
+    fn start<B: ModelBackend>(&self, session: &mut Session<'_, B>, summary: &str) -> Result<()> {
+        let record = StageRecord {
+            summary: summary.to_owned(),
+            total_steps: self.total_steps,
+            ..StageRecord::default()
+        };
+        record.write(&self.dir)?;
         session.reporter.stage_start(&StageInfo {
             stage: &self.stage,
             summary,
@@ -97,6 +107,7 @@ impl Journal {
             total_steps: self.total_steps,
             first_tokens: self.position.tokens,
         });
+        Ok(())
     }
 
     /// Discards the state of a checkpoint because of `why`, and begins at the first step.
@@ -112,8 +123,7 @@ impl Journal {
         self.metrics = MetricsLog::create(self.dir.join(METRICS))?;
         self.samples = SamplesLog::create(self.dir.join(SAMPLES))?;
         self.timer = Timer::start(0);
-        self.start(session, summary);
-        Ok(())
+        self.start(session, summary)
     }
 
     /// The stage's folder.
@@ -248,29 +258,25 @@ impl Journal {
         }
     }
 
-    /// Ends the stage: syncs the logs and writes `report.html`.
+    /// Ends the stage: syncs the logs, and writes `stage.json` and `report.html`. `results`: its summary, tables and pictures.
     pub(super) fn finish<B: ModelBackend>(
         mut self,
         session: &mut Session<'_, B>,
-        summary: &str,
-        table: &str,
-    ) -> Result<()> {
+        results: StageRecord,
+    ) -> Result<Outcome> {
         self.metrics.sync()?;
         self.samples.sync()?;
-        let mut facts = vec![
-            ("tokens", self.position.tokens.to_string()),
-            ("wall time", format!("{:.0} s", self.timer.elapsed_s())),
-            (
-                "tokens/s",
-                format!("{:.0}", self.timer.tokens_per_s(self.position.tokens)),
-            ),
-        ];
-        if let Some(bytes) = peak_rss_bytes() {
-            facts.push((
-                "peak memory of the run so far",
-                format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64),
-            ));
-        }
+        let logs = StageLogs::read(&self.dir)?;
+        let record = StageRecord {
+            total_steps: self.total_steps,
+            tokens: self.position.tokens,
+            seconds: self.timer.elapsed_s(),
+            peak_bytes: peak_rss_bytes(),
+            findings: findings(&logs.metrics),
+            diverged: diverged(&logs.metrics),
+            ..results
+        };
+        record.write(&self.dir)?;
         let run = session.run.path().display().to_string();
         // A stage that compares or ranks leaves no model.
         let leaves = ["adapter", "model"]
@@ -287,14 +293,16 @@ impl Journal {
             &self.dir,
             &StageReport {
                 title: &format!("{} of recipe {}", self.stage, session.recipe),
-                summary,
-                facts: &facts,
-                table,
+                record: &record,
+                logs: &logs,
                 next_command: &next,
             },
         )?;
-        session.reporter.stage_end(summary);
-        Ok(())
+        session.reporter.stage_end(&record.summary);
+        Ok(Outcome {
+            table: record.closing_text(&logs.samples),
+            record,
+        })
     }
 }
 

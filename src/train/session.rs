@@ -12,15 +12,15 @@ use crate::data::{
 use crate::error::Result;
 use crate::model::{LanguageModel, ModelConfig, WithTokens};
 use crate::ops::{ModelBackend, Numerics};
-use crate::report::{Interrupt, Reporter};
+use crate::report::{Interrupt, Reporter, StageRecord};
 use crate::reward::CustomRewards;
 use crate::rng::Seed;
 
 /// The result of a stage, for people to read.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    /// One or a few lines.
-    pub summary: String,
+    /// What came of the stage.
+    pub record: StageRecord,
     /// A table for the user, if the stage makes one.
     pub table: String,
 }

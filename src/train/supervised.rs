@@ -20,6 +20,7 @@ use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
 use crate::params::Parameters;
+use crate::report::StageRecord;
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
@@ -114,11 +115,11 @@ pub(super) fn run<B: ModelBackend>(
         (None, Some(last)) => format!("held-out loss {last:.4} nats per trained token"),
         _ => format!("{steps} steps"),
     };
-    journal.finish(session, &summary, "")?;
-    Ok(Outcome {
+    let results = StageRecord {
         summary,
-        table: String::new(),
-    })
+        ..StageRecord::default()
+    };
+    journal.finish(session, results)
 }
 
 /// Number of trained tokens of a row.

@@ -6,6 +6,7 @@ mod data;
 mod encoders;
 mod hub;
 mod new;
+mod report;
 mod sources;
 
 use std::fs;

@@ -23,7 +23,7 @@ use crate::host::{floats, indices, read};
 use crate::loss::{self, DpoObjective, response_sums};
 use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
-use crate::report::RolloutReport;
+use crate::report::{RolloutReport, StageRecord};
 use crate::tokens::TokenBatch;
 use crate::train::Session;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
@@ -153,11 +153,11 @@ pub(super) fn dpo<B: ModelBackend>(
         ),
         None => format!("{steps} steps"),
     };
-    journal.finish(session, &summary, "")?;
-    Ok(Outcome {
+    let results = StageRecord {
         summary,
-        table: String::new(),
-    })
+        ..StageRecord::default()
+    };
+    journal.finish(session, results)
 }
 
 /// The first held-out prompts, for samples; the best response is shown beside the generated one.

@@ -26,6 +26,7 @@ use crate::data::{Example, Texts, TokenRows};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::optim::Optimiser;
+use crate::report::StageRecord;
 use crate::rl::KlController;
 use crate::rng::Seed;
 
@@ -202,11 +203,11 @@ pub(super) fn ppo<B: ModelBackend>(
         _ => format!("{updates} updates"),
     };
     session.warn_of_sources(generator.sources.values());
-    journal.finish(session, &summary, "")?;
-    Ok(Outcome {
+    let results = StageRecord {
         summary,
-        table: String::new(),
-    })
+        ..StageRecord::default()
+    };
+    journal.finish(session, results)
 }
 
 /// Rows of the pre-training text; empty without `ptx`.

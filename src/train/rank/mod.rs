@@ -15,7 +15,7 @@ use crate::data::{Prompt, Prompts};
 use crate::error::{Error, Result};
 use crate::generate::generate;
 use crate::ops::ModelBackend;
-use crate::report::{RolloutReport, complete_lines};
+use crate::report::{Histogram, RolloutReport, StageRecord, complete_lines};
 use crate::rng::Seed;
 use crate::snapshot::Snapshot;
 use crate::train::Session;
@@ -154,14 +154,15 @@ pub(super) fn rank<B: ModelBackend>(
     files.split(&held_out)?;
     let valid = held_out.iter().filter(|&&held_out| held_out).count();
     let train = held_out.len() - valid;
-    let summary = format!("{written} prompts ranked: {train} for training, {valid} held out");
     session.warn_of_sources([&source]);
-    journal.finish(session, &summary, "")?;
+    let results = StageRecord {
+        summary: format!("{written} prompts ranked: {train} for training, {valid} held out"),
+        scores: Histogram::of_ranked(&files.scores()?),
+        ..StageRecord::default()
+    };
+    let outcome = journal.finish(session, results)?;
     remove(&files.partial)?;
-    Ok(Outcome {
-        summary,
-        table: String::new(),
-    })
+    Ok(outcome)
 }
 
 /// The files of a Rank stage, with one line per prompt.
@@ -212,6 +213,20 @@ impl Files {
         Ok(first(&mut joined))
     }
 
+    /// The scores of the responses to each prompt, in the partial file.
+    fn scores(&self) -> Result<Vec<Vec<f64>>> {
+        let text = lines_of(&self.partial)?;
+        let of_line = |(index, line): (usize, &str)| {
+            let row: Scores = serde_json::from_str(line).map_err(|error| Error::Data {
+                path: self.partial.clone(),
+                line: index + 1,
+                message: format!("expected the scores of responses: {error}"),
+            })?;
+            Ok(row.scores.into_iter().flatten().collect())
+        };
+        text.lines().enumerate().map(of_line).collect()
+    }
+
     /// Splits the lines of the partial file into the two parts; the partial file remains.
     fn split(&self, held_out: &[bool]) -> Result<()> {
         let text = lines_of(&self.partial)?;
@@ -224,6 +239,12 @@ impl Files {
         write_atomic(&self.train, part(false).as_bytes())?;
         write_atomic(&self.valid, part(true).as_bytes())
     }
+}
+
+/// The scores of a row that this stage has written.
+#[derive(serde::Deserialize)]
+struct Scores {
+    scores: Vec<Option<f64>>,
 }
 
 /// Chooses at random which of `count` prompts are held out.

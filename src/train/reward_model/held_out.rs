@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::host::{floats, read};
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
-use crate::report::table;
+use crate::report::Table;
 use crate::rl;
 use crate::train::Session;
 use crate::train::config::RewardModelConfig;
@@ -31,8 +31,8 @@ impl Count {
 pub(super) struct HeldOut {
     /// Fraction of comparisons in which the chosen response has the higher score.
     pub(super) accuracy: f64,
-    /// Accuracy by label of the recipe's `accuracy_by` columns, as a table; empty without such columns.
-    pub(super) table: String,
+    /// Accuracy by label of the recipe's `accuracy_by` columns, as a table; `None` without such columns.
+    pub(super) table: Option<Table>,
 }
 
 /// Evaluates loss and accuracy on the held-out comparisons, if there are any.
@@ -117,9 +117,9 @@ fn by_label(items: &[Comparisons], scores: &[Vec<f32>], columns: &[String]) -> B
     counts
 }
 
-fn accuracy_table(counts: &ByLabel) -> String {
+fn accuracy_table(counts: &ByLabel) -> Option<Table> {
     if counts.is_empty() {
-        return String::new();
+        return None;
     }
     let header = ["column", "value", "comparisons", "accuracy"].map(String::from);
     let lines: Vec<Vec<String>> = counts
@@ -133,7 +133,7 @@ fn accuracy_table(counts: &ByLabel) -> String {
             ]
         })
         .collect();
-    table(&header, &lines)
+    Some(Table::new(&header, &lines))
 }
 
 #[cfg(test)]
@@ -174,8 +174,8 @@ mod tests {
             .collect();
         let want = [("-2", 1, 1), ("9", 2, 3), ("10", 0, 1), ("none", 1, 1)];
         assert_eq!(found, want.map(|(v, r, a)| (v.to_owned(), r, a)));
-        let text = accuracy_table(&counts);
+        let text = accuracy_table(&counts).unwrap().to_string();
         assert!(text.contains("66.7 %"), "{text}");
-        assert_eq!(accuracy_table(&ByLabel::new()), "");
+        assert_eq!(accuracy_table(&ByLabel::new()), None);
     }
 }

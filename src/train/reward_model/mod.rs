@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::loss::RewardLoss;
 use crate::model::{PreparedAdapters, ScalarModel, prepare_adapters, trained_tensors};
 use crate::ops::ModelBackend;
+use crate::report::StageRecord;
 use crate::train::config::DataConfig;
 use held_out::{HeldOut, evaluate};
 use micro_batch::MicroBatch;
@@ -206,10 +207,14 @@ pub(super) fn reward_model<B: ModelBackend>(
             format!("held-out accuracy {:.1} %{centre}", 100.0 * accuracy),
             table,
         ),
-        None => (format!("{steps} steps{centre}"), String::new()),
+        None => (format!("{steps} steps{centre}"), None),
     };
-    journal.finish(session, &summary, &table)?;
-    Ok(Outcome { summary, table })
+    let results = StageRecord {
+        summary,
+        table,
+        ..StageRecord::default()
+    };
+    journal.finish(session, results)
 }
 
 /// The comparisons of a data set that the loss can use.
