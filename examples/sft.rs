@@ -27,7 +27,7 @@ fn main() -> Result<()> {
         recipe::load_text(Path::new("sft.ron"), &text, &[])?,
         &options,
     )?;
-    println!("{}", recipe::table(&checked.plans));
+    println!("{}", recipe::table(&checked.plans, None));
     let mut shown = reporter(ReporterKind::Auto, &Interrupt::default())?;
     for (stage, outcome) in recipe::run::<Flex>(
         &checked,

@@ -125,9 +125,12 @@ pub struct RecipeArgs {
     /// Continue from the newest complete checkpoint; gives the same metrics as an uninterrupted run
     #[arg(long)]
     pub resume: bool,
-    /// Print the resolved plan (parameters, tokens, steps, estimated peak memory) and stop
+    /// Print the resolved plan (parameters, tokens, steps, estimated peak memory and time) and stop
     #[arg(long)]
     pub dry_run: bool,
+    /// With --dry-run, leave out the estimated time, for which the model is loaded and measured for some seconds
+    #[arg(long, requires = "dry_run")]
+    pub no_time: bool,
     /// On a GPU, skip the comparison of its numbers with the CPU's; the recipe, its files and the memory are still checked
     #[arg(long)]
     pub no_check: bool,

@@ -11,7 +11,7 @@ use crate::error::{Error, Problem, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
 use crate::recipe::{self, CheckedRecipe, RunOptions};
-use crate::report::{Interrupt, ReporterKind, Severity, reporter};
+use crate::report::{Interrupt, ReporterKind, Severity, duration, reporter};
 use crate::train::Outcome;
 
 /// Checks the recipe and everything it names, then runs its stages.
@@ -52,10 +52,17 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         eprintln!("warning: {warning}");
     }
     if args.dry_run {
-        let plan = recipe::table(&checked.plans);
+        let (times, line) = match args.no_time {
+            true => (None, String::new()),
+            false => estimate_times(&checked, compute),
+        };
+        let plan = recipe::table(&checked.plans, times.as_deref());
         let memory = recipe::memory_line(&options.memory);
         let download = recipe::download_line(&checked.absent).map(|line| format!("\n{line}"));
-        return print(&format!("{plan}\n{memory}{}", download.unwrap_or_default()));
+        return print(&format!(
+            "{plan}\n{memory}{line}{}",
+            download.unwrap_or_default()
+        ));
     }
     options.interrupt = Interrupt::on_signal()?;
     let kind = if args.tui {
@@ -95,6 +102,37 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         text.push_str(&format!("{:<8} {step}\n", format!("{label}:")));
     }
     print(&text)
+}
+
+/// Estimated seconds of each stage, and a line about them; the line says why there are none. Only after all checks have passed.
+fn estimate_times(checked: &CheckedRecipe, compute: &ComputeArgs) -> (Option<Vec<f64>>, String) {
+    if !checked.absent.is_empty() {
+        let line = "\ntime: not measured, since weights are still to be downloaded";
+        return (None, line.into());
+    }
+    eprintln!("measuring the stages' passes for their time; --no-time leaves it out");
+    let begin = Instant::now();
+    match dispatch(compute.backend, compute.device, EstimateTimes(checked)) {
+        Ok((times, backend)) => {
+            let line = format!(
+                "\nestimated time: ~{} in all, from passes measured on {backend} for {}; loading, checkpoints and reward programs not included",
+                duration(times.iter().sum()),
+                duration(begin.elapsed().as_secs_f64())
+            );
+            (Some(times), line)
+        }
+        Err(error) => (None, format!("\ntime: not measured: {error}")),
+    }
+}
+
+struct EstimateTimes<'a>(&'a CheckedRecipe);
+
+impl Task for EstimateTimes<'_> {
+    type Output = (Vec<f64>, &'static str);
+
+    fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<Self::Output> {
+        Ok((recipe::estimate_times::<B>(self.0, device)?, name))
+    }
 }
 
 struct RunRecipe<'a> {

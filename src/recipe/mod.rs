@@ -17,6 +17,7 @@ mod scan;
 mod set;
 mod shorthand;
 mod survey;
+mod time;
 mod validate;
 mod write;
 
@@ -27,5 +28,6 @@ pub use places::Places;
 pub use plan::{check_fits, download_line, memory_line, table};
 pub use report::{find_run, run_report};
 pub use run::{CheckedRecipe, RunOptions, check, run};
+pub use time::estimate_times;
 pub use validate::validate;
 pub use write::{read_peft, to_ron};

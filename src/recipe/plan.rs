@@ -4,12 +4,13 @@ use crate::device::DeviceMemory;
 use crate::error::Problem;
 use crate::hub::decimal;
 use crate::model::AbsentWeights;
-use crate::report::grouped;
+use crate::report::{duration, grouped};
 use crate::train::plan::{ModelShape, StagePlan};
 
-/// The plan as aligned text: a line per stage, then each stage's memory by component.
-pub fn table(plans: &[StagePlan]) -> String {
-    let header = [
+/// The plan as aligned text: a line per stage, then each stage's memory by component. `times`: estimated seconds of each stage, if they
+/// were measured.
+pub fn table(plans: &[StagePlan], times: Option<&[f64]>) -> String {
+    let mut header = vec![
         "stage",
         "kind",
         "trainable",
@@ -19,9 +20,10 @@ pub fn table(plans: &[StagePlan]) -> String {
         "steps",
         "peak memory",
     ];
-    let mut rows = vec![header.map(str::to_string)];
-    for plan in plans {
-        rows.push([
+    header.extend(times.map(|_| "time"));
+    let mut rows = vec![header.iter().map(ToString::to_string).collect::<Vec<_>>()];
+    for (index, plan) in plans.iter().enumerate() {
+        rows.push(vec![
             plan.name.clone(),
             plan.kind.clone(),
             human_count(plan.trainable_params),
@@ -31,6 +33,9 @@ pub fn table(plans: &[StagePlan]) -> String {
             grouped(plan.steps),
             human_bytes(plan.peak()),
         ]);
+        if let (Some(row), Some(&seconds)) = (rows.last_mut(), times.and_then(|t| t.get(index))) {
+            row.push(format!("~{}", duration(seconds)));
+        }
     }
     let mut text = String::new();
     let widths: Vec<usize> = (0..header.len())
@@ -212,6 +217,7 @@ fn human_bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::plan::Work;
 
     /// SmolLM2-135M's.
     const SHAPE: ModelShape = ModelShape {
@@ -251,6 +257,9 @@ mod tests {
                     ("weights".into(), 557_597_952),
                     ("activations".into(), 1 << 30),
                 ],
+                workload: None,
+                work: Work::default(),
+                response: None,
                 shape: SHAPE,
                 rank: Some(16),
                 leaves: None,
@@ -266,6 +275,9 @@ mod tests {
                 tokens: 9_999,
                 steps: 1_250,
                 memory: vec![("weights".into(), 538_060_032)],
+                workload: None,
+                work: Work::default(),
+                response: None,
                 shape: SHAPE,
                 rank: None,
                 leaves: None,
@@ -285,7 +297,7 @@ estimated memory at the peak
 sft      weights 531.77 MiB, activations 1.00 GiB
 compare  weights 513.13 MiB
 ";
-        assert_eq!(table(&plans()), expected);
+        assert_eq!(table(&plans(), None), expected);
         // (576 + 31 * 5769) / (31 * 576 + 2 * 5769).
         let mut again = plans();
         again[0].shape.gradient_checkpointing = true;
@@ -294,7 +306,7 @@ compare  weights 513.13 MiB
             "compare  weights",
             &format!("{}compare  weights", &line[5..]),
         );
-        assert_eq!(table(&again), expected);
+        assert_eq!(table(&again, None), expected);
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub fn run<B: ModelBackend>(
     backend: &str,
     reporter: &mut dyn Reporter,
 ) -> Result<Vec<(String, Outcome)>> {
-    let recipe = &checked.recipe;
+    let (recipe, plans) = (&checked.recipe, &checked.plans);
     let _lock = guard::lock_gradients();
     let continues =
         options.resume || (checked.only.is_some() && checked.output.join("run.json").exists());
@@ -165,7 +165,8 @@ pub fn run<B: ModelBackend>(
     session.rewards = options.rewards.clone();
     write_run_report(run.path(), &run_report(recipe, run.path(), true)?)?;
     let mut outcomes = Vec::new();
-    for stage in &recipe.stages {
+    let runs = |name: &str| checked.only.as_ref().is_none_or(|only| only == name);
+    for (index, stage) in recipe.stages.iter().enumerate() {
         if checked
             .only
             .as_ref()
@@ -175,6 +176,12 @@ pub fn run<B: ModelBackend>(
         }
         let done = session.stage_dir(stage.name())?.join(DONE);
         if options.resume && done.exists() {
+            if let (Some(plan), Some(record)) = (
+                plans.get(index),
+                StageRecord::read(&run.path().join(stage.name()))?,
+            ) {
+                session.clock.finished(plan, record.seconds);
+            }
             continue;
         }
         // A stage that runs again is no longer done, and must not resume from its old checkpoints.
@@ -186,12 +193,20 @@ pub fn run<B: ModelBackend>(
         if done.exists() {
             std::fs::remove_file(&done).map_err(Error::io("remove", &done))?;
         }
+        if let Some(plan) = plans.get(index) {
+            let later = plans.iter().skip(index + 1).filter(|plan| runs(&plan.name));
+            let later: Vec<&StagePlan> = later.collect();
+            session.clock.begin(index + 1, plans.len(), plan, &later);
+        }
         let outcome = stage.run(&mut session).inspect_err(|_| {
             // The report says how far the run came; that it ended is the error that counts.
             let report = run_report(recipe, run.path(), false);
             let _ = report.and_then(|report| write_run_report(run.path(), &report));
         })?;
         write_atomic(&done, outcome.record.summary.as_bytes())?;
+        if let Some(plan) = plans.get(index) {
+            session.clock.finished(plan, outcome.record.seconds);
+        }
         outcomes.push((stage.name().to_owned(), outcome));
         write_run_report(run.path(), &run_report(recipe, run.path(), true)?)?;
     }

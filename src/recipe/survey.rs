@@ -12,8 +12,8 @@ use crate::error::{Problem, Result};
 use crate::model::{Fetch, Finder};
 use crate::ops::Precision;
 use crate::reward::{self, CustomRewards};
-use crate::train::config::Peft;
-use crate::train::plan::{PlannedModel, ScoredRows, StagePlan};
+use crate::train::config::{Init, Peft};
+use crate::train::plan::{EarlierStages, PlannedModel, StagePlan};
 use crate::train::{DataUse, Stage};
 
 /// Plans and problems of a recipe.
@@ -54,7 +54,7 @@ pub(super) fn survey(
         rewards: &options.rewards,
         base: None,
         by_stage: BTreeMap::new(),
-        rows: BTreeMap::new(),
+        earlier: EarlierStages::default(),
         problems: Vec::new(),
         warnings: Vec::new(),
         notices: Vec::new(),
@@ -100,8 +100,7 @@ struct Surveyor<'a> {
     base: Option<ResolvedModel>,
     /// Models of stages' results, by stage.
     by_stage: BTreeMap<String, ResolvedModel>,
-    /// Scored rows that stages will write, by stage.
-    rows: BTreeMap<String, ScoredRows>,
+    earlier: EarlierStages,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     notices: Vec<String>,
@@ -187,7 +186,7 @@ impl Surveyor<'_> {
             self.keep(&names, shape);
             return None;
         }
-        let planned = stage.plan(model, &self.checked, &self.rows);
+        let planned = stage.plan(model, &self.checked, &self.earlier);
         let (mut plan, problems) = self.keep(&names, planned)?;
         if classifiers > 0 {
             plan.total_params += classifiers;
@@ -201,8 +200,16 @@ impl Surveyor<'_> {
             let warning = self.places.problem(&format!("{path}.{key}"), message);
             self.warnings.push(warning);
         }
-        let leaves = plan.leaves;
-        (self.rows).extend(leaves.map(|rows| (stage.name().to_owned(), rows)));
+        let (name, leaves) = (stage.name(), plan.leaves);
+        (self.earlier.rows).extend(leaves.map(|rows| (name.to_owned(), rows)));
+        // A stage that teaches no responses of its own keeps the lengths of what it starts from.
+        let start = stage.training().map(|training| training.init);
+        let inherited = start.and_then(|init| match init {
+            Init::Stage(earlier) => self.earlier.responses.get(earlier).copied(),
+            _ => None,
+        });
+        let response = plan.response.or(inherited);
+        (self.earlier.responses).extend(response.map(|response| (name.to_owned(), response)));
         Some(plan)
     }
 

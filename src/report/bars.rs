@@ -5,7 +5,10 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::memory::Timer;
-use super::progress::{EvalReport, Reporter, RolloutReport, StageInfo, StepReport, headline};
+use super::number::duration;
+use super::progress::{
+    EvalReport, Reporter, RolloutReport, StageInfo, StepReport, headline, place_text,
+};
 
 const STAGE_BAR: &str = "{prefix:.bold} {bar:24.cyan} {pos}/{len} {elapsed} eta {eta}  {wide_msg}";
 const PART_BAR: &str = "  {prefix} {bar:16.dim} {pos}/{len}  {wide_msg}";
@@ -56,10 +59,11 @@ impl Reporter for BarsReporter {
         self.timer = Timer::start(info.first_tokens);
         self.name = info.stage.into();
         self.eval.clear();
-        self.println(&format!("{}: {}", info.stage, info.summary));
+        let place = place_text(info.place);
+        self.println(&format!("{place}{}: {}", info.stage, info.summary));
         let bar = self.bars.add(ProgressBar::new(info.total_steps as u64));
         bar.set_style(style(STAGE_BAR));
-        bar.set_prefix(info.stage.to_string());
+        bar.set_prefix(format!("{place}{}", info.stage));
         bar.set_position(info.first_step as u64);
         bar.reset_eta();
         // PPO's steps take long: the clock must move between them.
@@ -77,7 +81,10 @@ impl Reporter for BarsReporter {
                 .map(|(name, value)| (name.as_str(), *value)),
         );
         let rate = self.timer.tokens_per_s(step.tokens);
-        bar.set_message(headline(&metrics, rate));
+        let left = step.run_left_s.map_or(String::new(), |seconds| {
+            format!("~{} left in all  ", duration(seconds))
+        });
+        bar.set_message(format!("{left}{}", headline(&metrics, rate)));
         bar.set_position(step.step as u64);
     }
 
@@ -146,6 +153,7 @@ mod tests {
         let mut reporter = BarsReporter::on(ProgressDrawTarget::hidden());
         reporter.stage_start(&StageInfo {
             stage: "ppo",
+            place: Some((2, 5)),
             summary: "PPO",
             first_step: 1,
             total_steps: 3,
@@ -172,11 +180,16 @@ mod tests {
             total_steps: 3,
             tokens: 0,
             metrics: &[("objective/kl", 1.5)],
+            run_left_s: Some(725.0),
         });
         assert!(reporter.part.is_none());
         let bar = reporter.stage.clone().unwrap();
         assert_eq!((bar.position(), bar.length()), (2, Some(3)));
-        assert_eq!(bar.message(), "kl 1.500  eval loss 0.5000");
+        assert_eq!(bar.prefix(), "stage 2/5 ppo");
+        assert_eq!(
+            bar.message(),
+            "~12 min left in all  kl 1.500  eval loss 0.5000"
+        );
         reporter.stage_end("done");
         assert!(reporter.stage.is_none());
         assert!(bar.is_finished());

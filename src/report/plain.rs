@@ -4,7 +4,10 @@ use std::io::{Stderr, Write};
 use std::time::{Duration, Instant};
 
 use super::memory::Timer;
-use super::progress::{EvalReport, Reporter, RolloutReport, StageInfo, StepReport, format_value};
+use super::number::duration;
+use super::progress::{
+    EvalReport, Reporter, RolloutReport, StageInfo, StepReport, format_value, place_text,
+};
 
 /// Seconds between two lines of one stage.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -55,7 +58,11 @@ impl<W: Write + Send> Reporter for PlainReporter<W> {
             0 => format!("{} steps", info.total_steps),
             done => format!("continues at step {done} of {}", info.total_steps),
         };
-        self.line(&format!("{}: {} ({steps})", info.stage, info.summary));
+        let place = place_text(info.place);
+        self.line(&format!(
+            "{place}{}: {} ({steps})",
+            info.stage, info.summary
+        ));
     }
 
     fn step(&mut self, step: &StepReport<'_>) {
@@ -71,6 +78,10 @@ impl<W: Write + Send> Reporter for PlainReporter<W> {
             text.push_str(&format!(" tokens_per_s={rate:.0}"));
         }
         text.push_str(&format!(" elapsed_s={:.0}", self.timer.elapsed_s()));
+        if let Some(seconds) = step.run_left_s {
+            let left = duration(seconds).replace(' ', "");
+            text.push_str(&format!(" run_left=~{left}"));
+        }
         self.line(&text);
     }
 
@@ -107,6 +118,7 @@ mod tests {
         let mut reporter = PlainReporter::new(Vec::new(), interval);
         reporter.stage_start(&StageInfo {
             stage: "sft",
+            place: Some((1, 2)),
             summary: "SFT, full",
             first_step: 0,
             total_steps: 3,
@@ -119,6 +131,7 @@ mod tests {
                 total_steps: 3,
                 tokens: 0,
                 metrics: &[("loss", 2.5 / step as f64), ("lr", 2e-4)],
+                run_left_s: (step == 2).then_some(95.0),
             });
         }
         reporter.eval(&EvalReport {
@@ -135,9 +148,9 @@ mod tests {
     fn lines_have_a_stable_form() {
         assert_eq!(
             run(Duration::ZERO),
-            "sft: SFT, full (3 steps)\n\
+            "stage 1/2 sft: SFT, full (3 steps)\n\
              sft 1/3 loss=2.500 lr=2.00e-4 tokens=0 elapsed_s=0\n\
-             sft 2/3 loss=1.250 lr=2.00e-4 tokens=0 elapsed_s=0\n\
+             sft 2/3 loss=1.250 lr=2.00e-4 tokens=0 elapsed_s=0 run_left=~1min35s\n\
              sft 3/3 loss=0.8333 lr=2.00e-4 tokens=0 elapsed_s=0\n\
              sft 3/3 eval/loss=0.7500\n\
              sft: loss 2.5 -> 0.83\n"

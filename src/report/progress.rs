@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 pub struct StageInfo<'a> {
     /// The stage's name.
     pub stage: &'a str,
+    /// Its number in the run, from 1, and the number of stages.
+    pub place: Option<(usize, usize)>,
     /// A short description: "SFT, LoRA rank 16 (0.9 M of 135 M parameters)".
     pub summary: &'a str,
     /// Steps done before a resume; 0 for a fresh run.
@@ -35,6 +37,8 @@ pub struct StepReport<'a> {
     pub tokens: u64,
     /// Metrics by name.
     pub metrics: &'a [(&'a str, f64)],
+    /// Estimated seconds until the end of the whole run; `None` while too little is known.
+    pub run_left_s: Option<f64>,
 }
 
 /// Progress within a step: generating responses, scoring, evaluating.
@@ -150,6 +154,14 @@ pub fn format_value(value: f64) -> String {
         format!("{value:.decimals$}")
     } else {
         format!("{value:.2e}")
+    }
+}
+
+/// "stage 2/5 ", or nothing where a run has one stage.
+pub(super) fn place_text(place: Option<(usize, usize)>) -> String {
+    match place {
+        Some((number, total)) if total > 1 => format!("stage {number}/{total} "),
+        _ => String::new(),
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Journal {
     metrics: MetricsLog,
     samples: SamplesLog,
     timer: Timer,
+    /// Steps that were done before this process began.
+    first_step: usize,
     total_steps: usize,
     interrupt: Interrupt,
     /// The position of the stage.
@@ -84,6 +86,7 @@ impl Journal {
             samples,
             timer: Timer::start(position.tokens).after(earlier),
             cadence: cadence.clone(),
+            first_step: position.step,
             total_steps,
             interrupt: session.interrupt.clone(),
             position,
@@ -102,6 +105,7 @@ impl Journal {
         record.write(&self.dir)?;
         session.reporter.stage_start(&StageInfo {
             stage: &self.stage,
+            place: session.clock.place(),
             summary,
             first_step: self.position.step,
             total_steps: self.total_steps,
@@ -123,6 +127,7 @@ impl Journal {
         self.metrics = MetricsLog::create(self.dir.join(METRICS))?;
         self.samples = SamplesLog::create(self.dir.join(SAMPLES))?;
         self.timer = Timer::start(0);
+        self.first_step = 0;
         self.start(session, summary)
     }
 
@@ -173,8 +178,17 @@ impl Journal {
             total_steps: self.total_steps,
             tokens,
             metrics,
+            run_left_s: self.run_left_s(session),
         });
         Ok(())
+    }
+
+    /// Estimated seconds until the end of the run.
+    fn run_left_s<B: ModelBackend>(&self, session: &Session<'_, B>) -> Option<f64> {
+        let total = self.total_steps.max(1) as f64;
+        let share = self.position.step.saturating_sub(self.first_step) as f64 / total;
+        let left = self.total_steps.saturating_sub(self.position.step) as f64 / total;
+        (session.clock).left(share, left, self.timer.since_start_s())
     }
 
     /// Logs and reports the result of an evaluation.

@@ -1,6 +1,7 @@
 //! Training stages: one loop per stage, over shared parts.
 
 pub mod checks;
+mod clock;
 mod compare;
 pub mod config;
 mod dpo;
@@ -8,6 +9,7 @@ mod evaluate;
 mod forward;
 mod generation;
 mod journal;
+mod measure;
 pub mod plan;
 mod policy;
 pub mod ppo;
@@ -24,7 +26,9 @@ mod stage;
 mod state;
 mod supervised;
 
+pub use clock::RunClock;
 pub use forward::{example_loss, row_logprobs};
+pub use measure::measure;
 pub use policy::{Policy, RewardModel};
 pub use ppo::OTHER_TOKENS;
 pub use preview::{Preview, PreviewRow, Sequence};

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::RunClock;
 use crate::checkpoint::RunDir;
 use crate::data::{
     DataConfig, DataContext, EncodeReport, Row, RowEncoding, RowsCache, TokenRow, TokenRows,
@@ -51,6 +52,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub interrupt: Interrupt,
     /// Reward sources of the program.
     pub rewards: CustomRewards,
+    /// The place of the stage in the run, and the time left.
+    pub clock: RunClock,
     /// Receives progress and messages.
     pub reporter: &'a mut dyn Reporter,
     /// Frozen bases, keyed by the files of the model and of adapters merged into it, by rows of the embedding, and by whether that is
@@ -76,6 +79,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             resume_command: String::new(),
             interrupt: Interrupt::default(),
             rewards: CustomRewards::default(),
+            clock: RunClock::default(),
             reporter,
             bases: HashMap::new(),
             warned: BTreeSet::new(),

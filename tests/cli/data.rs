@@ -17,7 +17,7 @@ fn workplace() -> tempfile::TempDir {
 fn planned(folder: &Path, header: &str, stages: &str) -> Output {
     let recipe = format!("(name: \"r\", model: \"m\", {header} stages: [{stages}])");
     fs::write(folder.join("r.ron"), recipe).unwrap();
-    temper(folder, "recipe r.ron --dry-run")
+    temper(folder, "recipe r.ron --dry-run --no-time")
 }
 
 /// The stage with a data set in place of `DATA`.

@@ -98,7 +98,7 @@ fn an_encoder_is_no_language_model() {
         folder.display()
     );
     fs::write(temp.path().join("r.ron"), recipe).unwrap();
-    fail(temp.path(), "recipe r.ron --dry-run", 2, &parts);
+    fail(temp.path(), "recipe r.ron --dry-run --no-time", 2, &parts);
 
     let tree = succeed(temp.path(), "inspect --model REF/encoders/bert");
     for part in [
@@ -201,14 +201,14 @@ fn labels_are_checked_before_weights_are_read() {
         ),
     ] {
         fs::write(temp.path().join("r.ron"), rank(reward)).unwrap();
-        fail(temp.path(), "recipe r.ron --dry-run", 2, &parts);
+        fail(temp.path(), "recipe r.ron --dry-run --no-time", 2, &parts);
     }
     fs::write(
         temp.path().join("r.ron"),
         rank("Classifier(model: \"REF/distilbert\")"),
     )
     .unwrap();
-    let plan = succeed(temp.path(), "recipe r.ron --dry-run");
+    let plan = succeed(temp.path(), "recipe r.ron --dry-run --no-time");
     assert!(plan.contains("classifiers"), "{plan}");
 }
 

@@ -60,7 +60,7 @@ fn models_of_the_hub_stand_where_a_model_can() {
     stages: [Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4)],
 )"#;
     fs::write(folder.join("r.ron"), recipe).unwrap();
-    let plan = stdout(&temper(folder, &hub, "recipe r.ron --dry-run"));
+    let plan = stdout(&temper(folder, &hub, "recipe r.ron --dry-run --no-time"));
     assert!(
         plan.contains("weights to be downloaded: me/tiny "),
         "{plan}"
@@ -75,7 +75,7 @@ fn models_of_the_hub_stand_where_a_model_can() {
     let list = stdout(&temper(folder, &hub, "models"));
     assert!(list.contains("me/tiny\n"), "{list}");
     let before = hub.seen().len();
-    let plan = stdout(&temper(folder, &hub, "recipe r.ron --dry-run"));
+    let plan = stdout(&temper(folder, &hub, "recipe r.ron --dry-run --no-time"));
     assert!(!plan.contains("to be downloaded"), "{plan}");
     let row = r#"{"prompt": "Once", "completion": " more"}"#;
     fs::write(folder.join("rows.jsonl"), row).unwrap();
@@ -105,7 +105,7 @@ fn a_recipe_names_what_is_wrong_with_its_models() {
         format!("(name: \"r\", stages: [\n{stages}])"),
     )
     .unwrap();
-    for args in ["recipe r.ron", "recipe r.ron --dry-run"] {
+    for args in ["recipe r.ron", "recipe r.ron --dry-run --no-time"] {
         let output = temper(folder, &hub, args);
         let message = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{message}");

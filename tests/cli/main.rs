@@ -463,7 +463,10 @@ fn a_backend_that_is_not_compiled_in_is_one_line_with_the_feature() {
     assert_eq!(message.lines().count(), 1, "{message}");
     // A plan for a backend that is not compiled in is an error; other problems are reported with it.
     let recipe = repository().join("recipes/quickstart.ron");
-    let dry_run = format!("recipe {} --dry-run --backend wgpu", recipe.display());
+    let dry_run = format!(
+        "recipe {} --dry-run --no-time --backend wgpu",
+        recipe.display()
+    );
     let parts = ["backend wgpu is not in this binary", "--features vulkan"];
     let message = fail(temp.path(), &dry_run, 2, &parts);
     assert_eq!(message.lines().count(), 1, "{message}");
@@ -480,7 +483,7 @@ fn a_backend_that_is_not_compiled_in_is_one_line_with_the_feature() {
 fn the_memory_that_a_run_may_take_can_be_given() {
     let temp = tempfile::tempdir().unwrap();
     let recipe = repository().join("recipes/quickstart.ron");
-    let dry_run = format!("recipe {} --dry-run", recipe.display());
+    let dry_run = format!("recipe {} --dry-run --no-time", recipe.display());
     let plan = succeed(temp.path(), &dry_run);
     assert!(
         plan.contains("memory available on this machine: "),
@@ -577,7 +580,7 @@ fn checked(folder: &Path, stages: &str, rows: &[u8]) -> Output {
     let stages = stages.replace("DATA", "data: (source: Jsonl(\"rows.jsonl\"))");
     let recipe = format!("(name: \"r\", model: \"m\", stages: [{stages}])");
     fs::write(folder.join("r.ron"), recipe).unwrap();
-    temper(folder, "recipe r.ron --dry-run")
+    temper(folder, "recipe r.ron --dry-run --no-time")
 }
 
 const SFT: &str = "Sft(name: \"s\", DATA, batch_size: 1)";
@@ -1166,12 +1169,12 @@ fn rows_longer_than_a_table_of_positions_are_refused_before_a_model_is_made() {
     fs::write(temp.path().join("r.ron"), recipe(41)).unwrap();
     fail(
         temp.path(),
-        "recipe r.ron --dry-run",
+        "recipe r.ron --dry-run --no-time",
         2,
         &["r.ron:2:", "stages.p.max_length", "41 tokens", "at most 40"],
     );
     fs::write(temp.path().join("r.ron"), recipe(40)).unwrap();
-    succeed(temp.path(), "recipe r.ron --dry-run");
+    succeed(temp.path(), "recipe r.ron --dry-run --no-time");
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn every_kind_of_recipe_passes_the_check() {
         for part in parts {
             assert!(text.contains(part), "{part} is not in {text}");
         }
-        succeed(folder, &format!("recipe {file} --dry-run"));
+        succeed(folder, &format!("recipe {file} --dry-run --no-time"));
         let again = format!("new {kind} --model text-model --data {data}");
         fail(folder, &again, 2, &["exists already"]);
     }

@@ -54,6 +54,16 @@ fn a_run_has_a_page_that_a_browser_opens_without_an_error() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path();
     std::fs::write(folder.join("two.ron"), RECIPE).unwrap();
+    // The plan with times leaves nothing behind.
+    let plan = succeed(folder, "recipe two.ron --dry-run");
+    let times = plan
+        .lines()
+        .take(3)
+        .filter(|line| line.contains("~"))
+        .count();
+    assert_eq!(times, 2, "{plan}");
+    assert!(plan.contains("\nestimated time: ~"), "{plan}");
+    assert!(!folder.join("run").exists());
     succeed(folder, "recipe two.ron --output run --stage rank");
     // One of two stages is done, and the page is there.
     let text = succeed(folder, "report run");

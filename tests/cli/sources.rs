@@ -194,7 +194,7 @@ fn an_adapter_finds_its_base_or_says_how_to_give_one() {
     fs::write(temp.path().join("without.ron"), recipe("")).unwrap();
     fail(
         temp.path(),
-        "recipe without.ron --dry-run",
+        "recipe without.ron --dry-run --no-time",
         2,
         &["without.ron:2", "someone/model", "`model: \"BASE\"`"],
     );
@@ -357,7 +357,7 @@ fn a_reward_model_reads_text_in_its_own_tokens() {
     fs::write(temp.path().join("p.ron"), ppo).unwrap();
     fail(
         temp.path(),
-        "recipe p.ron --dry-run",
+        "recipe p.ron --dry-run --no-time",
         2,
         &[
             "p.ron:1",
@@ -387,7 +387,7 @@ fn a_reward_model_without_a_template_for_conversations_is_refused_first() {
         &[json!({"prompt": conversation})],
     );
     // The policy's tokens are its own: the conversation is read as the policy saw it.
-    succeed(temp.path(), "recipe r.ron --dry-run");
+    succeed(temp.path(), "recipe r.ron --dry-run --no-time");
     let mut tokenizer = json_file(&reward.join("tokenizer.json"));
     let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
     for id in vocab.values_mut().filter(|id| id.as_u64() != Some(0)) {
@@ -396,7 +396,7 @@ fn a_reward_model_without_a_template_for_conversations_is_refused_first() {
     fs::write(reward.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     fail(
         temp.path(),
-        "recipe r.ron --dry-run",
+        "recipe r.ron --dry-run --no-time",
         2,
         &["r.ron:3", "no chat template", "chat_template.jinja"],
     );
@@ -404,7 +404,7 @@ fn a_reward_model_without_a_template_for_conversations_is_refused_first() {
         temp.path().join("rows.jsonl"),
         &[json!({"prompt": "Title: a day"})],
     );
-    succeed(temp.path(), "recipe r.ron --dry-run");
+    succeed(temp.path(), "recipe r.ron --dry-run --no-time");
 }
 
 #[test]
@@ -444,7 +444,10 @@ fn reward_folders_and_compared_policies_are_looked_at_first() {
         (compare("[Base, Folder(\"typo2\")]"), vec!["typo2"]),
     ] {
         fs::write(temp.path().join("r.ron"), recipe(&stage)).unwrap();
-        for command in ["recipe r.ron --dry-run", "recipe r.ron --output run"] {
+        for command in [
+            "recipe r.ron --dry-run --no-time",
+            "recipe r.ron --output run",
+        ] {
             let message = fail(temp.path(), command, 2, &parts);
             assert!(message.contains("r.ron:3"), "{message}");
         }
@@ -593,7 +596,7 @@ fn numbers_of_an_adapter_that_are_not_finite_are_named_before_the_base_is_loaded
     }
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     fs::write(temp.path().join("r.ron"), stage("Folder(\"broken\")")).unwrap();
-    fail(temp.path(), "recipe r.ron --dry-run", 2, &parts);
+    fail(temp.path(), "recipe r.ron --dry-run --no-time", 2, &parts);
 
     let base = tiny(
         temp.path(),

@@ -154,7 +154,8 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
 fn the_plan_counts_the_reference() {
     let folder = tempfile::tempdir().unwrap();
     write_rows(&folder.path().join("rows.jsonl"), EXPLICIT);
-    let plan = |keys: &str| recipe::table(&checked(folder.path(), keys, "out").unwrap().0.plans);
+    let plan =
+        |keys: &str| recipe::table(&checked(folder.path(), keys, "out").unwrap().0.plans, None);
     let reference = |keys: &str| {
         let plan = plan(keys);
         let at = plan.find("reference ").unwrap_or_else(|| panic!("{plan}"));

@@ -194,7 +194,7 @@ pub(crate) fn the_end_of_turns_is_named_and_written() {
     );
 
     folder.write("r.ron", &recipe("eos_token: \"<none>\", "));
-    let (_, err, code) = folder.temper(&["recipe", "r.ron", "--dry-run"]);
+    let (_, err, code) = folder.temper(&["recipe", "r.ron", "--dry-run", "--no-time"]);
     assert_eq!(code, 2, "{err}");
     assert!(
         err.contains("eos_token: \"<none>\" is not a token of the vocabulary in m"),
@@ -220,7 +220,7 @@ pub(crate) fn ids_without_an_embedding_are_refused_before_training() {
             "r.ron",
             &format!("(name: \"t\", {start}name: \"s\", data: (source: Jsonl(\"rows.jsonl\")), batch_size: 1)])"),
         );
-        for how in [vec!["--dry-run"], vec!["--output", "run"]] {
+        for how in [vec!["--dry-run", "--no-time"], vec!["--output", "run"]] {
             let (_, err, code) = folder.temper(&[&["recipe", "r.ron"], how.as_slice()].concat());
             assert_eq!(code, 2, "{err}");
             assert!(err.contains(message), "{err}");

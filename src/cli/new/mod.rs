@@ -149,7 +149,7 @@ fn fitted(wish: &Wish<'_>, memory: &DeviceMemory) -> Result<(String, String)> {
             for warning in &checked.warnings {
                 eprintln!("warning: {warning}");
             }
-            return Ok((text, recipe::table(&checked.plans)));
+            return Ok((text, recipe::table(&checked.plans, None)));
         }
     }
     Err(Error::Invalid {

@@ -4,6 +4,7 @@ use super::CompareConfig;
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::config::{DataConfig, Init};
 use crate::train::plan::{Planner, StagePlan};
@@ -76,6 +77,15 @@ impl StageSpec for CompareConfig {
         plan.tokens =
             (data.rows as f64 * policies as f64 * (data.mean + self.response_length as f64)) as u64;
         planner.generate(plan, self.generation(), &data);
+        let rows = data.rows as f64;
+        let is_learned = |reward: &&RewardConfig| reward.learned().is_some();
+        let learned = self.rewards.values().filter(is_learned).count() as f64;
+        for init in &self.policies {
+            let response = planner.response_of(init, self.response_length);
+            plan.work.sampled += rows * response;
+            // The prompt, and the response once more by the reference and by each learned reward.
+            plan.work.forward += rows * (data.mean + (1.0 + learned) * (data.mean + response));
+        }
     }
 
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {

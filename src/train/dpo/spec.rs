@@ -82,6 +82,16 @@ impl StageSpec for DpoConfig {
         let data = planner.lengths("data", &self.data, RowKind::Preference, self.max_length);
         if let Some(training) = self.training() {
             planner.train(plan, &training, &data, usize::MAX, true);
+            // The reference's passes: on each step, or once over all rows.
+            plan.work.forward += match self.precompute_ref_log_probs {
+                true => data.passed_tokens(),
+                false => plan.work.trained,
+            };
+            // Policy and reference.
+            for _ in 0..2 {
+                let (eval_data, kind) = (self.eval_data.as_ref(), RowKind::Preference);
+                planner.held_out(plan, &training, eval_data, kind);
+            }
         }
         let shape = plan.shape;
         let reference = match (self.peft.trains_base(), self.precompute_ref_log_probs) {

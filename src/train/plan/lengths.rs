@@ -29,6 +29,8 @@ pub struct Lengths {
     pub rows: u64,
     /// Mean length in tokens; zero for data that does not exist yet.
     pub mean: f64,
+    /// Mean number of tokens of a row that pass through a model.
+    pub(in crate::train) passed_mean: f64,
     /// For each row of the sample, the tokens that pass through a model.
     passed: Vec<usize>,
     /// Targets in the sample.
@@ -42,6 +44,7 @@ impl Lengths {
         Self {
             rows,
             mean: mean(&tokens),
+            passed_mean: mean(&sample.iter().map(|row| row.passed).collect::<Vec<_>>()),
             passed: sample.iter().map(|row| row.passed).collect(),
             targets: sample.iter().map(|row| row.targets).sum(),
         }
@@ -52,8 +55,27 @@ impl Lengths {
         Self {
             rows,
             mean,
+            passed_mean: mean,
             ..Self::default()
         }
+    }
+
+    /// The same where rows are expected to be shorter than they may be at most: `passed` tokens of them pass through a model.
+    pub(in crate::train) fn expecting(self, passed: f64) -> Self {
+        Self {
+            passed_mean: passed,
+            ..self
+        }
+    }
+
+    /// Tokens of all rows that pass through a model.
+    pub(in crate::train) fn passed_tokens(&self) -> f64 {
+        self.rows as f64 * self.passed_mean
+    }
+
+    /// Mean number of targets of a row; `None` if no row is known.
+    pub(in crate::train) fn targets_mean(&self) -> Option<f64> {
+        (!self.passed.is_empty()).then(|| self.targets as f64 / self.passed.len() as f64)
     }
 
     /// Expected number of targets among `passed` tokens; all of them if there is no sample.

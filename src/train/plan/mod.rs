@@ -3,6 +3,7 @@
 mod lengths;
 mod memory;
 mod optimiser;
+mod work;
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,10 @@ pub use lengths::Lengths;
 pub(super) use lengths::RowLength;
 pub(super) use memory::FLOAT;
 pub use memory::{ModelShape, Workload, estimate};
+pub(super) use work::num_evaluations;
+pub use work::{Pace, Work};
 
-use super::config::Peft;
+use super::config::{Init, Peft};
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
     CheckedData, Comparisons, DataCheck, DataConfig, Example, Prompt, Row, RowKind,
@@ -46,6 +49,12 @@ pub struct StagePlan {
     pub steps: u64,
     /// Estimated bytes by component at the peak.
     pub memory: Vec<(String, u64)>,
+    /// The sizes of its passes, from which the memory is estimated.
+    pub workload: Option<Workload>,
+    /// How much it computes.
+    pub work: Work,
+    /// Expected length of the responses of the policy that it trains, in tokens, if it teaches what to say.
+    pub response: Option<f64>,
     /// Sizes of the model.
     pub shape: ModelShape,
     /// Rank of the trained low-rank adapters.
@@ -78,22 +87,41 @@ impl StagePlan {
 /// Scored responses that a stage is expected to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScoredRows {
-    /// Number of prompts, each a row.
+    /// Number of prompts to train on, each a row.
     pub prompts: u64,
+    /// Number of prompts that are held out.
+    pub held_out: u64,
     /// Responses to each prompt.
     pub responses: usize,
-    /// Mean length of prompt and response, in tokens.
+    /// Mean length of prompt and longest response, in tokens.
     pub len: f64,
+    /// Mean length of a prompt and expected length of a response, in tokens.
+    pub expected: (f64, f64),
+}
+
+/// What is expected of earlier stages, by stage.
+#[derive(Debug, Clone, Default)]
+pub struct EarlierStages {
+    /// The scored rows that they will write.
+    pub rows: BTreeMap<String, ScoredRows>,
+    /// Expected lengths of the responses of their policies, in tokens.
+    pub responses: BTreeMap<String, f64>,
 }
 
 impl ScoredRows {
     /// Lengths of these rows when read as `kind`: as comparisons all responses to a prompt together, otherwise one response.
-    fn lengths(&self, kind: RowKind) -> Lengths {
+    fn lengths(&self, kind: RowKind, held_out: bool) -> Lengths {
         let responses = match kind {
             RowKind::Preference => self.responses,
             _ => 1,
         };
-        Lengths::unseen(self.prompts, responses as f64 * self.len)
+        let rows = match held_out {
+            true => self.held_out,
+            false => self.prompts,
+        };
+        let (prompt, response) = self.expected;
+        Lengths::unseen(rows, responses as f64 * self.len)
+            .expecting(prompt + responses as f64 * response)
     }
 }
 
@@ -114,14 +142,13 @@ pub struct PlannedModel<'a> {
 pub struct Planner<'a> {
     model: PlannedModel<'a>,
     data: &'a CheckedData,
-    /// Scored rows that earlier stages will write, by stage.
-    rows_of_stages: &'a BTreeMap<String, ScoredRows>,
+    earlier: &'a EarlierStages,
     problems: Vec<(String, Error)>,
 }
 
 impl Stage {
-    /// Plans the stage from the checks of its `data`; also returns problems by key below the stage. `rows_of_stages`: the rows that
-    /// earlier stages will write.
+    /// Plans the stage from the checks of its `data` and what is expected of `earlier` stages; also returns problems by key below the
+    /// stage.
     ///
     /// # Errors
     /// `Error::Usage` if `peft` names layers that the model does not have.
@@ -129,7 +156,7 @@ impl Stage {
         &self,
         model: PlannedModel<'_>,
         data: &CheckedData,
-        rows_of_stages: &BTreeMap<String, ScoredRows>,
+        earlier: &EarlierStages,
     ) -> Result<(StagePlan, Vec<(String, Error)>)> {
         let trained = self.trained_tensors(model.config)?;
         let layers = layers(model.config, self.trains_scores(), &trained);
@@ -144,6 +171,9 @@ impl Stage {
             tokens: 0,
             steps: 0,
             memory: Vec::new(),
+            workload: None,
+            work: Work::default(),
+            response: None,
             shape,
             rank: (self.training()).and_then(|training| training.peft.adapter()?.rank()),
             leaves: None,
@@ -152,7 +182,7 @@ impl Stage {
         let mut planner = Planner {
             model,
             data,
-            rows_of_stages,
+            earlier,
             problems: Vec::new(),
         };
         self.plan_own(&mut planner, &mut plan);
@@ -278,9 +308,10 @@ impl Planner<'_> {
         let source = &data.source;
         if let Some(rows) = source
             .stage()
-            .and_then(|of| self.rows_of_stages.get(of.stage))
+            .and_then(|of| Some((self.earlier.rows.get(of.stage)?, of.valid)))
         {
-            return rows.lengths(kind);
+            let (rows, held_out) = rows;
+            return rows.lengths(kind, held_out);
         }
         let is_sound = |found: &&DataCheck| found.problems.is_empty();
         let found = (self.data.found(data, kind))
@@ -382,6 +413,10 @@ impl Planner<'_> {
             targets,
         };
         plan.memory = estimate(work, &plan.shape);
+        plan.workload = Some(work);
+        let steps_of_epoch = data.rows.div_ceil(batch_size as u64).max(1);
+        plan.work.trained += data.passed_tokens() * plan.steps as f64 / steps_of_epoch as f64;
+        plan.work.updates += plan.steps as f64;
         plan.warn_of_warmup(training);
         self.check_groups("optim", training.optim, training.peft, scores);
     }
@@ -400,6 +435,18 @@ impl Planner<'_> {
             response: generation.response_length as u64,
         };
         plan.memory = estimate(work, &plan.shape);
+        plan.workload = Some(work);
+    }
+
+    /// Expected length of a response of the policy that `init` names, in tokens: that of what its stage was taught, and
+    /// `response_length` at most.
+    pub(super) fn response_of(&self, init: &Init, response_length: usize) -> f64 {
+        let taught = match init {
+            Init::Stage(stage) => self.earlier.responses.get(stage).copied(),
+            _ => None,
+        };
+        let most = response_length as f64;
+        taught.map_or(most, |taught| taught.min(most))
     }
 }
 

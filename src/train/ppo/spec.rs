@@ -4,14 +4,45 @@ use super::{PpoConfig, ValueTrunk};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::{check_method, check_optim, check_row_length, check_rule};
 use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos};
-use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest};
+use crate::train::plan::{
+    Lengths, Planner, StagePlan, Workload, estimate, longest, num_evaluations,
+};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
     TrainingSettings,
 };
+
+impl PpoConfig {
+    /// Counts the passes: rollouts by the policy, each response by the reference, the value network and a learned reward, and epochs
+    /// of updates of policy and value network.
+    fn plan_work(&self, planner: &mut Planner<'_>, plan: &mut StagePlan, data: &Lengths) {
+        let response = planner.response_of(&self.init, self.response_length);
+        let row = data.mean + response;
+        let episodes = self.total_episodes as f64;
+        let is_learned = |reward: &RewardConfig| reward.learned().is_some();
+        let learned = f64::from(u8::from(is_learned(&self.reward)))
+            + f64::from(u8::from(self.gold.as_ref().is_some_and(is_learned)));
+        let own_value = f64::from(u8::from(self.value_trunk == ValueTrunk::Own));
+        let work = &mut plan.work;
+        work.sampled = episodes * response;
+        work.forward = episodes * (data.mean + (1.0 + own_value + learned) * row);
+        work.trained = episodes * row * self.num_ppo_epochs as f64 * (1.0 + own_value);
+        work.updates = (plan.steps * (self.num_ppo_epochs * self.num_mini_batches) as u64) as f64
+            * (1.0 + own_value);
+        if let (Some(eval_data), Some(training)) = (&self.eval_data, self.training()) {
+            let held_out = planner.quietly(eval_data, RowKind::Prompt, self.max_prompt_length);
+            let times = num_evaluations(&training, plan.steps);
+            let rows = times as f64 * held_out.rows as f64;
+            let row = held_out.mean + response;
+            plan.work.sampled += rows * response;
+            plan.work.forward += rows * (held_out.mean + (1.0 + learned) * row);
+        }
+    }
+}
 
 impl StageSpec for PpoConfig {
     const OUTPUT: StageOutput = StageOutput::Policy;
@@ -258,6 +289,8 @@ impl StageSpec for PpoConfig {
             optimizer_bytes,
         };
         plan.memory = estimate(work, &plan.shape);
+        plan.workload = Some(work);
+        self.plan_work(planner, plan, &data);
         let scores = self.value_trunk == ValueTrunk::Policy;
         planner.check_groups("optim", &self.optim, &self.peft, scores);
         if let Some(training) = self.training() {

@@ -51,6 +51,7 @@ impl StageSpec for PretrainConfig {
         let data = planner.lengths("data", &self.data, RowKind::Text, self.max_length);
         if let Some(training) = self.training() {
             planner.train(plan, &training, &data, self.max_length, true);
+            planner.held_out(plan, &training, self.eval_data.as_ref(), RowKind::Text);
         }
     }
 

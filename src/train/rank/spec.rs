@@ -59,10 +59,22 @@ impl StageSpec for RankConfig {
         plan.steps = data.rows;
         plan.tokens = (data.rows as f64 * responses) as u64;
         planner.generate(plan, self.generation(), &data);
+        let response = planner.response_of(&self.init, self.response_length);
+        let rows = data.rows as f64;
+        let responses = rows * self.num_responses as f64;
+        plan.work.sampled = responses * response;
+        // Responses to one prompt share its pass.
+        plan.work.forward = rows * data.mean;
+        if self.reward.learned().is_some() {
+            plan.work.forward += responses * (data.mean + response);
+        }
+        let prompts = (rows * (1.0 - self.valid_fraction)) as u64;
         plan.leaves = Some(ScoredRows {
-            prompts: (data.rows as f64 * (1.0 - self.valid_fraction)) as u64,
+            prompts,
+            held_out: data.rows - prompts,
             responses: self.num_responses,
             len: data.mean + self.response_length as f64,
+            expected: (data.mean, response),
         });
     }
 

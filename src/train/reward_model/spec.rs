@@ -76,6 +76,14 @@ impl StageSpec for RewardModelConfig {
         self.plan_margins(planner, plan);
         if let Some(training) = self.training() {
             planner.train(plan, &training, &data, usize::MAX, false);
+            let kind = RowKind::Preference;
+            planner.held_out(plan, &training, self.eval_data.as_ref(), kind);
+            if let Some(references) = &self.center_on {
+                let kind = RowKind::Completion;
+                let lengths = planner.quietly(references, kind, self.max_length);
+                let passes = 1 + u64::from(self.standardize) * 2;
+                plan.work.evaluate(passes, lengths.passed_tokens());
+            }
         }
     }
 

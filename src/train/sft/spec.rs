@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
-use crate::train::plan::{Planner, StagePlan};
+use crate::train::plan::{Planner, StagePlan, num_evaluations};
 use crate::train::{
     Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
 };
@@ -70,6 +70,14 @@ impl StageSpec for SftConfig {
         let data = planner.lengths("data", &self.data, self.row_kind(), self.max_length);
         if let Some(training) = self.training() {
             planner.train(plan, &training, &data, self.max_length, true);
+            plan.response = data.targets_mean().filter(|_| self.completion_only_loss);
+            let eval_data = self.eval_data.as_ref();
+            if let Some(held_out) = planner.held_out(plan, &training, eval_data, self.row_kind()) {
+                let samples = (self.cadence.num_samples as u64).min(held_out.rows) as f64;
+                let evaluations = num_evaluations(&training, plan.steps) as f64;
+                plan.work.sampled +=
+                    evaluations * samples * held_out.targets_mean().unwrap_or_default();
+            }
         }
     }
 
