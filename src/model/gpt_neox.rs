@@ -15,7 +15,7 @@ use super::mlp::Mlp;
 use super::norm::LayerNorm;
 use super::parts::{Part, Parts};
 use super::pass::{Layers, Pass};
-use super::rotary::Rotary;
+use super::rotary::{Rotary, head_order};
 use super::{Architecture, Table};
 use crate::error::Result;
 use crate::ops::{Attend, Head, HeadLayout, ModelBackend};
@@ -213,19 +213,12 @@ impl<B: Backend> GptNeox<B> {
 /// The file's column for each column of the joint matrix.
 ///
 /// Files hold query, key and value of the first head, then of the second; attention here reads all queries, then all keys, then
-/// all values. In files the first `rotary_dim` entries of a head are rotated, in pairs `rotary_dim / 2` apart; here pairs are half
-/// a head apart. So in each query and key head the two halves of the rotated entries come first in the two halves of the head,
-/// followed by entries that are not rotated. Queries and keys are reordered alike, which leaves scores unchanged.
+/// all values. Within query and key heads the order is that of [`head_order`].
 pub(super) fn column_order(layout: HeadLayout, rotary_dim: usize) -> Vec<usize> {
     let HeadLayout {
         heads, head_dim, ..
     } = layout;
-    let (rotated, kept) = (rotary_dim / 2, (head_dim - rotary_dim) / 2);
-    let reordered: Vec<usize> = (0..rotated)
-        .chain(rotary_dim..rotary_dim + kept)
-        .chain(rotated..rotary_dim)
-        .chain(rotary_dim + kept..head_dim)
-        .collect();
+    let reordered = head_order(head_dim, rotary_dim);
     let plain: Vec<usize> = (0..head_dim).collect();
     [&reordered, &reordered, &plain]
         .into_iter()

@@ -3,7 +3,7 @@
 use super::Architecture;
 use super::config::keys::Keys;
 use super::family::Family;
-use super::gated_decoder::{EMBEDDING, GatedDecoderConfig, HEAD};
+use super::gated_decoder::{Defaults, EMBEDDING, GatedDecoderConfig, HEAD};
 use crate::error::Result;
 use crate::ops::Mask;
 
@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(keys: &Keys<'_>) -> Result<Architecture> {
-    let config = GatedDecoderConfig::plain(keys, None)?;
+    let config = GatedDecoderConfig::plain(keys, Defaults::LLAMA)?;
     let window = keys.count_or_null("sliding_window", 4096)?;
     // transformers' Mistral does not read "layer_types".
     let mask = window.map_or(Mask::Causal, Mask::Window);

@@ -68,6 +68,22 @@ impl<B: Backend> GatedMlp<B> {
             gate,
         }
     }
+
+    /// The same without biases, with gate and up as one layer in files.
+    pub(super) fn with_joint_tensor(
+        path: &str,
+        [hidden, intermediate]: [usize; 2],
+        gate: Gate,
+        device: &B::Device,
+    ) -> Self {
+        let gate_up = [(format!("{path}.gate_up_proj"), 2 * intermediate)];
+        let down = [(format!("{path}.down_proj"), hidden)];
+        Self {
+            gate_up: Projection::new(hidden, &gate_up, false, true, device),
+            down: Projection::new(intermediate, &down, false, true, device),
+            gate,
+        }
+    }
 }
 
 impl<B: ModelBackend> GatedMlp<B> {
@@ -78,7 +94,17 @@ impl<B: ModelBackend> GatedMlp<B> {
         norm: &RmsNorm<B>,
         dropout: Option<Seed>,
     ) -> Tensor<B, 2> {
-        let gate_up = self.gate_up.forward_of(x, norm.input(), dropout);
+        self.forward_of(x, norm.input(), dropout)
+    }
+
+    /// The MLP of what `input` makes of `x`.
+    pub(super) fn forward_of(
+        &self,
+        x: Tensor<B, 2>,
+        input: LinearInput<B>,
+        dropout: Option<Seed>,
+    ) -> Tensor<B, 2> {
+        let gate_up = self.gate_up.forward_of(x, input, dropout);
         self.down
             .forward_of(gate_up, LinearInput::Gated(self.gate), dropout)
     }

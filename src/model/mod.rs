@@ -33,9 +33,11 @@ mod mistral;
 mod mlp;
 mod norm;
 mod offset;
+mod olmo2;
 mod opt;
 mod parts;
 mod pass;
+mod phi3;
 mod precision;
 mod presence;
 mod prompt;
@@ -49,6 +51,7 @@ mod rope_scaling;
 mod rotary;
 mod scalar;
 mod sidecar;
+mod smollm3;
 pub mod source;
 mod stored_adapter;
 mod stored_tables;
@@ -77,7 +80,7 @@ pub use encoder::{
 };
 pub use files::{AbsentWeights, Fetch, Finder, ModelFiles};
 pub use find::portable_base;
-pub use gated_decoder::{GatedDecoder, GatedDecoderConfig};
+pub use gated_decoder::{GatedDecoder, GatedDecoderConfig, QkNorm};
 pub use gemma_decoder::{GemmaConfig, GemmaDecoder, LocalRope};
 pub use gpt_neox::{GptNeox, GptNeoxConfig};
 pub use gpt2::{Gpt2, Gpt2Config};
@@ -111,11 +114,14 @@ use crate::params::{ParamMeta, ParamSlot, Parameters};
 use crate::peft::{Adaptable, LayerKind, Projection, TableAdapter, TrainedRows, VirtualTokens};
 
 /// All supported families.
-const FAMILIES: [&Family; 11] = [
+const FAMILIES: [&Family; 14] = [
     &llama::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &mistral::FAMILY,
+    &phi3::FAMILY,
+    &olmo2::FAMILY,
+    &smollm3::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
@@ -128,7 +134,7 @@ const FAMILIES: [&Family; 11] = [
 /// A configuration by architecture.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Architecture {
-    /// Llama, Qwen2, Qwen3, Mistral.
+    /// Llama, Qwen2, Qwen3, Mistral, Phi-3, OLMo 2, SmolLM3.
     Gated(GatedDecoderConfig),
     /// Gemma, Gemma 2, Gemma 3.
     Gemma(GemmaConfig),
@@ -146,6 +152,7 @@ impl Architecture {
     /// Order of a layer's key columns where it is another than in files.
     fn key_order(&self) -> Option<Vec<usize>> {
         match self {
+            Self::Gated(config) => config.key_order(),
             Self::GptNeox(config) => Some(config.key_order()),
             _ => None,
         }
@@ -167,7 +174,7 @@ impl Architecture {
 #[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)]
 pub enum Decoder<B: Backend> {
-    /// Llama, Qwen2, Qwen3, Mistral.
+    /// Llama, Qwen2, Qwen3, Mistral, Phi-3, OLMo 2, SmolLM3.
     Gated(GatedDecoder<B>),
     /// Gemma, Gemma 2, Gemma 3.
     Gemma(GemmaDecoder<B>),

@@ -66,7 +66,8 @@ impl<B: ModelBackend> RmsNorm<B> {
     }
 }
 
-/// RMSNorm over each query and key head of the joint matrix; values are unchanged.
+/// RMSNorm of the queries and keys in the joint matrix, over as many columns at a time as the norms have weights: a head, or all. Values
+/// are unchanged.
 pub(super) fn norm_heads<B: ModelBackend>(
     qkv: Tensor<B, 2>,
     q_norm: &RmsNorm<B>,
@@ -75,13 +76,14 @@ pub(super) fn norm_heads<B: ModelBackend>(
 ) -> Tensor<B, 2> {
     let [tokens, _] = qkv.dims();
     let (q_width, kv_width) = (layout.q_width(), layout.kv_width());
-    let by_head = |x: Tensor<B, 2>, norm: &RmsNorm<B>| {
+    let normed = |x: Tensor<B, 2>, norm: &RmsNorm<B>| {
         let [_, width] = x.dims();
-        norm.forward(x.reshape([tokens * width / layout.head_dim, layout.head_dim]))
+        let [of] = norm.weight.val().dims();
+        norm.forward(x.reshape([tokens * width / of, of]))
             .reshape([tokens, width])
     };
-    let q = by_head(qkv.clone().narrow(1, 0, q_width), q_norm);
-    let k = by_head(qkv.clone().narrow(1, q_width, kv_width), k_norm);
+    let q = normed(qkv.clone().narrow(1, 0, q_width), q_norm);
+    let k = normed(qkv.clone().narrow(1, q_width, kv_width), k_norm);
     Tensor::cat(vec![q, k, qkv.narrow(1, q_width + kv_width, kv_width)], 1)
 }
 

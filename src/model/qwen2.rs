@@ -3,7 +3,7 @@
 use super::Architecture;
 use super::config::keys::Keys;
 use super::family::Family;
-use super::gated_decoder::{EMBEDDING, GatedDecoderConfig, HEAD};
+use super::gated_decoder::{Defaults, EMBEDDING, GatedDecoderConfig, HEAD};
 use crate::error::Result;
 use crate::ops::Mask;
 
@@ -17,7 +17,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn parse(keys: &Keys<'_>) -> Result<Architecture> {
-    let config = GatedDecoderConfig::plain(keys, None)?;
+    let config = GatedDecoderConfig::plain(keys, Defaults::LLAMA)?;
     Ok(Architecture::Gated(GatedDecoderConfig {
         qkv_bias: true,
         masks: masks(keys, config.num_hidden_layers)?,

@@ -2,7 +2,7 @@
 
 use super::config::keys::Keys;
 use super::family::Family;
-use super::gated_decoder::{EMBEDDING, GatedDecoderConfig, HEAD};
+use super::gated_decoder::{Defaults, EMBEDDING, GatedDecoderConfig, HEAD, QkNorm};
 use super::{Architecture, qwen2};
 use crate::error::Result;
 
@@ -17,12 +17,18 @@ pub(super) const FAMILY: Family = Family {
 
 fn parse(keys: &Keys<'_>) -> Result<Architecture> {
     let bias = keys.boolean("attention_bias", false)?;
-    // transformers' default head width, independent of the hidden size.
-    let config = GatedDecoderConfig::plain(keys, Some(128))?;
+    let config = GatedDecoderConfig::plain(
+        keys,
+        Defaults {
+            // Independent of the hidden size.
+            head_dim: Some(128),
+            ..Defaults::LLAMA
+        },
+    )?;
     Ok(Architecture::Gated(GatedDecoderConfig {
         qkv_bias: bias,
         o_bias: bias,
-        qk_norm: true,
+        qk_norm: Some(QkNorm::Head),
         masks: qwen2::masks(keys, config.num_hidden_layers)?,
         ..config
     }))

@@ -17,7 +17,7 @@ pub(super) struct Rotary {
     scaling: Option<RopeScaling>,
     /// Radians per position in short rows, `[head_dim / 2]`.
     inv_freq: Vec<f32>,
-    /// Factor of cosines and sines.
+    /// Factor of cosines and sines of what is rotated.
     attention_factor: f32,
 }
 
@@ -61,9 +61,12 @@ impl Rotary {
             }
         }
         let table = |f: fn(f32) -> f32| {
-            let values = angles.iter().map(|&angle| f(angle) * self.attention_factor);
-            let data = TensorData::new(values.collect(), [positions.len(), half]);
-            Tensor::from_data(data, device)
+            let mut values: Vec<f32> = angles.iter().map(|&angle| f(angle)).collect();
+            for token in values.chunks_exact_mut(half) {
+                let rotated = &mut token[..self.rotary_dim / 2];
+                rotated.iter_mut().for_each(|x| *x *= self.attention_factor);
+            }
+            Tensor::from_data(TensorData::new(values, [positions.len(), half]), device)
         };
         [table(f32::cos), table(f32::sin)]
     }
@@ -86,6 +89,18 @@ impl Rotary {
         inv_freq.resize(self.head_dim / 2, 0.0);
         inv_freq
     }
+}
+
+/// The file's entry for each entry of a head. In files the first `rotary_dim` entries are rotated, in pairs `rotary_dim / 2` apart;
+/// here pairs are half a head apart. So the two halves of the rotated entries come first in the two halves of the head, followed by
+/// entries that are not rotated. Queries and keys are reordered alike, which leaves scores unchanged.
+pub(super) fn head_order(head_dim: usize, rotary_dim: usize) -> Vec<usize> {
+    let (rotated, kept) = (rotary_dim / 2, (head_dim - rotary_dim) / 2);
+    (0..rotated)
+        .chain(rotary_dim..rotary_dim + kept)
+        .chain(rotated..rotary_dim)
+        .chain(rotary_dim + kept..head_dim)
+        .collect()
 }
 
 #[cfg(test)]

@@ -22,9 +22,12 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 STD = 0.2
@@ -39,6 +42,10 @@ TOKENS = dict(bos_token_id=2, eos_token_id=0)
 LLAMA = dict(**SIZES, **TOKENS, intermediate_size=48, num_key_value_heads=2, rms_norm_eps=1e-5)
 QWEN = {**LLAMA, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}
 NEOX = dict(**SIZES, **TOKENS, intermediate_size=48, tie_word_embeddings=False)
+SMALL = dict(
+    **TOKENS, vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+    intermediate_size=24, max_position_embeddings=64, pad_token_id=1,
+)
 OPT = dict(**SIZES, ffn_dim=48, bos_token_id=2, eos_token_id=2, pad_token_id=1)
 CONFIGS = {
     "llama_tied": LlamaConfig(**LLAMA, tie_word_embeddings=True),
@@ -93,6 +100,18 @@ CONFIGS = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
         },
     ),
+    "olmo2": Olmo2Config(**SMALL, rope_parameters={"rope_type": "default", "rope_theta": 100.0}),
+    "smollm3": SmolLM3Config(
+        **SMALL, no_rope_layer_interval=2, use_sliding_window=True, sliding_window=4, mlp_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    ),
+    "phi3": Phi3Config(
+        **SMALL, original_max_position_embeddings=32, sliding_window=6,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.5, 2.5], "long_factor": [1.0, 3.0, 9.0],
+        },
+    ),
 }
 # A llama for each RoPE scaling, with the same weights; rows within the original context of 32 tokens and beyond.
 SCALED = LlamaConfig(
@@ -119,7 +138,10 @@ SCALINGS = {
     },
 }
 # Adapters and what they stand on; the OPT one has the projections in and out of the embedding.
-LORAS = {"llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post", "bloom_lora": "bloom"}
+LORAS = {
+    "llama_lora": "llama_tied", "gpt2_lora": "gpt2", "gpt_neox_lora": "gpt_neox", "opt_lora": "opt_post", "bloom_lora": "bloom",
+    "phi3_lora": "phi3",
+}
 
 
 def number(x):

@@ -24,7 +24,7 @@ use tempering::tokens::TokenBatch;
 
 use super::parity::{Comparison, backend_name};
 
-const FAMILIES: [&str; 17] = [
+pub(crate) const FAMILIES: [&str; 20] = [
     "llama_tied",
     "llama_untied",
     "llama_rope3",
@@ -42,15 +42,19 @@ const FAMILIES: [&str; 17] = [
     "bloom",
     "bloom_post",
     "gemma3",
+    "phi3",
+    "olmo2",
+    "smollm3",
 ];
 
 /// Adapters with their base models.
-const LORAS: [(&str, &str); 5] = [
+const LORAS: [(&str, &str); 6] = [
     ("llama_lora", "llama_tied"),
     ("gpt2_lora", "gpt2"),
     ("gpt_neox_lora", "gpt_neox"),
     ("opt_lora", "opt_post"),
     ("bloom_lora", "bloom"),
+    ("phi3_lora", "phi3"),
 ];
 
 /// Largest difference allowed: nats for log-probabilities, plain numbers for scores and logits, a share of the

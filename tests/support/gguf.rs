@@ -38,7 +38,7 @@ pub(crate) fn file(config: &Value, tensors: &[HostTensor]) -> Vec<u8> {
     let mut data: Vec<u8> = Vec::new();
     for tensor in tensors {
         let (shape, values) = layout(family, config, tensor);
-        text(&mut out, &name(&tensor.0));
+        text(&mut out, &name(family, &tensor.0));
         out.extend((shape.len() as u32).to_le_bytes());
         // Fastest first.
         shape
@@ -105,13 +105,14 @@ fn metadata(family: &str, config: &Value) -> Vec<(String, Meta)> {
     keys
 }
 
-fn name(name: &str) -> String {
-    const MODULES: [(&str, &str); 23] = [
+fn name(family: &str, name: &str) -> String {
+    const MODULES: [(&str, &str); 26] = [
         ("lm_head", "output"),
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
         ("model.layers", "blk"),
         ("input_layernorm", "attn_norm"),
+        ("self_attn.qkv_proj", "attn_qkv"),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
@@ -119,6 +120,8 @@ fn name(name: &str) -> String {
         ("self_attn.q_norm", "attn_q_norm"),
         ("self_attn.k_norm", "attn_k_norm"),
         ("post_attention_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
+        ("mlp.gate_up_proj", "ffn_up"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
@@ -134,6 +137,9 @@ fn name(name: &str) -> String {
     let mut name = name
         .replace("mlp.c_proj", "ffn_down")
         .replace("attn.c_proj", "attn_output");
+    if family == "olmo2" {
+        name = name.replace("post_attention_layernorm", "post_attention_norm");
+    }
     for (from, to) in MODULES {
         name = name.replace(from, to);
     }
@@ -155,8 +161,8 @@ fn layout(
         return (vec![columns, rows], transposed);
     }
     let heads = match family {
-        "llama" if name.contains("q_proj") => heads("num_attention_heads"),
-        "llama" if name.contains("k_proj") => heads("num_key_value_heads"),
+        "llama" | "smollm3" if name.contains("q_proj") => heads("num_attention_heads"),
+        "llama" | "smollm3" if name.contains("k_proj") => heads("num_key_value_heads"),
         _ => return (shape.clone(), values.clone()),
     };
     // Of each head, the rows of both halves in turn: ggml rotates neighbouring pairs.

@@ -10,28 +10,8 @@ use tempering::model::weights::{self, write_safetensors};
 use tempering::ops::ModelBackend;
 use tempering::params::HostTensor;
 
-use super::families::{folder, load, stored};
+use super::families::{FAMILIES, folder, load, stored};
 use super::gguf;
-
-const FAMILIES: [&str; 17] = [
-    "llama_tied",
-    "llama_untied",
-    "llama_rope3",
-    "qwen2",
-    "qwen3",
-    "gpt2",
-    "gpt_neox",
-    "gpt_neox_sequential",
-    "opt",
-    "opt_post",
-    "qwen2_window",
-    "mistral",
-    "gemma2",
-    "gemma",
-    "bloom",
-    "bloom_post",
-    "gemma3",
-];
 
 /// The tensors of a reference model as its file holds them, sorted by name.
 fn file_tensors(name: &str) -> Vec<HostTensor> {
@@ -96,6 +76,9 @@ pub(crate) fn gguf_is_safetensors<B: ModelBackend>(device: B::Device) {
         "llama_rope3",
         "qwen2",
         "qwen3",
+        "phi3",
+        "olmo2",
+        "smollm3",
         "gpt2",
     ] {
         let temp = tempfile::tempdir().unwrap();
@@ -104,8 +87,8 @@ pub(crate) fn gguf_is_safetensors<B: ModelBackend>(device: B::Device) {
         let tensors = file_tensors(name);
         let file = temp.path().join("model.gguf");
         fs::write(&file, gguf::file(&config, &tensors)).unwrap();
-        // The metadata describe all but Llama 3's scaling.
-        if name == "llama_rope3" {
+        // The metadata describe all but scalings, and SmolLM3's layers without rotation.
+        if ["llama_rope3", "phi3", "smollm3"].contains(&name) {
             copy_config(name, temp.path());
         } else {
             let (found, expected) = (ModelConfig::load(&file), ModelConfig::load(folder(name)));

@@ -22,6 +22,7 @@ use crate::ops::HeadLayout;
 use crate::params::{ParamKind, Parameters};
 use crate::peft::{Adaptable, AdapterSpec};
 pub use crate::peft::{LayerKind, LinearSpec};
+use crate::suggest::nearest;
 use keys::Keys;
 
 /// The supported values of `model_type`.
@@ -32,6 +33,20 @@ pub fn families() -> impl Iterator<Item = &'static str> {
 /// The supported values of `model_type`, for messages.
 fn family_names() -> String {
     families().collect::<Vec<_>>().join(", ")
+}
+
+/// What is supported of other versions of the family `found`, and under names like it; for messages.
+fn near_families(found: &str) -> String {
+    let stem = |name: &str| {
+        let end = name.find(|c: char| !c.is_ascii_alphabetic());
+        name[..end.unwrap_or(name.len())].to_ascii_lowercase()
+    };
+    let typed = nearest(found, families());
+    let is_near = |name: &&str| stem(name) == stem(found) || typed == Some(*name);
+    match families().filter(is_near).collect::<Vec<_>>().as_slice() {
+        [] => String::new(),
+        near => format!("; near it: {}", near.join(", ")),
+    }
 }
 
 /// A model's `config.json`.
@@ -146,7 +161,8 @@ impl ModelConfig {
         }
         let family: &'static Family = family.ok_or_else(|| {
             keys.error(format!(
-                "model_type \"{name}\" is not supported; supported are {}",
+                "model_type \"{name}\" is not supported{}; supported are {}",
+                near_families(name),
                 family_names()
             ))
         })?;
@@ -505,6 +521,33 @@ mod tests {
         })
     }
 
+    fn phi3() -> Value {
+        json!({
+            "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
+            "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+            "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_scaling": null, "rope_theta": 10000.0,
+            "sliding_window": 2047, "tie_word_embeddings": false, "vocab_size": 32064
+        })
+    }
+
+    fn olmo2() -> Value {
+        json!({
+            "attention_bias": false, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 8192,
+            "max_position_embeddings": 4096, "model_type": "olmo2", "num_attention_heads": 16, "num_hidden_layers": 16,
+            "num_key_value_heads": 16, "rms_norm_eps": 1e-6, "rope_scaling": null, "rope_theta": 500000,
+            "tie_word_embeddings": false, "vocab_size": 100352
+        })
+    }
+
+    fn smollm3() -> Value {
+        json!({
+            "attention_bias": false, "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008,
+            "max_position_embeddings": 65536, "mlp_bias": false, "model_type": "smollm3", "num_attention_heads": 16,
+            "num_hidden_layers": 36, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_scaling": null,
+            "rope_theta": 5000000.0, "sliding_window": null, "use_sliding_window": false, "vocab_size": 128256
+        })
+    }
+
     fn with(mut value: Value, key: &str, to: Value) -> Value {
         value[key] = to;
         value
@@ -529,7 +572,8 @@ mod tests {
     #[test]
     fn parameter_counts_are_the_published_ones() {
         // SmolLM2-135M: 134,515,008; Qwen2.5-0.5B: 494,032,768; Qwen3-0.6B: 596,049,920 without the stored head;
-        // GPT-2 small: 124,439,808; Pythia-160M: 162,322,944; OPT-125M: 125,239,296; OPT-350M: 331,196,416; BLOOM-560M: 559,214,592.
+        // GPT-2 small: 124,439,808; Pythia-160M: 162,322,944; OPT-125M: 125,239,296; OPT-350M: 331,196,416; BLOOM-560M: 559,214,592;
+        // Phi-3-mini: 3,821,079,552; OLMo-2-1B: 1,484,916,736; SmolLM3-3B: 3,075,098,624.
         for (value, count) in [
             (smollm2(), 134_515_008),
             (qwen2(), 494_032_768),
@@ -539,6 +583,9 @@ mod tests {
             (opt(), 125_239_296),
             (opt_350m(), 331_196_416),
             (bloom(), 559_214_592),
+            (phi3(), 3_821_079_552),
+            (olmo2(), 1_484_916_736),
+            (smollm3(), 3_075_098_624),
         ] {
             let config = ModelConfig::from_value(value).unwrap();
             assert_eq!(config.num_params(), count, "{}", config.family());
@@ -607,7 +654,7 @@ mod tests {
             json!(true),
         );
         let c = gated(value);
-        assert!(c.qkv_bias && c.o_bias && c.mlp_bias && !c.qk_norm);
+        assert!(c.qkv_bias && c.o_bias && c.mlp_bias && c.qk_norm.is_none());
         for (value, rotary_dim) in [
             (pythia(), 16),
             (with(pythia(), "rotary_pct", Value::Null), 16),
@@ -737,6 +784,54 @@ mod tests {
         };
         assert_eq!(gate(gemma.clone()), Gate::Gelu(Gelu::Tanh));
         assert_eq!(gate(with(gemma, "hidden_act", json!("silu"))), Gate::Silu);
+    }
+
+    /// `SmolLM3Config(..).no_rope_layers` and `.layer_types` of transformers 5.23.
+    #[test]
+    fn smollm3_leaves_layers_without_rotation() {
+        let layers = |value: Value| {
+            let config = gated(with(value, "num_hidden_layers", json!(5)));
+            (config.rotated_layers, config.masks)
+        };
+        let (causal, window) = (Mask::Causal, Mask::Window(9));
+        let plain = layers(smollm3());
+        let fourth = vec![true, true, true, false, true];
+        assert_eq!(plain, (fourth.clone(), vec![causal; 5]));
+        let with_window = with(smollm3(), "sliding_window", json!(9));
+        let with_window = with(with_window, "use_sliding_window", json!(true));
+        let masks = vec![causal, causal, causal, window, causal];
+        assert_eq!(layers(with_window.clone()), (fourth, masks));
+        let third = with(with_window.clone(), "no_rope_layer_interval", json!(3));
+        assert_eq!(layers(third).0, [true, true, false, true, true]);
+        let mut listed = with(with_window, "no_rope_layers", json!([0, 1, 1, 1, 0, 1]));
+        assert_eq!(
+            layers(listed.clone()).1,
+            [window, causal, causal, causal, window]
+        );
+        listed["layer_types"] = json!(vec!["full_attention"; 5]);
+        let expected = (vec![false, true, true, true, false], vec![causal; 5]);
+        assert_eq!(layers(listed), expected);
+        assert_eq!(gated(smollm3()).rope_theta, 5e6);
+        assert!(gated(smollm3()).tie_word_embeddings);
+    }
+
+    /// `Phi3Config(..)` of transformers 5.23 for Phi-3-mini-128k's and Phi-4-mini's kind of file.
+    #[test]
+    fn phi3_reads_older_names_of_longrope() {
+        let scaling =
+            json!({"type": "su", "short_factor": vec![1; 36], "long_factor": vec![2; 36]});
+        let mut value = with(phi3(), "rope_scaling", scaling);
+        value["max_position_embeddings"] = json!(131_072);
+        value["partial_rotary_factor"] = json!(0.75);
+        let config = gated(value);
+        assert_eq!((config.head_dim, config.rotary_dim), (96, 72));
+        assert_eq!(config.masks[0], Mask::Window(2047));
+        let Some(RopeScaling::LongRope(long)) = config.rope_scaling else {
+            panic!("longrope");
+        };
+        // sqrt(1 + ln 32 / ln 4096) = sqrt(1 + 5 / 12).
+        assert!((long.attention_factor - (17.0f64 / 12.0).sqrt()).abs() < 1e-15);
+        assert_eq!(long.original_max_position_embeddings, 4096);
     }
 
     /// `Qwen2Config(..).layer_types` of transformers 5.23.
@@ -956,6 +1051,30 @@ mod tests {
             (
                 with(gpt2(), "model_type", json!("mamba")),
                 "\"mamba\" is not supported; supported are llama, qwen2, qwen3",
+            ),
+            (
+                with(gpt2(), "model_type", json!("qwen3_moe")),
+                "\"qwen3_moe\" is not supported; near it: qwen2, qwen3; supported are llama",
+            ),
+            (
+                with(gpt2(), "model_type", json!("mistrall")),
+                "\"mistrall\" is not supported; near it: mistral; supported are llama",
+            ),
+            (
+                with(
+                    phi3(),
+                    "rope_scaling",
+                    json!({"type": "linear", "factor": 2}),
+                ),
+                "RoPE scaling \"linear\" is not Phi-3's",
+            ),
+            (
+                with(phi3(), "partial_rotary_factor", json!(0.01)),
+                "\"partial_rotary_factor\" rotates 0 of a head's 96 entries; expected an even number between 2 and 96",
+            ),
+            (
+                with(smollm3(), "no_rope_layers", json!([1, 1, 2])),
+                "\"no_rope_layers\" must be a list of 1 (rotated) or 0 for each of the 36 layers, found [1,1,2]",
             ),
             (json!({"hidden_size": 3}), "no \"model_type\""),
             (json!([1]), "expected a JSON object"),

@@ -277,6 +277,8 @@ fn is_buffer(name: &str) -> bool {
     [
         "rotary_emb.inv_freq",
         "rope_freqs.weight",
+        "rope_factors_short.weight",
+        "rope_factors_long.weight",
         ".attn.bias",
         ".attn.masked_bias",
         ".attention.bias",

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::gemma::query_scalar;
 use super::header::MetadataValue;
 use super::layout::Architecture;
+use super::rope::rope_scaling;
 
 /// What a file says of its model.
 pub(super) struct Description<'a> {
@@ -14,6 +15,8 @@ pub(super) struct Description<'a> {
     pub(super) metadata: &'a BTreeMap<String, MetadataValue>,
     /// Shape of a tensor by Hugging Face's name, if the file has it.
     pub(super) shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
+    /// Values of a tensor.
+    pub(super) read: &'a dyn Fn(&str) -> Result<Vec<f32>, String>,
 }
 
 impl Description<'_> {
@@ -48,22 +51,20 @@ impl Description<'_> {
     }
 
     fn settings(&self) -> Result<Map<String, Value>, String> {
-        let scaling = self
-            .key("rope.scaling.type")
-            .and_then(MetadataValue::as_str);
-        let scaling = scaling.filter(|kind| *kind != "none");
-        let known = scaling == Some("linear") && self.architecture == Architecture::Gemma3;
-        if self.has("rope_freqs.weight") || (scaling.is_some() && !known) {
-            return Err("RoPE scaling cannot be read from GGUF metadata".into());
-        }
         let mut config = match self.architecture {
             Architecture::Gpt2 => self.gpt2()?,
             Architecture::Bloom => self.bloom()?,
             _ => self.decoder()?,
         };
         match self.architecture {
-            Architecture::Llama | Architecture::Qwen2 | Architecture::Qwen3 => {
+            Architecture::Llama
+            | Architecture::Qwen2
+            | Architecture::Qwen3
+            | Architecture::Phi3
+            | Architecture::Olmo2
+            | Architecture::SmolLm3 => {
                 config.insert("hidden_act".into(), json!("silu"));
+                config.extend(self.gated(&config)?);
             }
             Architecture::Gemma => {
                 config.insert("hidden_act".into(), json!("gelu_pytorch_tanh"));
@@ -106,6 +107,9 @@ impl Description<'_> {
         let (model_type, class) = match self.architecture {
             Architecture::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
             Architecture::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+            Architecture::Phi3 => ("phi3", "Phi3ForCausalLM"),
+            Architecture::Olmo2 => ("olmo2", "Olmo2ForCausalLM"),
+            Architecture::SmolLm3 => ("smollm3", "SmolLM3ForCausalLM"),
             Architecture::Gemma => ("gemma", "GemmaForCausalLM"),
             Architecture::Gemma2 => ("gemma2", "Gemma2ForCausalLM"),
             Architecture::Gemma3 => ("gemma3_text", "Gemma3ForCausalLM"),
@@ -117,9 +121,10 @@ impl Description<'_> {
             None => heads,
         };
         let hidden = self.count("embedding_length")?;
-        let width = self
-            .key("attention.key_length")
-            .or_else(|| self.key("rope.dimension_count"));
+        // Phi-3 rotates a part of a head.
+        let rotated = self.key("rope.dimension_count");
+        let rotated = rotated.filter(|_| self.architecture != Architecture::Phi3);
+        let width = self.key("attention.key_length").or(rotated);
         let head_dim = match width {
             Some(n) => n
                 .as_u64()
@@ -159,6 +164,38 @@ impl Description<'_> {
             }
         }
         Ok(config)
+    }
+
+    /// RoPE scaling, and what is one family's own.
+    fn gated(&self, config: &Map<String, Value>) -> Result<Map<String, Value>, String> {
+        let mut more = Map::new();
+        if let Some(scaling) = rope_scaling(self)? {
+            more.insert("rope_scaling".into(), scaling);
+        }
+        let count = |key: &str| self.key(key).and_then(MetadataValue::as_u64);
+        let window = count("attention.sliding_window").filter(|&window| window > 0);
+        match self.architecture {
+            Architecture::Phi3 => {
+                let head_dim = config.get("head_dim").and_then(Value::as_f64);
+                if let (Some(rotated), Some(width)) = (count("rope.dimension_count"), head_dim) {
+                    let part = rotated as f64 / width;
+                    more.insert("partial_rotary_factor".into(), json!(part));
+                }
+                more.insert("sliding_window".into(), json!(window));
+                if let Some(context) = count("rope.scaling.original_context_length") {
+                    more.insert("original_max_position_embeddings".into(), json!(context));
+                }
+            }
+            Architecture::Olmo2 if window.is_some() => {
+                return Err("a window of attention is not OLMo 2's".into());
+            }
+            Architecture::SmolLm3 => {
+                // llama.cpp's constant.
+                more.insert("no_rope_layer_interval".into(), json!(4));
+            }
+            _ => {}
+        }
+        Ok(more)
     }
 
     fn gemma2(&self, config: &Map<String, Value>) -> Map<String, Value> {
@@ -204,11 +241,11 @@ impl Description<'_> {
         Ok(more)
     }
 
-    fn has(&self, tensor: &str) -> bool {
+    pub(super) fn has(&self, tensor: &str) -> bool {
         (self.shape)(tensor).is_some()
     }
 
-    fn key(&self, key: &str) -> Option<&MetadataValue> {
+    pub(super) fn key(&self, key: &str) -> Option<&MetadataValue> {
         (self.metadata).get(&format!("{}.{key}", self.architecture.name()))
     }
 
@@ -220,7 +257,7 @@ impl Description<'_> {
         })
     }
 
-    fn number(&self, key: &str) -> Option<f64> {
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
         self.key(key).and_then(MetadataValue::as_f64)
     }
 

@@ -270,7 +270,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// The f64 with the shortest decimal form of the f32: 1e-5, not 9.999999747378752e-6.
-fn shortest(x: f32) -> f64 {
+pub(super) fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or_else(|_| f64::from(x))
 }
 

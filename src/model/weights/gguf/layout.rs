@@ -9,6 +9,9 @@ pub(super) enum Architecture {
     Llama,
     Qwen2,
     Qwen3,
+    Phi3,
+    Olmo2,
+    SmolLm3,
     Gemma,
     Gemma2,
     Gemma3,
@@ -40,6 +43,9 @@ impl Architecture {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Phi3 => "phi3",
+            Self::Olmo2 => "olmo2",
+            Self::SmolLm3 => "smollm3",
             Self::Gemma => "gemma",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3",
@@ -50,11 +56,14 @@ impl Architecture {
 }
 
 /// Our families, and how llama.cpp calls them. Mistral's tensors and computation are llama's.
-pub(super) const FAMILIES: [(&str, Architecture); 9] = [
+pub(super) const FAMILIES: [(&str, Architecture); 12] = [
     ("llama", Architecture::Llama),
     ("mistral", Architecture::Llama),
     ("qwen2", Architecture::Qwen2),
     ("qwen3", Architecture::Qwen3),
+    ("phi3", Architecture::Phi3),
+    ("olmo2", Architecture::Olmo2),
+    ("smollm3", Architecture::SmolLm3),
     ("gemma", Architecture::Gemma),
     ("gemma2", Architecture::Gemma2),
     ("gemma3_text", Architecture::Gemma3),
@@ -154,7 +163,8 @@ pub(super) fn layout(
     }
     // Rows of which each head has `share` or a multiple of it.
     let heads = |keys: &[&str], share: usize| {
-        let value = keys.iter().find_map(|key| metadata.get(*key));
+        let key = |key: &&str| metadata.get(&format!("{}.{key}", architecture.name()));
+        let value = keys.iter().find_map(key);
         let heads = value.and_then(MetadataValue::as_u64).unwrap_or(0) as usize;
         match shape.first() {
             Some(rows) if heads > 0 && rows.is_multiple_of(share * heads) => Ok(heads),
@@ -165,10 +175,10 @@ pub(super) fn layout(
     };
     let joint = name.contains(".self_attention.query_key_value.");
     if architecture == Architecture::Bloom && joint {
-        let heads = heads(&["bloom.attention.head_count"], 3)?;
+        let heads = heads(&["attention.head_count"], 3)?;
         return Ok(Layout::ByKind { heads });
     }
-    if architecture != Architecture::Llama {
+    if !architecture.interleaves() {
         return Ok(Layout::Same);
     }
     let rotary = |keys: &[&str]| heads(keys, 2).map(|heads| Layout::Rotary { heads });
@@ -177,12 +187,9 @@ pub(super) fn layout(
         matches!(kind, ".weight" | ".bias")
     };
     if of("self_attn.q_proj") {
-        rotary(&["llama.attention.head_count"])
+        rotary(&["attention.head_count"])
     } else if of("self_attn.k_proj") {
-        rotary(&[
-            "llama.attention.head_count_kv",
-            "llama.attention.head_count",
-        ])
+        rotary(&["attention.head_count_kv", "attention.head_count"])
     } else {
         Ok(Layout::Same)
     }
@@ -220,6 +227,27 @@ const GATED_INNER: [(&str, &str); 11] = [
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
 ];
+const PHI3_INNER: [(&str, &str); 6] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_qkv", "self_attn.qkv_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_up", "mlp.gate_up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+const OLMO2_INNER: [(&str, &str); 11] = [
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
 /// Of Gemma from its second version on, which has norms after attention and MLP, too.
 const GEMMA_INNER: [(&str, &str); 13] = [
     ("attn_norm", "input_layernorm"),
@@ -254,6 +282,11 @@ const GPT2_INNER: [(&str, &str); 6] = [
 ];
 
 impl Architecture {
+    /// Whether rows of queries and keys are interleaved for ggml's rotation of neighbouring pairs.
+    pub(super) fn interleaves(self) -> bool {
+        matches!(self, Self::Llama | Self::SmolLm3)
+    }
+
     /// Whether llama.cpp stores norms with one added.
     pub(super) fn norms_plus_one(self) -> bool {
         matches!(self, Self::Gemma | Self::Gemma2 | Self::Gemma3)
@@ -272,7 +305,9 @@ impl Architecture {
             Self::Gpt2 => &GPT2_INNER,
             Self::Bloom => &BLOOM_INNER,
             Self::Gemma2 | Self::Gemma3 => &GEMMA_INNER,
-            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Gemma => &GATED_INNER,
+            Self::Phi3 => &PHI3_INNER,
+            Self::Olmo2 => &OLMO2_INNER,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Gemma => &GATED_INNER,
         }
     }
 

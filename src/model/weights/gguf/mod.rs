@@ -11,6 +11,7 @@ mod file;
 mod gemma;
 mod header;
 mod layout;
+mod rope;
 mod sentencepiece;
 mod split;
 mod splitting;
@@ -119,6 +120,7 @@ impl GgufFile {
             architecture: self.architecture,
             metadata: &self.metadata,
             shape: &|name| self.shape(name),
+            read: &|name| self.read(name).map_err(|error| error.to_string()),
         };
         let value = description.config().map_err(|message| {
             Error::format(

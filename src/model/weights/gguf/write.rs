@@ -7,17 +7,15 @@ use super::gemma;
 use super::layout::{
     Architecture, FAMILIES, architecture_of, llama_cpp_name, permute, swap_groups, transpose,
 };
+use super::rope::StoredScaling;
 use super::tensor_type::TensorType;
 use super::vocabulary;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::config::{ModelConfig, RopeScaling, TensorSpec};
+use crate::model::config::{ModelConfig, TensorSpec};
 use crate::model::weights::{WeightSource, read_tensor};
 use crate::model::{Architecture as Family, BloomConfig, GatedDecoderConfig, Gpt2Config};
 use crate::ops::Mask;
-
-/// Llama 3's factors by which rotary wavelengths are longer, `[head_dim / 2]`.
-const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// A model to write.
 #[derive(Clone, Copy)]
@@ -55,7 +53,7 @@ impl GgufModel<'_> {
         } = self.plan(kind)?;
         file::write(path, &metadata, &tensors, |at| {
             let Some(spec) = specs.get(at) else {
-                return Ok(factors.clone());
+                return Ok(factors[at - specs.len()].1.clone());
             };
             let values = read_tensor(self.weights, spec)?;
             tensors[at].kind.check_range(&spec.name, &values)?;
@@ -86,25 +84,25 @@ impl GgufModel<'_> {
                         "the model attends within a window, which llama.cpp does not do for its family".into(),
                     ));
                 }
-                match &config.rope_scaling {
-                    None => {}
-                    Some(RopeScaling::Llama3(scaling)) if architecture == Architecture::Llama => {
-                        factors = rope_factors(config, |frequency| scaling.scaled(frequency));
-                    }
-                    Some(scaling) => {
-                        return Err(refuse(format!(
-                            "{family} with RoPE scaling {}",
-                            scaling.name()
-                        )));
-                    }
+                if let Some(other) = computed_otherwise(architecture, config) {
+                    return Err(refuse(format!(
+                        "llama.cpp does not compute {family} with {other}"
+                    )));
                 }
+                let scaling = StoredScaling::new(architecture, config);
+                let scaling =
+                    scaling.map_err(|other| refuse(format!("llama.cpp cannot be told {other}")))?;
                 let (eps, theta) = (config.rms_norm_eps, config.rope_theta);
-                metadata.extend(self.decoder_keys(architecture, eps, theta));
+                metadata.extend(self.decoder_keys(architecture, eps, theta, config.rotary_dim));
+                let key = |key: &str| format!("{}.rope.scaling.{key}", architecture.name());
+                let keys = scaling.metadata.into_iter();
+                metadata.extend(keys.map(|(name, value)| (key(name), value)));
+                factors = scaling.factors;
             }
             Family::Gpt2(config) => metadata.extend(gpt2_keys(config)),
             Family::Gemma(config) => {
                 let (eps, theta) = (config.rms_norm_eps, config.rope_theta);
-                metadata.extend(self.decoder_keys(architecture, eps, theta));
+                metadata.extend(self.decoder_keys(architecture, eps, theta, config.head_dim));
                 metadata.extend(gemma::keys(architecture, config).map_err(refuse)?);
             }
             Family::Bloom(config) => {
@@ -144,13 +142,11 @@ impl GgufModel<'_> {
             Ok(Tensor { name, shape, kind })
         });
         let mut tensors = tensors.collect::<Result<Vec<Tensor>>>()?;
-        if !factors.is_empty() {
-            tensors.push(Tensor {
-                name: ROPE_FACTORS.into(),
-                shape: vec![factors.len()],
-                kind: TensorType::F32,
-            });
-        }
+        tensors.extend(factors.iter().map(|(name, values)| Tensor {
+            name: (*name).into(),
+            shape: vec![values.len()],
+            kind: TensorType::F32,
+        }));
         Ok(Plan {
             architecture,
             metadata,
@@ -178,6 +174,7 @@ impl GgufModel<'_> {
         architecture: Architecture,
         eps: f64,
         theta: f64,
+        rotary_dim: usize,
     ) -> Vec<(String, Value)> {
         let (config, layout) = (self.config, self.config.head_layout());
         let count = |key: &str, x: usize| count(architecture, key, x);
@@ -191,7 +188,7 @@ impl GgufModel<'_> {
             count("attention.head_count_kv", layout.kv_heads),
             count("attention.key_length", layout.head_dim),
             count("attention.value_length", layout.head_dim),
-            count("rope.dimension_count", layout.head_dim),
+            count("rope.dimension_count", rotary_dim),
             number(architecture, "attention.layer_norm_rms_epsilon", eps),
             number(architecture, "rope.freq_base", theta),
         ]
@@ -232,10 +229,10 @@ struct Plan {
     architecture: Architecture,
     metadata: Vec<(String, Value)>,
     tensors: Vec<Tensor>,
-    /// Of the same tensors, but for the last one if there are factors.
+    /// Of the same tensors, but for those of factors at the end.
     specs: Vec<TensorSpec>,
-    /// The values of [`ROPE_FACTORS`].
-    factors: Vec<f32>,
+    /// Of rotary wavelengths.
+    factors: Vec<(&'static str, Vec<f32>)>,
 }
 
 /// A whole number of an architecture's own.
@@ -252,6 +249,30 @@ pub(super) fn number(architecture: Architecture, key: &str, x: f64) -> (String, 
         format!("{}.{key}", architecture.name()),
         Value::F32(x as f32),
     )
+}
+
+/// What llama.cpp's graph of the architecture has otherwise or not at all.
+fn computed_otherwise(
+    architecture: Architecture,
+    config: &GatedDecoderConfig,
+) -> Option<&'static str> {
+    let mut layers = config.rotated_layers.iter().enumerate();
+    let every_fourth = layers.all(|(layer, rotated)| *rotated != (layer + 1).is_multiple_of(4));
+    match architecture {
+        Architecture::SmolLm3 if !every_fourth => {
+            Some("other layers without rotation than every fourth")
+        }
+        Architecture::Olmo2 if config.tie_word_embeddings => {
+            Some("an output head that is the embedding")
+        }
+        Architecture::Olmo2 if config.qkv_bias => Some("biases"),
+        Architecture::Olmo2 | Architecture::Phi3
+            if config.layout().q_width() != config.hidden_size =>
+        {
+            Some("heads that together are not as wide as the hidden state")
+        }
+        _ => None,
+    }
 }
 
 fn bloom_keys(config: &BloomConfig) -> Vec<(String, Value)> {
@@ -281,16 +302,6 @@ fn gpt2_keys(config: &Gpt2Config) -> Vec<(String, Value)> {
         count("attention.head_count", config.n_head),
         number(Architecture::Gpt2, "attention.layer_norm_epsilon", eps),
     ]
-}
-
-/// By how much each rotary wavelength is longer.
-fn rope_factors(config: &GatedDecoderConfig, scaled: impl Fn(f32) -> f32) -> Vec<f32> {
-    let pairs = config.head_dim / 2;
-    let frequency = |pair: usize| {
-        let exponent = 2.0 * pair as f64 / config.head_dim as f64;
-        config.rope_theta.powf(-exponent) as f32
-    };
-    (0..pairs).map(frequency).map(|x| x / scaled(x)).collect()
 }
 
 /// Whether llama.cpp has the transpose.
@@ -333,14 +344,15 @@ pub(super) fn with_rows_in_order(
     if architecture == Architecture::Bloom && of(".self_attention.query_key_value") {
         return swap_groups(&values, [config.head_layout().heads, 3]);
     }
-    match (architecture, config.architecture()) {
-        (Architecture::Llama, Family::Gated(gated)) if of(".self_attn.q_proj") => {
-            permute(&values, gated.num_attention_heads, width)
-        }
-        (Architecture::Llama, Family::Gated(gated)) if of(".self_attn.k_proj") => {
-            permute(&values, gated.num_key_value_heads, width)
-        }
-        _ => values,
+    let layout = config.head_layout();
+    if !architecture.interleaves() {
+        values
+    } else if of(".self_attn.q_proj") {
+        permute(&values, layout.heads, width)
+    } else if of(".self_attn.k_proj") {
+        permute(&values, layout.kv_heads, width)
+    } else {
+        values
     }
 }
 
@@ -349,6 +361,7 @@ mod tests {
     use serde_json::{Value as Json, json};
 
     use super::*;
+    use crate::model::config::RopeScaling;
     use crate::model::weights::{GgufFile, RandomSource};
     use crate::rng::Seed;
 
@@ -392,6 +405,14 @@ mod tests {
             json!({"model_type": "mistral", "sliding_window": null, "head_dim": 16, "tie_word_embeddings": true}),
             json!({"model_type": "qwen2"}),
             json!({"model_type": "qwen3", "head_dim": 16}),
+            json!({"model_type": "qwen2", "rope_scaling": {"type": "linear", "factor": 2.5}}),
+            json!({"model_type": "qwen3", "head_dim": 16,
+                   "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}}),
+            json!({"model_type": "phi3", "partial_rotary_factor": 0.75, "original_max_position_embeddings": 16,
+                   "rope_scaling": {"type": "su", "short_factor": [1.0, 1.1, 2.5], "long_factor": [1.0, 3.0, 9.7],
+                                    "attention_factor": 1.25}}),
+            json!({"model_type": "olmo2"}),
+            json!({"model_type": "smollm3", "num_hidden_layers": 4, "attention_bias": true}),
             json!({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}),
             json!({"model_type": "gemma", "head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}),
             json!({"model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 24}),
@@ -483,7 +504,7 @@ mod tests {
             &json!({"model_type": "llama", "rope_theta": 1e4, "rope_scaling": scaling, "head_dim": 16}),
         );
         let (_, file) = written(&config, TensorType::F32);
-        let factors = file.read(ROPE_FACTORS).unwrap();
+        let factors = file.read(super::super::rope::FACTORS).unwrap();
         // Wavelengths 2 pi 10^(i / 2): 6.3 stays, 20 and 63 are blended, those above 64 are eight times as long.
         assert_eq!(factors.len(), 8);
         assert_eq!((factors[0], factors[3..].to_vec()), (1.0, vec![8.0; 5]));
@@ -491,6 +512,17 @@ mod tests {
             factors[1] > 1.0 && factors[1] < factors[2] && factors[2] < 8.0,
             "{factors:?}"
         );
+        // Without a config.json the factors are read as those of all rows.
+        let read = file.config().unwrap();
+        let Family::Gated(read) = read.architecture() else {
+            panic!("llama");
+        };
+        let Some(RopeScaling::LongRope(long)) = &read.rope_scaling else {
+            panic!("{:?}", read.rope_scaling);
+        };
+        let values: Vec<f32> = long.short_factor.iter().map(|&x| x as f32).collect();
+        assert_eq!((values, &long.short_factor), (factors, &long.long_factor));
+        assert_eq!(long.attention_factor, 1.0);
     }
 
     #[test]
@@ -535,6 +567,20 @@ mod tests {
             let found = gemma(key, value);
             assert!(found.contains(named), "{key}: {found}");
         }
+        let pattern = refused(json!({"model_type": "smollm3", "no_rope_layer_interval": 2}));
+        assert!(
+            pattern.contains("other layers without rotation than every fourth"),
+            "{pattern}"
+        );
+        let dynamic = json!({"type": "dynamic", "factor": 2.0});
+        let dynamic = refused(json!({"model_type": "llama", "rope_scaling": dynamic}));
+        assert!(
+            dynamic.contains("cannot be told llama with RoPE scaling dynamic"),
+            "{dynamic}"
+        );
+        let yarn = json!({"type": "yarn", "factor": 2.0, "beta_fast": 16});
+        let yarn = refused(json!({"model_type": "qwen3", "rope_scaling": yarn}));
+        assert!(yarn.contains("yarn with attention_factor"), "{yarn}");
         let rows = refused(json!({"model_type": "llama", "vocab_size": 9}));
         assert!(
             rows.contains("has no row among the embedding's 9"),
