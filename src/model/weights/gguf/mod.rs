@@ -632,7 +632,7 @@ mod tests {
         let mamba = file(&[("general.architecture", Meta::Text("mamba"))], &[]);
         assert!(
             message(&mamba)
-                .contains("\"mamba\" is not supported; supported are llama, qwen2, qwen3, gemma, gemma2, gemma3, gpt2, bloom")
+                .contains("\"mamba\" is not supported; supported are llama, qwen2, qwen3, phi3, olmo2, smollm3, gemma")
         );
     }
 }
