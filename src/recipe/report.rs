@@ -211,7 +211,9 @@ fn facts(recipe: &Recipe, info: &RunInfo, stages: &[StageSection]) -> Vec<(Strin
     let seconds: f64 = stages.iter().map(StageSection::seconds).sum();
     fact("time of the stages", duration(seconds));
     let tokens: u64 = stages.iter().map(|stage| stage.record.tokens).sum();
-    fact("tokens", grouped(tokens));
+    if tokens > 0 {
+        fact("tokens", grouped(tokens));
+    }
     if let Some(bytes) = stages
         .iter()
         .filter_map(|stage| stage.record.peak_bytes)

@@ -125,7 +125,7 @@ figure{margin:0;display:flex;flex-direction:column;justify-content:flex-end;brea
 figcaption span{white-space:nowrap;margin-left:.5em}svg{display:block;width:100%;max-width:520px;height:auto}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.35em .8em .35em 0;border-bottom:1px solid var(--rule)}th{font-weight:600}
-.facts th{color:var(--soft);font-weight:normal;white-space:nowrap}.facts td{overflow-wrap:anywhere}.number{text-align:right}
+.facts th{color:var(--soft);font-weight:normal;white-space:nowrap}.facts td{overflow-wrap:anywhere}.number{text-align:right;white-space:nowrap}
 .up{color:var(--good)}.down{color:var(--bad)}
 .samples td{white-space:pre-wrap;overflow-wrap:anywhere;min-width:13em;max-width:32em}
 details{margin:.6em 0}details[open]{grid-column:1/-1}summary{cursor:pointer;color:var(--soft)}

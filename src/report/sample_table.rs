@@ -45,7 +45,7 @@ pub(super) fn sample_table(samples: &[Sample]) -> String {
         "</tr>\n"
     });
     for prompt in prompts {
-        html.push_str(&format!("<tr><td>{}</td>", escape(&prompt.prompt)));
+        html.push_str(&format!("<tr><td>{}</td>", escape(prompt.prompt.trim())));
         for column in &columns {
             let mut titled = samples.iter().zip(&titles);
             let found = titled.find(|(s, title)| s.prompt == prompt.prompt && title == column);
@@ -95,11 +95,11 @@ fn response(sample: &Sample) -> String {
         notes.push("no EOS".into());
     }
     if notes.is_empty() {
-        return escape(&sample.response);
+        return escape(sample.response.trim());
     }
     format!(
         "{}<br><small>{}</small>",
-        escape(&sample.response),
+        escape(sample.response.trim()),
         notes.join(", ")
     )
 }
