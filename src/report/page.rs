@@ -120,7 +120,7 @@ h2 small,h3 small{font-weight:normal}p{margin:.5em 0}ul{padding-left:1.3em}a{col
 pre{background:var(--panel);padding:.6em .8em;overflow-x:auto;margin:.3em 0;border-radius:4px;font:13px/1.45 ui-monospace,monospace}
 .command{margin:.6em 0}.warning{background:var(--mark);border-left:4px solid var(--warn);padding:.5em .8em;border-radius:0 4px 4px 0}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:1.2em}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:0 2em;align-items:start}.columns>*{min-width:0}
+.columns{display:grid;gap:0 2em;align-items:start}@media(min-width:1000px){.columns{grid-template-columns:42% 1fr}}.columns>*{min-width:0}
 figure{margin:0;display:flex;flex-direction:column;justify-content:flex-end;break-inside:avoid}figcaption{flex:1}
 figcaption span{white-space:nowrap;margin-left:.5em}svg{display:block;width:100%;max-width:520px;height:auto}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
