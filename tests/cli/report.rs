@@ -42,8 +42,8 @@ fn open(browser: &Path, page: &Path, profile: &Path) -> (String, String) {
 
 const RECIPE: &str = r#"(
     name: "two", model: "tiny", stages: [
-        Rank(name: "rank", data: (source: Posts(rows: 8, seed: 4)), num_responses: 2, response_length: 4, reward: Gold,
-            generation_batch_size: 16),
+        Rank(name: "rank", init: Base, data: (source: Posts(rows: 8, seed: 4)), num_responses: 2, response_length: 4,
+            reward: Gold, generation_batch_size: 16),
         Compare(name: "compare", policies: [Base], data: (source: Posts(rows: 4, seed: 8)), rewards: {"gold": Gold},
             response_length: 4),
     ],
