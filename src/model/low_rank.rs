@@ -8,7 +8,7 @@ use super::stored_adapter::StoredAdapter;
 use super::weights::gguf::LowRankLayer;
 use crate::error::{Error, Result};
 use crate::peft::{
-    AdapterConfig, AdapterMethod, AdapterSpec, Bias, LayerKind, LinearSpec, LoraConfig, tensor_key,
+    AdapterConfig, AdapterMethod, Bias, LayerKind, LinearSpec, LoraConfig, tensor_key,
 };
 
 /// Reads the adapter of `folder` on a model with `config`, layer by layer.
@@ -23,7 +23,7 @@ pub fn low_rank_layers(folder: &Path, config: &ModelConfig) -> Result<Vec<LowRan
             folder.display()
         )))
     };
-    let AdapterSpec::Lora(lora) = &adapter.spec else {
+    let Some(lora) = adapter.spec.lora() else {
         return refuse(&format!("adapters of {}", adapter.spec.peft_type()));
     };
     if let Some(what) = more_than_low_rank(lora) {

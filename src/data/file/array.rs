@@ -102,7 +102,8 @@ impl Elements {
             Some(b']') if self.row > 0 => return self.end(),
             Some(0xef) if self.row == 0 && self.column == 1 => {
                 // A byte-order mark.
-                (self.byte()?, self.byte()?);
+                self.byte()?;
+                self.byte()?;
                 self.mark()?;
             }
             Some(found) if found == mark => {}

@@ -31,6 +31,7 @@ pub use table::TableAdapter;
 
 use table::{EMBEDDING_A, EMBEDDING_B};
 
+use super::AdapterSpec;
 use super::keys::tensor_key;
 use super::method::{LayerAdapter, Merged, Site, dropped};
 use super::projection::{ColumnOrder, LayerSpec};
@@ -73,6 +74,16 @@ pub struct Lora<B: Backend> {
     start: Option<Start<B>>,
     /// Factor on the learning rate of all but `a` (LoRA+).
     lr_ratio: f64,
+}
+
+impl AdapterSpec {
+    /// LoRA's settings, for formats that have nothing else.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        match self {
+            Self::Lora(config) => Some(config),
+            _ => None,
+        }
+    }
 }
 
 impl<B: Backend> Lora<B> {
