@@ -219,6 +219,8 @@ fn is_shared(name: &str, key: &str) -> bool {
 
 /// The layer at `path`, or the only one whose path ends with it: models saved without a head have shorter paths.
 fn layer_at<'a>(linear: &'a [LinearSpec], path: &str) -> Option<&'a LinearSpec> {
+    // The text model inside of one for text and images.
+    let path = path.replacen("language_model.", "", 1);
     let whole = linear.iter().find(|layer| layer.name == path);
     whole.or_else(|| {
         let end = format!(".{path}");

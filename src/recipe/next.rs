@@ -79,8 +79,23 @@ fn merges(folder: &Path) -> bool {
 
 /// A word of a command line, in quotes where a shell would take it apart.
 pub fn shell_word(word: &str) -> String {
-    match word.contains([' ', '"', '\'', '(', '$', '*']) {
-        true => format!("'{word}'"),
-        false => word.to_owned(),
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./:=+,@%".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shell_word;
+
+    #[test]
+    fn a_shell_reads_words_as_they_are() {
+        let words = ["runs/a-1", "runs/a b", "a&b", "it's", ""].map(shell_word);
+        assert_eq!(
+            words,
+            ["runs/a-1", "'runs/a b'", "'a&b'", r"'it'\''s'", "''"]
+        );
     }
 }

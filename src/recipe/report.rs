@@ -30,6 +30,10 @@ pub fn find_run(folder: &Path) -> Result<Recipe> {
         _ if !folder.exists() => "there is no such folder".to_owned(),
         _ if !folder.is_dir() => "this is a file".to_owned(),
         Some(run) if file(run).is_file() => {
+            let run = match run.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => run,
+            };
             format!(
                 "this is the folder of a stage; its run is {}",
                 run.display()

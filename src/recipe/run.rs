@@ -163,7 +163,7 @@ pub fn run<B: ModelBackend>(
     session.resume_command = options.resume_command.clone();
     session.interrupt = options.interrupt.clone();
     session.rewards = options.rewards.clone();
-    write_run_report(run.path(), &run_report(recipe, run.path(), true)?)?;
+    report(&mut session, recipe, true);
     let mut outcomes = Vec::new();
     let runs = |name: &str| checked.only.as_ref().is_none_or(|only| only == name);
     for (index, stage) in recipe.stages.iter().enumerate() {
@@ -198,18 +198,22 @@ pub fn run<B: ModelBackend>(
             let later: Vec<&StagePlan> = later.collect();
             session.clock.begin(index + 1, plans.len(), plan, &later);
         }
-        let outcome = stage.run(&mut session).inspect_err(|_| {
-            // The report says how far the run came; that it ended is the error that counts.
-            let report = run_report(recipe, run.path(), false);
-            let _ = report.and_then(|report| write_run_report(run.path(), &report));
-        })?;
+        let outcome = match stage.run(&mut session) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // The report says how far the run came.
+                report(&mut session, recipe, false);
+                return Err(error);
+            }
+        };
         write_atomic(&done, outcome.record.summary.as_bytes())?;
         if let Some(plan) = plans.get(index) {
             session.clock.finished(plan, outcome.record.seconds);
         }
         outcomes.push((stage.name().to_owned(), outcome));
-        write_run_report(run.path(), &run_report(recipe, run.path(), true)?)?;
+        report(&mut session, recipe, true);
     }
+    report(&mut session, recipe, false);
     if let Some(bytes) = peak_rss_bytes() {
         let peak = bytes as f64 / (1u64 << 30) as f64;
         session.reporter.message(&format!(
@@ -218,4 +222,14 @@ pub fn run<B: ModelBackend>(
         ));
     }
     Ok(outcomes)
+}
+
+/// Writes the report of the run. A damaged log or a full disk does not end a run for its report: it is said instead.
+fn report<B: ModelBackend>(session: &mut Session<'_, B>, recipe: &Recipe, in_use: bool) {
+    let run = session.run.path();
+    let written = run_report(recipe, run, in_use).and_then(|found| write_run_report(run, &found));
+    if let Err(error) = written {
+        let message = format!("warning: the run's report.html was not written: {error}");
+        session.reporter.message(&message);
+    }
 }

@@ -36,6 +36,7 @@ pub fn estimate_times<B: ModelBackend>(
     for (stage, plan) in recipe.stages.iter().zip(&checked.plans) {
         let earlier = known.iter().find(|(other, measured, _)| {
             (other.shape, other.workload) == (plan.shape, plan.workload)
+                && (other.work.sampled > 0.0) == (plan.work.sampled > 0.0)
                 && measured.inputs().models == stage.inputs().models
         });
         let pace = match earlier {

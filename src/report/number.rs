@@ -20,7 +20,8 @@ pub fn duration(seconds: f64) -> String {
         (0, 0, _) if seconds < 9.95 => format!("{seconds:.1} s"),
         (0, 0, s) => format!("{s} s"),
         (0, m @ 1..=9, s) if s > 0 => format!("{m} min {s} s"),
-        (0, m, s) => format!("{} min", m + s / 30),
+        (0, m, s) if m + s / 30 < 60 => format!("{} min", m + s / 30),
+        (0, ..) => "1 h".into(),
         (h @ 1..=19, m, _) if m > 0 => format!("{h} h {m} min"),
         (h, m, _) => format!("{} h", h + m / 30),
     }
@@ -34,7 +35,7 @@ mod tests {
     fn times_have_two_units_at_most() {
         assert_eq!(
             [
-                0.04, 9.96, 59.4, 60.0, 95.0, 725.0, 3600.0, 12_000.0, 90_000.0
+                0.04, 9.96, 59.4, 60.0, 95.0, 725.0, 3585.0, 3600.0, 12_000.0, 90_000.0
             ]
             .map(duration),
             [
@@ -44,6 +45,7 @@ mod tests {
                 "1 min",
                 "1 min 35 s",
                 "12 min",
+                "1 h",
                 "1 h",
                 "3 h 20 min",
                 "25 h"

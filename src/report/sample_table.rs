@@ -8,7 +8,7 @@ use super::samples::Sample;
 
 /// Most prompts shown.
 const MAX_PROMPTS: usize = 12;
-/// Most columns of responses shown.
+/// Most columns of steps shown; policies are all shown.
 const MAX_COLUMNS: usize = 4;
 
 /// A table with one row per prompt, one column per policy (with one policy: per step, or per response to the same prompt); empty
@@ -28,7 +28,8 @@ pub(super) fn sample_table(samples: &[Sample]) -> String {
     if prompts.is_empty() {
         return String::new();
     }
-    if columns.len() > MAX_COLUMNS {
+    let of_policies = samples.iter().any(|sample| sample.policy.is_some());
+    if columns.len() > MAX_COLUMNS && !of_policies {
         // The first step and the last ones: before training and its outcome.
         columns.drain(1..columns.len() - (MAX_COLUMNS - 1));
     }
@@ -122,5 +123,19 @@ mod tests {
         );
         assert!(html.contains("<td>p</td><td>a</td><td>b</td>"), "{html}");
         assert_eq!(sample_table(&[]), "");
+    }
+
+    #[test]
+    fn all_policies_have_a_column() {
+        let names = ["base", "sft", "dpo", "ppo", "best"];
+        let samples = names.map(|name| Sample {
+            policy: Some(name.into()),
+            prompt: "p".into(),
+            ..Sample::default()
+        });
+        let html = sample_table(&samples);
+        for name in names {
+            assert!(html.contains(&format!("<th>{name}</th>")), "{html}");
+        }
     }
 }

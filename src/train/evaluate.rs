@@ -19,6 +19,17 @@ pub(super) struct SampleRequest<'a> {
     pub(super) step: usize,
 }
 
+impl SampleRequest<'_> {
+    /// At most `longest` new tokens, and no more than fit into rows of `max_length` after the longest prompt: a table of positions may end
+    /// there. The last token of a response is not read, so one always fits.
+    pub(super) fn within(max_length: usize, prompts: &[Prompt], longest: usize) -> usize {
+        let prompt = (prompts.iter().map(|prompt| prompt.ids.len())).max();
+        longest
+            .min(max_length.saturating_sub(prompt.unwrap_or(0)))
+            .max(1)
+    }
+}
+
 /// Greedy responses for `samples.jsonl`.
 pub(super) fn greedy_samples<B: ModelBackend>(
     model: &LanguageModel<B>,

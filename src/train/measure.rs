@@ -34,6 +34,8 @@ const FIRST_TOKENS: u64 = 128;
 const MAX_REPEATS: usize = 50;
 /// Tokens that are sampled for each row at first; the prompt's pass is in their time.
 const FIRST_SAMPLED: usize = 2;
+/// Tokens sampled where an evaluation samples, prompts being as long as rows.
+const SAMPLED: u64 = 16;
 /// Most rows of the first sampling; more are measured if they fit into the budget.
 const FIRST_ROWS: usize = 4;
 
@@ -99,7 +101,9 @@ pub fn measure<B: ModelBackend>(
         (sizes.training, sizes.generation, plan.work.sampled > 0.0)
     {
         // Samples of its evaluations.
-        sizes.generation = Some((FIRST_ROWS as u64, tokens / rows.max(1), 16));
+        // A prompt of a whole row has no place for a response.
+        let prompt = (tokens / rows.max(1)).saturating_sub(SAMPLED);
+        sizes.generation = Some((FIRST_ROWS as u64, prompt, SAMPLED));
     }
     let (init, of_start) = start(stages, stage);
     let policy = session.policy(init)?;
@@ -208,6 +212,12 @@ impl Rows {
     }
 }
 
+/// The tokens that were asked for, as a part of those of whole rows.
+fn share_of(tokens: u64, rows: &[Vec<u32>]) -> f64 {
+    let there: usize = rows.iter().map(Vec::len).sum();
+    tokens as f64 / there as f64
+}
+
 /// Seconds of `run`, which returns once the device is done.
 fn timed(run: impl FnOnce() -> Result<()>) -> Result<f64> {
     let begin = Instant::now();
@@ -270,7 +280,7 @@ impl<B: ModelBackend> TrainingPass<'_, B> {
                 guard::check::<B>(device)
             })?;
             updates.push(update);
-            Ok(pass)
+            Ok(pass * share_of(tokens, &ids))
         })?;
         let update = updates.into_iter().fold(f64::INFINITY, f64::min);
         Ok((per_token, update))
@@ -288,13 +298,14 @@ fn forward_pace<B: ModelBackend>(
         let ids = rows.of(tokens);
         let slices: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
         let (positions, targets) = rows.targets(&ids);
-        timed(|| {
+        let seconds = timed(|| {
             let batch = TokenBatch::<B>::from_rows(&slices, device);
             let hidden = model.states_at(&batch, Some(indices(&positions, device)), None, None);
             let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), 1.0);
             read(logprobs);
             Ok(())
-        })
+        })?;
+        Ok(seconds * share_of(tokens, &ids))
     })
 }
 
@@ -368,6 +379,8 @@ mod tests {
         assert_eq!(targets[..3], ids[0][7..]);
         assert!(ids.concat().iter().all(|&id| id < 100));
         assert_eq!(rows.of(3), [vec![1, 14, 27]]);
+        // Thirty tokens took the time that 35 are said to take.
+        assert_eq!(share_of(35, &ids), 35.0 / 30.0);
     }
 
     #[test]

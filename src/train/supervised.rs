@@ -32,6 +32,8 @@ pub(super) struct SupervisedTraining<'a> {
     pub(super) epochs: usize,
     pub(super) max_steps: Option<usize>,
     pub(super) batch_size: usize,
+    /// Most tokens of a row.
+    pub(super) max_length: usize,
     pub(super) shuffle: bool,
     pub(super) micro_batch_tokens: usize,
     pub(super) gradient_checkpointing: bool,
@@ -188,9 +190,10 @@ fn evaluate<B: ModelBackend>(
         let row = row?;
         longest = longest.max(row.ids.len() - row.prompt_len);
     }
+    let prompts = &work.prompts[..journal.num_samples().min(work.prompts.len())];
     let request = SampleRequest {
-        prompts: &work.prompts[..journal.num_samples().min(work.prompts.len())],
-        max_new_tokens: longest,
+        prompts,
+        max_new_tokens: SampleRequest::within(work.max_length, prompts, longest),
         step: journal.position.step,
     };
     for sample in greedy_samples(&model, tokenizer, &request, &device)? {

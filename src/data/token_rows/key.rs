@@ -14,6 +14,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::data::encode::RowEncoding;
+use crate::data::tokenizer::today;
 use crate::data::{DataConfig, Tokenizer};
 use crate::error::{Error, Result};
 use crate::read_at::read_exact_at;
@@ -37,10 +38,16 @@ pub(super) fn of<E: RowEncoding>(
         "encoding": E::NAME,
         "settings": encoding,
         "data": config,
+        "day": templates_read_clock(config).then(today),
         "files": files.collect::<Result<Vec<_>>>()?,
         "tokenizer": tokenizer.fingerprint(),
     });
     Ok(format!("{:x}", Sha256::digest(parts.to_string())))
+}
+
+/// Whether texts that are made from rows may depend on the time.
+fn templates_read_clock(config: &DataConfig) -> bool {
+    json!(config).to_string().contains("strftime_now")
 }
 
 /// This program: encoders change from build to build.
@@ -78,5 +85,35 @@ fn contents(path: &Path) -> Result<String> {
 fn blob(path: &Path) -> Option<String> {
     let target = std::fs::read_link(path).ok()?;
     let is_blob = target.parent()?.file_name()? == "blobs";
-    is_blob.then(|| target.file_name()?.to_str().map(str::to_owned))?
+    let name = target.file_name()?.to_str()?;
+    // Git's hash of a small file, and SHA-256; a folder of this name may be anybody's.
+    let is_hash = [40, 64].contains(&name.len()) && name.bytes().all(|b| b.is_ascii_hexdigit());
+    (is_blob && is_hash).then(|| name.to_owned())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_are_hashes_stand_for_contents() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = folder.path().join("blobs");
+        std::fs::create_dir(&blobs).unwrap();
+        let linked = |name: &str| {
+            std::fs::write(blobs.join(name), "x").unwrap();
+            let link = folder.path().join(format!("to-{name}"));
+            std::os::unix::fs::symlink(blobs.join(name), &link).unwrap();
+            contents(&link).unwrap()
+        };
+        let hash = "c0ffee".repeat(7)[..40].to_owned();
+        assert_eq!(linked(&hash), hash);
+        let own = linked("train.jsonl");
+        assert_eq!(own.len(), 64);
+        std::fs::write(blobs.join("train.jsonl"), "y").unwrap();
+        assert_ne!(
+            contents(&folder.path().join("to-train.jsonl")).unwrap(),
+            own
+        );
+    }
 }

@@ -7,6 +7,12 @@ use sha2::Digest;
 use super::Tokenizer;
 use crate::data::chat::ChatTemplate;
 
+/// Days since 1970.
+pub(in crate::data) fn today() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs() / (24 * 3600)
+}
+
 impl Tokenizer {
     /// Whether this tokenizer's model can read ids of `other`: every token of `other` has the same id here, and text is split in the
     /// same way. This tokenizer may have more tokens.
@@ -39,9 +45,7 @@ impl Tokenizer {
     pub(crate) fn fingerprint(&self) -> String {
         let mut hash = self.files.hash();
         if self.chat.as_ref().is_some_and(ChatTemplate::reads_clock) {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            let day = now.unwrap_or_default().as_secs() / (24 * 3600);
-            hash.update(day.to_le_bytes());
+            hash.update(today().to_le_bytes());
         }
         format!("{:x}", hash.finalize())
     }

@@ -22,6 +22,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub(in crate::data) use self::compare::today;
 pub use self::encoder::{CutSide, EncodedText, EncoderTokenizer};
 use self::files::Files;
 pub(crate) use self::files::is_tokenizer_file;

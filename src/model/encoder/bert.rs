@@ -41,7 +41,11 @@ pub(super) fn read(keys: &Keys<'_>, after_padding: bool) -> Result<EncoderSizes>
     keys.one_of("position_embedding_type", "absolute", &["absolute"])?;
     // transformers' default of each family.
     let padding = match after_padding {
-        true => Some(keys.whole("pad_token_id")?.unwrap_or(1)),
+        // An id of 32 bits: positions begin after it.
+        true => match keys.whole("pad_token_id")?.unwrap_or(1) {
+            padding if u32::try_from(padding).is_ok() => Some(padding),
+            padding => return Err(keys.mismatch("pad_token_id", "a token id", &padding.into())),
+        },
         false => None,
     };
     let (hidden_size, heads) = (

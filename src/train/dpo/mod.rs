@@ -407,9 +407,10 @@ fn evaluate<B: ModelBackend>(
     sums.add(&micro, &logprobs, &held_out.ref_logprobs, loss);
     let metrics = sums.means(EVAL_NAMES, config.beta);
     journal.eval(session, &metrics)?;
+    let longest = micro.lens.iter().copied().max().unwrap_or(1);
     let request = SampleRequest {
         prompts: &held_out.prompts,
-        max_new_tokens: micro.lens.iter().copied().max().unwrap_or(1).max(1),
+        max_new_tokens: SampleRequest::within(config.max_length, &held_out.prompts, longest),
         step: journal.position.step,
     };
     for sample in greedy_samples(model, held_out.tokenizer, &request, &device)? {

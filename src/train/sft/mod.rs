@@ -52,6 +52,7 @@ pub(super) fn sft<B: ModelBackend>(
         epochs: config.epochs,
         max_steps: config.max_steps,
         batch_size: config.batch_size,
+        max_length: config.max_length,
         shuffle: config.shuffle,
         micro_batch_tokens: config.micro_batch_tokens,
         gradient_checkpointing: config.gradient_checkpointing,

@@ -24,6 +24,13 @@ pub struct LowRankLayer {
     pub b: Vec<f32>,
 }
 
+impl LowRankLayer {
+    /// The factor as PEFT's alpha without rsLoRA.
+    fn alpha(&self) -> f64 {
+        self.scale * self.rank as f64
+    }
+}
+
 /// A LoRA adapter to write.
 #[derive(Clone, Copy)]
 pub struct GgufAdapter<'a> {
@@ -50,10 +57,9 @@ impl GgufAdapter<'_> {
                 "llama.cpp's form of family {family} is not known here"
             ))
         })?;
-        let alpha = self
-            .layers
-            .first()
-            .map_or(1.0, |layer| layer.scale * layer.rank as f64);
+        // llama.cpp takes an alpha of 0 as none.
+        let mut alphas = self.layers.iter().map(LowRankLayer::alpha);
+        let alpha = alphas.find(|&alpha| alpha != 0.0).unwrap_or(1.0);
         let mut tensors = Vec::new();
         for layer in self.layers {
             let weight = format!("{}.weight", layer.path);
@@ -105,7 +111,7 @@ impl GgufAdapter<'_> {
 
     /// The up projection, with the order of rows of the base's weight.
     fn up(&self, architecture: Architecture, layer: &LowRankLayer, alpha: f64) -> Vec<f32> {
-        let own = layer.scale * layer.rank as f64;
+        let own = layer.alpha();
         let values: Vec<f32> = match own == alpha {
             true => layer.b.clone(),
             false => (layer.b.iter())
@@ -154,6 +160,28 @@ mod tests {
         let header = Header::read(&blob).unwrap();
         let alpha = &header.metadata["adapter.lora.alpha"];
         assert_eq!(alpha, &MetadataValue::Float(2.0));
+        // An alpha of 0 would be none.
+        let silent = [
+            layer("self_attn.q_proj", 1, 0.0, 4),
+            layer("mlp.up_proj", 2, 3.0, 3),
+        ];
+        let silent = GgufAdapter {
+            layers: &silent,
+            ..adapter
+        };
+        let other = folder.path().join("b.gguf");
+        silent.write(&other, TensorType::F32).unwrap();
+        let other = Blob::open(&other).unwrap();
+        let of_other = Header::read(&other).unwrap();
+        assert_eq!(
+            of_other.metadata["adapter.lora.alpha"],
+            MetadataValue::Float(6.0)
+        );
+        let up = &of_other.tensors[1];
+        assert_eq!(
+            other.read_tensor(&up.dtype, up.offset, up.len).unwrap(),
+            [0.0; 4]
+        );
         let found: Vec<(String, Vec<usize>, Vec<f32>)> = (header.tensors.iter())
             .map(|info| {
                 let values = blob

@@ -30,7 +30,7 @@ impl Description<'_> {
             Architecture::Bloom => "transformer.word_embeddings.weight",
             _ => "model.embed_tokens.weight",
         };
-        let vocab_size = (self.shape)(embedding).map(|shape| shape[0]);
+        let vocab_size = (self.shape)(embedding).and_then(|shape| shape.first().copied());
         let vocab_size = vocab_size.ok_or_else(|| format!("{embedding} is missing"))?;
         let mut config = self.settings()?;
         let mut put = |key: &str, value: Value| config.insert(key.into(), value);
@@ -68,8 +68,12 @@ impl Description<'_> {
             }
             Architecture::Gemma => {
                 config.insert("hidden_act".into(), json!("gelu_pytorch_tanh"));
+                config.extend(self.scaled()?);
             }
-            Architecture::Gemma2 => config.extend(self.gemma2(&config)),
+            Architecture::Gemma2 => {
+                config.extend(self.gemma2(&config));
+                config.extend(self.scaled()?);
+            }
             Architecture::Gemma3 => config.extend(self.gemma3(&config)?),
             Architecture::Gpt2 | Architecture::Bloom => {}
         }
@@ -215,15 +219,22 @@ impl Description<'_> {
         more
     }
 
+    /// The RoPE scaling of all layers.
+    fn scaled(&self) -> Result<Map<String, Value>, String> {
+        let scaling = rope_scaling(self)?.map(|scaling| ("rope_scaling".to_owned(), scaling));
+        Ok(scaling.into_iter().collect())
+    }
+
     fn gemma3(&self, config: &Map<String, Value>) -> Result<Map<String, Value>, String> {
         let mut more = self.gemma2(config);
         let number = |key: &str, default: f64| self.number(key).unwrap_or(default);
         let mut full = json!({
             "rope_type": "default", "rope_theta": number("rope.freq_base", 1_000_000.0)
         });
-        if self.key("rope.scaling.type").is_some() {
-            full["rope_type"] = json!("linear");
-            full["factor"] = json!(number("rope.scaling.factor", 1.0));
+        if let (Some(Value::Object(scaling)), Some(full)) =
+            (rope_scaling(self)?, full.as_object_mut())
+        {
+            full.extend(scaling);
         }
         let local = number("rope.freq_base_swa", 10_000.0);
         more.insert(

@@ -167,7 +167,13 @@ pub(super) fn layout(
         let value = keys.iter().find_map(key);
         let heads = value.and_then(MetadataValue::as_u64).unwrap_or(0) as usize;
         match shape.first() {
-            Some(rows) if heads > 0 && rows.is_multiple_of(share * heads) => Ok(heads),
+            Some(rows)
+                if heads > 0
+                    && (share.checked_mul(heads))
+                        .is_some_and(|n| n > 0 && rows.is_multiple_of(n)) =>
+            {
+                Ok(heads)
+            }
             _ => Err(format!(
                 "{name} of shape {shape:?} cannot have {heads} heads"
             )),

@@ -140,22 +140,82 @@ pub(super) fn rope_scaling(file: &Description<'_>) -> Result<Option<Json>, Strin
             "original_max_position_embeddings": context()?,
         })));
     }
-    let factor = number("factor").filter(|factor| *factor > 0.0);
+    // Older files have a factor under another name, and none the kind; llama.cpp takes it as linear.
+    let factor = number("factor").or_else(|| file.number("rope.scale_linear"));
+    let factor = factor.filter(|factor| *factor > 0.0);
     let kind = key("type")
         .and_then(MetadataValue::as_str)
-        .unwrap_or("none");
+        .unwrap_or("linear");
+    let is = |name: &str, value: f64| number(name).is_none_or(|found| found == value);
+    let plain = ["attn_factor", "yarn_attn_factor", "yarn_ext_factor"]
+        .iter()
+        .all(|name| is(name, 1.0))
+        && is("yarn_log_multiplier", 0.0);
     match (kind, factor) {
         ("none", _) | ("linear", None) => Ok(None),
         ("linear", Some(factor)) => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
-        ("yarn", Some(factor)) if number("attn_factor").is_none_or(|factor| factor == 1.0) => {
-            Ok(Some(json!({
+        ("yarn", Some(factor)) if plain => {
+            let mut scaling = json!({
                 "rope_type": "yarn",
                 "factor": factor,
                 "original_max_position_embeddings": context()?,
-            })))
+            });
+            for name in ["beta_fast", "beta_slow"] {
+                if let Some(beta) = number(&format!("yarn_{name}")) {
+                    scaling[name] = json!(beta);
+                }
+            }
+            Ok(Some(scaling))
         }
         _ => Err(format!(
             "RoPE scaling \"{kind}\" cannot be read from this GGUF metadata"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// The scaling of a llama with these keys.
+    fn read(keys: &[(&str, MetadataValue)]) -> Result<Option<Json>, String> {
+        let context = ("context_length", MetadataValue::Unsigned(4096));
+        let metadata: BTreeMap<String, MetadataValue> = ([context].iter().chain(keys))
+            .map(|(key, value)| (format!("llama.{key}"), value.clone()))
+            .collect();
+        rope_scaling(&Description {
+            architecture: Architecture::Llama,
+            metadata: &metadata,
+            shape: &|_| None,
+            read: &|name| Err(format!("{name} is not there")),
+        })
+    }
+
+    #[test]
+    fn keys_of_older_files_and_yarns_own_are_read() {
+        let (float, text) = (MetadataValue::Float, |text: &str| {
+            MetadataValue::String(text.into())
+        });
+        let four = ("rope.scaling.factor", float(4.0));
+        let linear = Ok(Some(json!({"rope_type": "linear", "factor": 4.0})));
+        assert_eq!(read(&[]), Ok(None));
+        assert_eq!(read(&[("rope.scale_linear", float(4.0))]), linear);
+        assert_eq!(read(std::slice::from_ref(&four)), linear);
+        assert_eq!(
+            read(&[("rope.scaling.type", text("none")), four.clone()]),
+            Ok(None)
+        );
+        let yarn = ("rope.scaling.type", text("yarn"));
+        let fast = ("rope.scaling.yarn_beta_fast", float(16.0));
+        assert_eq!(
+            read(&[yarn.clone(), four.clone(), fast]),
+            Ok(Some(json!({
+                "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "beta_fast": 16.0
+            })))
+        );
+        let other = ("rope.scaling.yarn_ext_factor", float(0.5));
+        assert!(read(&[yarn, four, other]).is_err());
     }
 }

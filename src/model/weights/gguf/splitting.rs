@@ -32,6 +32,7 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BLOOM: &str = r" ?[^(\s|[.,!?…。，、।۔،])]+";
 const DEEPSEEK3: [Step; 3] = [
     Step::Matches(r"\p{N}{1,3}"),
     Step::Matches("[\u{4e00}-\u{9fa5}\u{3040}-\u{309f}\u{30a0}-\u{30ff}]+"),
@@ -52,7 +53,7 @@ const fn plain(names: &'static [&'static str], steps: &'static [Step]) -> Splitt
 }
 
 /// All that are known to give llama.cpp's ids and those of the models' own tokenizers.
-static ALL: [Splitting; 9] = [
+static ALL: [Splitting; 10] = [
     Splitting {
         as_gpt2: true,
         ..plain(&["gpt-2", "phi-2"], &[])
@@ -80,6 +81,7 @@ static ALL: [Splitting; 9] = [
     plain(&["dbrx", "smaug-bpe"], &[Step::Matches(LLAMA3)]),
     plain(&["deepseek-v3"], &DEEPSEEK3),
     plain(&["gpt-4o"], &[Step::Matches(GPT4O)]),
+    plain(&["bloom", "gpt3-finnish"], &[Step::Matches(BLOOM)]),
     Splitting {
         ignore_merges: true,
         adds_bos: true,
@@ -127,7 +129,7 @@ impl Splitting {
         found.ok_or_else(|| {
             format!(
                 "its tokenizer splits text as no tokenizer does that llama.cpp is known to have (normalizer {}, pre_tokenizer {}, \
-                 ignore_merges {ignores}); written are those of GPT-2, SmolLM, Qwen2, Llama 3, DeepSeek V3, GPT-4o and Mistral's Tekken",
+                 ignore_merges {ignores}); written are those of GPT-2, SmolLM, Qwen2, Llama 3, DeepSeek V3, GPT-4o, BLOOM and Mistral's Tekken",
                 tokenizer["normalizer"], tokenizer["pre_tokenizer"]
             )
         })

@@ -37,8 +37,12 @@ pub(super) fn files(metadata: &BTreeMap<String, MetadataValue>) -> Result<Files,
         special("bos", keys.flag("add_bos_token").unwrap_or(adds_bos)),
         special("eos", keys.flag("add_eos_token").unwrap_or(false)),
     );
+    // Markers of Phi-3 take the white space after them, which no key says; llama.cpp tells such models by their name.
+    let architecture = metadata.get("general.architecture");
+    let strips = architecture.and_then(MetadataValue::as_str) == Some("phi3")
+        && keys.text("model") == Some("llama");
     let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(), "normalizer": parts.normalizer,
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(strips), "normalizer": parts.normalizer,
         "pre_tokenizer": parts.pre_tokenizer, "post_processor": frame, "decoder": parts.decoder, "model": parts.model,
     });
     let mut config = Map::new();
@@ -153,13 +157,14 @@ impl<'a> Vocabulary<'a> {
             .collect()
     }
 
-    /// The tokens that are found in a text before it is split.
-    fn added(&self) -> Vec<Value> {
+    /// The tokens that are found in a text before it is split; `strips`: as Phi-3's.
+    fn added(&self, strips: bool) -> Vec<Value> {
         let found = self.used();
         let found = found.filter(|(_, _, kind)| [CONTROL, UNKNOWN, USER_DEFINED].contains(kind));
         let added = found.map(|(id, text, kind)| {
+            let strips = strips && !["<unk>", "<s>", "<|endoftext|>"].contains(&text);
             json!({
-                "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+                "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": strips, "normalized": false,
                 "special": kind != USER_DEFINED,
             })
         });

@@ -162,10 +162,21 @@ impl GgufModel<'_> {
         vec![
             text("architecture", architecture.name()),
             text("type", "model"),
-            text("name", self.name),
+            text("name", &self.named(architecture)),
             count("file_type", kind.file_type()),
             count("quantization_version", 2),
         ]
+    }
+
+    /// The model's name. llama.cpp knows by it that markers of Phi-3 take the white space after them.
+    fn named(&self, architecture: Architecture) -> String {
+        let known = ["phi-3", "phi3"]
+            .iter()
+            .any(|name| self.name.contains(name));
+        match architecture == Architecture::Phi3 && !known {
+            true => format!("{} (phi-3)", self.name),
+            false => self.name.to_owned(),
+        }
     }
 
     /// Of decoders with RMSNorm, rotary positions and a gated MLP; `theta`: base of the rotary frequencies.
