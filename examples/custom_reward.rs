@@ -20,6 +20,7 @@ fn main() -> Result<()> {
     let text = "(name: \"custom-reward\", model: \"tiny\", stages: [
         Ppo(
             name: \"ppo\",
+            init: Base,
             data: (source: Posts(rows: 64, seed: 1)),
             reward: Custom(name: \"brief\"),
             peft: Lora(rank: 8),
