@@ -43,6 +43,7 @@ macro_rules! on {
                 trajectories: sft, reward, dpo;
                 peft: adapters, classifiers, written, misfits, trained, many_rows, combined;
                 bottlenecks: forward, gradients, fresh;
+                resized: tables, written;
                 prompts: forward, classifiers, files, gradients, shared, misfits;
                 pipeline: every_stage;
                 optimisers: twenty_steps;

@@ -1,6 +1,7 @@
 //! Checks of data sets, each done once for all stages that read it.
 
-use super::{DataCheck, DataConfig, DataContext, Row, RowKind, check_source, read_rows};
+use super::kept_check::check_or_find;
+use super::{DataCheck, DataConfig, DataContext, Row, RowKind, RowsCache, read_rows};
 use crate::error::Result;
 
 /// The checks of all data sets of a recipe.
@@ -28,7 +29,7 @@ impl CheckedData {
         }
     }
 
-    /// Checks a data set by [`check_source`]; `None` if the same check was done before.
+    /// Checks a data set by [`check_source`](super::check_source); `None` if the same check was done before.
     pub fn check(
         &mut self,
         config: &DataConfig,
@@ -44,7 +45,7 @@ impl CheckedData {
             config: config.clone(),
             kind,
             columns: columns.to_vec(),
-            found: check_source(config, &self.context, kind, columns),
+            found: check_or_find(config, &self.context, kind, columns, &RowsCache::from_env()),
         });
         self.sets.last().map(|set| &set.found)
     }

@@ -12,6 +12,7 @@ mod encode;
 mod file;
 pub mod inspect;
 mod jinja;
+mod kept_check;
 mod loader;
 mod mixture;
 pub mod posts;

@@ -163,7 +163,6 @@ pub fn run<B: ModelBackend>(
     session.resume_command = options.resume_command.clone();
     session.interrupt = options.interrupt.clone();
     session.rewards = options.rewards.clone();
-    report(&mut session, recipe, true);
     let mut outcomes = Vec::new();
     let runs = |name: &str| checked.only.as_ref().is_none_or(|only| only == name);
     for (index, stage) in recipe.stages.iter().enumerate() {
@@ -198,6 +197,7 @@ pub fn run<B: ModelBackend>(
             let later: Vec<&StagePlan> = later.collect();
             session.clock.begin(index + 1, plans.len(), plan, &later);
         }
+        report(&mut session, recipe, true);
         let outcome = match stage.run(&mut session) {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -211,7 +211,6 @@ pub fn run<B: ModelBackend>(
             session.clock.finished(plan, outcome.record.seconds);
         }
         outcomes.push((stage.name().to_owned(), outcome));
-        report(&mut session, recipe, true);
     }
     report(&mut session, recipe, false);
     if let Some(bytes) = peak_rss_bytes() {

@@ -42,7 +42,7 @@ impl RowsCache {
     }
 
     /// The folder `folder`, for data sets of at least `least_bytes`.
-    pub(super) fn new(folder: PathBuf, least_bytes: u64) -> Self {
+    pub(in crate::data) fn new(folder: PathBuf, least_bytes: u64) -> Self {
         Self {
             folder,
             least_bytes,
@@ -53,7 +53,7 @@ impl RowsCache {
     ///
     /// # Errors
     /// If the files cannot be found.
-    pub(super) fn takes(
+    pub(in crate::data) fn takes(
         &self,
         config: &DataConfig,
         context: &DataContext,
@@ -72,6 +72,11 @@ impl RowsCache {
         self.folder.join(format!("{key}.rows"))
     }
 
+    /// The file of the check with this key.
+    pub(in crate::data) fn check_path(&self, key: &str) -> PathBuf {
+        self.folder.join(format!("{key}.check.json"))
+    }
+
     /// Whether `path` is in the folder, or is the folder.
     pub(super) fn holds(&self, path: &Path) -> bool {
         path.starts_with(&self.folder)
@@ -81,7 +86,7 @@ impl RowsCache {
     ///
     /// # Errors
     /// `Error::Io`.
-    pub(super) fn prepare(&self) -> Result<()> {
+    pub(in crate::data) fn prepare(&self) -> Result<()> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let entries = fs::read_dir(&self.folder).map_err(Error::io("read", &self.folder))?;
         for entry in entries.flatten() {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -32,15 +33,30 @@ pub(super) fn of<E: RowEncoding>(
     tokenizer: &Tokenizer,
     encoding: &E,
 ) -> Result<String> {
-    let files = files.iter().map(|path| contents(path));
-    let parts = json!({
-        "program": program(),
+    let how = json!({
         "encoding": E::NAME,
         "settings": encoding,
-        "data": config,
         "day": templates_read_clock(config).then(today),
-        "files": files.collect::<Result<Vec<_>>>()?,
         "tokenizer": tokenizer.fingerprint(),
+    });
+    files_key(files, config, &how)
+}
+
+/// A hash of the contents of `files`, of the settings by which they are read, of this program, and of `how` they are used.
+///
+/// # Errors
+/// `Error::Io`.
+pub(in crate::data) fn files_key(
+    files: &[PathBuf],
+    config: &DataConfig,
+    how: &impl Serialize,
+) -> Result<String> {
+    let contents = files.iter().map(|path| contents(path));
+    let parts = json!({
+        "program": program(),
+        "data": config,
+        "files": contents.collect::<Result<Vec<_>>>()?,
+        "how": how,
     });
     Ok(format!("{:x}", Sha256::digest(parts.to_string())))
 }

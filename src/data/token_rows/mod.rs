@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use cache::RowsCache;
 use file::{RowsFile, RowsWriter};
+pub(super) use key::files_key;
 use serde::{Deserialize, Serialize};
 pub use stored::TokenRow;
 
