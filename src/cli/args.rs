@@ -21,7 +21,7 @@ use crate::model::{Label, LabelOutput};
 use crate::ops::{MatmulPrecision, Precision};
 use crate::peft::Peft;
 use crate::recipe;
-use crate::reward::{ClassifierInput, RewardConfig, RougeVariant};
+use crate::reward::{ClassifierInput, RewardConfig, RougeVariant, TokenReduction};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
 #[derive(Debug, Clone, Parser)]
@@ -225,11 +225,13 @@ pub struct LogprobsArgs {
 
 Reward sources:
   rouge-1, rouge-2, rouge-l   F-measure against the column `completion`; `rouge-l:COLUMN` names another
+  bleu, chrf                  sacrebleu's sentence scores against the column `completion`; `chrf:COLUMN` names another
   gold                        the known scorer of the embedded posts
   length:N                    closeness of the length to N words
   pattern:REGEX               1 when the response matches, else 0
   learned:DIR                 a reward model's folder, or owner/name of the hub
   classifier:DIR#LABEL        the logit of an encoder's label (BERT, DistilBERT, RoBERTa) for prompt and response
+  logprob:MODEL               mean log-probability in nats of the response's tokens under another language model
   command:PROGRAM ARGS        a program that reads rows and writes {\"score\": x}, one JSON object a line
 
 Examples:
@@ -368,6 +370,19 @@ fn reward(text: &str) -> Result<RewardArg, String> {
         "rouge-1" => rouge(RougeVariant::Rouge1),
         "rouge-2" => rouge(RougeVariant::Rouge2),
         "rouge-l" => rouge(RougeVariant::RougeL),
+        "bleu" => RewardConfig::Bleu {
+            reference: rest.unwrap_or("completion").into(),
+            first_line: false,
+        },
+        "chrf" => RewardConfig::Chrf {
+            reference: rest.unwrap_or("completion").into(),
+            word_order: 0,
+            first_line: false,
+        },
+        "logprob" => RewardConfig::LogProbability {
+            model: needed("MODEL")?.into(),
+            reduction: TokenReduction::Mean,
+        },
         "gold" if !text.contains(':') => RewardConfig::Gold,
         "length" => RewardConfig::Length {
             target: positive(needed("N")?)?,
@@ -407,7 +422,7 @@ fn reward(text: &str) -> Result<RewardArg, String> {
         },
         _ => {
             return Err(
-                "expected rouge-1, rouge-2, rouge-l, gold, length:N, pattern:REGEX, learned:DIR, classifier:DIR#LABEL or command:PROGRAM"
+                "expected rouge-1, rouge-2, rouge-l, bleu, chrf, gold, length:N, pattern:REGEX, learned:DIR, classifier:DIR#LABEL, logprob:MODEL or command:PROGRAM"
                     .into(),
             );
         }

@@ -20,7 +20,7 @@ use crate::ops::ModelBackend;
 use crate::report::{format_value, table};
 use crate::reward::{
     self, Classifier, ClassifierSettings, Completion, CompletionEncoder, CustomRewards, Learned,
-    ModelReward, RewardSource,
+    LogProbability, ModelReward, RewardSource,
 };
 
 /// Default temperature of generated responses: greedy, so that everyone gets the same responses from the same model.
@@ -193,9 +193,27 @@ impl EvalTask<'_> {
                 Learned::<B>::new(model.reward_model(device)?, BATCH_TOKENS, device.clone());
             Ok(Box::new(learned.with_encoder(encoder)))
         };
+        let log_probability = |name: &str, reduction| -> Result<Box<dyn RewardSource>> {
+            let model = UnloadedModel::find(&ModelArgs::of(name.to_owned()))?;
+            let own = match &policy {
+                Some(_) => Some(Arc::new(model.tokenizer()?)),
+                None => None,
+            };
+            let before = (model.config.max_positions()).saturating_sub(model.max_row_tokens);
+            let encoder =
+                CompletionEncoder::new(name, &model.config, own, policy.clone()).after(before);
+            if let Some(note) = encoder.note() {
+                eprintln!("{note}");
+            }
+            let model = model.language_model::<B>(device)?;
+            let device = device.clone();
+            let source = LogProbability::new(model, reduction, BATCH_TOKENS, device, encoder);
+            Ok(Box::new(source))
+        };
         let mut with_model = |source: ModelReward<'_>| -> Result<Box<dyn RewardSource>> {
             match source {
                 ModelReward::Learned(folder) => learned(folder),
+                ModelReward::LogProbability(name, reduction) => log_probability(name, reduction),
                 ModelReward::Classifier(name, settings) => {
                     Ok(Box::new(classifier(name, settings)?))
                 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::data::complaints::column_names;
@@ -41,6 +42,15 @@ pub enum RowKind {
     Scored,
 }
 
+/// A column that a stage's reward sources read, by its type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum SourceColumn {
+    /// Text.
+    Text(String),
+    /// True or false, or 1 or 0.
+    Flag(String),
+}
+
 /// The result of checking every row of a data set.
 #[derive(Debug, Clone, Default)]
 pub struct DataCheck {
@@ -63,7 +73,7 @@ pub struct DataCheck {
 }
 
 /// Checks every row of a data set, after `skip` and up to `limit`: the columns that `expects` needs or that the format's
-/// templates name, their types, and the text columns `columns`, which the stage's reward sources read.
+/// templates name, their types, and `columns`, which the stage's reward sources read.
 ///
 /// Rows are parsed on all cores; long checks report progress on stderr. Files of the hub that are not in the cache are fetched
 /// if `context` allows it and skipped otherwise, as are rows of a stage that has not run yet.
@@ -71,7 +81,7 @@ pub fn check_source(
     config: &DataConfig,
     context: &DataContext,
     expects: RowKind,
-    columns: &[String],
+    columns: &[SourceColumn],
 ) -> DataCheck {
     let mut check = DataCheck::default();
     let context = &DataContext {
@@ -348,7 +358,7 @@ fn look(
     parser: &RowParser<'_>,
     row: &Row,
     expects: RowKind,
-    columns: &[String],
+    columns: &[SourceColumn],
 ) -> Result<Usability> {
     let is_empty = |content: &Content| matches!(content, Content::Text(text) if text.is_empty());
     let uncertain = match expects {
@@ -381,26 +391,59 @@ fn look(
     };
     chat_options(row, parser.format())?;
     for column in columns {
-        match row.columns.get(column) {
-            Some(Value::String(_)) => {}
-            Some(other) => {
-                return Err(row.error(format!(
-                    "column `{column}`, which a reward source reads: expected a string, found {}",
-                    rows::json_kind(other)
-                )));
-            }
-            None => {
-                return Err(row.error(format!(
-                    "a reward source reads the column `{column}`; the row has {}",
-                    column_names(&row.columns)
-                )));
-            }
-        }
+        column.check(row)?;
     }
     Ok(match uncertain {
         true => Usability::DependsOnTokens,
         false => Usability::Certain,
     })
+}
+
+impl SourceColumn {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Text(name) | Self::Flag(name) => name,
+        }
+    }
+
+    /// Checks that a row has it.
+    fn check(&self, row: &Row) -> Result<()> {
+        let name = self.name();
+        let Some(value) = row.columns.get(name) else {
+            return Err(row.error(format!(
+                "a reward source reads the column `{name}`; the row has {}",
+                column_names(&row.columns)
+            )));
+        };
+        let (fits, expected) = match self {
+            Self::Text(_) => (value.is_string(), "a string"),
+            Self::Flag(_) => (flag(value).is_some(), "true or false, or 1 or 0"),
+        };
+        match (fits, value) {
+            (true, _) => Ok(()),
+            (false, Value::Number(number)) => Err(row.error(format!(
+                "column `{name}`, which a reward source reads: expected {expected}, found {number}"
+            ))),
+            (false, value) => Err(row.error(format!(
+                "column `{name}`, which a reward source reads: expected {expected}, found {}",
+                rows::json_kind(value)
+            ))),
+        }
+    }
+}
+
+/// A column's value as true or false: a boolean, or 1 or 0.
+pub fn flag(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(flag) => Some(*flag),
+        Value::Number(number) => match number.as_f64()? {
+            0.0 => Some(false),
+            1.0 => Some(true),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// Whether a row of kind `TextOrCompletion` is text.
@@ -571,7 +614,7 @@ mod tests {
             &config,
             &DataContext::default(),
             RowKind::Prompt,
-            &["ideal".to_owned()],
+            &[SourceColumn::Text("ideal".to_owned())],
         );
         assert_eq!(check.problems.len(), 1);
         assert!(
@@ -582,6 +625,28 @@ mod tests {
             check.problems[0]
         );
         assert_eq!(check.num_rows, Some(2));
+    }
+
+    #[test]
+    fn flags_are_true_or_false_or_1_or_0() {
+        let found = |value: &str| {
+            let columns = serde_json::from_str(&format!("{{\"tag\":{value}}}")).unwrap();
+            let row = Row {
+                columns,
+                path: "d.jsonl".into(),
+                line: 1,
+            };
+            let checked = SourceColumn::Flag("tag".into()).check(&row);
+            checked.map_err(|error| error.to_string())
+        };
+        for right in ["true", "false", "0", "1", "1.0"] {
+            assert_eq!(found(right), Ok(()));
+        }
+        assert_eq!(
+            found("2").unwrap_err(),
+            "d.jsonl:1: column `tag`, which a reward source reads: expected true or false, or 1 or 0, found 2"
+        );
+        assert!(found("\"yes\"").unwrap_err().ends_with("found a string"));
     }
 
     #[test]

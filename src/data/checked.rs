@@ -1,7 +1,7 @@
 //! Checks of data sets, each done once for all stages that read it.
 
 use super::kept_check::check_or_find;
-use super::{DataCheck, DataConfig, DataContext, Row, RowKind, RowsCache, read_rows};
+use super::{DataCheck, DataConfig, DataContext, Row, RowKind, RowsCache, SourceColumn, read_rows};
 use crate::error::Result;
 
 /// The checks of all data sets of a recipe.
@@ -16,7 +16,7 @@ pub struct CheckedData {
 struct CheckedSet {
     config: DataConfig,
     kind: RowKind,
-    columns: Vec<String>,
+    columns: Vec<SourceColumn>,
     found: DataCheck,
 }
 
@@ -34,7 +34,7 @@ impl CheckedData {
         &mut self,
         config: &DataConfig,
         kind: RowKind,
-        columns: &[String],
+        columns: &[SourceColumn],
     ) -> Option<&DataCheck> {
         let is_same =
             |set: &CheckedSet| set.config == *config && set.kind == kind && set.columns == columns;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::token_rows::{RowsCache, files_key};
-use super::{DataCheck, DataConfig, DataContext, Row, RowKind, check_source};
+use super::{DataCheck, DataConfig, DataContext, Row, RowKind, SourceColumn, check_source};
 use crate::atomic::write_atomic;
 
 /// Checks a data set by [`check_source`]. Without problems, the check of a large one is kept in `cache` under a hash of the files'
@@ -16,7 +16,7 @@ pub(super) fn check_or_find(
     config: &DataConfig,
     context: &DataContext,
     kind: RowKind,
-    columns: &[String],
+    columns: &[SourceColumn],
     cache: &RowsCache,
 ) -> DataCheck {
     let path = path(config, context, kind, columns, cache);
@@ -43,7 +43,7 @@ fn path(
     config: &DataConfig,
     context: &DataContext,
     kind: RowKind,
-    columns: &[String],
+    columns: &[SourceColumn],
     cache: &RowsCache,
 ) -> Option<PathBuf> {
     let context = DataContext {

@@ -29,11 +29,12 @@ mod token_rows;
 mod tokenizer;
 
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
-pub use check::{DataCheck, RowKind, check_source};
+pub use check::{DataCheck, RowKind, SourceColumn, check_source, flag};
 pub use checked::CheckedData;
 pub use encode::{
     Comparisons, Conversation, EncodeReport, EncodedRows, Example, Prompt, TurnEnd,
-    encode_comparisons, encode_completions, encode_for_reward_model, encode_prompts, encode_text,
+    encode_comparisons, encode_completions, encode_for_reward_model, encode_judged, encode_prompts,
+    encode_text,
 };
 pub(crate) use encode::{Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all};
 pub use file::lfs_pointer;

@@ -41,7 +41,7 @@ enum UncheckedKind {
 /// A model of a recipe by the user's words.
 #[derive(Debug, Clone)]
 pub(super) enum WantedModel {
-    /// The recipe's `model`.
+    /// The recipe's `model`, or another one by a known name, its folder or `owner/name`.
     Base(String),
     /// A policy's folder.
     Folder(PathBuf),
@@ -178,10 +178,9 @@ pub(super) fn classifiers<'a>(key: &str, reward: &'a RewardConfig) -> Vec<Wanted
             label: label.as_ref(),
             output: *output,
         }],
-        RewardConfig::Sum(terms) => (terms.iter().enumerate())
-            .flat_map(|(index, (_, term))| classifiers(&format!("{key}.{index}.1"), term))
+        composed => (composed.parts().into_iter())
+            .flat_map(|(part, reward)| classifiers(&format!("{key}.{part}"), reward))
             .collect(),
-        _ => Vec::new(),
     }
 }
 
@@ -189,9 +188,20 @@ pub(super) fn classifiers<'a>(key: &str, reward: &'a RewardConfig) -> Vec<Wanted
 pub(super) fn learned(key: &str, reward: &RewardConfig) -> Vec<(String, String)> {
     match reward {
         RewardConfig::Learned { stage } => vec![(format!("{key}.stage"), stage.clone())],
-        RewardConfig::Sum(terms) => (terms.iter().enumerate())
-            .flat_map(|(index, (_, term))| learned(&format!("{key}.{index}.1"), term))
+        composed => (composed.parts().into_iter())
+            .flat_map(|(part, reward)| learned(&format!("{key}.{part}"), reward))
             .collect(),
-        _ => Vec::new(),
+    }
+}
+
+/// The language models that the source at `key` takes log-probabilities of, each with its own key.
+pub(super) fn readers(key: &str, reward: &RewardConfig) -> Vec<(String, String)> {
+    match reward {
+        RewardConfig::LogProbability { model, .. } => {
+            vec![(format!("{key}.model"), model.clone())]
+        }
+        composed => (composed.parts().into_iter())
+            .flat_map(|(part, reward)| readers(&format!("{key}.{part}"), reward))
+            .collect(),
     }
 }

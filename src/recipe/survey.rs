@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::known::{ResolvedModel, UncheckedModel, WantedModel};
 use super::{Places, Recipe, RunOptions};
-use crate::data::{CheckedData, DataContext, RowKind};
+use crate::data::{CheckedData, DataContext, RowKind, SourceColumn};
 use crate::error::{Problem, Result};
 use crate::model::{Fetch, Finder};
 use crate::ops::Precision;
@@ -138,7 +138,7 @@ impl Surveyor<'_> {
         }
         let before = self.problems.len();
         // Reward sources read columns of the rows with the prompts.
-        let columns: Vec<String> = (inputs.rewards.iter())
+        let columns: Vec<SourceColumn> = (inputs.rewards.iter())
             .flat_map(|(_, reward)| reward.columns())
             .collect();
         for data in &inputs.data {
@@ -158,6 +158,7 @@ impl Surveyor<'_> {
             }
         }
         self.reward_models(&inputs, path, known.as_ref());
+        let readers = self.readers(&inputs, path, known.as_ref());
         let classifiers = self.classifiers(&inputs, path);
         let known = known?;
         self.positions(&known, stage, path);
@@ -192,6 +193,9 @@ impl Surveyor<'_> {
             plan.total_params += classifiers;
             let bytes = size_of::<f32>() as u64 * classifiers;
             plan.memory.push(("classifiers".into(), bytes));
+        }
+        if readers > 0 {
+            plan.memory.push(("models of rewards".into(), readers));
         }
         for (key, error) in problems {
             self.keep::<()>(&format!("{path}.{key}"), Err(error));
@@ -260,7 +264,7 @@ impl Surveyor<'_> {
     }
 
     /// Checks all rows of a data set and records the problems.
-    fn data(&mut self, place: &str, data: &DataUse<'_>, columns: &[String]) {
+    fn data(&mut self, place: &str, data: &DataUse<'_>, columns: &[SourceColumn]) {
         if data.config.source.stage().is_some() {
             return;
         }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::data::SourceColumn;
 use crate::model::{Label, LabelOutput};
 
 /// A source of scores.
@@ -20,8 +21,8 @@ pub enum RewardConfig {
         /// The label, by its name in `id2label` or by index; may be left out if there is only one.
         #[serde(default)]
         label: Option<Label>,
-        /// Which number of the label.
-        #[serde(default)]
+        /// Which number of the label; may be written `score`, too.
+        #[serde(default, alias = "score")]
         output: LabelOutput,
         /// What the classifier reads.
         #[serde(default)]
@@ -38,6 +39,35 @@ pub enum RewardConfig {
         /// Compare only the first line of the response: fair to a base model that was not trained to stop.
         #[serde(default)]
         first_line: bool,
+    },
+    /// sacrebleu's sentence BLEU against a reference column, 0 to 100.
+    Bleu {
+        /// Column holding the reference text.
+        #[serde(default = "completion")]
+        reference: String,
+        /// Compare only the first line of the response.
+        #[serde(default)]
+        first_line: bool,
+    },
+    /// sacrebleu's sentence chrF against a reference column, 0 to 100.
+    Chrf {
+        /// Column holding the reference text.
+        #[serde(default = "completion")]
+        reference: String,
+        /// Longest n-grams of words beside those of characters: 0 is chrF, 2 is chrF++.
+        #[serde(default)]
+        word_order: usize,
+        /// Compare only the first line of the response.
+        #[serde(default)]
+        first_line: bool,
+    },
+    /// Log-probability in nats that another language model gives the response after its prompt.
+    LogProbability {
+        /// A folder, a known model, or `owner/name` of the hub.
+        model: String,
+        /// Over which of its tokens.
+        #[serde(default)]
+        reduction: TokenReduction,
     },
     /// The known scorer of the embedded posts.
     Gold,
@@ -67,6 +97,43 @@ pub enum RewardConfig {
     },
     /// A weighted sum of sources.
     Sum(Vec<(f64, RewardConfig)>),
+    /// Several sources of one kind, such as reward models of several seeds, as one score.
+    Ensemble {
+        /// The sources, two or more.
+        sources: Vec<RewardConfig>,
+        /// What becomes of their scores.
+        #[serde(default)]
+        combine: Combine,
+    },
+    /// Llama 2's combination of a helpfulness and a safety reward: the safety score of what is unsafe, else the helpfulness score.
+    Safest {
+        /// Scores helpfulness, as a logit.
+        helpful: Box<RewardConfig>,
+        /// Scores safety, as the logit of the probability that the response is safe.
+        safety: Box<RewardConfig>,
+        /// Probability of being safe below which the safety score counts.
+        #[serde(default = "safety_threshold")]
+        threshold: f64,
+        /// Column of the prompts (true or false, 1 or 0) that marks those for which the safety score always counts.
+        #[serde(default)]
+        tag: Option<String>,
+        /// Shift and scale the scores of each batch to mean 0 and variance 1.
+        #[serde(default = "yes")]
+        whiten: bool,
+    },
+    /// Another source's score, less a penalty for each word or token beyond a length.
+    LengthPenalty {
+        /// The source.
+        source: Box<RewardConfig>,
+        /// What is counted.
+        #[serde(default)]
+        unit: LengthUnit,
+        /// Length without penalty.
+        #[serde(default)]
+        beyond: usize,
+        /// Penalty for each unit more; above 0.
+        coef: f64,
+    },
 }
 
 impl RewardConfig {
@@ -78,14 +145,81 @@ impl RewardConfig {
         }
     }
 
-    /// Text columns that the source needs in every row.
-    pub fn columns(&self) -> Vec<String> {
+    /// The sources that it is made of, each with its key below this one as recipes write it; empty for sources of their own.
+    pub fn parts(&self) -> Vec<(String, &RewardConfig)> {
         match self {
-            Self::Rouge { reference, .. } => vec![reference.clone()],
-            Self::Sum(terms) => terms.iter().flat_map(|(_, term)| term.columns()).collect(),
+            Self::Sum(terms) => (terms.iter().enumerate())
+                .map(|(at, (_, term))| (format!("{at}.1"), term))
+                .collect(),
+            Self::Ensemble { sources, .. } => (sources.iter().enumerate())
+                .map(|(at, source)| (format!("sources.{at}"), source))
+                .collect(),
+            Self::Safest {
+                helpful, safety, ..
+            } => {
+                let part = |key: &str, source| (key.to_owned(), source);
+                vec![part("helpful", helpful.as_ref()), part("safety", safety)]
+            }
+            Self::LengthPenalty { source, .. } => vec![("source".to_owned(), source)],
             _ => Vec::new(),
         }
     }
+
+    /// Number of reward models in it.
+    pub fn num_learned(&self) -> usize {
+        let parts = self.parts();
+        let nested = parts.iter().map(|(_, part)| part.num_learned());
+        usize::from(self.learned().is_some()) + nested.sum::<usize>()
+    }
+
+    /// Columns that the source needs in every row.
+    pub fn columns(&self) -> Vec<SourceColumn> {
+        let own = match self {
+            Self::Rouge { reference, .. }
+            | Self::Bleu { reference, .. }
+            | Self::Chrf { reference, .. } => Some(SourceColumn::Text(reference.clone())),
+            Self::Safest { tag, .. } => tag.clone().map(SourceColumn::Flag),
+            _ => None,
+        };
+        let parts = self.parts();
+        let nested = parts.iter().flat_map(|(_, part)| part.columns());
+        own.into_iter().chain(nested).collect()
+    }
+}
+
+/// How the scores of an ensemble become one.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum Combine {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The lowest one.
+    Worst,
+    /// Their mean, less this many standard deviations among them: what they disagree on counts for less.
+    MeanMinusStd(f64),
+}
+
+/// Over which tokens of a response a log-probability is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum TokenReduction {
+    /// The mean over its tokens: the logarithm of 1 / perplexity.
+    #[default]
+    Mean,
+    /// The sum: the log-probability of the whole response.
+    Sum,
+}
+
+/// What a length is counted in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub enum LengthUnit {
+    /// Words, separated by white space.
+    #[default]
+    Words,
+    /// The policy's tokens, the EOS included.
+    Tokens,
 }
 
 /// What of a prompt and its response a classifier reads.
@@ -114,6 +248,12 @@ pub enum RougeVariant {
     RougeL,
 }
 
+fn safety_threshold() -> f64 {
+    0.15
+}
+fn yes() -> bool {
+    true
+}
 fn completion() -> String {
     "completion".into()
 }

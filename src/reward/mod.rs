@@ -1,15 +1,22 @@
 //! Reward sources: one score per response.
 
+mod bleu;
+mod chrf;
 mod classifier;
 mod command;
 mod config;
 mod custom;
+mod ensemble;
 mod gold;
 mod learned;
 mod length;
+mod length_penalty;
+mod log_probability;
 mod pattern;
 mod reading;
+mod reference;
 pub mod rouge;
+mod safest;
 mod stem;
 mod sum;
 
@@ -20,14 +27,18 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 pub use classifier::{Classifier, ClassifierSettings};
-pub use config::{ClassifierInput, RewardConfig, RougeVariant};
+pub use config::{
+    ClassifierInput, Combine, LengthUnit, RewardConfig, RougeVariant, TokenReduction,
+};
 pub use custom::CustomRewards;
 pub use learned::Learned;
+pub use log_probability::LogProbability;
 pub use reading::CompletionEncoder;
 
 use crate::data::Conversation;
 use crate::error::{Error, Problem, Result};
-use crate::model::Label;
+use crate::model::{Label, LabelOutput};
+use reference::Reference;
 
 /// A response to be scored, with its context.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +78,8 @@ pub enum ModelReward<'a> {
     Learned(&'a str),
     /// A classifier, by its folder or `owner/name`.
     Classifier(&'a str, ClassifierSettings<'a>),
+    /// A language model, by its folder, known name or `owner/name`.
+    LogProbability(&'a str, TokenReduction),
 }
 
 /// The source that `config` names: `custom` has those of [`RewardConfig::Custom`], `with_model` makes those that need a model.
@@ -84,8 +97,15 @@ pub fn build(
             message: problem.message,
         });
     }
+    let reference = |column: &String, first_line: &bool| Reference {
+        column: column.clone(),
+        first_line: *first_line,
+    };
     Ok(match config {
         RewardConfig::Learned { stage } => with_model(ModelReward::Learned(stage))?,
+        RewardConfig::LogProbability { model, reduction } => {
+            with_model(ModelReward::LogProbability(model, *reduction))?
+        }
         RewardConfig::Classifier {
             model,
             label,
@@ -101,12 +121,23 @@ pub fn build(
         }
         RewardConfig::Rouge {
             variant,
-            reference,
+            reference: column,
             first_line,
         } => Box::new(rouge::Rouge {
             variant: *variant,
-            reference: reference.clone(),
-            first_line: *first_line,
+            reference: reference(column, first_line),
+        }),
+        RewardConfig::Bleu {
+            reference: column,
+            first_line,
+        } => Box::new(bleu::Bleu::new(reference(column, first_line))?),
+        RewardConfig::Chrf {
+            reference: column,
+            word_order,
+            first_line,
+        } => Box::new(chrf::Chrf {
+            reference: reference(column, first_line),
+            word_order: *word_order,
         }),
         RewardConfig::Gold => Box::new(gold::Gold),
         RewardConfig::Length { target } => Box::new(length::Length { target: *target }),
@@ -135,7 +166,59 @@ pub fn build(
                 .collect::<Result<Vec<_>>>()?;
             Box::new(sum::Sum { terms })
         }
+        RewardConfig::Ensemble { sources, combine } => {
+            let sources = (sources.iter())
+                .map(|source| build(source, custom, with_model))
+                .collect::<Result<_>>()?;
+            let combine = *combine;
+            Box::new(ensemble::Ensemble { sources, combine })
+        }
+        RewardConfig::Safest {
+            helpful,
+            safety,
+            threshold,
+            tag,
+            whiten,
+        } => Box::new(safest::Safest {
+            helpful: build(helpful, custom, with_model)?,
+            safety: build(safety, custom, with_model)?,
+            threshold: *threshold,
+            tag: tag.clone(),
+            whiten: *whiten,
+            alone: 0,
+        }),
+        RewardConfig::LengthPenalty {
+            source,
+            unit,
+            beyond,
+            coef,
+        } => Box::new(length_penalty::LengthPenalty {
+            source: build(source, custom, with_model)?,
+            unit: *unit,
+            beyond: *beyond,
+            coef: *coef,
+        }),
     })
+}
+
+/// The scores of a source that another one is made of, named by `place` if they are not one for each completion.
+fn scores_of(
+    source: &mut dyn RewardSource,
+    completions: &[Completion],
+    place: impl FnOnce() -> String,
+) -> Result<Vec<f32>> {
+    let scores = source.score(completions)?;
+    match scores.len() == completions.len() {
+        true => Ok(scores),
+        false => Err(Error::Reward {
+            name: place(),
+            message: format!(
+                "gave {} scores for {} responses",
+                scores.len(),
+                completions.len()
+            ),
+        }),
+    }
 }
 
 /// All problems of `config` that show before it runs; `place` is its key in the recipe.
@@ -143,10 +226,12 @@ pub fn build(
 /// Whether models exist, and classifiers have their label, is checked with the recipe.
 pub fn check(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<Problem> {
     let mut problems = own_problems(config, custom, place);
-    if let RewardConfig::Sum(terms) = config {
-        for (at, (_, term)) in terms.iter().enumerate() {
-            problems.extend(check(term, custom, &format!("{place}[{at}]")));
-        }
+    for (key, part) in config.parts() {
+        let key = match config {
+            RewardConfig::Sum(_) => format!("{place}[{}]", key.trim_end_matches(".1")),
+            _ => format!("{place}.{key}"),
+        };
+        problems.extend(check(part, custom, &key));
     }
     problems
 }
@@ -155,9 +240,11 @@ pub fn check(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<
 pub fn name(config: &RewardConfig) -> String {
     match config {
         RewardConfig::Learned { stage } => format!("learned({stage})"),
+        RewardConfig::LogProbability { model, .. } => {
+            format!("log_probability({})", last_name(model))
+        }
         RewardConfig::Classifier { model, label, .. } => {
-            let model = model.trim_end_matches(['/', '\\']);
-            let model = model.rsplit(['/', '\\']).next().unwrap_or_default();
+            let model = last_name(model);
             match label {
                 Some(Label::Name(label)) => format!("classifier({model}, {label})"),
                 Some(Label::Index(index)) => format!("classifier({model}, {index})"),
@@ -165,6 +252,8 @@ pub fn name(config: &RewardConfig) -> String {
             }
         }
         RewardConfig::Rouge { variant, .. } => variant.name().into(),
+        RewardConfig::Bleu { .. } => "bleu".into(),
+        RewardConfig::Chrf { word_order, .. } => format!("chrf{}", "+".repeat(*word_order)),
         RewardConfig::Gold => "gold".into(),
         RewardConfig::Length { target } => format!("length({target})"),
         RewardConfig::Pattern { regex } => format!("pattern({regex})"),
@@ -179,20 +268,101 @@ pub fn name(config: &RewardConfig) -> String {
             .map(|(weight, term)| format!("{weight}*{}", name(term)))
             .collect::<Vec<_>>()
             .join(" + "),
+        RewardConfig::Ensemble { sources, combine } => {
+            let names: Vec<String> = sources.iter().map(name).collect();
+            let names = names.join(", ");
+            match combine {
+                Combine::Mean => format!("mean({names})"),
+                Combine::Worst => format!("worst({names})"),
+                Combine::MeanMinusStd(coef) => format!("mean - {coef}*std({names})"),
+            }
+        }
+        RewardConfig::Safest {
+            helpful, safety, ..
+        } => format!("safest({}, {})", name(helpful), name(safety)),
+        RewardConfig::LengthPenalty { source, .. } => {
+            format!("length_penalty({})", name(source))
+        }
     }
 }
 
-/// Problems of `config` itself, without those of a sum's terms.
+/// The last component of a folder or of `owner/name`.
+fn last_name(model: &str) -> &str {
+    let model = model.trim_end_matches(['/', '\\']);
+    model.rsplit(['/', '\\']).next().unwrap_or_default()
+}
+
+/// Problems of `config` itself, without those of the sources that it is made of.
 fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<Problem> {
     match config {
         RewardConfig::Learned { .. } | RewardConfig::Classifier { .. } | RewardConfig::Gold => {
             vec![]
         }
-        RewardConfig::Rouge { reference, .. } if reference.is_empty() => vec![
-            Problem::new(place, "the name of the reference column is empty")
-                .with_help("name the column that holds the reference text, e.g. \"completion\""),
+        RewardConfig::Rouge { reference, .. }
+        | RewardConfig::Bleu { reference, .. }
+        | RewardConfig::Chrf { reference, .. }
+            if reference.is_empty() =>
+        {
+            vec![
+                Problem::new(place, "the name of the reference column is empty").with_help(
+                    "name the column that holds the reference text, e.g. \"completion\"",
+                ),
+            ]
+        }
+        RewardConfig::Rouge { .. } | RewardConfig::Bleu { .. } | RewardConfig::Chrf { .. } => {
+            vec![]
+        }
+        RewardConfig::LogProbability { model, .. } if model.is_empty() => vec![
+            Problem::new(place, "the name of the model is empty")
+                .with_help("name a folder, a known model, or `owner/name` of the hub"),
         ],
-        RewardConfig::Rouge { .. } => vec![],
+        RewardConfig::LogProbability { .. } => vec![],
+        RewardConfig::Ensemble { sources, combine } => ensemble::problems(sources, *combine, place),
+        RewardConfig::Safest {
+            helpful,
+            safety,
+            threshold,
+            tag,
+            ..
+        } => {
+            let mut problems = Vec::new();
+            if !(*threshold >= 0.0 && *threshold <= 1.0) {
+                problems.push(Problem::new(
+                    place,
+                    format!("threshold is {threshold}; expected a probability, from 0 to 1"),
+                ));
+            }
+            if tag.as_ref().is_some_and(String::is_empty) {
+                problems.push(
+                    Problem::new(place, "the name of the tag's column is empty")
+                        .with_help("name the column, or leave `tag` out"),
+                );
+            }
+            for (key, part) in [("helpful", helpful), ("safety", safety)] {
+                if let RewardConfig::Classifier { output, .. } = part.as_ref()
+                    && *output != LabelOutput::Logit
+                {
+                    problems.push(
+                        Problem::new(
+                            format!("{place}.{key}"),
+                            "the classifier gives probabilities; Safest takes their logits, as reward models give them",
+                        )
+                        .with_help("leave out `score`, or set `score: Logit`"),
+                    );
+                }
+            }
+            problems
+        }
+        RewardConfig::LengthPenalty { coef, .. } if !(coef.is_finite() && *coef > 0.0) => {
+            vec![
+                Problem::new(
+                    place,
+                    format!("coef is {coef}; expected a penalty for each unit of length, above 0"),
+                )
+                .with_help("for example coef: 0.01"),
+            ]
+        }
+        RewardConfig::LengthPenalty { .. } => vec![],
         RewardConfig::Length { target: 0 } => vec![
             Problem::new(place, "target is 0 words; expected at least 1")
                 .with_help("set `target` to the number of words of a good response"),
@@ -274,8 +444,23 @@ fn columns(row: &Map<String, Value>) -> String {
 }
 
 #[cfg(test)]
+mod testing {
+    use super::Completion;
+
+    /// Completions with these responses.
+    pub(super) fn completions(responses: &[&str]) -> Vec<Completion> {
+        let completion = |response: &&str| Completion {
+            response: (*response).to_owned(),
+            ..Completion::default()
+        };
+        responses.iter().map(completion).collect()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::SourceColumn;
 
     fn parse(text: &str) -> RewardConfig {
         ron::from_str(text).unwrap()
@@ -375,6 +560,62 @@ mod tests {
             ),
             []
         );
+    }
+
+    #[test]
+    fn sources_of_sources_are_built_checked_and_named() {
+        let config = parse(
+            "Safest(helpful: Ensemble(sources: [Learned(stage: \"a\"), Learned(stage: \"b\")], combine: MeanMinusStd(2.0)),
+                safety: Sum([(1.0, Learned(stage: \"s\"))]), tag: Some(\"risky\"), whiten: false)",
+        );
+        assert_eq!(
+            name(&config),
+            "safest(mean - 2*std(learned(a), learned(b)), 1*learned(s))"
+        );
+        assert_eq!(
+            (config.num_learned(), config.columns()),
+            (3, vec![SourceColumn::Flag("risky".to_owned())])
+        );
+        assert_eq!(check(&config, &polite(), "r"), []);
+        let mut scores = [1.0, 3.0, -9.0].into_iter();
+        let mut source = build(&config, &polite(), &mut |_| {
+            Ok(Box::new(Constant(scores.next().unwrap())))
+        })
+        .unwrap();
+        let mut completion = testing::completions(&["a"]);
+        let mut of = |risky: bool| {
+            completion[0].row.insert("risky".into(), risky.into());
+            source.score(&completion).unwrap()
+        };
+        // Mean 2 and deviation 1: 0; safety of -9 is below the threshold either way.
+        assert_eq!((of(false), of(true)), (vec![-9.0], vec![-9.0]));
+        let config = parse(
+            "LengthPenalty(source: Ensemble(sources: [Bleu(), Rouge(reference: \"r\")]), coef: 0.5)",
+        );
+        let columns = config.columns();
+        let names: Vec<&str> = columns.iter().map(SourceColumn::name).collect();
+        assert_eq!(names, ["completion", "r"]);
+        let bad = parse(
+            "Sum([(1.0, Ensemble(sources: [])), (1.0, Ensemble(sources: [Gold, Gold], combine: MeanMinusStd(-1.0))),
+                (1.0, Safest(threshold: 1.5, tag: Some(\"\"), helpful: LengthPenalty(coef: 0.0, source: Gold),
+                    safety: Classifier(model: \"m\", score: LogProbability))), (1.0, Chrf(reference: \"\")),
+                (1.0, LogProbability(model: \"\"))])",
+        );
+        let found: Vec<String> = check(&bad, &polite(), "r")
+            .iter()
+            .map(|p| format!("{} {}", p.place, p.message))
+            .collect();
+        let expected = [
+            "r[0] an ensemble of no sources; expected at least two",
+            "r[1] MeanMinusStd(-1): expected a coefficient above 0",
+            "r[2] threshold is 1.5; expected a probability, from 0 to 1",
+            "r[2] the name of the tag's column is empty",
+            "r[2].safety the classifier gives probabilities; Safest takes their logits, as reward models give them",
+            "r[2].helpful coef is 0; expected a penalty for each unit of length, above 0",
+            "r[3] the name of the reference column is empty",
+            "r[4] the name of the model is empty",
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]

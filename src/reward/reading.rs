@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Completion;
-use crate::data::{Tokenizer, encode_for_reward_model};
+use crate::data::{Tokenizer, encode_judged};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
@@ -75,25 +75,34 @@ impl CompletionEncoder {
             }
             Ids::None => "another tokenizer than the policy: text is encoded again with its own",
         };
-        Some(format!("the reward model {} has {what}", self.name))
+        Some(format!("the model {} of a reward has {what}", self.name))
     }
 
     /// Token ids of each completion, prompt included.
     ///
     /// # Errors
-    /// `Error::Reward` for a row that does not fit the model; those of [`encode_for_reward_model`].
+    /// `Error::Reward` for a row that does not fit the model; those of [`encode_judged`].
     pub fn rows(&self, completions: &[Completion]) -> Result<Vec<Vec<u32>>> {
+        let rows = self.rows_with_prompts(completions)?;
+        Ok(rows.into_iter().map(|(row, _)| row).collect())
+    }
+
+    /// As [`CompletionEncoder::rows`], each with the number of tokens before the response.
+    ///
+    /// # Errors
+    /// As [`CompletionEncoder::rows`].
+    pub fn rows_with_prompts(&self, completions: &[Completion]) -> Result<Vec<(Vec<u32>, usize)>> {
         completions
             .iter()
             .map(|completion| {
-                let row = self.row(completion)?;
+                let (row, prompt_len) = self.row(completion)?;
                 self.check(&row)?;
-                Ok(row)
+                Ok((row, prompt_len))
             })
             .collect()
     }
 
-    fn row(&self, completion: &Completion) -> Result<Vec<u32>> {
+    fn row(&self, completion: &Completion) -> Result<(Vec<u32>, usize)> {
         let by_ids = match self.ids {
             Ids::All => true,
             Ids::OfText => completion.conversation.is_none(),
@@ -103,7 +112,7 @@ impl CompletionEncoder {
             (Some(own), Some(policy)) if !by_ids => {
                 let last = completion.response_ids.last();
                 let ended = last.is_some_and(|id| policy.stop_ids().contains(id));
-                encode_for_reward_model(
+                encode_judged(
                     own,
                     &completion.prompt,
                     completion.conversation.as_ref(),
@@ -111,7 +120,10 @@ impl CompletionEncoder {
                     ended,
                 )
             }
-            _ => Ok([completion.prompt_ids.as_slice(), &completion.response_ids].concat()),
+            _ => {
+                let row = [completion.prompt_ids.as_slice(), &completion.response_ids].concat();
+                Ok((row, completion.prompt_ids.len()))
+            }
         }
     }
 
@@ -124,13 +136,13 @@ impl CompletionEncoder {
         };
         if let Some(id) = row.iter().find(|&&id| id as usize >= self.vocab_size) {
             return refuse(format!(
-                "token id {id} of a response: the reward model has ids 0 to {}",
+                "token id {id} of a response: the model has ids 0 to {}",
                 self.vocab_size - 1
             ));
         }
         if row.len() > self.max_positions {
             return refuse(format!(
-                "prompt and response have {} tokens; the reward model takes at most {}",
+                "prompt and response have {} tokens; the model takes at most {}",
                 row.len(),
                 self.max_positions
             ));

@@ -1,10 +1,9 @@
 //! ROUGE: overlap of a response with a reference text.
 
-use std::collections::HashMap;
-
+use super::reference::{Reference, shared_ngrams};
 use super::stem::stem;
 use super::{Completion, RewardSource, RougeVariant};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Precision, recall and their harmonic mean, each in `[0, 1]`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -78,19 +77,8 @@ fn words(text: &str, stemmed: bool) -> Vec<String> {
 }
 
 fn ngram_overlap(reference: &[String], candidate: &[String], n: usize) -> RougeScore {
-    let mut left: HashMap<&[String], usize> = HashMap::new();
-    for ngram in reference.windows(n) {
-        *left.entry(ngram).or_default() += 1;
-    }
-    let mut overlap = 0;
-    for ngram in candidate.windows(n) {
-        if let Some(count) = left.get_mut(ngram).filter(|count| **count > 0) {
-            *count -= 1;
-            overlap += 1;
-        }
-    }
-    let ngrams = |words: &[String]| (words.len() + 1).saturating_sub(n);
-    RougeScore::new(overlap, ngrams(reference), ngrams(candidate))
+    let (overlap, reference, candidate) = shared_ngrams(reference, candidate, n);
+    RougeScore::new(overlap, reference, candidate)
 }
 
 /// Length of the longest common subsequence, one row of the table at a time.
@@ -114,29 +102,15 @@ fn longest_common_subsequence(a: &[String], b: &[String]) -> usize {
 /// ROUGE F-measure of the whole response, stemmed, against a column of the row.
 pub(super) struct Rouge {
     pub(super) variant: RougeVariant,
-    pub(super) reference: String,
-    pub(super) first_line: bool,
+    pub(super) reference: Reference,
 }
 
 impl RewardSource for Rouge {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        completions
-            .iter()
+        (completions.iter())
             .map(|completion| {
-                let reference = completion.row.get(&self.reference).and_then(|v| v.as_str());
-                let reference = reference.ok_or_else(|| Error::Reward {
-                    name: self.variant.name().into(),
-                    message: format!(
-                        "needs the text column {:?}; the row has {}",
-                        self.reference,
-                        super::columns(&completion.row)
-                    ),
-                })?;
-                let response = if self.first_line {
-                    first_line(&completion.response)
-                } else {
-                    &completion.response
-                };
+                let name = self.variant.name();
+                let (reference, response) = self.reference.texts(name, completion)?;
                 Ok(rouge(self.variant, reference, response, true).fmeasure as f32)
             })
             .collect()
@@ -224,8 +198,10 @@ mod tests {
     fn the_source_scores_the_whole_response_and_names_a_missing_column() {
         let mut source = Rouge {
             variant: RougeVariant::RougeL,
-            reference: "completion".into(),
-            first_line: false,
+            reference: Reference {
+                column: "completion".into(),
+                first_line: false,
+            },
         };
         let mut completion = Completion {
             response: " red key\nblue lamp".into(),

@@ -124,7 +124,7 @@ impl<B: ModelBackend> Session<'_, B> {
     }
 
     /// The model under the outermost adapter, shared by all models on it.
-    fn shared_base(&mut self, source: &ModelSource) -> Result<LanguageModel<B>> {
+    pub(super) fn shared_base(&mut self, source: &ModelSource) -> Result<LanguageModel<B>> {
         let inner = source.adapters.len().saturating_sub(1);
         // Adapters name their base by an absolute path, recipes often by a relative one.
         let same = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::Session;
 use crate::data::Tokenizer;
 use crate::error::Result;
-use crate::model::{ClassifierSource, Fetch, Finder};
+use crate::model::{CausalLm, ClassifierSource, Fetch, Finder};
 use crate::ops::ModelBackend;
 use crate::reward::{
-    Classifier, CompletionEncoder, Learned, ModelReward, RewardConfig, RewardSource,
+    Classifier, CompletionEncoder, Learned, LogProbability, ModelReward, RewardConfig,
+    RewardSource, TokenReduction,
 };
 
 /// Most tokens in one forward pass of a reward with a model.
@@ -31,6 +32,9 @@ impl<B: ModelBackend> Session<'_, B> {
         let custom = self.rewards.clone();
         crate::reward::build(config, &custom, &mut |source| match source {
             ModelReward::Learned(stage) => self.learned(stage, policy),
+            ModelReward::LogProbability(model, reduction) => {
+                self.log_probability(model, reduction, policy)
+            }
             ModelReward::Classifier(model, settings) => {
                 let source = ClassifierSource::find(&Finder::new(Fetch::All), model)?;
                 let (numerics, device) = (self.numerics, &self.device);
@@ -56,6 +60,36 @@ impl<B: ModelBackend> Session<'_, B> {
         }
         let learned = Learned::new(reward.model, SCORE_TOKENS, self.device.clone());
         Ok(Box::new(learned.with_encoder(encoder)))
+    }
+
+    /// The log-probability of another model, or of the recipe's own, as a source.
+    fn log_probability(
+        &mut self,
+        name: &str,
+        reduction: TokenReduction,
+        policy: &Arc<Tokenizer>,
+    ) -> Result<Box<dyn RewardSource>>
+    where
+        B: 'static,
+    {
+        let finder = Finder::new(Fetch::All);
+        let source = finder.find_on(name, self.model.as_deref())?;
+        self.warn(&source.notes);
+        let own = Some(Arc::new(source.tokenizer()?));
+        let mut model = self.shared_base(&source)?;
+        let adapter = source.attach_outermost(&mut model, &self.device)?;
+        if let Some(adapter) = &adapter {
+            self.warn(&adapter.warnings);
+        }
+        let before = model.num_virtual_tokens();
+        let encoder =
+            CompletionEncoder::new(name, &source.config, own, Some(policy.clone())).after(before);
+        if let Some(note) = encoder.note() {
+            self.reporter.message(&note);
+        }
+        let device = self.device.clone();
+        let source = LogProbability::new(model, reduction, SCORE_TOKENS, device, encoder);
+        Ok(Box::new(source))
     }
 
     /// Reports what reward sources have to say about the completions that they scored.

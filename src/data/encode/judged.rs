@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::sequence::{PromptCompletion, encode_chat};
+use super::sequence::{PromptCompletion, encode_chat, shared_len};
 use crate::data::{ChatOptions, Tokenizer};
 use crate::error::Result;
 
@@ -30,21 +30,42 @@ pub fn encode_for_reward_model(
     response: &str,
     ended: bool,
 ) -> Result<Vec<u32>> {
+    encode_judged(tokenizer, prompt, conversation, response, ended).map(|(ids, _)| ids)
+}
+
+/// As [`encode_for_reward_model`], with the number of tokens before the response.
+///
+/// # Errors
+/// As [`encode_for_reward_model`].
+pub fn encode_judged(
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    conversation: Option<&Arc<Conversation>>,
+    response: &str,
+    ended: bool,
+) -> Result<(Vec<u32>, usize)> {
     let Some(conversation) = conversation else {
         if !ended {
-            return tokenizer.encode_start(&format!("{prompt}{response}"));
+            let prompt_ids = tokenizer.encode_start(prompt)?;
+            let ids = tokenizer.encode_start(&format!("{prompt}{response}"))?;
+            let prompt_len = shared_len(&prompt_ids, &ids);
+            return Ok((ids, prompt_len));
         }
-        return Ok(PromptCompletion::of_text(tokenizer, prompt, response, true)?.ids);
+        let joint = PromptCompletion::of_text(tokenizer, prompt, response, true)?;
+        return Ok((joint.ids, joint.prompt_len));
     };
     let Conversation { messages, options } = conversation.as_ref();
     if !ended {
         let opened = options.with_generation_prompt(true);
         let prompt = tokenizer.chat()?.render(messages, &opened)?;
-        return encode_chat(tokenizer, &format!("{prompt}{response}"));
+        let prompt_ids = encode_chat(tokenizer, &prompt)?;
+        let ids = encode_chat(tokenizer, &format!("{prompt}{response}"))?;
+        let prompt_len = shared_len(&prompt_ids, &ids);
+        return Ok((ids, prompt_len));
     }
     let answer = [json!({"role": "assistant", "content": response})];
     let joint = PromptCompletion::of_messages(tokenizer, options, messages, &answer)?;
-    Ok(joint.ids)
+    Ok((joint.ids, joint.prompt_len))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub use comparisons::{Comparisons, encode_comparisons};
 pub(crate) use encoding::{
     Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all, encode_batch,
 };
-pub use judged::{Conversation, encode_for_reward_model};
+pub use judged::{Conversation, encode_for_reward_model, encode_judged};
 pub use report::{EncodeReport, EncodedRows, TurnEnd};
 pub(crate) use scored::check_scored;
 

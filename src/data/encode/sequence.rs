@@ -82,7 +82,7 @@ impl PromptCompletion {
 }
 
 /// Length of the common prefix.
-fn shared_len(prompt_ids: &[u32], ids: &[u32]) -> usize {
+pub(super) fn shared_len(prompt_ids: &[u32], ids: &[u32]) -> usize {
     let pairs = prompt_ids.iter().zip(ids);
     pairs.take_while(|(a, b)| a == b).count()
 }

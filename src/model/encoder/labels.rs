@@ -67,7 +67,9 @@ pub enum LabelOutput {
     /// What the head gives.
     #[default]
     Logit,
-    /// Logarithm of the probability, in nats.
+    /// Logarithm of the probability, in nats; `LogProbability` is the same.
+    #[serde(alias = "LogProbability")]
+    #[value(alias = "log-probability")]
     LogProb,
     /// Probability, from 0 to 1.
     Probability,

@@ -4,8 +4,9 @@ use super::Surveyor;
 use crate::data::{RowKind, encode_prompts};
 use crate::error::Problem;
 use crate::model::{trained_tensors, with_token_ids};
-use crate::recipe::known::{ResolvedModel, WantedModel, classifiers, learned, open_blank};
+use crate::recipe::known::{ResolvedModel, WantedModel, classifiers, learned, open_blank, readers};
 use crate::train::config::{Init, Peft};
+use crate::train::plan::ModelShape;
 use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder};
 
 impl Surveyor<'_> {
@@ -107,6 +108,44 @@ impl Surveyor<'_> {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Opens the language models that a stage's rewards take log-probabilities of; returns the bytes of those that are not the recipe's
+    /// own model, which is in memory in any case.
+    pub(super) fn readers(
+        &mut self,
+        inputs: &StageInputs<'_>,
+        path: &str,
+        policy: Option<&ResolvedModel>,
+    ) -> u64 {
+        let mut bytes = 0;
+        for (key, reward) in &inputs.rewards {
+            for (key, name) in readers(&format!("{path}.{key}"), reward) {
+                // An empty name was reported with the source.
+                if name.is_empty() {
+                    continue;
+                }
+                let Some(reader) = self.open(&key, WantedModel::Base(name.clone())) else {
+                    continue;
+                };
+                if let Some(policy) = policy
+                    && !self.reads_prompts(&reader, policy, inputs)
+                {
+                    let problem = self.places.problem(
+                        &key,
+                        "the model has another tokenizer than the policy and no chat template, and prompts are conversations",
+                    );
+                    self.problems.push(problem.with_help(
+                        "give it a chat_template.jinja, or use a model with the policy's tokenizer",
+                    ));
+                }
+                if Some(name.as_str()) != self.model {
+                    bytes += ModelShape::of(&reader.config, self.precision)
+                        .frozen_bytes_of(reader.stored_bytes);
+                }
+            }
+        }
+        bytes
     }
 
     /// Opens the classifiers of a stage's rewards; returns the number of their parameters.

@@ -401,7 +401,15 @@ pub(in crate::train) fn check_reward(
             "a folder, or `owner/name` of the hub",
             model,
         ),
-        RewardConfig::Rouge { reference, .. } => checks.must(
+        RewardConfig::LogProbability { model, .. } => checks.must(
+            format!("{path}.model"),
+            !model.is_empty(),
+            "a known model, a folder, or `owner/name` of the hub",
+            model,
+        ),
+        RewardConfig::Rouge { reference, .. }
+        | RewardConfig::Bleu { reference, .. }
+        | RewardConfig::Chrf { reference, .. } => checks.must(
             format!("{path}.reference"),
             !reference.is_empty(),
             "the name of a column",
@@ -430,12 +438,18 @@ pub(in crate::train) fn check_reward(
                 checks.problem(path, "a sum needs at least one term");
                 checks.help("e.g. `Sum([(1.0, Rouge()), (0.1, Length(target: 10))])`");
             }
-            for (index, (weight, term)) in terms.iter().enumerate() {
+            for (index, (weight, _)) in terms.iter().enumerate() {
                 let term_path = format!("{path}.{index}");
                 checks.must(&term_path, weight.is_finite(), "a finite weight", weight);
-                check_reward(checks, &format!("{term_path}.1"), term, data);
             }
         }
+        // Their own settings are checked with the library's rules for sources.
+        RewardConfig::Ensemble { .. }
+        | RewardConfig::Safest { .. }
+        | RewardConfig::LengthPenalty { .. } => {}
+    }
+    for (key, part) in reward.parts() {
+        check_reward(checks, &format!("{path}.{key}"), part, data);
     }
 }
 

@@ -78,8 +78,8 @@ impl StageSpec for CompareConfig {
             (data.rows as f64 * policies as f64 * (data.mean + self.response_length as f64)) as u64;
         planner.generate(plan, self.generation(), &data);
         let rows = data.rows as f64;
-        let is_learned = |reward: &&RewardConfig| reward.learned().is_some();
-        let learned = self.rewards.values().filter(is_learned).count() as f64;
+        let learned = self.rewards.values().map(RewardConfig::num_learned);
+        let learned = learned.sum::<usize>() as f64;
         for init in &self.policies {
             let response = planner.response_of(init, self.response_length);
             plan.work.sampled += rows * response;

@@ -117,6 +117,15 @@ impl ModelShape {
         }
     }
 
+    /// Bytes of a model of this shape that is frozen as a whole; `stored_bytes` where its weights are kept as the file has them.
+    pub fn frozen_bytes_of(self, stored_bytes: u64) -> u64 {
+        Self {
+            stored_bytes,
+            ..self
+        }
+        .frozen_bytes()
+    }
+
     /// Bytes of the frozen parameters.
     fn frozen_bytes(&self) -> u64 {
         if self.precision == Precision::Stored {

@@ -23,9 +23,8 @@ impl PpoConfig {
         let response = planner.response_of(&self.init, self.response_length);
         let row = data.mean + response;
         let episodes = self.total_episodes as f64;
-        let is_learned = |reward: &RewardConfig| reward.learned().is_some();
-        let learned = f64::from(u8::from(is_learned(&self.reward)))
-            + f64::from(u8::from(self.gold.as_ref().is_some_and(is_learned)));
+        let gold = (self.gold.as_ref()).map_or(0, RewardConfig::num_learned);
+        let learned = (self.reward.num_learned() + gold) as f64;
         let own_value = f64::from(u8::from(self.value_trunk == ValueTrunk::Own));
         let work = &mut plan.work;
         work.sampled = episodes * response;
@@ -260,9 +259,9 @@ impl StageSpec for PpoConfig {
             (ValueTrunk::Own, None) => planner.num_value_params("peft", &self.peft),
             (ValueTrunk::Policy, _) => 0,
         };
-        // A learned reward has an adapter of about the policy's size; a whole policy has a whole reference.
-        let others = [self.reward.learned().is_some(), self.peft.trains_base()];
-        let others = others.map(u64::from).iter().sum::<u64>() * policy_params;
+        // Each learned reward has an adapter of about the policy's size; a whole policy has a whole reference.
+        let others = self.reward.num_learned() as u64 + u64::from(self.peft.trains_base());
+        let others = others * policy_params;
         let minibatch = self.batch_size / self.num_mini_batches.max(1);
         let samples = plan.steps * (self.num_ppo_epochs * self.num_mini_batches) as u64;
         let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);

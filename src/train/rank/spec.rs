@@ -65,9 +65,7 @@ impl StageSpec for RankConfig {
         plan.work.sampled = responses * response;
         // Responses to one prompt share its pass.
         plan.work.forward = rows * data.mean;
-        if self.reward.learned().is_some() {
-            plan.work.forward += responses * (data.mean + response);
-        }
+        plan.work.forward += self.reward.num_learned() as f64 * responses * (data.mean + response);
         let prompts = (rows * (1.0 - self.valid_fraction)) as u64;
         plan.leaves = Some(ScoredRows {
             prompts,
