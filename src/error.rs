@@ -27,6 +27,15 @@ impl Problem {
         }
     }
 
+    /// The same problem with its place, a key, below the key `path`.
+    pub fn below(mut self, path: &str) -> Self {
+        self.place = match self.place.as_str() {
+            "" => path.to_owned(),
+            place => format!("{path}.{place}"),
+        };
+        self
+    }
+
     /// The same problem with a line of advice.
     pub fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
@@ -100,6 +109,14 @@ pub enum Error {
     #[error("{place}: {message}")]
     Hub {
         /// The repository or file.
+        place: String,
+        /// What happened and what to do.
+        message: String,
+    },
+    /// A judge's server cannot be reached or refuses.
+    #[error("{place}: {message}")]
+    Endpoint {
+        /// Its address.
         place: String,
         /// What happened and what to do.
         message: String,

@@ -285,7 +285,7 @@ fn a_stage_of_the_wrong_kind() {
     one(
         "Ranked(stage: \"rank\")",
         "Ranked(stage: \"sft\")",
-        &["stages.rm.data.source.stage: `sft` is a `Sft`; a `Rank` stage was expected"],
+        &["stages.rm.data.source.stage: `sft` is a `Sft`; a `Rank` or `Judge` stage was expected"],
     );
     one(
         "Ranked(stage: \"rank\")",
@@ -659,7 +659,7 @@ fn everything_wrong_with_dpo_is_reported_at_once() {
         "8:58: stages.c.peft.dropout: must be 0: policy and reference would differ before the first step, found 0.1",
         "9:24: stages.d.init: a randomly initialised policy cannot be a reference\n    help: start from an `Sft` stage, e.g. `init: Stage(\"sft\")`",
         "10:13: stages.d.label_smoothing: must be at least 0 and below 0.5: with half of the labels wrong there is nothing to learn, found -0.1",
-        "11:51: stages.ppo.data.source: the rows that stages write are scored responses, expected `prompt` or `messages`",
+        "11:51: stages.ppo.data.source: the rows that stages write are scored responses, comparisons or completions, expected `prompt` or `messages`",
     ];
     assert_eq!(heads, expected, "{found:#?}");
 }
@@ -690,7 +690,7 @@ fn everything_wrong_with_the_rarer_keys_is_reported_at_once() {
         "8:72: stages.rm.accuracy_by: needs `eval_data`: accuracy is reported by group on held-out comparisons",
         "9:9: stages.ppo.micro_batch_tokens: must be at least ptx.max_length 4096, found 2048",
         "10:67: stages.ppo.ema_decay: must be at least 0 and below 1, found 1.0",
-        "11:26: stages.ppo.ptx.data.source: the rows that stages write are scored responses, expected `text` or `messages`",
+        "11:26: stages.ppo.ptx.data.source: the rows that stages write are scored responses, comparisons or completions, expected `text` or `messages`",
         "11:58: stages.ppo.ptx.coef: must be at least 0 and finite, found -1.0",
         "11:70: stages.ppo.ptx.batch_size: must be at least 1, found 0",
     ];

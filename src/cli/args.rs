@@ -17,10 +17,11 @@ pub use super::respond::SamplingArgs;
 pub use super::score::ScoreArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
-use crate::model::{Label, LabelOutput};
+use crate::model::{Init, Label, LabelOutput};
 use crate::ops::{MatmulPrecision, Precision};
 use crate::peft::Peft;
 use crate::recipe;
+use crate::reward::judge::{GradedConfig, JudgeModel};
 use crate::reward::{ClassifierInput, RewardConfig, RougeVariant, TokenReduction};
 
 /// Post-training of language models: supervised fine-tuning, reward models and PPO, without Python.
@@ -232,6 +233,7 @@ Reward sources:
   learned:DIR                 a reward model's folder, or owner/name of the hub
   classifier:DIR#LABEL        the logit of an encoder's label (BERT, DistilBERT, RoBERTa) for prompt and response
   logprob:MODEL               mean log-probability in nats of the response's tokens under another language model
+  graded:DIR                  the grade, from -1 to 1, that a language model is expected to give the response
   command:PROGRAM ARGS        a program that reads rows and writes {\"score\": x}, one JSON object a line
 
 Examples:
@@ -416,13 +418,16 @@ fn reward(text: &str) -> Result<RewardArg, String> {
                 reads: ClassifierInput::default(),
             }
         }
+        "graded" => RewardConfig::Graded(Box::new(GradedConfig::by(JudgeModel::Model(
+            Init::Folder(needed("DIR")?.into()),
+        )))),
         "command" => RewardConfig::Command {
             command: words(needed("PROGRAM ARGS")?)?,
             timeout_s: 60.0,
         },
         _ => {
             return Err(
-                "expected rouge-1, rouge-2, rouge-l, bleu, chrf, gold, length:N, pattern:REGEX, learned:DIR, classifier:DIR#LABEL, logprob:MODEL or command:PROGRAM"
+                "expected rouge-1, rouge-2, rouge-l, bleu, chrf, gold, length:N, pattern:REGEX, learned:DIR, classifier:DIR#LABEL, logprob:MODEL, graded:DIR or command:PROGRAM"
                     .into(),
             );
         }

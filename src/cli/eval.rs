@@ -15,14 +15,17 @@ use crate::backend::{Task, dispatch};
 use crate::data::{Prompt, Row, Tokenizer};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
-use crate::model::{ClassifierSource, Fetch, Finder, LanguageModel};
+use crate::model::{ClassifierSource, Fetch, Finder, Init, LanguageModel};
 use crate::ops::ModelBackend;
 use crate::report::{format_value, table};
+use crate::reward::judge::{Graded, Judge, JudgeModel, LocalJudge};
 use crate::reward::{
     self, Classifier, ClassifierSettings, Completion, CompletionEncoder, CustomRewards, Learned,
     LogProbability, ModelReward, RewardSource,
 };
 
+/// Texts that a judge writes at once.
+const JUDGE_TEXTS: usize = 32;
 /// Default temperature of generated responses: greedy, so that everyone gets the same responses from the same model.
 const TEMPERATURE: f64 = 0.0;
 
@@ -217,6 +220,11 @@ impl EvalTask<'_> {
                 ModelReward::Classifier(name, settings) => {
                     Ok(Box::new(classifier(name, settings)?))
                 }
+                ModelReward::Graded(graded) => {
+                    let judge = self.judge::<B>(&graded.judge, device)?;
+                    let name = format!("graded({})", graded.judge.name());
+                    Ok(Box::new(Graded::new(name, judge, graded)?))
+                }
             }
         };
         let rewards = self.args.reward.iter();
@@ -228,6 +236,31 @@ impl EvalTask<'_> {
                 ))
             })
             .collect()
+    }
+
+    /// The judge of `graded:DIR`.
+    fn judge<B: ModelBackend>(
+        &self,
+        judge: &JudgeModel,
+        device: &B::Device,
+    ) -> Result<Box<dyn Judge>> {
+        let JudgeModel::Model(Init::Folder(folder)) = judge else {
+            return Err(Error::Usage(
+                "here a judge is a folder or a model of the hub; other judges are named in recipes"
+                    .into(),
+            ));
+        };
+        let model = UnloadedModel::find(&ModelArgs::of(folder.to_string_lossy().into_owned()))?;
+        let positions = (model.config.has_learned_positions()).then_some(model.max_row_tokens);
+        Ok(Box::new(LocalJudge::new(
+            judge.name(),
+            model.language_model::<B>(device)?,
+            Arc::new(model.tokenizer()?),
+            positions,
+            BATCH_TOKENS,
+            JUDGE_TEXTS,
+            device.clone(),
+        )))
     }
 
     fn answer<B: ModelBackend>(

@@ -104,8 +104,10 @@ fn tokenizer(recipe: &Recipe, stage: &Stage) -> Result<Tokenizer> {
 
 /// The model that determines the stage's tokenizer.
 fn init(stage: &Stage) -> &Init {
-    let models = stage.inputs().models;
-    models.first().map_or(&Init::Base, |(_, init)| init)
+    let inputs = stage.inputs();
+    let judge = inputs.judge.and_then(|(judge, _)| judge.model());
+    let first = inputs.models.first().map(|(_, init)| *init);
+    first.or(judge).unwrap_or(&Init::Base)
 }
 
 /// The first rows of a stage's data, token by token.

@@ -317,7 +317,9 @@ impl RowKind {
             self,
             Self::Preference | Self::Completion | Self::TextOrCompletion
         );
-        self == given || (given == Self::Scored && of_scored)
+        self == given
+            || (given == Self::Scored && of_scored)
+            || (given == Self::Completion && self == Self::TextOrCompletion)
     }
 
     /// The columns that it needs, for messages.

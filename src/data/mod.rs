@@ -15,6 +15,7 @@ mod jinja;
 mod kept_check;
 mod loader;
 mod mixture;
+mod pairs;
 pub mod posts;
 mod problems;
 mod records;
@@ -39,6 +40,8 @@ pub use encode::{
 pub(crate) use encode::{Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all};
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};
+pub(crate) use pairs::readable;
+pub use pairs::{ResponseSet, read_response_sets};
 pub(crate) use rows::source_files;
 pub use rows::{DataContext, Row, read_rows};
 pub use shape::shape_names;

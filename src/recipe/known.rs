@@ -10,6 +10,8 @@ use crate::model::{
 use crate::ops::Precision;
 use crate::peft::AdapterSpec;
 use crate::reward::RewardConfig;
+use crate::reward::judge::JudgeModel;
+use crate::train::StageInputs;
 
 /// Configuration and tokenizer of a model.
 #[derive(Clone)]
@@ -204,4 +206,46 @@ pub(super) fn readers(key: &str, reward: &RewardConfig) -> Vec<(String, String)>
             .flat_map(|(part, reward)| readers(&format!("{key}.{part}"), reward))
             .collect(),
     }
+}
+
+/// A judge of a recipe.
+pub(super) struct WantedJudge<'a> {
+    /// Its key in the recipe, and that of `chat`.
+    pub(super) place: String,
+    pub(super) chat_place: String,
+    pub(super) model: &'a JudgeModel,
+    /// Whether it is asked by its chat template.
+    pub(super) chat: bool,
+}
+
+/// The judges of the source at `key`.
+pub(super) fn judges<'a>(key: &str, reward: &'a RewardConfig) -> Vec<WantedJudge<'a>> {
+    match reward {
+        RewardConfig::Graded(graded) => vec![WantedJudge {
+            place: format!("{key}.judge"),
+            chat_place: format!("{key}.chat"),
+            model: &graded.judge,
+            chat: graded.chat,
+        }],
+        composed => (composed.parts().into_iter())
+            .flat_map(|(part, reward)| judges(&format!("{key}.{part}"), reward))
+            .collect(),
+    }
+}
+
+/// All judges of a stage, its own first.
+pub(super) fn judges_of<'a>(path: &str, inputs: &StageInputs<'a>) -> Vec<WantedJudge<'a>> {
+    let key = |key: &str| match path {
+        "" => key.to_owned(),
+        path => format!("{path}.{key}"),
+    };
+    let own = inputs.judge.map(|(model, chat)| WantedJudge {
+        place: key("judge"),
+        chat_place: key("chat"),
+        model,
+        chat,
+    });
+    let rewards = inputs.rewards.iter();
+    let of_rewards = rewards.flat_map(|(name, reward)| judges(&key(name), reward));
+    own.into_iter().chain(of_rewards).collect()
 }

@@ -23,13 +23,14 @@ use crate::train::Stage;
 const MAX_REPAIRS: usize = 40;
 
 /// Placeholder values tried for a required key that is missing or invalid.
-const PLACEHOLDERS: [&str; 8] = [
+const PLACEHOLDERS: [&str; 9] = [
     "\"x\"",
     "1",
     "[]",
     "{}",
     "Base",
     "Gold",
+    "Model(Base)",
     "(source: Posts(rows: 1, seed: 0))",
     "Posts(rows: 1, seed: 0)",
 ];

@@ -2,7 +2,7 @@
 
 use crate::data::RowKind;
 use crate::recipe::Recipe;
-use crate::recipe::known::learned;
+use crate::recipe::known::{judges_of, learned};
 use crate::recipe::places::Places;
 use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
@@ -108,6 +108,15 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
                 checks.help("add `model: \"..\"` to the recipe, or an `init` to the stage");
             }
         }
+        for judge in judges_of(&path, &stage.inputs()) {
+            if judge.model.model() == Some(&Init::Base) && recipe.model.is_none() {
+                checks.problem(
+                    judge.place,
+                    "the judge is `Base`, but the recipe names no `model`",
+                );
+                checks.help("add `model: \"..\"` to the recipe, or name another judge");
+            }
+        }
         for reference in references(stage) {
             check_reference(checks, stages, index, &path, &reference);
         }
@@ -183,7 +192,7 @@ fn check_rows(checks: &mut Checks, path: &str, stage: &Stage) {
             checks.problem(
                 format!("{path}.{}.source", data.key),
                 format!(
-                    "the rows that stages write are scored responses, expected {}",
+                    "the rows that stages write are scored responses, comparisons or completions, expected {}",
                     data.kind.columns()
                 ),
             );
@@ -221,8 +230,10 @@ fn fitting(stages: &[Stage], expected: ReferenceTarget) -> Vec<&str> {
 
 /// What `stage` takes from the recipe's model (`None`) and from other stages, by name: "policy", "rows", "reward model".
 pub(super) fn flows(stage: &Stage) -> Vec<(Option<String>, &'static str)> {
-    let models = stage.inputs().models;
-    let of_base = models.iter().any(|(_, init)| **init == Init::Base);
+    let inputs = stage.inputs();
+    let judges = judges_of("", &inputs);
+    let of_base = (inputs.models.iter()).any(|(_, init)| **init == Init::Base)
+        || (judges.iter()).any(|judge| judge.model.model() == Some(&Init::Base));
     let base = of_base.then_some((None, "model"));
     let others = references(stage).into_iter();
     let others = others.map(|reference| (Some(reference.target), reference.expected.flow()));
@@ -233,6 +244,15 @@ pub(super) fn flows(stage: &Stage) -> Vec<(Option<String>, &'static str)> {
 fn references(stage: &Stage) -> Vec<Reference> {
     let mut found = Vec::new();
     let inputs = stage.inputs();
+    for judge in judges_of("", &inputs) {
+        if let Some(Init::Stage(target)) = judge.model.model() {
+            found.push(Reference {
+                key: judge.place,
+                target: target.clone(),
+                expected: ReferenceTarget::Policy,
+            });
+        }
+    }
     for (key, init) in inputs.models {
         if let Init::Stage(target) = init {
             found.push(Reference {

@@ -120,7 +120,17 @@ impl Surveyor<'_> {
 
     fn stage(&mut self, stage: &Stage, path: &str) -> Option<StagePlan> {
         let inputs = stage.inputs();
-        let known = self.models(&inputs, path);
+        let (judge, judges) = self.judges(&inputs, path);
+        let known = self.models(&inputs, path).or(judge).or_else(|| {
+            // Whoever asks a server alone has no model; its rows are measured by one of the recipe.
+            let asks = inputs.judge.filter(|(judge, _)| judge.model().is_none());
+            let any = || {
+                self.base
+                    .clone()
+                    .or_else(|| self.by_stage.values().next().cloned())
+            };
+            asks.and_then(|_| any())
+        });
         let known = known.and_then(|known| self.with_eos(known));
         if let (Some(training), Some(known)) = (stage.training(), &known) {
             let trained = ResolvedModel {
@@ -196,6 +206,11 @@ impl Surveyor<'_> {
         }
         if readers > 0 {
             plan.memory.push(("models of rewards".into(), readers));
+        }
+        if judges > 0 {
+            plan.total_params += judges;
+            let bytes = size_of::<f32>() as u64 * judges;
+            plan.memory.push(("judges".into(), bytes));
         }
         for (key, error) in problems {
             self.keep::<()>(&format!("{path}.{key}"), Err(error));

@@ -14,7 +14,7 @@ pub(super) struct Panel {
     metrics: &'static [(&'static str, &'static str)],
 }
 
-const PANELS: [Panel; 18] = [
+const PANELS: [Panel; 19] = [
     Panel {
         title: "Loss",
         about: "Nats per trained token (reward model and DPO: per comparison). Lower is better.",
@@ -118,6 +118,16 @@ const PANELS: [Panel; 18] = [
         metrics: &[("val/explained_variance", "explained variance")],
     },
     Panel {
+        title: "The judge",
+        about: "Position bias: pairs in which the same place is preferred in both orders. Agreement: pairs in which the judge prefers what the data do.",
+        metrics: &[
+            ("judge/position_bias", "position bias"),
+            ("judge/agreement", "agreement"),
+            ("judge/confidence", "confidence"),
+            ("judge/unanswered", "unanswered"),
+        ],
+    },
+    Panel {
         title: "Learning rate",
         about: "As set by the schedule.",
         metrics: &[("lr", "learning rate")],
@@ -138,7 +148,16 @@ const HEADLINES: [&str; 6] = [
 fn is_fraction(name: &str) -> bool {
     let last = name.split('/').next_back().unwrap_or(name);
     name.starts_with("eval/accuracy/")
-        || matches!(last, "accuracy" | "accuracies" | "clipfrac_avg")
+        || matches!(
+            last,
+            "accuracy"
+                | "accuracies"
+                | "clipfrac_avg"
+                | "position_bias"
+                | "agreement"
+                | "confidence"
+                | "unanswered"
+        )
         || last.ends_with("_rate")
 }
 

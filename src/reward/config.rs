@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::judge::GradedConfig;
 use crate::data::SourceColumn;
 use crate::model::{Label, LabelOutput};
 
@@ -95,6 +96,8 @@ pub enum RewardConfig {
         /// Its name.
         name: String,
     },
+    /// The expected grade of the response by a judge, scaled to -1 to 1.
+    Graded(Box<GradedConfig>),
     /// A weighted sum of sources.
     Sum(Vec<(f64, RewardConfig)>),
     /// Several sources of one kind, such as reward models of several seeds, as one score.

@@ -34,6 +34,11 @@ impl RewardSource for Ensemble {
         let sources = self.sources.iter();
         sources.flat_map(|source| source.warnings()).collect()
     }
+
+    fn notes(&self) -> Vec<String> {
+        let sources = self.sources.iter();
+        sources.flat_map(|source| source.notes()).collect()
+    }
 }
 
 /// Problems of an ensemble, without those of its sources.

@@ -31,6 +31,10 @@ impl RewardSource for LengthPenalty {
     fn warnings(&self) -> Vec<String> {
         self.source.warnings()
     }
+
+    fn notes(&self) -> Vec<String> {
+        self.source.notes()
+    }
 }
 
 impl LengthUnit {

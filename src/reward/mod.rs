@@ -8,6 +8,7 @@ mod config;
 mod custom;
 mod ensemble;
 mod gold;
+pub mod judge;
 mod learned;
 mod length;
 mod length_penalty;
@@ -38,6 +39,7 @@ pub use reading::CompletionEncoder;
 use crate::data::Conversation;
 use crate::error::{Error, Problem, Result};
 use crate::model::{Label, LabelOutput};
+use judge::GradedConfig;
 use reference::Reference;
 
 /// A response to be scored, with its context.
@@ -69,6 +71,11 @@ pub trait RewardSource {
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// What it has done, for the user to know: requests and their cost.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A source that needs a model on a device.
@@ -80,6 +87,8 @@ pub enum ModelReward<'a> {
     Classifier(&'a str, ClassifierSettings<'a>),
     /// A language model, by its folder, known name or `owner/name`.
     LogProbability(&'a str, TokenReduction),
+    /// A judge that grades.
+    Graded(&'a GradedConfig),
 }
 
 /// The source that `config` names: `custom` has those of [`RewardConfig::Custom`], `with_model` makes those that need a model.
@@ -159,6 +168,7 @@ pub fn build(
                 message: "the program has no such source".into(),
             })?
         }
+        RewardConfig::Graded(graded) => with_model(ModelReward::Graded(graded))?,
         RewardConfig::Sum(terms) => {
             let terms = terms
                 .iter()
@@ -263,6 +273,7 @@ pub fn name(config: &RewardConfig) -> String {
             format!("command({})", file.to_string_lossy())
         }
         RewardConfig::Custom { name } => name.clone(),
+        RewardConfig::Graded(graded) => format!("graded({})", graded.judge.name()),
         RewardConfig::Sum(terms) => terms
             .iter()
             .map(|(weight, term)| format!("{weight}*{}", name(term)))
@@ -401,6 +412,10 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
             problems
         }
         RewardConfig::Custom { name } => custom.problem(name, place).into_iter().collect(),
+        RewardConfig::Graded(graded) => {
+            let problems = judge::graded_problems(graded).into_iter();
+            problems.map(|problem| problem.below(place)).collect()
+        }
         RewardConfig::Sum(terms) if terms.is_empty() => {
             vec![Problem::new(
                 place,

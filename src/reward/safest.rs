@@ -77,6 +77,11 @@ impl RewardSource for Safest {
         let nested = parts.iter().flat_map(|source| source.warnings());
         own.into_iter().chain(nested).collect()
     }
+
+    fn notes(&self) -> Vec<String> {
+        let parts = [&self.helpful, &self.safety];
+        parts.iter().flat_map(|source| source.notes()).collect()
+    }
 }
 
 #[cfg(test)]

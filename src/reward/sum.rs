@@ -30,6 +30,11 @@ impl RewardSource for Sum {
         let terms = self.terms.iter();
         terms.flat_map(|(_, source)| source.warnings()).collect()
     }
+
+    fn notes(&self) -> Vec<String> {
+        let terms = self.terms.iter();
+        terms.flat_map(|(_, source)| source.notes()).collect()
+    }
 }
 
 #[cfg(test)]

@@ -175,7 +175,9 @@ fn start<'a>(stages: &'a [Stage], stage: &'a Stage) -> (&'a Init, Option<&'a Pef
 /// The model of a stage; of several the one that was trained longest, the last.
 fn first_init(stage: &Stage) -> &Init {
     let inputs = stage.inputs();
-    inputs.models.last().map_or(&Init::Base, |(_, init)| init)
+    let judge = inputs.judge.and_then(|(judge, _)| judge.model());
+    let last = inputs.models.last().map(|(_, init)| *init);
+    last.or(judge).unwrap_or(&Init::Base)
 }
 
 /// Rows of arbitrary tokens.

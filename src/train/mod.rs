@@ -9,6 +9,7 @@ mod evaluate;
 mod forward;
 mod generation;
 mod journal;
+mod judge;
 mod measure;
 pub mod plan;
 mod policy;
@@ -16,6 +17,7 @@ pub mod ppo;
 mod pretrain;
 mod preview;
 mod rank;
+mod revise;
 mod reward_model;
 pub mod rollout;
 mod session;
@@ -46,6 +48,10 @@ stage::stages! {
     Sft(config::SftConfig),
     /// Generation and ranking of responses.
     Rank(config::RankConfig),
+    /// Labels of pairs by a judge.
+    Judge(config::JudgeConfig),
+    /// Critique and revision of responses.
+    Revise(config::ReviseConfig),
     /// Reward model.
     RewardModel(config::RewardModelConfig),
     /// Direct preference optimisation.

@@ -127,7 +127,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         Ok(rows)
     }
 
-    fn data_context(&self) -> DataContext {
+    pub(super) fn data_context(&self) -> DataContext {
         DataContext {
             run_dir: self.run.path().to_path_buf(),
             ..DataContext::default()

@@ -8,6 +8,7 @@ use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::model::{CausalLm, ClassifierSource, Fetch, Finder};
 use crate::ops::ModelBackend;
+use crate::reward::judge::{Endpoint, Graded, Judge, JudgeModel, LocalJudge};
 use crate::reward::{
     Classifier, CompletionEncoder, Learned, LogProbability, ModelReward, RewardConfig,
     RewardSource, TokenReduction,
@@ -15,6 +16,10 @@ use crate::reward::{
 
 /// Most tokens in one forward pass of a reward with a model.
 const SCORE_TOKENS: usize = 4096;
+/// Texts that a judge writes at once.
+const JUDGE_TEXTS: usize = 32;
+/// The file in a run's folder with the answers of servers.
+const ANSWERS: &str = "answers.jsonl";
 
 impl<B: ModelBackend> Session<'_, B> {
     /// The reward source of a recipe, for completions of a policy with this tokenizer.
@@ -42,7 +47,42 @@ impl<B: ModelBackend> Session<'_, B> {
                     Classifier::<B>::load(&source, settings, numerics, SCORE_TOKENS, device)?;
                 Ok(Box::new(source))
             }
+            ModelReward::Graded(graded) => {
+                let judge = self.judge(&graded.judge)?;
+                let name = format!("graded({})", graded.judge.name());
+                Ok(Box::new(Graded::new(name, judge, graded)?))
+            }
         })
+    }
+
+    /// The judge that a recipe names. Answers of a server are kept in the run's folder.
+    ///
+    /// # Errors
+    /// As [`Session::policy`] and [`Endpoint::new`].
+    pub(super) fn judge(&mut self, model: &JudgeModel) -> Result<Box<dyn Judge>>
+    where
+        B: 'static,
+    {
+        let init = match model {
+            JudgeModel::Model(init) => init,
+            JudgeModel::Endpoint(endpoint) => {
+                let answers = self.run.path().join(ANSWERS);
+                return Ok(Box::new(Endpoint::new(endpoint, &answers)?));
+            }
+        };
+        let policy = self.policy(init)?;
+        let before = (policy.adapter.as_ref()).map_or(0, |adapter| adapter.num_virtual_tokens());
+        let positions = (policy.config.has_learned_positions())
+            .then(|| policy.config.max_positions().saturating_sub(before));
+        Ok(Box::new(LocalJudge::new(
+            model.name(),
+            policy.model,
+            policy.tokenizer,
+            positions,
+            SCORE_TOKENS,
+            JUDGE_TEXTS,
+            self.device.clone(),
+        )))
     }
 
     /// A reward model as a source.
@@ -99,6 +139,9 @@ impl<B: ModelBackend> Session<'_, B> {
     ) {
         for source in sources {
             self.warn(&source.warnings());
+            for note in source.notes() {
+                self.reporter.message(&note);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::data::{Row, RowKind, Tokenizer};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
+use crate::reward::judge::JudgeModel;
 
 /// The result of a stage that later stages can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct StageInputs<'a> {
     pub data: Vec<DataUse<'a>>,
     /// Reward sources by key, for responses to the first data set.
     pub rewards: Vec<(String, &'a RewardConfig)>,
+    /// The stage's own judge, the value of `judge`, and whether it is asked by its chat template.
+    pub judge: Option<(&'a JudgeModel, bool)>,
     /// The learned reward that a value network starts from, with its key: its model must have the tokenizer of the first model.
     pub value_start: Option<(&'static str, &'a str)>,
     /// What a value network of its own trains.

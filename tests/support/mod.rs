@@ -3,6 +3,7 @@
 
 pub(crate) mod bottlenecks;
 pub(crate) mod encoders;
+pub(crate) mod endpoint;
 pub(crate) mod families;
 pub(crate) mod gguf;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]

@@ -4,7 +4,9 @@ use super::Surveyor;
 use crate::data::{RowKind, encode_prompts};
 use crate::error::Problem;
 use crate::model::{trained_tensors, with_token_ids};
-use crate::recipe::known::{ResolvedModel, WantedModel, classifiers, learned, open_blank, readers};
+use crate::recipe::known::{
+    ResolvedModel, WantedModel, classifiers, judges_of, learned, open_blank, readers,
+};
 use crate::train::config::{Init, Peft};
 use crate::train::plan::ModelShape;
 use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder};
@@ -167,6 +169,39 @@ impl Surveyor<'_> {
             }
         }
         params
+    }
+
+    /// Opens the judges of a stage; returns the stage's own, if it is a model of the recipe, and the number of parameters of those that
+    /// no other part of the recipe has.
+    pub(super) fn judges(
+        &mut self,
+        inputs: &StageInputs<'_>,
+        path: &str,
+    ) -> (Option<ResolvedModel>, u64) {
+        let (mut own, mut params) = (None, 0);
+        let own_place = format!("{path}.judge");
+        for judge in judges_of(path, inputs) {
+            let Some(init) = judge.model.model() else {
+                continue;
+            };
+            let Some(found) = self.model(init, &judge.place) else {
+                continue;
+            };
+            if matches!(init, Init::Folder(_)) {
+                params += found.config.num_params() as u64;
+            }
+            if judge.chat && !found.tokenizer.has_chat() {
+                let problem = self.places.problem(
+                    &judge.chat_place,
+                    "the judge has no chat template: leave `chat` out, or name a model tuned for chat",
+                );
+                self.problems.push(problem);
+            }
+            if judge.place == own_place {
+                own = Some(found);
+            }
+        }
+        (own, params)
     }
 
     /// Opens the reward models of a stage, and checks the tokenizer and adapters of the one that a value network starts from.

@@ -55,18 +55,14 @@ impl Checks {
 
     /// Adds problems with settings below the key `path`, or with the value of `path` itself where they name no key.
     pub fn problems_below(&mut self, path: &str, problems: Vec<Problem>) {
-        for Problem {
-            place,
-            message,
-            help,
-        } in problems
-        {
-            let key = match place.as_str() {
-                "" => path.to_owned(),
-                place => format!("{path}.{place}"),
-            };
+        for problem in problems {
+            let Problem {
+                place,
+                message,
+                help,
+            } = problem.below(path);
             self.problems.push(SettingProblem {
-                keys: vec![key],
+                keys: vec![place],
                 message,
                 help,
             });

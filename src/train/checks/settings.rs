@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::data::{DataSource, Part, RowFormat, RowKind, SplitSlice, Take, shape_names};
 use crate::reward::RewardConfig;
+use crate::reward::judge::graded_problems;
 use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
 use crate::train::config::{
@@ -432,6 +433,9 @@ pub(in crate::train) fn check_reward(
                 checks.help("e.g. `command: [\"python3\", \"score.py\"]`");
             }
             checks.above_zero(path, "timeout_s", *timeout_s);
+        }
+        RewardConfig::Graded(graded) => {
+            checks.problems_below(path, graded_problems(graded));
         }
         RewardConfig::Sum(terms) => {
             if terms.is_empty() {

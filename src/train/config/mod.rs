@@ -2,38 +2,24 @@
 //!
 //! Keys have TRL's names where TRL has one. Lengths are in tokens unless stated otherwise.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 pub use super::compare::CompareConfig;
 pub use super::dpo::DpoConfig;
+pub use super::judge::JudgeConfig;
 pub use super::ppo::{PpoConfig, PtxConfig, ValueInit, ValueTrunk};
 pub use super::pretrain::PretrainConfig;
 pub use super::rank::RankConfig;
+pub use super::revise::{Keep, ReviseConfig};
 pub use super::reward_model::RewardModelConfig;
 pub use super::sft::SftConfig;
 pub use crate::data::DataConfig;
 pub use crate::generate::{SamplingConfig, Truncate};
 pub use crate::loss::{DpoLoss, RewardLoss};
+pub use crate::model::Init;
 pub use crate::optim::{Algorithm, OptimConfig, ParamGroup, Schedule};
 pub use crate::peft::{LoraConfig, Peft};
 pub use crate::rl::{KlControl, KlEstimator, KlIn, MissingEos};
-
-/// Where a stage's model comes from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-pub enum Init {
-    /// The recipe's `model`.
-    #[default]
-    Base,
-    /// The result of an earlier stage, by name.
-    Stage(String),
-    /// A model's folder (or weight file) in the layout of transformers, or an adapter's in PEFT's, whose base is the one it names.
-    Folder(PathBuf),
-    /// Random initial weights for a `config.json`, with the tokenizer files beside it.
-    Random(PathBuf),
-}
 
 /// Intervals of evaluations and checkpoints, in optimiser steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

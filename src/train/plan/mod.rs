@@ -291,6 +291,12 @@ impl Planner<'_> {
         self.data.found(data, kind)
     }
 
+    /// Responses to each prompt of a data set that a stage will write; `None` for other data sets.
+    pub(super) fn responses_of(&self, data: &DataConfig) -> Option<usize> {
+        let stage = data.source.stage()?;
+        Some(self.earlier.rows.get(stage.stage)?.responses)
+    }
+
     /// Adds a problem with the value of `key`.
     pub(super) fn problem(&mut self, key: &str, message: impl Into<String>) {
         let error = Error::Usage(message.into());

@@ -1,8 +1,10 @@
 //! Parts shared by the stages' loops.
 
 mod optimise;
+mod row_log;
 mod training;
 
 pub use optimise::NonFinite;
 pub(super) use optimise::{Accumulator, finite, optimise};
+pub(super) use row_log::RowLog;
 pub(super) use training::Training;

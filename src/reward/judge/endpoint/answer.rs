@@ -1,0 +1,254 @@
+//! What a server answers, and the labels in it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::reward::judge::LabelAnswer;
+
+/// An answer, as far as it is needed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Answer {
+    /// The text.
+    pub(super) text: String,
+    /// For each token of the text the tokens that could stand there, with their log-probabilities; the one that does is the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) tokens: Vec<Vec<(String, f64)>>,
+    pub(super) prompt_tokens: u64,
+    pub(super) completion_tokens: u64,
+}
+
+impl Answer {
+    /// The answer in the JSON of a chat completion.
+    ///
+    /// # Errors
+    /// What it lacks, in words.
+    pub(super) fn of(response: &Value) -> Result<Self, String> {
+        let choice = &response["choices"][0];
+        let message = choice
+            .get("message")
+            .ok_or("expected `choices[0].message` of a chat completion")?;
+        let tokens = match choice["logprobs"]["content"].as_array() {
+            Some(tokens) => tokens.iter().map(alternatives).collect(),
+            None => Vec::new(),
+        };
+        let count = |name: &str| response["usage"][name].as_u64().unwrap_or(0);
+        Ok(Self {
+            // Null if the model refuses.
+            text: message["content"].as_str().unwrap_or("").to_owned(),
+            tokens,
+            prompt_tokens: count("prompt_tokens"),
+            completion_tokens: count("completion_tokens"),
+        })
+    }
+
+    /// The log-probability of each label: of the tokens at the first place where they tell the labels apart. Without log-probabilities
+    /// the label that the text begins with is certain.
+    pub(super) fn of_labels(&self, labels: &[String]) -> LabelAnswer {
+        let listed = self.probabilities(labels);
+        let logprobs = match &listed {
+            Some(probabilities) => Some(probabilities.iter().map(|p| p.ln()).collect()),
+            None => self.written(labels).map(|written| {
+                let certain = |i| if i == written { 0.0 } else { f64::NEG_INFINITY };
+                (0..labels.len()).map(certain).collect()
+            }),
+        };
+        LabelAnswer {
+            without_probabilities: listed.is_none() && logprobs.is_some(),
+            logprobs,
+            text: self.text.clone(),
+        }
+    }
+
+    /// Probabilities of the labels among the listed tokens.
+    fn probabilities(&self, labels: &[String]) -> Option<Vec<f64>> {
+        let mut before = String::new();
+        for (index, alternatives) in self.tokens.iter().enumerate() {
+            let mut sums = vec![0.0; labels.len()];
+            for (token, logprob) in alternatives {
+                let text = format!("{before}{token}");
+                if let Some(i) = told(text.trim(), labels) {
+                    sums[i] += logprob.exp();
+                }
+            }
+            if sums.iter().any(|&sum| sum > 0.0) {
+                self.go_on(index, &before, labels, &mut sums);
+                return Some(sums);
+            }
+            before += alternatives.first().map_or("", |(token, _)| token);
+            // What stands before the labels may be white space, or what all of them begin with.
+            let so_far = before.trim_start();
+            if !labels.iter().any(|label| label.starts_with(so_far)) {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Where the written token is a whole label and begins another one, as `1` does `10`, moves the probability that it goes on.
+    fn go_on(&self, index: usize, before: &str, labels: &[String], sums: &mut [f64]) {
+        let Some((token, logprob)) = self.tokens[index].first() else {
+            return;
+        };
+        let begun = format!("{before}{token}");
+        let begun = begun.trim();
+        let (Some(short), Some(next)) = (
+            labels.iter().position(|label| label == begun),
+            self.tokens.get(index + 1),
+        ) else {
+            return;
+        };
+        for (long, label) in labels.iter().enumerate() {
+            let Some(rest) = label.strip_prefix(begun).filter(|rest| !rest.is_empty()) else {
+                continue;
+            };
+            let goes_on = next.iter().filter(|(token, _)| token.starts_with(rest));
+            let share: f64 = goes_on.map(|(_, logprob)| logprob.exp()).sum();
+            let moved = (logprob.exp() * share).min(sums[short]);
+            sums[long] += moved;
+            sums[short] -= moved;
+        }
+    }
+
+    /// The label that the text begins with; of several the longest.
+    fn written(&self, labels: &[String]) -> Option<usize> {
+        let text = self
+            .text
+            .trim_start_matches(|c: char| c.is_whitespace() || "*\"'`".contains(c));
+        let begins = labels.iter().enumerate().filter(|(_, label)| {
+            // `1` is not the beginning of 15, nor A that of All.
+            let rest = text.strip_prefix(label.as_str());
+            rest.is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
+        });
+        begins.max_by_key(|(_, label)| label.len()).map(|(i, _)| i)
+    }
+}
+
+/// The label that `text` can be the beginning of alone, or that it is.
+fn told(text: &str, labels: &[String]) -> Option<usize> {
+    if text.is_empty() {
+        return None;
+    }
+    if let Some(i) = labels.iter().position(|label| label == text) {
+        return Some(i);
+    }
+    let mut begun = labels
+        .iter()
+        .enumerate()
+        .filter(|(_, label)| label.starts_with(text));
+    match (begun.next(), begun.next()) {
+        (Some((i, _)), None) => Some(i),
+        _ => None,
+    }
+}
+
+/// A token of `logprobs.content`, and the others that could stand there.
+fn alternatives(token: &Value) -> Vec<(String, f64)> {
+    let pair = |value: &Value| {
+        let logprob = value["logprob"].as_f64()?;
+        Some((value["token"].as_str()?.to_owned(), logprob))
+    };
+    let mut all: Vec<(String, f64)> = pair(token).into_iter().collect();
+    for other in token["top_logprobs"].as_array().into_iter().flatten() {
+        if let Some(other) = pair(other)
+            && all.first().is_none_or(|first| first.0 != other.0)
+        {
+            all.push(other);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn labels(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    /// An answer of these tokens, each with probabilities.
+    fn answer(text: &str, tokens: &[&[(&str, f64)]]) -> Answer {
+        let tokens = tokens.iter().map(|alternatives| {
+            let listed = alternatives
+                .iter()
+                .map(|(token, p)| json!({"token": token, "logprob": p.ln()}));
+            let (token, p) = alternatives[0];
+            json!({"token": token, "logprob": p.ln(), "top_logprobs": listed.collect::<Vec<_>>()})
+        });
+        let response = json!({
+            "choices": [{"message": {"content": text}, "logprobs": {"content": tokens.collect::<Vec<_>>()}}],
+            "usage": {"prompt_tokens": 12, "completion_tokens": 1},
+        });
+        Answer::of(&response).unwrap()
+    }
+
+    fn probabilities(answer: &Answer, of: &[&str]) -> Vec<f64> {
+        let found = answer.of_labels(&labels(of));
+        assert!(!found.without_probabilities);
+        let rounded = |x: f64| (x.exp() * 1e9).round() / 1e9;
+        found.logprobs.unwrap().into_iter().map(rounded).collect()
+    }
+
+    #[test]
+    fn labels_are_found_among_the_alternatives() {
+        let got = answer(
+            "1",
+            &[&[("1", 0.6), ("2", 0.3), (" 2", 0.05), ("The", 0.05)]],
+        );
+        assert_eq!(probabilities(&got, &["1", "2"]), [0.6, 0.35]);
+        assert_eq!((got.prompt_tokens, got.completion_tokens), (12, 1));
+    }
+
+    #[test]
+    fn what_labels_have_in_common_is_passed_over() {
+        let got = answer(
+            "(A)",
+            &[&[("(", 0.99)], &[("A", 0.7), ("B", 0.2)], &[(")", 1.0)]],
+        );
+        assert_eq!(probabilities(&got, &["(A)", "(B)"]), [0.7, 0.2]);
+        let got = answer(" (B)", &[&[(" ", 1.0)], &[("(B", 0.9), ("(A", 0.1)]]);
+        assert_eq!(probabilities(&got, &["(A)", "(B)"]), [0.1, 0.9]);
+    }
+
+    #[test]
+    fn ten_is_one_token_or_two() {
+        let one = answer("10", &[&[("10", 0.5), ("1", 0.25), ("9", 0.25)]]);
+        assert_eq!(probabilities(&one, &["1", "9", "10"]), [0.25, 0.25, 0.5]);
+        let two = answer(
+            "10",
+            &[&[("1", 0.5), ("9", 0.5)], &[("0", 0.8), (".", 0.2)]],
+        );
+        assert_eq!(probabilities(&two, &["1", "9", "10"]), [0.1, 0.5, 0.4]);
+    }
+
+    #[test]
+    fn without_probabilities_the_written_label_counts() {
+        let of = |text: &str| {
+            let found = answer(text, &[]).of_labels(&labels(&["1", "2", "10"]));
+            assert_eq!(found.without_probabilities, found.logprobs.is_some());
+            found
+                .logprobs
+                .map(|logprobs| logprobs.iter().position(|&x| x == 0.0).unwrap())
+        };
+        assert_eq!(of(" **2** is better"), Some(1));
+        assert_eq!(of("10"), Some(2));
+        assert_eq!(of("15"), None);
+        assert_eq!(of("Neither."), None);
+        assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn an_answer_with_no_label_among_its_tokens_is_none() {
+        let found =
+            answer("Both", &[&[("Both", 0.9), ("Each", 0.1)]]).of_labels(&labels(&["1", "2"]));
+        assert_eq!((found.logprobs, found.text.as_str()), (None, "Both"));
+        let refusal = json!({"choices": [{"message": {"content": null, "refusal": "no"}}]});
+        assert_eq!(Answer::of(&refusal).unwrap(), Answer::default());
+        assert!(
+            Answer::of(&json!({"object": "list"}))
+                .unwrap_err()
+                .contains("choices[0].message")
+        );
+    }
+}

@@ -1,0 +1,183 @@
+//! Requests with time-outs, and repetition of what fails for a while.
+
+use std::io::Read;
+use std::time::Duration;
+
+use serde_json::Value;
+use ureq::Agent;
+
+use super::answer::Answer;
+use crate::error::{Error, Result};
+use crate::reward::judge::EndpointConfig;
+
+/// Longest wait that a server may ask for, and longest pause.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Most bytes of an answer.
+const LONGEST_ANSWER: u64 = 16 << 20;
+/// Characters of a server's words that an error quotes.
+const QUOTED: usize = 300;
+
+/// Sends requests.
+pub(super) struct Client {
+    agent: Agent,
+    url: String,
+    key: Option<String>,
+    max_retries: u32,
+    retry_wait: Duration,
+}
+
+/// Why a try failed.
+enum Failure {
+    /// For a while: with the server's wish for a pause.
+    Passing(String, Option<Duration>),
+    /// A repetition would not help.
+    Final(String),
+}
+
+impl Client {
+    /// Requests to the server of `config`.
+    ///
+    /// # Errors
+    /// `Error::Usage` if the environment variable of the key is not set.
+    pub(super) fn new(config: &EndpointConfig) -> Result<Self> {
+        let key = match &config.api_key_env {
+            Some(name) => Some(std::env::var(name).map_err(|_| {
+                Error::Usage(format!(
+                    "the environment variable {name} is not set: it has to hold the key of {}",
+                    config.url
+                ))
+            })?),
+            None => None,
+        };
+        let is_local = ["http://127.0.0.1", "http://localhost", "http://[::1]"]
+            .iter()
+            .any(|local| config.url.starts_with(local));
+        let timeout = Duration::from_secs_f64(config.timeout_s);
+        let builder = Agent::config_builder();
+        let builder = match is_local {
+            true => builder.proxy(None),
+            false => builder,
+        };
+        let agent = builder
+            .http_status_as_error(false)
+            // The key goes to no other server.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("tempering/", env!("CARGO_PKG_VERSION")))
+            .timeout_global(Some(timeout))
+            .build()
+            .new_agent();
+        Ok(Self {
+            agent,
+            url: format!("{}/chat/completions", config.url.trim_end_matches('/')),
+            key: key.map(|key| key.trim().to_owned()),
+            max_retries: config.max_retries,
+            retry_wait: Duration::from_secs_f64(config.retry_wait_s),
+        })
+    }
+
+    /// The answer to a request.
+    ///
+    /// # Errors
+    /// `Error::Endpoint` with what happened and what to do.
+    pub(super) fn complete(&self, body: &Value) -> Result<Answer> {
+        let mut tries = 0;
+        loop {
+            let (message, asked) = match self.once(body) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Final(message)) => return Err(self.error(message)),
+                Err(Failure::Passing(message, asked)) => (message, asked),
+            };
+            if tries == self.max_retries {
+                return Err(self.error(format!(
+                    "{message}, {} times in a row. Check that the server runs and that `url` is right",
+                    tries + 1
+                )));
+            }
+            let pause = self.retry_wait * 2u32.pow(tries.min(10));
+            std::thread::sleep(asked.unwrap_or(pause).min(LONGEST_WAIT));
+            tries += 1;
+        }
+    }
+
+    fn once(&self, body: &Value) -> Result<Answer, Failure> {
+        let mut request = (self.agent.post(&self.url)).header("content-type", "application/json");
+        if let Some(key) = &self.key {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let response = match request.send(body.to_string()) {
+            Ok(response) => response,
+            Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_))) => {
+                return Err(Failure::Final(error.to_string()));
+            }
+            Err(error) => return Err(Failure::Passing(format!("no answer: {error}"), None)),
+        };
+        let status = response.status().as_u16();
+        let wait = (response.headers().get("retry-after"))
+            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+            .map(Duration::from_secs);
+        let mut text = String::new();
+        let mut reader = response.into_body().into_reader().take(LONGEST_ANSWER);
+        if let Err(error) = reader.read_to_string(&mut text) {
+            return Err(Failure::Passing(
+                format!("the answer breaks off: {error}"),
+                None,
+            ));
+        }
+        let json = serde_json::from_str::<Value>(&text).ok();
+        match status {
+            200..=299 => {
+                let json = json.ok_or_else(|| {
+                    Failure::Final(format!("expected JSON, found {}", quoted(&text)))
+                })?;
+                Answer::of(&json)
+                    .map_err(|why| Failure::Final(format!("{why}, found {}", quoted(&text))))
+            }
+            408 | 409 | 425 | 429 | 500 | 502 | 503 | 504 | 529 => {
+                Err(Failure::Passing(said(status, json.as_ref(), &text), wait))
+            }
+            _ => {
+                let advice = match status {
+                    401 | 403 if self.key.is_none() => {
+                        "; name the environment variable of a key by `api_key_env`"
+                    }
+                    401 | 403 => "; check the key in the variable that `api_key_env` names",
+                    404 => "; check `url`, which ends with the version (`/v1`), and `model`",
+                    400 if text.contains("logprobs") => {
+                        "; for a server without log-probabilities set `logprobs: false`"
+                    }
+                    _ => "",
+                };
+                let said = said(status, json.as_ref(), &text);
+                Err(Failure::Final(format!("{said}{advice}")))
+            }
+        }
+    }
+
+    fn error(&self, message: String) -> Error {
+        // A server may repeat what it was sent.
+        let message = match self.key.as_deref().filter(|key| !key.is_empty()) {
+            Some(key) => message.replace(key, "***"),
+            None => message,
+        };
+        Error::Endpoint {
+            place: self.url.clone(),
+            message,
+        }
+    }
+}
+
+/// A status with the server's words.
+fn said(status: u16, json: Option<&Value>, text: &str) -> String {
+    let error = json.map(|json| &json["error"]);
+    let words = error.and_then(|error| error["message"].as_str().or(error.as_str()));
+    match words.unwrap_or(text).trim() {
+        "" => format!("answers {status}"),
+        words => format!("answers {status}: {}", quoted(words)),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let shown: String = text.trim().chars().take(QUOTED).collect();
+    format!("{shown:?}")
+}
