@@ -36,6 +36,8 @@ pub enum RowKind {
     TextOrCompletion,
     /// `chosen` and `rejected`, with or without `prompt`; or rows of a `Rank` stage.
     Preference,
+    /// Several responses to a prompt, whatever is known of them: rows of scored responses, or preferences.
+    Responses,
     /// `prompt` or `messages`.
     Prompt,
     /// Several responses to a prompt with a score each, as stages write them.
@@ -135,7 +137,9 @@ pub fn check_source(
             let path = config.source.local_file(&context.run_dir);
             match path.filter(|path| path.exists()) {
                 Some(_) => check.stream(config, context, &look),
-                None if expects == RowKind::Preference => return check,
+                None if matches!(expects, RowKind::Preference | RowKind::Responses) => {
+                    return check;
+                }
                 None => {
                     let expected = expects.columns();
                     check.at_key(
@@ -315,11 +319,12 @@ impl RowKind {
     pub fn takes(self, given: Self) -> bool {
         let of_scored = matches!(
             self,
-            Self::Preference | Self::Completion | Self::TextOrCompletion
+            Self::Preference | Self::Responses | Self::Completion | Self::TextOrCompletion
         );
         self == given
             || (given == Self::Scored && of_scored)
             || (given == Self::Completion && self == Self::TextOrCompletion)
+            || (given == Self::Preference && self == Self::Responses)
     }
 
     /// The columns that it needs, for messages.
@@ -329,6 +334,7 @@ impl RowKind {
             Self::Completion => "`prompt` and `completion`, or `messages`",
             Self::TextOrCompletion => "`text`, `prompt` and `completion`, or `messages`",
             Self::Preference => "`chosen` and `rejected`",
+            Self::Responses => "`responses` to a prompt, or `chosen` and `rejected`",
             Self::Prompt => "`prompt` or `messages`",
             Self::Scored => "`prompt_ids`, `response_ids` and `scores`",
         }
@@ -340,7 +346,9 @@ impl RowKind {
             Self::Text => template == "text",
             Self::Completion => matches!(template, "prompt" | "completion"),
             Self::TextOrCompletion => matches!(template, "text" | "prompt" | "completion"),
-            Self::Preference => matches!(template, "prompt" | "chosen" | "rejected"),
+            Self::Preference | Self::Responses => {
+                matches!(template, "prompt" | "chosen" | "rejected")
+            }
             Self::Prompt => template == "prompt",
             Self::Scored => false,
         }
@@ -384,7 +392,7 @@ fn look(
             CompletionRow::Text { completion, .. } => completion.is_empty(),
             CompletionRow::Messages { .. } => false,
         },
-        RowKind::Preference => {
+        RowKind::Preference | RowKind::Responses => {
             margin(row)?;
             parser.preference(row)?;
             false

@@ -27,7 +27,7 @@ fn refusal(kind: RowKind) -> Option<&'static str> {
         RowKind::Completion | RowKind::TextOrCompletion => Some(
             "this stage would train on completions with a false label, too; keep those with a true one",
         ),
-        RowKind::Preference => Some(
+        RowKind::Preference | RowKind::Responses => Some(
             "this stage compares two responses to one prompt, and these are single ones with a label; bring them into pairs of `chosen` and `rejected`",
         ),
         RowKind::Text | RowKind::Prompt | RowKind::Scored => None,

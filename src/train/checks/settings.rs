@@ -315,7 +315,7 @@ fn check_take(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
         checks.help("use `source: Stage(\"..\")`, or leave `take` out");
         return;
     }
-    let compares = data.kind == RowKind::Preference;
+    let compares = matches!(data.kind, RowKind::Preference | RowKind::Responses);
     let fits = match take {
         Take::All => true,
         Take::Best | Take::Above(_) => !compares,
@@ -374,7 +374,8 @@ pub(in crate::train) fn check_comparisons(
     who: &str,
     inputs: StageInputs<'_>,
 ) {
-    let comparisons = |data: &DataUse<'_>| data.kind == RowKind::Preference;
+    let comparisons =
+        |data: &DataUse<'_>| matches!(data.kind, RowKind::Preference | RowKind::Responses);
     for data in inputs.data.into_iter().filter(comparisons) {
         if matches!(data.config.source, DataSource::Posts { .. }) {
             checks.problem(

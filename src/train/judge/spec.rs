@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::reward::judge::PairForm;
 use crate::train::checks::Checks;
+use crate::train::checks::settings::check_comparisons;
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, ScoredRows, StagePlan, Workload, estimate, longest};
 use crate::train::{Outcome, Preview, Session, StageInputs, StageOutput, StageSpec};
@@ -31,7 +32,7 @@ impl StageSpec for JudgeConfig {
             judge: Some((&self.judge, self.chat)),
             ..StageInputs::default()
         }
-        .data("data", &self.data, RowKind::Preference)
+        .data("data", &self.data, RowKind::Responses)
     }
 
     fn data_mut(&mut self) -> Vec<&mut DataConfig> {
@@ -48,6 +49,14 @@ impl StageSpec for JudgeConfig {
             "at least 1, or `None` for all",
             0,
         );
+        if self.data.format.take.is_some() {
+            checks.problem(
+                format!("{path}.data.format.take"),
+                "has no effect: a judge is asked about all pairs of responses",
+            );
+            checks.help("`max_pairs` limits their number");
+        }
+        check_comparisons(checks, path, "a judge", self.inputs());
         if let Some(reasoning) = &self.chain_of_thought {
             let path = format!("{path}.chain_of_thought");
             checks.positive(&path, "max_tokens", reasoning.max_tokens);
@@ -84,7 +93,7 @@ impl StageSpec for JudgeConfig {
                 keep(key.unwrap_or("template"), form);
             }
         }
-        let data = planner.lengths("data", &self.data, RowKind::Preference, usize::MAX);
+        let data = planner.lengths("data", &self.data, RowKind::Responses, usize::MAX);
         let responses = planner.responses_of(&self.data).unwrap_or(2);
         let all = responses * responses.saturating_sub(1) / 2;
         let pairs = self.max_pairs.map_or(all, |most| most.min(all)) as u64;

@@ -112,7 +112,7 @@ impl ScoredRows {
     /// Lengths of these rows when read as `kind`: as comparisons all responses to a prompt together, otherwise one response.
     fn lengths(&self, kind: RowKind, held_out: bool) -> Lengths {
         let responses = match kind {
-            RowKind::Preference => self.responses,
+            RowKind::Preference | RowKind::Responses => self.responses,
             _ => 1,
         };
         let rows = match held_out {
@@ -340,7 +340,7 @@ impl Planner<'_> {
                 }
                 // The file is not on this machine.
                 RowKind::Scored => return Ok(Vec::new()),
-                RowKind::Preference => {
+                RowKind::Preference | RowKind::Responses => {
                     let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
                     return Ok(encoded.items.iter().map(of_comparisons).collect());
                 }
