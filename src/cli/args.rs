@@ -87,7 +87,7 @@ pub enum Command {
     Eval(EvalArgs),
     /// Show what a stage trains on, token by token
     Inspect(InspectArgs),
-    /// Copy a stage's result into a folder that transformers and PEFT can load
+    /// Copy a stage's result or a model into a folder for transformers and PEFT, or into a GGUF file
     Export(ExportArgs),
     /// Say what is compiled in and which devices work, and check their numbers against the CPU
     Doctor(DoctorArgs),
@@ -307,13 +307,16 @@ pub struct ExportArgs {
     #[arg(
         long,
         value_name = "DIR",
-        required_unless_present = "adapters",
+        required_unless_present_any = ["adapters", "model"],
         requires = "stage"
     )]
     pub run: Option<PathBuf>,
     /// The stage whose result is exported
     #[arg(long, value_name = "NAME", requires = "run")]
     pub stage: Option<String>,
+    /// A model that no run has trained, in place of --run: a folder, a GGUF file, a known name or owner/name of the hub
+    #[arg(long, value_name = "DIR|NAME", conflicts_with_all = ["run", "adapters", "as_trained"])]
+    pub model: Option<String>,
     /// Adapters that become one.
     #[command(flatten)]
     pub combine: CombineArgs,

@@ -38,31 +38,46 @@ use crate::rng::Seed;
 /// Text for comparing the trained model with the written files.
 const PROBE: &str = "A merged model must say what the model with its adapter says: the same words, with the same odds.";
 
-/// Copies a stage's result, or merges its adapter into the base.
+/// Copies a stage's result or another model, or merges its adapter into the base.
 ///
 /// # Errors
 /// `Error::Usage` if there is no result or the folder is in use; those of loading and writing.
 pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
-    let (Some(run), Some(stage)) = (&args.run, &args.stage) else {
-        return combine::run(args, compute);
+    let (from, trained) = match (&args.run, &args.stage, &args.model) {
+        (Some(run), Some(stage), _) => (result_of(run, stage)?, numerics_of(run)),
+        (_, _, Some(model)) => (files_of(model)?, Numerics::default()),
+        _ => return combine::run(args, compute),
     };
-    let from = result_of(run, stage)?;
     if is_gguf(&args.to) {
-        return export_gguf::run(args, &from, numerics_of(run), compute);
+        return export_gguf::run(args, &from, trained, compute);
     }
     let dtype = args.dtype.map(store_as).transpose()?;
     write_folder(&args.to, |written| {
         let export = Export {
             from: &from,
             to: written,
-            trained: numerics_of(run),
+            trained,
             compute,
         };
+        if is_gguf(&from) {
+            return export.merged(dtype, false);
+        }
         match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
             (true, true) => export.merged(dtype, args.as_trained),
             (true, false) => export.adapter(dtype),
             (false, _) => export.model(dtype),
         }
+    })
+}
+
+/// The outermost adapter of a model, its GGUF file, or its folder.
+fn files_of(model: &str) -> Result<PathBuf> {
+    let source = ModelSource::find(model)?;
+    warn(&source.notes);
+    Ok(match source.adapters.last() {
+        Some(adapter) => adapter.clone(),
+        None if is_gguf(&source.weights) => source.weights,
+        None => source.dir,
     })
 }
 
@@ -186,7 +201,7 @@ impl Export<'_> {
         })
     }
 
-    /// Writes the base with the adapter merged into its weights.
+    /// Writes the base in f32 with the adapter, if there is one, merged into its weights.
     pub(super) fn merged(&self, dtype: Option<StoreAs>, as_trained: bool) -> Result<String> {
         let trained = self.found(self.from, self.trained)?;
         warn(&trained.source.notes);
@@ -216,7 +231,11 @@ impl Export<'_> {
             false => "",
         };
         let difference = self.difference(&trained)?;
-        Ok(format!("merged{hint}; {difference}{padding}"))
+        let done = match base.source.adapters.is_empty() {
+            true => "converted",
+            false => "merged",
+        };
+        Ok(format!("{done}{hint}; {difference}{padding}"))
     }
 
     fn found(&self, folder: &Path, numerics: Numerics) -> Result<UnloadedModel> {

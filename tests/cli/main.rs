@@ -1255,6 +1255,16 @@ fn every_kind_of_model_is_trained_adapted_and_merged() {
             let said = |model: &str| succeed(temp.path(), &format!("{text} {model}"));
             assert_eq!(said("out/m.gguf"), said("merged"));
             fail(temp.path(), &f32s, 2, &["already exists"]);
+            // Models that no run has trained, there and back.
+            succeed(
+                temp.path(),
+                "export --model merged --to out/n.gguf --dtype f32",
+            );
+            let said = succeed(temp.path(), "export --model out/n.gguf --to back");
+            assert!(said.starts_with("back: converted; "), "{said}");
+            for (back, adapted) in logprobs("back").iter().zip(&adapted) {
+                assert_near(&back["logprobs"], &adapted["logprobs"], 1e-4);
+            }
             let folder = "export --run run --stage pre --to f --dtype q8_0";
             fail(temp.path(), folder, 2, &["only a GGUF file stores blocks"]);
         } else {

@@ -11,6 +11,7 @@ mod file;
 mod gemma;
 mod header;
 mod layout;
+mod phi3;
 mod rope;
 mod sentencepiece;
 mod split;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::header::MetadataValue;
+use super::layout::architecture;
+use super::phi3;
 use super::sentencepiece;
 use super::splitting::Splitting;
 use super::vocabulary::{CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED};
@@ -37,10 +39,9 @@ pub(super) fn files(metadata: &BTreeMap<String, MetadataValue>) -> Result<Files,
         special("bos", keys.flag("add_bos_token").unwrap_or(adds_bos)),
         special("eos", keys.flag("add_eos_token").unwrap_or(false)),
     );
-    // Markers of Phi-3 take the white space after them, which no key says; llama.cpp tells such models by their name.
-    let architecture = metadata.get("general.architecture");
-    let strips = architecture.and_then(MetadataValue::as_str) == Some("phi3")
-        && keys.text("model") == Some("llama");
+    let has = |token: &str| vocabulary.0.iter().any(|(text, _)| *text == token);
+    let strips =
+        architecture(metadata).is_ok_and(|architecture| phi3::markers_strip(architecture, has));
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added(strips), "normalizer": parts.normalizer,
         "pre_tokenizer": parts.pre_tokenizer, "post_processor": frame, "decoder": parts.decoder, "model": parts.model,
@@ -162,7 +163,7 @@ impl<'a> Vocabulary<'a> {
         let found = self.used();
         let found = found.filter(|(_, _, kind)| [CONTROL, UNKNOWN, USER_DEFINED].contains(kind));
         let added = found.map(|(id, text, kind)| {
-            let strips = strips && !["<unk>", "<s>", "<|endoftext|>"].contains(&text);
+            let strips = strips && !phi3::keeps_space(text);
             json!({
                 "id": id, "content": text, "single_word": false, "lstrip": false, "rstrip": strips, "normalized": false,
                 "special": kind != USER_DEFINED,

@@ -7,6 +7,7 @@ use super::gemma;
 use super::layout::{
     Architecture, FAMILIES, architecture_of, llama_cpp_name, permute, swap_groups, transpose,
 };
+use super::phi3;
 use super::rope::StoredScaling;
 use super::tensor_type::TensorType;
 use super::vocabulary;
@@ -70,7 +71,9 @@ impl GgufModel<'_> {
                 "models of family {family} are not written as GGUF; those of {written} are"
             ))
         })?;
-        let mut metadata = self.general(architecture, kind);
+        let tokenizer = self.tokenizer.to_json()?;
+        let tokenizer = vocabulary::keys(&tokenizer, self.config.vocab_size()).map_err(refuse)?;
+        let mut metadata = self.general(architecture, &tokenizer, kind);
         let mut factors = Vec::new();
         match self.config.architecture() {
             Family::Gated(config) => {
@@ -117,8 +120,7 @@ impl GgufModel<'_> {
                 unreachable!("{family} has no name in llama.cpp above")
             }
         }
-        let tokenizer = self.tokenizer.to_json()?;
-        metadata.extend(vocabulary::keys(&tokenizer, self.config.vocab_size()).map_err(refuse)?);
+        metadata.extend(tokenizer);
         metadata.extend(self.special_tokens());
         let specs: Vec<TensorSpec> = (self.config.tensors().into_iter())
             .filter(|spec| spec.tied_to.is_none())
@@ -156,27 +158,29 @@ impl GgufModel<'_> {
         })
     }
 
-    fn general(&self, architecture: Architecture, kind: TensorType) -> Vec<(String, Value)> {
+    fn general(
+        &self,
+        architecture: Architecture,
+        tokenizer: &[(String, Value)],
+        kind: TensorType,
+    ) -> Vec<(String, Value)> {
+        let has = |token: &str| {
+            let is_token = |(_, value): &(String, Value)| matches!(value, Value::Texts(texts) if texts.iter().any(|text| text == token));
+            tokenizer
+                .iter()
+                .filter(|(key, _)| key == "tokenizer.ggml.tokens")
+                .any(is_token)
+        };
+        let strips = phi3::markers_strip(architecture, has);
         let text = |key: &str, text: &str| (format!("general.{key}"), Value::Text(text.into()));
         let count = |key: &str, x: u32| (format!("general.{key}"), Value::U32(x));
         vec![
             text("architecture", architecture.name()),
             text("type", "model"),
-            text("name", &self.named(architecture)),
+            text("name", &phi3::name(self.name, strips)),
             count("file_type", kind.file_type()),
             count("quantization_version", 2),
         ]
-    }
-
-    /// The model's name. llama.cpp knows by it that markers of Phi-3 take the white space after them.
-    fn named(&self, architecture: Architecture) -> String {
-        let known = ["phi-3", "phi3"]
-            .iter()
-            .any(|name| self.name.contains(name));
-        match architecture == Architecture::Phi3 && !known {
-            true => format!("{} (phi-3)", self.name),
-            false => self.name.to_owned(),
-        }
     }
 
     /// Of decoders with RMSNorm, rotary positions and a gated MLP; `theta`: base of the rotary frequencies.
