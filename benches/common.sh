@@ -24,6 +24,18 @@ with open(sys.argv[2], "w") as file:
 PY
 }
 
+# labels PYTHON PAIRS.jsonl OUT.jsonl: prompt, completion and label, in turn the chosen response of a pair and the rejected one of the next.
+labels() {
+  "$1" - "$2" "$3" <<'PY'
+import json, sys
+with open(sys.argv[2], "w") as file:
+    for i, line in enumerate(open(sys.argv[1])):
+        row, label = json.loads(line), i % 2 == 0
+        row = {"prompt": row["prompt"], "completion": row["chosen" if label else "rejected"], "label": label}
+        file.write(json.dumps(row) + "\n")
+PY
+}
+
 # measured PYTHON COMMAND..: runs a command and prints its output, then "PEAK megabytes".
 measured() {
   local python=$1

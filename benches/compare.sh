@@ -4,8 +4,8 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full sft-dora sft-prefix (20 virtual tokens) reward dpo generate ppo ppo-trunk (the value function a head on the
-#               policy), with -bf16 or -int8 behind it for a base in reduced precision, and -mixed behind that for products in bfloat16;
+#   WORK        sft-lora sft-full sft-dora sft-prefix (20 virtual tokens) reward dpo orpo kto generate ppo ppo-trunk (the value function a head
+#               on the policy), with -bf16 or -int8 behind it for a base in reduced precision, and -mixed behind that for products in bfloat16;
 #               llama-16 llama-1 (decoding of 16 rows and of one from a GGUF file's own blocks, beside llama.cpp). If none is named all in
 #               f32 and generation in all three, ppo and ppo-trunk only with PPO_PYTHON, llama-16 and llama-1 only with LLAMA
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
@@ -14,8 +14,8 @@
 #               npm install --prefix LLAMA --ignore-scripts --omit=optional node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 #   RUNS        runs of each, of which the median counts (default 1)
 #   TEMPER      the binary (default: built here)
-# Training: batches of 8 rows (reward, dpo: 8 pairs, the other side being the next row's completion), STEPS of them (default 8), at most 512
-# tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. -bf16 and -int8 are temper's base_precision, -mixed
+# Training: batches of 8 rows (reward, dpo, orpo: 8 pairs, the other side being the next row's completion; kto: 8 responses, every second one
+# desirable, the others being the next row's completion), STEPS of them (default 8), at most 512 tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. -bf16 and -int8 are temper's base_precision, -mixed
 # its matmul_precision; the peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
 # Pads are not counted; the first step is left out of rates. Nothing else should run meanwhile.
 set -euo pipefail
@@ -29,7 +29,7 @@ python=${3:?$usage}
 shift 3
 works=("$@")
 if [ ${#works[@]} = 0 ]; then
-  works=(sft-lora sft-full sft-dora sft-prefix reward dpo generate generate-bf16 generate-int8)
+  works=(sft-lora sft-full sft-dora sft-prefix reward dpo orpo kto generate generate-bf16 generate-int8)
   [ -z "${PPO_PYTHON:-}" ] || works+=(ppo ppo-trunk)
   [ -z "${LLAMA:-}" ] || works+=(llama-16 llama-1)
 fi
@@ -38,6 +38,7 @@ runs=${RUNS:-1}
 prepare
 
 pairs "$python" "$rows" "$scratch/rows.jsonl"
+labels "$python" "$scratch/rows.jsonl" "$scratch/labels.jsonl"
 
 # The work without its precisions, and the precisions.
 kind() {
@@ -74,6 +75,8 @@ recipe() {
     sft-prefix) echo "Sft(name: \"stage\", peft: PrefixTuning(num_virtual_tokens: 20), $common)," ;;
     reward) echo "RewardModel(name: \"stage\", init: Base, $lora $common)," ;;
     dpo) echo "Dpo(name: \"stage\", init: Base, $lora $common)," ;;
+    orpo) echo "Orpo(name: \"stage\", init: Base, $lora $common)," ;;
+    kto) echo "Kto(name: \"stage\", init: Base, $lora ${common//rows.jsonl/labels.jsonl})," ;;
     ppo | ppo-trunk)
       echo "RewardModel(name: \"rm\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: 2), batch_size: 2),"
       echo "Ppo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
@@ -134,7 +137,9 @@ theirs() {
   else
     local batch=8
     [ "$work" != generate ] || batch=16
-    measured "$python" "$python" benches/peers/peer.py "$work" "$model" "$scratch/rows.jsonl" "$steps" "$batch" 2>/dev/null
+    local data="$scratch/rows.jsonl"
+    [ "$work" != kto ] || data="$scratch/labels.jsonl"
+    measured "$python" "$python" benches/peers/peer.py "$work" "$model" "$data" "$steps" "$batch" 2>/dev/null
   fi
 }
 

@@ -1,8 +1,8 @@
 """The Python peer of benches/compare.sh: one kind of work by TRL or transformers on a CPU in f32.
 
-usage: peer.py WORK MODEL_DIR ROWS.jsonl STEPS BATCH    WORK: sft-lora, sft-full, sft-dora, sft-prefix, reward, dpo, generate
-ROWS has "prompt", "chosen" and "rejected". Prints one line: RATE tokens per second, FIRST seconds until the first step begins.
-Tokens are those of the rows, pads not counted (reward, dpo: prompt and response of both sides; generate: new ones); the first step is left out.
+usage: peer.py WORK MODEL_DIR ROWS.jsonl STEPS BATCH    WORK: sft-lora, sft-full, sft-dora, sft-prefix, reward, dpo, orpo, kto, generate
+ROWS has "prompt", "chosen" and "rejected" (kto: "prompt", "completion" and "label"). Prints one line: RATE tokens per second, FIRST seconds until the first step begins.
+Tokens are those of the rows, pads not counted (reward, dpo, orpo: prompt and response of both sides; generate: new ones); the first step is left out.
 Needs torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0.
 """
 
@@ -13,7 +13,7 @@ import tempfile
 import time
 
 begin = time.time()
-os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1")
 
 import torch
 from datasets import Dataset
@@ -93,14 +93,19 @@ def trained(work, folder, rows, steps, batch, tokenizer):
         trainer, config = RewardTrainer, RewardConfig(**config)
         sides = ["chosen", "rejected"]
     else:
-        from trl import DPOConfig, DPOTrainer
+        if work == "dpo":
+            from trl import DPOConfig as Config, DPOTrainer as trainer
+        elif work == "orpo":
+            from trl.experimental.orpo import ORPOConfig as Config, ORPOTrainer as trainer
+        else:
+            from trl import KTOConfig as Config, KTOTrainer as trainer
 
         config.pop("shuffle_dataset")
         data = rows
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         peft = lora("CAUSAL_LM")
-        trainer, config = DPOTrainer, DPOConfig(**config)
-        sides = ["chosen", "rejected"]
+        config = Config(**config)
+        sides = ["completion"] if work == "kto" else ["chosen", "rejected"]
     run = trainer(
         model=model,
         args=config,
