@@ -1,4 +1,5 @@
-//! Supervised fine-tuning, reward modelling and DPO against TRL's trainers, step by step: `tests/reference/trajectories`.
+//! Supervised fine-tuning, reward modelling and learning from preferences against TRL's trainers, step by step:
+//! `tests/reference/trajectories` and `tests/reference/preferences`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -62,11 +63,13 @@ impl Start {
             trajectories: read(&reference("trajectories.json")),
             folder: tempfile::tempdir().unwrap(),
         };
-        // Those of `prompts.py` and `bottlenecks.py`.
-        for more in ["prompts", "bottlenecks"] {
+        // Those of `prompts.py`, `bottlenecks.py` and `preferences.py`.
+        for more in ["prompts", "bottlenecks", "preferences"] {
             let more = read(&folder(more).join("trajectories.json"));
-            for (name, run) in more["sft"].as_object().unwrap() {
-                start.trajectories["sft"][name] = run.clone();
+            for (method, runs) in more.as_object().unwrap() {
+                for (name, run) in runs.as_object().unwrap() {
+                    start.trajectories[method][name] = run.clone();
+                }
             }
         }
         let head: Vec<f32> = serde_json::from_value(start.trajectories["head"].clone()).unwrap();
@@ -159,7 +162,7 @@ impl Start {
                 None => "Base".into(),
             },
             peft = stage.peft,
-            data = reference(stage.data),
+            data = stage.data,
             // With accumulation on one side, on the other too: most passes then take one row.
             micro_batch_tokens = match settings["accumulation"].as_u64() {
                 Some(1) => 2048,
@@ -277,7 +280,7 @@ struct Stage<'a> {
     /// The folder of the adapter that it starts from.
     adapter: Option<&'a str>,
     peft: String,
-    data: &'a str,
+    data: PathBuf,
     more: String,
 }
 
@@ -290,6 +293,11 @@ impl Differences {
     fn add(&mut self, subject: &str, name: &str, ours: &Series, trl: &Value) {
         let trl: Series = serde_json::from_value(trl.clone()).unwrap();
         for (series, expected) in &trl {
+            let is_zero = expected.iter().all(|x| *x == 0.0);
+            if is_zero && ["nll_loss", "kl"].contains(&series.as_str()) {
+                // TRL does not compute it where its weight is zero, or where the loss reads none.
+                continue;
+            }
             let found = &ours[series];
             assert_eq!(
                 (found.len(), expected.len()),
@@ -434,7 +442,7 @@ pub(crate) fn sft<B: ModelBackend>(device: B::Device) {
                 _ => None,
             },
             peft: peft(name, settings),
-            data: "sft.jsonl",
+            data: reference("sft.jsonl"),
             more: format!("completion_only_loss: {completion_only},"),
         };
         (format!("SFT ({})", weights_of(name)), stage)
@@ -450,7 +458,7 @@ pub(crate) fn reward<B: ModelBackend>(device: B::Device) {
             model: "classifier",
             adapter: name.starts_with("lora").then_some("scored"),
             peft: peft(name, settings),
-            data: "preferences.jsonl",
+            data: reference("preferences.jsonl"),
             more: format!("use_margin: {use_margin},"),
         };
         (format!("reward model ({})", weights_of(name)), stage)
@@ -470,19 +478,93 @@ pub(crate) fn dpo<B: ModelBackend>(device: B::Device) {
                 () => None,
             },
             peft: peft(name, settings),
-            data: "preferences.jsonl",
+            data: reference("preferences.jsonl"),
             more: format!(
-                "beta: {:?}, loss_type: {}, label_smoothing: {:?}, precompute_ref_log_probs: {},",
-                settings["beta"].as_f64().unwrap(),
-                if loss == "conservative" {
-                    "sigmoid"
-                } else {
-                    loss
+                "{}{}{}precompute_ref_log_probs: {},",
+                match loss {
+                    "conservative" => "loss_type: sigmoid,".to_owned(),
+                    _ => given("loss_type", &settings["loss"]),
                 },
-                settings["label_smoothing"].as_f64().unwrap_or(0.0),
+                given("loss_weights", &settings["weights"]),
+                numbers(settings, &["beta", "label_smoothing", "discopop_tau"]),
                 settings["precompute"].as_bool().unwrap_or(false),
             ),
         };
         (format!("DPO, {loss} ({})", weights_of(name)), stage)
+    });
+}
+
+/// A key of a recipe with a value of the settings, if they have it.
+fn given(key: &str, value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        value => format!("{key}: {value}, "),
+    }
+}
+
+/// Keys of a recipe with numbers of the settings, of those that they have.
+fn numbers(settings: &Value, keys: &[&str]) -> String {
+    let given = |key: &&str| Some(format!("{key}: {:?}, ", settings[*key].as_f64()?));
+    keys.iter().filter_map(given).collect()
+}
+
+/// A trajectory on the rows of `preferences.py`, of a stage that starts from the model or from its fresh adapter.
+fn on_preferences(kind: &'static str, name: &str, rows: &str, more: String) -> Stage<'static> {
+    let lora = name.ends_with("lora");
+    Stage {
+        kind,
+        model: "model",
+        adapter: lora.then_some("fresh"),
+        peft: if lora {
+            "Lora(rank: 4, alpha: 8.0)"
+        } else {
+            "Full"
+        }
+        .to_owned(),
+        data: folder("preferences").join(rows),
+        more,
+    }
+}
+
+/// `CPOTrainer`, SimPO and AlphaPO included.
+pub(crate) fn cpo<B: ModelBackend>(device: B::Device) {
+    method::<B>(device, "cpo", |name, settings| {
+        let keys = [
+            "beta",
+            "label_smoothing",
+            "cpo_alpha",
+            "simpo_gamma",
+            "alpha",
+        ];
+        let loss = settings["loss"].as_str().unwrap_or("sigmoid");
+        let more = format!("loss_type: {loss}, {}", numbers(settings, &keys));
+        let stage = on_preferences("Cpo", name, "preferences.jsonl", more);
+        let (loss, weights) = name.split_once('_').unwrap();
+        (format!("CPO, {loss} ({weights})"), stage)
+    });
+}
+
+/// `KTOTrainer`.
+pub(crate) fn kto<B: ModelBackend>(device: B::Device) {
+    method::<B>(device, "kto", |name, settings| {
+        let loss = settings["loss"].as_str().unwrap_or("kto");
+        let precompute = settings["precompute"].as_bool().unwrap_or(false);
+        let keys = ["beta", "desirable_weight", "undesirable_weight"];
+        let more = format!(
+            "loss_type: {loss}, precompute_ref_log_probs: {precompute}, {}",
+            numbers(settings, &keys)
+        );
+        let stage = on_preferences("Kto", name, "labelled.jsonl", more);
+        (format!("KTO, {name}"), stage)
+    });
+}
+
+/// `ORPOTrainer`.
+pub(crate) fn orpo<B: ModelBackend>(device: B::Device) {
+    method::<B>(device, "orpo", |name, settings| {
+        let more = numbers(settings, &["beta"]);
+        let stage = on_preferences("Orpo", name, "preferences.jsonl", more);
+        let (_, weights) = name.split_once('_').unwrap();
+        (format!("ORPO ({weights})"), stage)
     });
 }
