@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::data::complaints::column_names;
-use crate::data::encode::check_scored;
+use crate::data::encode::{check_labelled, check_scored, count_labels};
 use crate::data::file::{name_problem, suggest_file};
 use crate::data::problems::ProblemGroups;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
@@ -38,6 +38,8 @@ pub enum RowKind {
     Preference,
     /// Several responses to a prompt, whatever is known of them: rows of scored responses, or preferences.
     Responses,
+    /// `prompt`, `completion` and `label`, or `messages` and `label`; or `chosen` and `rejected`, each a labelled response.
+    Labelled,
     /// `prompt` or `messages`.
     Prompt,
     /// Several responses to a prompt with a score each, as stages write them.
@@ -72,6 +74,8 @@ pub struct DataCheck {
     pub num_margins: usize,
     /// Number of rows of scored responses.
     pub num_scored: usize,
+    /// Of rows that are to have labels, the number of desirable responses and of others.
+    pub num_labels: [usize; 2],
 }
 
 /// Checks every row of a data set, after `skip` and up to `limit`: the columns that `expects` needs or that the format's
@@ -126,7 +130,7 @@ pub fn check_source(
                     return check;
                 }
                 None if rows::is_present(&config.source, context) => {
-                    check.stream(config, context, &look);
+                    check.stream(config, context, expects, &look);
                 }
                 None => return check,
             }
@@ -136,7 +140,7 @@ pub fn check_source(
         | DataSource::Ranked { stage, .. } => {
             let path = config.source.local_file(&context.run_dir);
             match path.filter(|path| path.exists()) {
-                Some(_) => check.stream(config, context, &look),
+                Some(_) => check.stream(config, context, expects, &look),
                 None if matches!(expects, RowKind::Preference | RowKind::Responses) => {
                     return check;
                 }
@@ -155,14 +159,14 @@ pub fn check_source(
         // Replaced by the named set when the recipe is read.
         DataSource::Data(_) => return check,
         DataSource::Mix(_) if rows::is_present(&config.source, context) => {
-            check.stream(config, context, &look);
+            check.stream(config, context, expects, &look);
         }
         DataSource::Mix(_) => return check,
         DataSource::File(_)
         | DataSource::Jsonl(_)
         | DataSource::Csv(_)
         | DataSource::Posts { .. } => {
-            check.stream(config, context, &look);
+            check.stream(config, context, expects, &look);
         }
     }
     if let Some(parser) = &parser {
@@ -220,6 +224,7 @@ impl DataCheck {
         &mut self,
         config: &DataConfig,
         context: &DataContext,
+        expects: RowKind,
         look: &(impl Fn(&Row) -> Result<Usability> + Sync),
     ) {
         let mut stream = match RowStream::open(config, context) {
@@ -265,8 +270,12 @@ impl DataCheck {
             for outcome in looked {
                 match outcome {
                     Ok((row, usability)) => {
-                        self.num_margins += usize::from(has_margin(&row));
+                        let margin = row.columns.get("margin");
+                        self.num_margins += usize::from(margin.is_some_and(Value::is_number));
                         self.num_scored += usize::from(is_scored(&row));
+                        if expects == RowKind::Labelled {
+                            count_labels(&row, &config.format, &mut self.num_labels);
+                        }
                         if self.sample.len() < SAMPLE_ROWS {
                             self.sample.push(row);
                         } else if usability == Usability::DependsOnTokens
@@ -335,6 +344,7 @@ impl RowKind {
             Self::TextOrCompletion => "`text`, `prompt` and `completion`, or `messages`",
             Self::Preference => "`chosen` and `rejected`",
             Self::Responses => "`responses` to a prompt, or `chosen` and `rejected`",
+            Self::Labelled => "`prompt`, `completion` and `label`, or `chosen` and `rejected`",
             Self::Prompt => "`prompt` or `messages`",
             Self::Scored => "`prompt_ids`, `response_ids` and `scores`",
         }
@@ -349,6 +359,7 @@ impl RowKind {
             Self::Preference | Self::Responses => {
                 matches!(template, "prompt" | "chosen" | "rejected")
             }
+            Self::Labelled => template != "text",
             Self::Prompt => template == "prompt",
             Self::Scored => false,
         }
@@ -395,6 +406,10 @@ fn look(
         RowKind::Preference | RowKind::Responses => {
             margin(row)?;
             parser.preference(row)?;
+            false
+        }
+        RowKind::Labelled => {
+            check_labelled(parser, row)?;
             false
         }
         RowKind::Prompt => is_empty(&parser.prompt(row)?),
@@ -480,10 +495,6 @@ pub(crate) fn margin(row: &Row) -> Result<f64> {
             ))
         }),
     }
-}
-
-fn has_margin(row: &Row) -> bool {
-    row.columns.get("margin").is_some_and(Value::is_number)
 }
 
 #[cfg(test)]

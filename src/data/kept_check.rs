@@ -63,6 +63,7 @@ struct KeptCheck {
     sample: Vec<KeptRow>,
     num_margins: usize,
     num_scored: usize,
+    num_labels: [usize; 2],
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,6 +86,7 @@ impl From<&DataCheck> for KeptCheck {
             sample: check.sample.iter().map(row).collect(),
             num_margins: check.num_margins,
             num_scored: check.num_scored,
+            num_labels: check.num_labels,
         }
     }
 }
@@ -102,6 +104,7 @@ impl From<KeptCheck> for DataCheck {
             sample: kept.sample.into_iter().map(row).collect(),
             num_margins: kept.num_margins,
             num_scored: kept.num_scored,
+            num_labels: kept.num_labels,
             ..Self::default()
         }
     }

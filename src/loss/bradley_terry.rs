@@ -59,6 +59,15 @@ impl Comparisons {
         self.group_sizes.push(size);
     }
 
+    /// Adds the prompts of `other`, whose scores follow the first `first` of this.
+    pub fn extend(&mut self, other: &Self, first: usize) {
+        let moved = |places: &[usize]| -> Vec<usize> { places.iter().map(|i| first + i).collect() };
+        self.chosen.extend(moved(&other.chosen));
+        self.rejected.extend(moved(&other.rejected));
+        self.margins.extend(&other.margins);
+        self.group_sizes.extend(&other.group_sizes);
+    }
+
     /// Number of prompts, the divisor of the summed loss.
     pub fn num_prompts(&self) -> usize {
         self.group_sizes.len()
@@ -94,11 +103,15 @@ impl Comparisons {
         (pick(&self.chosen), pick(&self.rejected))
     }
 
+    /// The share of each pair in its prompt's mean.
+    pub fn pair_weights(&self) -> impl Iterator<Item = f32> + '_ {
+        let sizes = self.group_sizes.iter();
+        sizes.flat_map(|&size| std::iter::repeat_n(1.0 / size as f32, size))
+    }
+
     /// The mean of `losses`, `[pairs]`, over each prompt's pairs, summed over prompts.
     pub(super) fn mean_per_prompt<B: Backend>(&self, losses: Tensor<B, 1>) -> Tensor<B, 1> {
-        let weights: Vec<f32> = (self.group_sizes.iter())
-            .flat_map(|&size| std::iter::repeat_n(1.0 / size as f32, size))
-            .collect();
+        let weights: Vec<f32> = self.pair_weights().collect();
         let weights = floats(&weights, &losses.device());
         (losses * weights).sum()
     }

@@ -6,14 +6,22 @@
 
 mod best_of_k;
 mod bradley_terry;
+mod cpo;
 mod cross_entropy;
 mod dpo;
+mod dpo_losses;
+mod kto;
+mod orpo;
 mod ppo;
 
 pub use best_of_k::{Choices, best_of_k};
 pub use bradley_terry::{Comparisons, RewardLoss, bradley_terry};
+pub use cpo::{CpoLoss, CpoObjective, cpo};
 pub use cross_entropy::cross_entropy;
-pub use dpo::{DpoLoss, DpoObjective, dpo, response_sums};
+pub use dpo::{DpoObjective, ResponseValues, chosen_tokens, dpo, response_sums};
+pub use dpo_losses::{DpoLoss, DpoLosses};
+pub use kto::{KtoLoss, KtoObjective, kto};
+pub use orpo::{log_odds, orpo};
 pub use ppo::{kl_loss, policy_loss, value_loss};
 
 #[cfg(test)]

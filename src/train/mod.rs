@@ -4,16 +4,21 @@ pub mod checks;
 mod clock;
 mod compare;
 pub mod config;
+mod cpo;
 mod dpo;
 mod evaluate;
 mod forward;
 mod generation;
 mod journal;
 mod judge;
+mod kto;
 mod measure;
+mod online_dpo;
+mod orpo;
 pub mod plan;
 mod policy;
 pub mod ppo;
+mod preference;
 mod pretrain;
 mod preview;
 mod rank;
@@ -56,6 +61,14 @@ stage::stages! {
     RewardModel(config::RewardModelConfig),
     /// Direct preference optimisation.
     Dpo(config::DpoConfig),
+    /// Contrastive preference optimisation and SimPO: without a reference.
+    Cpo(config::CpoConfig),
+    /// Odds ratio preference optimisation: without a reference.
+    Orpo(config::OrpoConfig),
+    /// Kahneman-Tversky optimisation on labelled responses.
+    Kto(config::KtoConfig),
+    /// Direct preference optimisation on the policy's own responses.
+    OnlineDpo(config::OnlineDpoConfig),
     /// Proximal policy optimisation.
     Ppo(config::PpoConfig),
     /// Comparison of policies.

@@ -1,6 +1,6 @@
 //! Encoded rows of a stage's data, for `temper inspect`.
 
-use crate::data::{Comparisons, EncodeReport, EncodedRows, Example, Prompt};
+use crate::data::{Comparisons, EncodeReport, EncodedRows, Example, Labelled, Prompt};
 
 /// Encoded rows with marks on their trained tokens, and the encoding report.
 #[derive(Debug, Clone)]
@@ -74,6 +74,24 @@ impl Preview {
                 }
             };
             item.responses.iter().enumerate().map(sequence).collect()
+        })
+    }
+
+    /// Responses with labels; all tokens of a response are read.
+    pub(super) fn labelled(encoded: EncodedRows<Labelled>) -> Self {
+        Self::of(encoded, |item| {
+            let title = match item.label {
+                true => "desirable",
+                false => "undesirable",
+            };
+            vec![Sequence {
+                title: Some(title.to_owned()),
+                marked: (0..item.ids.len())
+                    .map(|i| i >= item.prompt_len.max(1))
+                    .collect(),
+                prompt_len: item.prompt_len,
+                ids: item.ids,
+            }]
         })
     }
 

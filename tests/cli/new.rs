@@ -20,6 +20,10 @@ fn rows(folder: &Path) {
         .map(|i| json!({"prompt": format!("What is {i}?"), "chosen": "short", "rejected": "long and longer"}))
         .collect();
     write_rows(folder.join("judged.jsonl"), &pairs);
+    let thumbs: Vec<Value> = (0..60)
+        .map(|i| json!({"prompt": format!("What is {i}?"), "completion": "short", "label": i % 2 == 0}))
+        .collect();
+    write_rows(folder.join("thumbs.jsonl"), &thumbs);
 }
 
 #[test]
@@ -41,6 +45,12 @@ fn every_kind_of_recipe_passes_the_check() {
             "judged.jsonl",
             "judged-dpo.ron",
             &["Dpo(", "beta: 0.1"],
+        ),
+        (
+            "kto",
+            "thumbs.jsonl",
+            "thumbs-kto.ron",
+            &["Kto(", "beta: 0.1"],
         ),
         (
             "reward",

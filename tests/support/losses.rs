@@ -8,8 +8,8 @@ use burn::tensor::{Tensor, TensorData};
 use super::parity::{Comparison, backend_name};
 use tempering::guard;
 use tempering::loss::{
-    Choices, Comparisons, DpoLoss, DpoObjective, best_of_k, bradley_terry, cross_entropy, dpo,
-    policy_loss, response_sums, value_loss,
+    Choices, Comparisons, CpoLoss, CpoObjective, DpoLoss, DpoObjective, ResponseValues, best_of_k,
+    bradley_terry, cpo, cross_entropy, dpo, orpo, policy_loss, response_sums, value_loss,
 };
 use tempering::ops::ModelBackend;
 use tempering::rl::rollout::Objective;
@@ -22,11 +22,13 @@ enum Loss {
     BestOfK,
     Dpo(DpoLoss, f64),
     DpoOfTokens,
+    Cpo(CpoLoss, f64),
+    Orpo,
     Policy,
     Value,
 }
 
-const LOSSES: [Loss; 11] = [
+const LOSSES: [Loss; 29] = [
     Loss::CrossEntropy,
     Loss::BradleyTerry,
     Loss::BestOfK,
@@ -35,7 +37,25 @@ const LOSSES: [Loss; 11] = [
     Loss::Dpo(DpoLoss::Hinge, 0.0),
     Loss::Dpo(DpoLoss::Ipo, 0.0),
     Loss::Dpo(DpoLoss::Robust, 0.2),
+    Loss::Dpo(DpoLoss::ExoPair, 0.1),
+    Loss::Dpo(DpoLoss::NcaPair, 0.0),
+    Loss::Dpo(DpoLoss::BcoPair, 0.0),
+    Loss::Dpo(DpoLoss::SppoHard, 0.0),
+    Loss::Dpo(DpoLoss::Aot, 0.0),
+    Loss::Dpo(DpoLoss::Aot, 0.1),
+    Loss::Dpo(DpoLoss::AotUnpaired, 0.0),
+    Loss::Dpo(DpoLoss::ApoZero, 0.0),
+    Loss::Dpo(DpoLoss::ApoDown, 0.0),
+    Loss::Dpo(DpoLoss::Discopop, 0.0),
+    Loss::Dpo(DpoLoss::Sft, 0.0),
+    Loss::Dpo(DpoLoss::SigmoidNorm, 0.0),
     Loss::DpoOfTokens,
+    Loss::Cpo(CpoLoss::Sigmoid, 0.0),
+    Loss::Cpo(CpoLoss::Hinge, 0.0),
+    Loss::Cpo(CpoLoss::Ipo, 0.0),
+    Loss::Cpo(CpoLoss::Simpo, 0.0),
+    Loss::Cpo(CpoLoss::Simpo, 0.1),
+    Loss::Orpo,
     Loss::Policy,
     Loss::Value,
 ];
@@ -65,6 +85,8 @@ impl Loss {
             Self::BradleyTerry | Self::BestOfK | Self::Dpo(..) => {
                 vec![0.5, -1.0, 0.25, 2.0, 1.0, 80.0, -80.0]
             }
+            // Log-probabilities; of AlphaPO's reward the exponential has to stay finite.
+            Self::Cpo(..) | Self::Orpo => vec![-0.5, -1.0, -0.25, -2.0, -1.0, -80.0, -3.0],
             // Responses of 3, 0, 1 and 2 tokens.
             Self::DpoOfTokens => vec![0.25, -0.5, 1.0, 0.75, -80.0, 80.0],
             // Ratios inside, above and below the clipping range, for gains and losses; one response of one token.
@@ -75,10 +97,20 @@ impl Loss {
 
     fn loss<B: Backend>(self, x: Tensor<B, 1>, device: &B::Device) -> Tensor<B, 1> {
         let fixed = |values: &[f64]| vector::<B>(values, device);
-        let objective = |loss_type, label_smoothing| DpoObjective {
-            loss_type,
-            beta: 0.3,
-            label_smoothing,
+        let dpo_of = |log_ratios, lens: &[usize], pairs: &Comparisons, loss: DpoLoss, smoothing| {
+            let values = ResponseValues {
+                log_ratios,
+                ref_logps: fixed(&[-3.0, -1.5, -2.0, -4.0, -1.0, -2.5, -5.0][..lens.len()]),
+                lens,
+                prompts_per_token: 0.25,
+            };
+            let objective = DpoObjective {
+                losses: loss.into(),
+                beta: 0.3,
+                label_smoothing: smoothing,
+                discopop_tau: 0.05,
+            };
+            dpo(&values, pairs, &objective)
         };
         match self {
             Self::CrossEntropy => cross_entropy(x),
@@ -92,7 +124,7 @@ impl Loss {
             }
             Self::Dpo(loss, smoothing) => {
                 let lens = [3, 1, 2, 7, 1, 4, 5];
-                dpo(x, &lens, &comparisons(), objective(loss, smoothing))
+                dpo_of(x, &lens, &comparisons(), loss, smoothing)
             }
             Self::DpoOfTokens => {
                 let mut pairs = Comparisons::new();
@@ -100,7 +132,23 @@ impl Loss {
                 pairs.push_prompt([(3, 2, 0.0)]);
                 let lens = [3, 0, 1, 2];
                 let sums = response_sums(x, &lens);
-                dpo(sums, &lens, &pairs, objective(DpoLoss::Sigmoid, 0.1))
+                dpo_of(sums, &lens, &pairs, DpoLoss::Sigmoid, 0.1)
+            }
+            Self::Cpo(loss_type, alpha) => {
+                let objective = CpoObjective {
+                    loss_type,
+                    beta: 0.3,
+                    label_smoothing: 0.1,
+                    cpo_alpha: 1.0,
+                    simpo_gamma: 0.5,
+                    alpha,
+                };
+                let lens = [3, 1, 2, 7, 1, 4, 5];
+                cpo(x, &lens, &comparisons(), 0.25, &objective)
+            }
+            Self::Orpo => {
+                let rows = x.clone() - 2.0;
+                orpo(x, rows, &[3, 1, 2, 7, 1, 4, 5], &comparisons(), 0.25, 0.3)
             }
             Self::Policy => policy_loss(
                 x,

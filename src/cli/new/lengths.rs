@@ -1,7 +1,9 @@
 //! How long the rows of a data set are, in tokens.
 
 use super::NewKind;
-use crate::data::{Row, RowFormat, Tokenizer, encode_comparisons, encode_completions};
+use crate::data::{
+    Row, RowFormat, Tokenizer, encode_comparisons, encode_completions, encode_labelled,
+};
 use crate::error::Result;
 
 /// Lengths of a sample of rows.
@@ -69,6 +71,13 @@ pub(super) fn measure(
                 (longest, pair.prompt_len)
             };
             encoded.items.iter().map(longest).collect()
+        }
+        NewKind::Kto => {
+            let encoded = encode_labelled(rows, tokenizer, &format, usize::MAX)?;
+            let items = encoded.items.iter();
+            items
+                .map(|item| (item.ids.len(), item.prompt_len))
+                .collect()
         }
         NewKind::Sft | NewKind::Pipeline => {
             let encoded = encode_completions(rows, tokenizer, &format, usize::MAX, true)?;

@@ -33,6 +33,8 @@ pub enum NewKind {
     Sft,
     /// Direct preference optimisation on chosen and rejected responses
     Dpo,
+    /// Kahneman-Tversky optimisation on completions with a label, true or false
+    Kto,
     /// A reward model from chosen and rejected responses
     Reward,
     /// SFT, a reward model on --preferences, PPO against it, and a comparison of both policies
@@ -44,6 +46,7 @@ pub enum NewKind {
 #[command(after_help = "Examples:
   temper new sft --model smollm2-135m --data support.csv --output support.ron
   temper new dpo --model runs/support/sft/model --data preferences.jsonl
+  temper new kto --model runs/support/sft/model --data thumbs.jsonl
   temper new pipeline --model smollm2-135m --data support.csv --preferences judged.jsonl
 
 The recipe is checked as `temper recipe .. --dry-run` does before it is written.")]

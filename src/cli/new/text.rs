@@ -135,6 +135,7 @@ pub(super) fn recipe_text(wish: &Wish<'_>, fit: Fit) -> String {
     match wish.kind {
         NewKind::Sft => text.push_str(&sft(wish, fit)),
         NewKind::Dpo => text.push_str(&dpo(wish, fit)),
+        NewKind::Kto => text.push_str(&kto(wish, fit)),
         NewKind::Reward => text.push_str(&reward(&wish.data, "data", "Base", fit)),
         NewKind::Pipeline => {
             text.push_str(&sft(wish, fit));
@@ -213,6 +214,20 @@ fn dpo(wish: &Wish<'_>, fit: Fit) -> String {
     format!(
         r#"        Dpo(
             name: "dpo",
+            init: Base,
+            data: (source: Data("data")),
+{eval_data}            {LORA}
+            beta: 0.1,                             // how near to the reference the policy stays; higher is nearer
+            optim: (lr: 2e-5, schedule: Linear(warmup_ratio: 0.1)),
+{ending}"#
+    )
+}
+
+fn kto(wish: &Wish<'_>, fit: Fit) -> String {
+    let (eval_data, ending) = (wish.data.eval_data("data", ""), ending(&wish.data, fit));
+    format!(
+        r#"        Kto(
+            name: "kto",
             init: Base,
             data: (source: Data("data")),
 {eval_data}            {LORA}

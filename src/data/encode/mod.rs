@@ -9,6 +9,7 @@ mod comparisons;
 mod encoding;
 mod fit;
 mod judged;
+mod labelled;
 mod report;
 mod scored;
 mod sequence;
@@ -22,6 +23,8 @@ pub(crate) use encoding::{
     Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all, encode_batch,
 };
 pub use judged::{Conversation, encode_for_reward_model, encode_judged};
+pub use labelled::{Labelled, encode_labelled};
+pub(crate) use labelled::{Labels, check_labelled, count_labels};
 pub use report::{EncodeReport, EncodedRows, TurnEnd};
 pub(crate) use scored::check_scored;
 

@@ -28,9 +28,9 @@ fn refusal(kind: RowKind) -> Option<&'static str> {
             "this stage would train on completions with a false label, too; keep those with a true one",
         ),
         RowKind::Preference | RowKind::Responses => Some(
-            "this stage compares two responses to one prompt, and these are single ones with a label; bring them into pairs of `chosen` and `rejected`",
+            "this stage compares two responses to one prompt, and these are single ones with a label; train on them with a stage `Kto`, or bring them into pairs of `chosen` and `rejected`",
         ),
-        RowKind::Text | RowKind::Prompt | RowKind::Scored => None,
+        RowKind::Labelled | RowKind::Text | RowKind::Prompt | RowKind::Scored => None,
     }
 }
 
@@ -57,5 +57,6 @@ mod tests {
         );
         assert!(SHAPE.refusal(RowKind::Preference).is_some());
         assert!(SHAPE.refusal(RowKind::Prompt).is_none());
+        assert!(SHAPE.refusal(RowKind::Labelled).is_none());
     }
 }

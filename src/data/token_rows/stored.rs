@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::data::{Comparisons, Example, Prompt};
+use crate::data::{Comparisons, Example, Labelled, Prompt};
 
 /// A row as token ids, in memory or in a file.
 pub trait TokenRow: Clone + Send {
@@ -95,6 +95,26 @@ impl TokenRow for Comparisons {
             prompt_len,
             pairs: pairs.collect::<Option<_>>()?,
             labels: read_json(bytes)?,
+        })
+    }
+}
+
+impl TokenRow for Labelled {
+    fn num_tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        write_numbers(out, &self.ids);
+        write_len(out, self.prompt_len);
+        write_len(out, usize::from(self.label));
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        Some(Self {
+            ids: read_numbers(bytes)?,
+            prompt_len: read_len(bytes)?,
+            label: read_len(bytes)? != 0,
         })
     }
 }

@@ -5,8 +5,12 @@
 use serde::{Deserialize, Serialize};
 
 pub use super::compare::CompareConfig;
+pub use super::cpo::CpoConfig;
 pub use super::dpo::DpoConfig;
 pub use super::judge::JudgeConfig;
+pub use super::kto::KtoConfig;
+pub use super::online_dpo::{OnlineDpoConfig, OnlineDpoLoss};
+pub use super::orpo::OrpoConfig;
 pub use super::ppo::{PpoConfig, PtxConfig, ValueInit, ValueTrunk};
 pub use super::pretrain::PretrainConfig;
 pub use super::rank::RankConfig;
@@ -15,7 +19,7 @@ pub use super::reward_model::RewardModelConfig;
 pub use super::sft::SftConfig;
 pub use crate::data::DataConfig;
 pub use crate::generate::{SamplingConfig, Truncate};
-pub use crate::loss::{DpoLoss, RewardLoss};
+pub use crate::loss::{CpoLoss, DpoLoss, DpoLosses, KtoLoss, RewardLoss};
 pub use crate::model::Init;
 pub use crate::optim::{Algorithm, OptimConfig, ParamGroup, Schedule};
 pub use crate::peft::{LoraConfig, Peft};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::train::config::{
-    Cadence, DataConfig, DpoLoss, Init, OptimConfig, Peft, default_max_length,
+    Cadence, DataConfig, DpoLosses, Init, OptimConfig, Peft, default_max_length,
     default_micro_tokens, one, tenth, yes,
 };
 
@@ -49,16 +49,32 @@ pub struct DpoConfig {
     /// Strength of the implicit KL constraint to the reference (IPO: its tau).
     #[serde(default = "tenth")]
     pub beta: f64,
-    /// The loss.
+    /// The loss, or a sum of losses: `[(sigmoid, 0.8), (sft, 0.2)]`.
     #[serde(default)]
-    pub loss_type: DpoLoss,
+    pub loss_type: DpoLosses,
+    /// Weights of the losses, where `loss_type` lists them without.
+    #[serde(default)]
+    pub loss_weights: Option<Vec<f64>>,
     /// Assumed fraction of wrong labels; makes `sigmoid` conservative DPO.
     #[serde(default)]
     pub label_smoothing: f64,
+    /// Temperature of `discopop`'s blend of logistic and exponential loss; 0.05 if absent.
+    #[serde(default)]
+    pub discopop_tau: Option<f64>,
     /// Compute the reference's log-probabilities of all comparisons before training, then free the reference.
     #[serde(default)]
     pub precompute_ref_log_probs: bool,
     /// Evaluation and checkpoints.
     #[serde(default)]
     pub cadence: Cadence,
+}
+
+impl DpoConfig {
+    /// The losses with their weights.
+    pub(super) fn losses(&self) -> DpoLosses {
+        match &self.loss_weights {
+            Some(weights) => self.loss_type.with_weights(weights),
+            None => self.loss_type.clone(),
+        }
+    }
 }

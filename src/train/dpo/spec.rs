@@ -3,11 +3,14 @@
 use super::DpoConfig;
 use crate::data::{Row, RowKind, Tokenizer, encode_comparisons};
 use crate::error::Result;
+use crate::loss::DpoObjective;
 use crate::ops::ModelBackend;
+use crate::suggest::quoted;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::{DataConfig, DpoLoss, Init};
 use crate::train::plan::{FLOAT, Planner, StagePlan};
+use crate::train::preference::{self, Objective, Settings};
 use crate::train::{
     Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
 };
@@ -62,20 +65,7 @@ impl StageSpec for DpoConfig {
             self.peft.dropout(),
         );
         checks.above_zero(path, "beta", self.beta);
-        let label_smoothing = format!("{path}.label_smoothing");
-        checks.must(
-            &label_smoothing,
-            (0.0..0.5).contains(&self.label_smoothing),
-            "at least 0 and below 0.5: with half of the labels wrong there is nothing to learn",
-            self.label_smoothing,
-        );
-        if self.label_smoothing > 0.0 && matches!(self.loss_type, DpoLoss::Hinge | DpoLoss::Ipo) {
-            checks.problem(
-                &label_smoothing,
-                "only the losses `sigmoid` and `robust` know wrong labels",
-            );
-            checks.depends_on(format!("{path}.loss_type"));
-        }
+        check_losses(checks, path, self);
     }
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
@@ -115,6 +105,92 @@ impl StageSpec for DpoConfig {
     }
 
     fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
-        super::dpo(session, self)
+        let objective = DpoObjective {
+            losses: self.losses(),
+            beta: self.beta,
+            label_smoothing: self.label_smoothing,
+            discopop_tau: self.discopop_tau.unwrap_or(0.05),
+        };
+        let settings = Settings {
+            name: &self.name,
+            init: &self.init,
+            data: &self.data,
+            eval_data: self.eval_data.as_ref(),
+            peft: &self.peft,
+            optim: &self.optim,
+            epochs: self.epochs,
+            max_steps: self.max_steps,
+            batch_size: self.batch_size,
+            shuffle: self.shuffle,
+            micro_batch_tokens: self.micro_batch_tokens,
+            gradient_checkpointing: self.gradient_checkpointing,
+            max_length: self.max_length,
+            cadence: &self.cadence,
+            objective: Objective::Dpo(objective),
+            precompute_ref_log_probs: self.precompute_ref_log_probs,
+        };
+        preference::train(session, &settings)
+    }
+}
+
+/// Checks the losses, their weights and what belongs to some of them.
+fn check_losses(checks: &mut Checks, path: &str, config: &DpoConfig) {
+    let loss_type = format!("{path}.loss_type");
+    let losses = config.loss_type.weighted();
+    if losses.is_empty() {
+        checks.problem(&loss_type, "lists no loss");
+        checks.help("e.g. `loss_type: sigmoid` or `loss_type: [(sigmoid, 0.8), (sft, 0.2)]`");
+    }
+    if let Some(weights) = &config.loss_weights {
+        let key = format!("{path}.loss_weights");
+        if weights.len() != losses.len() {
+            let (given, wanted) = (weights.len(), losses.len());
+            let message = format!("expected one weight for each loss, found {given} for {wanted}");
+            checks.problem(&key, message);
+            checks.depends_on(&loss_type);
+        }
+        if losses.iter().any(|(_, weight)| *weight != 1.0) {
+            checks.problem(&key, "`loss_type` has weights already");
+            checks.depends_on(&loss_type);
+        }
+    }
+    for (loss, weight) in config.losses().weighted() {
+        let holds = weight.is_finite() && *weight > 0.0;
+        let expected = format!("above 0 and finite: the weight of `{loss}`");
+        checks.must(&loss_type, holds, &expected, weight);
+    }
+    let label_smoothing = format!("{path}.label_smoothing");
+    checks.must(
+        &label_smoothing,
+        (0.0..0.5).contains(&config.label_smoothing),
+        "at least 0 and below 0.5: with half of the labels wrong there is nothing to learn",
+        config.label_smoothing,
+    );
+    let known: Vec<&str> = (DpoLoss::ALL.into_iter())
+        .filter(|loss| loss.knows_wrong_labels())
+        .map(DpoLoss::name)
+        .collect();
+    if config.label_smoothing > 0.0 && !losses.iter().any(|(loss, _)| loss.knows_wrong_labels()) {
+        let message = format!("only the losses {} know wrong labels", quoted(known));
+        checks.problem(&label_smoothing, message);
+        checks.depends_on(&loss_type);
+    }
+    if config.label_smoothing == 0.0 && config.loss_type.has(DpoLoss::ExoPair) {
+        checks.problem(
+            &label_smoothing,
+            "must be above 0 for `exo_pair`, which takes its logarithm",
+        );
+        checks.help("the paper recommends `label_smoothing: 1e-3`");
+        checks.depends_on(&loss_type);
+    }
+    if let Some(tau) = config.discopop_tau {
+        checks.above_zero(path, "discopop_tau", tau);
+        if !config.loss_type.has(DpoLoss::Discopop) {
+            checks.problem(
+                format!("{path}.discopop_tau"),
+                "only the loss `discopop` reads it",
+            );
+            checks.depends_on(&loss_type);
+        }
     }
 }

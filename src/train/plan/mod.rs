@@ -17,8 +17,9 @@ pub use work::{Pace, Work};
 use super::config::{Init, Peft};
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
-    CheckedData, Comparisons, DataCheck, DataConfig, Example, Prompt, Row, RowKind,
-    TextsOrCompletions, Tokenizer, encode_all, encode_comparisons, encode_prompts, encode_text,
+    CheckedData, Comparisons, DataCheck, DataConfig, Example, Labelled, Prompt, Row, RowKind,
+    TextsOrCompletions, Tokenizer, encode_all, encode_comparisons, encode_labelled, encode_prompts,
+    encode_text,
 };
 use crate::error::{Error, Result};
 use crate::model::{
@@ -344,6 +345,10 @@ impl Planner<'_> {
                     let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
                     return Ok(encoded.items.iter().map(of_comparisons).collect());
                 }
+                RowKind::Labelled => {
+                    let encoded = encode_labelled(rows, tokenizer, format, max_length)?;
+                    return Ok(encoded.items.iter().map(of_labelled).collect());
+                }
                 RowKind::Prompt => {
                     let encoded = encode_prompts(rows, tokenizer, format, max_length)?;
                     return Ok(encoded.items.iter().map(of_prompt).collect());
@@ -468,6 +473,10 @@ fn of_example(item: &Example) -> RowLength {
 
 fn of_prompt(item: &Prompt) -> RowLength {
     RowLength::alone(item.ids.len(), 0)
+}
+
+fn of_labelled(item: &Labelled) -> RowLength {
+    RowLength::alone(item.ids.len(), item.ids.len() - item.prompt_len)
 }
 
 fn of_comparisons(item: &Comparisons) -> RowLength {

@@ -1,0 +1,232 @@
+//! Online direct preference optimisation: pairs are drawn from the policy and compared by a reward source.
+//!
+//! # Source
+//! Guo et al. 2024, arXiv:2402.04792; keys and details of TRL 1.16's `OnlineDPOTrainer`, on packed rows.
+
+mod config;
+mod pairs;
+mod spec;
+
+use burn::module::AutodiffModule;
+
+use super::Session;
+use super::evaluate::Evaluator;
+use super::policy::save_policy;
+use super::preference::{MicroBatch, Objective, Step, StepTaken};
+use super::rollout::{GOLD, Generator, SCORE, evaluate, next_prompts, prompts};
+use super::session::{Outcome, data_files};
+use super::shared::Training;
+use crate::data::{Comparisons, Prompt};
+use crate::error::Result;
+use crate::generate::SamplingConfig;
+use crate::loss::{DpoLoss, DpoObjective};
+use crate::ops::ModelBackend;
+use crate::report::StageRecord;
+use crate::rl::{apply_missing_eos, mean, variance};
+use crate::train::generation::Generation;
+use pairs::pairs;
+
+pub use config::{OnlineDpoConfig, OnlineDpoLoss};
+
+impl OnlineDpoConfig {
+    /// Number of updates.
+    fn num_updates(&self) -> usize {
+        self.total_episodes / self.batch_size
+    }
+
+    fn generation(&self) -> Generation<'_> {
+        Generation {
+            response_length: self.response_length,
+            sampling: SamplingConfig {
+                temperature: self.temperature,
+                ..SamplingConfig::default()
+            },
+            truncate: self.truncate.as_ref(),
+            batch_size: self.generation_batch_size,
+        }
+    }
+
+    fn objective(&self) -> Objective {
+        Objective::OnlineDpo(DpoObjective {
+            losses: DpoLoss::from(self.loss_type).into(),
+            beta: self.beta,
+            label_smoothing: 0.0,
+            discopop_tau: 0.05,
+        })
+    }
+}
+
+/// Generates responses, compares them, and updates the policy, `total_episodes / batch_size` times. A prompt whose responses all have one
+/// score makes no pair; an update without a pair leaves the policy as it is.
+///
+/// # Errors
+/// Those of data, models and reward sources; `Error::NonFinite`; `Error::Interrupted`.
+fn online_dpo<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &OnlineDpoConfig,
+) -> Result<Outcome> {
+    let device = session.device.clone();
+    let seed = session.stage_seed(&config.name);
+    let policy = session.policy(&config.init)?;
+    let longest = config.max_prompt_length;
+    let train = prompts(session, &policy, &config.data, longest, "prompts")?;
+    let held_out = match &config.eval_data {
+        Some(data) => prompts(session, &policy, data, longest, "held-out prompts")?.into_vec()?,
+        None => Vec::new(),
+    };
+    let (reward, gold) = (&config.reward, config.gold.as_ref());
+    let mut generator = Generator::new(session, &policy, config.generation(), reward, gold)?;
+    let data = (data_files(&config.data, session.run.path()), train.len());
+    session.record(
+        &config.name,
+        &format!("{:?}", config.init),
+        &policy.files,
+        &[data],
+    )?;
+
+    let reference = policy.model.clone();
+    let mut trained = policy.clone().into_trainable(&config.peft, seed)?;
+    let (updates, count) = (config.num_updates(), config.num_generations);
+    let summary = format!(
+        "{updates} updates of {} responses, {} prompts",
+        config.batch_size,
+        train.len()
+    );
+    let mut training = Training::open(
+        session,
+        &config.name,
+        &summary,
+        updates,
+        &config.cadence,
+        &config.optim,
+        &mut trained.model,
+    )?
+    .at_rates_of(&config.peft);
+    let evaluator = Evaluator {
+        prompts: &held_out,
+        tokenizer: &policy.tokenizer,
+        options: generator.options.clone(),
+        reference: Some(&reference),
+        micro_batch_tokens: config.micro_batch_tokens,
+        seed: seed.fork("evaluation"),
+    };
+    let mut first = None;
+    if training.is_fresh() {
+        let (policy, journal) = (trained.model.valid(), &mut training.journal);
+        first = evaluate(
+            session,
+            journal,
+            &evaluator,
+            &policy,
+            &mut generator.sources,
+        )?;
+    }
+    let objective = config.objective();
+    let step = Step {
+        objective: &objective,
+        micro_batch_tokens: config.micro_batch_tokens,
+        gradient_checkpointing: config.gradient_checkpointing,
+        device: &device,
+    };
+    let mut last = None;
+    while let Some(done) = training.next_step() {
+        let num_prompts = config.batch_size / count;
+        let batch = next_prompts(&train, num_prompts, done, seed.fork("order"))?;
+        let repeated: Vec<Prompt> = (batch.into_iter())
+            .flat_map(|prompt| std::iter::repeat_n(prompt, count))
+            .collect();
+        let (episodes, gold) = {
+            // Dropped before the update: weights with a second owner could not be updated in place.
+            let now = trained.model.valid();
+            let seed = seed.fork("rollout").fork_index(done as u64);
+            generator.episodes(session, &now, None, &repeated, seed)?
+        };
+        let has_eos: Vec<bool> = episodes.responses.iter().map(|r| r.stopped).collect();
+        let mut scores = episodes.scores.clone();
+        apply_missing_eos(&mut scores, &has_eos, config.missing_eos);
+        let (items, margins) = pairs(&episodes, &scores, count);
+        let missing = has_eos.iter().filter(|&&has| !has).count() as f64;
+        let ties = num_prompts - items.len();
+        let mut metrics = vec![
+            ("objective/scores", mean(&scores)),
+            ("objective/scores_std", variance(&scores).sqrt()),
+            ("val/missing_eos_rate", missing / scores.len() as f64),
+            ("val/tie_rate", ties as f64 / num_prompts as f64),
+            ("episode", ((done + 1) * config.batch_size) as f64),
+        ];
+        metrics.extend(gold.map(|gold| ("objective/gold_scores", gold)));
+        let tokens = match items.is_empty() {
+            true => {
+                let update = done + 1;
+                let message =
+                    "all responses to each prompt have one score; the policy stays as it is";
+                session
+                    .reporter
+                    .message(&format!("update {update}: {message}"));
+                0
+            }
+            false => {
+                let items: Vec<&Comparisons> = items.iter().collect();
+                let of_reference =
+                    |micro: &MicroBatch<'_>, _: &[usize]| Some(micro.logprobs(&reference, &device));
+                let taken = step.take(&mut training, &mut trained.model, &items, of_reference)?;
+                let StepTaken {
+                    metrics: of_pairs,
+                    tokens,
+                } = taken;
+                let margin = margins.iter().sum::<f64>() / margins.len() as f64;
+                metrics.push(("objective/scores_margin", margin));
+                metrics.extend(kl_of(&of_pairs, config.beta).map(|kl| ("objective/kl", kl)));
+                metrics.extend(of_pairs);
+                tokens
+            }
+        };
+        training.journal.step(session, tokens, &metrics)?;
+        if training.journal.evaluates() {
+            let (policy, journal) = (trained.model.valid(), &mut training.journal);
+            last = evaluate(
+                session,
+                journal,
+                &evaluator,
+                &policy,
+                &mut generator.sources,
+            )?;
+        }
+        training.save_if_due(session, &mut trained.model)?;
+    }
+    let journal = training.journal;
+    save_policy(
+        journal.dir(),
+        &trained,
+        &policy.config,
+        &policy.tokenizer,
+        &policy.base,
+    )?;
+    let summary = match (first, last) {
+        (Some(first), Some(last)) => {
+            let name = if config.gold.is_some() { GOLD } else { SCORE };
+            format!(
+                "held-out {name} {:.3} -> {:.3} at KL {:.2} nats per response",
+                first.0, last.0, last.1
+            )
+        }
+        _ => format!("{updates} updates"),
+    };
+    session.warn_of_sources(generator.sources.values());
+    let results = StageRecord {
+        summary,
+        ..StageRecord::default()
+    };
+    journal.finish(session, results)
+}
+
+/// Mean log ratio of the compared responses, nats, from their mean rewards.
+fn kl_of(metrics: &[(&'static str, f64)], beta: f64) -> Option<f64> {
+    let of = |name: &str| {
+        metrics
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|m| m.1)
+    };
+    Some((of("rewards/chosen")? + of("rewards/rejected")?) / (2.0 * beta))
+}
