@@ -278,7 +278,7 @@ fn a_stage_of_the_wrong_kind() {
         "Stage(\"ppo\")",
         "Stage(\"rm\")",
         &[
-            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft`, `Dpo`, `Cpo`, `Orpo`, `Kto`, `OnlineDpo` or `Ppo`) was expected",
+            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft`, `Dpo`, `Cpo`, `Orpo`, `Kto`, `OnlineDpo`, `Hir` or `Ppo`) was expected",
             "help: earlier stages that fit: `sft`, `ppo`",
         ],
     );

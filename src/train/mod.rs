@@ -9,6 +9,7 @@ mod dpo;
 mod evaluate;
 mod forward;
 mod generation;
+mod hir;
 mod journal;
 mod judge;
 mod kto;
@@ -69,6 +70,8 @@ stage::stages! {
     Kto(config::KtoConfig),
     /// Direct preference optimisation on the policy's own responses.
     OnlineDpo(config::OnlineDpoConfig),
+    /// Hindsight instruction relabelling.
+    Hir(config::HirConfig),
     /// Proximal policy optimisation.
     Ppo(config::PpoConfig),
     /// Comparison of policies.

@@ -1,6 +1,6 @@
 //! The reward sources of a stage.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Session;
@@ -48,18 +48,18 @@ impl<B: ModelBackend> Session<'_, B> {
                 Ok(Box::new(source))
             }
             ModelReward::Graded(graded) => {
-                let judge = self.judge(&graded.judge)?;
+                let (judge, _) = self.judge(&graded.judge)?;
                 let name = format!("graded({})", graded.judge.name());
                 Ok(Box::new(Graded::new(name, judge, graded)?))
             }
         })
     }
 
-    /// The judge that a recipe names. Answers of a server are kept in the run's folder.
+    /// The judge that a recipe names, and the files of its weights. Answers of a server are kept in the run's folder.
     ///
     /// # Errors
     /// As [`Session::policy`] and [`Endpoint::new`].
-    pub(super) fn judge(&mut self, model: &JudgeModel) -> Result<Box<dyn Judge>>
+    pub(super) fn judge(&mut self, model: &JudgeModel) -> Result<(Box<dyn Judge>, Vec<PathBuf>)>
     where
         B: 'static,
     {
@@ -67,14 +67,14 @@ impl<B: ModelBackend> Session<'_, B> {
             JudgeModel::Model(init) => init,
             JudgeModel::Endpoint(endpoint) => {
                 let answers = self.run.path().join(ANSWERS);
-                return Ok(Box::new(Endpoint::new(endpoint, &answers)?));
+                return Ok((Box::new(Endpoint::new(endpoint, &answers)?), Vec::new()));
             }
         };
         let policy = self.policy(init)?;
         let before = (policy.adapter.as_ref()).map_or(0, |adapter| adapter.num_virtual_tokens());
         let positions = (policy.config.has_learned_positions())
             .then(|| policy.config.max_positions().saturating_sub(before));
-        Ok(Box::new(LocalJudge::new(
+        let judge = LocalJudge::new(
             model.name(),
             policy.model,
             policy.tokenizer,
@@ -82,7 +82,8 @@ impl<B: ModelBackend> Session<'_, B> {
             SCORE_TOKENS,
             JUDGE_TEXTS,
             self.device.clone(),
-        )))
+        );
+        Ok((Box::new(judge), policy.files))
     }
 
     /// A reward model as a source.

@@ -1,8 +1,10 @@
 //! Whole stages and pipelines on CPU backends: details, options, invariants, failures, exact resume.
 
 mod adapters;
+mod ai_feedback;
 mod dpo;
 mod failures;
+mod hir;
 mod invariants;
 mod judge;
 mod methods;

@@ -5,6 +5,7 @@ use minijinja::{Environment, Value, context};
 use super::form::{environment, render, user};
 use super::labels::{expected_grade, label_probabilities};
 use super::{GradedConfig, Judge, Question};
+use crate::data::readable;
 use crate::error::{Error, Problem, Result};
 use crate::reward::{Completion, RewardSource};
 
@@ -70,8 +71,13 @@ impl Graded {
     }
 
     fn question(&self, completion: &Completion) -> Result<Question> {
+        // A conversation as its messages, without the tokens of the policy's chat template.
+        let prompt = match &completion.conversation {
+            Some(conversation) => readable(&conversation.messages.clone().into()),
+            None => completion.prompt.clone(),
+        };
         let values = context! {
-            prompt => completion.prompt.trim(),
+            prompt => prompt.trim(),
             response => completion.response.trim(),
             highest => self.config.highest,
             row => Value::from_serialize(&completion.row),
