@@ -135,16 +135,20 @@ pub fn check_source(
                 None => return check,
             }
         }
-        DataSource::Stage(stage)
-        | DataSource::HeldOut(stage)
-        | DataSource::Ranked { stage, .. } => {
-            let path = config.source.local_file(&context.run_dir);
-            match path.filter(|path| path.exists()) {
-                Some(_) => check.stream(config, context, expects, &look),
-                None if matches!(expects, RowKind::Preference | RowKind::Responses) => {
+        DataSource::Stage(_)
+        | DataSource::HeldOut(_)
+        | DataSource::Ranked { .. }
+        | DataSource::Stages(_)
+        | DataSource::HeldOutStages(_) => {
+            let paths = config.source.local_files(&context.run_dir);
+            match paths.iter().all(|path| path.exists()) {
+                true => check.stream(config, context, expects, &look),
+                false if matches!(expects, RowKind::Preference | RowKind::Responses) => {
                     return check;
                 }
-                None => {
+                false => {
+                    let stages = config.source.stages();
+                    let stage = stages.first().map_or("", |rows| rows.stage);
                     let expected = expects.columns();
                     check.at_key(
                         ".source",

@@ -38,7 +38,7 @@ pub use encode::{
     encode_labelled, encode_prompts, encode_text,
 };
 pub(crate) use encode::{
-    Labels, Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all,
+    Labels, Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all, num_top,
 };
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};

@@ -108,11 +108,16 @@ pub(crate) fn local_files(source: &DataSource, context: &DataContext) -> Result<
         revision,
     } = source
     else {
-        let name = source
-            .local_file(&context.run_dir)
-            .ok_or_else(|| Error::Usage("the source is no file".into()))?;
+        let names = source.local_files(&context.run_dir);
+        let Some(name) = names.first().cloned() else {
+            return Err(Error::Usage("the source is no file".into()));
+        };
+        let mut files = Vec::new();
+        for name in &names {
+            files.extend(source.files(name)?);
+        }
         return Ok(LocalFiles {
-            files: source.files(&name)?,
+            files,
             name,
             slice: None,
         });

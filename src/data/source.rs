@@ -51,6 +51,10 @@ pub enum DataSource {
     Mix(Vec<(f64, DataConfig)>),
     /// The training rows that an earlier stage writes.
     Stage(String),
+    /// The training rows of several earlier stages, one after the other: the samples of all rounds so far.
+    Stages(Vec<String>),
+    /// The held-out rows of several earlier stages, one after the other.
+    HeldOutStages(Vec<String>),
     /// The held-out rows that an earlier stage writes, or those of a named data set with a `valid_fraction`.
     HeldOut(String),
     /// A named data set of the recipe's `data`.
@@ -85,15 +89,30 @@ impl StageRows<'_> {
 }
 
 impl DataSource {
-    /// The rows of an earlier stage, for a source that names one.
-    pub fn stage(&self) -> Option<StageRows<'_>> {
-        let (stage, valid) = match self {
-            Self::Stage(stage) => (stage, false),
-            Self::HeldOut(stage) => (stage, true),
-            Self::Ranked { stage, valid } => (stage, *valid),
-            _ => return None,
+    /// The rows of earlier stages, for a source that names one or several; empty for another one.
+    pub fn stages(&self) -> Vec<StageRows<'_>> {
+        let (stages, valid) = match self {
+            Self::Stage(stage) => (std::slice::from_ref(stage), false),
+            Self::HeldOut(stage) => (std::slice::from_ref(stage), true),
+            Self::Ranked { stage, valid } => (std::slice::from_ref(stage), *valid),
+            Self::Stages(stages) => (stages.as_slice(), false),
+            Self::HeldOutStages(stages) => (stages.as_slice(), true),
+            _ => (&[][..], false),
         };
-        Some(StageRows { stage, valid })
+        let rows = |stage| StageRows { stage, valid };
+        stages.iter().map(|stage| rows(stage.as_str())).collect()
+    }
+
+    /// Whether the rows are those of earlier stages.
+    pub fn is_of_stages(&self) -> bool {
+        matches!(
+            self,
+            Self::Stage(_)
+                | Self::HeldOut(_)
+                | Self::Ranked { .. }
+                | Self::Stages(_)
+                | Self::HeldOutStages(_)
+        )
     }
 
     /// The source in a few words: a path, a repository with its split, "4000 made-up posts".
@@ -123,6 +142,8 @@ impl DataSource {
             Self::HeldOut(name) | Self::Ranked { stage: name, .. } => {
                 format!("held-out rows of {name}")
             }
+            Self::Stages(stages) => format!("rows of {}", stages.join(", ")),
+            Self::HeldOutStages(stages) => format!("held-out rows of {}", stages.join(", ")),
             Self::Data(name) => name.clone(),
         }
     }
@@ -135,11 +156,14 @@ impl DataSource {
         }
     }
 
-    /// The local file, folder or pattern that a run in `run_dir` reads; `None` for posts and for files of the hub.
-    pub fn local_file(&self, run_dir: &Path) -> Option<PathBuf> {
-        let stage = self.stage();
-        let of_stage = stage.map(|rows| run_dir.join(rows.stage).join(rows.file()));
-        self.file().map(Path::to_path_buf).or(of_stage)
+    /// The local files, folder or pattern that a run in `run_dir` reads; empty for posts and for files of the hub.
+    pub fn local_files(&self, run_dir: &Path) -> Vec<PathBuf> {
+        let stages = self.stages();
+        let of_stages = stages
+            .iter()
+            .map(|rows| run_dir.join(rows.stage).join(rows.file()));
+        let own = self.file().map(Path::to_path_buf);
+        own.into_iter().chain(of_stages).collect()
     }
 
     /// The files of `path`, the source's file, folder or pattern, in the order in which they are read.
@@ -314,6 +338,9 @@ pub enum Take {
     /// Train on the responses with a score above this one: ReST's improve step (Gulcehre et al. 2023, arXiv:2308.08998, section 3). A
     /// prompt may have none.
     Above(f64),
+    /// Train on this share of a prompt's responses, those with the highest scores, and on one at least: ReST's percentile per source
+    /// (appendix A.7).
+    TopFraction(f64),
     /// The response with the highest score against the one with the lowest.
     BestAndWorst,
 }

@@ -1,6 +1,6 @@
 //! Checks references among stages: the target must exist, come earlier and be of the right kind.
 
-use crate::data::RowKind;
+use crate::data::{RowKind, Take};
 use crate::recipe::Recipe;
 use crate::recipe::known::{judges_of, learned};
 use crate::recipe::places::Places;
@@ -121,6 +121,32 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
             check_reference(checks, stages, index, &path, &reference);
         }
         check_rows(checks, &path, stage);
+        check_scores(checks, stages, &path, stage);
+    }
+}
+
+/// Refuses to select by score, or to compare, where the rows of a stage have no scores.
+fn check_scores(checks: &mut Checks, stages: &[Stage], path: &str, stage: &Stage) {
+    for data in stage.inputs().data {
+        let selects =
+            data.config.format.take != Some(Take::All) || data.kind == RowKind::Preference;
+        for rows in data.config.source.stages() {
+            let source = stages.iter().find(|stage| stage.name() == rows.stage);
+            if selects && source.is_some_and(|source| !source.leaves_scores()) {
+                let message = format!(
+                    "the stage `{}` has no `reward`: its rows have no scores to select or compare by",
+                    rows.stage
+                );
+                checks.problem(format!("{path}.{}.source", data.key), message);
+                checks.help(match data.kind {
+                    RowKind::Preference => format!("give `{}` a `reward`", rows.stage),
+                    _ => format!(
+                        "give `{}` a `reward`, or take all: `format: (take: All)`",
+                        rows.stage
+                    ),
+                });
+            }
+        }
     }
 }
 
@@ -188,7 +214,7 @@ fn some_stage_leaves(rows: RowKind) -> bool {
 /// Refuses stages as sources of rows that no stage writes.
 fn check_rows(checks: &mut Checks, path: &str, stage: &Stage) {
     for data in stage.inputs().data {
-        if data.config.source.stage().is_some() && !some_stage_leaves(data.kind) {
+        if data.config.source.is_of_stages() && !some_stage_leaves(data.kind) {
             checks.problem(
                 format!("{path}.{}.source", data.key),
                 format!(
@@ -263,11 +289,17 @@ fn references(stage: &Stage) -> Vec<Reference> {
         }
     }
     for data in inputs.data {
-        if let Some(rows) = data.config.source.stage()
-            && some_stage_leaves(data.kind)
-        {
+        let rows = data.config.source.stages();
+        let several = rows.len() > 1;
+        for (index, rows) in rows.into_iter().enumerate() {
+            if !some_stage_leaves(data.kind) {
+                break;
+            }
             found.push(Reference {
-                key: format!("{}.source.stage", data.key),
+                key: match several {
+                    true => format!("{}.source.{index}", data.key),
+                    false => format!("{}.source.stage", data.key),
+                },
                 target: rows.stage.to_owned(),
                 expected: ReferenceTarget::Rows(data.kind),
             });

@@ -280,7 +280,7 @@ impl Surveyor<'_> {
 
     /// Checks all rows of a data set and records the problems.
     fn data(&mut self, place: &str, data: &DataUse<'_>, columns: &[SourceColumn]) {
-        if data.config.source.stage().is_some() {
+        if data.config.source.is_of_stages() {
             return;
         }
         let places = self.places;

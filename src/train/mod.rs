@@ -26,6 +26,7 @@ mod rank;
 mod revise;
 mod reward_model;
 pub mod rollout;
+mod sample;
 mod session;
 mod sft;
 mod shared;
@@ -54,6 +55,8 @@ stage::stages! {
     Sft(config::SftConfig),
     /// Generation and ranking of responses.
     Rank(config::RankConfig),
+    /// Sampling of responses, with scores.
+    Sample(config::SampleConfig),
     /// Labels of pairs by a judge.
     Judge(config::JudgeConfig),
     /// Critique and revision of responses.

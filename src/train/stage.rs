@@ -171,6 +171,11 @@ pub trait StageSpec {
         training.into_iter().chain(generated).collect()
     }
 
+    /// Whether the rows that it writes have scores, for stages that write rows.
+    fn leaves_scores(&self) -> bool {
+        true
+    }
+
     /// Checks settings specific to the stage; `path` is the stage's key path.
     fn check(&self, checks: &mut Checks, path: &str);
 
@@ -244,6 +249,11 @@ macro_rules! stages {
             /// Longest rows in tokens by key, for models with a table of positions.
             pub fn longest_rows(&self) -> Vec<(&'static str, usize)> {
                 match self { $(Self::$kind(stage) => stage.longest_rows(),)* }
+            }
+
+            /// Whether the rows that it writes have scores, for stages that write rows.
+            pub fn leaves_scores(&self) -> bool {
+                match self { $(Self::$kind(stage) => stage.leaves_scores(),)* }
             }
 
             /// Encodes rows of its first data set.

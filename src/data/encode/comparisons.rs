@@ -100,7 +100,7 @@ pub(super) fn comparisons_of(
         for ids in scored.ids() {
             check_row_ids(row, tokenizer, ids)?;
         }
-        return scored.comparisons(format.take, max_length);
+        return scored.comparisons(row, format.take, max_length);
     }
     let parts = parser.preference(row)?;
     let margin = margin(row)?;

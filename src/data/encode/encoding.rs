@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::comparisons::comparisons_of;
 use super::report::{EncodedRows, RowOutcome, encode_rows};
-use super::scored::response_rows;
+use super::scored::{Divided, response_rows};
 use super::{Comparisons, Example, Prompt, completion_row, prompt_row, text_row};
 use crate::data::check::is_plain_text;
 use crate::data::records::RowParser;
@@ -26,7 +26,7 @@ pub(crate) trait RowEncoding: Serialize + Sync {
     ///
     /// # Errors
     /// For a row that cannot be divided.
-    fn divided(_rows: &[Row], _format: &RowFormat) -> Result<Option<Vec<Row>>> {
+    fn divided(_rows: &[Row], _format: &RowFormat) -> Result<Option<Divided>> {
         Ok(None)
     }
 
@@ -59,10 +59,15 @@ pub(crate) fn encode_batch<E: RowEncoding>(
 ) -> Result<EncodedRows<E::Item>> {
     let parser = RowParser::new(format)?;
     let divided = E::divided(rows, format)?;
-    let rows = divided.as_deref().unwrap_or(rows);
+    let rows = divided.as_ref().map_or(rows, |divided| &divided.rows);
     let mut encoded = encode_rows(rows, tokenizer, format, |row| {
         encoding.encode(&parser, row, tokenizer)
     })?;
+    if let Some(divided) = divided {
+        encoded.report.rows += divided.not_taken;
+        encoded.report.not_taken = divided.not_taken;
+        encoded.report.highest_left = divided.highest_left;
+    }
     encoded.items.retain(|item| encoding.uses(item));
     Ok(encoded)
 }
@@ -127,7 +132,7 @@ impl RowEncoding for TextsOrCompletions {
         self.max_length
     }
 
-    fn divided(rows: &[Row], format: &RowFormat) -> Result<Option<Vec<Row>>> {
+    fn divided(rows: &[Row], format: &RowFormat) -> Result<Option<Divided>> {
         response_rows(rows, format.take)
     }
 

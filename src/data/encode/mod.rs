@@ -26,7 +26,7 @@ pub use judged::{Conversation, encode_for_reward_model, encode_judged};
 pub use labelled::{Labelled, encode_labelled};
 pub(crate) use labelled::{Labels, check_labelled, count_labels};
 pub use report::{EncodeReport, EncodedRows, TurnEnd};
-pub(crate) use scored::check_scored;
+pub(crate) use scored::{check_scored, num_top};
 
 use crate::data::complaints::roles;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options, prompt_text};

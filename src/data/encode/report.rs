@@ -32,7 +32,7 @@ pub struct TurnEnd {
 }
 
 /// Counts of the rows by outcome. Displays as nothing if all rows were kept whole.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct EncodeReport {
     /// Rows read.
     pub rows: usize,
@@ -48,6 +48,10 @@ pub struct EncodeReport {
     pub dropped_untrained: usize,
     /// Rows left out because `chosen` and `rejected` are equal.
     pub dropped_equal: usize,
+    /// Scored responses that `take` leaves out; they count as rows.
+    pub not_taken: usize,
+    /// The highest score among these.
+    pub highest_left: Option<f64>,
     /// Rows kept that should end with EOS but do not: truncated, or with a chat template that ends turns otherwise.
     pub without_eos: usize,
     /// Rows kept in which a token spans the end of the prompt; that token is trained on.
@@ -95,6 +99,7 @@ impl fmt::Display for EncodeReport {
                 self.dropped_equal,
                 "left out with chosen and rejected equal",
             ),
+            (self.not_taken, "left out by `take`"),
             (self.without_eos, "without EOS at the end"),
             (
                 self.merged_boundary,
@@ -214,6 +219,8 @@ impl EncodeReport {
             dropped_too_long,
             dropped_untrained,
             dropped_equal,
+            not_taken,
+            highest_left,
             without_eos,
             merged_boundary,
             diverging,
@@ -227,6 +234,11 @@ impl EncodeReport {
         self.dropped_too_long += dropped_too_long;
         self.dropped_untrained += dropped_untrained;
         self.dropped_equal += dropped_equal;
+        self.not_taken += not_taken;
+        self.highest_left = [self.highest_left, highest_left]
+            .into_iter()
+            .flatten()
+            .reduce(f64::max);
         self.without_eos += without_eos;
         self.merged_boundary += merged_boundary;
         self.diverging += diverging;
@@ -250,6 +262,12 @@ impl EncodeReport {
 
     /// The error message if no row is left.
     fn why_nothing_is_left(&self, max_length: usize) -> String {
+        if let (true, Some(score)) = (self.not_taken == self.rows, self.highest_left) {
+            return format!(
+                "`take` keeps none of the {} responses; the highest score is {score}. Lower the threshold, or generate more responses",
+                self.rows
+            );
+        }
         let causes = [
             (
                 self.dropped_too_long,
@@ -263,6 +281,7 @@ impl EncodeReport {
                 self.dropped_equal,
                 "with `chosen` and `rejected` equal".to_owned(),
             ),
+            (self.not_taken, "left out by `take`".to_owned()),
         ];
         let causes: Vec<String> = (causes.into_iter())
             .filter(|(count, _)| *count > 0)

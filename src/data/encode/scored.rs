@@ -15,7 +15,8 @@ use crate::error::Result;
 pub(super) struct ScoredRow {
     prompt_ids: Vec<u32>,
     response_ids: Vec<Vec<u32>>,
-    scores: Vec<f64>,
+    /// Absent where no reward source has scored the responses.
+    scores: Option<Vec<f64>>,
     #[serde(default)]
     tie_margin: f64,
 }
@@ -39,8 +40,10 @@ impl ScoredRow {
         }
         let scored: Self = serde_json::from_value(Value::Object(row.columns.clone()))
             .map_err(|e| row.error(format!("not a row of scored responses: {e}")))?;
-        let (responses, scores) = (scored.response_ids.len(), scored.scores.len());
-        if responses != scores {
+        let responses = scored.response_ids.len();
+        if let Some(scores) = scored.scores.as_ref().map(Vec::len)
+            && responses != scores
+        {
             return Err(row.error(format!(
                 "not a row of scored responses: {responses} responses and {scores} scores"
             )));
@@ -54,16 +57,32 @@ impl ScoredRow {
         all.map(Vec::as_slice)
     }
 
-    /// The preferences among the responses: all pairs whose scores differ by more than the tie margin, or the best against the worst.
-    /// Responses longer than `max_length`, prompt included, are left out.
+    /// The scores of `row`.
+    ///
+    /// # Errors
+    /// `Error::Data` if it has none.
+    fn scores(&self, row: &Row) -> Result<&[f64]> {
+        self.scores.as_deref().ok_or_else(|| {
+            row.error(
+                "the responses have no scores to select or compare by; `format: (take: All)` trains on all of them",
+            )
+        })
+    }
+
+    /// The preferences among the responses of `row`: all pairs whose scores differ by more than the tie margin, or the best against the
+    /// worst. Responses longer than `max_length`, prompt included, are left out.
+    ///
+    /// # Errors
+    /// `Error::Data` if the responses have no scores.
     pub(super) fn comparisons(
         &self,
+        row: &Row,
         take: Option<Take>,
         max_length: usize,
     ) -> Result<RowOutcome<Comparisons>> {
         let prompt_len = self.prompt_ids.len();
         let (mut scores, mut responses) = (Vec::new(), Vec::new());
-        for (response, score) in self.response_ids.iter().zip(&self.scores) {
+        for (response, score) in self.response_ids.iter().zip(self.scores(row)?) {
             if prompt_len + response.len() <= max_length && !response.is_empty() {
                 responses.push([self.prompt_ids.as_slice(), response].concat());
                 scores.push(*score);
@@ -101,18 +120,35 @@ impl ScoredRow {
         })
     }
 
-    /// Indices of the responses to train on.
-    fn selected(&self, take: Option<Take>) -> Vec<usize> {
-        let all = 0..self.scores.len();
-        match take.unwrap_or(Take::Best) {
-            Take::All => all.collect(),
-            Take::Above(least) => all.filter(|&i| self.scores[i] > least).collect(),
-            Take::Best | Take::BestAndWorst => match self.scores.is_empty() {
-                true => Vec::new(),
-                false => vec![best(&self.scores)],
-            },
+    /// Indices of the responses of `row` to train on.
+    fn selected(&self, row: &Row, take: Option<Take>) -> Result<Vec<usize>> {
+        let all = 0..self.response_ids.len();
+        let take = take.unwrap_or(Take::Best);
+        if take == Take::All {
+            return Ok(all.collect());
         }
+        let scores = self.scores(row)?;
+        Ok(match take {
+            Take::Above(least) => all.filter(|&i| scores[i] > least).collect(),
+            Take::TopFraction(share) => {
+                let mut order: Vec<usize> = all.collect();
+                // Stable: of equal scores the first ones.
+                order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+                order.truncate(num_top(share, scores.len()));
+                order.sort_unstable();
+                order
+            }
+            _ if scores.is_empty() => Vec::new(),
+            _ => vec![best(scores)],
+        })
     }
+}
+
+/// How many of `count` responses are this share of them: one at least.
+pub(crate) fn num_top(share: f64, count: usize) -> usize {
+    // Without the rounding error that 0.7 of 10 has.
+    let wanted = (share * count as f64 - 1e-9).ceil() as usize;
+    wanted.clamp(1.min(count), count)
 }
 
 /// Index of the highest score; the first one of several.
@@ -124,33 +160,53 @@ fn negated(scores: &[f64]) -> Vec<f64> {
     scores.iter().map(|score| -score).collect()
 }
 
-/// Replaces each row of scored responses by one row per selected response, with columns `prompt_ids` and `completion_ids`; `None`
-/// if there are no such rows.
-pub(super) fn response_rows(rows: &[Row], take: Option<Take>) -> Result<Option<Vec<Row>>> {
+/// Rows of single responses in place of rows of scored ones.
+#[derive(Debug, Default)]
+pub(crate) struct Divided {
+    /// One row per selected response, with columns `prompt_ids` and `completion_ids`; other rows as they are.
+    pub(crate) rows: Vec<Row>,
+    /// Responses that were not selected.
+    pub(crate) not_taken: usize,
+    /// The highest score among these.
+    pub(crate) highest_left: Option<f64>,
+}
+
+/// Replaces each row of scored responses by one row per selected response; `None` if there are no such rows.
+///
+/// # Errors
+/// `Error::Data` for columns that are not those of scored responses, and for a selection by scores that are absent.
+pub(super) fn response_rows(rows: &[Row], take: Option<Take>) -> Result<Option<Divided>> {
     if !rows
         .iter()
         .any(|row| row.columns.contains_key("response_ids"))
     {
         return Ok(None);
     }
-    let mut taken = Vec::new();
+    let mut divided = Divided::default();
     for row in rows {
         let Some(scored) = ScoredRow::of(row)? else {
-            taken.push(row.clone());
+            divided.rows.push(row.clone());
             continue;
         };
-        for i in scored.selected(take) {
+        let selected = scored.selected(row, take)?;
+        divided.not_taken += scored.response_ids.len() - selected.len();
+        let scores = scored.scores.iter().flatten().enumerate();
+        let left = scores.filter(|(i, _)| !selected.contains(i));
+        divided.highest_left = (left.map(|(_, score)| *score))
+            .chain(divided.highest_left)
+            .reduce(f64::max);
+        for i in selected {
             let columns = Map::from_iter([
                 ("prompt_ids".to_owned(), json!(scored.prompt_ids)),
                 ("completion_ids".to_owned(), json!(scored.response_ids[i])),
             ]);
-            taken.push(Row {
+            divided.rows.push(Row {
                 columns,
                 ..row.clone()
             });
         }
     }
-    Ok(Some(taken))
+    Ok(Some(divided))
 }
 
 /// Prompt and response of a row that [`response_rows`] made.
@@ -208,6 +264,11 @@ mod tests {
             [vec![1, 2, 4, 5], vec![1, 2, 6]]
         );
         assert_eq!(learned(Some(Take::All)).len(), 5);
+        // Two of three, and one of two.
+        assert_eq!(
+            learned(Some(Take::TopFraction(0.5))),
+            [vec![1, 2, 4, 5], vec![1, 2, 6], vec![7, 8]]
+        );
         let tok = testing::tokenizer(false, None);
         let encoded = encode_completions(&data(), &tok, &plain(), 16, true).unwrap();
         let Example {
@@ -219,6 +280,48 @@ mod tests {
             (trained.as_slice(), *prompt_len),
             (&[false, false, true, true][..], 2)
         );
+    }
+
+    #[test]
+    fn what_is_not_taken_is_counted() {
+        let tok = testing::tokenizer(false, None);
+        let encode = |take| encode_completions(&data(), &tok, &taking(Some(take)), 16, true);
+        let report = encode(Take::Above(0.5)).unwrap().report;
+        assert_eq!((report.kept, report.not_taken), (2, 3));
+        assert_eq!(report.to_string(), "2 of 5 rows kept: 3 left out by `take`");
+        let error = encode(Take::Above(2.0)).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "`take` keeps none of the 5 responses; the highest score is 2. Lower the threshold, or generate more responses"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_share_is_rounded_up_and_at_least_one() {
+        assert_eq!(num_top(0.7, 10), 7);
+        assert_eq!(
+            (num_top(0.01, 4), num_top(1.0, 4), num_top(0.26, 4)),
+            (1, 4, 2)
+        );
+        assert_eq!(num_top(0.5, 0), 0);
+    }
+
+    #[test]
+    fn responses_without_scores_are_taken_as_a_whole() {
+        let tok = testing::tokenizer(false, None);
+        let rows = rows(&[
+            json!({"prompt": "p", "prompt_ids": [1], "responses": ["a"], "response_ids": [[3]]}),
+        ]);
+        let all = encode_completions(&rows, &tok, &taking(Some(Take::All)), 16, true).unwrap();
+        assert_eq!(all.items[0].ids, [1, 3]);
+        for error in [
+            encode_completions(&rows, &tok, &plain(), 16, true).unwrap_err(),
+            encode_comparisons(&rows, &tok, &plain(), 16).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains("have no scores"), "{error}");
+        }
     }
 
     #[test]

@@ -243,6 +243,14 @@ fn check_rows_of(checks: &mut Checks, path: &str, data: &DataConfig) {
             }
         }
         DataSource::Mix(parts) => check_mixture(checks, &source, parts),
+        DataSource::Stages(stages) | DataSource::HeldOutStages(stages) => {
+            checks.must(
+                source,
+                !stages.is_empty(),
+                "the names of stages",
+                stages.len(),
+            );
+        }
         DataSource::Stage(_)
         | DataSource::HeldOut(_)
         | DataSource::Ranked { .. }
@@ -284,7 +292,7 @@ fn check_mixture(checks: &mut Checks, path: &str, parts: &[(f64, DataConfig)]) {
             weight,
         );
         let path = format!("{path}.{i}.1");
-        if part.source.stage().is_some() {
+        if part.source.is_of_stages() {
             checks.problem(
                 format!("{path}.source"),
                 "rows of a stage cannot be part of a mixture",
@@ -307,7 +315,7 @@ fn check_take(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
         return;
     };
     let key = format!("{path}.format.take");
-    if data.config.source.stage().is_none() {
+    if !data.config.source.is_of_stages() {
         checks.problem(
             key,
             "selects among the scored responses of a stage, and the source is no stage",
@@ -318,14 +326,22 @@ fn check_take(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
     let compares = matches!(data.kind, RowKind::Preference | RowKind::Responses);
     let fits = match take {
         Take::All => true,
-        Take::Best | Take::Above(_) => !compares,
+        Take::Best | Take::Above(_) | Take::TopFraction(_) => !compares,
         Take::BestAndWorst => compares,
     };
     let expected = match compares {
         true => "`All` or `BestAndWorst`: comparisons are read",
-        false => "`Best`, `Above(..)` or `All`: responses are trained on",
+        false => "`Best`, `Above(..)`, `TopFraction(..)` or `All`: responses are trained on",
     };
-    checks.must(key, fits, expected, take);
+    checks.must(&key, fits, expected, take);
+    match take {
+        Take::Above(score) => checks.must(key, score.is_finite(), "a finite score", score),
+        Take::TopFraction(share) => {
+            let is_share = share > 0.0 && share <= 1.0;
+            checks.must(key, is_share, "above 0 and at most 1", share);
+        }
+        Take::All | Take::Best | Take::BestAndWorst => {}
+    }
 }
 
 fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {

@@ -17,6 +17,7 @@ pub use super::pretrain::PretrainConfig;
 pub use super::rank::RankConfig;
 pub use super::revise::{Keep, ReviseConfig};
 pub use super::reward_model::RewardModelConfig;
+pub use super::sample::SampleConfig;
 pub use super::sft::SftConfig;
 pub use crate::data::DataConfig;
 pub use crate::generate::{SamplingConfig, Truncate};

@@ -60,6 +60,17 @@ impl Lengths {
         }
     }
 
+    /// These rows and others, none of which exist yet.
+    pub(in crate::train) fn with(self, others: Self) -> Self {
+        let rows = self.rows + others.rows;
+        let share = self.rows as f64 / rows.max(1) as f64;
+        let mean = |a: f64, b: f64| a * share + b * (1.0 - share);
+        Self {
+            passed_mean: mean(self.passed_mean, others.passed_mean),
+            ..Self::unseen(rows, mean(self.mean, others.mean))
+        }
+    }
+
     /// The same where rows are expected to be shorter than they may be at most: `passed` tokens of them pass through a model.
     pub(in crate::train) fn expecting(self, passed: f64) -> Self {
         Self {

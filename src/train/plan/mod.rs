@@ -18,8 +18,8 @@ use super::config::{Init, Peft};
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
     CheckedData, Comparisons, DataCheck, DataConfig, Example, Labelled, Prompt, Row, RowKind,
-    TextsOrCompletions, Tokenizer, encode_all, encode_comparisons, encode_labelled, encode_prompts,
-    encode_text,
+    StageRows, Take, TextsOrCompletions, Tokenizer, encode_all, encode_comparisons,
+    encode_labelled, encode_prompts, encode_text, num_top,
 };
 use crate::error::{Error, Result};
 use crate::model::{
@@ -111,15 +111,21 @@ pub struct EarlierStages {
 
 impl ScoredRows {
     /// Lengths of these rows when read as `kind`: as comparisons all responses to a prompt together, otherwise one response.
-    fn lengths(&self, kind: RowKind, held_out: bool) -> Lengths {
-        let responses = match kind {
-            RowKind::Preference | RowKind::Responses => self.responses,
+    /// How many responses a threshold keeps is unknown: one is expected of each prompt.
+    fn lengths(&self, kind: RowKind, held_out: bool, take: Option<Take>) -> Lengths {
+        let compared = matches!(kind, RowKind::Preference | RowKind::Responses);
+        let responses = if compared { self.responses } else { 1 };
+        let taken = match take {
+            _ if compared => 1,
+            Some(Take::All) => self.responses,
+            Some(Take::TopFraction(share)) => num_top(share, self.responses),
             _ => 1,
         };
-        let rows = match held_out {
-            true => self.held_out,
-            false => self.prompts,
-        };
+        let rows = taken as u64
+            * match held_out {
+                true => self.held_out,
+                false => self.prompts,
+            };
         let (prompt, response) = self.expected;
         Lengths::unseen(rows, responses as f64 * self.len)
             .expecting(prompt + responses as f64 * response)
@@ -312,13 +318,16 @@ impl Planner<'_> {
         kind: RowKind,
         max_length: usize,
     ) -> Lengths {
-        let source = &data.source;
-        if let Some(rows) = source
-            .stage()
-            .and_then(|of| Some((self.earlier.rows.get(of.stage)?, of.valid)))
+        let stages = data.source.stages();
+        let earlier = |of: &StageRows<'_>| {
+            let rows = self.earlier.rows.get(of.stage)?;
+            Some(rows.lengths(kind, of.valid, data.format.take))
+        };
+        let earlier: Option<Vec<Lengths>> = stages.iter().map(earlier).collect();
+        if let Some(earlier) = earlier
+            && let Some(all) = earlier.into_iter().reduce(Lengths::with)
         {
-            let (rows, held_out) = rows;
-            return rows.lengths(kind, held_out);
+            return all;
         }
         let is_sound = |found: &&DataCheck| found.problems.is_empty();
         let found = (self.data.found(data, kind))
