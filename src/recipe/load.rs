@@ -61,6 +61,7 @@ pub fn load_text(path: &Path, text: &str, sets: &[String]) -> Result<LoadedRecip
         problems.extend(named::resolve(&mut recipe, &places));
         problems.extend(validate_except(&recipe, &places, &broken));
         problems.sort_by_key(|problem| places.order(problem));
+        places.without_copies(&mut problems);
         problems.append(&mut wrong_sets);
         if problems.is_empty() {
             return Ok(LoadedRecipe {
@@ -71,6 +72,7 @@ pub fn load_text(path: &Path, text: &str, sets: &[String]) -> Result<LoadedRecip
         }
     }
     problems.sort_by_key(|problem| places.order(problem));
+    places.without_copies(&mut problems);
     Err(Error::Invalid {
         path: path.to_path_buf(),
         problems,

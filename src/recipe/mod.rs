@@ -12,6 +12,7 @@ mod read;
 mod references;
 mod report;
 mod resume;
+mod rounds;
 mod run;
 mod scan;
 mod set;

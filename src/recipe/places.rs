@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::error::Problem;
+use crate::recipe::rounds::expand;
 use crate::recipe::scan::{Kind, Node, line_column, scan};
 
 /// The position of every key path of a recipe file.
@@ -15,6 +16,8 @@ pub struct Places {
     file: String,
     positions: BTreeMap<String, (usize, usize)>,
     stages: Vec<String>,
+    /// Paths of stages of later rounds, each with that of the first round.
+    copies: Vec<(String, String)>,
     sets: BTreeMap<String, String>,
 }
 
@@ -58,11 +61,13 @@ impl Places {
                 }
             }
             Kind::Items(items) if path == "stages" => {
-                self.stages = stage_paths(items);
-                for (index, item) in items.iter().enumerate() {
-                    let path = self.stages[index].clone();
-                    self.insert(text, &path, item.span.start);
-                    self.walk(text, item, &path);
+                // Each round's copy of a stage has its own paths, which lead to the one text.
+                for stage in expand(text, items).stages {
+                    self.insert(text, &stage.path, stage.node.span.start);
+                    self.walk(text, stage.node, &stage.path);
+                    self.copies
+                        .extend(stage.first_copy.map(|first| (stage.path.clone(), first)));
+                    self.stages.push(stage.path);
                 }
             }
             Kind::Items(items) => {
@@ -129,6 +134,22 @@ impl Places {
             .unwrap_or_else(|| format!("stages.{name}"))
     }
 
+    /// Leaves out problems of later rounds that the first round has, too.
+    pub(super) fn without_copies(&self, problems: &mut Vec<Problem>) {
+        let mut known: Vec<(String, String)> = Vec::new();
+        problems.retain(|problem| {
+            let mut place = problem.place.clone();
+            for (path, first) in &self.copies {
+                let named = format!(": {path}.");
+                place = place.replace(&named, &format!(": {first}."));
+            }
+            let key = (place, problem.message.clone());
+            let is_new = !known.contains(&key);
+            known.push(key);
+            is_new
+        });
+    }
+
     /// Notes that `path` was set on the command line by `argument`.
     pub(super) fn note_set(&mut self, path: &str, argument: &str) {
         self.sets.insert(path.to_string(), argument.to_string());
@@ -155,23 +176,6 @@ impl Places {
 /// A path and its ancestors, longest first.
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| path.rfind('.').map(|dot| &path[..dot]))
-}
-
-/// The key path of each stage: by name, or by index if the name is missing or not unique.
-pub(super) fn stage_paths(stages: &[Node]) -> Vec<String> {
-    let mut paths: Vec<String> = Vec::new();
-    for (index, stage) in stages.iter().enumerate() {
-        let named = match stage.field("name").map(|field| &field.value.kind) {
-            Some(Kind::Text(name)) if !name.is_empty() => format!("stages.{name}"),
-            _ => format!("stages.{index}"),
-        };
-        paths.push(if paths.contains(&named) {
-            format!("stages.{index}")
-        } else {
-            named
-        });
-    }
-    paths
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use crate::error::Problem;
 use crate::recipe::Recipe;
 use crate::recipe::elsewhere;
-use crate::recipe::places::{Places, stage_paths};
+use crate::recipe::places::Places;
+use crate::recipe::rounds::expand;
 use crate::recipe::scan::{Field, Kind, Node, index_of, line_column, scan};
 use crate::recipe::shorthand;
 use crate::recipe::write::dialect;
@@ -94,19 +95,42 @@ pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
     let (of_stages, of_header): (Vec<_>, Vec<_>) =
         (inserted.into_iter()).partition(|(at, _)| list.is_some_and(|list| list.span.contains(at)));
     let recipe: Option<Recipe> = reader.unit(header, of_header, &root, "");
-    let stages: Vec<Option<Stage>> = stages
-        .iter()
-        .zip(stage_paths(stages))
-        .map(|(node, path)| {
+    let expanded = expand(&text, stages);
+    let is_sound = expanded.problems.is_empty();
+    for problem in expanded.problems {
+        let position = line_column(&text, problem.at);
+        let found = (reader.places).problem_at(position, &problem.path, problem.message);
+        reader.problems.push(with_help(found, problem.help));
+    }
+    let stages: Vec<Option<Stage>> = (expanded.stages.iter())
+        .map(|stage| {
+            if stage.is_broken {
+                return None;
+            }
+            let node = stage.node;
             let mut unit = text.clone();
             blank(&mut unit[..node.span.start]);
             blank(&mut unit[node.span.end..]);
-            let inside = |(at, _): &&(usize, String)| node.span.contains(at);
-            let inserted = of_stages.iter().filter(inside).cloned().collect();
-            reader.unit(unit, inserted, node, &path)
+            for part in &stage.edits.blanks {
+                blank(&mut unit[part.clone()]);
+            }
+            // What is inserted before a blank stands after what is kept.
+            let left_out = |at: &usize| {
+                (stage.edits.blanks.iter()).any(|part| part.start < *at && *at < part.end)
+            };
+            let inside = |(at, _): &&(usize, String)| node.span.contains(at) && !left_out(at);
+            let mut inserted: Vec<(usize, String)> =
+                of_stages.iter().filter(inside).cloned().collect();
+            inserted.extend(stage.edits.insertions.iter().cloned());
+            inserted.sort_by_key(|(at, _)| *at);
+            reader.unit(unit, inserted, node, &stage.path)
         })
         .collect();
-    let recipe = match (recipe, stages.into_iter().collect::<Option<Vec<_>>>()) {
+    // What a mistaken Repeat would hold is unknown: references to it are not judged.
+    let recipe = match (
+        recipe.filter(|_| is_sound),
+        stages.into_iter().collect::<Option<Vec<_>>>(),
+    ) {
         (Some(recipe), Some(stages)) => Some(Recipe { stages, ..recipe }),
         _ => None,
     };

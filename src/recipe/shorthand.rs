@@ -2,6 +2,7 @@
 //!
 //! RON tells variants by their names, so that a plain string is none. It is completed in the recipe's text before that is parsed.
 
+use super::rounds::each;
 use super::scan::{Field, Kind, Node};
 
 /// Keys of stages that hold a data set.
@@ -87,6 +88,9 @@ impl Completer<'_> {
 
     /// Completes a string in the place of a data set.
     fn data_set(&mut self, node: &Node) {
+        for value in each(self.text, node).unwrap_or_default() {
+            self.data_set(value);
+        }
         if let Kind::Text(name) = &node.kind {
             self.wrap(node, "(source: ", name);
         }
@@ -94,6 +98,12 @@ impl Completer<'_> {
 
     /// Completes a string in the place of a source, the strings of a mixture, and a repository without keys.
     fn source(&mut self, node: &Node) {
+        if let Some(values) = each(self.text, node) {
+            for value in values {
+                self.source(value);
+            }
+            return;
+        }
         match &node.kind {
             Kind::Text(name) => self.wrap(node, "", name),
             Kind::Items(items) if self.is_variant(node, "Hub") => {
