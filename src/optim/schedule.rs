@@ -7,19 +7,22 @@ use serde::{Deserialize, Serialize};
 use crate::error::Problem;
 use crate::settings::Settings;
 
-/// Learning-rate schedule. Every one begins with a linear warm-up from zero of `max(warmup_steps, warmup_ratio * steps)` steps.
+/// Learning-rate schedule. Every one begins with a linear warm-up from zero (`Constant`: from `warmup_start`) of `max(warmup_steps, warmup_ratio * steps)` steps.
 /// Ratios are fractions of the stage's optimiser steps; `floor` is a fraction of `lr`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum Schedule {
     /// Warm-up, then constant.
     Constant {
-        /// Fraction of all steps spent rising linearly from zero.
+        /// Fraction of all steps spent rising linearly.
         #[serde(default)]
         warmup_ratio: f64,
         /// The least number of steps spent so.
         #[serde(default)]
         warmup_steps: usize,
+        /// The learning rate that the warm-up begins with, as a fraction of the peak; InstructGPT's is 0.1 (arXiv:2203.02155, C.4).
+        #[serde(default)]
+        warmup_start: f64,
     },
     /// Warm-up, then linear to the floor.
     Linear {
@@ -128,6 +131,7 @@ impl Default for Schedule {
         Self::Constant {
             warmup_ratio: 0.0,
             warmup_steps: 0,
+            warmup_start: 0.0,
         }
     }
 }
@@ -152,6 +156,7 @@ impl Schedule {
             Self::Constant {
                 warmup_ratio,
                 warmup_steps,
+                ..
             }
             | Self::Linear {
                 warmup_ratio,
@@ -227,6 +232,9 @@ impl Schedule {
                     ));
                 }
             }
+            Self::Constant { warmup_start, .. } => {
+                settings.fraction("warmup_start", warmup_start);
+            }
             Self::Polynomial { power, .. } => settings.above_zero("power", power),
             Self::CosineWithRestarts { num_cycles, .. } => {
                 settings.positive("num_cycles", num_cycles);
@@ -266,6 +274,12 @@ impl Schedule {
 pub fn lr_at(config: &Schedule, peak: f64, step: usize, total_steps: usize) -> f64 {
     let warmup_steps = config.warmup_steps(total_steps);
     if step < warmup_steps {
+        if let Schedule::Constant { warmup_start, .. } = *config
+            && warmup_start > 0.0
+        {
+            let risen = (1.0 - warmup_start) * step as f64 / warmup_steps as f64;
+            return peak * (warmup_start + risen);
+        }
         return peak * step as f64 / warmup_steps as f64;
     }
     let decay_steps = total_steps.saturating_sub(warmup_steps).max(1);
@@ -345,6 +359,7 @@ mod tests {
         let config = Schedule::Constant {
             warmup_ratio: 0.4,
             warmup_steps: 0,
+            warmup_start: 0.0,
         };
         let want = [0.0, 2.5, 5.0, 7.5, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0];
         assert_close(&curve(&config, 10.0, 10), &want);
@@ -397,11 +412,24 @@ mod tests {
     }
 
     #[test]
+    fn a_warm_up_may_begin_above_zero() {
+        let config = Schedule::Constant {
+            warmup_ratio: 0.0,
+            warmup_steps: 3,
+            warmup_start: 0.1,
+        };
+        // 0.1 + 0.9 k / 3.
+        assert_close(&curve(&config, 2.0, 4), &[0.2, 0.8, 1.4, 2.0, 2.0]);
+        assert!(config.problems().is_empty());
+    }
+
+    #[test]
     fn warmup_steps_round_up_and_may_fill_the_run() {
         // ceil(0.03 * 10) = 1: step 0 has rate 0, step 1 the peak.
         let config = Schedule::Constant {
             warmup_ratio: 0.03,
             warmup_steps: 0,
+            warmup_start: 0.0,
         };
         assert_close(&curve(&config, 2.0, 2), &[0.0, 2.0, 2.0]);
         let all = Schedule::Cosine {
