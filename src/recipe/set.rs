@@ -7,6 +7,7 @@ use crate::recipe::read::first_error;
 use crate::recipe::scan::{Kind, Node, scan};
 use crate::recipe::write::to_ron;
 use crate::suggest::{did_you_mean, quoted};
+use crate::train::Stage;
 
 /// Applies `path=value` arguments in order; later ones override earlier ones.
 ///
@@ -24,21 +25,48 @@ pub(super) fn apply(recipe: &mut Recipe, places: &mut Places, sets: &[String]) -
             continue;
         };
         let (path, value) = (path.trim(), value.trim());
-        match edit(recipe, path, value) {
-            Ok(changed) => {
-                *recipe = changed;
-                places.note_set(path, set);
-            }
-            Err((message, help)) => {
-                let problem = problem(message);
-                problems.push(match help {
-                    Some(help) => problem.with_help(help),
-                    None => problem,
-                });
+        for path in in_all_rounds(recipe, path) {
+            match edit(recipe, &path, value) {
+                Ok(changed) => {
+                    *recipe = changed;
+                    places.note_set(&path, set);
+                }
+                Err((message, help)) => {
+                    let problem = problem(message);
+                    problems.push(match help {
+                        Some(help) => problem.with_help(help),
+                        None => problem,
+                    });
+                    break;
+                }
             }
         }
     }
     problems
+}
+
+/// The path, or if it names a stage of a Repeat without its round, that of each round.
+fn in_all_rounds(recipe: &Recipe, path: &str) -> Vec<String> {
+    let names = || recipe.stages.iter().map(Stage::name);
+    let stage = path
+        .strip_prefix("stages.")
+        .and_then(|rest| rest.split_once('.'));
+    let Some((name, key)) = stage.filter(|(name, _)| names().all(|other| other != *name)) else {
+        return vec![path.to_owned()];
+    };
+    let is_round = |stage: &&str| {
+        let mut rounds = stage.strip_prefix(name).unwrap_or_default().split('-');
+        let is_number =
+            |round: &str| !round.is_empty() && round.bytes().all(|b| b.is_ascii_digit());
+        rounds.next() == Some("") && rounds.clone().count() > 0 && rounds.all(is_number)
+    };
+    let rounds: Vec<String> = (names().filter(is_round))
+        .map(|stage| format!("stages.{stage}.{key}"))
+        .collect();
+    match rounds.is_empty() {
+        true => vec![path.to_owned()],
+        false => rounds,
+    }
 }
 
 /// The recipe with one value replaced.
