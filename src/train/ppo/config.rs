@@ -54,8 +54,12 @@ pub struct PtxConfig {
 pub struct PpoConfig {
     /// The stage's name, unique in the recipe.
     pub name: String,
-    /// The initial policy, which is also the reference.
+    /// The initial policy.
     pub init: Init,
+    /// The policy that the KL is measured from; the initial one if absent. Rounds that go on from each other's policy name the first
+    /// one here.
+    #[serde(default)]
+    pub reference: Option<Init>,
     /// Prompts.
     pub data: DataConfig,
     /// Held-out prompts for evaluation.

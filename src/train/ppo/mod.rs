@@ -79,7 +79,10 @@ pub(super) fn ppo<B: ModelBackend>(
     let texts = texts(session, config, &policy)?;
     record(session, config, &policy, train.len(), texts.len())?;
 
-    let reference = policy.model.clone();
+    let reference = match &config.reference {
+        Some(init) => session.policy(init)?.model,
+        None => policy.model.clone(),
+    };
     let mut trained = policy.clone().into_trainable(&config.peft, seed)?;
     let frozen_base = !config.peft.trains_base();
     let networks = Networks {

@@ -58,6 +58,8 @@ impl StageSpec for PpoConfig {
             .data("ptx.data", ptx, RowKind::Text)
             .reward("reward", &self.reward)
             .reward("gold", self.gold.as_ref());
+        let reference = self.reference.as_ref();
+        (inputs.models).extend(reference.map(|init| ("reference".to_owned(), init)));
         inputs.value_start = self.value_start().map(|stage| ("reward", stage));
         inputs.value_peft = Some(self.value_peft());
         inputs
