@@ -8,5 +8,8 @@ pub mod tensor_map;
 
 pub use atomic::{write_atomic, write_dir_atomic};
 pub use run_dir::{FileHash, RunDir, RunInfo, StageLineage};
-pub use step::{CHECKPOINTS, StepCheckpoint, all, clear, latest, prune, save, set_aside};
+pub use step::{
+    CHECKPOINTS, StepCheckpoint, all, clear, latest, load_best, of_states, prune, save, save_best,
+    set_aside,
+};
 pub use tensor_map::{TensorMap, read_tensor_map};

@@ -17,6 +17,9 @@ use crate::snapshot::Snapshot;
 /// The folder of a stage that holds its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
 
+/// The folder of a stage that holds the weights of its best evaluation.
+const BEST: &str = "best";
+
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIM: &str = "optim.safetensors";
 const STATE: &str = "state.json";
@@ -90,6 +93,57 @@ pub fn save<S: Serialize>(
     Ok(folder)
 }
 
+/// Writes the weights of the evaluation at `step` under `stage_dir` atomically; those of the steps in `keep` stay beside them, others
+/// are removed.
+///
+/// # Errors
+/// `Error::Io`.
+pub fn save_best(
+    stage_dir: impl AsRef<Path>,
+    step: usize,
+    weights: &Snapshot<'_>,
+    keep: &[usize],
+) -> Result<()> {
+    let all = stage_dir.as_ref().join(BEST);
+    write_dir_with_checksums(all.join(format!("step-{step:06}")), |dir| {
+        write_snapshot(dir.join(WEIGHTS), weights)
+    })?;
+    for entry in fs::read_dir(&all).map_err(Error::io("read", &all))? {
+        let path = entry.map_err(Error::io("read", &all))?.path();
+        let stays = |other| other == step || keep.contains(&other);
+        if !step_of(&path).is_some_and(stays) {
+            fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// The weights that [`save_best`] wrote at `step`, with their folder.
+///
+/// # Errors
+/// `Error::Format` if they are missing or damaged; `Error::Io`.
+pub fn load_best(stage_dir: impl AsRef<Path>, step: usize) -> Result<(PathBuf, TensorMap)> {
+    let folder = (stage_dir.as_ref().join(BEST)).join(format!("step-{step:06}"));
+    if !folder.exists() {
+        let message = "the weights of the best evaluation are missing; begin the stage again";
+        return Err(Error::format(folder, message));
+    }
+    verify(&folder, &[WEIGHTS])?;
+    let weights = read_tensor_map(folder.join(WEIGHTS))?;
+    Ok((folder, weights))
+}
+
+/// The value of `key` in the states of all complete checkpoints of a stage.
+pub fn of_states(stage_dir: impl AsRef<Path>, key: &str) -> Vec<Value> {
+    let state = |folder: PathBuf| -> Option<Value> {
+        let bytes = fs::read(folder.join(STATE)).ok()?;
+        let state: Value = serde_json::from_slice(&bytes).ok()?;
+        state.get(key).cloned()
+    };
+    let folders = complete_checkpoints(stage_dir.as_ref());
+    folders.into_iter().filter_map(state).collect()
+}
+
 /// The newest complete checkpoint of a stage.
 pub fn latest(stage_dir: impl AsRef<Path>) -> Option<PathBuf> {
     complete_checkpoints(stage_dir.as_ref()).pop()
@@ -127,6 +181,10 @@ pub fn set_aside(folder: &Path) -> Result<()> {
 /// # Errors
 /// `Error::Io`.
 pub fn clear(stage_dir: impl AsRef<Path>) -> Result<()> {
+    let best = stage_dir.as_ref().join(BEST);
+    if best.exists() {
+        fs::remove_dir_all(&best).map_err(Error::io("remove", &best))?;
+    }
     let folder = stage_dir.as_ref().join(CHECKPOINTS);
     if !folder.exists() {
         return Ok(());
@@ -286,6 +344,28 @@ mod tests {
         clear(stage.path()).unwrap();
         assert_eq!(fs::read_dir(stage.path()).unwrap().count(), 0);
         clear(stage.path()).unwrap();
+    }
+
+    #[test]
+    fn the_best_weights_stay_with_those_that_a_checkpoint_needs() {
+        let stage = tempfile::tempdir().unwrap();
+        let best = |step, keep: &[usize]| {
+            save_best(stage.path(), step, &held(step as f32), keep).unwrap();
+        };
+        best(2, &[]);
+        best(4, &[2]);
+        best(6, &[4]);
+        assert_eq!(load_best(stage.path(), 6).unwrap().1, weights(6.0));
+        assert_eq!(load_best(stage.path(), 4).unwrap().1, weights(4.0));
+        let missing = load_best(stage.path(), 2).unwrap_err().to_string();
+        assert!(missing.contains("are missing"), "{missing}");
+        fs::write(stage.path().join("best/step-000006").join(WEIGHTS), b"cut").unwrap();
+        assert!(load_best(stage.path(), 6).is_err());
+        clear(stage.path()).unwrap();
+        assert!(load_best(stage.path(), 4).is_err());
+        // What a checkpoint says.
+        save_at(stage.path(), 3);
+        assert_eq!(of_states(stage.path(), "kl_coef"), [0.1]);
     }
 
     #[test]

@@ -112,14 +112,27 @@ impl MixedSet {
     }
 }
 
-/// Rows with the columns that a set's templates give: the mixture is read with a format of its own.
+/// Columns that say what is prompt and what is answer.
+const ANSWERS: [&str; 5] = ["prompt", "completion", "messages", "chosen", "rejected"];
+
+/// Rows with the columns that a set's templates give: the mixture is read with a format of its own. Of a set with a template for
+/// `text` alone, rows are text: they lose the columns that would make them prompts with answers.
 fn rendered(rows: Vec<Result<Row>>, format: &RowFormat) -> Vec<Result<Row>> {
     if !format.has_templates() {
         return rows;
     }
     match RowParser::new(format) {
         Ok(parser) => {
-            let render = |row: Result<Row>| parser.rendered(row?);
+            let templates = format.templates();
+            let is_text = (templates.iter()).all(|(name, t)| t.is_some() == (*name == "text"));
+            let render = |row: Result<Row>| {
+                let mut row = parser.rendered(row?)?;
+                if is_text {
+                    row.columns
+                        .retain(|name, _| !ANSWERS.contains(&name.as_str()));
+                }
+                Ok(row)
+            };
             rows.into_par_iter().map(render).collect()
         }
         Err(error) => vec![Err(error)],
@@ -183,6 +196,18 @@ mod tests {
             rows.iter().map(prompt).collect()
         };
         assert_eq!(prompts(&mix), ["p0", "q0?", "p1", "q4?", "p2"]);
+        // A set of which only the text is named is text.
+        if let DataSource::Mix(parts) = &mut mix.source {
+            let mut text = parts[1].1.clone();
+            text.format.text = Some("{{ prompt }} {{ completion }}".into());
+            let text = DataConfig::of(DataSource::Mix(vec![(1.0, text)]));
+            let rows = read_rows(&text, &DataContext::default()).unwrap();
+            let columns: Vec<&String> = rows[0].columns.keys().collect();
+            assert_eq!(
+                (columns, &rows[0].columns["text"]),
+                (vec![&"text".to_owned()], &"p0 c".into())
+            );
+        }
         (mix.skip, mix.limit) = (1, Some(2));
         assert_eq!(prompts(&mix), ["q0?", "p1"]);
         let context = DataContext::default();

@@ -205,11 +205,17 @@ impl<B: ModelBackend> Layers<B> for Bloom<B> {
         };
         let attended = pass.attend(index, qkv, &attend);
         let attended = layer.dense.forward(attended, dropout);
-        let x = layer.dense.add_to(pass.keep(index, x), attended);
+        let x = layer.dense.add_to(
+            pass.keep(index, x),
+            pass.drop_residual(index, "attention", attended),
+        );
         let normed = layer.post_attention_layernorm.forward(x.clone());
         let x = continued(x, &normed);
         let mlp = layer.mlp.forward(normed, dropout);
-        layer.mlp.down.add_to(x, mlp)
+        layer
+            .mlp
+            .down
+            .add_to(x, pass.drop_residual(index, "mlp", mlp))
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

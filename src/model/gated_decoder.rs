@@ -321,14 +321,27 @@ impl<B: ModelBackend> Layers<B> for GatedDecoder<B> {
         let attended = layer.o_proj.forward(attended, dropout);
         let norm = &layer.post_attention_layernorm;
         let Some(norm_after) = &layer.post_feedforward_layernorm else {
-            let x = layer.o_proj.add_to(pass.keep(index, x), attended);
+            let x = layer.o_proj.add_to(
+                pass.keep(index, x),
+                pass.drop_residual(index, "attention", attended),
+            );
             let mlp = layer.mlp.forward(x.clone(), norm, dropout);
-            return layer.mlp.down.add_to(x, mlp);
+            return layer
+                .mlp
+                .down
+                .add_to(x, pass.drop_residual(index, "mlp", mlp));
         };
         let attended = norm.forward(attended);
-        let x = layer.o_proj.add_to(pass.keep(index, x), attended);
+        let x = layer.o_proj.add_to(
+            pass.keep(index, x),
+            pass.drop_residual(index, "attention", attended),
+        );
         let mlp = layer.mlp.forward_of(x.clone(), LinearInput::Plain, dropout);
-        layer.mlp.down.add_to(x, norm_after.forward(mlp))
+        let mlp = norm_after.forward(mlp);
+        layer
+            .mlp
+            .down
+            .add_to(x, pass.drop_residual(index, "mlp", mlp))
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -277,13 +277,19 @@ impl<B: ModelBackend> Layers<B> for GemmaDecoder<B> {
             Some(norm) => (layer.post_attention_layernorm.forward(attended), norm),
             None => (attended, &layer.post_attention_layernorm),
         };
-        let x = layer.o_proj.add_to(pass.keep(index, x), attended);
+        let x = layer.o_proj.add_to(
+            pass.keep(index, x),
+            pass.drop_residual(index, "attention", attended),
+        );
         let mlp = layer.mlp.forward(x.clone(), norm, dropout);
         let mlp = match &layer.post_feedforward_layernorm {
             Some(norm) => norm.forward(mlp),
             None => mlp,
         };
-        layer.mlp.down.add_to(x, mlp)
+        layer
+            .mlp
+            .down
+            .add_to(x, pass.drop_residual(index, "mlp", mlp))
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -188,9 +188,15 @@ impl<B: ModelBackend> Layers<B> for Gpt2<B> {
         let attend = Attend::causal(self.config.layout(), &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let attended = layer.c_proj.forward(attended, dropout);
-        let x = layer.c_proj.add_to(pass.keep(index, x), attended);
+        let x = layer.c_proj.add_to(
+            pass.keep(index, x),
+            pass.drop_residual(index, "attention", attended),
+        );
         let mlp = layer.mlp.forward(layer.ln_2.forward(x.clone()), dropout);
-        layer.mlp.down.add_to(x, mlp)
+        layer
+            .mlp
+            .down
+            .add_to(x, pass.drop_residual(index, "mlp", mlp))
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

@@ -249,7 +249,9 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
         let attended = pass.attend(index, qkv, &attend);
         let x = pass.keep(index, x);
         let attended = layer.dense.forward(attended, dropout);
-        let after = layer.dense.add_to(x.clone(), attended);
+        let after = layer
+            .dense
+            .add_to(x.clone(), pass.drop_residual(index, "attention", attended));
         // In parallel form the MLP reads the input of attention.
         let read = if self.config.use_parallel_residual {
             x
@@ -258,7 +260,10 @@ impl<B: ModelBackend> Layers<B> for GptNeox<B> {
         };
         let read = layer.post_attention_layernorm.forward(read);
         let mlp = layer.mlp.forward(read, dropout);
-        layer.mlp.down.add_to(after, mlp)
+        layer
+            .mlp
+            .down
+            .add_to(after, pass.drop_residual(index, "mlp", mlp))
     }
 
     fn finish(&self, x: Tensor<B, 2>, _: &Pass<'_, B>) -> Tensor<B, 2> {

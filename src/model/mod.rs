@@ -198,6 +198,10 @@ pub struct LanguageModel<B: Backend> {
     decoder: Decoder<B>,
     /// Trained virtual tokens, if there are any.
     pub virtual_tokens: Option<VirtualTokens<B>>,
+    /// Probability with which, in passes with a dropout seed, an entry of what a sublayer adds to the residual stream is dropped;
+    /// the others are multiplied by `1 / (1 - p)`. GPT-2's `resid_pdrop`, for every family.
+    #[module(skip)]
+    pub residual_dropout: f64,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -249,6 +253,7 @@ impl<B: Backend> LanguageModel<B> {
         Self {
             decoder: Decoder::new(config, with_head, device),
             virtual_tokens: None,
+            residual_dropout: 0.0,
         }
     }
 

@@ -233,12 +233,18 @@ impl<B: ModelBackend> Layers<B> for Opt<B> {
         let attend = Attend::causal(self.config.layout(), &pass.segments);
         let attended = pass.attend(index, qkv, &attend);
         let attended = layer.out_proj.forward(attended, dropout);
-        let x = layer.out_proj.add_to(pass.keep(index, x), attended);
+        let x = layer.out_proj.add_to(
+            pass.keep(index, x),
+            pass.drop_residual(index, "attention", attended),
+        );
         let x = norm_if(!before, norm, x);
         let norm = &layer.final_layer_norm;
         let read = norm_if(before, norm, x.clone());
         let mlp = layer.mlp.forward(read, dropout);
-        let x = layer.mlp.down.add_to(x, mlp);
+        let x = layer
+            .mlp
+            .down
+            .add_to(x, pass.drop_residual(index, "mlp", mlp));
         norm_if(!before, norm, x)
     }
 

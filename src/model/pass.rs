@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use super::rotary::Rotary;
 use super::{KvCache, LanguageModel};
 use crate::ops::{self, Attend, Head, HeadLayout, Insertion, ModelBackend};
-use crate::peft::VirtualTokens;
+use crate::peft::{VirtualTokens, dropped};
 use crate::rng::Seed;
 use crate::tokens::{Segments, TokenBatch};
 
@@ -58,6 +58,7 @@ pub(super) struct Pass<'a, B: Backend> {
     num_layers: usize,
     pub(super) cache: Option<&'a mut KvCache<B>>,
     pub(super) dropout: Option<Seed>,
+    residual_dropout: f64,
 }
 
 /// Virtual tokens in a batch.
@@ -123,6 +124,7 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
             num_layers: layers.num_layers(),
             cache,
             dropout,
+            residual_dropout: model.residual_dropout,
         }
     }
 
@@ -157,6 +159,21 @@ impl<'a, B: ModelBackend> Pass<'a, B> {
     /// Seed of one layer's dropout masks.
     pub(super) fn layer_dropout(&self, layer: usize) -> Option<Seed> {
         self.dropout.map(|seed| seed.fork_index(layer as u64))
+    }
+
+    /// What sublayer `part` of layer `layer` adds to the residual stream, with [`LanguageModel::residual_dropout`]. A recomputed layer
+    /// has the same mask.
+    pub(super) fn drop_residual(&self, layer: usize, part: &str, y: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self
+            .layer_dropout(layer)
+            .filter(|_| self.residual_dropout > 0.0)
+        {
+            Some(seed) => {
+                let seed = seed.fork("residual").fork(part);
+                dropped(&y, self.residual_dropout, Some(seed))
+            }
+            None => y,
+        }
     }
 
     /// Attention of one layer, at the positions that [`Pass::keep`] keeps. `attend` is of [`Pass::segments`].

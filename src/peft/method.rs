@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::bias::Bias;
@@ -331,16 +332,17 @@ impl Settings {
 }
 
 /// `x` with each entry dropped with probability `p` and the others multiplied by `1 / (1 - p)`; `x` itself without a seed.
-pub(super) fn dropped<B: Backend>(x: &Tensor<B, 2>, p: f64, seed: Option<Seed>) -> Tensor<B, 2> {
+pub(crate) fn dropped<B: Backend>(x: &Tensor<B, 2>, p: f64, seed: Option<Seed>) -> Tensor<B, 2> {
     let Some(seed) = seed.filter(|_| p > 0.0) else {
         return x.clone();
     };
     let keep = (1.0 / (1.0 - p)) as f32;
     let [tokens, inputs] = x.dims();
-    let mask = (0..tokens * inputs).map(|i| match seed.uniform(i as u64) < p {
+    let entry = |i: usize| match seed.uniform(i as u64) < p {
         true => 0.0,
         false => keep,
-    });
+    };
+    let mask = (0..tokens * inputs).into_par_iter().map(entry);
     let mask = TensorData::new(mask.collect::<Vec<f32>>(), [tokens, inputs]);
     x.clone() * Tensor::from_data(mask, &x.device())
 }

@@ -45,6 +45,7 @@ pub use lora::{
     AdapterFiles, Combination, CombineSettings, InitLoraWeights, LargestSingular, Lora, LoraConfig,
     Magnitude, MajoritySign, Rule, Start, TableAdapter, combine, largest_singular,
 };
+pub(crate) use method::dropped;
 pub use method::{AdapterMethod, LayerAdapter, LayerMethod, Merged, Shared, Site};
 pub use p_tuning::{EncodedPrompt, PTuningConfig, PromptEncoderKind};
 pub use patterns::Patterns;

@@ -176,6 +176,31 @@ const KEYS: &[Elsewhere] = &[
         advice: "it is called `response_length` here",
     },
     Elsewhere {
+        names: &[
+            "keep_best",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "greater_is_better",
+        ],
+        key: "cadence",
+        advice: "it belongs to `cadence: (eval_steps: 50, keep_best: (by: \"eval/loss\", mode: Min))`",
+    },
+    Elsewhere {
+        names: &[
+            "resid_pdrop",
+            "resid_dropout",
+            "residual_dropout",
+            "hidden_dropout",
+        ],
+        key: "dropout",
+        advice: "it is called `dropout` here",
+    },
+    Elsewhere {
+        names: &["ref_model", "ref_policy", "ref_init"],
+        key: "reference",
+        advice: "it is called `reference` here",
+    },
+    Elsewhere {
         names: &["top_k", "top_p", "min_p", "temperature"],
         key: "sampling",
         advice: "it belongs to `sampling: (temperature: 1.0, top_p: 1.0)`",
@@ -286,6 +311,11 @@ const VARIANTS: &[Elsewhere] = &[
         names: &["Simpo", "SimPOTrainer", "AlphaPO"],
         key: "Cpo",
         advice: "SimPO is `Cpo(loss_type: simpo, cpo_alpha: 0.0, ..)`, as in TRL; AlphaPO the same with `alpha`",
+    },
+    Elsewhere {
+        names: &["BestOfN", "RejectionSampling", "Raft", "Generate"],
+        key: "Sample",
+        advice: "`Sample(..)` generates and scores responses, and `Sft(..)` with `format: (take: Best)` trains on the best ones",
     },
     Elsewhere {
         names: &["CPOTrainer"],

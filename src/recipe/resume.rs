@@ -103,7 +103,13 @@ fn settings(stage: &Stage) -> Value {
         .flat_map(|map| map.values_mut())
     {
         if let Some(config) = config.as_object_mut() {
+            let cadence = config.get("cadence").cloned().unwrap_or_default();
             config.retain(|key, _| !FREE.contains(&key.as_str()));
+            // Which weights a stage leaves depends on where it evaluates.
+            if !cadence["keep_best"].is_null() {
+                let chosen = ["keep_best", "eval_steps"].map(|key| (key, cadence[key].clone()));
+                config.insert("cadence".into(), Value::from_iter(chosen));
+            }
         }
     }
     match whole {

@@ -59,7 +59,11 @@ const PANELS: [Panel; 19] = [
     Panel {
         title: "Score on held-out prompts",
         about: "The same, on prompts that are never trained on.",
-        metrics: &[("eval/scores", "score"), ("eval/gold_scores", "gold")],
+        metrics: &[
+            ("eval/scores", "score"),
+            ("eval/gold_scores", "gold"),
+            ("eval/reward", "reward"),
+        ],
     },
     Panel {
         title: "KL to the reference",

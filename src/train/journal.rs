@@ -2,18 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use super::config::Cadence;
-use super::state::Position;
+use burn::backend::Autodiff;
+
+use super::config::{Better, Cadence};
+use super::state::{BestStep, Position, restore_weights};
 use super::{Outcome, Session};
 use crate::checkpoint::{self, StepCheckpoint};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
+use crate::params::Parameters;
 use crate::report::{
     EvalReport, Interrupt, MetricsLog, Sample, SamplesLog, StageInfo, StageLogs, StageRecord,
-    StageReport, StepReport, Timer, diverged, findings, peak_rss_bytes, write_stage_report,
+    StageReport, StepReport, Timer, diverged, findings, format_value, peak_rss_bytes,
+    write_stage_report,
 };
 use crate::snapshot::Snapshot;
+use crate::suggest::quoted;
 
 const METRICS: &str = "metrics.jsonl";
 const SAMPLES: &str = "samples.jsonl";
@@ -30,6 +35,10 @@ pub(super) struct Journal {
     first_step: usize,
     total_steps: usize,
     interrupt: Interrupt,
+    /// The metrics logged at the current step.
+    current: Vec<(String, f64)>,
+    /// Whether the model has the weights that `keep_best` chooses.
+    has_best: bool,
     /// The position of the stage.
     pub(super) position: Position,
 }
@@ -89,6 +98,8 @@ impl Journal {
             first_step: position.step,
             total_steps,
             interrupt: session.interrupt.clone(),
+            current: Vec::new(),
+            has_best: false,
             position,
             dir,
         };
@@ -161,6 +172,8 @@ impl Journal {
         // GPU runtimes swallow errors: a step counts as done only if none was recorded.
         guard::check::<B>(&session.device)?;
         self.position.step += 1;
+        self.current.clear();
+        self.note(metrics);
         self.position.tokens += tokens;
         let (step, tokens) = (self.position.step, self.position.tokens);
         self.metrics.log(step, metrics)?;
@@ -198,6 +211,7 @@ impl Journal {
         metrics: &[(&str, f64)],
     ) -> Result<()> {
         let step = self.position.step;
+        self.note(metrics);
         self.metrics.log(step, metrics)?;
         session.reporter.eval(&EvalReport {
             stage: &self.stage,
@@ -206,6 +220,103 @@ impl Journal {
             metrics,
         });
         Ok(())
+    }
+
+    fn note(&mut self, metrics: &[(&str, f64)]) {
+        let named = metrics
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), *value));
+        self.current.extend(named);
+    }
+
+    /// Whether the evaluation of this step, if there was one, is the best so far by `keep_best`: its weights are to be kept then by
+    /// [`Journal::save_best`]. Before the first step there is nothing to keep.
+    ///
+    /// # Errors
+    /// `Error::Stage` if the stage has no metric of that name.
+    pub(super) fn is_best(&mut self) -> Result<bool> {
+        let step = self.position.step;
+        let Some(keep) = self.cadence.keep_best.clone() else {
+            return Ok(false);
+        };
+        if step == 0 || !self.evaluates() || self.position.best.is_some_and(|b| b.step == step) {
+            return Ok(false);
+        }
+        let found = self.current.iter().rev().find(|(name, _)| *name == keep.by);
+        let Some(&(_, value)) = found else {
+            let names: Vec<&str> = self.current.iter().map(|(name, _)| &**name).collect();
+            return Err(Error::Stage {
+                stage: self.stage.clone(),
+                message: format!(
+                    "cadence.keep_best: an evaluation has no metric `{}`; it has {}",
+                    keep.by,
+                    quoted(names)
+                ),
+            });
+        };
+        let is_better = |best: BestStep| match keep.mode {
+            Better::Max => value > best.value,
+            Better::Min => value < best.value,
+        };
+        let is_best = value.is_finite() && self.position.best.is_none_or(is_better);
+        if is_best {
+            self.position.best = Some(BestStep { step, value });
+        }
+        Ok(is_best)
+    }
+
+    /// Keeps the weights of the best evaluation so far; those that a checkpoint may be resumed with stay too.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub(super) fn save_best(&self, weights: &Snapshot<'_>) -> Result<()> {
+        let states = checkpoint::of_states(&self.dir, "best");
+        let steps = states.iter().filter_map(|best| best["step"].as_u64());
+        let steps: Vec<usize> = steps.map(|step| step as usize).collect();
+        checkpoint::save_best(&self.dir, self.position.step, weights, &steps)
+    }
+
+    /// Gives `model` the weights that `keep_best` has chosen; without it, leaves them as they are.
+    ///
+    /// # Errors
+    /// `Error::Format` if they are missing or of another model; `Error::Stage` if no evaluation had a finite value.
+    pub(super) fn restore_best<B: ModelBackend>(
+        &mut self,
+        session: &Session<'_, B>,
+        model: &mut dyn Parameters<Autodiff<B>>,
+    ) -> Result<()> {
+        self.has_best = true;
+        let Some(keep) = &self.cadence.keep_best else {
+            return Ok(());
+        };
+        let Some(best) = self.position.best else {
+            return Err(Error::Stage {
+                stage: self.stage.clone(),
+                message: format!(
+                    "cadence.keep_best: no evaluation had a finite value of `{}`",
+                    keep.by
+                ),
+            });
+        };
+        if best.step == self.position.step {
+            return Ok(());
+        }
+        let (folder, weights) = checkpoint::load_best(&self.dir, best.step)?;
+        restore_weights(&weights, "", model, &session.device, &folder)
+    }
+
+    /// Which step's weights the stage leaves, for its summary; empty without `keep_best`.
+    fn kept(&self) -> String {
+        match (&self.cadence.keep_best, self.position.best) {
+            (Some(keep), Some(best)) => format!(
+                "; kept step {} of {}, {} {}",
+                best.step,
+                self.total_steps,
+                keep.by,
+                format_value(best.value)
+            ),
+            _ => String::new(),
+        }
     }
 
     /// Writes to `samples.jsonl`.
@@ -278,10 +389,19 @@ impl Journal {
         session: &mut Session<'_, B>,
         results: StageRecord,
     ) -> Result<Outcome> {
+        if self.cadence.keep_best.is_some() && !self.has_best {
+            return Err(Error::Stage {
+                stage: self.stage.clone(),
+                message:
+                    "cadence.keep_best: this kind of stage does not choose among its checkpoints"
+                        .into(),
+            });
+        }
         self.metrics.sync()?;
         self.samples.sync()?;
         let logs = StageLogs::read(&self.dir)?;
         let record = StageRecord {
+            summary: format!("{}{}", results.summary, self.kept()),
             total_steps: self.total_steps,
             tokens: self.position.tokens,
             seconds: self.timer.elapsed_s(),

@@ -301,6 +301,21 @@ impl super::Stage {
             check_generation(checks, path, &generation);
         }
         let inputs = self.inputs();
+        let keep_best = self
+            .training()
+            .and_then(|training| training.cadence.keep_best.as_ref());
+        if let Some(keep) = keep_best
+            && keep.by.starts_with("eval/")
+            && !inputs.data.iter().any(|data| data.key == "eval_data")
+        {
+            checks.problem(
+                format!("{path}.cadence.keep_best.by"),
+                format!(
+                    "`{}` is of held-out rows, and the stage has no `eval_data`",
+                    keep.by
+                ),
+            );
+        }
         for data in &inputs.data {
             check_data(checks, &format!("{path}.{}", data.key), data);
         }

@@ -23,8 +23,20 @@ pub(super) struct Position {
     pub(super) updates: Vec<usize>,
     /// KL controller of PPO.
     pub(super) kl: Option<crate::rl::KlController>,
+    /// The best evaluation so far, with `keep_best`.
+    #[serde(default)]
+    pub(super) best: Option<BestStep>,
     /// Marks of `metrics.jsonl` and `samples.jsonl`.
     pub(super) logs: [LogMark; 2],
+}
+
+/// An evaluation whose weights are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct BestStep {
+    /// Steps done before it.
+    pub(super) step: usize,
+    /// The metric's value.
+    pub(super) value: f64,
 }
 
 impl Position {

@@ -1,5 +1,6 @@
 //! The loop of language modelling and supervised fine-tuning: cross-entropy on trained tokens.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
@@ -7,20 +8,22 @@ use burn::module::AutodiffModule;
 
 use super::Session;
 use super::config::{Cadence, OptimConfig, Peft};
-use super::evaluate::{SampleRequest, greedy_samples};
+use super::evaluate::{Evaluator, SampleRequest, greedy_samples};
 use super::forward::{example_loss, trained_positions};
 use super::policy::{Policy, TrainablePolicy, save_policy};
 use super::session::Outcome;
 use super::shared::{Accumulator, NonFinite, Training, finite};
 use crate::data::{Batches, Example, Prompt, TokenRows, Tokenizer, micro_batches};
 use crate::error::Result;
+use crate::generate::GenerateOptions;
 use crate::host::indices;
 use crate::loss::cross_entropy;
 use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
 use crate::params::Parameters;
-use crate::report::StageRecord;
+use crate::report::{RolloutReport, StageRecord};
+use crate::reward::RewardSource;
 use crate::rng::Seed;
 use crate::tokens::TokenBatch;
 
@@ -42,12 +45,24 @@ pub(super) struct SupervisedTraining<'a> {
     pub(super) valid: TokenRows<Example>,
     /// Held-out prompts for samples at each evaluation; empty for language modelling.
     pub(super) prompts: Vec<Prompt>,
+    /// Residual dropout in training.
+    pub(super) dropout: f64,
+    /// Held-out responses that a reward source scores at each evaluation.
+    pub(super) graded: Option<Graded>,
+}
+
+/// Held-out prompts whose responses are scored.
+pub(super) struct Graded {
+    pub(super) prompts: Vec<Prompt>,
+    pub(super) options: GenerateOptions,
+    /// One source, named `reward`.
+    pub(super) sources: BTreeMap<String, Box<dyn RewardSource>>,
 }
 
 /// Trains, evaluates, checkpoints and saves.
 pub(super) fn run<B: ModelBackend>(
     session: &mut Session<'_, B>,
-    work: SupervisedTraining<'_>,
+    mut work: SupervisedTraining<'_>,
     policy: Policy<B>,
 ) -> Result<Outcome> {
     let device = session.device.clone();
@@ -55,6 +70,7 @@ pub(super) fn run<B: ModelBackend>(
     let (config, tokenizer) = (policy.config.clone(), policy.tokenizer.clone());
     let base = policy.base.clone();
     let mut trained = policy.into_trainable(work.peft, seed)?;
+    trained.model.residual_dropout = work.dropout;
     if work.peft.trains_base() {
         session.free_bases();
     }
@@ -86,7 +102,7 @@ pub(super) fn run<B: ModelBackend>(
     // On resume the journal already has the evaluations up to here.
     let mut first_loss = None;
     if training.is_fresh() {
-        first_loss = evaluate(session, &mut training, &work, &tokenizer, &trained)?;
+        first_loss = evaluate(session, &mut training, &mut work, &tokenizer, &trained)?;
     }
     let mut last_loss = None;
     while let Some(step) = training.next_step() {
@@ -104,11 +120,11 @@ pub(super) fn run<B: ModelBackend>(
         metrics.push(("trained_tokens", targets));
         training.journal.step(session, tokens, &metrics)?;
         if training.journal.evaluates() {
-            last_loss = evaluate(session, &mut training, &work, &tokenizer, &trained)?;
+            last_loss = evaluate(session, &mut training, &mut work, &tokenizer, &trained)?;
         }
         training.save_if_due(session, &mut trained.model)?;
     }
-    let journal = training.journal;
+    let journal = training.finish(session, &mut trained.model)?;
     save_policy(journal.dir(), &trained, &config, &tokenizer, &base)?;
     let summary = match (first_loss, last_loss) {
         (Some(first), Some(last)) => {
@@ -121,7 +137,47 @@ pub(super) fn run<B: ModelBackend>(
         summary,
         ..StageRecord::default()
     };
+    if let Some(graded) = &work.graded {
+        session.warn_of_sources(graded.sources.values());
+    }
     journal.finish(session, results)
+}
+
+impl Graded {
+    /// Generates and scores a response to each prompt; every evaluation has the same random numbers.
+    fn scores<B: ModelBackend>(
+        &mut self,
+        session: &mut Session<'_, B>,
+        model: &LanguageModel<B>,
+        tokenizer: &Tokenizer,
+        micro_batch_tokens: usize,
+    ) -> Result<[(&'static str, f64); 3]> {
+        let device = session.device.clone();
+        let evaluator = Evaluator {
+            prompts: &self.prompts,
+            tokenizer,
+            options: self.options.clone(),
+            reference: None,
+            micro_batch_tokens,
+            seed: session.seed.fork("held-out responses"),
+        };
+        let reporter = &mut *session.reporter;
+        let total = self.prompts.len();
+        let found = evaluator.run(model, &mut self.sources, &device, &mut |done, tokens| {
+            reporter.rollout(&RolloutReport {
+                what: "evaluation",
+                done,
+                total,
+                tokens,
+            });
+        })?;
+        let reward = found.scores.values().next().copied().unwrap_or_default();
+        Ok([
+            ("eval/reward", reward),
+            ("eval/response_length", found.response_length),
+            ("eval/eos_rate", found.eos_rate),
+        ])
+    }
 }
 
 /// Number of trained tokens of a row.
@@ -147,7 +203,12 @@ fn gradients<'a, B: ModelBackend>(
         part.iter().map(|&i| rows[i].ids.as_slice()).collect()
     };
     let mut sum = Accumulator::<B>::default();
-    for part in &parts {
+    for (index, part) in parts.iter().enumerate() {
+        // Parts of a step have masks of their own.
+        let dropout = match index {
+            0 => dropout,
+            index => dropout.fork_index(index as u64),
+        };
         let examples: Vec<&Example> = part.iter().map(|&i| rows[i]).collect();
         let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids(part), device);
         let (positions, targets) = trained_positions(&examples, &batch.segments);
@@ -170,7 +231,7 @@ fn gradients<'a, B: ModelBackend>(
 fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
     training: &mut Training<B>,
-    work: &SupervisedTraining<'_>,
+    work: &mut SupervisedTraining<'_>,
     tokenizer: &Tokenizer,
     trained: &TrainablePolicy<B>,
 ) -> Result<Option<f64>> {
@@ -181,10 +242,11 @@ fn evaluate<B: ModelBackend>(
     let model = trained.model.valid();
     let (sum, count) = example_loss(&model, &work.valid, work.micro_batch_tokens, &device)?;
     let loss = sum / count as f64;
-    journal.eval(
-        session,
-        &[("eval/loss", loss), ("eval/perplexity", loss.exp())],
-    )?;
+    let mut metrics = vec![("eval/loss", loss), ("eval/perplexity", loss.exp())];
+    if let Some(graded) = &mut work.graded {
+        metrics.extend(graded.scores(session, &model, tokenizer, work.micro_batch_tokens)?);
+    }
+    journal.eval(session, &metrics)?;
     let mut longest = 1;
     for row in work.valid.iter() {
         let row = row?;

@@ -152,6 +152,23 @@ fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) {
         );
     }
     checks.positive(path, "cadence.save_total_limit", cadence.save_total_limit);
+    if let Some(keep) = &cadence.keep_best {
+        checks.must(
+            format!("{path}.cadence.keep_best.by"),
+            !keep.by.is_empty(),
+            "the name of a metric",
+            &keep.by,
+        );
+        if cadence.eval_steps.is_none() {
+            checks.problem(
+                format!("{path}.cadence.keep_best"),
+                "chooses among evaluations, and without `eval_steps` there is one, after the last step",
+            );
+            checks.help(
+                "e.g. `cadence: (eval_steps: 50, keep_best: (by: \"eval/loss\", mode: Min))`",
+            );
+        }
+    }
 }
 
 fn check_sampling(checks: &mut Checks, path: &str, sampling: &SamplingConfig) {

@@ -18,7 +18,7 @@ pub use super::rank::RankConfig;
 pub use super::revise::{Keep, ReviseConfig};
 pub use super::reward_model::RewardModelConfig;
 pub use super::sample::SampleConfig;
-pub use super::sft::SftConfig;
+pub use super::sft::{EvalReward, SftConfig};
 pub use crate::data::DataConfig;
 pub use crate::generate::{SamplingConfig, Truncate};
 pub use crate::loss::{CpoLoss, DpoLoss, DpoLosses, InstructionContrast, KtoLoss, RewardLoss};
@@ -39,6 +39,27 @@ pub struct Cadence {
     pub save_total_limit: usize,
     /// Samples generated at each evaluation.
     pub num_samples: usize,
+    /// Leave the weights of the evaluation with the best value of a metric, instead of the last ones.
+    pub keep_best: Option<KeepBest>,
+}
+
+/// The choice of a checkpoint by a metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeepBest {
+    /// Name of the metric, as `metrics.jsonl` has it.
+    pub by: String,
+    /// Which of two values is better.
+    pub mode: Better,
+}
+
+/// Which of two values is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Better {
+    /// The higher one: rewards, accuracies.
+    Max,
+    /// The lower one: losses.
+    Min,
 }
 
 impl Default for Cadence {
@@ -48,6 +69,7 @@ impl Default for Cadence {
             save_steps: None,
             save_total_limit: 2,
             num_samples: 4,
+            keep_best: None,
         }
     }
 }

@@ -179,7 +179,7 @@ fn kto<B: ModelBackend>(session: &mut Session<'_, B>, config: &KtoConfig) -> Res
         }
         training.save_if_due(session, &mut trained.model)?;
     }
-    let journal = training.journal;
+    let journal = training.finish(session, &mut trained.model)?;
     save_policy(journal.dir(), &trained, &model_config, &tokenizer, &base)?;
     let results = StageRecord {
         summary: match last {

@@ -194,7 +194,7 @@ fn online_dpo<B: ModelBackend>(
         }
         training.save_if_due(session, &mut trained.model)?;
     }
-    let journal = training.journal;
+    let journal = training.finish(session, &mut trained.model)?;
     save_policy(
         journal.dir(),
         &trained,

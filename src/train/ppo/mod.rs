@@ -188,6 +188,7 @@ pub(super) fn ppo<B: ModelBackend>(
         state.save_if_due(session, &mut journal)?;
     }
     trained.model = state.result(&device)?;
+    journal.restore_best(session, &mut trained.model)?;
     save_policy(
         journal.dir(),
         &trained,

@@ -159,7 +159,7 @@ pub(in crate::train) fn train<B: ModelBackend>(
         }
         training.save_if_due(session, &mut trained.model)?;
     }
-    let journal = training.journal;
+    let journal = training.finish(session, &mut trained.model)?;
     save_policy(journal.dir(), &trained, &model_config, &tokenizer, &base)?;
     let summary = match last {
         Some((accuracy, margin)) => format!(

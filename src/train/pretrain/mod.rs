@@ -52,10 +52,12 @@ pub(super) fn pretrain<B: ModelBackend>(
         shuffle: config.shuffle,
         micro_batch_tokens: config.micro_batch_tokens,
         gradient_checkpointing: config.gradient_checkpointing,
+        dropout: 0.0,
         cadence: &config.cadence,
         train,
         valid,
         prompts: Vec::new(),
+        graded: None,
     };
     run(session, work, policy)
 }

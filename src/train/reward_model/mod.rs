@@ -175,7 +175,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         }
         training.save_if_due(session, &mut model)?;
     }
-    let journal = training.journal;
+    let journal = training.finish(session, &mut model)?;
     let mut model = model.valid();
     let mut centre = String::new();
     if !references.is_empty() {

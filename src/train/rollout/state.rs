@@ -10,7 +10,7 @@ use crate::ops::ModelBackend;
 use crate::rl::KlController;
 use crate::train::Session;
 use crate::train::journal::{Journal, RestoredCheckpoint};
-use crate::train::state::under;
+use crate::train::state::{trained_weights, under};
 
 /// Prefix of the averaged weights in checkpoints.
 const AVERAGE: &str = "average.";
@@ -76,7 +76,8 @@ impl<B: ModelBackend> State<B> {
         journal.position.updates = self.networks.num_updates();
     }
 
-    /// Writes a checkpoint if one is due or the user wants to stop.
+    /// Keeps the weights of [`State::result`] if they are the best so far, and writes a checkpoint if one is due or the user wants to
+    /// stop.
     ///
     /// # Errors
     /// `Error::Io`; `Error::Interrupted` if the user wants to stop.
@@ -85,6 +86,10 @@ impl<B: ModelBackend> State<B> {
         session: &Session<'_, B>,
         journal: &mut Journal,
     ) -> Result<()> {
+        if journal.is_best()? {
+            let mut result = self.result(&session.device)?;
+            journal.save_best(&trained_weights(&mut result))?;
+        }
         if !journal.must_save() {
             return Ok(());
         }

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::reward::RewardConfig;
 use crate::train::config::{
-    Cadence, DataConfig, Init, OptimConfig, Peft, default_max_length, default_micro_tokens, one,
-    yes,
+    Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, default_max_length,
+    default_micro_tokens, default_rollout_batch, one, yes,
 };
 
 /// Supervised fine-tuning on prompt and completion.
@@ -50,7 +51,37 @@ pub struct SftConfig {
     /// Train on completions only, not on prompts.
     #[serde(default = "yes")]
     pub completion_only_loss: bool,
+    /// Residual dropout in training: the probability with which an entry of what attention or MLP adds to the states is dropped.
+    /// InstructGPT's is 0.2 (arXiv:2203.02155, appendix C.1).
+    #[serde(default)]
+    pub dropout: f64,
+    /// A reward source for responses to held-out prompts, at each evaluation: `eval/reward`.
+    #[serde(default)]
+    pub eval_reward: Option<EvalReward>,
     /// Evaluation and checkpoints.
     #[serde(default)]
     pub cadence: Cadence,
+}
+
+/// How held-out responses are generated and scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalReward {
+    /// The reward source.
+    pub reward: RewardConfig,
+    /// Most tokens of a response. Prompts longer than what is left of `max_length` are counted and left out.
+    pub response_length: usize,
+    /// Prompts, the first ones of `eval_data`.
+    #[serde(default = "default_num_prompts")]
+    pub num_prompts: usize,
+    /// How responses are generated; greedily if absent.
+    #[serde(default)]
+    pub sampling: Option<SamplingConfig>,
+    /// Responses generated at once.
+    #[serde(default = "default_rollout_batch")]
+    pub generation_batch_size: usize,
+}
+
+fn default_num_prompts() -> usize {
+    64
 }

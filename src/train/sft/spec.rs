@@ -1,10 +1,11 @@
 //! The stage specification of Sft.
 
 use super::SftConfig;
-use crate::data::{Row, RowKind, TextsOrCompletions, Tokenizer, encode_all};
+use crate::data::{DataSource, Row, RowKind, TextsOrCompletions, Tokenizer, encode_all};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
+
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, StagePlan, num_evaluations};
 use crate::train::{
@@ -14,10 +15,16 @@ use crate::train::{
 impl SftConfig {
     /// The kind of rows that it reads.
     fn row_kind(&self) -> RowKind {
-        match self.completion_only_loss {
-            true => RowKind::Completion,
-            false => RowKind::TextOrCompletion,
+        match self.takes_texts(&self.data) {
+            false => RowKind::Completion,
+            true => RowKind::TextOrCompletion,
         }
+    }
+
+    /// Whether plain text is trained on as a whole. In a mixture it may stand beside completions: InstructGPT's pre-training rows
+    /// (arXiv:2203.02155, appendix C.3).
+    fn takes_texts(&self, data: &DataConfig) -> bool {
+        !self.completion_only_loss || matches!(data.source, DataSource::Mix(_))
     }
 
     /// How its rows are encoded.
@@ -25,7 +32,7 @@ impl SftConfig {
         TextsOrCompletions {
             max_length: self.max_length,
             completion_only: self.completion_only_loss,
-            texts: !self.completion_only_loss,
+            texts: self.takes_texts(&self.data),
         }
     }
 }
@@ -41,6 +48,10 @@ impl StageSpec for SftConfig {
         StageInputs::of("init", &self.init)
             .data("data", &self.data, self.row_kind())
             .data("eval_data", self.eval_data.as_ref(), self.row_kind())
+            .reward(
+                "eval_reward.reward",
+                self.eval_reward.as_ref().map(|eval| &eval.reward),
+            )
     }
 
     fn data_mut(&mut self) -> Vec<&mut DataConfig> {
@@ -64,7 +75,36 @@ impl StageSpec for SftConfig {
         })
     }
 
-    fn check(&self, _: &mut Checks, _: &str) {}
+    fn check(&self, checks: &mut Checks, path: &str) {
+        checks.below_one(path, "dropout", self.dropout);
+        let Some(eval) = &self.eval_reward else {
+            return;
+        };
+        let place = format!("{path}.eval_reward");
+        checks.positive(&place, "num_prompts", eval.num_prompts);
+        checks.positive(&place, "response_length", eval.response_length);
+        checks.positive(&place, "generation_batch_size", eval.generation_batch_size);
+        if let Some(sampling) = &eval.sampling {
+            checks.not_negative(&place, "sampling.temperature", sampling.temperature);
+        }
+        if eval.response_length >= self.max_length {
+            checks.problem(
+                format!("{place}.response_length"),
+                format!(
+                    "leaves no token of max_length {} to the prompt, found {}",
+                    self.max_length, eval.response_length
+                ),
+            );
+            checks.depends_on(format!("{path}.max_length"));
+        }
+        if self.eval_data.is_none() {
+            checks.problem(
+                place,
+                "scores responses to the prompts of `eval_data`, and there is none",
+            );
+            checks.help("add `eval_data`, or leave out `eval_reward`");
+        }
+    }
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
         let data = planner.lengths("data", &self.data, self.row_kind(), self.max_length);
@@ -77,6 +117,10 @@ impl StageSpec for SftConfig {
                 let evaluations = num_evaluations(&training, plan.steps) as f64;
                 plan.work.sampled +=
                     evaluations * samples * held_out.targets_mean().unwrap_or_default();
+                if let Some(eval) = &self.eval_reward {
+                    let prompts = (eval.num_prompts as u64).min(held_out.rows) as f64;
+                    plan.work.sampled += evaluations * prompts * eval.response_length as f64;
+                }
             }
         }
     }

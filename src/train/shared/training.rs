@@ -94,7 +94,7 @@ impl<B: ModelBackend> Training<B> {
         self.journal.non_finite(problem.0, rows)
     }
 
-    /// Writes a checkpoint if one is due or the user wants to stop.
+    /// Keeps the weights if they are the best so far, and writes a checkpoint if one is due or the user wants to stop.
     ///
     /// # Errors
     /// `Error::Io`; `Error::Interrupted` if the user wants to stop.
@@ -103,10 +103,26 @@ impl<B: ModelBackend> Training<B> {
         session: &Session<'_, B>,
         model: &mut dyn Parameters<Autodiff<B>>,
     ) -> Result<()> {
+        if self.journal.is_best()? {
+            self.journal.save_best(&trained_weights(model))?;
+        }
         if !self.journal.must_save() {
             return Ok(());
         }
         let weights = trained_weights(model);
         self.journal.save(session, &weights, &self.optim.state())
+    }
+
+    /// Ends the training: `model` gets the weights that the stage leaves, see [`Journal::restore_best`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn finish(
+        mut self,
+        session: &Session<'_, B>,
+        model: &mut dyn Parameters<Autodiff<B>>,
+    ) -> Result<Journal> {
+        self.journal.restore_best(session, model)?;
+        Ok(self.journal)
     }
 }
