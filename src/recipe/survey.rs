@@ -148,15 +148,15 @@ impl Surveyor<'_> {
         }
         let before = self.problems.len();
         // Reward sources read columns of the rows with the prompts.
-        let columns: Vec<SourceColumn> = (inputs.rewards.iter())
-            .flat_map(|(_, reward)| reward.columns())
-            .collect();
         for data in &inputs.data {
-            let columns = match data.kind {
-                RowKind::Prompt => columns.as_slice(),
-                _ => &[],
-            };
-            self.data(&format!("{path}.{}", data.key), data, columns);
+            let rewards = inputs.rewards.iter().filter(|(key, _)| {
+                let scored = inputs.scored_by(key).map(|scored| scored.key);
+                data.kind == RowKind::Prompt
+                    || (key.starts_with("eval_") && scored == Some(data.key))
+            });
+            let columns: Vec<SourceColumn> =
+                rewards.flat_map(|(_, reward)| reward.columns()).collect();
+            self.data(&format!("{path}.{}", data.key), data, &columns);
         }
         for (key, reward) in &inputs.rewards {
             let place = format!("{path}.{key}");

@@ -55,7 +55,7 @@ pub struct StageInputs<'a> {
     pub models: Vec<(String, &'a Init)>,
     /// Data sets; the stage iterates over the first one.
     pub data: Vec<DataUse<'a>>,
-    /// Reward sources by key, for responses to the first data set.
+    /// Reward sources by key, for responses to the first data set; those whose key begins with `eval_`, to `eval_data`.
     pub rewards: Vec<(String, &'a RewardConfig)>,
     /// The stage's own judge, the value of `judge`, and whether it is asked by its chat template.
     pub judge: Option<(&'a JudgeModel, bool)>,
@@ -84,6 +84,14 @@ impl<'a> StageInputs<'a> {
         let of = |config| DataUse { key, config, kind };
         self.data.extend(config.into().map(of));
         self
+    }
+
+    /// The data set to whose prompts the reward source at `key` scores responses.
+    pub fn scored_by(&self, key: &str) -> Option<&DataUse<'a>> {
+        let held_out = self.data.iter().find(|data| data.key == "eval_data");
+        held_out
+            .filter(|_| key.starts_with("eval_"))
+            .or(self.data.first())
     }
 
     /// Adds a reward source, if there is one.
@@ -319,8 +327,8 @@ impl super::Stage {
         for data in &inputs.data {
             check_data(checks, &format!("{path}.{}", data.key), data);
         }
-        if let Some(scored) = inputs.data.first() {
-            for (key, reward) in &inputs.rewards {
+        for (key, reward) in &inputs.rewards {
+            if let Some(scored) = inputs.scored_by(key) {
                 check_reward(checks, &format!("{path}.{key}"), reward, scored.config);
             }
         }
