@@ -6,6 +6,7 @@ use std::path::Path;
 use tempering::data::DataSource;
 use tempering::error::Error;
 use tempering::recipe::{Recipe, load, load_with_places, to_ron};
+use tempering::train::Stage;
 
 /// A sound pipeline: each test breaks one thing or several.
 const SOUND: &str = r#"(
@@ -285,7 +286,9 @@ fn a_stage_of_the_wrong_kind() {
     one(
         "Ranked(stage: \"rank\")",
         "Ranked(stage: \"sft\")",
-        &["stages.rm.data.source.stage: `sft` is a `Sft`; a `Rank` or `Judge` stage was expected"],
+        &[
+            "stages.rm.data.source.stage: `sft` is a `Sft`; a `Rank`, `Sample` or `Judge` stage was expected",
+        ],
     );
     one(
         "Ranked(stage: \"rank\")",
@@ -295,6 +298,182 @@ fn a_stage_of_the_wrong_kind() {
             "add a `Rank` stage",
         ],
     );
+}
+
+/// Rounds that go on from each other, after [`SOUND`]'s first stages.
+const ROUNDS: &str = r#"(
+    name: "rounds", model: "tiny",
+    stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 100, seed: 1)), batch_size: 8),
+        Repeat(name: "online", rounds: 2, start: {"ppo": Stage("sft")}, stages: [
+            Sample(name: "samples", init: Last("ppo"), data: (source: Posts(rows: 50, seed: 2), skip: Each([0, 20]), limit: 20),
+                response_length: 16, reward: Gold),
+            RewardModel(name: "rm", init: Stage("sft"), data: (source: Rounds("samples")), batch_size: 8,
+                optim: (lr: Each([1e-4, 5e-5]))),
+            Ppo(name: "ppo", init: Last("ppo"), reference: Stage("sft"), data: (source: Posts(rows: 50, seed: 3)),
+                reward: Learned(stage: "rm"), total_episodes: 64, batch_size: 16, response_length: 16),
+        ]),
+        Compare(name: "compare", policies: [Stage("sft"), Last("ppo")], data: (source: Posts(rows: 9, seed: 4)),
+            rewards: { "gold": Gold }, response_length: 16),
+    ],
+)
+"#;
+
+#[test]
+fn rounds_are_plain_stages() {
+    let recipe = load_text(ROUNDS, &[]).unwrap();
+    let names: Vec<&str> = recipe.stages.iter().map(|stage| stage.name()).collect();
+    assert_eq!(
+        names,
+        [
+            "sft",
+            "samples-1",
+            "rm-1",
+            "ppo-1",
+            "samples-2",
+            "rm-2",
+            "ppo-2",
+            "compare"
+        ]
+    );
+    let data = |index: usize| recipe.stages[index].inputs().data[0].config.clone();
+    assert_eq!((data(1).skip, data(4).skip), (0, 20));
+    let all = DataSource::Stages(vec!["samples-1".into(), "samples-2".into()]);
+    assert_eq!(data(5).source, all);
+    let written = to_ron(&recipe);
+    assert!(written.contains("Stage(\"ppo-2\")") && !written.contains("Repeat"));
+    assert_eq!(load_text(&written, &[]).unwrap(), recipe);
+    let coefs = |set: &str| -> Vec<f64> {
+        let recipe = load_text(ROUNDS, &[set]).unwrap();
+        let stages = recipe.stages.iter().filter_map(|stage| match stage {
+            Stage::Ppo(ppo) => Some(ppo.kl_coef),
+            _ => None,
+        });
+        stages.collect()
+    };
+    assert_eq!(coefs("stages.ppo-2.kl_coef=0.1"), [0.05, 0.1]);
+    assert_eq!(coefs("stages.ppo.kl_coef=0.1"), [0.1, 0.1]);
+    assert_eq!(
+        problems(ROUNDS, &["stages.ppo.kl_cof=0.1"]).len(),
+        1,
+        "said once"
+    );
+}
+
+#[test]
+fn mistakes_in_rounds_are_named_once_where_they_are_written() {
+    let broken = |from: &str, to: &str| {
+        assert!(ROUNDS.contains(from), "{from}");
+        problems(&ROUNDS.replace(from, to), &[])
+    };
+    assert_eq!(
+        broken(", start: {\"ppo\": Stage(\"sft\")}", ""),
+        [
+            "6:42: stages.samples-1: there is no `ppo` of a round before the first one of `online`\n    help: say what it is before the first round: `start: {\"ppo\": Stage(\"..\")}` beside `rounds`",
+            "10:36: stages.ppo-1: there is no `ppo` of a round before the first one of `online`\n    help: say what it is before the first round: `start: {\"ppo\": Stage(\"..\")}` beside `rounds`",
+        ]
+    );
+    assert_eq!(
+        broken("Each([0, 20])", "Each([0])"),
+        [
+            "6:97: stages.samples-1.skip: `Each([..])` has 1 values, and the Repeat `online` has 2 rounds"
+        ]
+    );
+    assert_eq!(
+        broken("rounds: 2", "round: 2"),
+        [
+            "5:31: stages.online.round: unknown key `round`; known keys: `name`, `rounds`, `start`, `stages`\n    help: did you mean `rounds`?",
+            "5:9: stages.online: required key `rounds` of the Repeat is missing",
+        ]
+    );
+    // One of two copies is wrong, and both are: each is named once, by the first round that has it.
+    assert_eq!(
+        broken("Each([1e-4, 5e-5])", "Each([1e-4, -5e-5])"),
+        ["9:25: stages.rm-2.optim.lr: must be above 0 and finite, found -5e-5"]
+    );
+    let found = broken("total_episodes: 64", "total_episodes: 63");
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].contains("stages.ppo-1.total_episodes"),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn rows_without_scores_cannot_be_compared_or_selected() {
+    let text = ROUNDS.replace("response_length: 16, reward: Gold", "response_length: 16");
+    let found = problems(&text, &[]);
+    assert_eq!(
+        found[0],
+        "8:50: stages.rm-1.data.source: the stage `samples-1` has no `reward`: its rows have no scores to select or compare by\n    help: give `samples-1` a `reward`"
+    );
+    let one = r#"(name: "x", model: "tiny", stages: [
+        Sample(name: "s", init: Base, data: (source: Posts(rows: 9, seed: 1)), response_length: 8, num_responses: 1),
+        Sft(name: "a", data: (source: Stage("s")), batch_size: 2),
+        Sft(name: "b", data: (source: Stage("s"), format: (take: All)), batch_size: 2),
+    ])"#;
+    assert_eq!(
+        problems(one, &[]),
+        [
+            "3:31: stages.a.data.source: the stage `s` has no `reward`: its rows have no scores to select or compare by\n    help: give `s` a `reward`, or take all: `format: (take: All)`"
+        ]
+    );
+    let wrong = one
+        .replace(
+            "num_responses: 1",
+            "num_responses: 0, tie_margin: 0.1, sampling: (temperature: 0.0)",
+        )
+        .replace("take: All", "take: TopFraction(0.0)");
+    let found = problems(&wrong, &[]);
+    assert!(
+        found[0].contains("stages.s.num_responses: must be at least 1, found 0"),
+        "{found:#?}"
+    );
+    assert!(
+        found
+            .iter()
+            .any(|p| p.contains("take: must be above 0 and at most 1, found 0.0")),
+        "{found:#?}"
+    );
+    assert!(
+        found
+            .iter()
+            .any(|p| p.contains("tie_margin: is a difference of scores")),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn the_best_checkpoint_needs_evaluations() {
+    let kept = |cadence: &str, more: &str| {
+        let text = format!(
+            r#"(name: "x", model: "tiny", stages: [
+        Sft(name: "a", data: (source: Posts(rows: 9, seed: 1)), batch_size: 2{more}, cadence: ({cadence})),
+    ])"#
+        );
+        match load_text(&text, &[]) {
+            Ok(_) => Vec::new(),
+            Err(_) => problems(&text, &[]),
+        }
+    };
+    let best = "keep_best: (by: \"eval/loss\", mode: Min)";
+    let eval = ", eval_data: (source: Posts(rows: 9, seed: 2))";
+    assert_eq!(kept(&format!("eval_steps: 1, {best}"), eval), [""; 0]);
+    let found = kept(best, eval);
+    assert!(
+        found[0].contains("chooses among evaluations, and without `eval_steps`"),
+        "{found:#?}"
+    );
+    let found = kept(&format!("eval_steps: 1, {best}"), "");
+    assert!(
+        found[0].contains("`eval/loss` is of held-out rows, and the stage has no `eval_data`"),
+        "{found:#?}"
+    );
+    let found = kept(
+        "eval_steps: 1",
+        ", dropout: 1.0, eval_reward: (reward: Gold, response_length: 600)",
+    );
+    assert_eq!(found.len(), 3, "{found:#?}");
 }
 
 /// A named set, read twice with other parts of its rows, and by best of K.
@@ -336,7 +515,7 @@ fn names_of_sets_and_what_is_taken_of_rows_are_checked() {
             "3:12: data.b: no stage reads this set\n    help: use it as `source: Data(\"b\")`, or leave it out",
             "3:18: data.b.source: names the set `posts`; a set of the recipe has a source of its own",
             "5:80: stages.rank.data.format: the format of a named set is given at data.posts.format",
-            "6:104: stages.best.eval_data.format.take: must be `Best`, `Above(..)` or `All`: responses are trained on, found BestAndWorst",
+            "6:104: stages.best.eval_data.format.take: must be `Best`, `Above(..)`, `TopFraction(..)` or `All`: responses are trained on, found BestAndWorst",
             "7:33: stages.sft.data.source: the recipe's `data` has no set `psots`\n    help: did you mean `posts`?",
         ]
     );

@@ -17,5 +17,6 @@ mod preferences;
 mod resume;
 mod revise;
 mod rollout;
+mod rounds;
 mod saved;
 mod tokens;
