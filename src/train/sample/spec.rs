@@ -4,6 +4,7 @@ use super::{SampleConfig, Sampling};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, ScoredRows, StagePlan};
@@ -82,10 +83,8 @@ impl StageSpec for SampleConfig {
         plan.work.sampled = rows * self.num_responses as f64 * response;
         // Responses to one prompt share its pass.
         plan.work.forward = rows * data.mean;
-        let reward = self.reward.as_ref();
-        if reward.is_some_and(|reward| reward.learned().is_some()) {
-            plan.work.forward += rows * count * (data.mean + response);
-        }
+        let learned = self.reward.as_ref().map_or(0, RewardConfig::num_learned);
+        plan.work.forward += learned as f64 * rows * count * (data.mean + response);
         let prompts = (rows * (1.0 - self.valid_fraction)) as u64;
         plan.leaves = Some(ScoredRows {
             prompts,
