@@ -369,21 +369,21 @@ fn mistakes_in_rounds_are_named_once_where_they_are_written() {
     assert_eq!(
         broken(", start: {\"ppo\": Stage(\"sft\")}", ""),
         [
-            "6:42: stages.samples-1: there is no `ppo` of a round before the first one of `online`\n    help: say what it is before the first round: `start: {\"ppo\": Stage(\"..\")}` beside `rounds`",
-            "10:36: stages.ppo-1: there is no `ppo` of a round before the first one of `online`\n    help: say what it is before the first round: `start: {\"ppo\": Stage(\"..\")}` beside `rounds`",
+            "6:43: stages.samples-1.init: there is no `ppo` of a round before the first one of `online`\n    help: say what it is before the first round: `start: {\"ppo\": Stage(\"..\")}` beside `rounds`",
+            "10:36: stages.ppo-1.init: there is no `ppo` of a round before the first one of `online`\n    help: say what it is before the first round: `start: {\"ppo\": Stage(\"..\")}` beside `rounds`",
         ]
     );
     assert_eq!(
         broken("Each([0, 20])", "Each([0])"),
         [
-            "6:97: stages.samples-1.skip: `Each([..])` has 1 values, and the Repeat `online` has 2 rounds"
+            "6:103: stages.samples-1.data.skip: `Each([..])` has 1 value, and the Repeat `online` has 2 rounds"
         ]
     );
     assert_eq!(
         broken("rounds: 2", "round: 2"),
         [
-            "5:31: stages.online.round: unknown key `round`; known keys: `name`, `rounds`, `start`, `stages`\n    help: did you mean `rounds`?",
             "5:9: stages.online: required key `rounds` of the Repeat is missing",
+            "5:32: stages.online.round: unknown key `round`; known keys: `name`, `rounds`, `start`, `stages`\n    help: did you mean `rounds`?",
         ]
     );
     // One of two copies is wrong, and both are: each is named once, by the first round that has it.
@@ -405,7 +405,7 @@ fn rows_without_scores_cannot_be_compared_or_selected() {
     let found = problems(&text, &[]);
     assert_eq!(
         found[0],
-        "8:50: stages.rm-1.data.source: the stage `samples-1` has no `reward`: its rows have no scores to select or compare by\n    help: give `samples-1` a `reward`"
+        "8:64: stages.rm-1.data.source: the stage `samples-1` has no `reward`: its rows have no scores to select or compare by\n    help: give `samples-1` a `reward`"
     );
     let one = r#"(name: "x", model: "tiny", stages: [
         Sample(name: "s", init: Base, data: (source: Posts(rows: 9, seed: 1)), response_length: 8, num_responses: 1),

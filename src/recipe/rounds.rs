@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::scan::{Field, Kind, Node};
+use crate::error::count;
 use crate::suggest::{did_you_mean, quoted};
 
 /// Keys of a Repeat.
@@ -379,7 +380,8 @@ impl<'a> Expander<'a> {
             Kind::Text(name) if key == Some("stage") => self.rename(node, name, here, edits),
             Kind::Fields(fields) => {
                 for field in fields {
-                    self.edit(&field.value, Some(&field.key), path, here, edits);
+                    let path = format!("{path}.{}", field.key);
+                    self.edit(&field.value, Some(&field.key), &path, here, edits);
                 }
             }
             Kind::Items(items) => {
@@ -411,27 +413,23 @@ impl<'a> Expander<'a> {
         edits: &mut Edits,
     ) {
         let values = each(self.text, node).unwrap_or_default();
-        let path = match key {
-            Some(key) => format!("{path}.{key}"),
-            None => path.to_owned(),
-        };
         let Some(round) = here.last() else {
             let message = "`Each(..)` is the value of a round, and this stage is in no `Repeat`";
-            return self.problem(node.span.start, &path, message.into(), None);
+            return self.problem(node.span.start, path, message.into(), None);
         };
         let value = values.get(round.round - 1);
         let Some(value) = value.filter(|_| values.len() == round.rounds) else {
             let message = format!(
-                "`Each([..])` has {} values, and the Repeat `{}` has {} rounds",
-                values.len(),
+                "`Each([..])` has {}, and the Repeat `{}` has {}",
+                count(values.len(), "value"),
                 round.name,
-                round.rounds
+                count(round.rounds, "round")
             );
-            return self.problem(node.span.start, &path, message, None);
+            return self.problem(node.span.start, path, message, None);
         };
         edits.blanks.push(node.span.start..value.span.start);
         edits.blanks.push(value.span.end..node.span.end);
-        self.edit(value, key, &path, here, edits);
+        self.edit(value, key, path, here, edits);
     }
 
     /// What `Last(name)` stands for: a stage's name in quotes if `as_text`, otherwise a value.
@@ -795,13 +793,13 @@ mod tests {
             problems(
                 r#"Repeat(name: "r", rounds: 3, stages: [Ppo(name: "ppo", init: Last("ppo"))])"#
             ),
-            ["stages.ppo-1: there is no `ppo` of a round before the first one of `r`"]
+            ["stages.ppo-1.init: there is no `ppo` of a round before the first one of `r`"]
         );
         assert_eq!(
             problems(
                 r#"Repeat(name: "r", rounds: 3, stages: [Sft(name: "a", optim: (lr: Each([1, 2])))])"#
             ),
-            ["stages.a-1.lr: `Each([..])` has 2 values, and the Repeat `r` has 3 rounds"]
+            ["stages.a-1.optim.lr: `Each([..])` has 2 values, and the Repeat `r` has 3 rounds"]
         );
         assert_eq!(
             problems(r#"Repeat(name: "r", rounds: 0, stage: [])"#),
@@ -814,7 +812,7 @@ mod tests {
         assert_eq!(
             problems(r#"Sft(name: "a", init: Last("b"), lr: Each([1]))"#),
             [
-                "stages.a: no `Repeat` has a stage `b`",
+                "stages.a.init: no `Repeat` has a stage `b`",
                 "stages.a.lr: `Each(..)` is the value of a round, and this stage is in no `Repeat`"
             ]
         );
