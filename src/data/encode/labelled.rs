@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::encoding::{RowEncoding, encode_all};
 use super::report::{EncodedRows, Notes, RowOutcome};
+use super::scored::Divided;
 use super::sequence::{PromptCompletion, no_stop};
 use crate::data::records::{CompletionRow, Content, PreferenceRow, RowParser, chat_options};
 use crate::data::rows::{Row, json_kind};
@@ -38,7 +39,7 @@ impl RowEncoding for Labels {
     }
 
     /// A comparison becomes two rows, that of its chosen response first.
-    fn divided(rows: &[Row], format: &RowFormat) -> Result<Option<Vec<Row>>> {
+    fn divided(rows: &[Row], format: &RowFormat) -> Result<Option<Divided>> {
         if !rows.iter().any(|row| is_comparison(row, format)) {
             return Ok(None);
         }
@@ -53,7 +54,10 @@ impl RowEncoding for Labels {
                 true => vec![labelled(row, true), labelled(row, false)],
                 false => vec![row.clone()],
             });
-        Ok(Some(divided.collect()))
+        Ok(Some(Divided {
+            rows: divided.collect(),
+            ..Divided::default()
+        }))
     }
 
     fn encode(

@@ -300,8 +300,9 @@ impl Planner<'_> {
 
     /// Responses to each prompt of a data set that a stage will write; `None` for other data sets.
     pub(super) fn responses_of(&self, data: &DataConfig) -> Option<usize> {
-        let stage = data.source.stage()?;
-        Some(self.earlier.rows.get(stage.stage)?.responses)
+        let stages = data.source.stages();
+        let responses = |of: &StageRows<'_>| Some(self.earlier.rows.get(of.stage)?.responses);
+        stages.iter().filter_map(responses).max()
     }
 
     /// Adds a problem with the value of `key`.
