@@ -148,7 +148,7 @@ pub(super) fn hir<B: ModelBackend>(
         }
         training.save_if_due(session, &mut trained.model)?;
     }
-    let journal = training.journal;
+    let journal = training.finish(session, &mut trained.model)?;
     let (tokenizer, base) = (&policy.tokenizer, &policy.base);
     save_policy(journal.dir(), &trained, &policy.config, tokenizer, base)?;
     session.warn_of_sources(sources.values());
