@@ -2,28 +2,23 @@
 
 use crate::data::Labelled;
 
-/// Each item's prompt with the response of the item before it in the batch; the first one's with that of the last. Items before it with
-/// the same prompt are passed over: their responses are no stranger to it. Rows are cut at `max_length` tokens.
+/// Each item's prompt with the response of the item before it in the batch; the first one's with that of the last. The responses are
+/// the batch's own, so that the estimate is of the same responses as the losses. Rows are cut at `max_length` tokens.
 ///
 /// # Source
-/// TRL 1.16's `KTOTrainer._prepare_dataset`, which rotates the responses of a batch by one whatever their prompts are.
+/// TRL 1.16's `KTOTrainer._prepare_dataset`, which takes no account of prompts that follow each other and are the same.
 pub(super) fn mismatched(items: &[&Labelled], max_length: usize) -> Vec<Labelled> {
-    let prompt = |i: usize| &items[i].ids[..items[i].prompt_len];
     let count = items.len();
     (0..count)
         .map(|i| {
-            let before = |step: &usize| (i + count - step) % count;
-            let other = (1..count)
-                .map(|step| before(&step))
-                .find(|&j| prompt(j) != prompt(i))
-                .unwrap_or_else(|| before(&1.min(count - 1)));
-            let response = &items[other].ids[items[other].prompt_len..];
-            let mut ids = [prompt(i), response].concat();
+            let (item, other) = (items[i], items[(i + count - 1) % count]);
+            let (prompt, response) = (&item.ids[..item.prompt_len], &other.ids[other.prompt_len..]);
+            let mut ids = [prompt, response].concat();
             ids.truncate(max_length);
             Labelled {
                 ids,
-                prompt_len: items[i].prompt_len,
-                label: items[i].label,
+                prompt_len: item.prompt_len,
+                label: item.label,
             }
         })
         .collect()
@@ -59,15 +54,5 @@ mod tests {
             [vec![1, 1, 30], vec![2, 10], vec![3, 20, 21, 22]]
         );
         assert_eq!(ids(&items, 3)[2], [3, 20, 21]);
-    }
-
-    #[test]
-    fn a_prompts_own_responses_are_passed_over() {
-        let items = [item(&[1], &[10]), item(&[1], &[11]), item(&[2], &[20])];
-        assert_eq!(ids(&items, 9), [[1, 20], [1, 20], [2, 11]]);
-        // Of one prompt alone there are no others.
-        let items = [item(&[1], &[10]), item(&[1], &[11])];
-        assert_eq!(ids(&items, 9), [[1, 11], [1, 10]]);
-        assert_eq!(ids(&items[..1], 9), [[1, 10]]);
     }
 }
