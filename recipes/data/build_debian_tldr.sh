@@ -4,9 +4,8 @@
 #   build_debian_tldr.sh FOLDER          from apt's lists as they are (run `apt-get update` first)
 #   build_debian_tldr.sh FOLDER LISTS    from the lists in the folder LISTS
 #
-# Writes FOLDER/debian_tldr.train.jsonl.gz and FOLDER/debian_tldr.valid.jsonl.gz with the columns prompt (the description),
-# completion (the synopsis) and source (the source package, by which the two files are split). One pair for each source
-# package. Needs bash, awk, sort, gzip and apt's apt-helper, which unpacks lists however they are packed.
+# Writes FOLDER/debian_tldr.{train,valid,test}.jsonl.gz with the columns prompt (the description), completion (the synopsis)
+# and source (the source package, by which the files are split). One pair for each source package. Needs bash, awk, sort, gzip and apt's apt-helper, which unpacks lists however they are packed.
 #
 # Images of containers often switch descriptions off (Acquire::Languages "none"). Then fetch them apart, without root:
 #   mkdir -p lists/partial
@@ -185,8 +184,8 @@ sort -t $'\t' -k1,1 -k2,2n -k3,3 "$work/pairs" | awk '
     }
 ' >"$work/chosen"
 
-# About one source package in twenty is held out, by a checksum of its name: the same ones on every machine.
-awk -v train="$work/train" -v valid="$work/valid" '
+# Of twenty source packages about one is in valid and one in test, by a checksum of its name: the same ones on every machine.
+awk -v train="$work/train" -v valid="$work/valid" -v test="$work/test" '
     BEGIN {
         FS = "\t"
         for (code = 1; code < 128; code++) number[sprintf("%c", code)] = code
@@ -195,10 +194,10 @@ awk -v train="$work/train" -v valid="$work/valid" '
         sum = 0
         for (at = 1; at <= length($1); at++) sum = (sum * 257 + number[substr($1, at, 1)]) % 1000003
         row = "{\"prompt\": " $4 ", \"completion\": " $5 ", \"source\": \"" $1 "\"}"
-        print row >(sum % 20 == 0 ? valid : train)
+        print row >(sum % 20 == 0 ? valid : sum % 20 == 1 ? test : train)
     }
 ' "$work/chosen"
-for part in train valid; do
+for part in train valid test; do
     gzip -9 -n -c "$work/$part" >"$work/$part.gz"
     mv "$work/$part.gz" "$out/debian_tldr.$part.jsonl.gz"
     echo "$(wc -l <"$work/$part") pairs in $out/debian_tldr.$part.jsonl.gz"
