@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::data::complaints::column_names;
-use crate::data::encode::{check_labelled, check_scored, count_labels};
+use crate::data::encode::{Judgements, check_labelled, check_scored, count_labels};
 use crate::data::file::{name_problem, suggest_file};
 use crate::data::problems::ProblemGroups;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
@@ -44,6 +44,8 @@ pub enum RowKind {
     Prompt,
     /// Several responses to a prompt with a score each, as stages write them.
     Scored,
+    /// `prompt`, `completion` and `rating`; or rows of a stage with scored responses.
+    Rated,
 }
 
 /// A column that a stage's reward sources read, by its type.
@@ -76,6 +78,12 @@ pub struct DataCheck {
     pub num_scored: usize,
     /// Of rows that are to have labels, the number of desirable responses and of others.
     pub num_labels: [usize; 2],
+    /// Number of rows with a `chosen_probability`.
+    pub num_probabilities: usize,
+    /// Number of responses labelled as safe and as unsafe.
+    pub num_safe: [usize; 2],
+    /// Lowest and highest `rating`.
+    pub ratings: Option<(f32, f32)>,
 }
 
 /// Checks every row of a data set, after `skip` and up to `limit`: the columns that `expects` needs or that the format's
@@ -115,7 +123,7 @@ pub fn check_source(
         }
         match &parser {
             Some(parser) => look(parser, row, expects, columns),
-            None => Ok(Usability::Certain),
+            None => Ok(Look(Usability::Certain, Judgements::default())),
         }
     };
     match &config.source {
@@ -190,7 +198,7 @@ impl DataCheck {
         rows: usize,
         config: &DataConfig,
         context: &DataContext,
-        look: &(impl Fn(&Row) -> Result<Usability> + Sync),
+        look: &(impl Fn(&Row) -> Result<Look> + Sync),
     ) {
         if rows <= config.skip {
             self.at_key(
@@ -229,7 +237,7 @@ impl DataCheck {
         config: &DataConfig,
         context: &DataContext,
         expects: RowKind,
-        look: &(impl Fn(&Row) -> Result<Usability> + Sync),
+        look: &(impl Fn(&Row) -> Result<Look> + Sync),
     ) {
         let mut stream = match RowStream::open(config, context) {
             Ok(stream) => stream,
@@ -264,16 +272,17 @@ impl DataCheck {
                 break;
             }
             seen += batch.len();
-            let looked: Vec<Result<(Row, Usability)>> = (batch.into_par_iter())
+            let looked: Vec<Result<(Row, Look)>> = (batch.into_par_iter())
                 .map(|row| {
                     let row = row?;
-                    let usability = look(&row)?;
-                    Ok((row, usability))
+                    let look = look(&row)?;
+                    Ok((row, look))
                 })
                 .collect();
             for outcome in looked {
                 match outcome {
-                    Ok((row, usability)) => {
+                    Ok((row, Look(usability, judgements))) => {
+                        self.judged(&judgements);
                         let margin = row.columns.get("margin");
                         self.num_margins += usize::from(margin.is_some_and(Value::is_number));
                         self.num_scored += usize::from(is_scored(&row));
@@ -306,6 +315,18 @@ impl DataCheck {
         self.notices = stream.notices();
     }
 
+    /// Counts what a row says of its responses.
+    fn judged(&mut self, judgements: &Judgements) {
+        self.num_probabilities += usize::from(judgements.chosen_probability.is_some());
+        for safe in judgements.safe.iter().flatten() {
+            self.num_safe[usize::from(!safe)] += 1;
+        }
+        for &rating in &judgements.ratings {
+            let (low, high) = self.ratings.unwrap_or((rating, rating));
+            self.ratings = Some((low.min(rating), high.max(rating)));
+        }
+    }
+
     /// Warns of unused templates that name an unknown column: a typo in the template's key would go unnoticed.
     fn unused_templates(&mut self, parser: &RowParser<'_>, expects: RowKind) {
         let Some(row) = self.sample.first() else {
@@ -332,7 +353,11 @@ impl RowKind {
     pub fn takes(self, given: Self) -> bool {
         let of_scored = matches!(
             self,
-            Self::Preference | Self::Responses | Self::Completion | Self::TextOrCompletion
+            Self::Preference
+                | Self::Responses
+                | Self::Completion
+                | Self::TextOrCompletion
+                | Self::Rated
         );
         self == given
             || (given == Self::Scored && of_scored)
@@ -351,6 +376,7 @@ impl RowKind {
             Self::Labelled => "`prompt`, `completion` and `label`, or `chosen` and `rejected`",
             Self::Prompt => "`prompt` or `messages`",
             Self::Scored => "`prompt_ids`, `response_ids` and `scores`",
+            Self::Rated => "`prompt`, `completion` and `rating`",
         }
     }
 
@@ -360,9 +386,11 @@ impl RowKind {
             Self::Text => template == "text",
             Self::Completion => matches!(template, "prompt" | "completion"),
             Self::TextOrCompletion => matches!(template, "text" | "prompt" | "completion"),
-            Self::Preference | Self::Responses => {
-                matches!(template, "prompt" | "chosen" | "rejected")
-            }
+            Self::Preference | Self::Responses => matches!(
+                template,
+                "prompt" | "chosen" | "rejected" | "chosen_probability"
+            ),
+            Self::Rated => matches!(template, "prompt" | "completion" | "rating"),
             Self::Labelled => template != "text",
             Self::Prompt => template == "prompt",
             Self::Scored => false,
@@ -378,13 +406,18 @@ enum Usability {
     DependsOnTokens,
 }
 
+/// What a check of a row has found.
+#[derive(Debug, Clone)]
+struct Look(Usability, Judgements);
+
 /// Checks one row.
 fn look(
     parser: &RowParser<'_>,
     row: &Row,
     expects: RowKind,
     columns: &[SourceColumn],
-) -> Result<Usability> {
+) -> Result<Look> {
+    let mut judgements = Judgements::default();
     let is_empty = |content: &Content| matches!(content, Content::Text(text) if text.is_empty());
     let uncertain = match expects {
         _ if is_scored(row) && expects.takes(RowKind::Scored) => {
@@ -410,6 +443,12 @@ fn look(
         RowKind::Preference | RowKind::Responses => {
             margin(row)?;
             parser.preference(row)?;
+            judgements = Judgements::of_preference(parser, row)?;
+            false
+        }
+        RowKind::Rated => {
+            parser.completion(row)?;
+            judgements = Judgements::of_rated(parser, row)?;
             false
         }
         RowKind::Labelled => {
@@ -422,10 +461,11 @@ fn look(
     for column in columns {
         column.check(row)?;
     }
-    Ok(match uncertain {
+    let usability = match uncertain {
         true => Usability::DependsOnTokens,
         false => Usability::Certain,
-    })
+    };
+    Ok(Look(usability, judgements))
 }
 
 impl SourceColumn {

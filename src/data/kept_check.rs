@@ -64,6 +64,9 @@ struct KeptCheck {
     num_margins: usize,
     num_scored: usize,
     num_labels: [usize; 2],
+    num_probabilities: usize,
+    num_safe: [usize; 2],
+    ratings: Option<(f32, f32)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -87,6 +90,9 @@ impl From<&DataCheck> for KeptCheck {
             num_margins: check.num_margins,
             num_scored: check.num_scored,
             num_labels: check.num_labels,
+            num_probabilities: check.num_probabilities,
+            num_safe: check.num_safe,
+            ratings: check.ratings,
         }
     }
 }
@@ -105,6 +111,9 @@ impl From<KeptCheck> for DataCheck {
             num_margins: kept.num_margins,
             num_scored: kept.num_scored,
             num_labels: kept.num_labels,
+            num_probabilities: kept.num_probabilities,
+            num_safe: kept.num_safe,
+            ratings: kept.ratings,
             ..Self::default()
         }
     }

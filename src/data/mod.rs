@@ -33,12 +33,13 @@ pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
 pub use check::{DataCheck, RowKind, SourceColumn, check_source, flag};
 pub use checked::CheckedData;
 pub use encode::{
-    Comparisons, Conversation, EncodeReport, EncodedRows, Example, Labelled, Prompt, TurnEnd,
-    encode_comparisons, encode_completions, encode_for_reward_model, encode_judged,
-    encode_labelled, encode_prompts, encode_text,
+    Comparisons, Conversation, EncodeReport, EncodedRows, Example, GOLD, Judgements, Labelled,
+    Prompt, TurnEnd, encode_comparisons, encode_completions, encode_for_reward_model,
+    encode_judged, encode_labelled, encode_prompts, encode_text,
 };
 pub(crate) use encode::{
-    Labels, Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all, num_top,
+    Labels, Preferences, Prompts, Ratings, RowEncoding, Texts, TextsOrCompletions, encode_all,
+    num_top,
 };
 pub use file::lfs_pointer;
 pub use loader::{Batches, micro_batches};

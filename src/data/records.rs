@@ -83,6 +83,8 @@ impl<'a> RowParser<'a> {
             "prompt" => ".format.prompt",
             "completion" => ".format.completion",
             "chosen" => ".format.chosen",
+            "chosen_probability" => ".format.chosen_probability",
+            "rating" => ".format.rating",
             _ => ".format.rejected",
         };
         (self.templates.iter())
@@ -226,6 +228,34 @@ impl<'a> RowParser<'a> {
                 let names = ["prompt", "messages"];
                 Err(missing(row, &names, "`prompt` or `messages`"))
             }
+        }
+    }
+
+    /// A number, by its template if the format has one; `None` if the row has none.
+    ///
+    /// # Errors
+    /// If the column is no number, or the template gives none that is finite.
+    pub(crate) fn number(&self, row: &Row, name: &'static str) -> Result<Option<f64>> {
+        if self.templates.iter().any(|(column, _)| *column == name) {
+            let Some(Content::Text(text)) = self.content(row, name)? else {
+                return Ok(None);
+            };
+            let text = text.trim();
+            let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+            return number.map(Some).ok_or_else(|| {
+                row.error(format!(
+                    "`format.{name}`: expected a finite number, found `{}`",
+                    text.escape_debug()
+                ))
+            });
+        }
+        match row.columns.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Number(number)) => Ok(number.as_f64()),
+            Some(other) => Err(row.error(format!(
+                "column `{name}`: expected a number, found {}",
+                json_kind(other)
+            ))),
         }
     }
 

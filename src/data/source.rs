@@ -20,7 +20,8 @@ pub enum DataSource {
     /// JSONL or one JSON array of objects, optionally gzipped, or parquet. Relative paths start at the working directory.
     Jsonl(PathBuf),
     /// A CSV file in UTF-8 whose first line names the columns. Fields are separated by tabs in `.tsv` files, otherwise by the one of
-    /// `,`, `;`, `|` and tab that the first line has most of. They are text, except those of the column `margin`.
+    /// `,`, `;`, `|` and tab that the first line has most of. They are text, except `margin`, `chosen_probability`, `rating`, `chosen_safe` and
+    /// `rejected_safe`, which are numbers.
     Csv(PathBuf),
     /// A dataset repository of the Hugging Face hub: the files of a split, or one file. `Hub("owner/name")` is its split `train`.
     Hub {
@@ -263,6 +264,10 @@ pub struct RowFormat {
     pub chosen: Option<String>,
     /// Rejected response.
     pub rejected: Option<String>,
+    /// Probability that the chosen response is the better one, from 0 to 1.
+    pub chosen_probability: Option<String>,
+    /// Rating of a completion, a number.
+    pub rating: Option<String>,
     /// Render text prompts as one user message by the chat template (message lists always are).
     pub chat: bool,
     /// System message prepended to chat prompts.
@@ -315,6 +320,8 @@ impl Default for RowFormat {
             completion: None,
             chosen: None,
             rejected: None,
+            chosen_probability: None,
+            rating: None,
             chat: false,
             system: None,
             append_eos: true,
@@ -347,13 +354,15 @@ pub enum Take {
 
 impl RowFormat {
     /// The template of each column that has one.
-    pub fn templates(&self) -> [(&'static str, Option<&String>); 5] {
+    pub fn templates(&self) -> [(&'static str, Option<&String>); 7] {
         [
             ("text", self.text.as_ref()),
             ("prompt", self.prompt.as_ref()),
             ("completion", self.completion.as_ref()),
             ("chosen", self.chosen.as_ref()),
             ("rejected", self.rejected.as_ref()),
+            ("chosen_probability", self.chosen_probability.as_ref()),
+            ("rating", self.rating.as_ref()),
         ]
     }
 
@@ -367,6 +376,8 @@ impl RowFormat {
             completion: self.completion.clone(),
             chosen: self.chosen.clone(),
             rejected: self.rejected.clone(),
+            chosen_probability: self.chosen_probability.clone(),
+            rating: self.rating.clone(),
             ..Self::default()
         }
     }

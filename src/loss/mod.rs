@@ -13,10 +13,11 @@ mod dpo_losses;
 mod hir;
 mod kto;
 mod orpo;
+mod pointwise;
 mod ppo;
 
 pub use best_of_k::{Choices, best_of_k};
-pub use bradley_terry::{Comparisons, RewardLoss, bradley_terry};
+pub use bradley_terry::{Comparisons, RewardLoss, bradley_terry, centring};
 pub use cpo::{CpoLoss, CpoObjective, cpo};
 pub use cross_entropy::cross_entropy;
 pub use dpo::{DpoObjective, ResponseValues, chosen_tokens, dpo, response_sums};
@@ -24,6 +25,7 @@ pub use dpo_losses::{DpoLoss, DpoLosses};
 pub use hir::{HirObjective, HirTerms, InstructionContrast, hir};
 pub use kto::{KtoLoss, KtoObjective, kto};
 pub use orpo::{log_odds, orpo};
+pub use pointwise::{Targets, classification, squared_error};
 pub use ppo::{kl_loss, policy_loss, value_loss};
 
 #[cfg(test)]

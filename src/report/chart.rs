@@ -186,6 +186,42 @@ pub(super) fn bar_chart(bars: &[Bar<'_>]) -> Result<String, String> {
     })
 }
 
+/// An SVG element with points of `(predicted, share, count)` between 0.5 and 1, their size by their count, and the line of equal values.
+pub(super) fn reliability_chart(points: &[(f64, f64, usize)]) -> Result<String, String> {
+    if points.is_empty() {
+        return Err("a chart needs at least one point".into());
+    }
+    let most = points.iter().map(|point| point.2).max().unwrap_or(1);
+    let low = points.iter().map(|point| point.1).fold(0.5, f64::min);
+    let x = Axis::of_values(0.5, 1.0, true, false);
+    let y = Axis::of_values(low, 1.0, true, false);
+    svg(SIZE, |root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(MARGIN)
+            .x_label_area_size(AXIS_HEIGHT)
+            .y_label_area_size(58)
+            .build_cartesian_2d(x, y)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(INK.mix(0.12))
+            .axis_style(INK.mix(0.4))
+            .draw()?;
+        chart.draw_series(LineSeries::new([(0.5, 0.5), (1.0, 1.0)], INK.mix(0.4)))?;
+        let color = COLORS[0];
+        let curve = points
+            .iter()
+            .map(|&(predicted, share, _)| (predicted, share));
+        chart.draw_series(LineSeries::new(curve, color.stroke_width(2)))?;
+        chart.draw_series(points.iter().map(|&(predicted, share, count)| {
+            // The area is proportional to the count.
+            let radius = 2.0 + 6.0 * (count as f64 / most as f64).sqrt();
+            Circle::new((predicted, share), radius as i32, color.mix(0.55).filled())
+        }))?;
+        Ok(())
+    })
+}
+
 /// Draws on an SVG of this size, which a screen reader takes for one picture.
 fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, String> {
     let mut text = String::new();
@@ -271,6 +307,14 @@ mod tests {
         let svg = histogram_chart(&histogram).unwrap();
         assert!(svg.matches("<rect").count() >= 2, "{svg}");
         assert!(svg.matches("<polyline").count() >= 2, "{svg}");
+    }
+
+    #[test]
+    fn a_reliability_curve_has_a_point_per_bin() {
+        let svg = reliability_chart(&[(0.55, 0.45, 100), (0.8, 0.9, 25)]).unwrap();
+        assert_eq!(svg.matches("<circle").count(), 2, "{svg}");
+        assert!(svg.contains("r=\"8\"") && svg.contains("r=\"5\""), "{svg}");
+        assert!(reliability_chart(&[]).is_err());
     }
 
     #[test]

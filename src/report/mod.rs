@@ -4,6 +4,7 @@
 
 mod axis;
 mod bars;
+mod calibration;
 mod chart;
 mod comparison;
 mod findings;
@@ -28,6 +29,7 @@ mod table;
 #[cfg(feature = "tui")]
 mod tui;
 
+pub use calibration::{AccuracyGroup, Calibration, GoldAgreement, ReliabilityBin};
 pub use comparison::{ComparedPolicy, Comparison, Estimate, PolicyResponses, responses_text};
 pub use findings::{Finding, Severity, diverged, findings};
 pub use histogram::{BinCounts, Histogram};

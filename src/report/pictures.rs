@@ -1,5 +1,6 @@
 //! Pictures of a stage's results: score distributions, bars with errors, the table of a comparison.
 
+use super::calibration::Calibration;
 use super::chart::{Bar, bar_chart, histogram_chart};
 use super::comparison::{ComparedPolicy, Comparison, Estimate};
 use super::histogram::Histogram;
@@ -16,6 +17,9 @@ pub(super) fn results(record: &StageRecord) -> Result<String, String> {
     }
     if let Some(comparison) = &record.comparison {
         html.push_str(&comparison_table(comparison));
+    }
+    for note in record.calibration.iter().flat_map(Calibration::notes) {
+        html.push_str(&format!("<p>{}</p>\n", escape(&note)));
     }
     let pictures = pictures(record)?;
     if !pictures.is_empty() {
@@ -36,6 +40,9 @@ pub(super) fn pictures(record: &StageRecord) -> Result<String, String> {
             let about = "Share of the responses by score.";
             html.push_str(&distribution_figure(distribution.as_ref(), &title, about)?);
         }
+    }
+    if let Some(calibration) = &record.calibration {
+        html.push_str(&calibration.pictures()?);
     }
     html.push_str(&distribution_figure(
         record.scores.as_ref(),

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::calibration::Calibration;
 use super::comparison::{Comparison, responses_text};
 use super::findings::Finding;
 use super::histogram::Histogram;
@@ -35,6 +36,9 @@ pub struct StageRecord {
     /// Accuracy by group and the like.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<Table>,
+    /// How far a reward model's scores can be trusted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Policies on the same prompts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub comparison: Option<Comparison>,

@@ -71,8 +71,11 @@ REWARD = {
     "full": dict(lr=3e-3, max_grad_norm=3.0),
     "full_accumulated": dict(lr=3e-3, max_grad_norm=2.0, accumulation=2, schedule="cosine"),
     "full_margin": dict(lr=3e-3, max_grad_norm=4.0, margin=True),
+    "full_centred": dict(lr=3e-3, max_grad_norm=3.0, center_rewards_coefficient=0.3),
+    "full_centred_margin": dict(lr=3e-3, max_grad_norm=4.0, margin=True, center_rewards_coefficient=0.05, accumulation=2),
     "lora": dict(lr=1e-2, max_grad_norm=2.5, schedule="cosine"),
     "lora_accumulated": dict(lr=1e-2, accumulation=2),
+    "lora_centred": dict(lr=1e-2, max_grad_norm=2.5, center_rewards_coefficient=0.1, schedule="cosine"),
     "only_end": dict(lr=3e-3, max_grad_norm=2.0, train=["layers.1", "norm", "score"]),
 }
 # `adapter` starts from the adapter as it is saved, and its copy is the reference; `lora` from its A with B zero, and the
@@ -235,7 +238,7 @@ def train_reward(out, name, variant, head):
     data = rows(out, "preferences")
     if not variant.get("margin"):
         data = data.remove_columns("margin")
-    args = arguments(RewardConfig, variant)
+    args = arguments(RewardConfig, variant, center_rewards_coefficient=variant.get("center_rewards_coefficient"))
     return run(Reward(model=model, args=args, train_dataset=data, processing_class=tokenizer()))
 
 

@@ -16,6 +16,7 @@ mod ppo_details;
 mod preferences;
 mod resume;
 mod revise;
+mod rewards;
 mod rollout;
 mod rounds;
 mod saved;

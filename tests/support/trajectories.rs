@@ -459,7 +459,12 @@ pub(crate) fn reward<B: ModelBackend>(device: B::Device) {
             adapter: name.starts_with("lora").then_some("scored"),
             peft: peft(name, settings),
             data: reference("preferences.jsonl"),
-            more: format!("use_margin: {use_margin},"),
+            more: match settings["center_rewards_coefficient"].as_f64() {
+                Some(coef) => {
+                    format!("use_margin: {use_margin}, center_rewards_coefficient: {coef:?},")
+                }
+                None => format!("use_margin: {use_margin},"),
+            },
         };
         (format!("reward model ({})", weights_of(name)), stage)
     });

@@ -1,20 +1,23 @@
 //! Encodes preference rows and scored rows as comparisons of whole responses.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
+use super::completion_row;
 use super::encoding::{Preferences, encode_all};
+use super::judgements::Judgements;
 use super::report::{EncodedRows, Notes, RowOutcome};
 use super::scored::ScoredRow;
 use super::sequence::{PromptCompletion, check_row_ids, no_stop};
 use crate::data::check::margin;
-use crate::data::records::{Content, RowParser, chat_options};
+use crate::data::posts::gold_score;
+use crate::data::records::{Content, PreferenceRow, RowParser, chat_options};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, Tokenizer};
 use crate::error::Result;
 use crate::tokens::packed_len;
 
 /// Responses to one prompt, and the preferences among them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Comparisons {
     /// Token ids of each response, with prompt and, where the response has one, EOS.
     pub responses: Vec<Vec<u32>>,
@@ -24,7 +27,12 @@ pub struct Comparisons {
     pub pairs: Vec<(usize, usize, f32)>,
     /// Labels of a preference row: its numbers, booleans and short texts, by column.
     pub labels: Map<String, Value>,
+    /// Probability of the pair, ratings and safety of the responses, as far as the row has them.
+    pub judgements: Judgements,
 }
+
+/// Labels with the known scores of the chosen and the rejected response.
+pub const GOLD: [&str; 2] = ["gold_chosen", "gold_rejected"];
 
 /// Longest text in bytes that counts as a label.
 const LONGEST_LABEL: usize = 64;
@@ -104,6 +112,7 @@ pub(super) fn comparisons_of(
     }
     let parts = parser.preference(row)?;
     let margin = margin(row)?;
+    let judgements = Judgements::of_preference(parser, row)?;
     if parts.chosen == parts.rejected {
         return Ok(RowOutcome::Equal);
     }
@@ -137,15 +146,69 @@ pub(super) fn comparisons_of(
         prompt_len: chosen.prompt_len.min(rejected.prompt_len),
         responses: vec![chosen.ids, rejected.ids],
         pairs: vec![(0, 1, margin as f32)],
-        labels: labels(&row.columns),
+        labels: with_gold(row, &parts, labels(&row.columns)),
+        judgements,
     };
     Ok(RowOutcome::Kept { item, notes })
+}
+
+/// The labels with the known scores of responses to the embedded posts, unless the row says how good they are itself.
+fn with_gold(
+    row: &Row,
+    parts: &PreferenceRow,
+    mut labels: Map<String, Value>,
+) -> Map<String, Value> {
+    if labels.contains_key(GOLD[0]) || !row.columns.contains_key("facts") {
+        return labels;
+    }
+    for (name, response) in GOLD.into_iter().zip([&parts.chosen, &parts.rejected]) {
+        if let Content::Text(response) = response
+            && let Some(score) = Number::from_f64(gold_score(&row.columns, response).into())
+        {
+            labels.insert(name.into(), Value::Number(score));
+        }
+    }
+    labels
+}
+
+/// See [`Ratings`]: a response with its rating, or scored responses with their scores.
+pub(super) fn rated_of(
+    parser: &RowParser<'_>,
+    row: &Row,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<RowOutcome<Comparisons>> {
+    if let Some(scored) = ScoredRow::of(row)? {
+        for ids in scored.ids() {
+            check_row_ids(row, tokenizer, ids)?;
+        }
+        return scored.rated(row, max_length);
+    }
+    let judgements = Judgements::of_rated(parser, row)?;
+    let outcome = completion_row(parser, row, tokenizer, usize::MAX, true)?;
+    Ok(match outcome {
+        RowOutcome::Kept { item, .. } if item.ids.len() > max_length => RowOutcome::TooLong,
+        RowOutcome::Kept { item, notes } => RowOutcome::Kept {
+            item: Comparisons {
+                responses: vec![item.ids],
+                prompt_len: item.prompt_len,
+                pairs: Vec::new(),
+                labels: labels(&row.columns),
+                judgements,
+            },
+            notes,
+        },
+        RowOutcome::Equal => RowOutcome::Equal,
+        RowOutcome::TooLong | RowOutcome::CutAway => RowOutcome::TooLong,
+        RowOutcome::Untrained => RowOutcome::Untrained,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use super::super::encoding::Ratings;
     use super::super::tests::{plain, rows};
     use super::*;
     use crate::data::tokenizer::testing::{self, CHATML, EOS, HI, IM_END, NN};
@@ -165,6 +228,7 @@ mod tests {
             prompt_len: 2,
             pairs: vec![(0, 1, 1.5)],
             labels: got.items[0].labels.clone(),
+            judgements: Judgements::default(),
         };
         assert_eq!(got.items[0], first);
         let second = Comparisons {
@@ -172,6 +236,7 @@ mod tests {
             prompt_len: 1,
             pairs: vec![(0, 1, 0.0)],
             labels: got.items[1].labels.clone(),
+            judgements: Judgements::default(),
         };
         assert_eq!(got.items[1], second);
         assert_eq!(
@@ -199,12 +264,61 @@ mod tests {
     }
 
     #[test]
+    fn judgements_and_gold_come_with_the_pair() {
+        let tok = testing::tokenizer(false, None);
+        let post = crate::data::posts::posts(1, 1).remove(0);
+        let mut with_facts = post.clone();
+        with_facts.insert(
+            "chosen".into(),
+            json!(format!(" {}", post["ideal"].as_str().unwrap())),
+        );
+        with_facts.insert("rejected".into(), json!(" x"));
+        let data = rows(&[
+            json!({"prompt": "p", "chosen": "a", "rejected": "b", "chosen_probability": 0.125, "gold_chosen": 2,
+                "gold_rejected": 3.5, "chosen_safe": true}),
+            Value::Object(with_facts),
+        ]);
+        let got = encode_comparisons(&data, &tok, &plain(), 1000).unwrap();
+        let Comparisons {
+            judgements, labels, ..
+        } = &got.items[0];
+        assert_eq!(judgements.chosen_probability, Some(0.125));
+        assert_eq!(judgements.safe, [Some(true), None]);
+        assert_eq!(
+            (&labels[GOLD[0]], &labels[GOLD[1]]),
+            (&json!(2), &json!(3.5))
+        );
+        let labels = &got.items[1].labels;
+        assert_eq!(labels[GOLD[0]], json!(1.0));
+        assert!(labels[GOLD[1]].as_f64().unwrap() < 1.0);
+    }
+
+    #[test]
+    fn rated_rows_are_single_responses_or_scored_ones() {
+        let tok = testing::tokenizer(false, None);
+        let data = rows(&[
+            json!({"prompt": "p", "completion": "hi", "rating": 4}),
+            json!({"prompt": "p", "completion": "far too long", "rating": 1}),
+            json!({"prompt_ids": [1], "response_ids": [[3, EOS], [4, 4, 4, 4, 4, 4], []], "scores": [0.5, 2.0, 1.0]}),
+        ]);
+        let encoding = Ratings { max_length: 6 };
+        let got = encode_all(&encoding, &data, &tok, &plain()).unwrap();
+        assert_eq!(got.items[0].responses, [vec![112, HI, EOS]]);
+        assert_eq!(got.items[0].judgements.ratings, [4.0]);
+        assert_eq!(got.items[1].responses, [vec![1, 3, EOS]]);
+        assert_eq!(got.items[1].judgements.ratings, [0.5]);
+        assert_eq!(got.report.dropped_too_long, 1);
+        assert!(got.items.iter().all(|item| item.pairs.is_empty()));
+    }
+
+    #[test]
     fn the_best_response_is_better_than_every_other() {
         let item = |pairs: &[(usize, usize)]| Comparisons {
             responses: vec![vec![1]; 3],
             prompt_len: 0,
             pairs: pairs.iter().map(|&(c, r)| (c, r, 0.0)).collect(),
             labels: Map::new(),
+            judgements: Judgements::default(),
         };
         assert_eq!(item(&[(0, 2), (1, 0), (1, 2)]).best(), Some(1));
         assert_eq!(item(&[(0, 2), (1, 2)]).best(), None, "two tie");

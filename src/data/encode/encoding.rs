@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::comparisons::comparisons_of;
+use super::comparisons::{comparisons_of, rated_of};
 use super::report::{EncodedRows, RowOutcome, encode_rows};
 use super::scored::{Divided, response_rows};
 use super::{Comparisons, Example, Prompt, completion_row, prompt_row, text_row};
@@ -180,6 +180,31 @@ impl RowEncoding for Preferences {
 
     fn uses(&self, item: &Comparisons) -> bool {
         !self.with_best || item.best().is_some()
+    }
+}
+
+/// Rows of responses with a rating each: `prompt`, `completion` and `rating`, or rows of scored responses.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Ratings {
+    /// Most tokens of a prompt with one response.
+    pub(crate) max_length: usize,
+}
+
+impl RowEncoding for Ratings {
+    type Item = Comparisons;
+    const NAME: &str = "ratings";
+
+    fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    fn encode(
+        &self,
+        parser: &RowParser<'_>,
+        row: &Row,
+        tokenizer: &Tokenizer,
+    ) -> Result<RowOutcome<Comparisons>> {
+        rated_of(parser, row, tokenizer, self.max_length)
     }
 }
 

@@ -9,6 +9,7 @@ mod comparisons;
 mod encoding;
 mod fit;
 mod judged;
+mod judgements;
 mod labelled;
 mod report;
 mod scored;
@@ -18,11 +19,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-pub use comparisons::{Comparisons, encode_comparisons};
+pub use comparisons::{Comparisons, GOLD, encode_comparisons};
 pub(crate) use encoding::{
-    Preferences, Prompts, RowEncoding, Texts, TextsOrCompletions, encode_all, encode_batch,
+    Preferences, Prompts, Ratings, RowEncoding, Texts, TextsOrCompletions, encode_all, encode_batch,
 };
 pub use judged::{Conversation, encode_for_reward_model, encode_judged};
+pub use judgements::Judgements;
 pub use labelled::{Labelled, encode_labelled};
 pub(crate) use labelled::{Labels, check_labelled, count_labels};
 pub use report::{EncodeReport, EncodedRows, TurnEnd};

@@ -4,8 +4,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::Comparisons;
 use super::report::{Notes, RowOutcome};
+use super::{Comparisons, Judgements};
 use crate::data::Take;
 use crate::data::rows::Row;
 use crate::error::Result;
@@ -115,9 +115,36 @@ impl ScoredRow {
                 prompt_len,
                 pairs,
                 labels: Map::new(),
+                judgements: Judgements::default(),
             },
             notes: Notes::default(),
         })
+    }
+
+    /// The responses with their scores as ratings; those longer than `max_length`, prompt included, are left out.
+    ///
+    /// # Errors
+    /// `Error::Data` for a score that is not finite.
+    pub(super) fn rated(&self, row: &Row, max_length: usize) -> Result<RowOutcome<Comparisons>> {
+        let mut item = Comparisons {
+            prompt_len: self.prompt_ids.len(),
+            ..Comparisons::default()
+        };
+        for (response, score) in self.response_ids.iter().zip(self.scores(row)?) {
+            if !score.is_finite() {
+                return Err(row.error(format!("a score is {score}; expected a finite number")));
+            }
+            if item.prompt_len + response.len() <= max_length && !response.is_empty() {
+                item.responses
+                    .push([self.prompt_ids.as_slice(), response].concat());
+                item.judgements.ratings.push(*score as f32);
+            }
+        }
+        if item.responses.is_empty() {
+            return Ok(RowOutcome::TooLong);
+        }
+        let notes = Notes::default();
+        Ok(RowOutcome::Kept { item, notes })
     }
 
     /// Indices of the responses of `row` to train on.

@@ -11,13 +11,19 @@ use crate::data::RowFormat;
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
 
-/// The only numeric column; all others are text.
-const NUMBER: &str = "margin";
+/// The numeric columns; all others are text.
+const NUMBERS: [&str; 5] = [
+    "margin",
+    "chosen_probability",
+    "rating",
+    "chosen_safe",
+    "rejected_safe",
+];
 
 /// Separators of fields, the usual one first.
 const SEPARATORS: [u8; 4] = [b',', b'\t', b';', b'|'];
 
-/// CSV (RFC 4180, UTF-8): all fields are text except those of the column `margin`.
+/// CSV (RFC 4180, UTF-8): all fields are text except those of [`NUMBERS`].
 pub(super) const FORMAT: FileFormat = FileFormat {
     name: "CSV",
     endings: &["csv", "tsv"],
@@ -121,8 +127,8 @@ impl Rows {
         };
         for (name, field) in self.names.iter().zip(record) {
             let value = match name {
-                NUMBER if field.trim().is_empty() => Value::Null,
-                NUMBER => {
+                number if NUMBERS.contains(&number) && field.trim().is_empty() => Value::Null,
+                number if NUMBERS.contains(&number) => {
                     let number = field.trim().parse().ok().and_then(Number::from_f64);
                     Value::Number(number.ok_or_else(|| {
                         row.error(format!(

@@ -30,7 +30,9 @@ fn refusal(kind: RowKind) -> Option<&'static str> {
         RowKind::Preference | RowKind::Responses => Some(
             "this stage compares two responses to one prompt, and these are single ones with a label; train on them with a stage `Kto`, or bring them into pairs of `chosen` and `rejected`",
         ),
-        RowKind::Labelled | RowKind::Text | RowKind::Prompt | RowKind::Scored => None,
+        RowKind::Labelled | RowKind::Text | RowKind::Prompt | RowKind::Scored | RowKind::Rated => {
+            None
+        }
     }
 }
 

@@ -79,7 +79,7 @@ impl TokenRow for Comparisons {
             write_len(out, rejected);
             out.extend(margin.to_le_bytes());
         }
-        write_json(out, &self.labels);
+        write_json(out, &(&self.labels, &self.judgements));
     }
 
     fn read(bytes: &mut &[u8]) -> Option<Self> {
@@ -90,11 +90,14 @@ impl TokenRow for Comparisons {
             let (chosen, rejected) = (read_len(bytes)?, read_len(bytes)?);
             Some((chosen, rejected, f32::from_le_bytes(read_array(bytes)?)))
         });
+        let pairs = pairs.collect::<Option<_>>()?;
+        let (labels, judgements) = read_json(bytes)?;
         Some(Self {
             responses,
             prompt_len,
-            pairs: pairs.collect::<Option<_>>()?,
-            labels: read_json(bytes)?,
+            pairs,
+            labels,
+            judgements,
         })
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn pairs(
             responses: vec![row(best), row(worst)],
             prompt_len: query.len(),
             pairs: vec![(0, 1, 0.0)],
-            labels: serde_json::Map::new(),
+            ..Comparisons::default()
         });
         margins.push(f64::from(scores[best] - scores[worst]));
     }

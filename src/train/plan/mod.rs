@@ -17,8 +17,8 @@ pub use work::{Pace, Work};
 use super::config::{Init, Peft};
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
-    CheckedData, Comparisons, DataCheck, DataConfig, Example, Labelled, Prompt, Row, RowKind,
-    StageRows, Take, TextsOrCompletions, Tokenizer, encode_all, encode_comparisons,
+    CheckedData, Comparisons, DataCheck, DataConfig, Example, Labelled, Prompt, Ratings, Row,
+    RowKind, StageRows, Take, TextsOrCompletions, Tokenizer, encode_all, encode_comparisons,
     encode_labelled, encode_prompts, encode_text, num_top,
 };
 use crate::error::{Error, Result};
@@ -113,7 +113,10 @@ impl ScoredRows {
     /// Lengths of these rows when read as `kind`: as comparisons all responses to a prompt together, otherwise one response.
     /// How many responses a threshold keeps is unknown: one is expected of each prompt.
     fn lengths(&self, kind: RowKind, held_out: bool, take: Option<Take>) -> Lengths {
-        let compared = matches!(kind, RowKind::Preference | RowKind::Responses);
+        let compared = matches!(
+            kind,
+            RowKind::Preference | RowKind::Responses | RowKind::Rated
+        );
         let responses = if compared { self.responses } else { 1 };
         let taken = match take {
             _ if compared => 1,
@@ -351,6 +354,10 @@ impl Planner<'_> {
                 }
                 // The file is not on this machine.
                 RowKind::Scored => return Ok(Vec::new()),
+                RowKind::Rated => {
+                    let encoded = encode_all(&Ratings { max_length }, rows, tokenizer, format)?;
+                    return Ok(encoded.items.iter().map(of_comparisons).collect());
+                }
                 RowKind::Preference | RowKind::Responses => {
                     let encoded = encode_comparisons(rows, tokenizer, format, max_length)?;
                     return Ok(encoded.items.iter().map(of_comparisons).collect());

@@ -15,7 +15,7 @@ pub struct RewardModelConfig {
     pub name: String,
     /// Initial backbone.
     pub init: Init,
-    /// Comparisons: preference rows, or `Stage("..")` for all pairs of a `Rank` stage.
+    /// Comparisons: preference rows, or `Stage("..")` for all pairs of a `Rank` stage. With `loss_type: regression` rated rows.
     pub data: DataConfig,
     /// Held-out comparisons.
     #[serde(default)]
@@ -52,6 +52,17 @@ pub struct RewardModelConfig {
     /// Subtract the row's `margin` inside the loss (Llama 2, arXiv:2307.09288, eq. 2).
     #[serde(default)]
     pub use_margin: bool,
+    /// Train on the rows' `chosen_probability` by cross-entropy, as AI labels and shares of votes give it; otherwise the chosen response
+    /// is taken as the better one for certain.
+    #[serde(default)]
+    pub soft_labels: bool,
+    /// Weight of the mean of `(score_chosen + score_rejected)^2`, which keeps scores around zero (TRL's).
+    #[serde(default)]
+    pub center_rewards_coefficient: Option<f64>,
+    /// Weight of the binary cross-entropy of the labels `chosen_safe` and `rejected_safe`, with the score as the logit of being safe (Llama 2,
+    /// A.3.4).
+    #[serde(default)]
+    pub safety_coef: Option<f64>,
     /// After training, shift scores so that their mean over these reference responses (prompts with completions) is zero.
     #[serde(default)]
     pub center_on: Option<DataConfig>,

@@ -1,5 +1,6 @@
 //! Trains a reward model on comparisons. A batch element is a prompt with all its responses.
 
+mod calibration;
 mod config;
 mod held_out;
 mod micro_batch;
@@ -15,7 +16,8 @@ use super::policy::{Policy, save_reward_model, token_ids};
 use super::session::{Outcome, data_files};
 use super::shared::{Accumulator, Training, finite};
 use crate::data::{
-    Batches, Comparisons, Preferences, TextsOrCompletions, TokenRows, Tokenizer, micro_batches,
+    Batches, Comparisons, Preferences, Ratings, TextsOrCompletions, TokenRows, Tokenizer,
+    micro_batches,
 };
 use crate::error::{Error, Result};
 use crate::loss::RewardLoss;
@@ -25,6 +27,9 @@ use crate::report::StageRecord;
 use crate::train::config::DataConfig;
 use held_out::{HeldOut, evaluate};
 use micro_batch::MicroBatch;
+
+/// Rows in memory while labels are counted.
+const ROWS_AT_ONCE: usize = 1024;
 
 /// Trains, evaluates accuracy on held-out comparisons, and centres the scores.
 ///
@@ -45,12 +50,16 @@ pub(super) fn reward_model<B: ModelBackend>(
         files,
         score,
     } = session.policy(&config.init)?;
-    let train = comparisons(session, config, &tokenizer, &config.data, "comparisons")?;
+    let names = match config.loss_type {
+        RewardLoss::Regression => ["ratings", "held-out ratings"],
+        RewardLoss::BradleyTerry | RewardLoss::BestOfK => ["comparisons", "held-out comparisons"],
+    };
+    let train = comparisons(session, config, &tokenizer, &config.data, names[0])?;
+    if config.safety_coef.is_some() || config.soft_labels {
+        check_labels(session, config, &train)?;
+    }
     let valid = match &config.eval_data {
-        Some(data) => {
-            let what = "held-out comparisons";
-            comparisons(session, config, &tokenizer, data, what)?.into_vec()?
-        }
+        Some(data) => comparisons(session, config, &tokenizer, data, names[1])?.into_vec()?,
         None => Vec::new(),
     };
     let data = (
@@ -106,11 +115,14 @@ pub(super) fn reward_model<B: ModelBackend>(
     )
     .with_steps(config.max_steps);
     let steps = batches.num_steps();
-    let summary = format!(
-        "{} comparisons of {} prompts",
-        train.num_pairs(),
-        train.len()
-    );
+    let summary = match config.loss_type {
+        RewardLoss::Regression => format!("ratings of responses to {} prompts", train.len()),
+        RewardLoss::BradleyTerry | RewardLoss::BestOfK => format!(
+            "{} comparisons of {} prompts",
+            train.num_pairs(),
+            train.len()
+        ),
+    };
     let mut training = Training::open(
         session,
         &config.name,
@@ -153,14 +165,14 @@ pub(super) fn reward_model<B: ModelBackend>(
             loss += finite("loss", value)
                 .map_err(|problem| training.non_finite(problem, &micro.groups.concat()))?;
             correct += micro.pairs.num_correct(&scores);
-            pairs += micro.pairs.num_pairs();
+            pairs += micro.pairs.num_decided();
         }
         let prompts = items.len() as f64;
         let taken = training.optimise(&mut model, sum.gradients, prompts, &rows)?;
-        let mut metrics = vec![
-            ("loss", loss / prompts),
-            ("accuracy", correct as f64 / pairs as f64),
-        ];
+        let mut metrics = vec![("loss", loss / prompts)];
+        if pairs > 0 {
+            metrics.push(("accuracy", correct as f64 / pairs as f64));
+        }
         metrics.extend(taken);
         let tokens = rows.iter().map(|row| row.len() as u64).sum();
         training.journal.step(session, tokens, &metrics)?;
@@ -202,17 +214,21 @@ pub(super) fn reward_model<B: ModelBackend>(
         &tokenizer,
         &base,
     )?;
-    let (summary, table) = match held_out {
-        Some(HeldOut { accuracy, table }) => (
-            format!("held-out accuracy {:.1} %{centre}", 100.0 * accuracy),
+    let results = match held_out {
+        Some(HeldOut {
+            summary,
             table,
-        ),
-        None => (format!("{steps} steps{centre}"), None),
-    };
-    let results = StageRecord {
-        summary,
-        table,
-        ..StageRecord::default()
+            calibration,
+        }) => StageRecord {
+            summary: format!("{summary}{centre}"),
+            table,
+            calibration,
+            ..StageRecord::default()
+        },
+        None => StageRecord {
+            summary: format!("{steps} steps{centre}"),
+            ..StageRecord::default()
+        },
     };
     journal.finish(session, results)
 }
@@ -225,8 +241,12 @@ fn comparisons<B: ModelBackend>(
     data: &DataConfig,
     what: &str,
 ) -> Result<TokenRows<Comparisons>> {
+    let max_length = config.max_length;
+    if config.loss_type == RewardLoss::Regression {
+        return session.token_rows(what, data, tokenizer, &Ratings { max_length });
+    }
     let encoding = Preferences {
-        max_length: config.max_length,
+        max_length,
         with_best: config.loss_type == RewardLoss::BestOfK,
     };
     let rows = session.token_rows(what, data, tokenizer, &encoding)?;
@@ -246,6 +266,47 @@ fn comparisons<B: ModelBackend>(
         ));
     }
     Ok(rows)
+}
+
+/// Refuses comparisons without the probabilities or the safety labels that the loss needs, and counts those that some lack: the rows of
+/// earlier stages are not known when the recipe is checked.
+fn check_labels<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &RewardModelConfig,
+    rows: &TokenRows<Comparisons>,
+) -> Result<()> {
+    let (mut counts, mut probabilities) = ([0, 0], 0);
+    for first in (0..rows.len()).step_by(ROWS_AT_ONCE) {
+        for row in rows.get(first..(first + ROWS_AT_ONCE).min(rows.len()))? {
+            probabilities += usize::from(row.judgements.chosen_probability.is_some());
+            for safe in row.judgements.safe.iter().flatten() {
+                counts[usize::from(!safe)] += 1;
+            }
+        }
+    }
+    let refused = |message: String| Error::Stage {
+        stage: config.name.clone(),
+        message,
+    };
+    if config.safety_coef.is_some()
+        && let Some(message) = spec::safety_problem(counts)
+    {
+        return Err(refused(format!("`safety_coef`: {message}")));
+    }
+    if config.soft_labels && probabilities == 0 {
+        return Err(refused(format!(
+            "`soft_labels`: none of the {} rows has a `chosen_probability`, which a Judge stage writes and a Rank stage does not",
+            rows.len()
+        )));
+    }
+    if config.soft_labels && probabilities < rows.len() {
+        session.reporter.message(&format!(
+            "comparisons: {} of {} rows have no `chosen_probability`; theirs is taken as 1",
+            rows.len() - probabilities,
+            rows.len()
+        ));
+    }
+    Ok(())
 }
 
 /// Token ids of the responses that scores are centred on.
