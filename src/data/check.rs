@@ -151,9 +151,7 @@ pub fn check_source(
             let paths = config.source.local_files(&context.run_dir);
             match paths.iter().all(|path| path.exists()) {
                 true => check.stream(config, context, expects, &look),
-                false if matches!(expects, RowKind::Preference | RowKind::Responses) => {
-                    return check;
-                }
+                false if expects.takes(RowKind::Preference) => return check,
                 false => {
                     let stages = config.source.stages();
                     let stage = stages.first().map_or("", |rows| rows.stage);
@@ -351,18 +349,11 @@ impl DataCheck {
 impl RowKind {
     /// Whether rows of kind `given` can be used as this kind.
     pub fn takes(self, given: Self) -> bool {
-        let of_scored = matches!(
-            self,
-            Self::Preference
-                | Self::Responses
-                | Self::Completion
-                | Self::TextOrCompletion
-                | Self::Rated
-        );
+        let of_scored = !matches!(self, Self::Text | Self::Prompt | Self::Scored);
         self == given
             || (given == Self::Scored && of_scored)
             || (given == Self::Completion && self == Self::TextOrCompletion)
-            || (given == Self::Preference && self == Self::Responses)
+            || (given == Self::Preference && matches!(self, Self::Responses | Self::Labelled))
     }
 
     /// The columns that it needs, for messages.

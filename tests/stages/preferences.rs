@@ -331,6 +331,29 @@ fn settings_that_fit_no_loss_are_refused() {
     assert!(error.to_string().contains("must be at least 2"), "{error}");
 }
 
+/// Of the responses of a Rank stage those are desirable that are better than most.
+#[test]
+fn ranked_responses_are_labelled_by_their_scores() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"));
+    let text = format!(
+        "(name: \"r\", model: {model:?}, stages: [
+            Rank(name: \"rank\", init: Base, data: (source: Posts(rows: 8, seed: 4)), num_responses: 4, response_length: 8,
+                reward: Gold, valid_fraction: 0.25),
+            Kto(name: \"stage\", init: Base, data: (source: Stage(\"rank\"), format: (take: BestAndWorst)),
+                eval_data: (source: HeldOut(\"rank\")), batch_size: 4, peft: Lora(rank: 2), optim: (lr: 1e-3))])"
+    );
+    let output = folder.path().join("out");
+    assert!(!run_until(&text, folder.path(), &output, None));
+    let lines = fs::read_to_string(output.join("stage/metrics.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    // At the reference: half the weight.
+    assert!(
+        (first["eval/loss"].as_f64().unwrap() - 0.5).abs() < 1e-4,
+        "{first}"
+    );
+}
+
 #[test]
 fn labels_are_looked_at_before_anything_is_loaded() {
     let folder = tempfile::tempdir().unwrap();

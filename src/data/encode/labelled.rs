@@ -5,8 +5,9 @@ use serde_json::Value;
 
 use super::encoding::{RowEncoding, encode_all};
 use super::report::{EncodedRows, Notes, RowOutcome};
-use super::scored::Divided;
-use super::sequence::{PromptCompletion, no_stop};
+use super::scored::{Divided, ResponseRow, labelled_rows};
+use super::sequence::{PromptCompletion, check_row_ids, no_stop};
+use crate::data::check::is_scored;
 use crate::data::records::{CompletionRow, Content, PreferenceRow, RowParser, chat_options};
 use crate::data::rows::{Row, json_kind};
 use crate::data::{RowFormat, Tokenizer, flag};
@@ -38,9 +39,10 @@ impl RowEncoding for Labels {
         self.max_length
     }
 
-    /// A comparison becomes two rows, that of its chosen response first.
+    /// A comparison becomes two rows, that of its chosen response first; scored responses become a row each.
     fn divided(rows: &[Row], format: &RowFormat) -> Result<Option<Divided>> {
-        if !rows.iter().any(|row| is_comparison(row, format)) {
+        let is_whole = |row: &Row| !is_comparison(row, format) && !is_scored(row);
+        if rows.iter().all(is_whole) {
             return Ok(None);
         }
         let labelled = |row: &Row, label: bool| {
@@ -48,14 +50,18 @@ impl RowEncoding for Labels {
             row.columns.insert("label".to_owned(), Value::Bool(label));
             row
         };
-        let divided = rows
-            .iter()
-            .flat_map(|row| match is_comparison(row, format) {
-                true => vec![labelled(row, true), labelled(row, false)],
-                false => vec![row.clone()],
-            });
+        let mut divided = Vec::new();
+        for row in rows {
+            match labelled_rows(row, format.take)? {
+                Some(rows) => divided.extend(rows),
+                None if is_comparison(row, format) => {
+                    divided.extend([labelled(row, true), labelled(row, false)]);
+                }
+                None => divided.push(row.clone()),
+            }
+        }
         Ok(Some(Divided {
-            rows: divided.collect(),
+            rows: divided,
             ..Divided::default()
         }))
     }
@@ -70,8 +76,8 @@ impl RowEncoding for Labels {
     }
 }
 
-/// Encodes labelled responses: rows with a completion and a `label`, or comparisons, whose chosen response is desirable and whose
-/// rejected response is not.
+/// Encodes labelled responses: rows with a completion and a `label`; comparisons, whose chosen response is desirable and whose rejected
+/// response is not; and scored responses, of which those are desirable that are better than more of the others than they are worse than.
 ///
 /// Nothing is truncated: longer rows are left out.
 ///
@@ -190,6 +196,9 @@ fn labelled_row(
     max_length: usize,
 ) -> Result<RowOutcome<Labelled>> {
     let format = parser.format();
+    if let Some(scored) = ResponseRow::of(row)? {
+        return scored_response(row, scored, tokenizer, max_length);
+    }
     let label = label_of(row)?;
     let Some((prompt, response)) = labelled_parts(parser, row, label)? else {
         return Ok(RowOutcome::Equal);
@@ -229,12 +238,39 @@ fn labelled_row(
     Ok(RowOutcome::Kept { item, notes })
 }
 
+/// A response of a row of scored ones; it has no label if it is neither better nor worse than the others.
+fn scored_response(
+    row: &Row,
+    scored: ResponseRow,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<RowOutcome<Labelled>> {
+    check_row_ids(row, tokenizer, &scored.prompt_ids)?;
+    check_row_ids(row, tokenizer, &scored.completion_ids)?;
+    let prompt_len = scored.prompt_ids.len();
+    let ids = [scored.prompt_ids, scored.completion_ids].concat();
+    let label = row.columns.get("label").and_then(Value::as_bool);
+    Ok(match label {
+        _ if ids.len() > max_length => RowOutcome::TooLong,
+        Some(label) if ids.len() > prompt_len.max(1) => RowOutcome::Kept {
+            item: Labelled {
+                ids,
+                prompt_len,
+                label,
+            },
+            notes: Notes::default(),
+        },
+        _ => RowOutcome::Untrained,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::super::tests::{plain, rows};
     use super::*;
+    use crate::data::Take;
     use crate::data::tokenizer::testing::{self, CHATML, EOS, HI, IM_END, NN};
 
     #[test]
@@ -259,6 +295,29 @@ mod tests {
         );
         let report = got.report;
         assert_eq!((report.dropped_too_long, report.dropped_equal), (1, 2));
+    }
+
+    #[test]
+    fn scored_responses_are_desirable_if_they_are_better_than_most() {
+        let tok = testing::tokenizer(false, None);
+        let row = json!({"prompt_ids": [1, 2], "response_ids": [[3], [4], [5], [6]], "scores": [0.5, 2.0, 1.0, 0.5]});
+        let of = |take: Option<Take>| {
+            let format = RowFormat { take, ..plain() };
+            encode_labelled(&rows(std::slice::from_ref(&row)), &tok, &format, 9).unwrap()
+        };
+        let all = of(None);
+        let labels: Vec<_> = (all.items.iter())
+            .map(|item| (item.ids[2], item.label))
+            .collect();
+        assert_eq!(labels, [(3, false), (4, true), (5, true), (6, false)]);
+        let ends = of(Some(Take::BestAndWorst)).items;
+        assert_eq!(ends.len(), 2);
+        assert_eq!((ends[0].ids[2], ends[1].ids[2]), (4, 3));
+        // The middle one of three is neither.
+        let row =
+            json!({"prompt_ids": [1], "response_ids": [[3], [4], [5]], "scores": [0.0, 1.0, 2.0]});
+        let got = encode_labelled(&rows(&[row]), &tok, &plain(), 9).unwrap();
+        assert_eq!((got.items.len(), got.report.dropped_untrained), (2, 1));
     }
 
     #[test]

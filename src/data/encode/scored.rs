@@ -1,6 +1,8 @@
 //! Rows of scored responses, as stages write them: several responses to one prompt with a score each. The reading stage selects
 //! among them by `take`.
 
+use std::cmp::Ordering;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -234,6 +236,40 @@ pub(super) fn response_rows(rows: &[Row], take: Option<Take>) -> Result<Option<D
         }
     }
     Ok(Some(divided))
+}
+
+/// The responses of a row of scored ones, each a row with columns `prompt_ids`, `completion_ids` and `label`: true for a response that is
+/// better than more of the others than it is worse than, false for the reverse, null for neither. With `BestAndWorst` only these two.
+/// `None` if the row is none of scored responses.
+pub(super) fn labelled_rows(row: &Row, take: Option<Take>) -> Result<Option<Vec<Row>>> {
+    let Some(scored) = ScoredRow::of(row)? else {
+        return Ok(None);
+    };
+    let scores = scored.scores(row)?;
+    let count = scores.len();
+    let chosen: Vec<usize> = match take {
+        Some(Take::BestAndWorst) if count > 1 => vec![best(scores), best(&negated(scores))],
+        _ => (0..count).collect(),
+    };
+    let label = |i: usize| {
+        let beats = |a: usize, b: usize| scores[a] - scores[b] > scored.tie_margin.max(0.0);
+        let better = (0..count).filter(|&j| beats(i, j)).count();
+        let worse = (0..count).filter(|&j| beats(j, i)).count();
+        match better.cmp(&worse) {
+            Ordering::Greater => Value::Bool(true),
+            Ordering::Less => Value::Bool(false),
+            Ordering::Equal => Value::Null,
+        }
+    };
+    let rows = chosen.into_iter().map(|i| Row {
+        columns: Map::from_iter([
+            ("prompt_ids".to_owned(), json!(scored.prompt_ids)),
+            ("completion_ids".to_owned(), json!(scored.response_ids[i])),
+            ("label".to_owned(), label(i)),
+        ]),
+        ..row.clone()
+    });
+    Ok(Some(rows.collect()))
 }
 
 /// Prompt and response of a row that [`response_rows`] made.

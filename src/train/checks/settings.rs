@@ -340,7 +340,10 @@ fn check_take(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
         checks.help("use `source: Stage(\"..\")`, or leave `take` out");
         return;
     }
-    let compares = matches!(data.kind, RowKind::Preference | RowKind::Responses);
+    let compares = matches!(
+        data.kind,
+        RowKind::Preference | RowKind::Responses | RowKind::Labelled
+    );
     let fits = match take {
         Take::All => true,
         Take::Best | Take::Above(_) | Take::TopFraction(_) => !compares,

@@ -120,15 +120,14 @@ impl ScoredRows {
         let responses = if compared { self.responses } else { 1 };
         let taken = match take {
             _ if compared => 1,
+            Some(Take::BestAndWorst) => 2,
+            _ if kind == RowKind::Labelled => self.responses,
             Some(Take::All) => self.responses,
             Some(Take::TopFraction(share)) => num_top(share, self.responses),
             _ => 1,
         };
-        let rows = taken as u64
-            * match held_out {
-                true => self.held_out,
-                false => self.prompts,
-            };
+        let prompts = [self.prompts, self.held_out][usize::from(held_out)];
+        let rows = taken as u64 * prompts;
         let (prompt, response) = self.expected;
         Lengths::unseen(rows, responses as f64 * self.len)
             .expecting(prompt + responses as f64 * response)
