@@ -36,6 +36,8 @@ const STEPS: usize = 20;
 const ROWS: usize = 40;
 /// Largest difference relative to the reference, of a step's loss and gradient norm.
 const TOLERANCE: f64 = 1e-3;
+/// The same of learning from preferences, whose trajectories are the nearest.
+const PREFERENCES_TOLERANCE: f64 = 1e-4;
 
 /// The adapters of trajectories with that name.
 const IA3: &str = r#"Ia3(target_modules: ["k_proj", "v_proj", "up_proj", "down_proj"], feedforward_modules: ["down_proj"])"#;
@@ -339,7 +341,7 @@ impl Differences {
         }
     }
 
-    fn check(self, backend: &str) {
+    fn check(self, backend: &str, tolerance: f64) {
         for ((subject, what), (difference, place)) in &self.0 {
             eprintln!("{subject}, {what} on {backend}: {difference:.1e} ({place})");
         }
@@ -350,7 +352,7 @@ impl Differences {
                 what: &format!("{what} of {STEPS} steps"),
                 backend,
                 difference,
-                tolerance: TOLERANCE,
+                tolerance,
                 relative: true,
             }
             .check();
@@ -377,7 +379,11 @@ fn method<B: ModelBackend>(
         };
         differences.add(&subject, name, &ours, &trajectory["steps"]);
     }
-    differences.check(backend_name::<B>());
+    let tolerance = match method {
+        "dpo" | "cpo" | "orpo" | "kto" => PREFERENCES_TOLERANCE,
+        _ => TOLERANCE,
+    };
+    differences.check(backend_name::<B>(), tolerance);
 }
 
 /// How a trajectory's weights are called.
