@@ -18,7 +18,11 @@ const PANELS: [Panel; 19] = [
     Panel {
         title: "Loss",
         about: "Nats per trained token (reward model and DPO: per comparison). Lower is better.",
-        metrics: &[("loss", "training"), ("eval/loss", "held out")],
+        metrics: &[
+            ("loss", "training"),
+            ("eval/loss", "held out"),
+            ("nll_loss", "cross-entropy of chosen responses"),
+        ],
     },
     Panel {
         title: "Accuracy",
@@ -68,7 +72,11 @@ const PANELS: [Panel; 19] = [
     Panel {
         title: "KL to the reference",
         about: "Nats per response: how far the policy has moved. A higher score at the same KL is better.",
-        metrics: &[("objective/kl", "KL"), ("eval/kl", "held out")],
+        metrics: &[
+            ("objective/kl", "KL"),
+            ("kl", "KL, estimate of KTO"),
+            ("eval/kl", "held out"),
+        ],
     },
     Panel {
         title: "Reward after the KL term",
