@@ -193,11 +193,12 @@ fn a_comparison_is_two_labelled_responses() {
     let keys = "shuffle: false, optim: (lr: 1e-3)";
     write_rows(folder, PAIR);
     let pairs = run(folder, "Kto", keys, "pairs");
-    let lines: String = ROWS
+    // First the chosen responses, then the rejected ones.
+    let lines: String = [(1, true), (2, false)]
         .iter()
-        .flat_map(|[prompt, chosen, rejected]| {
-            [(chosen, true), (rejected, false)].map(|(response, label)| {
-                let row = json!({"prompt": prompt, "completion": response, "label": label});
+        .flat_map(|(side, label)| {
+            ROWS.map(|row| {
+                let row = json!({"prompt": row[0], "completion": row[*side], "label": label});
                 format!("{row}\n")
             })
         })

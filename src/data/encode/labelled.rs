@@ -13,6 +13,10 @@ use crate::data::rows::{Row, json_kind};
 use crate::data::{RowFormat, Tokenizer, flag};
 use crate::error::Result;
 
+/// Comparisons whose chosen responses come before their rejected ones: the batch of datasets' `map`, which TRL 1.16's
+/// `unpair_preference_dataset` is applied by.
+const UNPAIRED_ROWS: usize = 1000;
+
 /// A response to a prompt with its label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labelled {
@@ -39,7 +43,8 @@ impl RowEncoding for Labels {
         self.max_length
     }
 
-    /// A comparison becomes two rows, that of its chosen response first; scored responses become a row each.
+    /// A comparison becomes two rows: of some rows first those of the chosen responses, then those of the rejected ones, as in TRL, so that
+    /// both responses to a prompt are rarely in one batch. Scored responses become a row each.
     fn divided(rows: &[Row], format: &RowFormat) -> Result<Option<Divided>> {
         let is_whole = |row: &Row| !is_comparison(row, format) && !is_scored(row);
         if rows.iter().all(is_whole) {
@@ -51,14 +56,19 @@ impl RowEncoding for Labels {
             row
         };
         let mut divided = Vec::new();
-        for row in rows {
-            match labelled_rows(row, format.take)? {
-                Some(rows) => divided.extend(rows),
-                None if is_comparison(row, format) => {
-                    divided.extend([labelled(row, true), labelled(row, false)]);
+        for rows in rows.chunks(UNPAIRED_ROWS) {
+            let mut rejected = Vec::new();
+            for row in rows {
+                match labelled_rows(row, format.take)? {
+                    Some(rows) => divided.extend(rows),
+                    None if is_comparison(row, format) => {
+                        divided.push(labelled(row, true));
+                        rejected.push(labelled(row, false));
+                    }
+                    None => divided.push(row.clone()),
                 }
-                None => divided.push(row.clone()),
             }
+            divided.append(&mut rejected);
         }
         Ok(Some(Divided {
             rows: divided,
