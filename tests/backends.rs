@@ -39,7 +39,8 @@ on_backends!(
     together: models_in_one_pass;
     reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;
     mixed: mixed_products, mixed_logprobs;
-    trajectories: sft, reward, dpo, cpo, orpo, kto;
+    trajectories: sft, reward, dpo, cpo, orpo, kto, distill;
+    divergence: gradients;
     optimisers: twenty_steps;
     ppo: rollout_and_update;
     pipeline: every_stage;

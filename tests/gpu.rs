@@ -40,7 +40,8 @@ macro_rules! on {
                 together: models_in_one_pass;
                 reduced: products, blocks, bf16_models, nf4_models, int8_models, bitsandbytes_files;
                 mixed: mixed_products, mixed_logprobs;
-                trajectories: sft, reward, dpo;
+                trajectories: sft, reward, dpo, distill;
+                divergence: gradients;
                 peft: adapters, classifiers, written, misfits, trained, many_rows, combined;
                 bottlenecks: forward, gradients, fresh;
                 resized: tables, written;

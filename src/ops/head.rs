@@ -34,6 +34,67 @@ impl<B: Backend> Head<B> {
             Self::Capped(head, _) => head.width(),
         }
     }
+
+    /// Number of logits of a state.
+    pub fn num_tokens(&self) -> usize {
+        match self {
+            Self::Full(head, _) => head.dims()[0],
+            Self::Reduced(head) => head.outputs(),
+            Self::Replaced(_, _, replaced) => replaced.num_rows(),
+            Self::Capped(head, _) => head.num_tokens(),
+        }
+    }
+}
+
+impl<B: ModelBackend> Head<B> {
+    /// The parameter that may be trained, if there is one.
+    pub(super) fn parameter(&self) -> Option<&Tensor<B, 2>> {
+        match self {
+            Self::Full(head, _) => Some(head),
+            Self::Reduced(_) => None,
+            Self::Replaced(_, others, _) => Some(others),
+            Self::Capped(head, _) => head.parameter(),
+        }
+    }
+
+    /// Gradients of `hidden`, and of [`Head::parameter`] if requested, from the gradient `grad` of the `logits`; both `[tokens, vocab]`.
+    pub(super) fn backward(
+        &self,
+        hidden: Tensor<B, 2>,
+        logits: Tensor<B, 2>,
+        grad: Tensor<B, 2>,
+        with_parameter: bool,
+    ) -> (Tensor<B, 2>, Option<Tensor<B, 2>>) {
+        let product = |precision: MatmulPrecision, a, b| {
+            wrap::<B, 2>(precision.matmul::<B>(unwrap::<B, 2>(a), unwrap::<B, 2>(b)))
+        };
+        match self {
+            Self::Full(head, precision) => {
+                let of_head =
+                    with_parameter.then(|| product(*precision, grad.clone().transpose(), hidden));
+                (product(*precision, grad, head.clone()), of_head)
+            }
+            Self::Reduced(head) => (wrap(B::reduced_linear_backward(unwrap(grad), head)), None),
+            Self::Replaced(head, others, replaced) => {
+                let columns = replaced.columns(grad.clone());
+                let of_others = with_parameter
+                    .then(|| product(MatmulPrecision::F32, columns.clone().transpose(), hidden));
+                let of_table = wrap::<B, 2>(head.backward(unwrap(replaced.clear(grad))));
+                let of_columns = product(head.precision(), columns, others.clone());
+                (of_table + of_columns, of_others)
+            }
+            Self::Capped(head, cap) => {
+                // d tanh = 1 - tanh^2; the uncapped logits are not needed.
+                let slope = logits
+                    .clone()
+                    .div_scalar(*cap)
+                    .powi_scalar(2)
+                    .neg()
+                    .add_scalar(1.0);
+                head.backward(hidden, logits, grad * slope, with_parameter)
+            }
+        }
+    }
 }
 
 /// The logits of the rows in place of others, `[tokens, replaced]`.
@@ -104,7 +165,10 @@ fn capped<B: Backend>(logits: Tensor<B, 2>, cap: f32) -> Tensor<B, 2> {
 }
 
 /// [`logits`] by the differentiable product, so that passes with and without gradients give the same bits.
-fn trained_logits<B: ModelBackend>(hidden: Tensor<B, 2>, head: &Head<B>) -> Tensor<B, 2> {
+pub(super) fn trained_logits<B: ModelBackend>(
+    hidden: Tensor<B, 2>,
+    head: &Head<B>,
+) -> Tensor<B, 2> {
     let hidden = unwrap(hidden);
     wrap(match head {
         Head::Full(head, precision) => {

@@ -16,6 +16,7 @@ mod autodiff;
 mod cpu;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
+mod divergence;
 mod frozen;
 mod head;
 mod input;
@@ -32,6 +33,7 @@ pub use activation::{Gate, Gelu};
 pub use adamw::{AdamWParam, AdamWResult, AdamWStep};
 pub use adamw_8bit::{AdamW8bitParam, AdamW8bitResult, BLOCK, ByteMoment};
 pub use attend::{Attend, HeadLayout, Mask};
+pub use divergence::{Divergence, HeadInput, divergence, row_divergences};
 pub use frozen::FrozenWeight;
 pub use head::{Head, head_logprob, logits};
 pub use input::LinearInput;

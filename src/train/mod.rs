@@ -5,6 +5,7 @@ mod clock;
 mod compare;
 pub mod config;
 mod cpo;
+mod distill;
 mod dpo;
 mod evaluate;
 mod forward;
@@ -77,6 +78,8 @@ stage::stages! {
     Hir(config::HirConfig),
     /// Proximal policy optimisation.
     Ppo(config::PpoConfig),
+    /// On-policy distillation.
+    Distill(config::DistillConfig),
     /// Comparison of policies.
     Compare(config::CompareConfig),
 }

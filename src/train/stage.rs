@@ -61,6 +61,8 @@ pub struct StageInputs<'a> {
     pub judge: Option<(&'a JudgeModel, bool)>,
     /// The learned reward that a value network starts from, with its key: its model must have the tokenizer of the first model.
     pub value_start: Option<(&'static str, &'a str)>,
+    /// Whether all models must have the vocabulary of the first one, besides its tokenizer.
+    pub same_vocabulary: bool,
     /// What a value network of its own trains.
     pub value_peft: Option<&'a Peft>,
 }

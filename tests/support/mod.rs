@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod bottlenecks;
+pub(crate) mod divergence;
 pub(crate) mod encoders;
 pub(crate) mod endpoint;
 pub(crate) mod families;

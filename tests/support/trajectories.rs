@@ -1,5 +1,5 @@
-//! Supervised fine-tuning, reward modelling and learning from preferences against TRL's trainers, step by step:
-//! `tests/reference/trajectories` and `tests/reference/preferences`.
+//! Supervised fine-tuning, reward modelling, learning from preferences and distillation against TRL's trainers, step by step:
+//! `tests/reference/trajectories`, `preferences` and `distill`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -65,8 +65,8 @@ impl Start {
             trajectories: read(&reference("trajectories.json")),
             folder: tempfile::tempdir().unwrap(),
         };
-        // Those of `prompts.py`, `bottlenecks.py` and `preferences.py`.
-        for more in ["prompts", "bottlenecks", "preferences"] {
+        // Those of `prompts.py`, `bottlenecks.py`, `preferences.py` and `distill.py`.
+        for more in ["prompts", "bottlenecks", "preferences", "distill"] {
             let more = read(&folder(more).join("trajectories.json"));
             for (method, runs) in more.as_object().unwrap() {
                 for (name, run) in runs.as_object().unwrap() {
@@ -171,7 +171,8 @@ impl Start {
                 _ => 64,
             },
             epochs = STEPS * batch_size / ROWS,
-            more = stage.more,
+            // The teacher of a distillation.
+            more = stage.more.replace("GPT2", &format!("{:?}", self.path("gpt2"))),
             optim = optim(settings),
         );
         let file = self.path("recipe.ron");
@@ -577,5 +578,25 @@ pub(crate) fn orpo<B: ModelBackend>(device: B::Device) {
         let stage = on_preferences("Orpo", name, "preferences.jsonl", more);
         let (_, weights) = name.split_once('_').unwrap();
         (format!("ORPO ({weights})"), stage)
+    });
+}
+
+/// `GKDTrainer` on completions of the data, from a teacher of another family with the same tokens.
+pub(crate) fn distill<B: ModelBackend>(device: B::Device) {
+    method::<B>(device, "gkd", |name, settings| {
+        let stage = Stage {
+            kind: "Distill",
+            model: "model",
+            adapter: name.contains("lora").then_some("adapter"),
+            peft: peft(name, settings),
+            data: reference("sft.jsonl"),
+            more: format!(
+                "teacher: Folder(GPT2), lmbda: 0.0, beta: {:?},",
+                settings["beta"].as_f64().unwrap()
+            ),
+        };
+        let divergence = name.split('_').next().unwrap();
+        let subject = format!("distillation, {divergence} ({})", weights_of(name));
+        (subject, stage)
     });
 }

@@ -1,5 +1,6 @@
 //! One graph node per fused operation, with its hand-written backward pass.
 
+pub(super) mod divergence;
 mod logprob;
 mod matmul;
 mod rows;

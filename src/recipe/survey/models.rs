@@ -14,25 +14,32 @@ use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder}
 impl Surveyor<'_> {
     /// The first model of a stage: the initial one, or the one that determines the tokenizer. Others must have the same tokenizer.
     pub(super) fn models(&mut self, inputs: &StageInputs<'_>, path: &str) -> Option<ResolvedModel> {
-        let mut first: Option<ResolvedModel> = None;
+        let mut first: Option<(&str, ResolvedModel)> = None;
         for (key, init) in &inputs.models {
             let place = format!("{path}.{key}");
             let Some(known) = self.model(init, &place) else {
                 continue;
             };
-            match &first {
-                Some(first) if !known.tokenizer.reads_ids_of(&first.tokenizer) => {
-                    let problem = self.places.problem(
-                        &place,
-                        "its tokenizer is another one than the reference's; policies are compared on the same tokens",
-                    );
-                    self.problems.push(problem);
-                }
-                Some(_) => {}
-                None => first = Some(known),
-            }
+            let Some((of, other)) = &first else {
+                first = Some((key, known));
+                continue;
+            };
+            let (size, expected) = (known.config.vocab_size(), other.config.vocab_size());
+            let message = if !known.tokenizer.reads_ids_of(&other.tokenizer) {
+                format!(
+                    "its tokenizer is another one than that of `{of}`; both must read the same tokens"
+                )
+            } else if inputs.same_vocabulary && size != expected {
+                format!(
+                    "its vocabulary has {size} tokens, and that of `{of}` has {expected}: their distributions cannot be compared"
+                )
+            } else {
+                continue;
+            };
+            let problem = self.places.problem(&place, message);
+            self.problems.push(problem);
         }
-        first
+        first.map(|(_, first)| first)
     }
 
     /// Opens the model at the key `place`, or records the problem.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::compare::CompareConfig;
 pub use super::cpo::CpoConfig;
+pub use super::distill::DistillConfig;
 pub use super::dpo::DpoConfig;
 pub use super::hir::{HirConfig, Instructions};
 pub use super::judge::JudgeConfig;
