@@ -60,6 +60,7 @@ pub mod rng;
 pub mod settings;
 pub mod snapshot;
 pub mod start;
+pub mod stats;
 mod suggest;
 pub mod tokens;
 pub mod train;

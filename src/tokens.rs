@@ -229,6 +229,28 @@ pub fn packed_len<R: AsRef<[u32]>>(group: &[R]) -> usize {
     shared + own
 }
 
+/// Ranges of adjacent rows to be packed as groups: those for which `same_prompt` holds of the first one and another, as long as the group
+/// has at most `most` tokens.
+pub fn row_groups(
+    rows: &[&[u32]],
+    most: usize,
+    same_prompt: impl Fn(usize, usize) -> bool,
+) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    for row in 0..rows.len() {
+        match groups.last_mut() {
+            Some(group)
+                if same_prompt(group.start, row)
+                    && packed_len(&rows[group.start..=row]) <= most =>
+            {
+                group.end = row + 1;
+            }
+            _ => groups.push(row..row + 1),
+        }
+    }
+    groups
+}
+
 /// Length of the common prefix of a group's rows. It leaves each row at least one own token; for a single row it is 0.
 fn shared_len<R: AsRef<[u32]>>(group: &[R]) -> usize {
     let [first, others @ ..] = group else {
@@ -247,6 +269,22 @@ fn shared_len<R: AsRef<[u32]>>(group: &[R]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adjacent_rows_with_one_prompt_are_a_group() {
+        let rows: [&[u32]; 5] = [
+            &[1, 2, 5],
+            &[1, 2, 6, 7],
+            &[1, 2, 8],
+            &[1, 3, 5],
+            &[1, 2, 5],
+        ];
+        let same = |a: usize, b: usize| rows[a][..2] == rows[b][..2];
+        assert_eq!(row_groups(&rows, 100, same), [0..3, 3..4, 4..5]);
+        // Two of the prompt, one and two of the responses are five; a third response would be the sixth.
+        assert_eq!(row_groups(&rows, 5, same), [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(row_groups(&rows[..2], 1, same), [0..1, 1..2]);
+    }
 
     #[test]
     fn positions_restart_at_each_row() {

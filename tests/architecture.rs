@@ -14,7 +14,7 @@ const LEVELS: &[&[&str]] = &[
         "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot", "read_at",
     ],
     &["ops", "atomic", "guard", "settings"],
-    &["params", "rl", "hub"],
+    &["params", "rl", "hub", "stats"],
     &["loss", "data", "peft", "optim", "report"],
     &["model"],
     &["checkpoint", "generate"],

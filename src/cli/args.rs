@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 pub use super::chat::ChatArgs;
 pub use super::combine::CombineArgs;
 pub use super::completions::CompletionsArgs;
+pub use super::eval_stages::StagesArgs;
 pub use super::generate::GenerateArgs;
 pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
@@ -239,7 +240,8 @@ Reward sources:
 Examples:
   temper eval --model tiny --data rows.jsonl
   temper eval --model smollm2-135m --adapter runs/smollm2/sft/adapter --data valid.jsonl --reward rouge-l --reward length:8
-  temper eval --model tiny --data rows.jsonl --reward 'command:python3 score.py' --output eval.json"
+  temper eval --model tiny --data rows.jsonl --reward 'command:python3 score.py' --output eval.json
+  temper eval --run runs/smollm2 --stages sft,ppo --data test.jsonl --reward rouge-l   win rates with intervals"
 )]
 pub struct EvalArgs {
     /// The model.
@@ -251,6 +253,9 @@ pub struct EvalArgs {
     /// Generate responses to the prompts and score them by this source (see below); may be repeated
     #[arg(long, value_name = "SOURCE", value_parser = reward)]
     pub reward: Vec<RewardArg>,
+    /// Stages of a run side by side.
+    #[command(flatten)]
+    pub stages: StagesArgs,
     /// How responses are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::args::{ComputeArgs, EvalArgs, ModelArgs};
+use super::args::{ComputeArgs, EvalArgs, ModelArgs, RewardArg};
+use super::eval_stages;
 use super::logprobs::measure;
 use super::model::{UnloadedModel, warn};
 use super::output;
@@ -27,7 +28,7 @@ use crate::reward::{
 /// Texts that a judge writes at once.
 const JUDGE_TEXTS: usize = 32;
 /// Default temperature of generated responses: greedy, so that everyone gets the same responses from the same model.
-const TEMPERATURE: f64 = 0.0;
+pub(super) const TEMPERATURE: f64 = 0.0;
 
 /// The measurements; absent parts were not measured.
 #[derive(Default, Serialize)]
@@ -59,6 +60,9 @@ struct Measurements {
 pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
     if let Some(path) = &args.output {
         output::check(path)?;
+    }
+    if !args.stages.stages.is_empty() {
+        return eval_stages::run(args, compute);
     }
     let model = UnloadedModel::find(&args.model)?;
     let data = rows::read(&args.data)?;
@@ -149,7 +153,8 @@ impl Task for EvalTask<'_> {
 
     fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Measurements> {
         // Sources are built first: an invalid one should not cost a whole generation.
-        let mut sources = self.sources::<B>(&device)?;
+        let mut sources =
+            reward_sources::<B>(&self.args.reward, self.model, self.tokenizer, &device)?;
         let model = self.model.language_model::<B>(&device)?;
         let mut found = Measurements::default();
         let logprobs = measure(&model, self.data, self.measured, &device)?;
@@ -169,100 +174,6 @@ impl Task for EvalTask<'_> {
 }
 
 impl EvalTask<'_> {
-    fn sources<B: ModelBackend>(
-        &self,
-        device: &B::Device,
-    ) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
-        let policy = self.tokenizer.cloned().map(Arc::new);
-        let classifier = |name: &str, settings: ClassifierSettings<'_>| {
-            let source = ClassifierSource::find(&Finder::new(Fetch::All), name)?;
-            let numerics = self.model.numerics;
-            Classifier::<B>::load(&source, settings, numerics, BATCH_TOKENS, device)
-        };
-        let learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
-            let model = UnloadedModel::find(&ModelArgs::of(folder.to_owned()))?;
-            // Rows of ids need no tokenizer.
-            let own = match &policy {
-                Some(_) => Some(Arc::new(model.tokenizer()?)),
-                None => None,
-            };
-            let before = (model.config.max_positions()).saturating_sub(model.max_row_tokens);
-            let encoder =
-                CompletionEncoder::new(folder, &model.config, own, policy.clone()).after(before);
-            if let Some(note) = encoder.note() {
-                eprintln!("{note}");
-            }
-            let learned =
-                Learned::<B>::new(model.reward_model(device)?, BATCH_TOKENS, device.clone());
-            Ok(Box::new(learned.with_encoder(encoder)))
-        };
-        let log_probability = |name: &str, reduction| -> Result<Box<dyn RewardSource>> {
-            let model = UnloadedModel::find(&ModelArgs::of(name.to_owned()))?;
-            let own = match &policy {
-                Some(_) => Some(Arc::new(model.tokenizer()?)),
-                None => None,
-            };
-            let before = (model.config.max_positions()).saturating_sub(model.max_row_tokens);
-            let encoder =
-                CompletionEncoder::new(name, &model.config, own, policy.clone()).after(before);
-            if let Some(note) = encoder.note() {
-                eprintln!("{note}");
-            }
-            let model = model.language_model::<B>(device)?;
-            let device = device.clone();
-            let source = LogProbability::new(model, reduction, BATCH_TOKENS, device, encoder);
-            Ok(Box::new(source))
-        };
-        let mut with_model = |source: ModelReward<'_>| -> Result<Box<dyn RewardSource>> {
-            match source {
-                ModelReward::Learned(folder) => learned(folder),
-                ModelReward::LogProbability(name, reduction) => log_probability(name, reduction),
-                ModelReward::Classifier(name, settings) => {
-                    Ok(Box::new(classifier(name, settings)?))
-                }
-                ModelReward::Graded(graded) => {
-                    let judge = self.judge::<B>(&graded.judge, device)?;
-                    let name = format!("graded({})", graded.judge.name());
-                    Ok(Box::new(Graded::new(name, judge, graded)?))
-                }
-            }
-        };
-        let rewards = self.args.reward.iter();
-        rewards
-            .map(|reward| {
-                Ok((
-                    reward.title.clone(),
-                    reward::build(&reward.config, &CustomRewards::default(), &mut with_model)?,
-                ))
-            })
-            .collect()
-    }
-
-    /// The judge of `graded:DIR`.
-    fn judge<B: ModelBackend>(
-        &self,
-        judge: &JudgeModel,
-        device: &B::Device,
-    ) -> Result<Box<dyn Judge>> {
-        let JudgeModel::Model(Init::Folder(folder)) = judge else {
-            return Err(Error::Usage(
-                "here a judge is a folder or a model of the hub; other judges are named in recipes"
-                    .into(),
-            ));
-        };
-        let model = UnloadedModel::find(&ModelArgs::of(folder.to_string_lossy().into_owned()))?;
-        let positions = (model.config.has_learned_positions()).then_some(model.max_row_tokens);
-        Ok(Box::new(LocalJudge::new(
-            judge.name(),
-            model.language_model::<B>(device)?,
-            Arc::new(model.tokenizer()?),
-            positions,
-            BATCH_TOKENS,
-            JUDGE_TEXTS,
-            device.clone(),
-        )))
-    }
-
     fn answer<B: ModelBackend>(
         &self,
         model: &LanguageModel<B>,
@@ -314,4 +225,96 @@ impl EvalTask<'_> {
         }
         Ok(())
     }
+}
+
+/// The reward sources by title; `model`, the first policy, has the tokenizer that they read.
+///
+/// # Errors
+/// Those of the sources.
+pub(super) fn reward_sources<B: ModelBackend>(
+    rewards: &[RewardArg],
+    model: &UnloadedModel,
+    tokenizer: Option<&Tokenizer>,
+    device: &B::Device,
+) -> Result<Vec<(String, Box<dyn RewardSource>)>> {
+    let (policy, numerics) = (tokenizer.cloned().map(Arc::new), model.numerics);
+    let classifier = |name: &str, settings: ClassifierSettings<'_>| {
+        let source = ClassifierSource::find(&Finder::new(Fetch::All), name)?;
+        Classifier::<B>::load(&source, settings, numerics, BATCH_TOKENS, device)
+    };
+    let learned = |folder: &str| -> Result<Box<dyn RewardSource>> {
+        let model = UnloadedModel::find(&ModelArgs::of(folder.to_owned()))?;
+        // Rows of ids need no tokenizer.
+        let own = match &policy {
+            Some(_) => Some(Arc::new(model.tokenizer()?)),
+            None => None,
+        };
+        let before = (model.config.max_positions()).saturating_sub(model.max_row_tokens);
+        let encoder =
+            CompletionEncoder::new(folder, &model.config, own, policy.clone()).after(before);
+        if let Some(note) = encoder.note() {
+            eprintln!("{note}");
+        }
+        let learned = Learned::<B>::new(model.reward_model(device)?, BATCH_TOKENS, device.clone());
+        Ok(Box::new(learned.with_encoder(encoder)))
+    };
+    let log_probability = |name: &str, reduction| -> Result<Box<dyn RewardSource>> {
+        let model = UnloadedModel::find(&ModelArgs::of(name.to_owned()))?;
+        let own = match &policy {
+            Some(_) => Some(Arc::new(model.tokenizer()?)),
+            None => None,
+        };
+        let before = (model.config.max_positions()).saturating_sub(model.max_row_tokens);
+        let encoder =
+            CompletionEncoder::new(name, &model.config, own, policy.clone()).after(before);
+        if let Some(note) = encoder.note() {
+            eprintln!("{note}");
+        }
+        let model = model.language_model::<B>(device)?;
+        let device = device.clone();
+        let source = LogProbability::new(model, reduction, BATCH_TOKENS, device, encoder);
+        Ok(Box::new(source))
+    };
+    let mut with_model = |source: ModelReward<'_>| -> Result<Box<dyn RewardSource>> {
+        match source {
+            ModelReward::Learned(folder) => learned(folder),
+            ModelReward::LogProbability(name, reduction) => log_probability(name, reduction),
+            ModelReward::Classifier(name, settings) => Ok(Box::new(classifier(name, settings)?)),
+            ModelReward::Graded(graded) => {
+                let judge = judge::<B>(&graded.judge, device)?;
+                let name = format!("graded({})", graded.judge.name());
+                Ok(Box::new(Graded::new(name, judge, graded)?))
+            }
+        }
+    };
+    rewards
+        .iter()
+        .map(|reward| {
+            Ok((
+                reward.title.clone(),
+                reward::build(&reward.config, &CustomRewards::default(), &mut with_model)?,
+            ))
+        })
+        .collect()
+}
+
+/// The judge of `graded:DIR`.
+fn judge<B: ModelBackend>(judge: &JudgeModel, device: &B::Device) -> Result<Box<dyn Judge>> {
+    let JudgeModel::Model(Init::Folder(folder)) = judge else {
+        return Err(Error::Usage(
+            "here a judge is a folder or a model of the hub; other judges are named in recipes"
+                .into(),
+        ));
+    };
+    let model = UnloadedModel::find(&ModelArgs::of(folder.to_string_lossy().into_owned()))?;
+    let positions = (model.config.has_learned_positions()).then_some(model.max_row_tokens);
+    Ok(Box::new(LocalJudge::new(
+        judge.name(),
+        model.language_model::<B>(device)?,
+        Arc::new(model.tokenizer()?),
+        positions,
+        BATCH_TOKENS,
+        JUDGE_TEXTS,
+        device.clone(),
+    )))
 }

@@ -7,6 +7,7 @@ mod combine;
 mod completions;
 mod doctor;
 mod eval;
+mod eval_stages;
 mod export;
 mod export_gguf;
 mod generate;

@@ -359,7 +359,13 @@ const VARIANTS: &[Elsewhere] = &[
         advice: "of the methods on sampled responses there are `Ppo(..)`, and `Rank(..)` with `Sft(..)` on its best ones",
     },
     Elsewhere {
-        names: &["Gkd", "GKDTrainer", "Distillation", "KnowledgeDistillation", "MiniLLM"],
+        names: &[
+            "Gkd",
+            "GKDTrainer",
+            "Distillation",
+            "KnowledgeDistillation",
+            "MiniLLM",
+        ],
         key: "Distill",
         advice: "distillation from a teacher is a stage `Distill(..)`",
     },

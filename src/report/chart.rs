@@ -18,7 +18,7 @@ pub(super) const COLORS: [RGBColor; 4] = [
     RGBColor(0x82, 0x52, 0xAA),
 ];
 
-const SIZE: (u32, u32) = (440, 230);
+pub(super) const SIZE: (u32, u32) = (440, 230);
 /// Most points of a line; longer series are averaged bucket by bucket.
 const MAX_POINTS: usize = 400;
 /// Height of a bar with the space below it, and of the axis.
@@ -46,8 +46,9 @@ pub(super) struct Bar<'a> {
     pub(super) error: f64,
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(super) type DrawingError = DrawingAreaErrorKind<std::io::Error>;
+type Drawn = Result<(), DrawingError>;
 
 /// An SVG element with all lines over the steps; `Err` holds the plotting crate's message. `percent`: the values are fractions.
 pub(super) fn line_chart(lines: &[Line<'_>], percent: bool) -> Result<String, String> {
@@ -63,17 +64,7 @@ pub(super) fn line_chart(lines: &[Line<'_>], percent: bool) -> Result<String, St
     let x = Axis::of_steps(first, last);
     let y = Axis::of_values(low, high, percent, whole);
     svg(SIZE, |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin(MARGIN)
-            .x_label_area_size(AXIS_HEIGHT)
-            .y_label_area_size(58)
-            .build_cartesian_2d(x, y)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.4))
-            .draw()?;
+        let mut chart = frame(root, x, y, true)?;
         for (i, line) in lines.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
             let points = thin(&line.points, MAX_POINTS);
@@ -101,18 +92,7 @@ pub(super) fn histogram_chart(histogram: &Histogram) -> Result<String, String> {
     let y = Axis::of_values(0.0, high.max(0.01), true, false);
     let x = Axis::of_values(histogram.low, histogram.high, false, false);
     svg(SIZE, |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin(MARGIN)
-            .x_label_area_size(AXIS_HEIGHT)
-            .y_label_area_size(58)
-            .build_cartesian_2d(x, y)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.4))
-            .draw()?;
+        let mut chart = frame(root, x, y, false)?;
         for (i, shares) in shares.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
             if i == 0 {
@@ -196,17 +176,7 @@ pub(super) fn reliability_chart(points: &[(f64, f64, usize)]) -> Result<String, 
     let x = Axis::of_values(0.5, 1.0, true, false);
     let y = Axis::of_values(low, 1.0, true, false);
     svg(SIZE, |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin(MARGIN)
-            .x_label_area_size(AXIS_HEIGHT)
-            .y_label_area_size(58)
-            .build_cartesian_2d(x, y)?;
-        chart
-            .configure_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.4))
-            .draw()?;
+        let mut chart = frame(root, x, y, true)?;
         chart.draw_series(LineSeries::new([(0.5, 0.5), (1.0, 1.0)], INK.mix(0.4)))?;
         let color = COLORS[0];
         let curve = points
@@ -222,8 +192,34 @@ pub(super) fn reliability_chart(points: &[(f64, f64, usize)]) -> Result<String, 
     })
 }
 
+/// Two axes with lines at their ticks; those of the horizontal one only if `vertical_lines`.
+pub(super) fn frame<'a, 'b>(
+    root: &'a Area<'b>,
+    x: Axis,
+    y: Axis,
+    vertical_lines: bool,
+) -> Result<ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>, DrawingError> {
+    let mut chart = ChartBuilder::on(root)
+        .margin(MARGIN)
+        .x_label_area_size(AXIS_HEIGHT)
+        .y_label_area_size(58)
+        .build_cartesian_2d(x, y)?;
+    let mut mesh = chart.configure_mesh();
+    if !vertical_lines {
+        mesh.disable_x_mesh();
+    }
+    mesh.light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.12))
+        .axis_style(INK.mix(0.4))
+        .draw()?;
+    Ok(chart)
+}
+
 /// Draws on an SVG of this size, which a screen reader takes for one picture.
-fn svg(size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<String, String> {
+pub(super) fn svg(
+    size: (u32, u32),
+    draw: impl FnOnce(&Area<'_>) -> Drawn,
+) -> Result<String, String> {
     let mut text = String::new();
     {
         let root = SVGBackend::with_string(&mut text, size).into_drawing_area();

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::contest::{Contest, ContestRules};
+use super::curves::SampleCurves;
 use super::histogram::Histogram;
 use super::samples::Sample;
 use super::table::Table;
+use crate::stats::number;
 
 /// The responses of several policies to the same prompts, scored by the same sources.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +22,12 @@ pub struct Comparison {
     pub policies: Vec<ComparedPolicy>,
     /// The distribution of the scores by source, a series for each policy.
     pub distributions: Vec<Option<Histogram>>,
+    /// Win rates and ratings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contest: Option<Contest>,
+    /// What more samples per prompt give, by policy; empty with one response to each prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub curves: Vec<SampleCurves>,
 }
 
 /// The results of one policy.
@@ -53,18 +62,46 @@ pub struct Estimate {
 }
 
 /// A policy's responses: scores by source and prompt, and what is measured of all of them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PolicyResponses {
     /// Its name.
     pub name: String,
+    /// Responses to each prompt, one after another; 0 is 1.
+    pub num_responses: usize,
     /// Scores of each response, by source.
     pub scores: Vec<BTreeMap<String, f64>>,
+    /// Length of each response in tokens; may be empty.
+    pub lengths: Vec<f64>,
     /// KL from the reference, nats per response.
     pub kl: f64,
     /// Mean length of a response in tokens.
     pub tokens: f64,
     /// Fraction of responses that ended with EOS.
     pub eos_rate: f64,
+}
+
+impl PolicyResponses {
+    /// The score of each response by one source; NaN where it has none.
+    pub(super) fn scores_of(&self, source: &str) -> Vec<f64> {
+        let score = |scores: &BTreeMap<String, f64>| scores.get(source).copied();
+        (self.scores.iter())
+            .map(|scores| score(scores).unwrap_or(f64::NAN))
+            .collect()
+    }
+
+    /// The mean of numbers of the responses for each prompt; zeros without numbers.
+    pub(super) fn by_prompt(&self, values: &[f64]) -> Vec<f64> {
+        if values.is_empty() {
+            return vec![0.0; self.num_prompts()];
+        }
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        values.chunks(self.num_responses.max(1)).map(mean).collect()
+    }
+
+    /// Number of prompts.
+    pub(super) fn num_prompts(&self) -> usize {
+        self.scores.len() / self.num_responses.max(1)
+    }
 }
 
 impl Estimate {
@@ -88,11 +125,9 @@ impl Estimate {
 impl Comparison {
     /// Compares responses to the same prompts in the same order. `sources`: names of the reward sources.
     pub fn new(reference: &str, sources: Vec<String>, policies: &[PolicyResponses]) -> Self {
+        // The unit of every error is the prompt: responses to one prompt are alike.
         let of = |policy: &PolicyResponses, source: &str| -> Vec<f64> {
-            let score = |scores: &BTreeMap<String, f64>| scores.get(source).copied();
-            (policy.scores.iter())
-                .map(|scores| score(scores).unwrap_or(f64::NAN))
-                .collect()
+            policy.by_prompt(&policy.scores_of(source))
         };
         let base = policies.iter().find(|policy| policy.name == reference);
         let compared = |policy: &PolicyResponses| {
@@ -116,7 +151,9 @@ impl Comparison {
             }
         };
         let distribution = |source: &String| {
-            let scores: Vec<Vec<f64>> = policies.iter().map(|policy| of(policy, source)).collect();
+            let scores: Vec<Vec<f64>> = (policies.iter())
+                .map(|policy| policy.scores_of(source))
+                .collect();
             let series: Vec<(&str, &[f64])> = (policies.iter().zip(&scores))
                 .map(|(policy, scores)| (policy.name.as_str(), scores.as_slice()))
                 .collect();
@@ -126,8 +163,41 @@ impl Comparison {
             reference: reference.to_owned(),
             policies: policies.iter().map(compared).collect(),
             distributions: sources.iter().map(distribution).collect(),
+            contest: None,
+            curves: (policies.iter())
+                .filter_map(|policy| SampleCurves::of(policy, &sources))
+                .collect(),
             sources,
         }
+    }
+
+    /// The same with win rates and ratings of these policies.
+    pub fn with_contest(mut self, policies: &[PolicyResponses], rules: ContestRules) -> Self {
+        self.contest = Contest::of(&self.reference, &self.sources, policies, rules);
+        self
+    }
+
+    /// Further tables with their headings: win rates, ratings, and what more samples give.
+    pub(super) fn further_tables(&self) -> Vec<(String, Table)> {
+        let names: Vec<&str> = (self.policies.iter())
+            .map(|policy| policy.name.as_str())
+            .collect();
+        let mut tables = (self.contest.as_ref())
+            .map_or_else(Vec::new, |contest| contest.tables(&self.sources, &names));
+        for (name, curves) in names.iter().zip(&self.curves) {
+            let heading = format!("best of n responses of {name}, without bias; KL in nats");
+            tables.push((heading, curves.table(&self.sources)));
+        }
+        tables
+    }
+
+    /// The table, differences prompt by prompt, and the further tables, for a terminal.
+    pub fn text(&self) -> String {
+        let mut text = format!("{}{}", self.table(), self.gains());
+        for (heading, table) in self.further_tables() {
+            text.push_str(&format!("\n{heading}:\n{table}"));
+        }
+        text
     }
 
     /// The mean scores, KL and lengths by policy.
@@ -226,25 +296,29 @@ fn unsigned_zero(text: String) -> String {
     }
 }
 
-/// A number that was not finite is null in the file.
-fn number<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    Ok(Option::<f64>::deserialize(from)?.unwrap_or(f64::NAN))
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
     use super::*;
 
-    fn responses(name: &str, gold: &[f64]) -> PolicyResponses {
+    /// Responses with these gold scores.
+    pub(in crate::report) fn responses(name: &str, gold: &[f64]) -> PolicyResponses {
         let one = |&score| BTreeMap::from([("gold".to_owned(), score)]);
         PolicyResponses {
             name: name.into(),
+            num_responses: 1,
             scores: gold.iter().map(one).collect(),
+            lengths: Vec::new(),
             kl: -0.001,
             tokens: 12.25,
             eos_rate: 0.5,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::responses;
+    use super::*;
 
     fn compared(reference: &str) -> Comparison {
         let all = [

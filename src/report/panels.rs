@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::chart::{Line, line_chart};
+use super::frontier;
 use super::metrics::{MetricsRow, series};
 use super::page::escape;
 use super::progress::format_value;
@@ -181,6 +182,7 @@ pub(super) fn all(metrics: &[MetricsRow]) -> Result<String, String> {
         shown.extend(panel.metrics.iter().map(|(name, _)| *name));
         html.push_str(&figure(metrics, panel.title, panel.about, panel.metrics)?);
     }
+    html.push_str(&frontier::of_evaluations(metrics)?);
     let mut others = BTreeSet::new();
     for row in metrics {
         others.extend(row.values.keys().map(String::as_str));
@@ -197,7 +199,7 @@ pub(super) fn all(metrics: &[MetricsRow]) -> Result<String, String> {
     Ok(html)
 }
 
-/// The charts that tell most about a stage, `most` at most.
+/// The charts that tell most about a stage, `most` at most, and the score against the KL.
 pub(super) fn headlines(metrics: &[MetricsRow], most: usize) -> Result<String, String> {
     let mut figures = Vec::new();
     for title in HEADLINES {
@@ -206,7 +208,8 @@ pub(super) fn headlines(metrics: &[MetricsRow], most: usize) -> Result<String, S
         }
     }
     let figures = figures.into_iter().filter(|figure| !figure.is_empty());
-    Ok(figures.take(most).collect())
+    let figures: String = figures.take(most).collect();
+    Ok(figures + &frontier::of_evaluations(metrics)?)
 }
 
 /// A chart with its heading and legend; empty if none of its metrics has a point.

@@ -3,11 +3,13 @@
 use super::calibration::Calibration;
 use super::chart::{Bar, bar_chart, histogram_chart};
 use super::comparison::{ComparedPolicy, Comparison, Estimate};
+use super::frontier;
 use super::histogram::Histogram;
 use super::page::{self, escape};
 use super::panels::captioned;
 use super::progress::format_value;
 use super::record::StageRecord;
+use crate::stats::WinRate;
 
 /// The tables and pictures of a stage's results; empty if it has none.
 pub(super) fn results(record: &StageRecord) -> Result<String, String> {
@@ -17,6 +19,13 @@ pub(super) fn results(record: &StageRecord) -> Result<String, String> {
     }
     if let Some(comparison) = &record.comparison {
         html.push_str(&comparison_table(comparison));
+        for (heading, table) in comparison.further_tables() {
+            html.push_str(&format!(
+                "<p>{}</p>\n{}",
+                escape(&capitalised(&heading)),
+                page::table(&table)
+            ));
+        }
     }
     for note in record.calibration.iter().flat_map(Calibration::notes) {
         html.push_str(&format!("<p>{}</p>\n", escape(&note)));
@@ -35,6 +44,8 @@ pub(super) fn pictures(record: &StageRecord) -> Result<String, String> {
         for source in 0..comparison.sources.len() {
             html.push_str(&means(comparison, source)?);
         }
+        html.push_str(&win_rates(comparison)?);
+        html.push_str(&frontier::of_policies(comparison)?);
         for (source, distribution) in comparison.sources.iter().zip(&comparison.distributions) {
             let title = format!("Distribution of {source}");
             let about = "Share of the responses by score.";
@@ -118,6 +129,55 @@ fn means(comparison: &Comparison, source: usize) -> Result<String, String> {
         about,
         &bar_chart(&bars)?,
     ))
+}
+
+/// `text` with a capital letter at its start.
+fn capitalised(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| {
+        first.to_uppercase().chain(chars).collect()
+    })
+}
+
+/// Bars of the win rates against the reference, a figure for each source; empty without a contest.
+fn win_rates(comparison: &Comparison) -> Result<String, String> {
+    let mut html = String::new();
+    let Some(contest) = &comparison.contest else {
+        return Ok(html);
+    };
+    for (name, source) in comparison.sources.iter().zip(&contest.sources) {
+        let won: Vec<(&str, &WinRate)> = (comparison.policies.iter().zip(&source.win_rates))
+            .filter_map(|(policy, won)| Some((policy.name.as_str(), won.as_ref()?)))
+            .collect();
+        let legend: String = (won.iter().enumerate())
+            .map(|(i, (policy, won))| {
+                format!(
+                    "<span class=\"c{}\">{} {:.1} %</span> ",
+                    i % 4,
+                    escape(policy),
+                    100.0 * won.rate
+                )
+            })
+            .collect();
+        let bars: Vec<Bar<'_>> = (won.iter())
+            .map(|(label, won)| Bar {
+                label,
+                value: won.rate,
+                // The whiskers are half of the interval.
+                error: (won.interval.high - won.interval.low) / 2.0,
+            })
+            .collect();
+        html.push_str(&captioned(
+            &format!("Win rate by {name}"),
+            &legend,
+            &format!(
+                "Share of the prompts on which a policy's response beats that of {}, a tie being half a win, with 95 % intervals. 0.5 is a draw.",
+                contest.reference
+            ),
+            &bar_chart(&bars)?,
+        ));
+    }
+    Ok(html)
 }
 
 /// The closing table: mean scores with their errors, and below each the difference from the reference on the same prompts.

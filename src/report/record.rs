@@ -94,8 +94,7 @@ impl StageRecord {
     /// The stage's table for a terminal, and below it the `samples`, if it compares policies; empty if it has no table.
     pub fn closing_text(&self, samples: &[Sample]) -> String {
         if let Some(comparison) = &self.comparison {
-            let scores = format!("{}{}", comparison.table(), comparison.gains());
-            return format!("{scores}\n{}\n", responses_text(samples));
+            return format!("{}\n{}\n", comparison.text(), responses_text(samples));
         }
         self.table
             .as_ref()

@@ -358,9 +358,9 @@ mod tests {
         let scored = |name: &str, score: f64| PolicyResponses {
             name: name.into(),
             scores: vec![BTreeMap::from([("gold".into(), score)]); 3],
-            kl: 0.0,
             tokens: 4.0,
             eos_rate: 1.0,
+            ..PolicyResponses::default()
         };
         compare.record.comparison = Some(Comparison::new(
             "base",

@@ -4,6 +4,7 @@ use super::{Completion, CompletionEncoder, RewardSource};
 use crate::error::Result;
 use crate::model::ScalarModel;
 use crate::ops::ModelBackend;
+use crate::tokens::row_groups;
 
 /// A reward model as a source: its score at the last token of prompt and response.
 ///
@@ -43,8 +44,16 @@ impl<B: ModelBackend> RewardSource for Learned<B> {
             None => completions.iter().map(ids).collect(),
         };
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        Ok(self
-            .model
-            .row_scores(&rows, self.micro_batch_tokens, &self.device, &mut |_, _| {}))
+        // Responses to one prompt that stand together share its pass.
+        let prompt = |row: usize| &completions[row].prompt_ids;
+        let groups = row_groups(&rows, self.micro_batch_tokens, |a, b| {
+            prompt(a) == prompt(b)
+        });
+        let groups: Vec<Vec<&[u32]>> = (groups.into_iter())
+            .map(|range| rows[range].to_vec())
+            .collect();
+        let (most, device) = (self.micro_batch_tokens, &self.device);
+        let scores = (self.model).group_scores(&groups, most, device, &mut |_, _| {});
+        Ok(scores.concat())
     }
 }

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::host::{indices, read};
 use crate::model::CausalLm;
 use crate::ops::ModelBackend;
-use crate::tokens::{Segments, TokenBatch};
+use crate::tokens::{Segments, TokenBatch, packed_len, row_groups};
 
 pub use crate::model::row_logprobs;
 
@@ -56,4 +56,45 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
         count += positions.len();
     }
     Ok((sum, count))
+}
+
+/// As [`row_logprobs`], for rows of which those with the same prompt stand together: their common prefix passes once.
+pub(super) fn group_logprobs<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    rows: &[&[u32]],
+    prompt_lens: &[usize],
+    temperature: f64,
+    micro_batch_tokens: usize,
+    device: &B::Device,
+) -> Vec<Vec<f32>> {
+    let prompt = |row: usize| &rows[row][..prompt_lens[row]];
+    let groups = row_groups(rows, micro_batch_tokens, |a, b| prompt(a) == prompt(b));
+    let groups: Vec<(usize, Vec<&[u32]>)> = (groups.into_iter())
+        .map(|range| (range.start, rows[range].to_vec()))
+        .collect();
+    let mut out = vec![Vec::new(); rows.len()];
+    let lens: Vec<usize> = groups.iter().map(|(_, group)| packed_len(group)).collect();
+    for part in micro_batches(&lens, micro_batch_tokens) {
+        let packed: Vec<Vec<&[u32]>> = part.iter().map(|&i| groups[i].1.clone()).collect();
+        let (batch, spans) = TokenBatch::from_groups(&packed, device);
+        // Rows of the part, in the order of their spans.
+        let members: Vec<usize> = (part.iter())
+            .flat_map(|&i| groups[i].0..groups[i].0 + groups[i].1.len())
+            .collect();
+        let (mut positions, mut targets) = (Vec::new(), Vec::new());
+        for (&row, span) in members.iter().zip(&spans) {
+            let first = prompt_lens[row].max(1);
+            positions.extend((first..rows[row].len()).map(|token| span.token(token - 1)));
+            targets.extend(&rows[row][first..]);
+        }
+        let at = Some(indices(&positions, device));
+        let hidden = model.states_at(&batch, at, None, None);
+        let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), temperature);
+        let mut values = read(logprobs).into_iter();
+        for row in members {
+            let count = rows[row].len() - prompt_lens[row].max(1);
+            out[row] = values.by_ref().take(count).collect();
+        }
+    }
+    out
 }

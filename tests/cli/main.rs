@@ -8,6 +8,7 @@ mod hub;
 mod new;
 mod report;
 mod sources;
+mod stages;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -12,12 +12,14 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
+# One row a pass: TRL pads on the left, which moves the learned positions of the teacher.
+SHARED = trl.SHARED | dict(rows=1, accumulation=2)
 GKD = {
     "forward_full": dict(lr=2e-3, max_grad_norm=0.3, beta=0.0),
     "reverse_full": dict(lr=2e-3, max_grad_norm=0.25, beta=1.0, schedule="cosine"),
-    "mixture_full": dict(lr=2e-3, max_grad_norm=0.045, beta=0.5, accumulation=2),
+    "mixture_full": dict(lr=2e-3, max_grad_norm=0.045, beta=0.5, accumulation=4),
     "skewed_full": dict(lr=2e-3, max_grad_norm=0.02, beta=0.1),
-    "forward_lora": dict(lr=1e-2, max_grad_norm=0.1, beta=0.0, accumulation=2, schedule="cosine"),
+    "forward_lora": dict(lr=1e-2, max_grad_norm=0.1, beta=0.0, accumulation=4, schedule="cosine"),
     "reverse_lora": dict(lr=1e-2, max_grad_norm=0.13, beta=1.0),
     "mixture_lora": dict(lr=1e-2, max_grad_norm=0.025, beta=0.7),
 }
@@ -55,7 +57,7 @@ def main():
     data = encoded(source)
     runs = {}
     for name, changes in GKD.items():
-        variant = trl.SHARED | changes
+        variant = SHARED | changes
         print(f"gkd {name}", end=" ")
         runs[name] = {"settings": variant, "steps": train(source, data, name, variant)}
     trl.write(f"{out}/trajectories.json", {"gkd": runs})

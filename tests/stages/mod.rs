@@ -2,6 +2,7 @@
 
 mod adapters;
 mod ai_feedback;
+mod compare;
 mod distill;
 mod dpo;
 mod failures;

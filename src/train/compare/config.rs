@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::reward::RewardConfig;
 use crate::train::config::{
     DataConfig, Init, SamplingConfig, Truncate, default_max_length, default_rollout_batch, four,
+    one,
 };
 
 /// Compares policies on held-out prompts, in a table.
@@ -24,6 +25,12 @@ pub struct CompareConfig {
     pub data: DataConfig,
     /// Reward sources by column title.
     pub rewards: BTreeMap<String, RewardConfig>,
+    /// Responses to each prompt; with more than one also best of n and pass@k.
+    #[serde(default = "one")]
+    pub num_responses: usize,
+    /// Scores that differ by this or less are a tie.
+    #[serde(default)]
+    pub tie_margin: f64,
     /// Most tokens of a response.
     pub response_length: usize,
     /// Longest prompt in tokens; longer rows are counted and dropped.
@@ -35,6 +42,9 @@ pub struct CompareConfig {
     /// A further token that ends a response.
     #[serde(default)]
     pub truncate: Option<Truncate>,
+    /// Texts before which a response ends, blanks at its start aside; `"\n"` keeps the first line.
+    #[serde(default)]
+    pub stop: Vec<String>,
     /// Responses generated at once.
     #[serde(default = "default_rollout_batch")]
     pub generation_batch_size: usize,

@@ -1,22 +1,24 @@
 //! Compares policies on the same held-out prompts.
 
 mod config;
+mod responses;
 mod spec;
 
 pub use config::CompareConfig;
 
 use std::collections::BTreeMap;
 
-use crate::data::Prompts;
+use crate::data::{Prompt, Prompts};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
-use crate::report::{Comparison, PolicyResponses, RolloutReport, StageRecord};
+use crate::report::{Comparison, ContestRules, PolicyResponses, Sample, StageRecord};
 use crate::train::Session;
 use crate::train::config::{Cadence, Init};
-use crate::train::evaluate::Evaluator;
+use crate::train::evaluate::sample;
 use crate::train::generation::Generation;
 use crate::train::journal::Journal;
 use crate::train::session::{Outcome, data_files};
+use responses::{Measured, Responses, measure, respond};
 
 /// Tokens scored at once.
 const MICRO_BATCH_TOKENS: usize = 4096;
@@ -63,60 +65,79 @@ pub(super) fn compare<B: ModelBackend>(
     )?;
     journal.position = Default::default();
     let num_shown = config.num_samples.min(prompts.len());
+    // The responses to one prompt stand together: they share its prefill.
+    let repeated = |prompt: &Prompt| std::iter::repeat_n(prompt.clone(), config.num_responses);
+    let prompts: Vec<Prompt> = match config.num_responses {
+        1 => prompts,
+        _ => prompts.iter().flat_map(repeated).collect(),
+    };
     let mut files = Vec::new();
-    let mut results: Vec<PolicyResponses> = Vec::new();
+    let mut all = Vec::new();
     for init in &config.policies {
         let policy = session.policy(init)?;
-        let name = title(init);
         files.extend(policy.files.iter().cloned());
-        let evaluator = Evaluator {
-            prompts: &prompts,
-            tokenizer: &policy.tokenizer,
-            options: Generation {
-                response_length: config.response_length,
-                sampling: config.sampling.clone(),
-                truncate: config.truncate.as_ref(),
-                batch_size: config.generation_batch_size,
-            }
-            .options(&policy.tokenizer)?,
-            reference: Some(&reference.model),
-            micro_batch_tokens: MICRO_BATCH_TOKENS,
-            // The same random numbers for every policy: differences are due to the policies alone.
-            seed: session.stage_seed(&config.name),
-        };
-        let total = prompts.len();
+        let options = Generation {
+            response_length: config.response_length,
+            sampling: config.sampling.clone(),
+            truncate: config.truncate.as_ref(),
+            batch_size: config.generation_batch_size,
+        }
+        .options(&policy.tokenizer)?;
+        // The same random numbers for every policy: differences are due to the policies alone.
+        let seed = session.stage_seed(&config.name);
+        let how = (&*policy.tokenizer, &options, config.stop.as_slice());
         let reporter = &mut *session.reporter;
-        let result = evaluator.run(&policy.model, &mut sources, &device, &mut |done, tokens| {
-            reporter.rollout(&RolloutReport {
-                what: "evaluation",
-                done,
-                total,
-                tokens,
-            });
-        })?;
-        results.push(PolicyResponses {
-            name: name.clone(),
-            scores: result.samples.iter().map(|s| s.scores.clone()).collect(),
-            kl: result.kl,
-            tokens: result.response_length,
-            eos_rate: result.eos_rate,
-        });
-        let mut metrics: Vec<(&str, f64)> = result
-            .scores
-            .iter()
-            .map(|(k, v)| (k.as_str(), *v))
+        all.push(respond(
+            &policy.model,
+            &prompts,
+            how,
+            seed,
+            &device,
+            reporter,
+        )?);
+    }
+    // Greedy responses have log-probabilities at temperature 1, so the reference's are taken at 1.
+    let temperature = match config.sampling.temperature {
+        0.0 => 1.0,
+        temperature => temperature,
+    };
+    let of_reference = (&reference.model, temperature);
+    let measured = measure(
+        &all,
+        config.num_responses,
+        &mut sources,
+        of_reference,
+        MICRO_BATCH_TOKENS,
+        &device,
+    )?;
+    let mut results: Vec<PolicyResponses> = Vec::new();
+    for ((init, responses), measured) in config.policies.iter().zip(&all).zip(measured) {
+        let result = results_of(title(init), config.num_responses, responses, measured);
+        let mean = |source: &String| {
+            let scores = result.scores.iter().filter_map(|scores| scores.get(source));
+            scores.sum::<f64>() / result.scores.len() as f64
+        };
+        let mut metrics: Vec<(&str, f64)> = (sources.keys())
+            .map(|source| (source.as_str(), mean(source)))
             .collect();
         metrics.extend([
             ("eval/kl", result.kl),
-            ("eval/response_length", result.response_length),
+            ("eval/response_length", result.tokens),
             ("eval/eos_rate", result.eos_rate),
         ]);
         journal.step(session, 0, &metrics)?;
-        for mut sample in result.samples.into_iter().take(num_shown) {
-            sample.step = journal.position.step;
-            sample.policy = Some(name.clone());
-            journal.sample(&sample)?;
+        for i in (0..responses.responses.len())
+            .step_by(config.num_responses)
+            .take(num_shown)
+        {
+            let (completion, response) = (&responses.completions[i], &responses.responses[i]);
+            journal.sample(&Sample {
+                policy: Some(result.name.clone()),
+                scores: result.scores[i].clone(),
+                ..sample(completion, response.stopped, journal.position.step)
+            })?;
         }
+        results.push(result);
     }
     files.sort();
     files.dedup();
@@ -126,12 +147,41 @@ pub(super) fn compare<B: ModelBackend>(
     let reference = title(config.reference.as_ref().unwrap_or(first));
     session.warn_of_sources(sources.values());
     let sources: Vec<String> = sources.into_keys().collect();
+    let rules = ContestRules {
+        tie_margin: config.tie_margin,
+        seed: session.stage_seed(&config.name).fork("bootstrap"),
+    };
     let results = StageRecord {
         summary,
-        comparison: Some(Comparison::new(&reference, sources, &results)),
+        comparison: Some(
+            Comparison::new(&reference, sources, &results).with_contest(&results, rules),
+        ),
         ..StageRecord::default()
     };
     journal.finish(session, results)
+}
+
+/// A policy's responses as the table takes them.
+fn results_of(
+    name: String,
+    num_responses: usize,
+    responses: &Responses,
+    measured: Measured,
+) -> PolicyResponses {
+    let lengths: Vec<f64> = (responses.responses.iter())
+        .map(|response| response.ids.len() as f64)
+        .collect();
+    let count = lengths.len().max(1) as f64;
+    let stopped = responses.responses.iter().filter(|r| r.stopped).count();
+    PolicyResponses {
+        name,
+        num_responses,
+        scores: measured.scores,
+        kl: measured.kl,
+        tokens: lengths.iter().sum::<f64>() / count,
+        lengths,
+        eos_rate: stopped as f64 / count,
+    }
 }
 
 fn title(init: &Init) -> String {

@@ -54,6 +54,27 @@ impl StageSpec for CompareConfig {
 
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
+        checks.positive(path, "num_responses", self.num_responses);
+        checks.not_negative(path, "tie_margin", self.tie_margin);
+        if self.num_responses > 1 && self.sampling.temperature == 0.0 {
+            checks.problem(
+                format!("{path}.num_responses"),
+                "greedy responses to one prompt are all the same",
+            );
+            checks.help("leave out `num_responses`, or sample with `sampling: (temperature: 1.0)`");
+            checks.depends_on(format!("{path}.sampling.temperature"));
+        }
+        if self
+            .stop
+            .iter()
+            .any(|stop| stop.trim_start_matches([' ', '\t']).is_empty())
+        {
+            checks.problem(
+                format!("{path}.stop"),
+                "a text of blanks alone, or none, would end responses at their first word",
+            );
+            checks.help("e.g. `stop: [\"\\n\"]`, the end of the first line");
+        }
         if self.policies.is_empty() {
             checks.problem(format!("{path}.policies"), "at least one policy is needed");
             checks.help("e.g. `policies: [Base, Stage(\"sft\")]`");
@@ -74,10 +95,9 @@ impl StageSpec for CompareConfig {
         let policies = self.policies.len();
         plan.rows = data.rows;
         plan.steps = policies as u64;
-        plan.tokens =
-            (data.rows as f64 * policies as f64 * (data.mean + self.response_length as f64)) as u64;
+        let rows = data.rows as f64 * self.num_responses as f64;
+        plan.tokens = (rows * policies as f64 * (data.mean + self.response_length as f64)) as u64;
         planner.generate(plan, self.generation(), &data);
-        let rows = data.rows as f64;
         let learned = self.rewards.values().map(RewardConfig::num_learned);
         let learned = learned.sum::<usize>() as f64;
         for init in &self.policies {
