@@ -212,6 +212,7 @@ impl Surveyor<'_> {
             let bytes = size_of::<f32>() as u64 * judges;
             plan.memory.push(("judges".into(), bytes));
         }
+        self.teachers(stage, &known, path, &mut plan);
         for (key, error) in problems {
             self.keep::<()>(&format!("{path}.{key}"), Err(error));
         }

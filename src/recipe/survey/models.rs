@@ -8,7 +8,7 @@ use crate::recipe::known::{
     ResolvedModel, WantedModel, classifiers, judges_of, learned, open_blank, readers,
 };
 use crate::train::config::{Init, Peft};
-use crate::train::plan::ModelShape;
+use crate::train::plan::{ModelShape, StagePlan};
 use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder};
 
 impl Surveyor<'_> {
@@ -40,6 +40,37 @@ impl Surveyor<'_> {
             self.problems.push(problem);
         }
         first.map(|(_, first)| first)
+    }
+
+    /// Adds the memory of models that a stage compares its own with token by token, unless they are adapters on the same frozen base.
+    pub(super) fn teachers(
+        &mut self,
+        stage: &Stage,
+        student: &ResolvedModel,
+        path: &str,
+        plan: &mut StagePlan,
+    ) {
+        let inputs = stage.inputs();
+        if !inputs.same_vocabulary {
+            return;
+        }
+        let trains_base = stage
+            .training()
+            .is_some_and(|training| training.peft.trains_base());
+        for (key, init) in inputs.models.iter().skip(1) {
+            let known = self.unchecked.len();
+            let found = self.model(init, &format!("{path}.{key}"));
+            // They were noted when the stage's models were opened.
+            self.unchecked.truncate(known);
+            let Some(teacher) = found else { continue };
+            let on_base = **init == Init::Base || teacher.adapter.is_some();
+            let same = teacher.config == student.config;
+            if trains_base || !on_base || !same {
+                let mut shape = ModelShape::of(&teacher.config, self.precision);
+                shape.stored_bytes = teacher.stored_bytes;
+                plan.memory.push((key.clone(), shape.frozen_bytes()));
+            }
+        }
     }
 
     /// Opens the model at the key `place`, or records the problem.
