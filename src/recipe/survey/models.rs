@@ -66,9 +66,9 @@ impl Surveyor<'_> {
             let on_base = **init == Init::Base || teacher.adapter.is_some();
             let same = teacher.config == student.config;
             if trains_base || !on_base || !same {
-                let mut shape = ModelShape::of(&teacher.config, self.precision);
-                shape.stored_bytes = teacher.stored_bytes;
-                plan.memory.push((key.clone(), shape.frozen_bytes()));
+                let shape = ModelShape::of(&teacher.config, self.precision);
+                let bytes = shape.frozen_bytes_of(teacher.stored_bytes);
+                plan.memory.push((key.clone(), bytes));
             }
         }
     }

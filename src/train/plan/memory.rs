@@ -127,7 +127,7 @@ impl ModelShape {
     }
 
     /// Bytes of the frozen parameters.
-    pub(crate) fn frozen_bytes(&self) -> u64 {
+    fn frozen_bytes(&self) -> u64 {
         if self.precision == Precision::Stored {
             return self.stored_bytes;
         }
