@@ -164,7 +164,7 @@ mod tests {
             ),
             "{html}"
         );
-        assert!("{html}");
+        assert!(html.contains("step 5"), "{html}");
         rows.push(row(15, 6.0, 0.9, 0.35));
         assert!(
             of_evaluations(&rows)
