@@ -39,7 +39,7 @@ pub(super) struct HeldOut {
     pub(super) calibration: Option<Calibration>,
 }
 
-/// Evaluates loss and accuracy on the held-out comparisons, if there are any.
+/// Evaluates loss and accuracy on the held-out comparisons, if there are any, and writes the metrics.
 pub(super) fn evaluate<B: ModelBackend>(
     session: &mut Session<'_, B>,
     journal: &mut Journal,
@@ -47,15 +47,29 @@ pub(super) fn evaluate<B: ModelBackend>(
     model: &ScalarModel<B>,
     valid: &[Comparisons],
 ) -> Result<Option<HeldOut>> {
-    if valid.is_empty() {
+    let Some((metrics, found)) = measure(config, model, valid, &session.device) else {
         return Ok(None);
+    };
+    let named = metrics.iter().map(|(name, value)| (name.as_str(), *value));
+    journal.eval(session, &named.collect::<Vec<_>>())?;
+    Ok(Some(found))
+}
+
+/// The metrics of the held-out comparisons and the result, if there are any.
+pub(super) fn measure<B: ModelBackend>(
+    config: &RewardModelConfig,
+    model: &ScalarModel<B>,
+    valid: &[Comparisons],
+    device: &B::Device,
+) -> Option<(Vec<(String, f64)>, HeldOut)> {
+    if valid.is_empty() {
+        return None;
     }
-    let device = session.device.clone();
     let micro = MicroBatch::new(valid.iter(), config);
     let tokens = config.micro_batch_tokens;
-    let groups = model.group_scores(&micro.groups, tokens, &device, &mut |_, _| {});
+    let groups = model.group_scores(&micro.groups, tokens, device, &mut |_, _| {});
     let scores = groups.concat();
-    let loss = micro.loss(floats::<B>(&scores, &device));
+    let loss = micro.loss(floats::<B>(&scores, device));
     let loss = f64::from(read(loss)[0]) / valid.len() as f64;
     let mut metrics = vec![
         ("eval/loss".to_owned(), loss),
@@ -75,15 +89,15 @@ pub(super) fn evaluate<B: ModelBackend>(
         let correlation = correlation(&found, &ratings);
         add("mae", Some(distance));
         add("correlation", correlation);
-        log(session, journal, &metrics)?;
         let correlation = correlation.map_or(String::new(), |correlation| {
             format!(", correlation {correlation:.3}")
         });
-        return Ok(Some(HeldOut {
+        let found = HeldOut {
             summary: format!("held-out ratings are met to {distance:.3}{correlation}"),
             table: None,
             calibration: None,
-        }));
+        };
+        return Some((metrics, found));
     }
     let decided = micro.pairs.num_decided();
     let accuracy = (decided > 0).then(|| micro.pairs.num_correct(&scores) as f64 / decided as f64);
@@ -110,25 +124,16 @@ pub(super) fn evaluate<B: ModelBackend>(
     for ((column, value), count) in &by_label {
         add(&format!("accuracy/{column}={value}"), Some(count.rate()));
     }
-    log(session, journal, &metrics)?;
     let accuracy = accuracy.map_or("held-out pairs are even".to_owned(), |accuracy| {
         format!("held-out accuracy {:.1} %", 100.0 * accuracy)
     });
     let error = 100.0 * calibration.error();
-    Ok(Some(HeldOut {
+    let found = HeldOut {
         summary: format!("{accuracy}, calibration error {error:.1} %"),
         table: accuracy_table(&by_label),
         calibration: Some(calibration),
-    }))
-}
-
-fn log<B: ModelBackend>(
-    session: &mut Session<'_, B>,
-    journal: &mut Journal,
-    metrics: &[(String, f64)],
-) -> Result<()> {
-    let named = metrics.iter().map(|(name, value)| (name.as_str(), *value));
-    journal.eval(session, &named.collect::<Vec<_>>())
+    };
+    Some((metrics, found))
 }
 
 /// Labelled responses by their label and by whether the model takes them for safe, `sigmoid(score) >= 1/2`.

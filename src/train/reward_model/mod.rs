@@ -25,7 +25,7 @@ use crate::model::{PreparedAdapters, ScalarModel, prepare_adapters, trained_tens
 use crate::ops::ModelBackend;
 use crate::report::StageRecord;
 use crate::train::config::DataConfig;
-use held_out::{HeldOut, evaluate};
+use held_out::{HeldOut, evaluate, measure};
 use micro_batch::MicroBatch;
 
 /// Rows in memory while labels are counted.
@@ -57,6 +57,15 @@ pub(super) fn reward_model<B: ModelBackend>(
     let train = comparisons(session, config, &tokenizer, &config.data, names[0])?;
     if config.safety_coef.is_some() || config.soft_labels {
         check_labels(session, config, &train)?;
+    }
+    // Rows of files were looked at before.
+    if !config.data.source.stages().is_empty() && !config.soft_labels && !train.is_empty() {
+        let first = train.get(0..1)?;
+        if first[0].judgements.chosen_probability.is_some() {
+            session.reporter.message(
+                "comparisons: the rows have a `chosen_probability`, which is not used without `soft_labels: true`",
+            );
+        }
     }
     let valid = match &config.eval_data {
         Some(data) => comparisons(session, config, &tokenizer, data, names[1])?.into_vec()?,
@@ -189,6 +198,10 @@ pub(super) fn reward_model<B: ModelBackend>(
     }
     let journal = training.finish(session, &mut model)?;
     let mut model = model.valid();
+    if held_out.is_none() || config.cadence.keep_best.is_some() {
+        // Resumed after the last step, whose evaluation is in the metrics already; or the best checkpoint is an earlier one.
+        held_out = measure(config, &model, &valid, &device).map(|(_, found)| found);
+    }
     let mut centre = String::new();
     if !references.is_empty() {
         if config.standardize {
