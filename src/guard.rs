@@ -3,7 +3,11 @@
 //! GPU runtimes swallow errors: cubecl runs work on its own threads, and a panic there is only logged while the caller continues
 //! with garbage numbers. [`install`] records such panics and the runtime's log records; [`check`] turns them into an error.
 //!
+//! A panic of the program or of a library is a defect, and ends in an error all the same: [`catch`].
+//!
 //! Threads that train at the same time lose gradients; [`lock_gradients`] serialises them.
+
+mod caught;
 
 use std::cell::Cell;
 use std::panic::PanicHookInfo;
@@ -12,6 +16,7 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use burn::tensor::backend::Backend;
 
+pub use self::caught::{PLEASE_REPORT, catch};
 use crate::error::{Error, Result};
 
 /// Whether anything was recorded since the last [`take`]: the common case costs one load.
@@ -32,6 +37,11 @@ pub fn install() {
         std::panic::set_hook(Box::new(move |info| {
             if on_device_thread() {
                 record(describe(info));
+            } else if caught::is_caught() {
+                caught::note(describe(info));
+                if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+                    previous(info);
+                }
             } else {
                 previous(info);
             }

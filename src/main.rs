@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tempering::cli::{self, args::Cli};
 use tempering::error::Error;
+use tempering::guard::{self, PLEASE_REPORT};
 use tempering::start;
 
 #[global_allocator]
@@ -15,7 +16,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     start::keep_freed_memory();
     let cli = Cli::parse();
-    let outcome = start::in_pool(cli.compute.threads, || cli::run(&cli))
+    let run = || guard::catch(|| cli::run(&cli)).unwrap_or_else(|panic| Err(defect(&panic)));
+    let outcome = start::in_pool(cli.compute.threads, run)
         .unwrap_or_else(|error| Err(Error::Usage(format!("threads: {error}"))));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -25,6 +27,13 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The error for a panic.
+fn defect(panic: &str) -> Error {
+    Error::Backend(format!(
+        "this is a defect of this program or of a library: {panic}. {PLEASE_REPORT}"
+    ))
 }
 
 /// The message with its causes, except causes that the message already contains.

@@ -1,6 +1,7 @@
 //! Runs a recipe: checks everything before any weight is loaded, then runs the stages in order.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use super::report::{DONE, run_report};
 use super::resume::changes;
@@ -10,10 +11,12 @@ use crate::atomic::write_atomic;
 use crate::checkpoint::{self, RunDir, RunInfo};
 use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
-use crate::guard;
+use crate::guard::{self, PLEASE_REPORT};
 use crate::model::AbsentWeights;
 use crate::ops::ModelBackend;
-use crate::report::{Interrupt, Reporter, StageRecord, peak_rss_bytes, write_run_report};
+use crate::report::{
+    Interrupt, NotedReporter, Position, Reporter, StageRecord, peak_rss_bytes, write_run_report,
+};
 use crate::reward::CustomRewards;
 use crate::rng::Seed;
 use crate::train::plan::StagePlan;
@@ -152,7 +155,9 @@ pub fn run<B: ModelBackend>(
             ..RunInfo::begin()
         })?;
     }
-    let mut session = Session::<B>::new(device, &run, reporter);
+    let mut reporter = NotedReporter::new(reporter);
+    let position = reporter.position();
+    let mut session = Session::<B>::new(device, &run, &mut reporter);
     session.recipe = recipe.name.clone();
     session.seed = Seed::new(recipe.seed);
     session.model = recipe.model.clone();
@@ -198,7 +203,18 @@ pub fn run<B: ModelBackend>(
             session.clock.begin(index + 1, plans.len(), plan, &later);
         }
         report(&mut session, recipe, true);
-        let outcome = match stage.run(&mut session) {
+        let outcome = guard::catch(|| stage.run(&mut session)).unwrap_or_else(|panic| {
+            let position = position.lock().unwrap_or_else(PoisonError::into_inner);
+            let folder = run.path().join(stage.name());
+            Err(defect(
+                stage,
+                &position,
+                &panic,
+                &folder,
+                &options.resume_command,
+            ))
+        });
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
                 // The report says how far the run came.
@@ -223,6 +239,31 @@ pub fn run<B: ModelBackend>(
     Ok(outcomes)
 }
 
+/// The error for a stage that panicked: what happened, how far it came, and what is left of it.
+fn defect(
+    stage: &Stage,
+    position: &Position,
+    panic: &str,
+    folder: &Path,
+    resume_command: &str,
+) -> Error {
+    let kept = match checkpoint::latest(folder) {
+        Some(newest) => format!(
+            "The newest checkpoint is {}; continue with: {resume_command}",
+            newest.display()
+        ),
+        None => "There is no checkpoint of this stage; earlier stages are kept".to_owned(),
+    };
+    Error::Stage {
+        stage: stage.name().to_owned(),
+        message: format!(
+            "{} ended {} with a defect of this program or of a library: {panic}. {kept}. {PLEASE_REPORT}",
+            stage.kind(),
+            position.words()
+        ),
+    }
+}
+
 /// Writes the report of the run. A damaged log or a full disk does not end a run for its report: it is said instead.
 fn report<B: ModelBackend>(session: &mut Session<'_, B>, recipe: &Recipe, in_use: bool) {
     let run = session.run.path();
@@ -230,5 +271,54 @@ fn report<B: ModelBackend>(session: &mut Session<'_, B>, recipe: &Recipe, in_use
     if let Err(error) = written {
         let message = format!("warning: the run's report.html was not written: {error}");
         session.reporter.message(&message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_ndarray::NdArray;
+
+    use super::*;
+    use crate::recipe::load_text;
+    use crate::report::SilentReporter;
+    use crate::reward::{Completion, CustomRewards};
+
+    #[test]
+    fn a_stage_that_panics_ends_with_its_step_and_its_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny");
+        let text = format!(
+            "(name: \"r\", model: \"{model}\", stages: [Ppo(name: \"p\", init: Base,
+                data: (source: Posts(rows: 4, seed: 1)), reward: Custom(name: \"fails\"), peft: Lora(rank: 1),
+                total_episodes: 8, batch_size: 2, response_length: 2, cadence: (save_steps: 1))])"
+        );
+        let options = RunOptions {
+            output: Some(folder.path().join("run")),
+            resume_command: "temper recipe r.ron --resume".into(),
+            rewards: CustomRewards::default().with("fails", || {
+                let mut calls = 0;
+                move |completions: &[Completion]| {
+                    calls += 1;
+                    assert!(calls < 3, "the third call");
+                    Ok(vec![0.5; completions.len()])
+                }
+            }),
+            ..RunOptions::default()
+        };
+        let loaded = load_text(Path::new("r.ron"), &text, &[]).unwrap();
+        let checked = check(loaded, &options).unwrap();
+        let device = Default::default();
+        let outcome = run::<NdArray>(&checked, &options, device, "ndarray", &mut SilentReporter);
+        let error = outcome.unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        let message = error.to_string();
+        for part in [
+            "stage p: Ppo ended after step 2",
+            "the third call (run.rs:",
+            "step-000002; continue with: temper recipe r.ron --resume. Please report it",
+        ] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        assert_eq!(message.lines().count(), 1, "{message}");
     }
 }

@@ -16,6 +16,7 @@ mod interrupt;
 mod jsonl;
 mod memory;
 mod metrics;
+mod noted;
 mod number;
 mod page;
 mod panels;
@@ -45,6 +46,7 @@ pub use jsonl::LogMark;
 pub(crate) use jsonl::complete_lines;
 pub use memory::{Timer, peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
+pub use noted::{NotedReporter, Position};
 pub use number::{duration, grouped};
 pub use plain::PlainReporter;
 pub use progress::{
