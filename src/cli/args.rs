@@ -63,7 +63,7 @@ pub struct ComputeArgs {
     #[arg(long, global = true, default_value_t = 0, value_name = "N")]
     pub device: usize,
     /// CPU threads [default: all cores]
-    #[arg(long, global = true, value_name = "N", value_parser = positive)]
+    #[arg(long, global = true, value_name = "N", value_parser = at_most::<1024>)]
     pub threads: Option<usize>,
 }
 
@@ -340,10 +340,18 @@ pub struct ExportArgs {
     pub dtype: Option<TensorType>,
 }
 
+/// A whole number from 1 to 2^24, above which nothing that is counted here makes sense.
 pub(super) fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
+    at_most::<{ 1 << 24 }>(text)
+}
+
+/// A whole number from 1 to `MOST`.
+pub(super) fn at_most<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.parse::<u128>() {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".into()),
-        Ok(n) => Ok(n),
+        Ok(n) => (usize::try_from(n).ok())
+            .filter(|n| *n <= MOST)
+            .ok_or_else(|| format!("expected at most {MOST}")),
     }
 }
 

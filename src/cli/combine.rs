@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::args::{ComputeArgs, ExportArgs, positive};
+use super::args::{ComputeArgs, ExportArgs, at_most};
 use super::export::write_folder;
 use super::export_gguf;
 use crate::backend::{Task, dispatch};
@@ -48,7 +48,7 @@ pub struct CombineArgs {
     #[arg(long, default_value = "total", value_name = "HOW", value_parser = majority)]
     pub majority_sign_method: MajoritySign,
     /// Rank of the result of svd [default: the largest of the adapters']
-    #[arg(long, value_name = "N", requires = "adapters", value_parser = positive)]
+    #[arg(long, value_name = "N", requires = "adapters", value_parser = at_most::<16_384>)]
     pub svd_rank: Option<usize>,
     /// Seed of what dare leaves out
     #[arg(long, default_value_t = 0, value_name = "N")]

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::args::{ComputeArgs, ModelArgs, SamplingArgs, positive};
+use super::args::{ComputeArgs, ModelArgs, SamplingArgs, at_most};
 use super::model::UnloadedModel;
 use super::output;
 use super::respond::{self, MAX_NEW_TOKENS, Request, Show, TextResponse};
@@ -50,7 +50,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "data"])]
     pub system: Option<String>,
     /// Responses to each prompt
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_most::<65_536>)]
     pub num_responses: usize,
     /// How responses are sampled.
     #[command(flatten)]

@@ -46,7 +46,7 @@ impl Batches {
 
     /// Steps of all epochs, or as many as were asked for.
     pub fn num_steps(&self) -> usize {
-        (self.steps).unwrap_or(self.steps_per_epoch() * self.epochs)
+        (self.steps).unwrap_or(self.steps_per_epoch().saturating_mul(self.epochs))
     }
 
     /// Rows of step `step`, counted from 0.

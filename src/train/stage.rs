@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 use crate::reward::judge::JudgeModel;
+use crate::sizes;
 
 /// The result of a stage that later stages can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -304,6 +305,11 @@ pub(super) use stages;
 impl super::Stage {
     /// Checks all settings as far as possible without reading other files; `path` is the stage's key path.
     pub fn check(&self, checks: &mut Checks, path: &str) {
+        let absurd = sizes::problems(self);
+        if !absurd.is_empty() {
+            // The other checks compute with these numbers.
+            return checks.problems_below(path, absurd);
+        }
         if let Some(training) = self.training() {
             check_training(checks, path, &training);
         }

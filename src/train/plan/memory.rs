@@ -139,7 +139,7 @@ impl ModelShape {
 
     /// Floats of the KV cache per token.
     pub fn cache_floats(&self) -> u64 {
-        self.layers * 2 * self.kv_heads * self.head_dim
+        product([2, self.layers, self.kv_heads, self.head_dim])
     }
 }
 
@@ -204,7 +204,10 @@ pub enum Workload {
 ///
 /// Generation and training alternate in PPO, so only the larger of the two is counted. Allocator slack is not counted.
 pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
-    let weights = |params: u64| shape.frozen_bytes() + FLOAT * params;
+    let weights = |params: u64| (shape.frozen_bytes()).saturating_add(product([FLOAT, params]));
+    // Virtual tokens stand before every row.
+    let passed =
+        |tokens: u64, rows: u64| tokens.saturating_add(product([rows, shape.virtual_tokens]));
     let mut parts = Vec::new();
     let mut part = |name: &str, bytes: u64| parts.push((name.to_string(), bytes));
     match work {
@@ -214,11 +217,11 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
             targets,
         } => {
             part("weights", weights(shape.trainable_params));
-            part("gradients", FLOAT * shape.trainable_params);
+            part("gradients", product([FLOAT, shape.trainable_params]));
             part("optimizer state", shape.optimizer_bytes);
             part(
                 "activations",
-                activations(shape, micro_tokens + rows * shape.virtual_tokens, true),
+                activations(shape, passed(micro_tokens, rows), true),
             );
             part("logits", logits(shape, targets));
         }
@@ -244,18 +247,20 @@ pub fn estimate(work: Workload, shape: &ModelShape) -> Vec<(String, u64)> {
             optimizer_bytes,
         } => {
             part("weights", weights(network_params));
-            part("gradients", FLOAT * trained_params);
+            part("gradients", product([FLOAT, trained_params]));
             part("optimizer state", optimizer_bytes);
             // Policy and value are trained one after the other, so only one of them has activations at a time.
             let training = [
                 (
                     "activations",
-                    activations(shape, micro_tokens + rows * shape.virtual_tokens, true),
+                    activations(shape, passed(micro_tokens, rows), true),
                 ),
                 ("logits", logits(shape, targets)),
             ];
             let sampling = sampling(shape, batch, prompt, response);
-            let total = |parts: &[(&str, u64)]| parts.iter().map(|(_, bytes)| bytes).sum::<u64>();
+            let total = |parts: &[(&str, u64)]| {
+                (parts.iter()).fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes))
+            };
             let larger: &[(&str, u64)] = if total(&sampling) > total(&training) {
                 &sampling
             } else {
@@ -278,16 +283,27 @@ fn sampling(
     response: u64,
 ) -> [(&'static str, u64); 3] {
     // A prompt begins with the virtual tokens, in the cache too.
-    let prompt = prompt + shape.virtual_tokens;
+    let prompt = prompt.saturating_add(shape.virtual_tokens);
     [
         (
             "KV cache",
-            FLOAT * batch * (prompt + response) * shape.cache_floats(),
+            product([
+                FLOAT,
+                batch,
+                prompt.saturating_add(response),
+                shape.cache_floats(),
+            ]),
         ),
-        ("activations", activations(shape, batch * prompt, false)),
+        (
+            "activations",
+            activations(shape, product([batch, prompt]), false),
+        ),
         (
             "logits",
-            FLOAT * (batch * shape.vocab + 2 * shape.adapted_head),
+            product([
+                FLOAT,
+                product([batch, shape.vocab]).saturating_add(product([2, shape.adapted_head])),
+            ]),
         ),
     ]
 }
@@ -295,16 +311,21 @@ fn sampling(
 /// A chunk of the logits of `targets` rows, and its gradient; likewise a head that is formed anew.
 fn logits(shape: &ModelShape, targets: u64) -> u64 {
     let chunk = logit_chunk_rows(shape.vocab as usize) as u64;
-    2 * FLOAT * (chunk.min(targets) * shape.vocab + shape.adapted_head)
+    let floats = product([chunk.min(targets), shape.vocab]).saturating_add(shape.adapted_head);
+    product([2, FLOAT, floats])
 }
 
 fn activations(shape: &ModelShape, tokens: u64, backward: bool) -> u64 {
-    FLOAT
-        * tokens
-        * match backward {
-            true => shape.backward_floats(),
-            false => shape.hidden + shape.activation_floats(),
-        }
+    let floats = match backward {
+        true => shape.backward_floats(),
+        false => shape.hidden + shape.activation_floats(),
+    };
+    product([FLOAT, tokens, floats])
+}
+
+/// The product, or the largest number where it is larger: such a plan fits nowhere.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 #[cfg(test)]
@@ -337,6 +358,33 @@ mod tests {
 
     fn bytes(parts: &[(String, u64)], name: &str) -> u64 {
         parts.iter().find(|(n, _)| n == name).expect(name).1
+    }
+
+    #[test]
+    fn sums_of_absurd_sizes_do_not_wrap() {
+        for work in [
+            Workload::Train {
+                micro_tokens: u64::MAX,
+                rows: u64::MAX,
+                targets: u64::MAX,
+            },
+            Workload::Generate {
+                batch: u64::MAX,
+                prompt: u64::MAX,
+                response: u64::MAX,
+            },
+        ] {
+            let shape = ModelShape {
+                virtual_tokens: 1 << 40,
+                adapted_head: 1 << 62,
+                ..SMOLLM2
+            };
+            let parts = estimate(work, &shape);
+            assert!(
+                parts.iter().any(|(_, bytes)| *bytes == u64::MAX),
+                "{parts:?}"
+            );
+        }
     }
 
     #[test]

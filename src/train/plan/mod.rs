@@ -81,7 +81,7 @@ impl StagePlan {
 
     /// Estimated peak in bytes.
     pub fn peak(&self) -> u64 {
-        self.memory.iter().map(|(_, bytes)| bytes).sum()
+        (self.memory.iter()).fold(0, |peak, (_, bytes)| peak.saturating_add(*bytes))
     }
 }
 
@@ -409,8 +409,8 @@ impl Planner<'_> {
     ) {
         let (epochs, batch_size) = (training.epochs.unwrap_or(1) as u64, training.batch_size);
         plan.rows = data.rows;
-        plan.tokens = (data.rows as f64 * data.mean) as u64 * epochs;
-        plan.steps = data.rows.div_ceil(batch_size as u64) * epochs;
+        plan.tokens = ((data.rows as f64 * data.mean) as u64).saturating_mul(epochs);
+        plan.steps = (data.rows.div_ceil(batch_size as u64)).saturating_mul(epochs);
         if let Some(steps) = training.max_steps {
             let share = steps as f64 / plan.steps.max(1) as f64;
             plan.tokens = (plan.tokens as f64 * share) as u64;

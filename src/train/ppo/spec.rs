@@ -30,8 +30,8 @@ impl PpoConfig {
         work.sampled = episodes * response;
         work.forward = episodes * (data.mean + (1.0 + own_value + learned) * row);
         work.trained = episodes * row * self.num_ppo_epochs as f64 * (1.0 + own_value);
-        work.updates = (plan.steps * (self.num_ppo_epochs * self.num_mini_batches) as u64) as f64
-            * (1.0 + own_value);
+        let passes = self.num_ppo_epochs.saturating_mul(self.num_mini_batches);
+        work.updates = plan.steps as f64 * passes as f64 * (1.0 + own_value);
         if let (Some(eval_data), Some(training)) = (&self.eval_data, self.training()) {
             let held_out = planner.quietly(eval_data, RowKind::Prompt, self.max_prompt_length);
             let times = num_evaluations(&training, plan.steps);
@@ -265,7 +265,8 @@ impl StageSpec for PpoConfig {
         let others = self.reward.num_learned() as u64 + u64::from(self.peft.trains_base());
         let others = others * policy_params;
         let minibatch = self.batch_size / self.num_mini_batches.max(1);
-        let samples = plan.steps * (self.num_ppo_epochs * self.num_mini_batches) as u64;
+        let passes = self.num_ppo_epochs.saturating_mul(self.num_mini_batches);
+        let samples = plan.steps.saturating_mul(passes as u64);
         let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);
         let responses = minibatch.saturating_mul(self.response_length);
         let step = prompts.min(minibatch.saturating_mul(prompt)) + responses;
