@@ -198,6 +198,14 @@ pub(crate) fn count(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
+/// Most problems to list: a wrong file can have one for each of a million entries.
+const MOST_LISTED: usize = 100;
+
 fn listing(problems: &[Problem]) -> String {
-    problems.iter().map(|p| format!("\n  {p}")).collect()
+    let shown = problems.iter().take(MOST_LISTED);
+    let mut text: String = shown.map(|p| format!("\n  {p}")).collect();
+    if problems.len() > MOST_LISTED {
+        text.push_str(&format!("\n  .. and {} more", problems.len() - MOST_LISTED));
+    }
+    text
 }

@@ -13,7 +13,7 @@ const LEVELS: &[&[&str]] = &[
     &[
         "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot", "read_at",
     ],
-    &["ops", "atomic", "guard", "settings"],
+    &["ops", "atomic", "guard", "settings", "sizes", "outside"],
     &["params", "rl", "hub", "stats"],
     &["loss", "data", "peft", "optim", "report"],
     &["model"],

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use crate::atomic::{Temporary, sync_parent, temporary_name};
 use crate::error::{Error, Result};
 use crate::model::manifest::sha256_file;
+use crate::outside;
 
 pub use crate::atomic::{write_atomic, write_atomic_with};
 
@@ -107,7 +108,7 @@ pub fn verify(folder: &Path, names: &[&str]) -> Result<()> {
             "incomplete: it has no marker COMPLETE",
         ));
     }
-    let bytes = fs::read(&marker).map_err(Error::io("read", &marker))?;
+    let bytes = outside::read(&marker, outside::SETTINGS)?;
     let text = String::from_utf8_lossy(&bytes);
     let expected: BTreeMap<&str, &str> = (text.lines())
         .filter_map(|line| line.split_once("  "))

@@ -11,6 +11,7 @@ use super::git;
 use crate::error::{Error, Result};
 use crate::hub::repository_of;
 use crate::model::manifest::sha256_file;
+use crate::outside;
 
 /// `run.json`: the origin of a run's results.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -186,7 +187,7 @@ impl RunDir {
     /// `Error::Io`.
     pub fn read_recipe(&self) -> Result<String> {
         let file = self.path.join("recipe.ron");
-        fs::read_to_string(&file).map_err(Error::io("read", &file))
+        outside::read_text(&file, outside::SETTINGS)
     }
 
     /// Writes `run.json`.
@@ -248,7 +249,7 @@ impl RunDir {
 /// `Error::Io`, and `Error::Format` for a corrupt file.
 pub fn read_info(run: impl AsRef<Path>) -> Result<RunInfo> {
     let file = run.as_ref().join("run.json");
-    let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+    let text = outside::read_text(&file, outside::SETTINGS)?;
     serde_json::from_str(&text).map_err(|e| Error::format(&file, format!("not a run.json: {e}")))
 }
 

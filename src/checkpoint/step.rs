@@ -12,6 +12,7 @@ use super::tensor_map::{TensorMap, read_tensor_map};
 use crate::atomic::{TEMPORARY_PREFIX, temporary_name};
 use crate::error::{Error, Result};
 use crate::model::weights::write_snapshot;
+use crate::outside;
 use crate::snapshot::Snapshot;
 
 /// The folder of a stage that holds its checkpoints.
@@ -48,7 +49,7 @@ impl<S: DeserializeOwned> StepCheckpoint<S> {
         let folder = folder.as_ref();
         verify(folder, &[WEIGHTS, OPTIM, STATE])?;
         let file = folder.join(STATE);
-        let bytes = fs::read(&file).map_err(Error::io("read", &file))?;
+        let bytes = outside::read(&file, outside::LOGS)?;
         let foreign = |e: serde_json::Error| {
             Error::format(&file, format!("not the state this version writes: {e}"))
         };

@@ -28,6 +28,7 @@ use crate::model::weights::{
 };
 use crate::model::{ModelConfig, ModelSource, SCORE_OFFSET, stored_tensors};
 use crate::ops::{ModelBackend, Numerics, Precision};
+use crate::outside;
 use crate::params::Parameters;
 use crate::peft::Adaptable;
 use crate::peft::base::write_base;
@@ -180,7 +181,7 @@ impl Export<'_> {
             )));
         }
         let file = self.to.join(ADAPTER_CONFIG);
-        let text = fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+        let text = outside::read_text(&file, outside::SETTINGS)?;
         let mut config: Value =
             serde_json::from_str(&text).map_err(|e| Error::format(&file, e.to_string()))?;
         if let Value::Object(config) = &mut config {

@@ -12,6 +12,7 @@ use crate::atomic::write_atomic;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::outside;
 
 /// Text of a new padding token, added if no existing token can be used.
 const NEW_TOKEN: &str = "<|pad|>";
@@ -104,7 +105,7 @@ fn edit(file: &Path, change: impl FnOnce(&mut Map<String, Value>)) -> Result<()>
     if !file.is_file() {
         return Ok(());
     }
-    let text = fs::read_to_string(file).map_err(Error::io("read", file))?;
+    let text = outside::read_text(file, outside::TABLES)?;
     let mut object: Map<String, Value> =
         serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
     change(&mut object);

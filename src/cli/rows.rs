@@ -80,7 +80,10 @@ pub(super) fn encode(
                     let measured = (0..ids.len()).map(|i| i > 0).collect();
                     IdsRow { ids, measured }
                 }
-                None => encode_text_row(row, needed(row, tokenizer)?, &format)?,
+                None => {
+                    check_text(row, model)?;
+                    encode_text_row(row, needed(row, tokenizer)?, &format)?
+                }
             };
             check_ids(row, &encoded.ids, model, 0)?;
             Ok(encoded)
@@ -115,6 +118,7 @@ pub(super) fn prompts(
                     }
                 }
                 None => {
+                    check_text(row, model)?;
                     let rows = std::slice::from_ref(row);
                     let mut encoded = encode_prompts(
                         rows,
@@ -180,6 +184,27 @@ fn ids_of(row: &Row, value: &Value) -> Result<Vec<u32>> {
         .collect()
 }
 
+/// Bytes of the longest tokens of usual vocabularies: runs of spaces.
+const TOKEN_BYTES: usize = 128;
+
+/// Bytes of text that any row may have.
+const FREE_BYTES: usize = 1 << 20;
+
+/// Refuses a text that the model's context cannot hold before it is encoded, which takes hundreds of bytes for each of the text's.
+fn check_text(row: &Row, model: &UnloadedModel) -> Result<()> {
+    let tokens = model.max_row_tokens;
+    let most = tokens.saturating_mul(TOKEN_BYTES).max(FREE_BYTES);
+    let columns = ["text", "prompt", "completion", "messages"].map(|name| row.columns.get(name));
+    let bytes = data::text_bytes(columns.into_iter().flatten());
+    match bytes > most {
+        true => Err(row.error(format!(
+            "{} MiB of text; the model takes at most {tokens} tokens",
+            bytes >> 20
+        ))),
+        false => Ok(()),
+    }
+}
+
 fn check_ids(row: &Row, ids: &[u32], model: &UnloadedModel, room: usize) -> Result<()> {
     let vocab = model.config.vocab_size();
     if ids.is_empty() {
@@ -187,7 +212,7 @@ fn check_ids(row: &Row, ids: &[u32], model: &UnloadedModel, room: usize) -> Resu
     }
     data::check_ids(ids, vocab).map_err(|message| row.error(message))?;
     let (len, most) = (ids.len(), model.max_row_tokens);
-    if len + room > most {
+    if len.saturating_add(room) > most {
         let and_room = if room > 0 {
             format!(" and {room} new ones")
         } else {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::token_rows::{RowsCache, files_key};
 use super::{DataCheck, DataConfig, DataContext, Row, RowKind, SourceColumn, check_source};
 use crate::atomic::write_atomic;
+use crate::outside;
 
 /// Checks a data set by [`check_source`]. Without problems, the check of a large one is kept in `cache` under a hash of the files'
 /// contents and of the settings, and found there the next time: hashing a gigabyte takes a second, parsing it several.
@@ -20,7 +21,9 @@ pub(super) fn check_or_find(
     cache: &RowsCache,
 ) -> DataCheck {
     let path = path(config, context, kind, columns, cache);
-    if let Some(kept) = path.as_ref().and_then(|path| fs::read(path).ok())
+    if let Some(kept) = path
+        .as_ref()
+        .and_then(|path| outside::read(path, outside::TABLES).ok())
         && let Ok(kept) = serde_json::from_slice::<KeptCheck>(&kept)
     {
         return kept.into();

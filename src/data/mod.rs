@@ -42,6 +42,7 @@ pub(crate) use encode::{
     num_top,
 };
 pub use file::lfs_pointer;
+pub(crate) use file::text_bytes;
 pub use loader::{Batches, micro_batches};
 pub(crate) use pairs::readable;
 pub use pairs::{ResponseSet, read_response_sets};

@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use super::error::HubError;
 use super::repo::Repo;
 use crate::atomic::write_atomic;
+use crate::outside;
 
 /// The cache's folder.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ impl Cache {
             return None;
         }
         let file = self.folder(repo).join("refs").join(&repo.revision);
-        match fs::read_to_string(file) {
+        match outside::read_text(&file, outside::SETTINGS) {
             Ok(commit) => Some(commit.trim().to_owned()).filter(|commit| is_plain(commit)),
             Err(_) => Repo::is_commit(&repo.revision).then(|| repo.revision.clone()),
         }

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::outside;
+
 /// Where the hub and its cache are, and who asks.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
@@ -85,7 +87,7 @@ impl HubSettings {
             .into_iter()
             .find_map(|name| Token::new(&variable(name)?, name))
             .or_else(|| {
-                let text = fs::read_to_string(&token_file).ok()?;
+                let text = outside::read_text(&token_file, outside::SETTINGS).ok()?;
                 Token::new(&text, token_file.display().to_string())
             });
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());

@@ -7,6 +7,7 @@ use super::files::{Fetch, Finder, ModelFiles, at_path};
 use super::reference::{HubModel, Reference};
 use super::source::ModelSource;
 use crate::error::{Error, Result};
+use crate::outside;
 use crate::peft::base::read_base;
 use crate::peft::files::ADAPTER_CONFIG;
 
@@ -171,7 +172,7 @@ pub(super) fn absolute(path: &Path) -> Result<String> {
 
 /// `base_model_name_or_path` of an `adapter_config.json`, if set, with its `revision`.
 fn named_base(file: &Path) -> Result<Option<String>> {
-    let text = fs::read_to_string(file).map_err(Error::io("read", file))?;
+    let text = outside::read_text(file, outside::SETTINGS)?;
     let config = serde_json::from_str(&text).map_err(|e| Error::format(file, e.to_string()))?;
     Ok(read_base(&config))
 }

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::presence::is_whole;
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// Description of a model known by name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -165,7 +166,7 @@ pub fn home() -> PathBuf {
 /// `Error::Io`.
 pub fn sha256_file(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
-    let mut file = File::open(path).map_err(Error::io("read", path))?;
+    let mut file = outside::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0u8; 1 << 20];
     loop {

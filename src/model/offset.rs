@@ -10,6 +10,7 @@ use super::sidecar::read_sidecar;
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 use crate::ops::Precision;
+use crate::outside;
 
 /// Key of the number that is subtracted from every score.
 pub const SCORE_OFFSET: &str = "score_offset";
@@ -64,7 +65,7 @@ fn read(file: &Path) -> Result<Value> {
     if !file.is_file() {
         return Ok(Value::Null);
     }
-    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+    let text = outside::read_text(file, outside::SETTINGS)?;
     serde_json::from_str(&text).map_err(|e| Error::format(file, format!("not valid JSON: {e}")))
 }
 

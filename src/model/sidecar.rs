@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::offset::SIDECAR;
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// The values of an adapter's folder, none if there is no file.
 ///
@@ -17,7 +18,7 @@ pub(super) fn read_sidecar(folder: &Path) -> Result<Map<String, Value>> {
     if !file.is_file() {
         return Ok(Map::new());
     }
-    let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+    let text = outside::read_text(&file, outside::SETTINGS)?;
     serde_json::from_str(&text)
         .map_err(|e| Error::format(&file, format!("expected a JSON object: {e}")))
 }

@@ -13,6 +13,7 @@ use super::targets::{LinearSpec, Selection, TargetModules, Targets};
 use super::{AdapterSpec, DecoderShape, bottleneck_files};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// File name of the configuration inside an adapter's folder.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
@@ -91,7 +92,7 @@ impl AdapterConfig {
         } else {
             path.to_path_buf()
         };
-        let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+        let text = outside::read_text(&file, outside::SETTINGS)?;
         let value = serde_json::from_str(&text)
             .map_err(|e| Error::format(&file, format!("not valid JSON: {e}")))?;
         Self::from_value(&value).map_err(|message| Error::format(&file, message))

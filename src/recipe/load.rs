@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Problem, Result};
+use crate::outside;
 use crate::recipe::places::Places;
 use crate::recipe::validate::validate_except;
 use crate::recipe::{Recipe, named, read, set};
@@ -23,7 +24,7 @@ pub struct LoadedRecipe {
 /// # Errors
 /// [`Error::Io`] when the file cannot be read; [`Error::Invalid`] with every problem found, in the order of the file.
 pub fn load_with_places(path: &Path, sets: &[String]) -> Result<LoadedRecipe> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let bytes = outside::read(path, outside::SETTINGS)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..valid]

@@ -10,6 +10,7 @@ use super::write::dialect;
 use super::{Places, Recipe};
 use crate::checkpoint::latest;
 use crate::error::Problem;
+use crate::outside;
 use crate::train::Stage;
 
 /// Keys that do not change a stage's result.
@@ -23,7 +24,7 @@ const FREE: [&str; 4] = [
 /// A problem for each changed setting of stages that have begun or are done (marked by the file `done`) in the run at `output`;
 /// later stages may change. Empty if the run's recipe cannot be read: opening the run reports that.
 pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &str) -> Vec<Problem> {
-    let saved = std::fs::read_to_string(output.join("recipe.ron")).ok();
+    let saved = outside::read_text(&output.join("recipe.ron"), outside::SETTINGS).ok();
     let saved = saved.and_then(|text| dialect().from_str::<Recipe>(&text).ok());
     let Some(saved) = saved else {
         return Vec::new();

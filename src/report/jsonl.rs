@@ -1,7 +1,7 @@
 //! JSONL log files that a resumed run continues exactly.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// Length and hash of a log at a checkpoint: a log that has lost or changed lines since then is not continued.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,10 +33,9 @@ impl LogMark {
 
     /// The hash state over the marked part of the log at `path`, after checking that part.
     fn hash_of(&self, path: &Path) -> Result<Sha256> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(Error::io("read", path)(error)),
+        let bytes = match path.exists() {
+            true => outside::read(path, outside::LOGS)?,
+            false => Vec::new(),
         };
         let lost = |what| Error::format(path, format!("{what} from before the checkpoint"));
         let marked = usize::try_from(self.bytes).ok();
@@ -166,7 +166,7 @@ fn cut_after(path: &Path, step: usize) -> Result<()> {
 
 /// The text of a file up to its last line break: a crash may cut the last line short, even within a character.
 pub(crate) fn complete_lines(path: &Path) -> Result<String> {
-    let mut bytes = fs::read(path).map_err(Error::io("read", path))?;
+    let mut bytes = outside::read(path, outside::LOGS)?;
     let end = bytes.iter().rposition(|&byte| byte == b'\n');
     bytes.truncate(end.map_or(0, |end| end + 1));
     String::from_utf8(bytes).map_err(|e| {

@@ -15,6 +15,7 @@ use super::samples::{Sample, read_samples};
 use super::table::Table;
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::outside;
 
 const FILE: &str = "stage.json";
 
@@ -61,7 +62,7 @@ impl StageRecord {
         if !path.exists() {
             return Ok(None);
         }
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = outside::read_text(&path, outside::SETTINGS)?;
         serde_json::from_str(&text)
             .map(Some)
             .map_err(|e| Error::format(&path, format!("not the record of a stage: {e}")))

@@ -257,6 +257,136 @@ fn a_model_that_does_not_fit() {
 }
 
 #[test]
+fn absurd_numbers_are_refused_with_their_key() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), ROWS.repeat(4)).unwrap();
+    let recipe = |stages: &str| format!("(name: \"r\", model: \"MODEL\", stages: [{stages}])");
+    let sft = |more: &str| recipe(&format!("Sft(name: \"s\", data: \"data.jsonl\", {more})"));
+    let rank = |more: &str| {
+        recipe(&format!(
+            "Rank(name: \"s\", init: Base, data: (source: Posts(rows: 4, seed: 1)), reward: Gold, {more})"
+        ))
+    };
+    let ppo = |more: &str| {
+        recipe(&format!(
+            "Ppo(name: \"s\", init: Base, data: (source: Posts(rows: 4, seed: 1)), reward: Gold, {more})"
+        ))
+    };
+    let ptx = |size: &str| {
+        ppo(&format!(
+            "total_episodes: 4, batch_size: 4, ptx: (data: \"data.jsonl\", coef: 1.0, batch_size: {size})"
+        ))
+    };
+    for size in ["1000000000", "18446744073709551615"] {
+        for (text, key) in [
+            (
+                recipe(&format!(
+                    "Sft(name: \"s\", data: (source: Posts(rows: {size}, seed: 1)), batch_size: 4)"
+                )),
+                "stages.s.data.source.rows",
+            ),
+            (sft(&format!("batch_size: {size}")), "stages.s.batch_size"),
+            (sft(&format!("epochs: {size}")), "stages.s.epochs"),
+            (sft(&format!("max_length: {size}")), "stages.s.max_length"),
+            (sft(&format!("max_steps: {size}")), "stages.s.max_steps"),
+            (
+                sft(&format!("peft: Lora(rank: {size})")),
+                "stages.s.peft.rank",
+            ),
+            (
+                sft(&format!("peft: PromptTuning(num_virtual_tokens: {size})")),
+                "stages.s.peft.num_virtual_tokens",
+            ),
+            (
+                rank(&format!("num_responses: {size}")),
+                "stages.s.num_responses",
+            ),
+            (
+                rank(&format!("response_length: {size}")),
+                "stages.s.response_length",
+            ),
+            (
+                rank(&format!("generation_batch_size: {size}")),
+                "stages.s.generation_batch_size",
+            ),
+            (
+                ppo(&format!("total_episodes: {size}, batch_size: {size}")),
+                "stages.s.total_episodes",
+            ),
+            (
+                ppo(&format!(
+                    "total_episodes: 4, batch_size: 4, num_ppo_epochs: {size}"
+                )),
+                "stages.s.num_ppo_epochs",
+            ),
+            (ptx(size), "stages.s.ptx.batch_size"),
+        ] {
+            let output = temper(folder.path(), &text, &["--dry-run"]);
+            fails(&output, 2, &[key, &format!("found {size}"), "at most"]);
+        }
+    }
+    // Below the bounds the plan of the memory decides, and its sums do not wrap.
+    let large =
+        rank("num_responses: 65536, response_length: 16777216, generation_batch_size: 16384");
+    fails(
+        &temper(
+            folder.path(),
+            &large,
+            &["--dry-run", "--device-memory", "64GiB"],
+        ),
+        2,
+        &["needs an estimated"],
+    );
+    let mut generate = Command::new(env!("CARGO_BIN_EXE_temper"));
+    generate
+        .args(["generate", "--prompt", "Hello", "--model"])
+        .arg(tiny());
+    for size in ["1000000000", "18446744073709551615", "99999999999999999999"] {
+        for key in ["--max-new-tokens", "--num-responses", "--threads"] {
+            let output = Command::new(generate.get_program())
+                .args(generate.get_args())
+                .args([key, size])
+                .output()
+                .unwrap();
+            fails(&output, 2, &[key, "expected at most"]);
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn only_regular_files_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let made = Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+    assert!(made.success());
+    let pipe = "is a named pipe (FIFO), expected a regular file";
+    let zero = "is a character device, expected a regular file";
+    for (source, said) in [("pipe", pipe), ("/dev/zero", zero)] {
+        let recipe = SFT.replace("data.jsonl", source);
+        fails(&temper(folder.path(), &recipe, &[]), 2, &[said]);
+        let output = Command::new(env!("CARGO_BIN_EXE_temper"))
+            .args(["recipe", source, "--dry-run"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        fails(&output, 1, &[said]);
+    }
+    fs::write(at("data.jsonl"), ROWS.repeat(4)).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        for (target, said) in [(at("pipe"), pipe), ("/dev/zero".into(), zero)] {
+            bad_model(
+                |model| {
+                    fs::remove_file(model.join(file)).unwrap();
+                    std::os::unix::fs::symlink(&target, model.join(file)).unwrap();
+                },
+                &[file, said],
+            );
+        }
+    }
+}
+
+#[test]
 fn a_pass_that_does_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.jsonl"), ROWS.repeat(2)).unwrap();

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// One message, as chat templates take it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,7 +153,7 @@ pub(super) fn load(path: &Path, speakers: usize) -> Result<Vec<Conversation>> {
     struct Row {
         messages: Vec<Message>,
     }
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = outside::read_text(path, outside::TABLES)?;
     let mut conversations = Vec::new();
     for (at, line) in text.lines().enumerate().take(speakers) {
         let row: Row = serde_json::from_str(line).map_err(|error| Error::Data {

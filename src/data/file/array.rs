@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::json;
-use super::reader::{RowReader, RowText, utf8};
+use super::reader::{RowReader, RowText, too_long, utf8};
 use super::{BOM, FileFormat, HEAD, OpenedFile};
 use crate::data::RowFormat;
 use crate::data::rows::{Row, json_kind};
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// One JSON array of objects.
 pub(super) const FORMAT: FileFormat = FileFormat {
@@ -125,6 +126,9 @@ impl Elements {
         let (mut depth, mut in_string) = (0usize, false);
         loop {
             text.push(byte);
+            if text.len() > outside::LINE {
+                return Err(too_long(&self.path, self.row));
+            }
             match byte {
                 b'"' => in_string = !in_string,
                 b'\\' if in_string => text.extend(self.byte()?),

@@ -1,6 +1,6 @@
 //! CSV files as rows: the first line names the columns.
 
-use std::io::BufRead;
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use csv::{Position, ReaderBuilder, StringRecord};
@@ -10,6 +10,7 @@ use super::{FileFormat, OpenedFile, RowReader, ending};
 use crate::data::RowFormat;
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// The numeric columns; all others are text.
 const NUMBERS: [&str; 5] = [
@@ -43,7 +44,10 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
     let carriage_returns = line_end.is_some_and(|at| at > 0 && head[at - 1] == b'\r');
     let mut reader = ReaderBuilder::new()
         .delimiter(separator)
-        .from_reader(file.text);
+        .from_reader(Metered {
+            text: file.text,
+            left: outside::LINE,
+        });
     let names = reader.headers().map_err(|e| csv_error(path, &e))?.clone();
     check_names(path, &names)?;
     let rows = Rows {
@@ -51,6 +55,7 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
         names,
         reader,
         carriage_returns,
+        ended: false,
     };
     Ok(RowReader::of(path, Box::new(rows)))
 }
@@ -100,21 +105,52 @@ fn check_names(path: &Path, names: &StringRecord) -> Result<()> {
 struct Rows {
     path: PathBuf,
     names: StringRecord,
-    reader: csv::Reader<Box<dyn BufRead>>,
+    reader: csv::Reader<Metered>,
     /// Whether lines end with `\r\n`: the reader then counts one line too few.
     carriage_returns: bool,
+    /// Whether the rest cannot be read.
+    ended: bool,
 }
 
 impl Iterator for Rows {
     type Item = Result<Row>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
         let mut record = StringRecord::new();
+        self.reader.get_mut().left = outside::LINE;
         match self.reader.read_record(&mut record) {
             Ok(false) => None,
             Ok(true) => Some(self.row(&record)),
-            Err(error) => Some(Err(csv_error(&self.path, &error))),
+            Err(error) => {
+                // What follows a row without an end is no row.
+                self.ended = error.is_io_error();
+                Some(Err(csv_error(&self.path, &error)))
+            }
         }
+    }
+}
+
+/// A text of which only so much is read at once: a field in quotes that are not closed has no end.
+struct Metered {
+    text: Box<dyn BufRead>,
+    /// Bytes that the row at hand may still have.
+    left: usize,
+}
+
+impl Read for Metered {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.text.read(out)?;
+        self.left = (self.left.checked_sub(read)).ok_or_else(|| {
+            let message = format!(
+                "longer than {} MiB, the most that a row may have",
+                outside::LINE >> 20
+            );
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        })?;
+        Ok(read)
     }
 }
 

@@ -16,6 +16,7 @@ pub(crate) struct Strict(pub(crate) Value);
 /// # Errors
 /// A message with the expected and the found, and the column.
 pub(crate) fn object(line: &str) -> Result<Map<String, Value>, String> {
+    check_values(line)?;
     match serde_json::from_str(line) {
         Ok(Strict(Value::Object(columns))) => Ok(columns),
         Ok(Strict(other)) => Err(format!(
@@ -26,11 +27,26 @@ pub(crate) fn object(line: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
+/// Most values of a row: each takes tens of times as much memory as its text.
+const MAX_VALUES: usize = 1 << 22;
+
+/// Refuses a row of too many values before they are made. Only a long row is looked at; commas in its texts count too.
+fn check_values(text: &str) -> Result<(), String> {
+    let parts = |text: &str| text.bytes().filter(|byte| b",[{".contains(byte)).count();
+    match text.len() > MAX_VALUES && parts(text) > MAX_VALUES {
+        true => Err(format!(
+            "has over {MAX_VALUES} values, the most that a row may have"
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Parses an element of an array of rows.
 ///
 /// # Errors
 /// A message with what was found, and where in the element.
 pub(crate) fn element(text: &str) -> Result<Value, String> {
+    check_values(text)?;
     match serde_json::from_str(text) {
         Ok(Strict(value)) => Ok(value),
         Err(error) => Err(match lone_surrogate(text) {

@@ -9,19 +9,20 @@ mod paths;
 mod reader;
 mod refuse;
 mod text;
+mod unpack;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use flate2::bufread::MultiGzDecoder;
-
 pub(crate) use paths::{Split, data_files, files, suggest_file};
-pub(crate) use reader::RowReader;
+pub(crate) use reader::{RowReader, text_bytes};
 pub use refuse::lfs_pointer;
+use unpack::Unpacked;
 
 use crate::data::RowFormat;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// Number of first bytes used to detect the format.
 const HEAD: usize = 1 << 16;
@@ -106,14 +107,11 @@ impl<'a> OpenedFile<'a> {
         if path.is_dir() {
             return Err(Error::format(path, paths::folder_message(path)));
         }
-        let file = File::open(path).map_err(Error::io("read", path))?;
+        let file = outside::open(path)?;
         let text: Box<dyn BufRead> = Box::new(BufReader::with_capacity(HEAD, file));
         let mut file = Self { path, text };
         if file.head()?.starts_with(b"\x1f\x8b") {
-            file.text = Box::new(BufReader::with_capacity(
-                HEAD,
-                MultiGzDecoder::new(file.text),
-            ));
+            file.text = Box::new(BufReader::with_capacity(HEAD, Unpacked::new(file.text)));
         }
         match refuse::not_text(path, file.head()?, expected) {
             Some(error) => Err(error),

@@ -11,6 +11,7 @@ use super::{FileFormat, OpenedFile, RowReader};
 use crate::data::RowFormat;
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// First bytes of a parquet file.
 pub(super) const MAGIC: &[u8] = b"PAR1";
@@ -30,7 +31,7 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
         return Err(Error::format(path, message));
     }
     // The footer is read first: the file is opened again, to seek in it.
-    let file = File::open(path).map_err(Error::io("read", path))?;
+    let file = outside::open(path)?;
     let reader = SerializedFileReader::new(file)
         .map_err(|e| Error::format(path, format!("expected a parquet file: {e}")))?;
     let num_rows = reader.metadata().file_metadata().num_rows();

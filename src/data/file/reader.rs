@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// Bytes of text parsed at once, on all cores; a longer row is parsed alone.
 const BATCH_BYTES: usize = 1 << 24;
@@ -141,7 +142,7 @@ impl RowReader {
 }
 
 /// Bytes of all texts in some values.
-fn text_bytes<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
+pub(crate) fn text_bytes<'a>(values: impl Iterator<Item = &'a Value>) -> usize {
     let bytes = |value: &Value| match value {
         Value::String(text) => text.len(),
         Value::Array(items) => text_bytes(items.iter()),
@@ -165,11 +166,15 @@ impl Iterator for Lines {
     fn next(&mut self) -> Option<RowText> {
         while !self.ended {
             let mut bytes = Vec::new();
-            let read = self.text.read_until(b'\n', &mut bytes);
+            let read = outside::read_line(&mut self.text, &mut bytes);
             self.line += 1;
             match read {
-                Ok(0) => self.ended = true,
-                Ok(_) => {
+                Ok(Some(0)) => self.ended = true,
+                Ok(None) => {
+                    self.ended = true;
+                    return Some((self.line, Err(too_long(&self.path, self.line))));
+                }
+                Ok(Some(_)) => {
                     if self.line == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
                         bytes.drain(..3); // a byte-order mark
                     }
@@ -189,6 +194,18 @@ impl Iterator for Lines {
             }
         }
         None
+    }
+}
+
+/// The error for a row whose text has no end in sight.
+pub(super) fn too_long(path: &Path, line: usize) -> Error {
+    Error::Data {
+        path: path.to_path_buf(),
+        line,
+        message: format!(
+            "longer than {} MiB, the most that a row may have",
+            outside::LINE >> 20
+        ),
     }
 }
 

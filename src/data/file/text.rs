@@ -5,11 +5,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::reader::{RowReader, utf8};
+use super::reader::{RowReader, too_long, utf8};
 use super::{FileFormat, OpenedFile};
 use crate::data::rows::Row;
 use crate::data::{RowFormat, SampleBy};
 use crate::error::Result;
+use crate::outside;
 
 /// Plain text.
 pub(super) const FORMAT: FileFormat = FileFormat {
@@ -51,6 +52,8 @@ struct Blocks {
     paragraphs: bool,
     /// The line after the last block.
     next: Option<Row>,
+    /// Whether a block was too long.
+    ended: bool,
 }
 
 impl Blocks {
@@ -60,6 +63,7 @@ impl Blocks {
             lines: RowReader::of_lines(path, text, line),
             paragraphs,
             next: None,
+            ended: false,
         }
     }
 
@@ -75,6 +79,9 @@ impl Iterator for Blocks {
     type Item = Result<Row>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
         let first = match self.next_line()? {
             Ok(row) => row,
             Err(error) => return Some(Err(error)),
@@ -93,6 +100,11 @@ impl Iterator for Blocks {
             last = line.line;
             text.push_str(&"\n".repeat(blank + 1));
             text.push_str(&text_of(line));
+            if text.len() > outside::LINE {
+                // What follows would begin in the middle of a row.
+                self.ended = true;
+                return Some(Err(too_long(&self.path, start)));
+            }
         }
         Some(Ok(row(&self.path, start, text)))
     }

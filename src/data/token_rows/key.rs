@@ -18,6 +18,7 @@ use crate::data::encode::RowEncoding;
 use crate::data::tokenizer::today;
 use crate::data::{DataConfig, Tokenizer};
 use crate::error::{Error, Result};
+use crate::outside;
 use crate::read_at::read_exact_at;
 
 /// Bytes of a file that are hashed at once, on one core.
@@ -82,7 +83,7 @@ fn contents(path: &Path) -> Result<String> {
     if let Some(name) = blob(path) {
         return Ok(name);
     }
-    let file = File::open(path).map_err(Error::io("read", path))?;
+    let file = outside::open(path)?;
     let io = |error| Error::io("read", path)(error);
     let len = file.metadata().map_err(io)?.len();
     let hash = |start: u64| -> io::Result<[u8; 32]> {

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::templates;
 use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// `tokenizer_config.json`
 pub(super) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -86,7 +87,7 @@ impl Files {
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let mut bytes = BTreeMap::new();
         let mut keep = |name: String, path: &Path| -> Result<()> {
-            let content = fs::read(path).map_err(Error::io("read", path))?;
+            let content = outside::read(path, outside::TABLES)?;
             if let Some(error) = lfs_pointer(path, &content) {
                 return Err(error);
             }

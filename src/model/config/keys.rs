@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::limits::{beyond_f32, largest};
 use crate::error::{Error, Result};
 use crate::model::activation::Activation;
 use crate::ops::{Gate, Gelu, Mask};
@@ -69,14 +70,25 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Refuses numbers that computing in f32 would turn into infinity.
+    pub(in crate::model) fn check_numbers(&self) -> Result<()> {
+        match beyond_f32(self.raw) {
+            Some((key, found)) => {
+                Err(self.mismatch(&key, "a number that a float of 32 bits can hold", found))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(in crate::model) fn optional_count(&self, key: &str) -> Result<Option<usize>> {
         self.get(key)
             .map(|v| {
-                v.as_u64()
-                    // The bound keeps products of two sizes inside 64 bits.
-                    .filter(|&n| n > 0 && n <= u64::from(u32::MAX))
-                    .map(|n| n as usize)
-                    .ok_or_else(|| self.mismatch(key, "a positive whole number", v))
+                let largest = largest(key);
+                match v.as_u64().filter(|&n| n > 0) {
+                    Some(n) if n <= largest => Ok(n as usize),
+                    Some(_) => Err(self.mismatch(key, &format!("at most {largest}"), v)),
+                    None => Err(self.mismatch(key, "a positive whole number", v)),
+                }
             })
             .transpose()
     }

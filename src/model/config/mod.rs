@@ -1,6 +1,7 @@
 //! `config.json` of the supported families, and the tensors that it implies.
 
 pub(super) mod keys;
+mod limits;
 pub(super) mod rope;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use super::{Architecture, FAMILIES, LanguageModel};
 use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
 use crate::ops::HeadLayout;
+use crate::outside;
 use crate::params::{ParamKind, Parameters};
 use crate::peft::{Adaptable, AdapterSpec};
 pub use crate::peft::{LayerKind, LinearSpec};
@@ -116,7 +118,7 @@ impl ModelConfig {
                 return gguf::GgufFile::open(&weights)?.config();
             }
         }
-        let text = std::fs::read_to_string(&file).map_err(Error::io("read", &file))?;
+        let text = outside::read_text(&file, outside::SETTINGS)?;
         if let Some(error) = lfs_pointer(&file, text.as_bytes()) {
             return Err(error);
         }
@@ -145,6 +147,7 @@ impl ModelConfig {
             raw = gemma3::text_config(&keys)?;
         }
         let keys = Keys { path, raw: &raw };
+        keys.check_numbers()?;
         let name = keys.string("model_type")?.ok_or_else(|| {
             keys.error(format!(
                 "no \"model_type\"; expected one of {}",

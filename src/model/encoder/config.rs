@@ -13,6 +13,7 @@ use crate::model::activation;
 use crate::model::config::TensorSpec;
 use crate::model::config::keys::Keys;
 use crate::ops::HeadLayout;
+use crate::outside;
 use crate::params::Parameters;
 
 /// An encoder family: transformers' names, and its reader of `config.json`.
@@ -132,6 +133,7 @@ impl EncoderConfig {
             return Err(Error::format(path, "expected a JSON object"));
         };
         let keys = Keys { path, raw: &raw };
+        keys.check_numbers()?;
         keys.check_quantization(keys.get("quantization_config"))?;
         let name = keys.string("model_type")?.unwrap_or_default();
         let family = FAMILIES.iter().find(|family| family.model_type == name);
@@ -249,7 +251,7 @@ fn check_class(keys: &Keys<'_>, family: &Family) -> Result<()> {
 
 /// The JSON in a file.
 pub(super) fn read_json(file: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+    let text = outside::read_text(file, outside::SETTINGS)?;
     if let Some(error) = lfs_pointer(file, text.as_bytes()) {
         return Err(error);
     }

@@ -15,6 +15,7 @@ use super::WeightSource;
 use super::dtype::Dtype;
 use super::storage::Blob;
 use crate::error::{Error, Problem, Result};
+use crate::outside;
 
 /// Largest header in bytes, as in the format's own library.
 const MAX_HEADER: u64 = 100_000_000;
@@ -328,7 +329,7 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
+    let text = outside::read_text(index, outside::TABLES)?;
     let Index { weight_map } = serde_json::from_str(&text)
         .map_err(|e| Error::format(index, format!("not a shard index: {e}")))?;
     match weight_map

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::dtype::Dtype;
 use crate::data::lfs_pointer;
 use crate::error::{Error, Result};
+use crate::outside;
 use crate::read_at::read_exact_at;
 
 /// An open weight file for positioned reads from several threads.
@@ -20,7 +21,7 @@ pub(crate) struct Blob {
 
 impl Blob {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("read", path))?;
+        let file = outside::open(path)?;
         let len = file.metadata().map_err(Error::io("read", path))?.len();
         let blob = Self {
             file,

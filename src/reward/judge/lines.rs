@@ -5,13 +5,14 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// The texts of a file, one a line; blank lines and those that begin with `#` are left out.
 ///
 /// # Errors
 /// `Error::Io`; `Error::Format` if there are none.
 pub fn texts(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = outside::read_text(path, outside::TABLES)?;
     let texts: Vec<String> = (text.lines().map(str::trim))
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .map(str::to_owned)
@@ -30,7 +31,7 @@ pub fn texts(path: &Path) -> Result<Vec<String>> {
 /// # Errors
 /// `Error::Io`; `Error::Data` at the first line that is no such object; `Error::Format` if there are none.
 pub fn jsonl<T: DeserializeOwned>(path: &Path, expected: &str) -> Result<Vec<T>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = outside::read_text(path, outside::TABLES)?;
     let lines = text.lines().enumerate();
     let objects: Vec<T> = lines
         .filter(|(_, line)| !line.trim().is_empty())

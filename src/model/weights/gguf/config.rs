@@ -13,6 +13,8 @@ use super::rope::rope_scaling;
 pub(super) struct Description<'a> {
     pub(super) architecture: Architecture,
     pub(super) metadata: &'a BTreeMap<String, MetadataValue>,
+    /// How many tensors the file has.
+    pub(super) num_tensors: usize,
     /// Shape of a tensor by Hugging Face's name, if the file has it.
     pub(super) shape: &'a dyn Fn(&str) -> Option<Vec<usize>>,
     /// Values of a tensor.
@@ -32,6 +34,14 @@ impl Description<'_> {
         };
         let vocab_size = (self.shape)(embedding).and_then(|shape| shape.first().copied());
         let vocab_size = vocab_size.ok_or_else(|| format!("{embedding} is missing"))?;
+        let layers = self.count("block_count")?;
+        if layers > self.num_tensors as u64 {
+            return Err(format!(
+                "the GGUF metadata has {}.block_count {layers}, and the file {} tensors",
+                self.architecture.name(),
+                self.num_tensors
+            ));
+        }
         let mut config = self.settings()?;
         let mut put = |key: &str, value: Value| config.insert(key.into(), value);
         put("vocab_size", json!(vocab_size));

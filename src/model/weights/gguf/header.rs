@@ -7,6 +7,15 @@ use crate::model::weights::dtype::Dtype;
 use crate::model::weights::ggml::GgmlType;
 use crate::model::weights::storage::Blob;
 
+/// Most values of the metadata, those in arrays included: a vocabulary of 256,000 tokens with scores, kinds and merges is 1.3 million.
+const MAX_VALUES: u64 = 1 << 22;
+
+/// Most bytes of text in the metadata; keys and names of tensors count.
+const MAX_TEXT: u64 = 64 << 20;
+
+/// Most tensors of a file.
+const MAX_TENSORS: u64 = 1 << 18;
+
 /// A value of a GGUF file's metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MetadataValue {
@@ -94,12 +103,25 @@ impl Header {
             )));
         }
         let num_tensors = cursor.u64()?;
+        if num_tensors > MAX_TENSORS {
+            return Err(cursor.corrupt(format!(
+                "the header counts {num_tensors} tensors; at most {MAX_TENSORS} are read"
+            )));
+        }
         let num_keys = cursor.u64()?;
         let mut metadata = BTreeMap::new();
         for _ in 0..num_keys {
             let key = cursor.string()?;
             let kind = cursor.u32()?;
-            let value = cursor.value(kind, 0)?;
+            let value = cursor.value(&key, kind, 0)?;
+            if let Some(number) = not_finite(&key, &value) {
+                return Err(cursor.corrupt(format!(
+                    "the metadata's {key} must be a finite number, found {number}"
+                )));
+            }
+            if metadata.contains_key(&key) {
+                return Err(cursor.corrupt(format!("the metadata has {key} twice")));
+            }
             metadata.insert(key, value);
         }
         let mut tensors = Vec::new();
@@ -116,7 +138,9 @@ impl Header {
             .checked_next_multiple_of(alignment)
             .ok_or_else(|| cursor.corrupt("general.alignment is too large"))?;
         let mut expected = start;
-        for info in &mut tensors {
+        // A tensor of a type that is not read has at least one byte.
+        let mut ranges = Vec::with_capacity(tensors.len());
+        for (index, info) in tensors.iter_mut().enumerate() {
             info.offset = info
                 .offset
                 .checked_add(start)
@@ -129,9 +153,11 @@ impl Header {
                         info.name, info.shape, info.dtype
                     )));
                 }
+                ranges.push((info.offset, 1, index));
                 continue;
             };
             expected = expected.max(info.offset.saturating_add(bytes));
+            ranges.push((info.offset, bytes, index));
         }
         if blob.len() < expected {
             return Err(cursor.corrupt(format!(
@@ -139,7 +165,34 @@ impl Header {
                 blob.len()
             )));
         }
+        if let Some([first, second]) = overlap(&mut ranges) {
+            let [first, second] = [first, second].map(|index| tensors[index].name.as_str());
+            return Err(cursor.corrupt(format!(
+                "tensors {first} and {second} overlap: each must have bytes of its own"
+            )));
+        }
         Ok(Self { metadata, tensors })
+    }
+}
+
+/// Two of the ranges `(start, len, index)` that share a byte.
+fn overlap(ranges: &mut [(u64, u64, usize)]) -> Option<[usize; 2]> {
+    ranges.sort_unstable();
+    let shared = ranges.windows(2).find(|pair| {
+        let (start, len, _) = pair[0];
+        start.saturating_add(len) > pair[1].0
+    })?;
+    Some([shared[0].2, shared[1].2])
+}
+
+/// The first number of a setting that is NaN or infinite. Scores of a tokenizer's pieces may be.
+fn not_finite(key: &str, value: &MetadataValue) -> Option<f64> {
+    match value {
+        MetadataValue::Float(x) => (!x.is_finite()).then_some(*x),
+        MetadataValue::Array(values) if !key.starts_with("tokenizer.") => {
+            values.iter().find_map(|value| not_finite(key, value))
+        }
+        _ => None,
     }
 }
 
@@ -149,6 +202,9 @@ struct Cursor<'a> {
     position: u64,
     buffer: Vec<u8>,
     buffer_start: u64,
+    /// Values and bytes of text read so far.
+    values: u64,
+    text: u64,
 }
 
 impl<'a> Cursor<'a> {
@@ -158,6 +214,8 @@ impl<'a> Cursor<'a> {
             position: 0,
             buffer: Vec::new(),
             buffer_start: 0,
+            values: 0,
+            text: 0,
         }
     }
 
@@ -201,13 +259,34 @@ impl<'a> Cursor<'a> {
 
     fn string(&mut self) -> Result<String> {
         let len = self.u64()?;
+        self.text = self.text.saturating_add(len);
+        if self.text > MAX_TEXT {
+            return Err(self.corrupt(format!(
+                "the header has over {} MiB of text; that is no model's",
+                MAX_TEXT >> 20
+            )));
+        }
         let bytes = self.take(len)?;
         // Tokens of byte-level vocabularies need not be valid UTF-8.
         Ok(String::from_utf8_lossy(bytes).into_owned())
     }
 
-    fn value(&mut self, kind: u32, depth: usize) -> Result<MetadataValue> {
+    /// Counts `more` values of `key` before there is room made for them.
+    fn count(&mut self, key: &str, more: u64) -> Result<()> {
+        self.values = self.values.saturating_add(more);
+        if self.values <= MAX_VALUES {
+            return Ok(());
+        }
+        Err(self.corrupt(format!(
+            "the metadata has over {MAX_VALUES} values, {more} of them in {key}; that is no model's"
+        )))
+    }
+
+    fn value(&mut self, key: &str, kind: u32, depth: usize) -> Result<MetadataValue> {
         use MetadataValue as V;
+        if depth == 0 {
+            self.count(key, 1)?;
+        }
         Ok(match kind {
             0 => V::Unsigned(self.array().map(u8::from_le_bytes)?.into()),
             1 => V::Signed(self.array().map(i8::from_le_bytes)?.into()),
@@ -224,9 +303,10 @@ impl<'a> Cursor<'a> {
                 }
                 let kind = self.u32()?;
                 let len = self.u64()?;
+                self.count(key, len)?;
                 let mut values = Vec::new();
                 for _ in 0..len {
-                    values.push(self.value(kind, depth + 1)?);
+                    values.push(self.value(key, kind, depth + 1)?);
                 }
                 V::Array(values)
             }
@@ -242,10 +322,8 @@ impl<'a> Cursor<'a> {
     fn tensor_info(&mut self) -> Result<TensorInfo> {
         let name = self.string()?;
         let rank = self.u32()?;
-        if rank > 4 {
-            return Err(self.corrupt(format!(
-                "{name} has {rank} dimensions; at most 4 are possible"
-            )));
+        if !(1..=4).contains(&rank) {
+            return Err(self.corrupt(format!("{name} has {rank} dimensions; 1 to 4 are possible")));
         }
         let mut shape = Vec::new();
         for _ in 0..rank {
@@ -253,6 +331,9 @@ impl<'a> Cursor<'a> {
             shape.push(usize::try_from(dim).unwrap_or(usize::MAX));
         }
         shape.reverse();
+        if shape.contains(&0) {
+            return Err(self.corrupt(format!("{name}: shape {shape:?} has no entries")));
+        }
         let len = shape
             .iter()
             .try_fold(1usize, |n, &d| n.checked_mul(d))

@@ -120,6 +120,7 @@ impl GgufFile {
         let description = Description {
             architecture: self.architecture,
             metadata: &self.metadata,
+            num_tensors: self.tensors.len(),
             shape: &|name| self.shape(name),
             read: &|name| self.read(name).map_err(|error| error.to_string()),
         };
@@ -228,6 +229,8 @@ mod tests {
         F32(f32),
         Text(&'a str),
         Texts(&'a [&'a str]),
+        /// A type's number and the value's bytes.
+        Raw(u32, Vec<u8>),
     }
 
     /// Builds version-3 files: (name, dims fastest first, type, bytes).
@@ -264,6 +267,10 @@ mod tests {
                     out.extend(8u32.to_le_bytes());
                     out.extend((x.len() as u64).to_le_bytes());
                     x.iter().for_each(|x| text(&mut out, x));
+                }
+                Meta::Raw(kind, bytes) => {
+                    out.extend(kind.to_le_bytes());
+                    out.extend(bytes);
                 }
             }
         }
@@ -381,6 +388,138 @@ mod tests {
             2
         );
         assert_eq!(open(folder.path()).unwrap().names().len(), 11);
+    }
+
+    /// A llama's header with more metadata and these tensors, and what is said of it.
+    fn complaint(meta: Vec<(&str, Meta<'_>)>, tensors: &[(&str, &[u64], u32, Vec<u8>)]) -> String {
+        let mut all = vec![("general.architecture", Meta::Text("llama"))];
+        all.extend(meta);
+        let (_folder, file) = opened(&file(&all, tensors));
+        file.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_a_header_claims_is_bounded() {
+        let array = |kind: u32, len: u64, bytes: usize| {
+            let mut value = kind.to_le_bytes().to_vec();
+            value.extend(len.to_le_bytes());
+            value.resize(value.len() + bytes, 0);
+            Meta::Raw(9, value)
+        };
+        let two = || Meta::U32(2);
+        for (meta, said) in [
+            // Counts with and without bytes behind them.
+            (vec![("a", array(0, u64::MAX, 8))], "over 4194304 values"),
+            (
+                vec![("a", array(0, 5_000_000, 5_000_000))],
+                "5000000 of them in a",
+            ),
+            (vec![("a", array(0, 1000, 3))], "truncated"),
+            (vec![("a", array(9, 1 << 40, 0))], "over 4194304 values"),
+            (
+                vec![("a", Meta::Raw(8, (65u64 << 20).to_le_bytes().to_vec()))],
+                "over 64 MiB of text",
+            ),
+            (
+                vec![("a", Meta::Raw(8, u64::MAX.to_le_bytes().to_vec()))],
+                "over 64 MiB of text",
+            ),
+            (vec![("a", two()), ("a", two())], "has a twice"),
+            // Numbers.
+            (
+                vec![("llama.rope.freq_base", Meta::F32(f32::INFINITY))],
+                "llama.rope.freq_base must be a finite number, found inf",
+            ),
+            (vec![("llama.x", Meta::F32(f32::NAN))], "found NaN"),
+            (
+                vec![(
+                    "llama.x",
+                    Meta::Raw(12, f64::NEG_INFINITY.to_le_bytes().to_vec()),
+                )],
+                "found -inf",
+            ),
+            (
+                vec![(
+                    "llama.x",
+                    Meta::Raw(
+                        9,
+                        [
+                            6u32.to_le_bytes(),
+                            1u32.to_le_bytes(),
+                            [0; 4],
+                            f32::NAN.to_le_bytes(),
+                        ]
+                        .concat(),
+                    ),
+                )],
+                "found NaN",
+            ),
+        ] {
+            let found = complaint(meta, &[]);
+            assert!(found.contains(said), "{said}: {found}");
+        }
+        for (tensor, said) in [
+            (
+                ("t", &[][..], 0, vec![0; 4]),
+                "t has 0 dimensions; 1 to 4 are possible",
+            ),
+            (("t", &[1; 5], 0, vec![0; 4]), "t has 5 dimensions"),
+            (("t", &[4, 0], 0, vec![]), "t: shape [0, 4] has no entries"),
+            (("t", &[u64::MAX, 2], 0, vec![]), "overflows"),
+            (("t", &[1 << 40], 0, vec![0; 4]), "truncated"),
+            (("t", &[u64::MAX / 2], 0, vec![0; 4]), "t: shape"),
+        ] {
+            let found = complaint(vec![], &[tensor]);
+            assert!(found.contains(said), "{said}: {found}");
+        }
+        let mut counts = decoder("llama");
+        counts[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        let found = opened(&counts).1.unwrap_err().to_string();
+        assert!(
+            found.contains("counts 18446744073709551615 tensors"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn tensors_have_bytes_of_their_own() {
+        let mut bytes = decoder("llama");
+        let name = b"blk.0.attn_k.weight";
+        let at = bytes
+            .windows(name.len())
+            .position(|found| found == name)
+            .unwrap();
+        // Behind the name: the rank, two dimensions and the type.
+        let offset = at + name.len() + 4 + 16 + 4;
+        bytes[offset..offset + 8].fill(0);
+        let found = opened(&bytes).1.unwrap_err().to_string();
+        assert!(
+            found.contains("blk.0.attn_k.weight overlap")
+                || found.contains("token_embd.weight overlap"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn layers_are_counted_against_tensors() {
+        for layers in [1_000_000_000u32, u32::MAX, 12] {
+            let mut bytes = decoder("llama");
+            let name = b"llama.block_count";
+            let at = bytes
+                .windows(name.len())
+                .position(|found| found == name)
+                .unwrap()
+                + name.len()
+                + 4;
+            bytes[at..at + 4].copy_from_slice(&layers.to_le_bytes());
+            let found = opened(&bytes).1.unwrap().config().unwrap_err().to_string();
+            assert!(
+                found.contains(&format!(
+                    "llama.block_count {layers}, and the file 11 tensors"
+                )),
+                "{found}"
+            );
+        }
     }
 
     #[test]

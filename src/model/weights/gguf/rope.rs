@@ -124,6 +124,9 @@ pub(super) fn rope_scaling(file: &Description<'_>) -> Result<Option<Json>, Strin
             return Ok(None);
         }
         let factors = (file.read)(name)?;
+        if let Some(factor) = factors.iter().find(|factor| !factor.is_finite()) {
+            return Err(format!("{name} must have finite factors, found {factor}"));
+        }
         Ok(Some(factors.into_iter().map(shortest).collect()))
     };
     let (mut short, mut long) = (factors(SHORT_FACTORS)?, factors(LONG_FACTORS)?);
@@ -188,6 +191,7 @@ mod tests {
         rope_scaling(&Description {
             architecture: Architecture::Llama,
             metadata: &metadata,
+            num_tensors: 0,
             shape: &|_| None,
             read: &|name| Err(format!("{name} is not there")),
         })
