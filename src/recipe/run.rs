@@ -290,7 +290,7 @@ mod tests {
         let text = format!(
             "(name: \"r\", model: \"{model}\", stages: [Ppo(name: \"p\", init: Base,
                 data: (source: Posts(rows: 4, seed: 1)), reward: Custom(name: \"fails\"), peft: Lora(rank: 1),
-                total_episodes: 8, batch_size: 2, response_length: 2, cadence: (save_steps: 1))])"
+                total_episodes: 8, batch_size: 2, response_length: 2, max_prompt_length: 120, cadence: (save_steps: 1))])"
         );
         let options = RunOptions {
             output: Some(folder.path().join("run")),

@@ -260,29 +260,37 @@ fn a_model_that_does_not_fit() {
 fn absurd_numbers_are_refused_with_their_key() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("data.jsonl"), ROWS.repeat(4)).unwrap();
-    let recipe = |stages: &str| format!("(name: \"r\", model: \"MODEL\", stages: [{stages}])");
-    let sft = |more: &str| recipe(&format!("Sft(name: \"s\", data: \"data.jsonl\", {more})"));
-    let rank = |more: &str| {
-        recipe(&format!(
-            "Rank(name: \"s\", init: Base, data: (source: Posts(rows: 4, seed: 1)), reward: Gold, {more})"
-        ))
+    let stage = |kind: &str, defaults: &[&str], more: &str| {
+        let given = |default: &&&str| !more.contains(default.split(':').next().unwrap());
+        let keys: Vec<&str> = (defaults.iter().filter(given).copied())
+            .chain([more])
+            .collect();
+        format!(
+            "(name: \"r\", model: \"MODEL\", stages: [{kind}(name: \"s\", init: Base, {})])",
+            keys.join(", ")
+        )
     };
+    let posts = "data: (source: Posts(rows: 4, seed: 1)), reward: Gold";
+    let sft = |more: &str| stage("Sft", &["data: \"data.jsonl\"", "batch_size: 2"], more);
+    let rank = |more: &str| stage("Rank", &[posts, "response_length: 4"], more);
     let ppo = |more: &str| {
-        recipe(&format!(
-            "Ppo(name: \"s\", init: Base, data: (source: Posts(rows: 4, seed: 1)), reward: Gold, {more})"
-        ))
+        let defaults = [
+            posts,
+            "total_episodes: 4",
+            "batch_size: 4",
+            "response_length: 4",
+        ];
+        stage("Ppo", &defaults, more)
     };
     let ptx = |size: &str| {
         ppo(&format!(
-            "total_episodes: 4, batch_size: 4, ptx: (data: \"data.jsonl\", coef: 1.0, batch_size: {size})"
+            "{posts}, total_episodes: 4, batch_size: 4, ptx: (data: \"data.jsonl\", batch_size: {size})"
         ))
     };
     for size in ["1000000000", "18446744073709551615"] {
         for (text, key) in [
             (
-                recipe(&format!(
-                    "Sft(name: \"s\", data: (source: Posts(rows: {size}, seed: 1)), batch_size: 4)"
-                )),
+                sft(&format!("data: (source: Posts(rows: {size}, seed: 1))")),
                 "stages.s.data.source.rows",
             ),
             (sft(&format!("batch_size: {size}")), "stages.s.batch_size"),
@@ -314,9 +322,7 @@ fn absurd_numbers_are_refused_with_their_key() {
                 "stages.s.total_episodes",
             ),
             (
-                ppo(&format!(
-                    "total_episodes: 4, batch_size: 4, num_ppo_epochs: {size}"
-                )),
+                ppo(&format!("num_ppo_epochs: {size}")),
                 "stages.s.num_ppo_epochs",
             ),
             (ptx(size), "stages.s.ptx.batch_size"),
