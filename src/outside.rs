@@ -53,7 +53,7 @@ pub(crate) fn read(path: &Path, largest: u64) -> Result<Vec<u8>> {
     if len > largest {
         return Err(too_large(format!("{} MiB", len >> 20)));
     }
-    let mut bytes = Vec::with_capacity(len as usize);
+    let mut bytes = Vec::new();
     let read = file.take(largest + 1).read_to_end(&mut bytes);
     read.map_err(Error::io("read", path))?;
     match bytes.len() as u64 > largest {

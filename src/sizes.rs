@@ -104,7 +104,7 @@ const OTHERS: u64 = 100_000_000;
 const FREE: [&str; 1] = ["chat_template_kwargs"];
 
 /// A problem for every whole number of `settings` that is above its bound, at its key path. Names of variants are no part of paths.
-pub fn problems(settings: &impl Serialize) -> Vec<Problem> {
+pub(crate) fn problems(settings: &impl Serialize) -> Vec<Problem> {
     let mut problems = Vec::new();
     match serde_json::to_value(settings) {
         Ok(value) => walk(&value, "", "", &mut problems),

@@ -3,7 +3,6 @@
 //! transformers reads a classifier's score at the last token that is not `pad_token_id`, and refuses batches without one. If padding
 //! and EOS are the same token, the score is silently read one token too early.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};

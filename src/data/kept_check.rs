@@ -1,6 +1,5 @@
 //! Checks of large data sets that found nothing to complain about, kept between runs.
 
-use std::fs;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};

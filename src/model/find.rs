@@ -1,6 +1,5 @@
 //! Finds a model with all adapters of a stack: from the outermost one down to the base that the innermost one names.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::files::{Fetch, Finder, ModelFiles, at_path};

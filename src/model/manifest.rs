@@ -1,6 +1,6 @@
 //! Models known by name: the manifests under `models/`, and the folders that hold them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 

@@ -14,6 +14,7 @@ use super::bottleneck::{BottleneckConfig, NonLinearity, Placement, site};
 use super::files::{AdapterConfig, Keys, TaskType, is_off, list_or_null, saved_modules};
 use super::keys::tensor_key;
 use super::targets::LinearSpec;
+use crate::error::some_of;
 
 /// The value of `peft_type`: PEFT knows no such method.
 pub(super) const KIND: &str = "BOTTLENECK";
@@ -111,7 +112,7 @@ fn refuse(settings: &Keys<'_>) -> Result<(), String> {
     }
     match refused.is_empty() {
         true => Ok(()),
-        false => Err(format!("not supported: {}", refused.join(", "))),
+        false => Err(format!("not supported: {}", some_of(&refused))),
     }
 }
 

@@ -12,7 +12,7 @@ use super::base::{read_base, write_base};
 use super::targets::{LinearSpec, Selection, TargetModules, Targets};
 use super::{AdapterSpec, DecoderShape, bottleneck_files};
 use crate::atomic::write_atomic;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, some_of};
 use crate::outside;
 
 /// File name of the configuration inside an adapter's folder.
@@ -328,7 +328,7 @@ fn judge_keys(peft_type: &str, keys: Keys<'_>) -> Result<Vec<String>, String> {
     }
     match refused.is_empty() {
         true => Ok(warnings),
-        false => Err(format!("not supported: {}", refused.join(", "))),
+        false => Err(format!("not supported: {}", some_of(&refused))),
     }
 }
 

@@ -1,6 +1,6 @@
 //! JSONL log files that a resumed run continues exactly.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -190,6 +190,8 @@ fn bad_line(path: &Path, index: usize, error: &serde_json::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use serde_json::json;
 

@@ -11,7 +11,6 @@ mod refuse;
 mod text;
 mod unpack;
 
-use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 

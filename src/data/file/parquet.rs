@@ -1,7 +1,5 @@
 //! Parquet files as rows: the usual format of datasets on the hub.
 
-use std::fs::File;
-
 use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::reader::RowIter;
@@ -58,6 +56,7 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::path::Path;
     use std::sync::Arc;
 

@@ -5,11 +5,11 @@ use std::io::{self, BufRead, Read};
 use flate2::bufread::MultiGzDecoder;
 
 /// Bytes that any file may unpack to.
-const FREE: u64 = 64 << 20;
+const FREE: u64 = 8 << 20;
 
 /// Most bytes of text for one byte of the file beyond [`FREE`]: rows of text shrink to a third or a tenth, the most that the format can do
 /// is 1,032.
-const RATIO: u64 = 200;
+const RATIO: u64 = 100;
 
 /// The unpacked text of a gzipped file, which may have several members.
 pub(super) struct Unpacked<R> {
@@ -116,7 +116,7 @@ mod tests {
         let row = || b"{\"text\":\"a\"}\n".repeat(1 << 16);
         let said = packed("d.jsonl.gz", std::iter::repeat_n(row(), 200));
         assert!(
-            said.contains("more than 200 for each") && said.contains("cannot read further"),
+            said.contains("more than 100 for each") && said.contains("cannot read further"),
             "{said}"
         );
         let table = std::iter::once(b"text\n\"".to_vec()).chain(zeros());

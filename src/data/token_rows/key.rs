@@ -4,7 +4,6 @@
 //! `cp -p`, `rsync`, an archive or within a clock's tick, and training on rows of another file would go unnoticed. Hashing takes less
 //! time than parsing; files of the hub's cache are named by their hash.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;

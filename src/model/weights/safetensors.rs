@@ -14,7 +14,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::WeightSource;
 use super::dtype::Dtype;
 use super::storage::Blob;
-use crate::error::{Error, Problem, Result};
+use crate::error::{Error, Problem, Result, some_of};
 use crate::outside;
 
 /// Largest header in bytes, as in the format's own library.
@@ -70,7 +70,7 @@ impl SafetensorsFiles {
                     "{} of {} shards are missing: {}",
                     missing.len(),
                     shards.len(),
-                    missing.join(", ")
+                    some_of(&missing)
                 ),
             ));
         }

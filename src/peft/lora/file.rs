@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{BIAS_AND_DORA, BIAS_AND_START};
 use super::{InitLoraWeights, LoraConfig};
+use crate::error::some_of;
 use crate::peft::files::{
     AdapterConfig, Keys, count, is_off, list_or_null, number, probability, saved_modules,
 };
@@ -53,7 +54,7 @@ pub(super) fn read(keys: &Keys<'_>, targets: &Targets) -> Result<LoraConfig, Str
         if !invalid.is_empty() {
             return Err(format!(
                 "\"{key}\": {} cannot be read as a regular expression",
-                invalid.join(", ")
+                some_of(&invalid)
             ));
         }
     }

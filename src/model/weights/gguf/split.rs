@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::header::{Header, MetadataValue};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, some_of};
 use crate::model::weights::storage::Blob;
 
 /// Whether a path names a GGUF file.
@@ -59,7 +59,7 @@ pub(super) fn open(path: &Path) -> Result<Vec<(Blob, Header)>> {
             format!(
                 "the model is in {} files, and beside this one there is no {}",
                 paths.len(),
-                missing.join(", ")
+                some_of(&missing)
             ),
         ));
     }
