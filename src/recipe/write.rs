@@ -6,6 +6,7 @@ use ron::ser::PrettyConfig;
 
 use crate::peft::Peft;
 use crate::recipe::Recipe;
+use crate::sizes;
 
 /// The RON dialect of recipes: `Some` and newtype wrappers are implicit.
 pub(super) fn dialect() -> Options {
@@ -22,8 +23,12 @@ pub(super) fn dialect() -> Options {
 /// With what was expected and what was found.
 pub fn read_peft(text: &str) -> Result<Peft, String> {
     dialect()
-        .from_str(text)
+        .from_str::<Peft>(text)
         .map_err(|error| error.code.to_string())
+        .and_then(|peft| match sizes::problems(&peft).first() {
+            Some(absurd) => Err(absurd.to_string()),
+            None => Ok(peft),
+        })
 }
 
 /// The recipe in RON with all defaults; parsing it gives an equal recipe.

@@ -77,7 +77,7 @@ impl Files {
 
     /// Whether a folder has a vocabulary.
     pub(super) fn any_in(folder: &Path) -> bool {
-        VOCABULARY.iter().any(|name| folder.join(name).is_file())
+        VOCABULARY.iter().any(|name| folder.join(name).exists())
     }
 
     /// The files of a tokenizer in `folder`.
@@ -97,7 +97,8 @@ impl Files {
         let names = VOCABULARY.iter().chain(&TOKENS).chain(&MODEL);
         for name in names.chain(&templates::FILES) {
             let path = folder.join(name);
-            if path.is_file() {
+            // What is there and no regular file is refused, not left out.
+            if path.exists() {
                 keep((*name).to_owned(), &path)?;
             }
         }
