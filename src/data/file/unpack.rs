@@ -81,14 +81,11 @@ mod tests {
     use crate::data::RowFormat;
     use crate::data::file::open;
 
-    fn packed(name: &str, pieces: impl Iterator<Item = Vec<u8>>) -> String {
+    /// What reading all rows of a file with this content comes to.
+    fn outcome(name: &str, bytes: &[u8]) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        for piece in pieces {
-            encoder.write_all(&piece).unwrap();
-        }
-        std::fs::write(&path, encoder.finish().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
         let mut reader = match open(&path, &RowFormat::default()) {
             Ok(reader) => reader,
             Err(error) => return error.to_string(),
@@ -106,29 +103,52 @@ mod tests {
         }
     }
 
+    fn packed(name: &str, pieces: impl Iterator<Item = Vec<u8>>) -> String {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        for piece in pieces {
+            encoder.write_all(&piece).unwrap();
+        }
+        outcome(name, &encoder.finish().unwrap())
+    }
+
+    /// The beginnings of rows without an end.
+    const ENDLESS: [(&str, &str); 4] = [
+        ("d.jsonl", "{\"text\":\""),
+        ("d.json", "[{\"text\":\""),
+        ("d.csv", "text\n\""),
+        ("d.txt", ""),
+    ];
+
     #[test]
-    fn bombs_end_with_an_error_that_names_the_line() {
-        let zeros = || std::iter::repeat_n(vec![b'a'; 1 << 20], 128);
-        // One row without end, and rows without end.
-        let one = std::iter::once(b"{\"text\":\"".to_vec()).chain(zeros());
-        let said = packed("d.jsonl.gz", one);
-        assert!(said.contains("d.jsonl.gz:1: longer than 64 MiB"), "{said}");
+    fn bombs_end_with_an_error() {
+        for (name, begin) in ENDLESS {
+            let text = std::iter::repeat_n(vec![b'a'; 1 << 20], 128);
+            let begin = std::iter::once(begin.as_bytes().to_vec());
+            let said = packed(&format!("{name}.gz"), begin.chain(text));
+            assert!(said.contains("more than 100 for each"), "{said}");
+        }
+        // Rows without end.
         let row = || b"{\"text\":\"a\"}\n".repeat(1 << 16);
         let said = packed("d.jsonl.gz", std::iter::repeat_n(row(), 200));
-        assert!(
-            said.contains("more than 100 for each") && said.contains("cannot read further"),
-            "{said}"
-        );
-        let table = std::iter::once(b"text\n\"".to_vec()).chain(zeros());
-        let said = packed("d.csv.gz", table);
-        assert!(said.contains("longer than 64 MiB"), "{said}");
-        let array = std::iter::once(b"[{\"text\":\"".to_vec()).chain(zeros());
-        let said = packed("d.json.gz", array);
-        assert!(said.contains("longer than 64 MiB"), "{said}");
+        assert!(said.contains("more than 100 for each"), "{said}");
         // What is not a bomb.
-        assert_eq!(
-            packed("d.jsonl.gz", std::iter::repeat_n(row(), 2)),
-            "131072 rows"
+        let said = packed("d.jsonl.gz", std::iter::repeat_n(row(), 2));
+        assert_eq!(said, "131072 rows");
+    }
+
+    #[test]
+    fn rows_end_and_the_error_names_the_line() {
+        for (name, begin) in ENDLESS {
+            let text = [begin.as_bytes(), &vec![b'a'; 65 << 20]].concat();
+            let said = outcome(name, &text);
+            assert!(said.contains("longer than 64 MiB"), "{said}");
+            assert!(name == "d.csv" || said.contains(":1: "), "{said}");
+        }
+        let many = format!("{{\"input_ids\":[{}0]}}\n", "0,".repeat(5_000_000));
+        let said = outcome("d.jsonl", many.as_bytes());
+        assert!(
+            said.contains("d.jsonl:1: has over 4194304 values"),
+            "{said}"
         );
     }
 }
