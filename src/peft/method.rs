@@ -346,3 +346,28 @@ pub(crate) fn dropped<B: Backend>(x: &Tensor<B, 2>, p: f64, seed: Option<Seed>) 
     let mask = TensorData::new(mask.collect::<Vec<f32>>(), [tokens, inputs]);
     x.clone() * Tensor::from_data(mask, &x.device())
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::NdArray;
+
+    use super::*;
+
+    #[test]
+    fn a_share_is_dropped_and_the_rest_makes_up_for_it() {
+        let x = Tensor::<NdArray, 2>::ones([50, 40], &Default::default());
+        let of = |seed: u64| -> Vec<f32> {
+            let dropped = dropped(&x, 0.2, Some(Seed::new(seed)));
+            dropped.into_data().to_vec().unwrap()
+        };
+        let values = of(1);
+        assert!(values.iter().all(|&v| v == 0.0 || v == 1.25), "{values:?}");
+        // 2000 entries: 0.2 with a standard error of 0.009.
+        let share = values.iter().filter(|&&v| v == 0.0).count() as f64 / 2000.0;
+        assert!((share - 0.2).abs() < 0.03, "{share}");
+        assert_eq!(of(1), values);
+        assert_ne!(of(2), values);
+        let all: Vec<f32> = dropped(&x, 0.2, None).into_data().to_vec().unwrap();
+        assert!(all.iter().all(|&v| v == 1.0));
+    }
+}
