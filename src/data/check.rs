@@ -143,17 +143,13 @@ pub fn check_source(
                 None => return check,
             }
         }
-        DataSource::Stage(_)
-        | DataSource::HeldOut(_)
-        | DataSource::Ranked { .. }
-        | DataSource::Stages(_)
-        | DataSource::HeldOutStages(_) => {
-            let paths = config.source.local_files(&context.run_dir);
+        source if source.is_of_stages() => {
+            let paths = source.local_files(&context.run_dir);
             match paths.iter().all(|path| path.exists()) {
                 true => check.stream(config, context, expects, &look),
                 false if expects.takes(RowKind::Preference) => return check,
                 false => {
-                    let stages = config.source.stages();
+                    let stages = source.stages();
                     let stage = stages.first().map_or("", |rows| rows.stage);
                     let expected = expects.columns();
                     check.at_key(
@@ -172,10 +168,8 @@ pub fn check_source(
             check.stream(config, context, expects, &look);
         }
         DataSource::Mix(_) => return check,
-        DataSource::File(_)
-        | DataSource::Jsonl(_)
-        | DataSource::Csv(_)
-        | DataSource::Posts { .. } => {
+        // Files, and posts of which a part is held out.
+        _ => {
             check.stream(config, context, expects, &look);
         }
     }

@@ -1,5 +1,6 @@
 //! Collects problems of a stage's settings by key, with the common checks and their messages.
 
+mod cadence;
 pub(super) mod settings;
 
 use std::fmt::Debug;

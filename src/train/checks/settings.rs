@@ -7,8 +7,9 @@ use crate::reward::RewardConfig;
 use crate::reward::judge::graded_problems;
 use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
+use crate::train::checks::cadence::check_cadence;
 use crate::train::config::{
-    Algorithm, Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Truncate,
+    Algorithm, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Truncate,
 };
 use crate::train::{DataUse, GenerationSettings, StageInputs, TrainingSettings};
 
@@ -137,38 +138,6 @@ pub(in crate::train) fn check_row_length(checks: &mut Checks, path: &str, max_le
         "at least 2 tokens: one to read and one to predict",
         max_length,
     );
-}
-
-fn check_cadence(checks: &mut Checks, path: &str, cadence: &Cadence) {
-    for (key, steps) in [
-        ("eval_steps", cadence.eval_steps),
-        ("save_steps", cadence.save_steps),
-    ] {
-        checks.must(
-            format!("{path}.cadence.{key}"),
-            steps != Some(0),
-            "at least 1, or `None`",
-            0,
-        );
-    }
-    checks.positive(path, "cadence.save_total_limit", cadence.save_total_limit);
-    if let Some(keep) = &cadence.keep_best {
-        checks.must(
-            format!("{path}.cadence.keep_best.by"),
-            !keep.by.is_empty(),
-            "the name of a metric",
-            &keep.by,
-        );
-        if cadence.eval_steps.is_none() {
-            checks.problem(
-                format!("{path}.cadence.keep_best"),
-                "chooses among evaluations, and without `eval_steps` there is one, after the last step",
-            );
-            checks.help(
-                "e.g. `cadence: (eval_steps: 50, keep_best: (by: \"eval/loss\", mode: Min))`",
-            );
-        }
-    }
 }
 
 fn check_sampling(checks: &mut Checks, path: &str, sampling: &SamplingConfig) {
