@@ -128,8 +128,9 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
 /// Refuses to select by score, or to compare, where the rows of a stage have no scores.
 fn check_scores(checks: &mut Checks, stages: &[Stage], path: &str, stage: &Stage) {
     for data in stage.inputs().data {
-        let selects =
-            data.config.format.take != Some(Take::All) || data.kind == RowKind::Preference;
+        // A judge compares by itself.
+        let selects = data.kind != RowKind::Responses
+            && (data.config.format.take != Some(Take::All) || data.kind == RowKind::Preference);
         for rows in data.config.source.stages() {
             let source = stages.iter().find(|stage| stage.name() == rows.stage);
             if selects && source.is_some_and(|source| !source.leaves_scores()) {

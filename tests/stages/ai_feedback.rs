@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::backend::Flex;
+use serde_json::json;
 use tempering::error::Error;
 use tempering::recipe::{self, RunOptions};
 use tempering::report::{Interrupt, Reporter, SilentReporter};
@@ -82,7 +83,24 @@ fn the_published_sizes_are_sound() {
 
 #[test]
 fn constitutional_ai_runs_short_and_resumes_to_the_bit() {
-    let mut sets = CONSTITUTIONAL.to_vec();
+    let folder = tempfile::tempdir().unwrap();
+    // Dialogues in the layout of the data on the hub.
+    let row = |i: usize| {
+        let prompt = format!("\n\nHuman: How do I find the key number {i}?\n\nAssistant:");
+        let [chosen, rejected] =
+            [" Ask at the desk.", " Break the door."].map(|answer| format!("{prompt}{answer}"));
+        json!({"chosen": chosen, "rejected": rejected}).to_string() + "\n"
+    };
+    let dialogues = folder.path().join("dialogues.jsonl");
+    fs::write(&dialogues, (0..24).map(row).collect::<String>()).unwrap();
+    let source = |name: &str| {
+        format!(
+            "data.{name}.source=Jsonl({:?})",
+            dialogues.display().to_string()
+        )
+    };
+    let (helpful, red_team) = (source("helpful"), source("red_team"));
+    let mut sets = vec!["model=\"tiny\"", helpful.as_str(), &red_team];
     sets.extend([
         "stages.helpful.data.limit=16",
         "stages.helpful.batch_size=8",
@@ -92,6 +110,9 @@ fn constitutional_ai_runs_short_and_resumes_to_the_bit() {
         "stages.revise.examples=None",
         "stages.revise.response_length=12",
         "stages.revise.critique_length=8",
+        "stages.helpful_answers.data.skip=0",
+        "stages.helpful_answers.data.limit=4",
+        "stages.helpful_answers.response_length=8",
         "stages.sl_cai.batch_size=8",
         "stages.pairs.data.skip=0",
         "stages.pairs.data.limit=20",
@@ -105,7 +126,6 @@ fn constitutional_ai_runs_short_and_resumes_to_the_bit() {
         "stages.compare.data.limit=2",
         "stages.compare.response_length=8",
     ]);
-    let folder = tempfile::tempdir().unwrap();
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
     run("constitutional.ron", &sets, &whole, None).unwrap();
     for stop in [("helpful", 1), ("labels", 1), ("rl_cai", 1)] {
