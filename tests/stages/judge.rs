@@ -21,7 +21,7 @@ fn recipe(judge: &str) -> String {
     stages: [
         Judge(name: "judge", {judge}, data: (source: Jsonl("PAIRS"))),
         RewardModel(name: "rm", init: Base, data: (source: Stage("judge")), eval_data: (source: HeldOut("judge")),
-            peft: Lora(rank: 4), batch_size: 8, max_length: 128),
+            soft_labels: true, peft: Lora(rank: 4), batch_size: 8, max_length: 128),
     ],
 )
 "#
