@@ -20,6 +20,7 @@ pub mod posts;
 mod problems;
 mod records;
 mod repository;
+mod row_kind;
 mod rows;
 mod shape;
 mod slice;
@@ -30,7 +31,7 @@ mod token_rows;
 mod tokenizer;
 
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
-pub use check::{DataCheck, RowKind, SourceColumn, check_source, flag};
+pub use check::{DataCheck, SourceColumn, check_source, flag};
 pub use checked::CheckedData;
 pub use encode::{
     Comparisons, Conversation, EncodeReport, EncodedRows, Example, GOLD, Judgements, Labelled,
@@ -46,6 +47,7 @@ pub(crate) use file::text_bytes;
 pub use loader::{Batches, micro_batches};
 pub(crate) use pairs::readable;
 pub use pairs::{ResponseSet, read_response_sets};
+pub use row_kind::RowKind;
 pub(crate) use rows::source_files;
 pub use rows::{DataContext, Row, read_rows};
 pub use shape::shape_names;

@@ -1,5 +1,7 @@
 //! Lengths of the rows of a data set, and the expected size of its largest batch.
 
+use crate::data::{Comparisons, Example, Labelled, Prompt};
+
 /// Lengths of one row, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::train) struct RowLength {
@@ -19,6 +21,32 @@ impl RowLength {
             passed: tokens,
             targets,
         }
+    }
+}
+
+/// The lengths of a row to train on.
+pub(super) fn of_example(item: &Example) -> RowLength {
+    let targets = item.trained.iter().filter(|&&trained| trained).count();
+    RowLength::alone(item.ids.len(), targets)
+}
+
+/// The lengths of a prompt.
+pub(super) fn of_prompt(item: &Prompt) -> RowLength {
+    RowLength::alone(item.ids.len(), 0)
+}
+
+/// The lengths of a labelled response.
+pub(super) fn of_labelled(item: &Labelled) -> RowLength {
+    RowLength::alone(item.ids.len(), item.ids.len() - item.prompt_len)
+}
+
+/// The lengths of the responses to a prompt.
+pub(super) fn of_comparisons(item: &Comparisons) -> RowLength {
+    let tokens: usize = item.responses.iter().map(Vec::len).sum();
+    RowLength {
+        tokens,
+        passed: item.packed_len(),
+        targets: tokens - item.responses.len() * item.prompt_len,
     }
 }
 

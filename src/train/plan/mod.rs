@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 pub use lengths::Lengths;
 pub(super) use lengths::RowLength;
+use lengths::{of_comparisons, of_example, of_labelled, of_prompt};
 pub(super) use memory::FLOAT;
 pub use memory::{ModelShape, Workload, estimate};
 pub(super) use work::num_evaluations;
@@ -17,9 +18,9 @@ pub use work::{Pace, Work};
 use super::config::{Init, Peft};
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
-    CheckedData, Comparisons, DataCheck, DataConfig, Example, Labelled, Prompt, Ratings, Row,
-    RowKind, StageRows, Take, TextsOrCompletions, Tokenizer, encode_all, encode_comparisons,
-    encode_labelled, encode_prompts, encode_text, num_top,
+    CheckedData, DataCheck, DataConfig, Ratings, Row, RowKind, StageRows, Take, TextsOrCompletions,
+    Tokenizer, encode_all, encode_comparisons, encode_labelled, encode_prompts, encode_text,
+    num_top,
 };
 use crate::error::{Error, Result};
 use crate::model::{
@@ -480,26 +481,4 @@ impl Planner<'_> {
 /// Expected longest row of a data set in tokens; at most `most`.
 pub(super) fn longest(data: &Lengths, most: usize) -> u64 {
     (data.largest(1, data.rows)).map_or(most, |len| len.min(most)) as u64
-}
-
-fn of_example(item: &Example) -> RowLength {
-    let targets = item.trained.iter().filter(|&&trained| trained).count();
-    RowLength::alone(item.ids.len(), targets)
-}
-
-fn of_prompt(item: &Prompt) -> RowLength {
-    RowLength::alone(item.ids.len(), 0)
-}
-
-fn of_labelled(item: &Labelled) -> RowLength {
-    RowLength::alone(item.ids.len(), item.ids.len() - item.prompt_len)
-}
-
-fn of_comparisons(item: &Comparisons) -> RowLength {
-    let tokens: usize = item.responses.iter().map(Vec::len).sum();
-    RowLength {
-        tokens,
-        passed: item.packed_len(),
-        targets: tokens - item.responses.len() * item.prompt_len,
-    }
 }
