@@ -8,6 +8,7 @@
 //! Threads that train at the same time lose gradients; [`lock_gradients`] serialises them.
 
 mod caught;
+mod contained;
 
 use std::cell::Cell;
 use std::panic::PanicHookInfo;
@@ -17,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use burn::tensor::backend::Backend;
 
 pub use self::caught::{PLEASE_REPORT, catch};
+pub(crate) use self::contained::{Failure, contain, contain_within};
 use crate::error::{Error, Result};
 
 /// Whether anything was recorded since the last [`take`]: the common case costs one load.
@@ -35,7 +37,11 @@ pub fn install() {
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            if on_device_thread() {
+            if contained::is_contained() {
+                if let Some(place) = info.location() {
+                    contained::note(place.file(), place.line());
+                }
+            } else if on_device_thread() {
                 record(describe(info));
             } else if caught::is_caught() {
                 caught::note(describe(info));

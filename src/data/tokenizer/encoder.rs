@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::{EncodeInput, PostProcessor, TruncationDirection, TruncationParams};
 
 use super::files::{Files, MODEL_CONFIG, TOKENIZER_CONFIG};
+use super::limits::Limits;
 use super::special::DeclaredTokens;
 use super::vocabulary;
 use crate::error::{Error, Result};
@@ -63,6 +64,7 @@ pub enum CutSide {
 #[derive(Debug, Clone)]
 pub struct EncoderTokenizer {
     inner: Arc<tokenizers::Tokenizer>,
+    limits: Arc<Limits>,
     origin: PathBuf,
     limit: TruncationParams,
 }
@@ -81,13 +83,37 @@ impl EncoderTokenizer {
     pub fn load(folder: &Path, rows: usize, max_positions: usize) -> Result<Self> {
         let files = Files::read(folder)?;
         let config = files.object(TOKENIZER_CONFIG)?;
+        let source = vocabulary(&files, &config)?;
+        let (file, json) = (source.0, source.1.to_string());
+        let limits = Limits::read(json.as_bytes(), &files.path(file))?;
+        let (bytes, shared, folder) = (json.len(), limits.clone(), folder.to_path_buf());
+        limits.load(bytes, move || {
+            Self::build(
+                &files,
+                (file, &json, source.2),
+                shared,
+                folder,
+                rows,
+                max_positions,
+            )
+        })
+    }
+
+    fn build(
+        files: &Files,
+        (file, json, defaults): (&str, &str, Defaults),
+        limits: Arc<Limits>,
+        folder: PathBuf,
+        rows: usize,
+        max_positions: usize,
+    ) -> Result<Self> {
+        let config = files.object(TOKENIZER_CONFIG)?;
         let wrong = |file: &str, message: String| Error::format(files.path(file), message);
-        let (file, json, defaults) = vocabulary(&files, &config)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(json.to_string())
+        let mut inner = tokenizers::Tokenizer::from_bytes(json)
             .map_err(|error| wrong(file, error.to_string()))?;
         inner.with_padding(None);
-        let declared = DeclaredTokens::read(&files, defaults)?;
-        declared.add_to(&mut inner, &files)?;
+        let declared = DeclaredTokens::read(files, defaults)?;
+        declared.add_to(&mut inner, files)?;
         if !defaults.is_empty() {
             let post_processor = post_processor(file, &declared, &inner)
                 .and_then(|json| serde_json::from_value(json).map_err(|e| e.to_string()));
@@ -110,7 +136,8 @@ impl EncoderTokenizer {
         let from_left = config.get("truncation_side").and_then(Value::as_str) == Some("left");
         let tokenizer = Self {
             inner: Arc::new(inner),
-            origin: folder.to_path_buf(),
+            limits,
+            origin: folder,
             limit: TruncationParams {
                 max_length: most.map_or(max_positions, |most| most as usize),
                 direction: match from_left {
@@ -160,12 +187,13 @@ impl EncoderTokenizer {
     /// # Errors
     /// If the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<EncodedText> {
-        let input: EncodeInput<'_> = match pair {
-            Some(second) => (text, second).into(),
-            None => text.into(),
-        };
-        let encoding = (self.inner.encode(input, true))
-            .map_err(|error| Error::format(&self.origin, error.to_string()))?;
+        let encoding = (self.limits).encode(&self.inner, (text, pair), |inner, text, second| {
+            let input: EncodeInput<'_> = match second {
+                Some(second) => (text, second).into(),
+                None => text.into(),
+            };
+            inner.encode(input, true)
+        })?;
         Ok(EncodedText {
             ids: encoding.get_ids().to_vec(),
             type_ids: encoding.get_type_ids().to_vec(),

@@ -17,6 +17,8 @@ impl Frame {
         let encode = |special| inner.encode(PROBE, special).map_err(|e| e.to_string());
         let (plain, whole) = (encode(false)?, encode(true)?);
         let (plain, ids) = (plain.get_ids(), whole.get_ids());
+        // A decoder that fails is known before anything is trained.
+        inner.decode(plain, false).map_err(|e| e.to_string())?;
         let marks = whole.get_special_tokens_mask();
         let start = marks.iter().take_while(|&&mark| mark == 1).count();
         let frame = Self {

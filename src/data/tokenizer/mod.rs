@@ -5,10 +5,12 @@
 
 mod added;
 mod compare;
+mod components;
 mod encoder;
 mod ending;
 mod files;
 mod frame;
+mod limits;
 mod named;
 mod response_text;
 mod special;
@@ -27,10 +29,11 @@ pub use self::encoder::{CutSide, EncodedText, EncoderTokenizer};
 use self::files::Files;
 pub(crate) use self::files::is_tokenizer_file;
 use self::frame::Frame;
+use self::limits::Limits;
 pub use self::response_text::ResponseText;
 use self::special::DeclaredTokens;
 pub use self::templates::FOLDER as CHAT_TEMPLATES;
-use self::vocabulary::Vocabulary;
+use self::vocabulary::{Source, Vocabulary};
 use crate::data::chat::ChatTemplate;
 use crate::error::{Error, Result};
 
@@ -39,6 +42,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
+    limits: Arc<Limits>,
     files: Arc<Files>,
     special_ids: HashSet<u32>,
     max_id: u32,
@@ -89,7 +93,14 @@ impl Tokenizer {
     }
 
     fn of(files: Files) -> Result<Self> {
-        let Vocabulary { mut inner, class } = vocabulary::load(&files)?;
+        let source = vocabulary::read(&files)?;
+        let limits = Limits::read(&source.json, &source.path)?;
+        let (bytes, shared) = (source.json.len(), limits.clone());
+        limits.load(bytes, move || Self::build(source, shared, files))
+    }
+
+    fn build(source: Source, limits: Arc<Limits>, files: Files) -> Result<Self> {
+        let Vocabulary { mut inner, class } = source.load()?;
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -141,6 +152,7 @@ impl Tokenizer {
             max_id: inner.get_vocab(true).into_values().max().unwrap_or(0),
             embeddings: files.embedding_rows()?,
             inner: Arc::new(inner),
+            limits,
             files: Arc::new(files),
             special_ids,
             bos,
@@ -154,11 +166,11 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special_tokens)
-            .map_err(|e| self.failure(&e))?;
-        Ok(encoding.get_ids().to_vec())
+        self.limits
+            .encode(&self.inner, (text, None), move |inner, text, _| {
+                let encoding = inner.encode_fast(text, add_special_tokens)?;
+                Ok(encoding.get_ids().to_vec())
+            })
     }
 
     /// Token ids of a whole text with the post-processor's tokens before and after it, once even if the text contains them.
@@ -213,10 +225,9 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
-        let encoding = self
-            .inner
-            .encode(text, false)
-            .map_err(|e| self.failure(&e))?;
+        let encoding = (self.limits).encode(&self.inner, (text, None), |inner, text, _| {
+            inner.encode(text, false)
+        })?;
         Ok(encoding
             .get_ids()
             .iter()
@@ -244,9 +255,7 @@ impl Tokenizer {
     /// # Errors
     /// If an id's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| self.failure(&e))
+        self.limits.decode(&self.inner, ids, skip_special)
     }
 
     /// The contents of a `tokenizer.json`, with all special tokens, whatever files the tokenizer came from.

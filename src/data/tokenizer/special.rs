@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Model};
 
+use super::components::TOKEN_BYTES;
 use super::files::{ADDED_TOKENS, Files, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG};
 use crate::error::{Error, Result};
 
@@ -273,6 +274,12 @@ impl DeclaredTokens {
 fn add(inner: &mut tokenizers::Tokenizer, tokens: &[AddedToken], files: &Files) -> Result<()> {
     let is_new = |token: &&AddedToken| inner.token_to_id(&token.content).is_none();
     let new: Vec<AddedToken> = tokens.iter().filter(is_new).cloned().collect();
+    let mut lengths = tokens.iter().map(|token| token.content.len());
+    if let Some(bytes) = lengths.find(|bytes| *bytes > TOKEN_BYTES) {
+        let message =
+            format!("a special token of {bytes} bytes; at most {TOKEN_BYTES} are possible");
+        return Err(Error::format(files.origin(), message));
+    }
     inner.add_tokens(tokens);
     for token in new {
         let id = inner.token_to_id(&token.content).unwrap_or_default();

@@ -4,6 +4,8 @@
 //! transformers 5.23: `GPT2Tokenizer`, `CodeGenTokenizer`, `GPTNeoXTokenizer`, `Qwen2Tokenizer`, and
 //! `AutoTokenizer.from_pretrained` for the choice among them.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value, json};
 use tokenizers::PostProcessorWrapper;
 
@@ -99,28 +101,50 @@ pub(super) struct Vocabulary {
     pub(super) class: Option<&'static Class>,
 }
 
-/// Loads the vocabulary of a folder.
+/// The file of a vocabulary, in the form of `tokenizer.json`.
+pub(super) struct Source {
+    pub(super) json: Vec<u8>,
+    /// The file to name in errors.
+    pub(super) path: PathBuf,
+    class: Option<&'static Class>,
+}
+
+impl Source {
+    /// Loads the vocabulary.
+    ///
+    /// # Errors
+    /// If it does not parse.
+    pub(super) fn load(&self) -> Result<Vocabulary> {
+        let inner = tokenizers::Tokenizer::from_bytes(&self.json)
+            .map_err(|e| Error::format(&self.path, e.to_string()))?;
+        Ok(Vocabulary {
+            inner,
+            class: self.class,
+        })
+    }
+}
+
+/// Reads the vocabulary of a folder.
 ///
 /// # Errors
 /// If there is none, it does not parse, or the class is unknown.
-pub(super) fn load(files: &Files) -> Result<Vocabulary> {
+pub(super) fn read(files: &Files) -> Result<Source> {
     if let Some(bytes) = files.get("tokenizer.json") {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::format(files.path("tokenizer.json"), e.to_string()))?;
-        return Ok(Vocabulary { inner, class: None });
+        return Ok(Source {
+            json: bytes.to_vec(),
+            path: files.path("tokenizer.json"),
+            class: None,
+        });
     }
     for (vocab, merges) in PAIRS {
         if let (Some(vocab_bytes), Some(merges_text)) = (files.get(vocab), files.text(merges)?) {
             let (class, config) = (class(files)?, files.object(TOKENIZER_CONFIG)?);
-            let inner = serde_json::from_slice(vocab_bytes)
-                .map_err(|e| e.to_string())
+            let json = serde_json::from_slice(vocab_bytes)
                 .map(|vocab| tokenizer_json(class, vocab, &merges_text, &config))
-                .and_then(|json| {
-                    tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(|e| e.to_string())
-                })
-                .map_err(|e| Error::format(files.path(vocab), e))?;
-            return Ok(Vocabulary {
-                inner,
+                .map_err(|e| Error::format(files.path(vocab), e.to_string()))?;
+            return Ok(Source {
+                json: json.to_string().into_bytes(),
+                path: files.path(vocab),
                 class: Some(class),
             });
         }
