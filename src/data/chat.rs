@@ -14,7 +14,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::data::jinja::{self, TEMPLATE};
+use crate::data::jinja;
 use crate::error::{Error, Result};
 
 /// Private-use characters around the text of `{% generation %}` blocks.
@@ -156,7 +156,7 @@ impl ChatTemplate {
             let mut env = jinja::environment(UndefinedBehavior::Lenient, now);
             env.set_trim_blocks(true);
             env.set_lstrip_blocks(true);
-            env.add_template_owned(TEMPLATE, source.into_owned())
+            jinja::compile(&mut env, &source)
                 .map_err(|e| Error::format(path, jinja::explain(&e)))?;
             Ok(Arc::new(env))
         };
@@ -380,8 +380,7 @@ impl ChatTemplate {
             "add_generation_prompt".into(),
             options.add_generation_prompt.into(),
         );
-        env.get_template(TEMPLATE)
-            .and_then(|template| template.render(jinja::from_json(&Value::Object(context))))
+        jinja::render(env, jinja::from_json(&Value::Object(context)))
             .map_err(|e| Error::format(&self.path, jinja::explain(&e)))
     }
 

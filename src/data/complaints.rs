@@ -140,6 +140,8 @@ fn sliced_names(env: &Environment<'_>) -> Vec<String> {
         let (before, after) = template.source().split_at(at);
         let slices = (after.split(']').next()).is_some_and(|inner| inner.contains(':'));
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        // As it is written again, to charge for its size.
+        let before = before.strip_suffix("|counted)").unwrap_or(before);
         let name = before.rsplit(|c| !is_word(c)).next().unwrap_or_default();
         let is_field = before.trim_end_matches(is_word).ends_with('.');
         if slices && !name.is_empty() && !is_field && !names.iter().any(|known| known == name) {

@@ -11,7 +11,7 @@ mod complaints;
 mod encode;
 mod file;
 pub mod inspect;
-mod jinja;
+pub(crate) mod jinja;
 mod kept_check;
 mod loader;
 mod mixture;

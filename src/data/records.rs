@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::data::complaints::{
     advice_on_messages, columns_of, message_problem, missing, template_error,
 };
-use crate::data::jinja::{self, TEMPLATE};
+use crate::data::jinja;
 use crate::data::rows::{Row, json_kind};
 use crate::data::{ChatOptions, RowFormat, Tokenizer};
 use crate::error::{Error, Result};
@@ -64,7 +64,7 @@ impl<'a> RowParser<'a> {
             // A missing column is an error, not an empty text.
             let mut env = jinja::environment(UndefinedBehavior::Strict, None);
             env.set_keep_trailing_newline(true);
-            env.add_template_owned(TEMPLATE, source.clone())
+            jinja::compile(&mut env, source)
                 .map_err(|e| Error::Usage(format!("format.{name}: {}", jinja::explain(&e))))?;
             templates.push((name, env));
         }
@@ -262,11 +262,7 @@ impl<'a> RowParser<'a> {
     /// A column, by its template if the format has one.
     fn content(&self, row: &Row, name: &'static str) -> Result<Option<Content>> {
         if let Some((_, env)) = self.templates.iter().find(|(column, _)| *column == name) {
-            let text = env
-                .get_template(TEMPLATE)
-                .and_then(|template| {
-                    template.render(jinja::from_json(&Value::Object(row.columns.clone())))
-                })
+            let text = jinja::render(env, jinja::from_json(&Value::Object(row.columns.clone())))
                 .map_err(|e| template_error(row, name, env, &e))?;
             return Ok(Some(Content::Text(text)));
         }

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -36,6 +37,22 @@ pub(crate) enum Failure {
     },
     /// It did not return in time. It still runs.
     TimeOut(Duration),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panic {
+                message,
+                file,
+                line,
+            } => {
+                let name = file.rsplit('/').next().unwrap_or_default();
+                write!(f, "{message} ({name}:{line})")
+            }
+            Self::TimeOut(limit) => write!(f, "it took more than {} s", limit.as_secs()),
+        }
+    }
 }
 
 /// Whether a contained call runs on this thread: its panics are not reported.

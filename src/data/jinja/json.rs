@@ -3,6 +3,7 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use super::budget::{DEEPEST, charge, check_length};
 use super::print::float;
 
 /// `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
@@ -15,9 +16,10 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent = indent
         .filter(|indent| !indent.is_none())
         .map(|indent| match indent.as_usize() {
-            Some(width) => " ".repeat(width),
-            None => indent.to_string(),
-        });
+            Some(width) => check_length(width as u64).map(|()| " ".repeat(width)),
+            None => Ok(indent.to_string()),
+        })
+        .transpose()?;
     let (item, key) = match separators.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => return Err(refused("separators: expected two")),
@@ -49,6 +51,10 @@ struct Writer {
 
 impl Writer {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
+        charge(value.as_str().map_or(0, str::len) as u64 + 1)?;
+        if depth > DEEPEST as usize {
+            return Err(refused("a value is nested too deeply for JSON"));
+        }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self
@@ -73,6 +79,7 @@ impl Writer {
                 }
                 self.list('{', '}', &entries, depth, |writer, (key, item)| {
                     writer.string(key);
+                    charge((key.len() + writer.key.len()) as u64)?;
                     let separator = writer.key.clone();
                     writer.out.push_str(&separator);
                     writer.value(item, depth + 1)
@@ -94,24 +101,29 @@ impl Writer {
         self.out.push(open);
         for (i, item) in items.iter().enumerate() {
             if i > 0 {
+                charge(self.item.len() as u64)?;
                 let separator = self.item.clone();
                 self.out.push_str(&separator);
             }
-            self.new_line(depth + 1);
+            self.new_line(depth + 1)?;
             write(self, item)?;
         }
         if !items.is_empty() {
-            self.new_line(depth);
+            self.new_line(depth)?;
         }
         self.out.push(close);
         Ok(())
     }
 
-    fn new_line(&mut self, depth: usize) {
+    fn new_line(&mut self, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
+            let bytes = (indent.len() * depth) as u64;
+            charge(bytes)?;
+            check_length(self.out.len() as u64 + bytes)?;
             self.out.push('\n');
             self.out.push_str(&indent.repeat(depth));
         }
+        Ok(())
     }
 
     fn string(&mut self, text: &str) {

@@ -1,14 +1,20 @@
 //! Jinja as in Python's Jinja2 and transformers, on minijinja: the environment of chat templates and row formats.
 
+#[cfg(test)]
+mod bombs;
+mod budget;
 mod date;
 mod json;
 mod print;
+mod rewrite;
 mod values;
 
 pub(crate) use values::from_json;
 
 use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
+
+use crate::guard::contain;
 
 /// Name under which the one template of an environment is stored.
 pub(crate) const TEMPLATE: &str = "template";
@@ -22,8 +28,9 @@ pub(crate) fn environment(undefined: UndefinedBehavior, now: Option<i64>) -> Env
     let mut env = Environment::new();
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_undefined_behavior(undefined);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_unknown_method_callback(budget::method);
     env.set_formatter(print::write_like_python);
+    budget::install(&mut env);
     env.add_filter("tojson", json::tojson);
     env.add_filter("string", |value: &Value| -> Result<Value, Error> {
         Ok(match value.kind() {
@@ -61,6 +68,48 @@ pub(crate) fn environment(undefined: UndefinedBehavior, now: Option<i64>) -> Env
     env
 }
 
+/// An environment as minijinja makes it, within the limits of [`render`]. Nothing is escaped.
+pub(crate) fn plain_environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_formatter(print::write_text);
+    budget::install(&mut env);
+    env
+}
+
+/// Compiles the one template of an environment, whose white space settings count. Rendering it by [`render`] is bounded in time and
+/// memory.
+///
+/// # Errors
+/// If it does not parse, or has chains or nesting beyond those of usual templates.
+pub(crate) fn compile(env: &mut Environment<'static>, source: &str) -> Result<(), Error> {
+    whole(|| {
+        let source = rewrite::rewrite(env, TEMPLATE, source)?;
+        env.add_template_owned(TEMPLATE, source)
+    })
+}
+
+/// Renders the one template of an environment.
+///
+/// # Errors
+/// Its own, and if it costs more than its input accounts for.
+pub(crate) fn render(env: &Environment<'_>, context: Value) -> Result<String, Error> {
+    let template = env.get_template(TEMPLATE)?;
+    let input = values::text_size(&context);
+    whole(|| budget::with_budget(input, || template.render(context)))
+}
+
+/// What `f` returns; a panic of the engine is an error.
+fn whole<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    contain(f).unwrap_or_else(|failure| {
+        let message = format!("the template engine fails: {failure}");
+        Err(budget::refused(message))
+    })
+}
+
+/// Most characters of an error.
+const LONGEST_ERROR: usize = 2000;
+
 /// An error with its causes in one line: minijinja puts details in `source`.
 pub(crate) fn explain(error: &Error) -> String {
     let mut text = error.to_string();
@@ -69,7 +118,11 @@ pub(crate) fn explain(error: &Error) -> String {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    text
+    // What a template raises may be long.
+    match text.char_indices().nth(LONGEST_ERROR) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text,
+    }
 }
 
 #[cfg(test)]
@@ -77,8 +130,9 @@ mod tests {
     use super::*;
 
     fn render(source: &str, context: serde_json::Value) -> String {
-        environment(UndefinedBehavior::Lenient, None)
-            .render_str(source, from_json(&context))
+        let mut env = environment(UndefinedBehavior::Lenient, None);
+        compile(&mut env, source)
+            .and_then(|()| super::render(&env, from_json(&context)))
             .unwrap_or_else(|e| explain(&e))
     }
 

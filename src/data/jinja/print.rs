@@ -6,6 +6,8 @@ use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, Output, State};
 use regex::Regex;
 
+use super::budget::{DEEPEST, charge, refused};
+
 /// Prints `True`, `None` and `['a']` where minijinja would print `true`, `none` and `["a"]`.
 pub(super) fn write_like_python(
     out: &mut Output,
@@ -19,8 +21,14 @@ pub(super) fn write_like_python(
         | ValueKind::Seq
         | ValueKind::Iterable
         | ValueKind::Map => out.write_str(&python_repr(value)?).map_err(Error::from),
-        _ => minijinja::escape_formatter(out, state, value),
+        _ => write_text(out, state, value),
     }
+}
+
+/// Prints as minijinja does, and charges for the text.
+pub(super) fn write_text(out: &mut Output, state: &State, value: &Value) -> Result<(), Error> {
+    charge(value.as_str().map_or(0, str::len) as u64 + 1)?;
+    minijinja::escape_formatter(out, state, value)
 }
 
 /// Characters that Python's `repr` escapes, except the space: control, format, unassigned and separator characters.
@@ -29,6 +37,15 @@ static NOT_PRINTED: LazyLock<Regex> =
 
 /// Python's `repr` of plain data.
 pub(super) fn python_repr(value: &Value) -> Result<String, Error> {
+    nested_repr(value, 0)
+}
+
+fn nested_repr(value: &Value, depth: u32) -> Result<String, Error> {
+    charge(value.as_str().map_or(0, str::len) as u64 + 1)?;
+    if depth > DEEPEST {
+        return Err(refused("a value is nested too deeply to be printed"));
+    }
+    let depth = depth + 1;
     Ok(match value.kind() {
         ValueKind::None => "None".into(),
         ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
@@ -70,14 +87,19 @@ pub(super) fn python_repr(value: &Value) -> Result<String, Error> {
             _ => value.to_string(),
         },
         ValueKind::Seq | ValueKind::Iterable => {
-            let items: Result<Vec<_>, _> = value.try_iter()?.map(|v| python_repr(&v)).collect();
+            let items: Result<Vec<_>, _> =
+                value.try_iter()?.map(|v| nested_repr(&v, depth)).collect();
             format!("[{}]", items?.join(", "))
         }
         ValueKind::Map => {
             let mut items = Vec::new();
             for key in value.try_iter()? {
                 let item = value.get_item(&key)?;
-                items.push(format!("{}: {}", python_repr(&key)?, python_repr(&item)?));
+                items.push(format!(
+                    "{}: {}",
+                    nested_repr(&key, depth)?,
+                    nested_repr(&item, depth)?
+                ));
             }
             format!("{{{}}}", items.join(", "))
         }

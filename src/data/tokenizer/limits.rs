@@ -176,18 +176,10 @@ impl Limits {
                     limit.as_secs()
                 )
             }
-            Failure::Panic {
-                message,
-                file,
-                line,
-            } => {
-                let name = file.rsplit('/').next().unwrap_or_default();
-                format!(
-                    "{}: the tokenizers library fails at {doing}: {message} ({name}:{line}). The file is damaged, or has what the \
-                     library cannot read",
-                    component(file)
-                )
-            }
+            Failure::Panic { file, .. } => format!(
+                "{}: the tokenizers library fails at {doing}: {failure}. The file is damaged, or has what the library cannot read",
+                component(file)
+            ),
         };
         Error::format(&self.path, message)
     }

@@ -1,10 +1,11 @@
 //! The question which of two responses is better.
 
-use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
+use minijinja::{Environment, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Question;
+use crate::data::jinja;
 use crate::error::{Error, Result};
 
 /// The default question, before the line that asks for the answer.
@@ -77,21 +78,17 @@ pub struct PairForm {
 
 /// An environment with the one template `text`.
 pub(super) fn environment(text: &str) -> Result<Environment<'static>> {
-    let mut env = Environment::new();
-    env.set_auto_escape_callback(|_| AutoEscape::None);
+    let mut env = jinja::plain_environment();
     // A name that is not there is an error, not an empty text.
     env.set_undefined_behavior(UndefinedBehavior::Strict);
     env.set_keep_trailing_newline(true);
-    env.add_template_owned("template", text.to_owned())
-        .map_err(|error| Error::Usage(format!("template: {error:#}")))?;
+    jinja::compile(&mut env, text).map_err(|error| Error::Usage(format!("template: {error:#}")))?;
     Ok(env)
 }
 
 /// The rendered template.
 pub(super) fn render(env: &Environment<'static>, values: minijinja::Value) -> Result<String> {
-    env.get_template("template")
-        .and_then(|template| template.render(values))
-        .map_err(|error| Error::Usage(format!("template: {error:#}")))
+    jinja::render(env, values).map_err(|error| Error::Usage(format!("template: {error:#}")))
 }
 
 impl PairForm {

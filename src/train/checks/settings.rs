@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::data::jinja;
 use crate::data::{DataSource, Part, RowFormat, RowKind, SplitSlice, Take, shape_names};
 use crate::reward::RewardConfig;
 use crate::reward::judge::graded_problems;
@@ -358,7 +359,7 @@ fn check_format(checks: &mut Checks, path: &str, format: &RowFormat) {
     }
     for (key, template) in format.templates() {
         let Some(template) = template else { continue };
-        if let Err(error) = minijinja::Environment::new().template_from_str(template) {
+        if let Err(error) = jinja::compile(&mut jinja::plain_environment(), template) {
             let detail = error
                 .detail()
                 .map(|d| format!(" ({d})"))
