@@ -63,13 +63,15 @@ pub(super) fn fit(observations: &[Observation], columns: usize) -> Vec<f64> {
 fn solve(mut matrix: Vec<Vec<f64>>, mut right: Vec<f64>) -> Vec<f64> {
     let size = right.len();
     for column in 0..size {
-        let pivot = matrix[column].clone();
-        for row in column + 1..size {
-            let factor = matrix[row][column] / pivot[column];
-            for (entry, of_pivot) in matrix[row].iter_mut().zip(&pivot).skip(column) {
+        let (above, below) = matrix.split_at_mut(column + 1);
+        let pivot = &above[column];
+        let (done, rest) = right.split_at_mut(column + 1);
+        for (row, right) in below.iter_mut().zip(rest) {
+            let factor = row[column] / pivot[column];
+            for (entry, of_pivot) in row.iter_mut().zip(pivot).skip(column) {
                 *entry -= factor * of_pivot;
             }
-            right[row] -= factor * right[column];
+            *right -= factor * done[column];
         }
     }
     for row in (0..size).rev() {
