@@ -77,9 +77,9 @@ fn stages_of_a_run_are_compared_and_the_base_with_them() {
     );
     fail(
         folder,
-        &format!("{common} --stages a,b --tie-margin -1"),
+        &format!("{common} --stages a,b --tie-margin=-1"),
         2,
-        &["tie-margin"],
+        &["at least 0"],
     );
     fail(
         folder,
