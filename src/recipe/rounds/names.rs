@@ -143,6 +143,13 @@ impl<'a> Expander<'a> {
                 false => format!("Stage({stage:?})"),
             });
         }
+        if here.is_empty() {
+            // Its Repeat has a mistake, which has been said, and no stages.
+            return Some(match as_text {
+                true => format!("{name:?}"),
+                false => format!("Stage({name:?})"),
+            });
+        }
         let Some((depth, value)) = self.start(name, here) else {
             let repeat = here.last().map_or("", |round| &round.name);
             let message =
@@ -204,6 +211,10 @@ impl<'a> Expander<'a> {
             .iter()
             .filter(|instance| instance.base == name);
         all.extend(instances.map(|instance| instance.name.clone()));
+        if all.is_empty() && here.is_empty() {
+            // As for `Last`.
+            return Some(vec![name.to_owned()]);
+        }
         if all.is_empty() {
             let message = format!("no `{name}` has run before this stage of the first round");
             let help = format!("put `{name}` before this stage, or give it a `start`");
