@@ -137,7 +137,7 @@ pub fn load_best(stage_dir: impl AsRef<Path>, step: usize) -> Result<(PathBuf, T
 /// The value of `key` in the states of all complete checkpoints of a stage.
 pub fn of_states(stage_dir: impl AsRef<Path>, key: &str) -> Vec<Value> {
     let state = |folder: PathBuf| -> Option<Value> {
-        let bytes = fs::read(folder.join(STATE)).ok()?;
+        let bytes = outside::read(&folder.join(STATE), outside::LOGS).ok()?;
         let state: Value = serde_json::from_slice(&bytes).ok()?;
         state.get(key).cloned()
     };
