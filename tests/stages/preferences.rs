@@ -157,7 +157,9 @@ fn a_policy_moves_towards_what_is_desired() {
             "eval_data: (source: Jsonl({:?}))",
             folder.join("rows.jsonl")
         );
-        let keys = format!("epochs: 6, optim: (lr: 1e-2), peft: Lora(rank: 4), {held_out}, {keys}");
+        // The losses of labels have no slope far from the reference: after larger steps a policy does not come back.
+        let lr = if stage == "Kto" { "2e-3" } else { "1e-2" };
+        let keys = format!("epochs: 6, optim: (lr: {lr}), peft: Lora(rank: 4), {held_out}, {keys}");
         let output = format!("{stage}-{}", keys.len());
         let lines = run(folder, stage, &keys, &output);
         // Over all rows, before and after training.
