@@ -1,5 +1,6 @@
 //! Calibration of scores on held-out comparisons.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use crate::data::{Comparisons, GOLD};
@@ -80,16 +81,19 @@ pub(super) fn calibration(pairs: &[ScoredPair]) -> Calibration {
         .collect();
     let leads: Vec<f64> = pairs.iter().map(|pair| pair.lead).collect();
     let longer: Vec<f64> = pairs.iter().map(|pair| pair.longer as f64).collect();
-    let lengths: [(&str, fn(&ScoredPair) -> bool); 3] = [
-        ("chosen is shorter", |pair| pair.longer < 0),
-        ("of the same length", |pair| pair.longer == 0),
-        ("chosen is longer", |pair| pair.longer > 0),
+    let lengths = [
+        ("chosen is shorter", Ordering::Less),
+        ("of the same length", Ordering::Equal),
+        ("chosen is longer", Ordering::Greater),
     ];
     Calibration {
         reliability: reliability(pairs),
         by_margin: by_margin(&decided),
         by_length: (lengths.iter())
-            .filter_map(|(label, is_in)| group(label, decided.iter().filter(|pair| is_in(pair))))
+            .filter_map(|(label, order)| {
+                let is_in = |pair: &&ScoredPair| pair.longer.cmp(&0) == *order;
+                group(label, decided.iter().filter(is_in))
+            })
             .collect(),
         length_correlation: correlation(&leads, &longer),
         gold: gold(pairs),
