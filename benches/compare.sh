@@ -4,8 +4,8 @@
 #   MODEL_DIR   a model in the layout of transformers (f32 safetensors, tokenizer.json)
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   PYTHON      the interpreter of an environment with torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
-#   WORK        sft-lora sft-full sft-dora sft-prefix (20 virtual tokens) reward dpo orpo kto generate ppo ppo-trunk (the value function a head
-#               on the policy), with -bf16 or -int8 behind it for a base in reduced precision, and -mixed behind that for products in bfloat16;
+#   WORK        sft-lora sft-full sft-dora sft-prefix (20 virtual tokens) reward dpo orpo kto generate grpo ppo ppo-trunk (the value
+#               function a head on the policy), with -bf16 or -int8 behind it for a base in reduced precision, and -mixed behind that for products in bfloat16;
 #               llama-16 llama-1 (decoding of 16 rows and of one from a GGUF file's own blocks, beside llama.cpp). If none is named all in
 #               f32 and generation in all three, ppo and ppo-trunk only with PPO_PYTHON, llama-16 and llama-1 only with LLAMA
 #   PPO_PYTHON  the interpreter of an environment with trl==0.19.1 transformers==4.53.3 peft==0.16.0, the last with a PPOTrainer
@@ -16,7 +16,8 @@
 #   TEMPER      the binary (default: built here)
 # Training: batches of 8 rows (reward, dpo, orpo: 8 pairs, the other side being the next row's completion; kto: 8 responses, every second one
 # desirable, the others being the next row's completion), STEPS of them (default 8), at most 512 tokens, rank 16 on all linear layers, AdamW. generate: 16 prompts, 48 new tokens each. -bf16 and -int8 are temper's base_precision, -mixed
-# its matmul_precision; the peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs.
+# its matmul_precision; the peer's stays f32. ppo: updates of 32 episodes of 48 tokens, 4 epochs. grpo: STEPS updates of 32 episodes, 8 to
+# each of 4 prompts, of at most 48 tokens, one pass; with the seconds of sampling and of the update.
 # Pads are not counted; the first step is left out of rates. Nothing else should run meanwhile.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
@@ -29,7 +30,7 @@ python=${3:?$usage}
 shift 3
 works=("$@")
 if [ ${#works[@]} = 0 ]; then
-  works=(sft-lora sft-full sft-dora sft-prefix reward dpo orpo kto generate generate-bf16 generate-int8)
+  works=(sft-lora sft-full sft-dora sft-prefix reward dpo orpo kto grpo generate generate-bf16 generate-int8)
   [ -z "${PPO_PYTHON:-}" ] || works+=(ppo ppo-trunk)
   [ -z "${LLAMA:-}" ] || works+=(llama-16 llama-1)
 fi
@@ -77,6 +78,10 @@ recipe() {
     dpo) echo "Dpo(name: \"stage\", init: Base, $lora $common)," ;;
     orpo) echo "Orpo(name: \"stage\", init: Base, $lora $common)," ;;
     kto) echo "Kto(name: \"stage\", init: Base, $lora ${common//rows.jsonl/labels.jsonl})," ;;
+    grpo)
+      echo "Grpo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
+      echo "  limit: $((steps * 4))), reward: Length(target: 20), total_episodes: $((steps * 32)), batch_size: 32, num_generations: 8,"
+      echo "  response_length: 48, optim: (lr: 1e-5), micro_batch_tokens: 2048)," ;;
     ppo | ppo-trunk)
       echo "RewardModel(name: \"rm\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: 2), batch_size: 2),"
       echo "Ppo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
@@ -120,10 +125,12 @@ work, run, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
 lines = [json.loads(line) for line in open(f"{run}/stage/timing.jsonl")]
 spans = [(x["tokens_per_s"] * x["elapsed_s"], x["elapsed_s"]) for x in (lines[0], lines[-1])]
 (first, first_s), (last, last_s) = spans
-rate = (len(lines) - 1) * 3600 / (last_s - first_s) if work.startswith("ppo") else (last - first) / (last_s - first_s)
+rate = (len(lines) - 1) * 3600 / (last_s - first_s) if work.startswith(("ppo", "grpo")) else (last - first) / (last_s - first_s)
 # The stage's clock starts with the stage; what came before it is loading.
 begun = os.stat(f"{run}/stage/timing.jsonl").st_mtime - last_s
-print(f"RATE {rate:.1f} FIRST {begun - start:.1f}")
+mean = lambda name: sum(line[name] for line in lines[1:]) / max(len(lines) - 1, 1)
+parts = f" SAMPLING {mean('sampling_s'):.2f} UPDATE {mean('update_s'):.2f}" if work == "grpo" else ""
+print(f"RATE {rate:.1f} FIRST {begun - start:.1f}{parts}")
 PY
 }
 
@@ -132,6 +139,8 @@ theirs() {
   work=$(kind "$1")
   if [[ $work == ppo* ]]; then
     measured "$python" "${PPO_PYTHON:?ppo needs PPO_PYTHON}" benches/peers/ppo.py "$model" "$scratch/rows.jsonl" 32 2 2>/dev/null
+  elif [[ $work == grpo ]]; then
+    measured "$python" "$python" benches/peers/grpo.py "$model" "$scratch/rows.jsonl" 32 8 "$steps" 2>/dev/null
   elif [[ $work == llama-* ]]; then
     measured "$python" node benches/peers/llama.mjs "$LLAMA" "$GGUF" "$scratch/rows.jsonl" "${work#llama-}" 48 2>/dev/null
   else
@@ -154,7 +163,7 @@ for work in "${works[@]}"; do
     ours "$work" | sed -nE 's/^(RATE|PEAK)/temper &/p'
   done | tee -a "$scratch/raw" | "$python" -c '
 import statistics, sys
-work, unit = sys.argv[1], "updates/h" if sys.argv[1].startswith("ppo") else "tokens/s"
+work, unit = sys.argv[1], "updates/h" if sys.argv[1].startswith(("ppo", "grpo")) else "tokens/s"
 found = {}
 for line in sys.stdin:
     who, *pairs = line.split()
@@ -163,5 +172,9 @@ for line in sys.stdin:
 of = lambda who, name: statistics.median(found[who, name])
 rate, peak, first = ([of(who, name) for who in ("peer", "temper")] for name in ("RATE", "PEAK", "FIRST"))
 print(f"{work:19} {rate[0]:7.0f} -> {rate[1]:7.0f} {unit} ({rate[1] / rate[0]:.2f}x)   peak {peak[0]:6.0f} -> {peak[1]:6.0f} MB (1/{peak[0] / peak[1]:.1f})   first step {first[0]:5.1f} -> {first[1]:5.1f} s")
+if ("peer", "SAMPLING") in found:
+    for who in ("peer", "temper"):
+        sampling, update = of(who, "SAMPLING"), of(who, "UPDATE")
+        print(f"{work:19} {who}: sampling {sampling:.2f} s ({100 * sampling / (sampling + update):.0f} %), update {update:.2f} s")
 ' "$work"
 done

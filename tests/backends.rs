@@ -43,6 +43,7 @@ on_backends!(
     divergence: gradients;
     optimisers: twenty_steps;
     ppo: rollout_and_update;
+    group: methods;
     pipeline: every_stage;
 );
 

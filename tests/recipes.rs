@@ -279,7 +279,7 @@ fn a_stage_of_the_wrong_kind() {
         "Stage(\"ppo\")",
         "Stage(\"rm\")",
         &[
-            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft`, `Dpo`, `Cpo`, `Orpo`, `Kto`, `OnlineDpo`, `Hir`, `Ppo` or `Distill`) was expected",
+            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft`, `Dpo`, `Cpo`, `Orpo`, `Kto`, `OnlineDpo`, `Hir`, `Ppo`, `Grpo`, `Rloo` or `ReinforcePlusPlus`) was expected",
             "help: earlier stages that fit: `sft`, `ppo`",
         ],
     );
@@ -612,6 +612,71 @@ fn batch_sizes_that_do_not_divide() {
 }
 
 #[test]
+fn groups_that_are_not_whole() {
+    let grpo = |settings: &str| {
+        let text = format!(
+            "(name: \"x\", model: \"tiny\", stages: [{settings}, name: \"g\", init: Base, data: (source: Posts(rows: 50, seed: 3)), \
+             reward: Gold, response_length: 16)])"
+        );
+        let found = problems(&text, &[]);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        found.into_iter().next().unwrap()
+    };
+    for (settings, says) in [
+        (
+            "Grpo(total_episodes: 16, batch_size: 8, num_generations: 1",
+            "stages.g.num_generations: must be at least 2, found 1: a response is compared with the others to its prompt",
+        ),
+        (
+            "Rloo(total_episodes: 18, batch_size: 9, num_generations: 2",
+            "stages.g.batch_size: must be a multiple of num_generations 2, found 9\n    help: e.g. 10: 2 responses to each of 5 prompts",
+        ),
+        (
+            "ReinforcePlusPlus(total_episodes: 16, batch_size: 8, baseline: true",
+            "stages.g.num_generations: must be at least 2, found 1",
+        ),
+        (
+            "ReinforcePlusPlus(total_episodes: 16, batch_size: 8, dynamic_sampling: ()",
+            "stages.g.dynamic_sampling: has nothing to compare: num_generations is 1",
+        ),
+        (
+            "ReinforcePlusPlus(total_episodes: 16, batch_size: 8, kl_in: Loss, kl_estimator: k1",
+            "stages.g.kl_estimator: k1 cannot be in the loss",
+        ),
+        (
+            "Grpo(total_episodes: 16, batch_size: 8, loss_type: cispo",
+            "stages.g.epsilon_high: is missing: `loss_type: cispo` cuts the ratio itself there",
+        ),
+        (
+            "Grpo(total_episodes: 16, batch_size: 8, delta: 1.1",
+            "stages.g.delta: must be above 1 + epsilon = 1.2, found 1.1",
+        ),
+        (
+            "Grpo(total_episodes: 16, batch_size: 8, overlong: (cache: 17)",
+            "stages.g.overlong.cache: must be from 1 to response_length 16, found 17",
+        ),
+        (
+            "Rloo(total_episodes: 16, batch_size: 8, reward_clip_range: (1.0, -1.0)",
+            "stages.g.reward_clip_range: must be two finite numbers, the first below the second, found (1.0, -1.0)",
+        ),
+        (
+            "Grpo(total_episodes: 16, batch_size: 8, loss_type: gspo",
+            "stages.g.loss_type: unknown variant `gspo`",
+        ),
+        (
+            "Grpo(total_episodes: 16, batch_size: 8, beta: 0.1",
+            "stages.g.beta: unknown key `beta`",
+        ),
+    ] {
+        let found = grpo(settings);
+        assert!(found.contains(says), "{found}\nexpected {says}");
+    }
+    let alarms = grpo("Grpo(total_episodes: 16, batch_size: 8, alarms: (kl: None, stop: [kl])");
+    let says = "stages.g.alarms.stop: names `kl`, which is turned off";
+    assert!(alarms.contains(says), "{alarms}");
+}
+
+#[test]
 fn values_out_of_range() {
     let cases = [
         (
@@ -833,7 +898,7 @@ fn everything_wrong_with_dpo_is_reported_at_once() {
         "6:24: stages.b.init: there is no stage `stf`\n    help: did you mean `sft`?",
         "6:51: stages.b.data.source: the embedded posts are prompts with completions",
         "6:101: stages.b.loss_type: unknown variant `ippo`",
-        "8:13: stages.c.label_smoothing: only the losses `sigmoid`, `exo_pair`, `robust`, `aot`, `aot_unpaired` know wrong labels",
+        "8:13: stages.c.label_smoothing: only the losses `sigmoid` and `robust` know wrong labels",
         "8:35: stages.c.beta: must be above 0 and finite, found -1.0",
         "8:58: stages.c.peft.dropout: must be 0: policy and reference would differ before the first step, found 0.1",
         "9:24: stages.d.init: a randomly initialised policy cannot be a reference\n    help: start from an `Sft` stage, e.g. `init: Stage(\"sft\")`",

@@ -32,6 +32,8 @@ pub enum SourceColumn {
     Text(String),
     /// True or false, or 1 or 0.
     Flag(String),
+    /// Text or a number.
+    Value(String),
 }
 
 /// The result of checking every row of a data set.
@@ -391,7 +393,7 @@ impl SourceColumn {
     /// Its name.
     pub fn name(&self) -> &str {
         match self {
-            Self::Text(name) | Self::Flag(name) => name,
+            Self::Text(name) | Self::Flag(name) | Self::Value(name) => name,
         }
     }
 
@@ -407,6 +409,7 @@ impl SourceColumn {
         let (fits, expected) = match self {
             Self::Text(_) => (value.is_string(), "a string"),
             Self::Flag(_) => (flag(value).is_some(), "true or false, or 1 or 0"),
+            Self::Value(_) => (value.is_string() || value.is_number(), "text or a number"),
         };
         match (fits, value) {
             (true, _) => Ok(()),

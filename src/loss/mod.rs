@@ -26,7 +26,7 @@ pub use hir::{HirObjective, HirTerms, InstructionContrast, hir};
 pub use kto::{KtoLoss, KtoObjective, kto};
 pub use orpo::{log_odds, orpo};
 pub use pointwise::{Targets, classification, squared_error};
-pub use ppo::{kl_loss, policy_loss, value_loss};
+pub use ppo::{kl_loss, log_ratios, policy_loss, ratios, surrogate_loss, value_loss};
 
 #[cfg(test)]
 mod test_support;

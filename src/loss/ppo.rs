@@ -1,9 +1,11 @@
 //! The losses of proximal policy optimisation.
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 
-use crate::rl::rollout::Objective;
+use super::response_sums;
+use crate::rl::rollout::{Objective, RatioLevel};
 use crate::rl::{self, KlEstimator};
+use crate::tokens::Segments;
 
 /// Largest `|logprob - old_logprob|` that enters the ratio. Beyond it `exp` would overflow, and the infinity would reach the
 /// gradient as NaN even through the branch that is not taken.
@@ -33,21 +35,105 @@ pub fn policy_loss<B: Backend>(
     objective: Objective,
 ) -> Tensor<B, 1> {
     assert_eq!(logprobs.dims(), old_logprobs.dims(), "response tokens");
+    let log_ratios = logprobs.clone() - old_logprobs;
+    surrogate_loss(logprobs, log_ratios, advantages, objective)
+}
+
+/// [`policy_loss`] for log ratios of another level than tokens ([`log_ratios`]).
+///
+/// # Shapes
+/// - `logprobs`, `log_ratios` (with gradient), `advantages`: `[response tokens]`
+/// - returns: `[response tokens]`
+///
+/// # Panics
+/// If the lengths differ.
+///
+/// # Source
+/// Those of [`Objective`] and [`RatioLevel`].
+pub fn surrogate_loss<B: Backend>(
+    logprobs: Tensor<B, 1>,
+    log_ratios: Tensor<B, 1>,
+    advantages: Tensor<B, 1>,
+    objective: Objective,
+) -> Tensor<B, 1> {
+    assert_eq!(logprobs.dims(), log_ratios.dims(), "response tokens");
     assert_eq!(logprobs.dims(), advantages.dims(), "response tokens");
-    let ratio = (logprobs.clone() - old_logprobs)
-        .clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        .exp();
+    let ratio = ratios(log_ratios);
     let loss = advantages.neg();
     match objective {
         Objective::Clip { low, high } => {
             let clipped = ratio.clone().clamp(1.0 - low, 1.0 + high);
             (loss.clone() * ratio).max_pair(loss * clipped)
         }
+        Objective::TwoSided {
+            low,
+            high,
+            max_ratio,
+        } => {
+            let clipped = ratio.clone().clamp(1.0 - low, 1.0 + high);
+            (loss.clone() * ratio.clamp_max(max_ratio)).max_pair(loss * clipped)
+        }
         Objective::Cispo { max_ratio } => {
             let weight = ratio.clamp_max(max_ratio).detach();
             loss * weight * logprobs
         }
     }
+}
+
+/// Probability ratios; log ratios beyond ±20 are cut and have no gradient.
+///
+/// # Shapes
+/// - `log_ratios`: any length, nats; returns the same
+pub fn ratios<B: Backend>(log_ratios: Tensor<B, 1>) -> Tensor<B, 1> {
+    log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+}
+
+/// Log ratios of a `level` at each response token.
+///
+/// # Shapes
+/// - `logprobs` (with gradient), `old_logprobs`: `[response tokens]`, packed as in `responses`
+/// - returns: `[response tokens]`, nats
+///
+/// # Panics
+/// If the lengths differ.
+///
+/// # Source
+/// Zheng et al. 2025, arXiv:2507.18071, eq. 7, for `SequenceMean`.
+pub fn log_ratios<B: Backend>(
+    logprobs: Tensor<B, 1>,
+    old_logprobs: Tensor<B, 1>,
+    responses: &Segments,
+    level: RatioLevel,
+) -> Tensor<B, 1> {
+    let changes = logprobs - old_logprobs;
+    if level == RatioLevel::Token {
+        return changes;
+    }
+    let device = changes.device();
+    let lens: Vec<usize> = responses.iter().map(|row| row.len()).collect();
+    let mut sums = response_sums(changes, &lens);
+    if level == RatioLevel::SequenceMean {
+        let shares: Vec<f32> = lens.iter().map(|&len| 1.0 / len.max(1) as f32).collect();
+        sums = sums * Tensor::from_floats(shares.as_slice(), &device);
+    }
+    at_tokens(sums, &lens)
+}
+
+/// Repeats a number per response at each of its tokens: `[responses] -> [response tokens]`.
+fn at_tokens<B: Backend>(per_response: Tensor<B, 1>, lens: &[usize]) -> Tensor<B, 1> {
+    let tokens = lens.iter().sum();
+    let mut belongs = vec![0f32; lens.len() * tokens];
+    let mut first = 0;
+    for (response, len) in lens.iter().enumerate() {
+        belongs[response * tokens + first..response * tokens + first + len].fill(1.0);
+        first += len;
+    }
+    // As in `response_sums`: the gradient of a selection is a scattered addition, which has no fixed order on GPUs.
+    let belongs = TensorData::new(belongs, [lens.len(), tokens]);
+    let belongs = Tensor::<B, 2>::from_data(belongs, &per_response.device());
+    (belongs * per_response.unsqueeze_dim::<2>(1))
+        .sum_dim(0)
+        .squeeze_dim::<1>(0)
 }
 
 /// KL of the policy from the reference as a loss term at each response token: `estimator` with its gradient.
@@ -118,7 +204,9 @@ pub fn value_loss<B: Backend>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::test_support::{check_gradient, gradient, on_each_backend, tensor, value};
+    use crate::loss::test_support::{
+        check_gradient, gradient, on_each_backend, tensor, value, values,
+    };
 
     fn policy<B: Backend>(logprobs: &[f32], old: &[f32], advantages: &[f32]) -> f32 {
         let advantages = tensor(advantages);
@@ -208,6 +296,51 @@ mod tests {
         }
     }
 
+    fn a_second_bound_limits_negative_advantages<B: Backend>() {
+        let objective = Objective::TwoSided {
+            low: 0.2,
+            high: 0.2,
+            max_ratio: 4.0,
+        };
+        // A = -2 at ratio 8: 4 * 2 and no gradient; at ratio 3: 6, as without the bound.
+        let at = [8f32.ln(), 3f32.ln()];
+        let (old, advantages) = (tensor::<B>(&[0.0; 2]), tensor(&[-2.0; 2]));
+        let loss = policy_loss(tensor(&at), old, advantages, objective).sum();
+        assert_close(value(loss), 14.0);
+        let got = gradient::<B>(&at, |logprobs| {
+            policy_loss(logprobs, tensor(&[0.0; 2]), tensor(&[-2.0; 2]), objective).sum()
+        });
+        assert_close(got[0], 0.0);
+        assert_close(got[1], 6.0);
+    }
+
+    fn a_ratio_of_responses_has_the_gradient_of_all_their_tokens<B: Backend>() {
+        // Responses of 2 and 1 tokens with changes 0.2, 0.1 and -0.3; weights 1, 3 and 5 at the tokens.
+        let responses = Segments::from_lens([2, 1]);
+        let (new, old) = ([-1.0, -2.0, -0.5], [-1.2, -2.1, -0.2]);
+        for (level, ratios, grads) in [
+            (RatioLevel::Token, [0.2, 0.1, -0.3], [1.0, 3.0, 5.0]),
+            (
+                RatioLevel::SequenceMean,
+                [0.15, 0.15, -0.3],
+                [2.0, 2.0, 5.0],
+            ),
+            (RatioLevel::Sequence, [0.3, 0.3, -0.3], [4.0, 4.0, 5.0]),
+        ] {
+            let of = |logprobs| log_ratios(logprobs, tensor(&old), &responses, level);
+            for (got, want) in values(of(tensor::<B>(&new))).into_iter().zip(ratios) {
+                assert_close(got, want);
+            }
+            let got = gradient::<B>(&new, |logprobs| {
+                (log_ratios(logprobs, tensor(&old), &responses, level) * tensor(&[1.0, 3.0, 5.0]))
+                    .sum()
+            });
+            for (got, want) in got.into_iter().zip(grads) {
+                assert_close(got, want);
+            }
+        }
+    }
+
     fn huge_changes_of_logprob_stay_finite<B: Backend>() {
         for change in [80.0, -80.0, 200.0, -200.0] {
             for advantage in [1.0, -1.0] {
@@ -274,6 +407,8 @@ mod tests {
         the_policy_ratio_is_clipped_on_the_pessimistic_side,
         clip_higher_leaves_more_room_upwards,
         cispo_weighs_every_token_by_its_clipped_ratio,
+        a_second_bound_limits_negative_advantages,
+        a_ratio_of_responses_has_the_gradient_of_all_their_tokens,
         huge_changes_of_logprob_stay_finite,
         the_value_loss_is_the_larger_square,
         sums_do_not_depend_on_the_micro_batch_split,

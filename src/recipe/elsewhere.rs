@@ -278,6 +278,31 @@ const KEYS: &[Elsewhere] = &[
         advice: "scores come from `reward: Learned(stage: \"..\")`, `Classifier(model: \"..\", label: \"..\")` or another source",
     },
     Elsewhere {
+        names: &["ppo_epochs", "num_ppo_epochs", "mu"],
+        key: "num_iterations",
+        advice: "it is called `num_iterations` here",
+    },
+    Elsewhere {
+        names: &[
+            "rloo_k",
+            "group_size",
+            "num_responses",
+            "num_return_sequences",
+        ],
+        key: "num_generations",
+        advice: "it is called `num_generations` here",
+    },
+    Elsewhere {
+        names: &["reward_weights"],
+        key: "reward",
+        advice: "several sources with weights are `reward: Sum([(1.0, ..), (0.5, ..)])`",
+    },
+    Elsewhere {
+        names: &["steps_per_generation"],
+        key: "num_mini_batches",
+        advice: "`num_mini_batches` optimiser steps make a pass over the responses of an update",
+    },
+    Elsewhere {
         names: &["ppo_epochs"],
         key: "num_ppo_epochs",
         advice: "it is called `num_ppo_epochs` here",
@@ -354,9 +379,19 @@ const VARIANTS: &[Elsewhere] = &[
         advice: "Kahneman-Tversky optimisation is a stage `Kto(..)`",
     },
     Elsewhere {
-        names: &["Grpo", "Rloo", "Reinforce"],
-        key: "Ppo",
-        advice: "of the methods on sampled responses there are `Ppo(..)`, and `Rank(..)` with `Sft(..)` on its best ones",
+        names: &["GRPOTrainer", "Dapo", "DrGrpo", "Gspo", "Cispo", "Bnpo"],
+        key: "Grpo",
+        advice: "it is a stage `Grpo(..)`: `loss_type` is dapo, grpo, dr_grpo, bnpo or cispo, and GSPO is `importance_sampling_level: sequence`",
+    },
+    Elsewhere {
+        names: &["RLOOTrainer"],
+        key: "Rloo",
+        advice: "it is a stage `Rloo(..)`",
+    },
+    Elsewhere {
+        names: &["Reinforce", "ReinforcePP", "Reinforce++"],
+        key: "ReinforcePlusPlus",
+        advice: "it is a stage `ReinforcePlusPlus(..)`; plain REINFORCE with a baseline from other responses is `Rloo(..)`",
     },
     Elsewhere {
         names: &[
@@ -462,9 +497,9 @@ mod tests {
         assert_eq!(key("learning_rate", &["name"]), None);
         assert_eq!(key("colour", &sft), None);
         assert!(
-            variant("GRPO", &["Sft", "Ppo"])
+            variant("DAPO", &["Sft", "Grpo"])
                 .unwrap()
-                .contains("Ppo(..)")
+                .contains("Grpo(..)")
         );
         assert_eq!(variant("Kto", &["Lora"]), None);
     }

@@ -50,8 +50,13 @@ pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(super) type DrawingError = DrawingAreaErrorKind<std::io::Error>;
 type Drawn = Result<(), DrawingError>;
 
-/// An SVG element with all lines over the steps; `Err` holds the plotting crate's message. `percent`: the values are fractions.
-pub(super) fn line_chart(lines: &[Line<'_>], percent: bool) -> Result<String, String> {
+/// An SVG element with all lines over the steps, and upright lines at the steps of `marks`; `Err` holds the plotting crate's message.
+/// `percent`: the values are fractions.
+pub(super) fn line_chart(
+    lines: &[Line<'_>],
+    marks: &[usize],
+    percent: bool,
+) -> Result<String, String> {
     let points = || lines.iter().flat_map(|line| &line.points);
     let first = points().map(|p| p.0).min().unwrap_or(0);
     let last = points().map(|p| p.0).max().unwrap_or(0);
@@ -63,8 +68,14 @@ pub(super) fn line_chart(lines: &[Line<'_>], percent: bool) -> Result<String, St
     let whole = points().all(|p| p.1.fract() == 0.0);
     let x = Axis::of_steps(first, last);
     let y = Axis::of_values(low, high, percent, whole);
+    let height = plotters::coord::ranged1d::Ranged::range(&y);
+    let heights = [height.start, height.end];
     svg(SIZE, |root| {
         let mut chart = frame(root, x, y, true)?;
+        for &step in marks {
+            let upright = heights.map(|height| (step as f64, height));
+            chart.draw_series(LineSeries::new(upright, COLORS[1].mix(0.5)))?;
+        }
         for (i, line) in lines.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
             let points = thin(&line.points, MAX_POINTS);
@@ -280,7 +291,7 @@ mod tests {
             label,
             points: (1..=5).map(|s| (s, scale / s as f64)).collect(),
         };
-        let svg = line_chart(&[line("a", 1.0), line("b", 2.0)], false).unwrap();
+        let svg = line_chart(&[line("a", 1.0), line("b", 2.0)], &[], false).unwrap();
         assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
         assert_eq!(svg.matches("#1F6FB4").count(), 1, "{svg}");
         assert_eq!(svg.matches("#D66019").count(), 1);
@@ -290,10 +301,10 @@ mod tests {
     #[test]
     fn flat_single_and_empty_series_do_not_panic() {
         for points in [vec![(3, 0.0)], vec![(1, 2.0), (2, 2.0)]] {
-            assert!(line_chart(&[Line { label: "x", points }], false).is_ok());
+            assert!(line_chart(&[Line { label: "x", points }], &[], false).is_ok());
         }
         let points = Vec::new();
-        assert!(line_chart(&[Line { label: "x", points }], false).is_err());
+        assert!(line_chart(&[Line { label: "x", points }], &[], false).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{MetricsRow, series};
+use super::metrics::{MetricsRow, alarms, series};
 use super::progress::format_value;
 
 /// Whether a finding asks for action.
@@ -47,6 +47,12 @@ pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
         }
     }
     not_finite(rows, &mut found);
+    for (step, name) in alarms(rows) {
+        found.push(warning(format!(
+            "Alarm `{name}` went off at step {step}: {}.",
+            alarm_words(name)
+        )));
+    }
     supervised(&curves, &mut found);
     preferences(&curves, &mut found);
     leash(&curves, &mut found);
@@ -54,6 +60,19 @@ pub fn findings(rows: &[MetricsRow]) -> Vec<Finding> {
     responses(&curves, &mut found);
     updates(&curves, &mut found);
     found
+}
+
+/// What an alarm of an on-policy stage watches.
+fn alarm_words(name: &str) -> &'static str {
+    match name {
+        "kl" => "the KL to the reference is above its limit",
+        "entropy" => "the policy's responses become all the same",
+        "length" => "the length of responses has drifted",
+        "repetition" => "responses repeat themselves",
+        "gold" => "the score rises while the gold or held-out score falls",
+        "variance" => "almost all groups have equal rewards",
+        _ => "a metric is beyond its limit",
+    }
 }
 
 /// Whether a stage made its model much worse: the held-out loss, or without one the loss, has grown by half and by a nat.

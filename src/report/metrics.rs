@@ -87,6 +87,17 @@ pub struct MetricsRow {
     pub values: Map<String, Value>,
 }
 
+/// Prefix of the alarms among metrics.
+pub const ALARM: &str = "alarm/";
+
+/// Alarms that went off, by step and name.
+pub(super) fn alarms(rows: &[MetricsRow]) -> impl Iterator<Item = (usize, &str)> {
+    rows.iter().flat_map(|row| {
+        let names = row.values.keys();
+        names.filter_map(|name| Some((row.step, name.strip_prefix(ALARM)?)))
+    })
+}
+
 impl MetricsRow {
     /// The value called `name`: absent, or NaN where the number was not finite.
     pub fn get(&self, name: &str) -> Option<f64> {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::chart::{Line, line_chart};
 use super::frontier;
-use super::metrics::{MetricsRow, series};
+use super::metrics::{MetricsRow, alarms, series};
 use super::page::escape;
 use super::progress::format_value;
 
@@ -15,7 +15,7 @@ pub(super) struct Panel {
     metrics: &'static [(&'static str, &'static str)],
 }
 
-const PANELS: [Panel; 19] = [
+const PANELS: [Panel; 21] = [
     Panel {
         title: "Loss",
         about: "Nats per trained token (reward model and DPO: per comparison). Lower is better.",
@@ -91,6 +91,16 @@ const PANELS: [Panel; 19] = [
         title: "Response length",
         about: "Tokens per response. A steady climb often means that the reward pays for length.",
         metrics: &[("val/response_length", "tokens")],
+    },
+    Panel {
+        title: "Repetition",
+        about: "Fraction of the groups of three tokens of a response that occur earlier in it.",
+        metrics: &[("val/repetition", "fraction")],
+    },
+    Panel {
+        title: "Groups of equal rewards",
+        about: "Fraction of the prompts whose responses all have one score: nothing is learned from these.",
+        metrics: &[("rollout/frac_reward_zero_std", "fraction")],
     },
     Panel {
         title: "Responses without EOS",
@@ -231,6 +241,7 @@ fn figure(
         return Ok(String::new());
     }
     let percent = names.iter().all(|(name, _)| is_fraction(name));
+    let marks: Vec<usize> = alarms(metrics).map(|(step, _)| step).collect();
     let legend: String = lines
         .iter()
         .enumerate()
@@ -248,7 +259,7 @@ fn figure(
         title,
         &legend,
         about,
-        &line_chart(&lines, percent)?,
+        &line_chart(&lines, &marks, percent)?,
     ))
 }
 

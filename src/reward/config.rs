@@ -1,5 +1,8 @@
 //! The reward sources of a recipe.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::judge::GradedConfig;
@@ -91,6 +94,38 @@ pub enum RewardConfig {
         #[serde(default = "minute")]
         timeout_s: f64,
     },
+    /// 1 when the last number of the response is that of a column, else 0.
+    Number {
+        /// Column with the number, or with text whose last number counts.
+        #[serde(default = "answer")]
+        answer: String,
+        /// Largest difference that counts as equal.
+        #[serde(default = "millionth")]
+        tolerance: f64,
+    },
+    /// 1 when the named groups of a regular expression hold the texts of columns, else 0.
+    Groups {
+        /// The expression, with groups `(?P<name>..)`; its last match counts.
+        regex: String,
+        /// Column by group.
+        columns: BTreeMap<String, String>,
+        /// Compare without regard to upper and lower case.
+        #[serde(default)]
+        ignore_case: bool,
+    },
+    /// 1 when the response is JSON that a schema allows, else 0.
+    Schema {
+        /// File with the JSON schema.
+        file: PathBuf,
+    },
+    /// A program that is started for each response and ends with exit status 0 if it is right, or writes `{"score": x}` last.
+    Program {
+        /// Program and arguments.
+        command: Vec<String>,
+        /// Seconds after which it is ended; the response then scores 0.
+        #[serde(default = "ten")]
+        timeout_s: f64,
+    },
     /// A source that a Rust program around this library has under this name ([`super::CustomRewards`]).
     Custom {
         /// Its name.
@@ -180,9 +215,13 @@ impl RewardConfig {
         let own = match self {
             Self::Rouge { reference, .. }
             | Self::Bleu { reference, .. }
-            | Self::Chrf { reference, .. } => Some(SourceColumn::Text(reference.clone())),
-            Self::Safest { tag, .. } => tag.clone().map(SourceColumn::Flag),
-            _ => None,
+            | Self::Chrf { reference, .. } => vec![SourceColumn::Text(reference.clone())],
+            Self::Safest { tag, .. } => tag.clone().map(SourceColumn::Flag).into_iter().collect(),
+            Self::Number { answer, .. } => vec![SourceColumn::Value(answer.clone())],
+            Self::Groups { columns, .. } => {
+                columns.values().cloned().map(SourceColumn::Value).collect()
+            }
+            _ => Vec::new(),
         };
         let parts = self.parts();
         let nested = parts.iter().flat_map(|(_, part)| part.columns());
@@ -259,6 +298,15 @@ fn yes() -> bool {
 }
 fn completion() -> String {
     "completion".into()
+}
+fn answer() -> String {
+    "answer".into()
+}
+fn millionth() -> f64 {
+    1e-6
+}
+fn ten() -> f64 {
+    10.0
 }
 fn minute() -> f64 {
     60.0

@@ -20,7 +20,9 @@ pub mod rouge;
 mod safest;
 mod stem;
 mod sum;
+mod verify;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,11 @@ pub trait RewardSource {
     /// # Errors
     /// When a column is missing, a program fails, or a score is not finite.
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>>;
+
+    /// For a source of several parts: each part's name with its scores of the last call, before weights. Empty for a single source.
+    fn parts(&self) -> Vec<(String, Vec<f32>)> {
+        Vec::new()
+    }
 
     /// What a user should know of the completions scored so far.
     fn warnings(&self) -> Vec<String> {
@@ -151,11 +158,34 @@ pub fn build(
         RewardConfig::Gold => Box::new(gold::Gold),
         RewardConfig::Length { target } => Box::new(length::Length { target: *target }),
         RewardConfig::Pattern { regex } => Box::new(pattern::Pattern {
-            regex: regex::Regex::new(regex).map_err(|error| Error::Reward {
+            regex: parsed(regex, config)?,
+        }),
+        RewardConfig::Number { answer, tolerance } => Box::new(verify::Number {
+            answer: answer.clone(),
+            tolerance: *tolerance,
+            name: name(config),
+        }),
+        RewardConfig::Groups {
+            regex,
+            columns,
+            ignore_case,
+        } => Box::new(verify::Groups {
+            regex: parsed(regex, config)?,
+            columns: columns.clone(),
+            ignore_case: *ignore_case,
+            name: name(config),
+        }),
+        RewardConfig::Schema { file } => Box::new(verify::SchemaReward {
+            schema: read_schema(file).map_err(|message| Error::Reward {
                 name: name(config),
-                message: error.to_string(),
+                message,
             })?,
         }),
+        RewardConfig::Program { command, timeout_s } => Box::new(verify::Program::new(
+            name(config),
+            command.clone(),
+            Duration::from_secs_f64(*timeout_s),
+        )),
         RewardConfig::Command { command, timeout_s } => Box::new(command::External::new(
             name(config),
             command.clone(),
@@ -170,9 +200,15 @@ pub fn build(
         }
         RewardConfig::Graded(graded) => with_model(ModelReward::Graded(graded))?,
         RewardConfig::Sum(terms) => {
-            let terms = terms
-                .iter()
-                .map(|(weight, term)| Ok((*weight, build(term, custom, with_model)?)))
+            let names = part_names(terms);
+            let terms = (terms.iter().zip(names))
+                .map(|((weight, term), name)| {
+                    Ok(sum::Term::new(
+                        name,
+                        *weight,
+                        build(term, custom, with_model)?,
+                    ))
+                })
                 .collect::<Result<Vec<_>>>()?;
             Box::new(sum::Sum { terms })
         }
@@ -231,6 +267,13 @@ fn scores_of(
     }
 }
 
+fn parsed(regex: &str, config: &RewardConfig) -> Result<regex::Regex> {
+    regex::Regex::new(regex).map_err(|error| Error::Reward {
+        name: name(config),
+        message: error.to_string(),
+    })
+}
+
 /// All problems of `config` that show before it runs; `place` is its key in the recipe.
 ///
 /// Whether models exist, and classifiers have their label, is checked with the recipe.
@@ -267,11 +310,17 @@ pub fn name(config: &RewardConfig) -> String {
         RewardConfig::Gold => "gold".into(),
         RewardConfig::Length { target } => format!("length({target})"),
         RewardConfig::Pattern { regex } => format!("pattern({regex})"),
-        RewardConfig::Command { command, .. } => {
-            let program = command.first().map_or("", String::as_str);
-            let file = Path::new(program).file_name().unwrap_or_default();
-            format!("command({})", file.to_string_lossy())
+        RewardConfig::Number { answer, .. } => format!("number({answer})"),
+        RewardConfig::Groups { columns, .. } => {
+            let columns: Vec<&str> = columns.values().map(String::as_str).collect();
+            format!("groups({})", columns.join(", "))
         }
+        RewardConfig::Schema { file } => {
+            let name = file.file_name().unwrap_or_default();
+            format!("schema({})", name.to_string_lossy())
+        }
+        RewardConfig::Program { command, .. } => format!("program({})", program_name(command)),
+        RewardConfig::Command { command, .. } => format!("command({})", program_name(command)),
         RewardConfig::Custom { name } => name.clone(),
         RewardConfig::Graded(graded) => format!("graded({})", graded.judge.name()),
         RewardConfig::Sum(terms) => terms
@@ -301,6 +350,29 @@ pub fn name(config: &RewardConfig) -> String {
 fn last_name(model: &str) -> &str {
     let model = model.trim_end_matches(['/', '\\']);
     model.rsplit(['/', '\\']).next().unwrap_or_default()
+}
+
+fn program_name(command: &[String]) -> String {
+    let program = command.first().map_or("", String::as_str);
+    let file = Path::new(program).file_name().unwrap_or_default();
+    file.to_string_lossy().into_owned()
+}
+
+/// Names of the terms of a sum in metrics: those of their sources, with a number from the second of a name on.
+pub(crate) fn part_names(terms: &[(f64, RewardConfig)]) -> Vec<String> {
+    let names: Vec<String> = terms.iter().map(|(_, term)| name(term)).collect();
+    (names.iter().enumerate())
+        .map(|(at, name)| {
+            match names[..at]
+                .iter()
+                .filter(|earlier| *earlier == name)
+                .count()
+            {
+                0 => name.clone(),
+                earlier => format!("{name}#{}", earlier + 1),
+            }
+        })
+        .collect()
 }
 
 /// Problems of `config` itself, without those of the sources that it is made of.
@@ -384,7 +456,21 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
             .map(|error| Problem::new(place, error.to_string()))
             .into_iter()
             .collect(),
-        RewardConfig::Command { command, timeout_s } => {
+        RewardConfig::Number { tolerance, .. } if !(*tolerance >= 0.0 && tolerance.is_finite()) => {
+            let message =
+                format!("tolerance is {tolerance}; expected a finite number of at least 0");
+            vec![Problem::new(place, message)]
+        }
+        RewardConfig::Number { .. } => vec![],
+        RewardConfig::Groups { regex, columns, .. } => match regex::Regex::new(regex) {
+            Err(error) => vec![Problem::new(place, error.to_string())],
+            Ok(regex) => group_problems(&regex, columns, place),
+        },
+        RewardConfig::Schema { file } => (read_schema(file).err().into_iter())
+            .map(|message| Problem::new(place, message))
+            .collect(),
+        RewardConfig::Command { command, timeout_s }
+        | RewardConfig::Program { command, timeout_s } => {
             let mut problems = Vec::new();
             match command.first().map(String::as_str) {
                 None | Some("") => problems.push(
@@ -437,6 +523,28 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
     }
 }
 
+/// Groups that the expression does not have, or a comparison with nothing.
+fn group_problems(
+    regex: &regex::Regex,
+    columns: &BTreeMap<String, String>,
+    place: &str,
+) -> Vec<Problem> {
+    let known: Vec<&str> = regex.capture_names().flatten().collect();
+    if columns.is_empty() {
+        let message = "no group is compared with a column";
+        return vec![Problem::new(place, message).with_help(
+            "e.g. `columns: {\"answer\": \"answer\"}` for the group `(?P<answer>..)`; `Pattern(..)` only matches",
+        )];
+    }
+    (columns.keys())
+        .filter(|group| !known.contains(&group.as_str()))
+        .map(|group| {
+            let message = format!("the expression has no group named {group:?}");
+            Problem::new(place, message).with_help(format!("write it as `(?P<{group}>..)`"))
+        })
+        .collect()
+}
+
 /// The executable file that `program` names.
 fn find_program(program: &str) -> Option<PathBuf> {
     if program.contains(std::path::is_separator) {
@@ -446,6 +554,25 @@ fn find_program(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path)
         .map(|folder| folder.join(format!("{program}{}", std::env::consts::EXE_SUFFIX)))
         .find(|file| file.is_file())
+}
+
+/// Text, or a number as it is written.
+fn text_or_number(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// The JSON schema in a file.
+///
+/// # Errors
+/// What cannot be read, or is not a schema that is supported.
+fn read_schema(path: &Path) -> Result<verify::Schema, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    verify::Schema::parse(&text).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 /// The row's column names, for messages.

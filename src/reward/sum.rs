@@ -5,35 +5,63 @@ use crate::error::{Error, Result};
 
 /// `sum_i weight_i * score_i`.
 pub(super) struct Sum {
-    pub(super) terms: Vec<(f64, Box<dyn RewardSource>)>,
+    pub(super) terms: Vec<Term>,
+}
+
+/// A term of a sum.
+pub(super) struct Term {
+    name: String,
+    weight: f64,
+    source: Box<dyn RewardSource>,
+    /// Its scores of the last call, before the weight.
+    scores: Vec<f32>,
+}
+
+impl Term {
+    /// A term with this name in metrics.
+    pub(super) fn new(name: String, weight: f64, source: Box<dyn RewardSource>) -> Self {
+        Self {
+            name,
+            weight,
+            source,
+            scores: Vec::new(),
+        }
+    }
 }
 
 impl RewardSource for Sum {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
         let mut total = vec![0.0f64; completions.len()];
-        for (at, (weight, source)) in self.terms.iter_mut().enumerate() {
-            let scores = source.score(completions)?;
+        for (at, term) in self.terms.iter_mut().enumerate() {
+            let scores = term.source.score(completions)?;
             if scores.len() != total.len() {
                 return Err(Error::Reward {
                     name: format!("sum, term {}", at + 1),
                     message: format!("gave {} scores for {} responses", scores.len(), total.len()),
                 });
             }
-            for (sum, score) in total.iter_mut().zip(scores) {
-                *sum += *weight * f64::from(score);
+            for (sum, &score) in total.iter_mut().zip(&scores) {
+                *sum += term.weight * f64::from(score);
             }
+            term.scores = scores;
         }
         Ok(total.into_iter().map(|score| score as f32).collect())
     }
 
+    fn parts(&self) -> Vec<(String, Vec<f32>)> {
+        (self.terms.iter())
+            .map(|term| (term.name.clone(), term.scores.clone()))
+            .collect()
+    }
+
     fn warnings(&self) -> Vec<String> {
         let terms = self.terms.iter();
-        terms.flat_map(|(_, source)| source.warnings()).collect()
+        terms.flat_map(|term| term.source.warnings()).collect()
     }
 
     fn notes(&self) -> Vec<String> {
         let terms = self.terms.iter();
-        terms.flat_map(|(_, source)| source.notes()).collect()
+        terms.flat_map(|term| term.source.notes()).collect()
     }
 }
 
@@ -55,13 +83,22 @@ mod tests {
             response: response.into(),
             ..Completion::default()
         });
-        let length = |target| Box::new(Length { target }) as Box<dyn RewardSource>;
+        let term = |weight, target| {
+            let name = format!("length({target})");
+            Term::new(name, weight, Box::new(Length { target }))
+        };
         let mut sum = Sum {
-            terms: vec![(2.0, length(4)), (-0.5, length(2))],
+            terms: vec![term(2.0, 4), term(-0.5, 2)],
         };
         // 2 * -0.5 - 0.5 * 0 and 2 * 0 - 0.5 * -1.
         assert_eq!(sum.score(&completions).unwrap(), [-1.0, 0.5]);
-        sum.terms.push((1.0, Box::new(Broken)));
+        let parts = [
+            ("length(4)".to_owned(), vec![-0.5, 0.0]),
+            ("length(2)".to_owned(), vec![0.0, -1.0]),
+        ];
+        assert_eq!(sum.parts(), parts);
+        sum.terms
+            .push(Term::new("broken".into(), 1.0, Box::new(Broken)));
         let message = sum.score(&completions).unwrap_err().to_string();
         assert_eq!(
             message,

@@ -1,6 +1,6 @@
 //! Which positions of a response carry a probability, a reward and a value.
 
-use crate::tokens::Segments;
+use crate::tokens::{Segments, Span};
 
 /// The policy positions and the value positions of a packed rollout.
 ///
@@ -140,7 +140,15 @@ impl ResponseLayout {
     /// # Panics
     /// If `rows` has other rows than this layout, or a row without a query token.
     pub fn logprob_positions(&self, rows: &Segments) -> Vec<usize> {
-        self.hidden_positions(rows, &self.responses)
+        self.hidden_positions(rows.spans(), &self.responses)
+    }
+
+    /// The same where rows share tokens; `rows` are the spans of whole rows.
+    ///
+    /// # Panics
+    /// As [`Self::logprob_positions`].
+    pub fn logprob_positions_of(&self, rows: &[Span]) -> Vec<usize> {
+        self.hidden_positions(rows.iter().cloned(), &self.responses)
     }
 
     /// Positions in the packed batch of whole rows whose hidden state the value head reads: one per value position. The
@@ -149,19 +157,31 @@ impl ResponseLayout {
     /// # Panics
     /// As [`Self::logprob_positions`].
     pub fn value_positions(&self, rows: &Segments) -> Vec<usize> {
-        self.hidden_positions(rows, &self.values)
+        self.hidden_positions(rows.spans(), &self.values)
     }
 
-    fn hidden_positions(&self, rows: &Segments, positions: &Segments) -> Vec<usize> {
-        assert_eq!(rows.num_rows(), self.responses.num_rows(), "rows");
-        (rows.iter().zip(self.responses.iter()).zip(positions.iter()))
+    /// The same where rows share tokens; `rows` are the spans of whole rows.
+    ///
+    /// # Panics
+    /// As [`Self::logprob_positions`].
+    pub fn value_positions_of(&self, rows: &[Span]) -> Vec<usize> {
+        self.hidden_positions(rows.iter().cloned(), &self.values)
+    }
+
+    fn hidden_positions(
+        &self,
+        rows: impl ExactSizeIterator<Item = Span>,
+        positions: &Segments,
+    ) -> Vec<usize> {
+        assert_eq!(rows.len(), self.responses.num_rows(), "rows");
+        (rows.zip(self.responses.iter()).zip(positions.iter()))
             .flat_map(|((row, response), positions)| {
                 assert!(
                     row.len() > response.len(),
                     "a row needs a query before its response"
                 );
-                let first = row.end - response.len() - 1;
-                first..first + positions.len()
+                let first = row.len() - response.len() - 1;
+                (first..first + positions.len()).map(move |position| row.token(position))
             })
             .collect()
     }
@@ -196,6 +216,16 @@ mod tests {
         assert_eq!(layout.logprob_positions(&rows), [2, 3, 5, 6, 7]);
         // The first row's extra value is read at its last token, 4.
         assert_eq!(layout.value_positions(&rows), [2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn rows_that_share_a_query_read_its_last_token() {
+        // A query of 3 tokens at 0..3, responses of 2 and 3 tokens after it at 3..5 and 5..8.
+        let rows = Segments::continuing(&[(3, None), (2, Some(0)), (3, Some(0))]);
+        let layout = ResponseLayout::after_eos(Segments::from_lens([2, 3]), 3);
+        let spans = [rows.span(1), rows.span(2)];
+        assert_eq!(layout.logprob_positions_of(&spans), [2, 3, 2, 5, 6]);
+        assert_eq!(layout.value_positions_of(&spans), [2, 3, 4, 2, 5, 6]);
     }
 
     #[test]

@@ -145,10 +145,31 @@ impl UpdateStats {
         objective: Objective,
     ) {
         assert_eq!(logprobs.len(), old_logprobs.len(), "response tokens");
-        assert_eq!(logprobs.len(), advantages.len(), "response tokens");
-        for ((&new, &old), &advantage) in logprobs.iter().zip(old_logprobs).zip(advantages) {
-            let change = f64::from(new) - f64::from(old);
-            let ratio = change.exp();
+        let changes = logprobs.iter().zip(old_logprobs);
+        let changes: Vec<f64> = changes
+            .map(|(&new, &old)| f64::from(new) - f64::from(old))
+            .collect();
+        self.add_ratios(&changes, &changes, advantages, objective);
+    }
+
+    /// The same with log ratios of another level than tokens ([`RatioLevel`](super::rollout::RatioLevel)).
+    ///
+    /// # Shapes
+    /// - `changes` (of log-probabilities, nats), `log_ratios`, `advantages`: `[response tokens]`
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_ratios(
+        &mut self,
+        changes: &[f64],
+        log_ratios: &[f64],
+        advantages: &[f32],
+        objective: Objective,
+    ) {
+        assert_eq!(changes.len(), log_ratios.len(), "response tokens");
+        assert_eq!(changes.len(), advantages.len(), "response tokens");
+        for ((&change, &log_ratio), &advantage) in changes.iter().zip(log_ratios).zip(advantages) {
+            let ratio = log_ratio.exp();
             self.num_tokens += 1;
             self.squared_changes += change * change;
             // The clipped term is the larger loss: only then does it hold the policy back.

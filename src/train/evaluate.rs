@@ -97,8 +97,10 @@ pub(super) fn completions(
 pub(super) struct Evaluation {
     /// Mean score by source.
     pub(super) scores: BTreeMap<String, f64>,
-    /// Sum over a response's tokens of `logprob - ref_logprob`, mean over responses, nats.
-    pub(super) kl: f64,
+    /// Mean score by part of the sources that are sums, as `source/part`.
+    pub(super) parts: Vec<(String, f64)>,
+    /// Sum over a response's tokens of `logprob - ref_logprob`, mean over responses, nats; `None` without a reference.
+    pub(super) kl: Option<f64>,
     /// Mean length of a response in tokens.
     pub(super) response_length: f64,
     /// Fraction of responses that ended with EOS.
@@ -134,17 +136,22 @@ impl<B: ModelBackend> Evaluator<'_, B> {
             .zip(&responses)
             .map(|(c, r)| sample(c, r.stopped, 0))
             .collect();
-        let mut scores = BTreeMap::new();
+        let (mut scores, mut parts) = (BTreeMap::new(), Vec::new());
         for (name, source) in sources {
             let values = source.score(&completions)?;
             for (sample, &value) in samples.iter_mut().zip(&values) {
                 sample.scores.insert(name.clone(), f64::from(value));
             }
             scores.insert(name.clone(), crate::rl::mean(&values));
+            let of_parts = source.parts().into_iter();
+            parts.extend(
+                of_parts.map(|(part, values)| (format!("{name}/{part}"), crate::rl::mean(&values))),
+            );
         }
         let count = responses.len().max(1) as f64;
         Ok(Evaluation {
             scores,
+            parts,
             kl: self.kl(&responses, device),
             response_length: responses.iter().map(|r| r.ids.len()).sum::<usize>() as f64 / count,
             eos_rate: responses.iter().filter(|r| r.stopped).count() as f64 / count,
@@ -152,10 +159,8 @@ impl<B: ModelBackend> Evaluator<'_, B> {
         })
     }
 
-    fn kl(&self, responses: &[Response], device: &B::Device) -> f64 {
-        let Some(reference) = self.reference else {
-            return 0.0;
-        };
+    fn kl(&self, responses: &[Response], device: &B::Device) -> Option<f64> {
+        let reference = self.reference?;
         // Greedy responses have log-probabilities at temperature 1, so the reference's are taken at 1.
         let temperature = match self.options.sampling.temperature {
             0.0 => 1.0,
@@ -183,6 +188,6 @@ impl<B: ModelBackend> Evaluator<'_, B> {
             .flat_map(|(response, reference)| response.logprobs.iter().zip(reference))
             .map(|(logprob, reference)| f64::from(logprob - reference))
             .sum();
-        total / responses.len().max(1) as f64
+        Some(total / responses.len().max(1) as f64)
     }
 }

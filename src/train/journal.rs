@@ -1,9 +1,11 @@
 //! The outputs of a stage in progress: metrics, samples, checkpoints, progress.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use burn::backend::Autodiff;
 
+use super::alarms::Alarm;
 use super::config::{Better, Cadence};
 use super::state::{BestStep, Position, restore_weights};
 use super::{Outcome, Session};
@@ -13,8 +15,8 @@ use crate::guard;
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
 use crate::report::{
-    EvalReport, Interrupt, MetricsLog, Sample, SamplesLog, StageInfo, StageLogs, StageRecord,
-    StageReport, StepReport, Timer, diverged, findings, format_value, peak_rss_bytes,
+    EvalReport, Interrupt, MetricsLog, MetricsRow, Sample, SamplesLog, StageInfo, StageLogs,
+    StageRecord, StageReport, StepReport, Timer, diverged, findings, format_value, peak_rss_bytes,
     write_stage_report,
 };
 use crate::snapshot::Snapshot;
@@ -31,6 +33,10 @@ pub(super) struct Journal {
     metrics: MetricsLog,
     samples: SamplesLog,
     timer: Timer,
+    /// Seconds of the parts of the step in progress.
+    parts: Vec<(&'static str, f64)>,
+    /// Why the stage is to stop after the step in progress.
+    stop: Option<String>,
     /// Steps that were done before this process began.
     first_step: usize,
     total_steps: usize,
@@ -94,6 +100,8 @@ impl Journal {
             metrics,
             samples,
             timer: Timer::start(position.tokens).after(earlier),
+            parts: Vec::new(),
+            stop: None,
             cadence: cadence.clone(),
             first_step: position.step,
             total_steps,
@@ -178,13 +186,12 @@ impl Journal {
         let (step, tokens) = (self.position.step, self.position.tokens);
         self.metrics.log(step, metrics)?;
         let rate = self.timer.tokens_per_s(tokens);
-        self.metrics.log_timing(
-            step,
-            &[
-                ("tokens_per_s", rate),
-                ("elapsed_s", self.timer.elapsed_s()),
-            ],
-        )?;
+        let mut timing = vec![
+            ("tokens_per_s", rate),
+            ("elapsed_s", self.timer.elapsed_s()),
+        ];
+        timing.append(&mut self.parts);
+        self.metrics.log_timing(step, &timing)?;
         session.reporter.step(&StepReport {
             stage: &self.stage,
             step,
@@ -196,12 +203,46 @@ impl Journal {
         Ok(())
     }
 
+    /// Notes the seconds since `start` as a part of the step in progress, for `timing.jsonl`.
+    pub(super) fn time(&mut self, part: &'static str, start: Instant) {
+        self.parts.push((part, start.elapsed().as_secs_f64()));
+    }
+
     /// Estimated seconds until the end of the run.
     fn run_left_s<B: ModelBackend>(&self, session: &Session<'_, B>) -> Option<f64> {
         let total = self.total_steps.max(1) as f64;
         let share = self.position.step.saturating_sub(self.first_step) as f64 / total;
         let left = self.total_steps.saturating_sub(self.position.step) as f64 / total;
         (session.clock).left(share, left, self.timer.since_start_s())
+    }
+
+    /// The lines of `metrics.jsonl` so far.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(super) fn logged(&mut self) -> Result<Vec<MetricsRow>> {
+        self.metrics.sync()?;
+        Ok(StageLogs::read(&self.dir)?.metrics)
+    }
+
+    /// Logs and reports alarms. One by which the recipe stops the stage does so when the step's checkpoint is written.
+    pub(super) fn raise<B: ModelBackend>(
+        &mut self,
+        session: &mut Session<'_, B>,
+        alarms: Vec<Alarm>,
+    ) -> Result<()> {
+        let step = self.position.step;
+        for alarm in alarms {
+            self.metrics.log(step, &[(&alarm.metric(), alarm.value)])?;
+            let (stage, name) = (&self.stage, alarm.kind.name());
+            let message = format!("{stage}, update {step}: alarm `{name}`: {}", alarm.message);
+            session.reporter.message(&message);
+            if alarm.stops && step < self.total_steps {
+                let why = format!("alarm `{name}` at update {step}: {}", alarm.message);
+                self.stop.get_or_insert(why);
+            }
+        }
+        Ok(())
     }
 
     /// Logs and reports the result of an evaluation.
@@ -331,7 +372,7 @@ impl Journal {
             .cadence
             .save_steps
             .is_some_and(|every| step > 0 && step.is_multiple_of(every));
-        (due && step < self.total_steps) || self.must_stop()
+        (due && step < self.total_steps) || self.must_stop() || self.stop.is_some()
     }
 
     fn must_stop(&self) -> bool {
@@ -362,6 +403,17 @@ impl Journal {
                 stage: self.stage.clone(),
                 step: self.position.step,
                 resume: session.resume_command.clone(),
+            });
+        }
+        if let Some(why) = self.stop.take() {
+            let resume = &session.resume_command;
+            return Err(Error::Stage {
+                stage: self.stage.clone(),
+                message: format!(
+                    "stopped by {why}. The checkpoint of update {} is kept; `alarms: (stop: ..)` of the recipe asks for this, and \
+                     `{resume}` goes on all the same",
+                    self.position.step
+                ),
             });
         }
         Ok(())

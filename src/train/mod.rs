@@ -1,5 +1,6 @@
 //! Training stages: one loop per stage, over shared parts.
 
+pub mod alarms;
 pub mod checks;
 mod clock;
 mod compare;
@@ -10,6 +11,8 @@ mod dpo;
 mod evaluate;
 mod forward;
 mod generation;
+pub mod group;
+pub mod grpo;
 mod hir;
 mod journal;
 mod judge;
@@ -24,8 +27,10 @@ mod preference;
 mod pretrain;
 mod preview;
 mod rank;
+pub mod reinforce_plus_plus;
 mod revise;
 mod reward_model;
+pub mod rloo;
 pub mod rollout;
 mod sample;
 mod session;
@@ -78,6 +83,12 @@ stage::stages! {
     Hir(config::HirConfig),
     /// Proximal policy optimisation.
     Ppo(config::PpoConfig),
+    /// Group relative policy optimisation.
+    Grpo(config::GrpoConfig),
+    /// REINFORCE leave-one-out.
+    Rloo(config::RlooConfig),
+    /// REINFORCE++.
+    ReinforcePlusPlus(config::ReinforcePlusPlusConfig),
     /// On-policy distillation.
     Distill(config::DistillConfig),
     /// Comparison of policies.

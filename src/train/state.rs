@@ -21,6 +21,9 @@ pub(super) struct Position {
     pub(super) tokens: u64,
     /// Optimiser updates done, by network.
     pub(super) updates: Vec<usize>,
+    /// Prompts drawn by an on-policy method that may draw more than its updates need.
+    #[serde(default)]
+    pub(super) prompts: usize,
     /// KL controller of PPO.
     pub(super) kl: Option<crate::rl::KlController>,
     /// The best evaluation so far, with `keep_best`.

@@ -140,6 +140,7 @@ fn episodes(count: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Epi
         queries: items.iter().map(|item| item.0.clone()).collect(),
         responses: items.iter().map(|item| item.1.clone()).collect(),
         values: None,
+        columns: Vec::new(),
         scores: items.iter().map(|item| item.2).collect(),
     })
 }
@@ -231,6 +232,7 @@ fn rollout_alone<B: ModelBackend>(episodes: &Episodes) -> TestCaseResult {
             .map(|&i| episodes.responses[i].clone())
             .collect(),
         values: None,
+        columns: Vec::new(),
         scores: rows.iter().map(|&i| episodes.scores[i]).collect(),
     };
     let count = episodes.queries.len();

@@ -6,6 +6,7 @@ mod compare;
 mod distill;
 mod dpo;
 mod failures;
+mod group;
 mod hir;
 mod invariants;
 mod judge;

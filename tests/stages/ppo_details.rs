@@ -126,6 +126,7 @@ fn episodes() -> Episodes {
         queries: vec![vec![5, 17, 9], vec![12, 7]],
         responses: vec![response(&[9, 27, 20, 13, 12, 31]), response(&[19, EOS])],
         values: None,
+        columns: Vec::new(),
         scores: vec![0.5, 2.0],
     }
 }
@@ -240,6 +241,7 @@ fn generated_until(
         queries,
         responses,
         values: None,
+        columns: Vec::new(),
     }
 }
 

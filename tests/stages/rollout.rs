@@ -9,7 +9,7 @@ use tempering::generate::Response;
 use tempering::model::{LanguageModel, ModelConfig, weights};
 use tempering::optim::{OptimConfig, Optimiser};
 use tempering::params::Parameters;
-use tempering::rl::rollout::{AdvantageEstimator, LossMean, Objective, ScaleRewards};
+use tempering::rl::rollout::{AdvantageEstimator, LossMean, Objective, RatioLevel, ScaleRewards};
 use tempering::rl::{KlEstimator, KlIn, KlTerm, MissingEos};
 use tempering::train::rollout::{
     Episodes, Models, Networks, PassSettings, PolicyUpdate, Rollout, SampleSettings,
@@ -51,6 +51,7 @@ fn episodes(model: &LanguageModel<B>) -> Episodes {
         responses: responses.collect(),
         values: None,
         scores: vec![1.0, 0.0, 0.25, 1.75],
+        columns: Vec::new(),
     }
 }
 
@@ -69,6 +70,7 @@ fn rollout(advantage: AdvantageEstimator, reference: Option<&LanguageModel<B>>) 
         temperature: TEMPERATURE,
         micro_batch_tokens: 4096,
         missing_eos: MissingEos::Keep,
+        share_prompts: false,
     };
     let (samples, values) = models.samples(&episodes, settings, &Default::default());
     assert_eq!(values, None);
@@ -100,9 +102,12 @@ fn settings(
         passes: PassSettings {
             micro_batch_tokens,
             gradient_checkpointing: false,
+            share_prompts: false,
         },
         policy: PolicyUpdate {
             objective,
+            ratio: RatioLevel::Token,
+            kl_bias_correction: false,
             mean,
             temperature: TEMPERATURE,
             lr: 1e-3,
@@ -124,7 +129,10 @@ fn response_logprobs(policy: &LanguageModel<B>, rollout: &Rollout) -> Vec<f32> {
 fn better_responses_of_a_group_become_more_probable() {
     let reference = model();
     for advantage in [
-        AdvantageEstimator::LeaveOneOut { size: 2 },
+        AdvantageEstimator::LeaveOneOut {
+            size: 2,
+            normalize: false,
+        },
         AdvantageEstimator::Group {
             size: 2,
             scale: ScaleRewards::None,
@@ -166,23 +174,32 @@ fn better_responses_of_a_group_become_more_probable() {
 fn at_ratio_one_the_loss_is_the_mean_advantage() {
     // Leave one out: 1 - 0, 0 - 1, 0.25 - 1.75, 1.75 - 0.25 at 3, 2, 2 and 3 tokens. Over tokens (3 - 2 - 3 + 4.5) / 10,
     // over responses 0 / 4, by a length of 5 (3 - 2 - 3 + 4.5) / 20.
-    let rollout = rollout(AdvantageEstimator::LeaveOneOut { size: 2 }, None);
+    let rollout = rollout(
+        AdvantageEstimator::LeaveOneOut {
+            size: 2,
+            normalize: false,
+        },
+        None,
+    );
     assert_eq!(rollout.samples.ref_logprobs, None);
-    let loss = |mean, micro_batch_tokens| {
-        let report = update(
-            &mut networks(),
-            &rollout,
-            &[vec![3, 1, 0, 2]],
-            &settings(Objective::clip(0.2), mean, micro_batch_tokens),
-            &Default::default(),
-        )
-        .unwrap();
+    let step = |settings: UpdateSettings<'_>| {
+        let order = [vec![3, 1, 0, 2]];
+        let device = Default::default();
+        let report = update(&mut networks(), &rollout, &order, &settings, &device).unwrap();
         let [minibatch] = &report.minibatches[..] else {
             panic!("one step")
         };
         // Without a reference there is no KL term, wherever it would be.
         assert_eq!(minibatch.kl_loss, None);
         (minibatch.policy_loss, minibatch.policy_grad_norm)
+    };
+    let loss =
+        |mean, micro_batch_tokens| step(settings(Objective::clip(0.2), mean, micro_batch_tokens));
+    // Responses to one query share its tokens.
+    let shared = |mean| {
+        let mut settings = settings(Objective::clip(0.2), mean, 4096);
+        settings.passes.share_prompts = true;
+        step(settings)
     };
     for (mean, want) in [
         (LossMean::Tokens, -0.25),
@@ -191,6 +208,9 @@ fn at_ratio_one_the_loss_is_the_mean_advantage() {
     ] {
         let (whole, norm) = loss(mean, 4096);
         assert!((whole - want).abs() < 1e-5, "{mean:?}: {whole}");
+        let (shared, shared_norm) = shared(mean);
+        assert!((shared - whole).abs() < 1e-5, "{mean:?}");
+        assert!((shared_norm - norm).abs() < 1e-4 * norm, "{mean:?}");
         let (split, split_norm) = loss(mean, 5);
         assert!((split - whole).abs() < 1e-6, "{mean:?}");
         assert!((split_norm - norm).abs() < 1e-5 * norm, "{mean:?}");

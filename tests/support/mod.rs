@@ -7,6 +7,7 @@ pub(crate) mod encoders;
 pub(crate) mod endpoint;
 pub(crate) mod families;
 pub(crate) mod gguf;
+pub(crate) mod group;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) mod launches;
 pub(crate) mod losses;

@@ -312,6 +312,7 @@ impl<B: ModelBackend> Start<B> {
             queries: reference.queries.clone(),
             responses,
             values: None,
+            columns: Vec::new(),
             scores: source.score(&completions).unwrap(),
         }
     }

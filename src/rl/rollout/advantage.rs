@@ -1,6 +1,9 @@
 //! Advantage estimation: from samples to a rollout.
 
-use super::{Rollout, Samples, ScaleRewards, ValueTargets, group_advantages, leave_one_out};
+use super::{
+    Rollout, Samples, ScaleRewards, ValueTargets, group_advantages, leave_one_out, less_group_mean,
+    normalised,
+};
 use crate::rl::{Gae, KlTerm, Variance, gae, whiten};
 
 /// How advantages are estimated.
@@ -28,6 +31,19 @@ pub enum AdvantageEstimator {
     LeaveOneOut {
         /// Responses to each prompt, one after the other.
         size: usize,
+        /// Shift and scale advantages to mean 0 and deviation 1 over the rollout's responses ([`normalised`]).
+        normalize: bool,
+    },
+    /// The discounted sum of the rewards from each token on, with the KL term at its tokens, shifted and scaled to
+    /// mean 0 and variance 1 over the rollout's tokens.
+    ///
+    /// # Source
+    /// Hu 2025, arXiv:2501.03262 (REINFORCE++).
+    Returns {
+        /// Discount per token.
+        gamma: f64,
+        /// Responses to each prompt, one after the other, whose mean score is subtracted first.
+        baseline: Option<usize>,
     },
 }
 
@@ -68,15 +84,39 @@ impl AdvantageEstimator {
                         rewards,
                         returns,
                     }),
+                    trained: None,
                 }
             }
             Self::Group { size, scale } => {
                 let rewards = samples.response_rewards(&kl);
                 by_response(samples, kl, &group_advantages(&rewards, size, scale))
             }
-            Self::LeaveOneOut { size } => {
+            Self::LeaveOneOut { size, normalize } => {
                 let rewards = samples.response_rewards(&kl);
-                by_response(samples, kl, &leave_one_out(&rewards, size))
+                let advantages = leave_one_out(&rewards, size);
+                match normalize {
+                    true => by_response(samples, kl, &normalised(&advantages)),
+                    false => by_response(samples, kl, &advantages),
+                }
+            }
+            Self::Returns { gamma, baseline } => {
+                let scores = match baseline {
+                    Some(size) => less_group_mean(&samples.scores, size),
+                    None => samples.scores.clone(),
+                };
+                let rewards = samples.token_rewards_of(&scores, &kl);
+                // GAE without a value function and without decay.
+                let values = vec![0.0; rewards.len()];
+                let returns = gae(&rewards, &values, samples.layout.values(), gamma, 1.0);
+                let raw_advantages = samples.layout.at_responses(&returns.advantages);
+                Rollout {
+                    advantages: whiten(&raw_advantages, true, Variance::Biased),
+                    raw_advantages,
+                    samples,
+                    kl,
+                    targets: None,
+                    trained: None,
+                }
             }
         }
     }
@@ -91,13 +131,14 @@ fn by_response(samples: Samples, kl: KlTerm, advantages: &[f32]) -> Rollout {
         raw_advantages: advantages.clone(),
         advantages,
         targets: None,
+        trained: None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rl::{KlEstimator, KlIn, ResponseLayout};
+    use crate::rl::{KlEstimator, KlIn, ResponseLayout, mean, variance};
     use crate::tokens::Segments;
 
     /// Responses of 2, 1, 1 and 3 tokens to two prompts, KL 0.5 on each token.
@@ -125,14 +166,41 @@ mod tests {
     #[test]
     fn a_response_pays_its_whole_kl_before_it_is_compared() {
         // 1 - 0.2 * 1 = 0.8, 0 - 0.1, 3 - 0.1, 2 - 0.2 * 1.5 = 1.7: differences 0.9 and 1.2.
-        let rollout =
-            AdvantageEstimator::LeaveOneOut { size: 2 }.estimate(samples(), None, kl(KlIn::Reward));
+        let rollout = (AdvantageEstimator::LeaveOneOut {
+            size: 2,
+            normalize: false,
+        })
+        .estimate(samples(), None, kl(KlIn::Reward));
         let want = [0.9, 0.9, -0.9, 1.2, -1.2, -1.2, -1.2];
         for (got, want) in rollout.advantages.iter().zip(want) {
             assert!((got - want).abs() < 1e-6, "{:?}", rollout.advantages);
         }
         assert_eq!(rollout.raw_advantages, rollout.advantages);
         assert_eq!(rollout.targets, None);
+    }
+
+    #[test]
+    fn returns_pay_the_kl_from_each_token_on() {
+        // KL 0.1 a token: responses of 2, 1, 1 and 3 tokens with scores 1, 0, 3, 2 have returns 1 - 0.2 and 1 - 0.1; -0.1; 2.9;
+        // 1.7, 1.8 and 1.9. With the mean of the two of a prompt (0.5 and 2.5) subtracted, they are lower by that.
+        let of = |baseline| {
+            let estimator = AdvantageEstimator::Returns {
+                gamma: 1.0,
+                baseline,
+            };
+            estimator.estimate(samples(), None, kl(KlIn::Reward))
+        };
+        for (baseline, want) in [
+            (None, [0.8, 0.9, -0.1, 2.9, 1.7, 1.8, 1.9]),
+            (Some(2), [0.3, 0.4, -0.6, 0.4, -0.8, -0.7, -0.6]),
+        ] {
+            let rollout = of(baseline);
+            for (got, want) in rollout.raw_advantages.iter().zip(want) {
+                assert!((got - want).abs() < 1e-6, "{:?}", rollout.raw_advantages);
+            }
+            let (shift, spread) = (mean(&rollout.advantages), variance(&rollout.advantages));
+            assert!(shift.abs() < 1e-6 && (spread - 1.0).abs() < 1e-5);
+        }
     }
 
     #[test]

@@ -1,16 +1,22 @@
 //! Baselines from other responses to the same prompt.
 
+use serde::{Deserialize, Serialize};
+
 use crate::rl::{Variance, mean};
 
 /// Scale of a group's advantages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 pub enum ScaleRewards {
     /// The standard deviation over the group (GRPO).
     #[default]
+    #[serde(rename = "group")]
     Group,
     /// The standard deviation over all rewards (TRL; Liu et al. 2025, arXiv:2508.08221).
+    #[serde(rename = "batch")]
     Batch,
     /// 1: no bias towards easy or hard prompts (Dr. GRPO).
+    #[serde(rename = "none")]
     None,
 }
 
@@ -74,6 +80,41 @@ pub fn leave_one_out(rewards: &[f32], size: usize) -> Vec<f32> {
         .collect()
 }
 
+/// Rewards less the mean of their group.
+///
+/// # Shapes and panics
+/// As [`group_advantages`].
+///
+/// # Source
+/// Hu 2025, arXiv:2501.03262 (REINFORCE++-baseline).
+pub fn less_group_mean(rewards: &[f32], size: usize) -> Vec<f32> {
+    group_advantages(rewards, size, ScaleRewards::None)
+}
+
+/// Shifts to mean 0 and scales to the unbiased standard deviation 1, `(a - mean) / (std + 1e-4)`, over all of `advantages`.
+///
+/// # Source
+/// TRL 1.16, `normalize_advantages` of RLOO.
+pub fn normalised(advantages: &[f32]) -> Vec<f32> {
+    let (shift, std) = (
+        mean(advantages),
+        Variance::Unbiased.of(advantages).sqrt() + EPSILON,
+    );
+    (advantages.iter())
+        .map(|&advantage| ((f64::from(advantage) - shift) / std) as f32)
+        .collect()
+}
+
+/// Whether the responses of each group have different rewards. `size` divides the number of rows.
+///
+/// # Panics
+/// As [`group_advantages`].
+pub fn groups_vary(rewards: &[f32], size: usize) -> Vec<bool> {
+    (groups(rewards, size))
+        .map(|group| group.iter().any(|reward| *reward != group[0]))
+        .collect()
+}
+
 fn groups(rewards: &[f32], size: usize) -> std::slice::ChunksExact<'_, f32> {
     assert!(size > 0, "a group has at least one response");
     let rows = rewards.len();
@@ -132,6 +173,20 @@ mod tests {
         let plain = group_advantages(&REWARDS, 4, ScaleRewards::None);
         let scaled: Vec<f32> = plain.iter().map(|x| x * 4.0 / 3.0).collect();
         assert_close(&leave_one_out(&REWARDS, 4), &scaled);
+    }
+
+    #[test]
+    fn normalised_advantages_have_deviation_one() {
+        // Mean 2, unbiased deviation 1: differences -1, 0, 1 over 1.0001.
+        let got = normalised(&[1.0, 2.0, 3.0]);
+        assert_close(&got, &[-1.0 / 1.0001, 0.0, 1.0 / 1.0001]);
+        assert_eq!(normalised(&[5.0, 5.0]), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_group_varies_if_two_rewards_differ() {
+        let rewards = [0.5, 0.5, 0.25, 0.5, 1.0, 1.0];
+        assert_eq!(groups_vary(&rewards, 2), [false, true, false]);
     }
 
     #[test]

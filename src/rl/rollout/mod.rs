@@ -2,7 +2,8 @@
 //! targets. Plain data on the host, independent of stages and models.
 //!
 //! A method combines [`Samples`] with an [`AdvantageEstimator`], an [`Objective`], a [`LossMean`] and a [`KlTerm`]. PPO is `Gae`
-//! with `Clip` and a mean over tokens; RLOO uses `LeaveOneOut`; GRPO uses `Group` and a mean over responses.
+//! with `Clip` and a mean over tokens; RLOO uses `LeaveOneOut` with the ratio of whole responses; GRPO uses `Group`; REINFORCE++
+//! uses `Returns`.
 
 mod advantage;
 mod group;
@@ -12,9 +13,11 @@ mod samples;
 use super::{KlTerm, explained_variance, mean, objective_stats, variance};
 
 pub use advantage::AdvantageEstimator;
-pub use group::{ScaleRewards, group_advantages, leave_one_out};
-pub use objective::{LossMean, Objective};
-pub use samples::Samples;
+pub use group::{
+    ScaleRewards, group_advantages, groups_vary, leave_one_out, less_group_mean, normalised,
+};
+pub use objective::{LossMean, MinibatchSize, Objective, RatioLevel};
+pub use samples::{Samples, repetition};
 
 /// Samples with their advantages: the input of an update.
 ///
@@ -32,6 +35,8 @@ pub struct Rollout {
     pub advantages: Vec<f32>,
     /// Training targets of the value function; `None` for methods without one.
     pub targets: Option<ValueTargets>,
+    /// Whether each response is trained on; `None`: all are.
+    pub trained: Option<Vec<bool>>,
 }
 
 /// Training targets of a value function, by value position
@@ -46,16 +51,36 @@ pub struct ValueTargets {
     pub returns: Vec<f32>,
 }
 
+/// Metrics of the KL to a reference.
+const KL_METRICS: [&str; 3] = [
+    "objective/kl",
+    "objective/non_score_reward",
+    "objective/rlhf_reward",
+];
+
 impl Rollout {
+    /// Number of tokens that are trained on of `rows`.
+    pub fn trained_tokens(&self, rows: impl IntoIterator<Item = usize>) -> usize {
+        let is_trained = |row: &usize| self.trained.as_ref().is_none_or(|trained| trained[*row]);
+        let responses = self.samples.layout.responses();
+        (rows.into_iter().filter(is_trained))
+            .map(|row| responses.row_len(row))
+            .sum()
+    }
+
     /// The rollout's entries in `metrics.jsonl`.
     pub fn metrics(&self) -> Vec<(&'static str, f64)> {
         let samples = &self.samples;
         let missing = samples.has_eos.iter().filter(|&&has| !has).count() as f64;
         let objective = objective_stats(samples, &self.kl);
         let mut metrics = objective.metrics().to_vec();
+        if samples.ref_logprobs.is_none() {
+            metrics.retain(|(name, _)| !KL_METRICS.contains(name));
+        }
         metrics.extend([
             ("objective/scores_std", variance(&samples.scores).sqrt()),
             ("val/missing_eos_rate", missing / samples.rows.len() as f64),
+            ("val/repetition", samples.repetition()),
             ("val/advantage_mean", mean(&self.raw_advantages)),
         ]);
         if let Some(targets) = &self.targets {

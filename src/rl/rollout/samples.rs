@@ -1,5 +1,7 @@
 //! Responses of a policy with scores and log-probabilities.
 
+use std::collections::BTreeSet;
+
 use crate::rl::{KlEstimator, KlTerm, ResponseLayout, kl_per_token, mean, row_sums, token_rewards};
 
 /// Responses of a policy with their scores and log-probabilities.
@@ -46,10 +48,21 @@ impl Samples {
         ))
     }
 
+    /// [`repetition`] of the responses.
+    pub fn repetition(&self) -> f64 {
+        let responses = self.rows.iter().zip(&self.query_lens);
+        repetition(responses.map(|(row, &query)| &row[query..]))
+    }
+
     /// `[value positions]`: the KL term on each token, and the score at each row's end; see [`token_rewards`].
     pub fn token_rewards(&self, kl: &KlTerm) -> Vec<f32> {
+        self.token_rewards_of(&self.scores, kl)
+    }
+
+    /// The same with other scores.
+    pub(super) fn token_rewards_of(&self, scores: &[f32], kl: &KlTerm) -> Vec<f32> {
         let per_token = self.kl(kl.estimator);
-        token_rewards(&per_token, &self.scores, kl.reward_coef(), &self.layout)
+        token_rewards(&per_token, scores, kl.reward_coef(), &self.layout)
     }
 
     /// `[rows]`: the score minus the KL term of the whole response, for methods whose action is the response.
@@ -69,5 +82,43 @@ impl Samples {
         (self.layout.responses().iter().zip(per_row))
             .flat_map(|(tokens, &value)| tokens.map(move |_| value))
             .collect()
+    }
+}
+
+/// Mean over responses of the share of their groups of three tokens that occur earlier in the same response; 0 for responses of less than
+/// four tokens.
+pub fn repetition<'a>(responses: impl IntoIterator<Item = &'a [u32]>) -> f64 {
+    let (mut total, mut count) = (0.0, 0usize);
+    for ids in responses {
+        let unique: BTreeSet<&[u32]> = ids.windows(3).collect();
+        total += match ids.len().saturating_sub(2) {
+            0 => 0.0,
+            groups => 1.0 - unique.len() as f64 / groups as f64,
+        };
+        count += 1;
+    }
+    total / count.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::Segments;
+
+    #[test]
+    fn repeated_groups_of_three() {
+        // Of 1 2 1 2 1 2 the groups are 121 twice and 212 twice: half repeat. The others have none; the query does not count.
+        let responses: [&[u32]; 3] = [&[1, 2, 1, 2, 1, 2], &[1, 2, 3, 4], &[5]];
+        let lens = responses.map(<[u32]>::len);
+        let samples = Samples {
+            rows: responses.map(|ids| [&[7, 7, 7, 7], ids].concat()).to_vec(),
+            query_lens: vec![4; 3],
+            layout: ResponseLayout::on_last_token(Segments::from_lens(lens)),
+            has_eos: vec![true; 3],
+            scores: vec![0.0; 3],
+            logprobs: vec![0.0; 11],
+            ref_logprobs: None,
+        };
+        assert!((samples.repetition() - 0.5 / 3.0).abs() < 1e-12);
     }
 }

@@ -4,10 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use super::alarms::{AlarmKind, AlarmsConfig};
 pub use super::compare::CompareConfig;
 pub use super::cpo::CpoConfig;
 pub use super::distill::DistillConfig;
 pub use super::dpo::DpoConfig;
+pub use super::group::{DynamicSampling, Overlong};
+pub use super::grpo::{GrpoConfig, GrpoLoss, ImportanceLevel};
 pub use super::hir::{HirConfig, Instructions};
 pub use super::judge::JudgeConfig;
 pub use super::kto::KtoConfig;
@@ -16,8 +19,10 @@ pub use super::orpo::OrpoConfig;
 pub use super::ppo::{PpoConfig, PtxConfig, ValueInit, ValueTrunk};
 pub use super::pretrain::PretrainConfig;
 pub use super::rank::RankConfig;
+pub use super::reinforce_plus_plus::ReinforcePlusPlusConfig;
 pub use super::revise::{Keep, ReviseConfig};
 pub use super::reward_model::RewardModelConfig;
+pub use super::rloo::RlooConfig;
 pub use super::sample::SampleConfig;
 pub use super::sft::{EvalReward, SftConfig};
 pub use crate::data::DataConfig;
@@ -26,6 +31,7 @@ pub use crate::loss::{CpoLoss, DpoLoss, DpoLosses, InstructionContrast, KtoLoss,
 pub use crate::model::Init;
 pub use crate::optim::{Algorithm, OptimConfig, ParamGroup, Schedule};
 pub use crate::peft::{LoraConfig, Peft};
+pub use crate::rl::rollout::ScaleRewards;
 pub use crate::rl::{KlControl, KlEstimator, KlIn, MissingEos};
 
 /// Intervals of evaluations and checkpoints, in optimiser steps.

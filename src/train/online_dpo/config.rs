@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::loss::DpoLoss;
 use crate::reward::RewardConfig;
 use crate::train::config::{
-    Cadence, DataConfig, Init, MissingEos, OptimConfig, Peft, Truncate, default_max_length,
-    default_micro_tokens, default_rollout_batch, tenth,
+    AlarmsConfig, Cadence, DataConfig, Init, MissingEos, OptimConfig, Peft, Truncate,
+    default_max_length, default_micro_tokens, default_rollout_batch, tenth,
 };
 
 /// Loss of a pair; the names are TRL's.
@@ -89,6 +89,9 @@ pub struct OnlineDpoConfig {
     /// The loss.
     #[serde(default)]
     pub loss_type: OnlineDpoLoss,
+    /// Limits beyond which the run says that something goes wrong, or stops.
+    #[serde(default)]
+    pub alarms: AlarmsConfig,
     /// Evaluation and checkpoints, counted in updates.
     #[serde(default)]
     pub cadence: Cadence,

@@ -10,10 +10,11 @@ mod spec;
 use burn::module::AutodiffModule;
 
 use super::Session;
+use super::alarms::Alarms;
 use super::evaluate::Evaluator;
 use super::policy::save_policy;
 use super::preference::{MicroBatch, Objective, Step, StepTaken};
-use super::rollout::{GOLD, Generator, SCORE, evaluate, next_prompts, prompts};
+use super::rollout::{GOLD, Generator, HeldOut, SCORE, evaluate, next_prompts, prompts};
 use super::session::{Outcome, data_files};
 use super::shared::Training;
 use crate::data::{Comparisons, Prompt};
@@ -22,6 +23,7 @@ use crate::generate::SamplingConfig;
 use crate::loss::{DpoLoss, DpoObjective};
 use crate::ops::ModelBackend;
 use crate::report::StageRecord;
+use crate::rl::rollout::repetition;
 use crate::rl::{apply_missing_eos, mean, variance};
 use crate::train::generation::Generation;
 use pairs::pairs;
@@ -75,7 +77,13 @@ fn online_dpo<B: ModelBackend>(
         None => Vec::new(),
     };
     let (reward, gold) = (&config.reward, config.gold.as_ref());
-    let mut generator = Generator::new(session, &policy, config.generation(), reward, gold)?;
+    let mut generator = Generator::new(
+        session,
+        &policy.tokenizer,
+        config.generation(),
+        reward,
+        gold,
+    )?;
     let data = (data_files(&config.data, session.run.path()), train.len());
     session.record(
         &config.name,
@@ -121,6 +129,7 @@ fn online_dpo<B: ModelBackend>(
             &mut generator.sources,
         )?;
     }
+    let mut alarms = Alarms::new(&config.alarms, &training.journal.logged()?);
     let objective = config.objective();
     let step = Step {
         objective: &objective,
@@ -135,7 +144,7 @@ fn online_dpo<B: ModelBackend>(
         let repeated: Vec<Prompt> = (batch.into_iter())
             .flat_map(|prompt| std::iter::repeat_n(prompt, count))
             .collect();
-        let (episodes, gold) = {
+        let episodes = {
             // Dropped before the update: weights with a second owner could not be updated in place.
             let now = trained.model.valid();
             let seed = seed.fork("rollout").fork_index(done as u64);
@@ -157,7 +166,12 @@ fn online_dpo<B: ModelBackend>(
             ("val/tie_rate", ties as f64 / num_prompts as f64),
             ("episode", ((done + 1) * config.batch_size) as f64),
         ];
-        metrics.extend(gold.map(|gold| ("objective/gold_scores", gold)));
+        let responses = || episodes.responses.iter().map(|r| r.ids.as_slice());
+        let lens: Vec<f32> = responses().map(|ids| ids.len() as f32).collect();
+        metrics.extend([
+            ("val/response_length", mean(&lens)),
+            ("val/repetition", repetition(responses())),
+        ]);
         let tokens = match items.is_empty() {
             true => {
                 let update = done + 1;
@@ -184,7 +198,11 @@ fn online_dpo<B: ModelBackend>(
                 tokens
             }
         };
+        let columns = episodes.metrics();
+        let mut metrics: Vec<(&str, f64)> = metrics;
+        metrics.extend(columns.iter().map(|(name, mean)| (name.as_str(), *mean)));
         training.journal.step(session, tokens, &metrics)?;
+        (training.journal).raise(session, alarms.update(&metrics))?;
         if training.journal.evaluates() {
             let (policy, journal) = (trained.model.valid(), &mut training.journal);
             last = evaluate(
@@ -194,6 +212,8 @@ fn online_dpo<B: ModelBackend>(
                 &policy,
                 &mut generator.sources,
             )?;
+            let held_out = last.map_or(Vec::new(), |held_out| held_out.watched());
+            journal.raise(session, alarms.update(&held_out))?;
         }
         training.save_if_due(session, &mut trained.model)?;
     }
@@ -205,16 +225,9 @@ fn online_dpo<B: ModelBackend>(
         &policy.tokenizer,
         &policy.base,
     )?;
-    let summary = match (first, last) {
-        (Some(first), Some(last)) => {
-            let name = if config.gold.is_some() { GOLD } else { SCORE };
-            format!(
-                "held-out {name} {:.3} -> {:.3} at KL {:.2} nats per response",
-                first.0, last.0, last.1
-            )
-        }
-        _ => format!("{updates} updates"),
-    };
+    let name = if config.gold.is_some() { GOLD } else { SCORE };
+    let summary =
+        HeldOut::change(first, last, name).unwrap_or_else(|| format!("{updates} updates"));
     session.warn_of_sources(generator.sources.values());
     let results = StageRecord {
         summary,

@@ -73,6 +73,7 @@ impl StageSpec for OnlineDpoConfig {
             "0: policy and reference would differ before the first step",
             self.peft.dropout(),
         );
+        self.alarms.check(checks, path);
         checks.above_zero(path, "beta", self.beta);
         checks.above_zero(path, "temperature", self.temperature);
         checks.positive(path, "total_episodes", self.total_episodes);

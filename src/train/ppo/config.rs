@@ -4,9 +4,9 @@ use crate::reward::RewardConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::train::config::{
-    Cadence, DataConfig, Init, KlControl, KlEstimator, KlIn, MissingEos, OptimConfig, Peft,
-    Truncate, default_max_length, default_micro_tokens, default_rollout_batch, four, one, tenth,
-    yes,
+    AlarmsConfig, Cadence, DataConfig, Init, KlControl, KlEstimator, KlIn, MissingEos, OptimConfig,
+    Peft, Truncate, default_max_length, default_micro_tokens, default_rollout_batch, four, one,
+    tenth, yes,
 };
 
 /// Initial weights of the value network.
@@ -161,6 +161,9 @@ pub struct PpoConfig {
     /// itself generates the responses.
     #[serde(default)]
     pub ema_decay: Option<f64>,
+    /// Limits beyond which the run says that something goes wrong, or stops.
+    #[serde(default)]
+    pub alarms: AlarmsConfig,
     /// Evaluation and checkpoints, counted in PPO updates.
     #[serde(default)]
     pub cadence: Cadence,

@@ -10,16 +10,18 @@ mod spec;
 mod value;
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use burn::module::AutodiffModule;
 
 use super::Session;
+use super::alarms::Alarms;
 use super::evaluate::Evaluator;
 use super::journal::Journal;
 use super::policy::{Policy, save_policy};
 use super::rollout::{
-    Episodes, GOLD, Generator, Models, Networks, NonFinite, Ptx, Rollout, SCORE, State, endless,
-    evaluate, minibatch_orders, next_prompts, prompts, update,
+    Episodes, GOLD, Generator, HeldOut, Models, Networks, NonFinite, Ptx, Rollout, SCORE, State,
+    endless, evaluate, minibatch_orders, next_prompts, prompts, update,
 };
 use super::session::{Outcome, data_files};
 use crate::data::{Example, Texts, TokenRows};
@@ -70,7 +72,13 @@ pub(super) fn ppo<B: ModelBackend>(
         None => Vec::new(),
     };
     let (reward, gold) = (&config.reward, config.gold.as_ref());
-    let mut generator = Generator::new(session, &policy, config.generation(), reward, gold)?;
+    let mut generator = Generator::new(
+        session,
+        &policy.tokenizer,
+        config.generation(),
+        reward,
+        gold,
+    )?;
     let reward = match config.value_start() {
         Some(stage) => Some(session.reward_model(stage)?),
         None => None,
@@ -104,6 +112,7 @@ pub(super) fn ppo<B: ModelBackend>(
     if let Some(restored) = restored {
         state.restore(restored, &device)?;
     }
+    let mut alarms = Alarms::new(&config.alarms, &journal.logged()?);
     let evaluator = Evaluator {
         prompts: &held_out,
         tokenizer: &policy.tokenizer,
@@ -117,6 +126,7 @@ pub(super) fn ppo<B: ModelBackend>(
         let policy = state.networks.policy.valid();
         let sources = &mut generator.sources;
         first = evaluate(session, &mut journal, &evaluator, &policy, sources)?;
+        alarms.update(&first.map_or(Vec::new(), |held_out| held_out.watched()));
     }
     let mut last = None;
     while journal.position.step < updates {
@@ -126,11 +136,12 @@ pub(super) fn ppo<B: ModelBackend>(
         // generation with its cache differs from the update's passes by up to a nat (in 8 bits). For a ratio that starts at 1 the
         // old log-probabilities must come from such a pass.
         let rounded = session.numerics.round_inputs();
-        let (rollout, gold) = {
+        let start = Instant::now();
+        let (rollout, columns) = {
             // Dropped before the update: weights with a second owner could not be updated in place.
             let now = state.networks.policy.valid();
             let value = state.networks.value.as_ref().map(|value| value.valid());
-            let (episodes, gold) = generator.episodes(
+            let episodes = generator.episodes(
                 session,
                 &now,
                 value.as_ref().filter(|_| !rounded),
@@ -145,9 +156,12 @@ pub(super) fn ppo<B: ModelBackend>(
                 frozen_base,
             };
             let kl_coef = state.kl.coef();
-            (rollout(&episodes, models, config, kl_coef, &device), gold)
+            let rollout = rollout(&episodes, models, config, kl_coef, &device);
+            (rollout, episodes.metrics())
         };
 
+        journal.time("sampling_s", start);
+        let start = Instant::now();
         let texts = ptx_batches(&texts, config, done, seed.fork("ptx"))?;
         let texts: Vec<Vec<&Example>> = (texts.iter())
             .map(|step| step.iter().map(AsRef::as_ref).collect())
@@ -161,10 +175,10 @@ pub(super) fn ppo<B: ModelBackend>(
         let orders = minibatch_orders(order_seed, config.batch_size, config.num_ppo_epochs);
         let report = update(&mut state.networks, &rollout, &orders, &settings, &device)
             .map_err(|NonFinite(what)| journal.non_finite(what, &rollout.samples.row_slices()))?;
+        journal.time("update_s", start);
         state.updated(&mut journal, rollout.samples.mean_kl(), config.batch_size);
 
         let mut metrics = rollout.metrics();
-        metrics.extend(gold.map(|gold| ("objective/gold_scores", gold)));
         metrics.extend(report.metrics());
         metrics.extend([
             ("kl_coef", rollout.kl.coef),
@@ -172,8 +186,11 @@ pub(super) fn ppo<B: ModelBackend>(
             ("episode", ((done + 1) * config.batch_size) as f64),
         ]);
         let warning = report.check(rounded, &mut metrics);
+        let mut metrics: Vec<(&str, f64)> = metrics;
+        metrics.extend(columns.iter().map(|(name, mean)| (name.as_str(), *mean)));
         let tokens = rollout.samples.rows.iter().map(|row| row.len() as u64);
         journal.step(session, tokens.sum(), &metrics)?;
+        journal.raise(session, alarms.update(&metrics))?;
         if let Some(warning) = warning {
             let update = done + 1;
             session
@@ -184,6 +201,8 @@ pub(super) fn ppo<B: ModelBackend>(
             let policy = state.result(&device)?.valid();
             let sources = &mut generator.sources;
             last = evaluate(session, &mut journal, &evaluator, &policy, sources)?;
+            let held_out = last.map_or(Vec::new(), |held_out| held_out.watched());
+            journal.raise(session, alarms.update(&held_out))?;
         }
         state.save_if_due(session, &mut journal)?;
     }
@@ -196,16 +215,9 @@ pub(super) fn ppo<B: ModelBackend>(
         &policy.tokenizer,
         &policy.base,
     )?;
-    let summary = match (first, last) {
-        (Some(first), Some(last)) => {
-            let name = if config.gold.is_some() { GOLD } else { SCORE };
-            format!(
-                "held-out {name} {:.3} -> {:.3} at KL {:.2} nats per response",
-                first.0, last.0, last.1
-            )
-        }
-        _ => format!("{updates} updates"),
-    };
+    let name = if config.gold.is_some() { GOLD } else { SCORE };
+    let summary =
+        HeldOut::change(first, last, name).unwrap_or_else(|| format!("{updates} updates"));
     session.warn_of_sources(generator.sources.values());
     let results = StageRecord {
         summary,

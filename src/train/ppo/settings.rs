@@ -3,7 +3,7 @@
 use crate::generate::SamplingConfig;
 use crate::optim::lr_at;
 use crate::rl::KlTerm;
-use crate::rl::rollout::{AdvantageEstimator, LossMean, Objective};
+use crate::rl::rollout::{AdvantageEstimator, LossMean, Objective, RatioLevel};
 use crate::train::config::{OptimConfig, Peft, PpoConfig, ValueInit, ValueTrunk};
 use crate::train::generation::Generation;
 use crate::train::rollout::{
@@ -62,6 +62,7 @@ impl PpoConfig {
             temperature: self.logprob_temperature(),
             micro_batch_tokens: self.micro_batch_tokens,
             missing_eos: self.missing_eos,
+            share_prompts: false,
         }
     }
 
@@ -97,9 +98,12 @@ impl PpoConfig {
             passes: PassSettings {
                 micro_batch_tokens: self.micro_batch_tokens,
                 gradient_checkpointing: self.gradient_checkpointing,
+                share_prompts: false,
             },
             policy: PolicyUpdate {
                 objective: Objective::clip(self.cliprange),
+                ratio: RatioLevel::Token,
+                kl_bias_correction: false,
                 mean: LossMean::Tokens,
                 temperature: self.logprob_temperature(),
                 lr: lr(&self.optim),

@@ -6,8 +6,10 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
-use crate::train::checks::settings::{check_method, check_optim, check_row_length, check_rule};
-use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, MissingEos};
+use crate::train::checks::settings::{
+    OnPolicy, check_method, check_on_policy, check_optim, check_row_length, check_rule,
+};
+use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn};
 use crate::train::plan::{
     Lengths, Planner, StagePlan, Workload, estimate, longest, num_evaluations,
 };
@@ -146,57 +148,24 @@ impl StageSpec for PpoConfig {
                 }
             }
         }
-        for (key, value) in [
-            ("total_episodes", self.total_episodes),
-            ("num_mini_batches", self.num_mini_batches),
-            ("num_ppo_epochs", self.num_ppo_epochs),
-        ] {
-            checks.positive(path, key, value);
-        }
-        let batch_size = format!("{path}.batch_size");
-        if self.num_mini_batches >= 1 && !self.batch_size.is_multiple_of(self.num_mini_batches) {
-            checks.problem(
-                format!("{path}.num_mini_batches"),
-                format!(
-                    "must divide batch_size {}, found {}",
-                    self.batch_size, self.num_mini_batches
-                ),
-            );
-            checks.depends_on(&batch_size);
-        }
-        if self.batch_size >= 1 && self.total_episodes >= 1 {
-            let total = self.total_episodes;
-            if total < self.batch_size || !total.is_multiple_of(self.batch_size) {
-                checks.problem(
-                    format!("{path}.total_episodes"),
-                    format!(
-                        "must be a multiple of batch_size {}, found {total}",
-                        self.batch_size
-                    ),
-                );
-                let nearest = total.div_ceil(self.batch_size) * self.batch_size;
-                checks.help(format!(
-                    "e.g. {nearest}, which is {} updates",
-                    nearest / self.batch_size
-                ));
-                checks.depends_on(&batch_size);
-            }
-        }
-        let longest = self.max_prompt_length.saturating_add(self.response_length);
-        if self.micro_batch_tokens < longest {
-            checks.problem(
-                format!("{path}.micro_batch_tokens"),
-                format!(
-                    "must be at least max_prompt_length + response_length = {longest}, found {}",
-                    self.micro_batch_tokens
-                ),
-            );
-            checks.depends_on(format!("{path}.max_prompt_length"));
-            checks.depends_on(format!("{path}.response_length"));
-        }
-
-        checks.above_zero(path, "temperature", self.temperature);
-        checks.not_negative(path, "kl_coef", self.kl_coef);
+        check_on_policy(
+            checks,
+            path,
+            &OnPolicy {
+                total_episodes: self.total_episodes,
+                batch_size: self.batch_size,
+                num_mini_batches: self.num_mini_batches,
+                micro_batch_tokens: self.micro_batch_tokens,
+                max_prompt_length: self.max_prompt_length,
+                response_length: self.response_length,
+                temperature: self.temperature,
+                kl_coef: self.kl_coef,
+                missing_eos: self.missing_eos,
+                ema_decay: self.ema_decay,
+            },
+        );
+        checks.positive(path, "num_ppo_epochs", self.num_ppo_epochs);
+        self.alarms.check(checks, path);
         if let KlControl::Adaptive { target, horizon } = self.kl_control {
             checks.above_zero(path, "kl_control.target", target);
             checks.above_zero(path, "kl_control.horizon", horizon);
@@ -214,21 +183,6 @@ impl StageSpec for PpoConfig {
         checks.not_negative(path, "vf_coef", self.vf_coef);
         checks.fraction(path, "gamma", self.gamma);
         checks.fraction(path, "lam", self.lam);
-        match self.missing_eos {
-            MissingEos::Keep => {}
-            MissingEos::Replace(score) => {
-                checks.must(
-                    format!("{path}.missing_eos"),
-                    score.is_finite(),
-                    "finite",
-                    score,
-                );
-            }
-            MissingEos::Subtract(penalty) => checks.not_negative(path, "missing_eos", penalty),
-        }
-        if let Some(decay) = self.ema_decay {
-            checks.below_one(path, "ema_decay", decay);
-        }
         if let Some(ptx) = &self.ptx {
             let ptx_path = format!("{path}.ptx");
             checks.not_negative(&ptx_path, "coef", ptx.coef);

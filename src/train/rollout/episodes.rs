@@ -1,6 +1,7 @@
 //! One batch of responses, generated and scored.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::FrozenValue;
 use crate::data::{Prompt, Tokenizer};
@@ -14,7 +15,6 @@ use crate::rng::Seed;
 use crate::train::Session;
 use crate::train::evaluate::completions;
 use crate::train::generation::Generation;
-use crate::train::policy::Policy;
 
 /// Name of the reward source that is trained on.
 pub(crate) const SCORE: &str = "score";
@@ -32,9 +32,55 @@ pub struct Episodes {
     pub values: Option<Vec<Vec<f32>>>,
     /// Score of each response, before the missing-EOS rule.
     pub scores: Vec<f32>,
+    /// Further scores of each response by the name of their metric, which are reported only: gold scores, and the parts of a sum.
+    pub columns: Vec<(String, Vec<f32>)>,
 }
 
 impl Episodes {
+    /// Mean of each column, for `metrics.jsonl`.
+    pub(crate) fn metrics(&self) -> Vec<(String, f64)> {
+        (self.columns.iter())
+            .map(|(name, scores)| (name.clone(), crate::rl::mean(scores)))
+            .collect()
+    }
+
+    /// Appends other episodes of the same reward sources.
+    pub(crate) fn append(&mut self, other: Self) {
+        if self.queries.is_empty() {
+            *self = other;
+            return;
+        }
+        self.queries.extend(other.queries);
+        self.responses.extend(other.responses);
+        self.scores.extend(other.scores);
+        for ((_, scores), (_, more)) in self.columns.iter_mut().zip(other.columns) {
+            scores.extend(more);
+        }
+        if let (Some(values), Some(more)) = (&mut self.values, other.values) {
+            values.extend(more);
+        }
+    }
+
+    /// The episodes of `rows`, in this order.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub(crate) fn select(&self, rows: &[usize]) -> Self {
+        let numbers = |of: &[f32]| rows.iter().map(|&row| of[row]).collect();
+        Self {
+            queries: rows.iter().map(|&row| self.queries[row].clone()).collect(),
+            responses: (rows.iter())
+                .map(|&row| self.responses[row].clone())
+                .collect(),
+            values: (self.values.as_ref())
+                .map(|values| rows.iter().map(|&row| values[row].clone()).collect()),
+            scores: numbers(&self.scores),
+            columns: (self.columns.iter())
+                .map(|(name, scores)| (name.clone(), numbers(scores)))
+                .collect(),
+        }
+    }
+
     /// Token ids of each query with its response.
     pub(super) fn rows(&self) -> Vec<Vec<u32>> {
         (self.queries.iter().zip(&self.responses))
@@ -53,18 +99,17 @@ pub(crate) struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// A generator for `policy`. `reward` is the source that is maximised; `gold` is reported only.
+    /// A generator for policies with this tokenizer. `reward` is the source that is maximised; `gold` is reported only.
     ///
     /// # Errors
     /// Those of the sources; `Error::Usage` if the text to truncate at is not one token.
     pub(crate) fn new<B: ModelBackend>(
         session: &mut Session<'_, B>,
-        policy: &'a Policy<B>,
+        tokenizer: &'a Arc<Tokenizer>,
         generation: Generation<'_>,
         reward: &RewardConfig,
         gold: Option<&RewardConfig>,
     ) -> Result<Self> {
-        let tokenizer = &policy.tokenizer;
         let mut sources = BTreeMap::new();
         let score = session.reward_source(reward, tokenizer)?;
         sources.insert(SCORE.to_owned(), score);
@@ -78,8 +123,7 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// Generates and scores one response of `policy` per prompt; also returns the mean gold score, if there is a gold source. With a
-    /// `value` head, values are read during generation from the states that predict the tokens.
+    /// Generates and scores one response of `policy` per prompt; equal prompts in a row share their prefill. With a `value` head, values are read during generation from the states that predict the tokens.
     ///
     /// # Errors
     /// Those of the sources, and `Error::Reward` for a score that is not finite.
@@ -90,7 +134,7 @@ impl<'a> Generator<'a> {
         value: Option<&FrozenValue<B>>,
         prompts: &[Prompt],
         seed: Seed,
-    ) -> Result<(Episodes, Option<f64>)> {
+    ) -> Result<Episodes> {
         let device = session.device.clone();
         let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
         let total = ids.len();
@@ -117,7 +161,7 @@ impl<'a> Generator<'a> {
             }
         };
         let completions = completions(prompts, &responses, self.tokenizer)?;
-        let (mut scores, mut gold) = (Vec::new(), None);
+        let (mut scores, mut columns) = (Vec::new(), Vec::new());
         for (name, source) in self.sources.iter_mut() {
             let values = source.score(&completions)?;
             if values.iter().any(|value| !value.is_finite()) {
@@ -127,17 +171,22 @@ impl<'a> Generator<'a> {
                 });
             }
             match name.as_str() {
-                SCORE => scores = values,
-                GOLD => gold = Some(crate::rl::mean(&values)),
+                SCORE => {
+                    scores = values;
+                    let parts = source.parts().into_iter();
+                    columns
+                        .extend(parts.map(|(part, of)| (format!("objective/scores/{part}"), of)));
+                }
+                GOLD => columns.push(("objective/gold_scores".to_owned(), values)),
                 _ => {}
             }
         }
-        let episodes = Episodes {
+        Ok(Episodes {
             queries: prompts.iter().map(|p| p.ids.clone()).collect(),
             responses,
             values,
             scores,
-        };
-        Ok((episodes, gold))
+            columns,
+        })
     }
 }

@@ -10,12 +10,13 @@ use super::update::{PolicyUpdate, UpdateSettings, ValueUpdate};
 use super::value::WithHead;
 use super::{PassSettings, Rollout, ValueTargets};
 use crate::host::{DeferredReads, floats, indices};
-use crate::loss::{kl_loss, policy_loss, value_loss};
+use crate::loss::{kl_loss, log_ratios, ratios, surrogate_loss, value_loss};
 use crate::model::{CausalLm, LanguageModel, ScalarModel, Tape, TrainableModel};
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
 use crate::rl::ResponseLayout;
-use crate::tokens::{Segments, TokenBatch};
+use crate::rl::rollout::RatioLevel;
+use crate::tokens::{Segments, Span, TokenBatch};
 use crate::train::shared::{Accumulator, NonFinite, finite};
 
 /// Packed rows of a rollout.
@@ -25,24 +26,30 @@ pub(super) struct MicroBatch<'a, B: ModelBackend> {
     /// Positions of these rows.
     layout: ResponseLayout,
     batch: TokenBatch<Autodiff<B>>,
+    /// Where each row is in the batch.
+    spans: Vec<Span>,
     policy: PolicyUpdate,
     passes: PassSettings,
     device: &'a B::Device,
 }
 
 impl<'a, B: ModelBackend> MicroBatch<'a, B> {
-    /// Packs and uploads `rows`.
+    /// Packs and uploads groups of rows; the common beginning of a group's rows is computed once.
     pub(super) fn new(
         rollout: &'a Rollout,
-        rows: Vec<usize>,
+        groups: &[Vec<usize>],
         settings: &UpdateSettings<'_>,
         device: &'a B::Device,
     ) -> Self {
-        let slices: Vec<&[u32]> = (rows.iter())
-            .map(|&row| &*rollout.samples.rows[row])
+        let rows = groups.concat();
+        let row = |&row: &usize| rollout.samples.rows[row].as_slice();
+        let packed: Vec<Vec<&[u32]>> = (groups.iter())
+            .map(|group| group.iter().map(row).collect())
             .collect();
+        let (batch, spans) = TokenBatch::from_groups(&packed, device);
         Self {
-            batch: TokenBatch::from_rows(&slices, device),
+            batch,
+            spans,
             layout: rollout.samples.layout.select(&rows),
             rollout,
             rows,
@@ -54,7 +61,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
 
     /// Adds the policy's gradients; pushes the numbers that [`MicroBatch::report_policy`] reads.
     pub(super) fn policy(&self, policy: &mut LanguageModel<Autodiff<B>>, sum: &mut Accumulator<B>) {
-        let positions = self.layout.logprob_positions(&self.batch.segments);
+        let positions = self.layout.logprob_positions_of(&self.spans);
         let (states, tape) = self.states(policy, &positions);
         let loss = self.policy_loss(policy, states, &mut sum.numbers);
         sum.backward(&loss, tape, policy);
@@ -69,7 +76,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         sum: &mut GradientSum<B>,
         numbers: &mut DeferredReads<B>,
     ) {
-        let positions = self.layout.value_positions(&self.batch.segments);
+        let positions = self.layout.value_positions_of(&self.spans);
         let (states, tape) = self.states(value, &positions);
         let loss = self.value_loss(value.scores_of(states), targets, settings, numbers);
         tape.backward(&loss, value, sum);
@@ -84,7 +91,7 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         weight: f64,
         sum: &mut Accumulator<B>,
     ) {
-        let positions = self.layout.value_positions(&self.batch.segments);
+        let positions = self.layout.value_positions_of(&self.spans);
         let (states, tape) = self.states(model, &positions);
         let responses = indices(&self.layout.responses_among_values(), self.device);
         let at_responses = states.clone().select(0, responses);
@@ -144,26 +151,59 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         numbers.push(logprobs.clone().inner());
         numbers.push(entropy.inner());
         // Summed over this micro-batch; the divisor is that of the whole minibatch.
-        let weights = self.policy.mean.weights(self.layout.responses());
-        let weights = weights.map(|weights| self.upload(&weights));
+        let weights = self.token_weights().map(|weights| self.upload(&weights));
         let total = |per_token: Tensor<Autodiff<B>, 1>| match &weights {
             Some(weights) => (per_token * weights.clone()).sum(),
             None => per_token.sum(),
         };
-        let mut loss = total(policy_loss(
+        let log_ratios = log_ratios(
             logprobs.clone(),
             self.upload(&self.at_tokens(&samples.logprobs)),
+            self.layout.responses(),
+            self.policy.ratio,
+        );
+        let mut loss = total(surrogate_loss(
+            logprobs.clone(),
+            log_ratios.clone(),
             self.upload(&self.at_tokens(&self.rollout.advantages)),
             self.policy.objective,
         ));
         numbers.push(loss.clone().inner());
         if let Some((coef, ref_logprobs)) = self.kl_in_loss() {
             let reference = self.upload(&self.at_tokens(ref_logprobs));
-            let kl = total(kl_loss(logprobs, reference, self.rollout.kl.estimator));
+            let mut kl = kl_loss(logprobs, reference, self.rollout.kl.estimator);
+            if self.policy.kl_bias_correction {
+                kl = kl * ratios(log_ratios);
+            }
+            let kl = total(kl);
             numbers.push(kl.clone().inner());
             loss = loss + kl * coef;
         }
         loss
+    }
+
+    /// The response tokens that are trained on, by their place among all of this micro-batch.
+    fn trained_tokens(&self) -> impl Iterator<Item = usize> + '_ {
+        let responses = self.layout.responses().iter();
+        (self.rows.iter().zip(responses))
+            .filter(|(row, _)| (self.rollout.trained.as_ref()).is_none_or(|trained| trained[**row]))
+            .flat_map(|(_, tokens)| tokens)
+    }
+
+    /// Weight of each response token in the summed loss; `None` if all are 1.
+    fn token_weights(&self) -> Option<Vec<f32>> {
+        let responses = self.layout.responses();
+        let weights = self.policy.mean.weights(responses);
+        let Some(trained) = &self.rollout.trained else {
+            return weights;
+        };
+        let mut weights = weights.unwrap_or_else(|| vec![1.0; responses.num_tokens()]);
+        for (&row, tokens) in self.rows.iter().zip(responses.iter()) {
+            if !trained[row] {
+                weights[tokens].fill(0.0);
+            }
+        }
+        Some(weights)
     }
 
     /// Coefficient of the KL term in the loss, and the reference's log-probabilities.
@@ -206,12 +246,28 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         }
         let old = self.at_tokens(&self.rollout.samples.logprobs);
         let advantages = self.at_tokens(&self.rollout.advantages);
-        let objective = self.policy.objective;
-        done.stats.add_policy(&new, &old, &advantages, objective);
-        done.num_tokens += new.len();
-        done.entropy += entropy.iter().map(|&x| f64::from(x)).sum::<f64>();
-        let changes = new.iter().zip(&old).map(|(a, b)| f64::from((a - b).abs()));
-        Ok(changes.fold(0.0, f64::max))
+        let changes: Vec<f64> = (new.iter().zip(&old))
+            .map(|(&new, &old)| f64::from(new) - f64::from(old))
+            .collect();
+        let ratios: Vec<f64> = match self.policy.ratio {
+            RatioLevel::Token => changes.clone(),
+            level => {
+                let narrow = changes.iter().map(|&change| change as f32).collect();
+                let ratios = level.log_ratios(narrow, self.layout.responses());
+                ratios.into_iter().map(f64::from).collect()
+            }
+        };
+        let trained: Vec<usize> = self.trained_tokens().collect();
+        let of = |values: &[f64]| trained.iter().map(|&at| values[at]).collect::<Vec<f64>>();
+        let advantages: Vec<f32> = trained.iter().map(|&at| advantages[at]).collect();
+        let (kept, ratios) = (of(&changes), of(&ratios));
+        (done.stats).add_ratios(&kept, &ratios, &advantages, self.policy.objective);
+        done.num_tokens += trained.len();
+        done.entropy += trained
+            .iter()
+            .map(|&at| f64::from(entropy[at]))
+            .sum::<f64>();
+        Ok(changes.into_iter().map(f64::abs).fold(0.0, f64::max))
     }
 
     /// Adds the value function's loss and statistics to `done`.

@@ -21,6 +21,7 @@ mod passes;
 mod prompts;
 mod ptx;
 mod report;
+mod shared_queries;
 mod state;
 mod update;
 mod value;
@@ -29,7 +30,7 @@ pub use super::shared::NonFinite;
 pub use crate::rl::rollout::{Rollout, Samples, ValueTargets};
 pub use episodes::Episodes;
 pub(super) use episodes::{GOLD, Generator, SCORE};
-pub(super) use held_out::evaluate;
+pub(super) use held_out::{HeldOut, evaluate};
 pub use networks::Networks;
 pub use passes::{Models, SampleSettings};
 pub use prompts::minibatch_orders;
@@ -47,4 +48,6 @@ pub struct PassSettings {
     pub micro_batch_tokens: usize,
     /// Recompute layers in the backward pass instead of storing their activations.
     pub gradient_checkpointing: bool,
+    /// Whether responses to one query, in one pass, share the query's tokens. The order of sums in attention changes.
+    pub share_prompts: bool,
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::Episodes;
+use super::shared_queries::passes;
 use super::value::FrozenValue;
 use crate::data::micro_batches;
 use crate::host::{indices, read};
@@ -42,6 +43,8 @@ pub struct SampleSettings {
     pub micro_batch_tokens: usize,
     /// Rule for scores of responses without EOS.
     pub missing_eos: MissingEos,
+    /// Whether responses to one query share its tokens in the reference's pass.
+    pub share_prompts: bool,
 }
 
 /// Rows of query and response, with the settings of their passes.
@@ -52,6 +55,7 @@ struct Batch<'a> {
     layout: &'a ResponseLayout,
     temperature: f64,
     micro_batch_tokens: usize,
+    share_prompts: bool,
 }
 
 /// What to read off a model's states.
@@ -118,6 +122,7 @@ impl<B: ModelBackend> Models<'_, B> {
             layout: &layout,
             temperature: settings.temperature,
             micro_batch_tokens: settings.micro_batch_tokens,
+            share_prompts: settings.share_prompts,
         };
         let PassResult {
             logprobs,
@@ -251,9 +256,13 @@ impl<B: ModelBackend> Models<'_, B> {
         device: &B::Device,
     ) -> RowNumbers {
         let mut out = RowNumbers::new(batch);
-        for part in batch.parts(batch.micro_batch_tokens) {
-            let (packed, positions) = batch.packed(&part);
-            let tokens = TokenBatch::from_rows(&packed, device);
+        for groups in batch.passes() {
+            let part = groups.concat();
+            let packed: Vec<Vec<&[u32]>> = (groups.iter())
+                .map(|group| group.iter().map(|&row| batch.rows[row]).collect())
+                .collect();
+            let (tokens, spans) = TokenBatch::from_groups(&packed, device);
+            let positions = batch.layout.select(&part).value_positions_of(&spans);
             let at = Some(indices(&positions, device));
             let states = model.states_at(&tokens, at, None, None);
             self.read_out(states, (model, readout), batch, &part, &mut out, device);
@@ -310,6 +319,17 @@ impl<'a> Batch<'a> {
     fn parts(&self, tokens: usize) -> Vec<Vec<usize>> {
         let lens: Vec<usize> = self.rows.iter().map(|row| row.len()).collect();
         micro_batches(&lens, tokens)
+    }
+
+    /// Micro-batches of groups of rows.
+    fn passes(&self) -> Vec<Vec<Vec<usize>>> {
+        passes(
+            self.rows,
+            self.query_lens,
+            0..self.rows.len(),
+            self.micro_batch_tokens,
+            self.share_prompts,
+        )
     }
 
     /// The chosen rows, and their value positions in the packed batch.

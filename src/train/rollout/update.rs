@@ -4,13 +4,13 @@ use super::micro_batch::MicroBatch;
 use super::networks::Networks;
 use super::ptx::Ptx;
 use super::report::{MinibatchReport, UpdateReport};
+use super::shared_queries::passes;
 use super::value::{ValueFunction, WithHead};
 use super::{PassSettings, Rollout, ValueTargets};
-use crate::data::micro_batches;
 use crate::guard;
 use crate::ops::ModelBackend;
 use crate::optim::GradientSum;
-use crate::rl::rollout::{LossMean, Objective};
+use crate::rl::rollout::{LossMean, MinibatchSize, Objective, RatioLevel};
 use crate::train::shared::{Accumulator, NonFinite, optimise};
 
 /// Settings of the policy's update.
@@ -18,6 +18,13 @@ use crate::train::shared::{Accumulator, NonFinite, optimise};
 pub struct PolicyUpdate {
     /// The objective that is maximised.
     pub objective: Objective,
+    /// What the objective's probability ratio is a ratio of.
+    pub ratio: RatioLevel,
+    /// Whether a KL term in the loss is multiplied by the probability ratio: its gradient is then that of `KL(policy || reference)`.
+    ///
+    /// # Source
+    /// DeepSeek-AI 2025, arXiv:2512.02556, section 3.1; TRL's `use_bias_correction_kl`.
+    pub kl_bias_correction: bool,
     /// What the loss is averaged over.
     pub mean: LossMean,
     /// Temperature of the log-probabilities: that of generation.
@@ -119,8 +126,14 @@ impl<'a> Minibatch<'a> {
     ) -> Result<(), NonFinite> {
         let samples = &self.rollout.samples;
         let layout = samples.layout.select(self.rows);
-        let tokens = layout.responses().num_tokens() as f64;
-        let count = settings.policy.mean.count(layout.responses());
+        let tokens = self.rollout.trained_tokens(self.rows.iter().copied());
+        let minibatches = settings.num_mini_batches as f64;
+        let count = settings.policy.mean.count(MinibatchSize {
+            rows: self.rows.len(),
+            tokens,
+            tokens_of_rollout: self.rollout.trained_tokens(0..samples.rows.len()) as f64
+                / minibatches,
+        });
         let values = layout.values().num_tokens() as f64;
         let Networks {
             policy,
@@ -128,16 +141,17 @@ impl<'a> Minibatch<'a> {
             value,
         } = networks;
         let mut critic = self.critic(value.as_mut(), settings);
-        let lens: Vec<usize> = self
-            .rows
-            .iter()
-            .map(|&row| samples.rows[row].len())
-            .collect();
+        let parts = passes(
+            &samples.row_slices(),
+            &samples.query_lens,
+            self.rows.iter().copied(),
+            settings.passes.micro_batch_tokens,
+            settings.passes.share_prompts,
+        );
         let (mut sum, mut value_sum) = (Accumulator::default(), GradientSum::default());
         let mut micros = Vec::new();
-        for part in micro_batches(&lens, settings.passes.micro_batch_tokens) {
-            let rows: Vec<usize> = part.into_iter().map(|i| self.rows[i]).collect();
-            let micro = MicroBatch::new(self.rollout, rows, settings, device);
+        for groups in parts {
+            let micro = MicroBatch::new(self.rollout, &groups, settings, device);
             match &mut critic {
                 None => micro.policy(policy, &mut sum),
                 Some(critic) => match critic.function {
@@ -178,7 +192,7 @@ impl<'a> Minibatch<'a> {
                 step,
                 policy,
                 &mut policy_sum,
-                tokens,
+                count,
                 settings.passes,
                 device,
             )?;
@@ -207,7 +221,7 @@ impl<'a> Minibatch<'a> {
         }
         done.policy_loss /= count;
         done.kl_loss = done.kl_loss.map(|kl| kl / count);
-        done.entropy /= tokens;
+        done.entropy /= tokens.max(1) as f64;
         done.value_loss /= values;
         report.minibatches.push(done);
         Ok(())
