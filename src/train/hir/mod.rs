@@ -30,7 +30,7 @@ use crate::tokens::TokenBatch;
 use crate::train::evaluate::{Evaluator, completions};
 use crate::train::generation::Generation;
 use crate::train::policy::save_policy;
-use crate::train::rollout::{SCORE, evaluate, next_prompts, prompts};
+use crate::train::rollout::{HeldOut, SCORE, evaluate, next_prompts, prompts};
 use crate::train::session::{Outcome, data_files};
 use crate::train::shared::{Accumulator, NonFinite, Training, finite};
 use crate::train::{Policy, Session};
@@ -152,13 +152,8 @@ pub(super) fn hir<B: ModelBackend>(
     let (tokenizer, base) = (&policy.tokenizer, &policy.base);
     save_policy(journal.dir(), &trained, &policy.config, tokenizer, base)?;
     session.warn_of_sources(sources.values());
-    let summary = match (first, last) {
-        (Some(first), Some(last)) => format!(
-            "held-out score {:.3} -> {:.3} under the instruction, at KL {:.2} nats per response",
-            first.0, last.0, last.1
-        ),
-        _ => format!("{} rounds", config.iterations),
-    };
+    let summary = HeldOut::change(first, last, "score under the instruction")
+        .unwrap_or_else(|| format!("{} rounds", config.iterations));
     let results = StageRecord {
         summary,
         ..StageRecord::default()
