@@ -279,7 +279,7 @@ fn a_stage_of_the_wrong_kind() {
         "Stage(\"ppo\")",
         "Stage(\"rm\")",
         &[
-            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft`, `Dpo`, `Cpo`, `Orpo`, `Kto`, `OnlineDpo`, `Hir`, `Ppo`, `Grpo`, `Rloo` or `ReinforcePlusPlus`) was expected",
+            "stages.compare.policies.1: `rm` is a `RewardModel`; a policy (`Pretrain`, `Sft`, `Dpo`, `Cpo`, `Orpo`, `Kto`, `OnlineDpo`, `Hir`, `Ppo`, `Grpo`, `Rloo`, `ReinforcePlusPlus` or `Distill`) was expected",
             "help: earlier stages that fit: `sft`, `ppo`",
         ],
     );
