@@ -77,6 +77,8 @@ pub(crate) fn methods<B: ModelBackend>(device: B::Device) {
         let accumulated = variant.settings["accumulation"] != 1;
         let by_response =
             variant.method == "rloo" || variant.settings["importance_sampling_level"] == "sequence";
+        let has_delta = variant.settings.get("delta").is_some();
+        let by_mean_of_responses = variant.settings["loss_type"] == "grpo";
         for (series, expected) in &variant.steps {
             let Some(found) = ours.get(series.as_str()) else {
                 continue;
