@@ -88,7 +88,7 @@ pub struct MetricsRow {
 }
 
 /// Prefix of the alarms among metrics.
-pub const ALARM: &str = "alarm/";
+const ALARM: &str = "alarm/";
 
 /// Alarms that went off, by step and name.
 pub(super) fn alarms(rows: &[MetricsRow]) -> impl Iterator<Item = (usize, &str)> {

@@ -30,8 +30,8 @@ impl Alarm {
     }
 }
 
-/// Prefix of alarms in `metrics.jsonl`.
-const PREFIX: &str = crate::report::ALARM;
+/// Prefix of alarms in `metrics.jsonl`; the report finds them by it.
+const PREFIX: &str = "alarm/";
 
 /// The metrics of an update that alarms read.
 const WATCHED: [&str; 9] = [
