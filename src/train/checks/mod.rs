@@ -1,6 +1,7 @@
 //! Collects problems of a stage's settings by key, with the common checks and their messages.
 
 mod cadence;
+pub(super) mod on_policy;
 pub(super) mod settings;
 
 use std::fmt::Debug;

@@ -434,7 +434,22 @@ pub(in crate::train) fn check_reward(
         }
         RewardConfig::Length { target } => checks.positive(path, "target", *target),
         RewardConfig::Pattern { regex } => check_regex(checks, &format!("{path}.regex"), regex),
-        RewardConfig::Command { command, timeout_s } => {
+        RewardConfig::Number { answer, tolerance } => {
+            checks.must(
+                format!("{path}.answer"),
+                !answer.is_empty(),
+                "the name of a column",
+                answer,
+            );
+            checks.not_negative(path, "tolerance", *tolerance);
+        }
+        RewardConfig::Groups { regex, .. } => {
+            check_regex(checks, &format!("{path}.regex"), regex);
+        }
+        // The file is read with the recipe.
+        RewardConfig::Schema { .. } => {}
+        RewardConfig::Command { command, timeout_s }
+        | RewardConfig::Program { command, timeout_s } => {
             if command.first().is_none_or(String::is_empty) {
                 checks.problem(format!("{path}.command"), "names no program");
                 checks.help("e.g. `command: [\"python3\", \"score.py\"]`");

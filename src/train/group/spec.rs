@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
-use crate::train::checks::settings::{OnPolicy, check_on_policy};
+use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest, num_evaluations};
 use crate::train::{

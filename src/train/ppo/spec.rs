@@ -6,9 +6,8 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
-use crate::train::checks::settings::{
-    OnPolicy, check_method, check_on_policy, check_optim, check_row_length, check_rule,
-};
+use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
+use crate::train::checks::settings::{check_method, check_optim, check_row_length, check_rule};
 use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn};
 use crate::train::plan::{
     Lengths, Planner, StagePlan, Workload, estimate, longest, num_evaluations,
