@@ -22,7 +22,6 @@ mod stem;
 mod sum;
 mod verify;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,34 +157,12 @@ pub fn build(
         RewardConfig::Gold => Box::new(gold::Gold),
         RewardConfig::Length { target } => Box::new(length::Length { target: *target }),
         RewardConfig::Pattern { regex } => Box::new(pattern::Pattern {
-            regex: parsed(regex, config)?,
+            regex: verify::parsed(regex, name(config))?,
         }),
-        RewardConfig::Number { answer, tolerance } => Box::new(verify::Number {
-            answer: answer.clone(),
-            tolerance: *tolerance,
-            name: name(config),
-        }),
-        RewardConfig::Groups {
-            regex,
-            columns,
-            ignore_case,
-        } => Box::new(verify::Groups {
-            regex: parsed(regex, config)?,
-            columns: columns.clone(),
-            ignore_case: *ignore_case,
-            name: name(config),
-        }),
-        RewardConfig::Schema { file } => Box::new(verify::SchemaReward {
-            schema: read_schema(file).map_err(|message| Error::Reward {
-                name: name(config),
-                message,
-            })?,
-        }),
-        RewardConfig::Program { command, timeout_s } => Box::new(verify::Program::new(
-            name(config),
-            command.clone(),
-            Duration::from_secs_f64(*timeout_s),
-        )),
+        RewardConfig::Number { .. }
+        | RewardConfig::Groups { .. }
+        | RewardConfig::Schema { .. }
+        | RewardConfig::Program { .. } => verify::build(config, name(config))?,
         RewardConfig::Command { command, timeout_s } => Box::new(command::External::new(
             name(config),
             command.clone(),
@@ -200,7 +177,7 @@ pub fn build(
         }
         RewardConfig::Graded(graded) => with_model(ModelReward::Graded(graded))?,
         RewardConfig::Sum(terms) => {
-            let names = part_names(terms);
+            let names = sum::part_names(terms);
             let terms = (terms.iter().zip(names))
                 .map(|((weight, term), name)| {
                     Ok(sum::Term::new(
@@ -265,13 +242,6 @@ fn scores_of(
             ),
         }),
     }
-}
-
-fn parsed(regex: &str, config: &RewardConfig) -> Result<regex::Regex> {
-    regex::Regex::new(regex).map_err(|error| Error::Reward {
-        name: name(config),
-        message: error.to_string(),
-    })
 }
 
 /// All problems of `config` that show before it runs; `place` is its key in the recipe.
@@ -358,23 +328,6 @@ fn program_name(command: &[String]) -> String {
     file.to_string_lossy().into_owned()
 }
 
-/// Names of the terms of a sum in metrics: those of their sources, with a number from the second of a name on.
-pub(crate) fn part_names(terms: &[(f64, RewardConfig)]) -> Vec<String> {
-    let names: Vec<String> = terms.iter().map(|(_, term)| name(term)).collect();
-    (names.iter().enumerate())
-        .map(|(at, name)| {
-            match names[..at]
-                .iter()
-                .filter(|earlier| *earlier == name)
-                .count()
-            {
-                0 => name.clone(),
-                earlier => format!("{name}#{}", earlier + 1),
-            }
-        })
-        .collect()
-}
-
 /// Problems of `config` itself, without those of the sources that it is made of.
 fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<Problem> {
     match config {
@@ -456,19 +409,9 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
             .map(|error| Problem::new(place, error.to_string()))
             .into_iter()
             .collect(),
-        RewardConfig::Number { tolerance, .. } if !(*tolerance >= 0.0 && tolerance.is_finite()) => {
-            let message =
-                format!("tolerance is {tolerance}; expected a finite number of at least 0");
-            vec![Problem::new(place, message)]
+        RewardConfig::Number { .. } | RewardConfig::Groups { .. } | RewardConfig::Schema { .. } => {
+            verify::problems(config, place)
         }
-        RewardConfig::Number { .. } => vec![],
-        RewardConfig::Groups { regex, columns, .. } => match regex::Regex::new(regex) {
-            Err(error) => vec![Problem::new(place, error.to_string())],
-            Ok(regex) => group_problems(&regex, columns, place),
-        },
-        RewardConfig::Schema { file } => (read_schema(file).err().into_iter())
-            .map(|message| Problem::new(place, message))
-            .collect(),
         RewardConfig::Command { command, timeout_s }
         | RewardConfig::Program { command, timeout_s } => {
             let mut problems = Vec::new();
@@ -523,28 +466,6 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
     }
 }
 
-/// Groups that the expression does not have, or a comparison with nothing.
-fn group_problems(
-    regex: &regex::Regex,
-    columns: &BTreeMap<String, String>,
-    place: &str,
-) -> Vec<Problem> {
-    let known: Vec<&str> = regex.capture_names().flatten().collect();
-    if columns.is_empty() {
-        let message = "no group is compared with a column";
-        return vec![Problem::new(place, message).with_help(
-            "e.g. `columns: {\"answer\": \"answer\"}` for the group `(?P<answer>..)`; `Pattern(..)` only matches",
-        )];
-    }
-    (columns.keys())
-        .filter(|group| !known.contains(&group.as_str()))
-        .map(|group| {
-            let message = format!("the expression has no group named {group:?}");
-            Problem::new(place, message).with_help(format!("write it as `(?P<{group}>..)`"))
-        })
-        .collect()
-}
-
 /// The executable file that `program` names.
 fn find_program(program: &str) -> Option<PathBuf> {
     if program.contains(std::path::is_separator) {
@@ -554,25 +475,6 @@ fn find_program(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path)
         .map(|folder| folder.join(format!("{program}{}", std::env::consts::EXE_SUFFIX)))
         .find(|file| file.is_file())
-}
-
-/// Text, or a number as it is written.
-fn text_or_number(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
-
-/// The JSON schema in a file.
-///
-/// # Errors
-/// What cannot be read, or is not a schema that is supported.
-fn read_schema(path: &Path) -> Result<verify::Schema, String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    verify::Schema::parse(&text).map_err(|why| format!("{}: {why}", path.display()))
 }
 
 /// The row's column names, for messages.

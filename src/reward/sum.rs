@@ -1,6 +1,6 @@
 //! Several sources as one.
 
-use super::{Completion, RewardSource};
+use super::{Completion, RewardConfig, RewardSource, name};
 use crate::error::{Error, Result};
 
 /// `sum_i weight_i * score_i`.
@@ -63,6 +63,23 @@ impl RewardSource for Sum {
         let terms = self.terms.iter();
         terms.flat_map(|term| term.source.notes()).collect()
     }
+}
+
+/// Names of the terms of a sum in metrics: those of their sources, with a number from the second of a name on.
+pub(super) fn part_names(terms: &[(f64, RewardConfig)]) -> Vec<String> {
+    let names: Vec<String> = terms.iter().map(|(_, term)| name(term)).collect();
+    (names.iter().enumerate())
+        .map(|(at, name)| {
+            match names[..at]
+                .iter()
+                .filter(|earlier| *earlier == name)
+                .count()
+            {
+                0 => name.clone(),
+                earlier => format!("{name}#{}", earlier + 1),
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
