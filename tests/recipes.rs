@@ -898,7 +898,7 @@ fn everything_wrong_with_dpo_is_reported_at_once() {
         "6:24: stages.b.init: there is no stage `stf`\n    help: did you mean `sft`?",
         "6:51: stages.b.data.source: the embedded posts are prompts with completions",
         "6:101: stages.b.loss_type: unknown variant `ippo`",
-        "8:13: stages.c.label_smoothing: only the losses `sigmoid` and `robust` know wrong labels",
+        "8:13: stages.c.label_smoothing: only the losses `sigmoid`, `exo_pair`, `robust`, `aot`, `aot_unpaired` know wrong labels",
         "8:35: stages.c.beta: must be above 0 and finite, found -1.0",
         "8:58: stages.c.peft.dropout: must be 0: policy and reference would differ before the first step, found 0.1",
         "9:24: stages.d.init: a randomly initialised policy cannot be a reference\n    help: start from an `Sft` stage, e.g. `init: Stage(\"sft\")`",

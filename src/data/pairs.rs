@@ -66,7 +66,7 @@ fn response_set(parser: &RowParser<'_>, row: &Row) -> Result<ResponseSet> {
     let response = |content: Content| match content {
         Content::Text(text) => text,
         Content::Messages(messages) => {
-            let contents = messages.iter().map(|message| content_of(message));
+            let contents = messages.iter().map(content_of);
             contents.collect::<Vec<_>>().join("\n\n")
         }
     };

@@ -44,7 +44,7 @@ mod tests {
         let wins = [vec![0.0, 25.0], vec![75.0, 0.0]];
         let ratings = elo(&bradley_terry(&wins), 0);
         assert_eq!(ratings[0], 1000.0);
-        assert!((ratings[1] - 1190.848_5).abs() < 0.01, "{ratings:?}");
+        assert!((ratings[1] - 1_190.848_5).abs() < 0.01, "{ratings:?}");
     }
 
     /// Strengths 0, ln 2, ln 4 give these shares exactly: 2/3, 4/5 and 2/3.

@@ -63,7 +63,7 @@ impl StageSpec for JudgeConfig {
             if let Some((low, high)) = reasoning.clamp {
                 checks.must(
                     format!("{path}.clamp"),
-                    0.0 <= low && low <= 0.5 && 0.5 <= high && high <= 1.0,
+                    (0.0..=0.5).contains(&low) && (0.5..=1.0).contains(&high),
                     "two probabilities around 0.5, such as (0.4, 0.6)",
                     (low, high),
                 );
