@@ -530,7 +530,7 @@ mod tests {
             "chat --model tiny --stage s",
             "chat --model tiny --against-adapter d",
             "logprobs --model tiny --data a.jsonl",
-            "eval --model tiny --data a.jsonl --reward bleu",
+            "eval --model tiny --data a.jsonl --reward blue",
             "eval --model tiny --data a.jsonl --reward length:many",
             "eval --model tiny --data a.jsonl --reward pattern:(",
             "export --run r --stage s",

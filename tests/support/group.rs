@@ -79,6 +79,10 @@ pub(crate) fn methods<B: ModelBackend>(device: B::Device) {
             variant.method == "rloo" || variant.settings["importance_sampling_level"] == "sequence";
         let has_delta = variant.settings.get("delta").is_some();
         let by_mean_of_responses = variant.settings["loss_type"] == "grpo";
+        // `dapo` divides by the tokens of an average minibatch, TRL's metric by those of each.
+        let loss_type = variant.settings.get("loss_type");
+        let of_average_minibatch =
+            variant.settings["minibatches"] != 1 && loss_type.is_none_or(|name| name == "cispo");
         for (series, expected) in &variant.steps {
             let Some(found) = ours.get(series.as_str()) else {
                 continue;
@@ -90,7 +94,7 @@ pub(crate) fn methods<B: ModelBackend>(device: B::Device) {
                 // It counts a ratio of responses once for each, and not what its second bound holds back.
                 "clip_ratio/region_mean" | "cispo_clip_ratio" => by_response || has_delta,
                 // Here the KL is averaged as the loss is.
-                "kl" => by_mean_of_responses,
+                "kl" => by_mean_of_responses || of_average_minibatch,
                 _ => false,
             };
             if skipped {

@@ -156,13 +156,10 @@ fn online_dpo<B: ModelBackend>(
         let (items, margins) = pairs(&episodes, &scores, count);
         let missing = has_eos.iter().filter(|&&has| !has).count() as f64;
         let ties = num_prompts - items.len();
-        let lens = episodes.responses.iter().map(|r| r.ids.len());
-        let response_length = lens.sum::<usize>() as f64 / scores.len() as f64;
         let mut metrics = vec![
             ("objective/scores", mean(&scores)),
             ("objective/scores_std", variance(&scores).sqrt()),
             ("val/missing_eos_rate", missing / scores.len() as f64),
-            ("val/response_length", response_length),
             ("val/tie_rate", ties as f64 / num_prompts as f64),
             ("episode", ((done + 1) * config.batch_size) as f64),
         ];
