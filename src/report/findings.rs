@@ -230,13 +230,17 @@ fn leash(curves: &Curves<'_>, found: &mut Vec<Finding>) {
 
 /// Reward hacking: the trained score rises while the gold score falls.
 fn over_optimisation(curves: &Curves<'_>, found: &mut Vec<Finding>) {
-    for (proxy, gold) in [
-        ("objective/scores", "objective/gold_scores"),
-        ("eval/scores", "eval/gold_scores"),
+    for (proxy, gold, is_held_out) in [
+        ("objective/scores", "objective/gold_scores", false),
+        ("eval/scores", "eval/gold_scores", true),
     ] {
         let (Some(proxy), Some(gold)) = (curves.get(proxy), curves.get(gold)) else {
             continue;
         };
+        // Each rollout has other prompts: a few of them differ by chance.
+        if !is_held_out && !gold.is_long() {
+            continue;
+        }
         let (step, peak) = gold.smooth_peak();
         let gained = peak - gold.start();
         let lost = peak - gold.end();
@@ -492,6 +496,28 @@ mod tests {
             warnings[0]
         );
         assert!(warnings[0].contains("Stop near step 8,"), "{}", warnings[0]);
+    }
+
+    #[test]
+    fn a_few_rollouts_are_too_few_to_see_hacking() {
+        let rows = |gold: &str| -> Vec<MetricsRow> {
+            let proxy = gold.replace("gold_", "");
+            (0..8)
+                .map(|step| MetricsRow {
+                    step,
+                    values: serde_json::Map::from_iter([
+                        (proxy.clone(), json!(step as f64)),
+                        (gold.to_owned(), json!(-(step as f64 - 4.0).abs())),
+                    ]),
+                })
+                .collect()
+        };
+        let hacks = |gold: &str| {
+            let found = findings(&rows(gold));
+            warnings(&found).iter().any(|text| text.contains("hacking"))
+        };
+        assert!(!hacks("objective/gold_scores"));
+        assert!(hacks("eval/gold_scores"));
     }
 
     #[test]
