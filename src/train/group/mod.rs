@@ -23,7 +23,8 @@ use super::journal::Journal;
 use super::policy::save_policy;
 use super::rollout::{
     GOLD, Generator, HeldOut, Models, Networks, NonFinite, PassSettings, PolicyUpdate, Rollout,
-    SCORE, SampleSettings, State, UpdateSettings, evaluate, minibatch_orders, prompts, update,
+    SCORE, SampleSettings, State, UpdateSettings, evaluate, held_out_prompts, minibatch_orders,
+    prompts, update,
 };
 use super::session::{Outcome, data_files};
 use crate::error::Result;
@@ -142,10 +143,7 @@ fn train<B: ModelBackend>(
     let policy = session.policy(keys.init)?;
     let longest = keys.max_prompt_length;
     let train = prompts(session, &policy, keys.data, longest, "prompts")?;
-    let held_out = match keys.eval_data {
-        Some(data) => prompts(session, &policy, data, longest, "held-out prompts")?.into_vec()?,
-        None => Vec::new(),
-    };
+    let held_out = held_out_prompts(session, &policy, keys.eval_data, longest)?;
     let tokenizer = policy.tokenizer.clone();
     let generation = keys.generation();
     let mut generator = Generator::new(session, &tokenizer, generation, keys.reward, keys.gold)?;

@@ -30,7 +30,7 @@ use crate::tokens::TokenBatch;
 use crate::train::evaluate::{Evaluator, completions};
 use crate::train::generation::Generation;
 use crate::train::policy::save_policy;
-use crate::train::rollout::{HeldOut, SCORE, evaluate, next_prompts, prompts};
+use crate::train::rollout::{HeldOut, SCORE, evaluate, held_out_prompts, next_prompts, prompts};
 use crate::train::session::{Outcome, data_files};
 use crate::train::shared::{Accumulator, NonFinite, Training, finite};
 use crate::train::{Policy, Session};
@@ -49,10 +49,7 @@ pub(super) fn hir<B: ModelBackend>(
     let policy = session.policy(&config.init)?;
     let longest = config.max_prompt_length;
     let train = prompts(session, &policy, &config.data, longest, "prompts")?;
-    let held_out = match &config.eval_data {
-        Some(data) => prompts(session, &policy, data, longest, "held-out prompts")?.into_vec()?,
-        None => Vec::new(),
-    };
+    let held_out = held_out_prompts(session, &policy, config.eval_data.as_ref(), longest)?;
     let held_out: Vec<Prompt> = (held_out.iter())
         .map(|prompt| config.instructed(prompt, &policy).map(|both| both.correct))
         .collect::<Result<_>>()?;

@@ -14,7 +14,9 @@ use super::alarms::Alarms;
 use super::evaluate::Evaluator;
 use super::policy::save_policy;
 use super::preference::{MicroBatch, Objective, Step, StepTaken};
-use super::rollout::{GOLD, Generator, HeldOut, SCORE, evaluate, next_prompts, prompts};
+use super::rollout::{
+    GOLD, Generator, HeldOut, SCORE, evaluate, held_out_prompts, next_prompts, prompts,
+};
 use super::session::{Outcome, data_files};
 use super::shared::Training;
 use crate::data::{Comparisons, Prompt};
@@ -72,10 +74,7 @@ fn online_dpo<B: ModelBackend>(
     let policy = session.policy(&config.init)?;
     let longest = config.max_prompt_length;
     let train = prompts(session, &policy, &config.data, longest, "prompts")?;
-    let held_out = match &config.eval_data {
-        Some(data) => prompts(session, &policy, data, longest, "held-out prompts")?.into_vec()?,
-        None => Vec::new(),
-    };
+    let held_out = held_out_prompts(session, &policy, config.eval_data.as_ref(), longest)?;
     let (reward, gold) = (&config.reward, config.gold.as_ref());
     let mut generator = Generator::new(
         session,

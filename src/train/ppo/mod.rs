@@ -21,7 +21,7 @@ use super::journal::Journal;
 use super::policy::{Policy, save_policy};
 use super::rollout::{
     Episodes, GOLD, Generator, HeldOut, Models, Networks, NonFinite, Ptx, Rollout, SCORE, State,
-    endless, evaluate, minibatch_orders, next_prompts, prompts, update,
+    endless, evaluate, held_out_prompts, minibatch_orders, next_prompts, prompts, update,
 };
 use super::session::{Outcome, data_files};
 use crate::data::{Example, Texts, TokenRows};
@@ -67,10 +67,7 @@ pub(super) fn ppo<B: ModelBackend>(
     let policy = session.policy(&config.init)?;
     let longest = config.max_prompt_length;
     let train = prompts(session, &policy, &config.data, longest, "prompts")?;
-    let held_out = match &config.eval_data {
-        Some(data) => prompts(session, &policy, data, longest, "held-out prompts")?.into_vec()?,
-        None => Vec::new(),
-    };
+    let held_out = held_out_prompts(session, &policy, config.eval_data.as_ref(), longest)?;
     let (reward, gold) = (&config.reward, config.gold.as_ref());
     let mut generator = Generator::new(
         session,

@@ -34,7 +34,7 @@ pub(super) use held_out::{HeldOut, evaluate};
 pub use networks::Networks;
 pub use passes::{Models, SampleSettings};
 pub use prompts::minibatch_orders;
-pub(super) use prompts::{endless, next_prompts, prompts};
+pub(super) use prompts::{endless, held_out_prompts, next_prompts, prompts};
 pub use ptx::Ptx;
 pub use report::{MinibatchReport, UpdateReport};
 pub(super) use state::State;

@@ -28,6 +28,24 @@ pub(crate) fn prompts<B: ModelBackend>(
     session.token_rows(what, data, &policy.tokenizer, &encoding)
 }
 
+/// The prompts of evaluations, in memory; none without `data`.
+///
+/// # Errors
+/// As [`prompts`].
+pub(crate) fn held_out_prompts<B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    policy: &Policy<B>,
+    data: Option<&DataConfig>,
+    max_prompt_length: usize,
+) -> Result<Vec<Prompt>> {
+    match data {
+        Some(data) => {
+            prompts(session, policy, data, max_prompt_length, "held-out prompts")?.into_vec()
+        }
+        None => Ok(Vec::new()),
+    }
+}
+
 /// A random order of the rollout's rows for each epoch.
 pub fn minibatch_orders(seed: Seed, num_rows: usize, num_epochs: usize) -> Vec<Vec<usize>> {
     (0..num_epochs as u64)
