@@ -66,6 +66,7 @@ pub mod stats;
 mod suggest;
 pub mod tokens;
 pub mod train;
+pub(crate) mod web;
 
 /// The code of the page compiles.
 #[cfg(doctest)]
