@@ -7,6 +7,7 @@
 mod chat;
 mod check;
 mod checked;
+mod compared;
 mod complaints;
 mod encode;
 mod file;
@@ -33,6 +34,7 @@ mod tokenizer;
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
 pub use check::{DataCheck, SourceColumn, check_source, flag};
 pub use checked::CheckedData;
+pub use compared::{ComparedResponses, JUDGEMENT, read_compared};
 pub use encode::{
     Comparisons, Conversation, EncodeReport, EncodedRows, Example, GOLD, Judgements, Labelled,
     Prompt, TurnEnd, encode_comparisons, encode_completions, encode_for_reward_model,

@@ -1,6 +1,6 @@
 //! Win rates without the share that is due to length.
 
-use super::logistic::{Observation, fit, sigmoid};
+use super::logistic::{Observation, PRIOR, fit, sigmoid};
 use super::mean;
 
 /// The win rate that a policy would have with responses as long as those it is compared with: `sigmoid(a)` of the logistic regression
@@ -31,7 +31,7 @@ pub fn length_controlled(outcomes: &[f64], differences: &[f64]) -> f64 {
             weight: 1.0,
         })
         .collect();
-    sigmoid(fit(&observations, 2)[0])
+    sigmoid(fit(&observations, 2, PRIOR)[0])
 }
 
 #[cfg(test)]

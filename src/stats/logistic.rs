@@ -1,8 +1,7 @@
 //! Logistic regression by Newton's method, in f64.
 
-/// Strength of the prior `PRIOR / 2 |w|^2` that keeps weights finite where outcomes can be told apart perfectly; elsewhere it changes
-/// nothing that is shown.
-const PRIOR: f64 = 1e-4;
+/// Strength of the prior that keeps weights finite where outcomes can be told apart perfectly; elsewhere it changes nothing that is shown.
+pub(super) const PRIOR: f64 = 1e-4;
 /// Newton steps at most; six suffice as a rule.
 const MAX_STEPS: usize = 50;
 
@@ -25,14 +24,14 @@ pub(super) struct Observation {
     pub(super) weight: f64,
 }
 
-/// The weights `w` that maximise `sum weight (y ln s + (1 - y) ln (1 - s))` with `s = sigmoid(w . x)`.
-pub(super) fn fit(observations: &[Observation], columns: usize) -> Vec<f64> {
+/// The weights `w` that maximise `sum weight (y ln s + (1 - y) ln (1 - s)) - prior / 2 |w|^2` with `s = sigmoid(w . x)`.
+pub(super) fn fit(observations: &[Observation], columns: usize, prior: f64) -> Vec<f64> {
     let mut weights = vec![0.0; columns];
     for _ in 0..MAX_STEPS {
-        let mut gradient: Vec<f64> = weights.iter().map(|w| PRIOR * w).collect();
+        let mut gradient: Vec<f64> = weights.iter().map(|w| prior * w).collect();
         let mut hessian = vec![vec![0.0; columns]; columns];
         for (i, row) in hessian.iter_mut().enumerate() {
-            row[i] = PRIOR;
+            row[i] = prior;
         }
         for of in observations {
             let score = of.features.iter().map(|&(i, x)| weights[i] * x).sum();
@@ -100,7 +99,7 @@ mod tests {
             outcome,
             weight: 100.0,
         };
-        let found = fit(&[at(0.0, 0.5), at(1.0, 0.75)], 2);
+        let found = fit(&[at(0.0, 0.5), at(1.0, 0.75)], 2, PRIOR);
         assert!(found[0].abs() < 1e-4, "{found:?}");
         assert!((found[1] - 3f64.ln()).abs() < 1e-4, "{found:?}");
     }
@@ -112,7 +111,7 @@ mod tests {
             outcome: 1.0,
             weight: 50.0,
         };
-        let found = fit(&[always], 1)[0];
+        let found = fit(&[always], 1, PRIOR)[0];
         assert!(found > 8.0 && found < 20.0, "{found}");
         assert_eq!((sigmoid(800.0), sigmoid(-800.0)), (1.0, 0.0));
     }

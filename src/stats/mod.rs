@@ -3,6 +3,7 @@
 mod best_of_n;
 mod bootstrap;
 mod bradley_terry;
+mod games;
 mod length_control;
 mod logistic;
 mod pass_at_k;
@@ -10,7 +11,8 @@ mod win_rate;
 
 pub use best_of_n::{best_of_n, best_of_n_kl};
 pub use bootstrap::{Interval, ROUNDS, bootstrap};
-pub use bradley_terry::{bradley_terry, elo};
+pub use bradley_terry::{bradley_terry, bradley_terry_with, elo};
+pub use games::{Game, groups, online_elo, win_matrix};
 pub use length_control::length_controlled;
 pub use pass_at_k::pass_at_k;
 pub use win_rate::{WinRate, outcome};

@@ -42,6 +42,7 @@ mod state;
 mod supervised;
 
 pub use clock::RunClock;
+pub use compare::COMPARED;
 pub use forward::{example_loss, row_logprobs};
 pub use measure::measure;
 pub use policy::{Policy, RewardModel};

@@ -85,6 +85,28 @@ fn several_responses_give_curves_and_every_pair_plays() {
     }
     let samples = fs::read_to_string(out.join("compare/samples.jsonl")).unwrap();
     assert_eq!(samples.lines().count(), 6, "two prompts of three policies");
+    // All responses with their scores are there for ratings.
+    let rows = fs::read_to_string(out.join("compare/responses.jsonl")).unwrap();
+    let rows: Vec<Value> = rows
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(rows.len(), 6);
+    let policies = ["base", "base", "base", "short", "short", "short"];
+    assert_eq!(rows[0]["policies"].as_array().unwrap()[..6], policies);
+    let scores = rows[0]["scores"]["gold"].as_array().unwrap();
+    assert_eq!(
+        (scores.len(), rows[0]["responses"].as_array().unwrap().len()),
+        (9, 9)
+    );
+    let of_base: f64 = (rows.iter())
+        .flat_map(|row| &row["scores"]["gold"].as_array().unwrap()[..3])
+        .map(|score| score.as_f64().unwrap())
+        .sum();
+    let mean = comparison["policies"][0]["scores"][1]["mean"]
+        .as_f64()
+        .unwrap();
+    assert!((of_base / 18.0 - mean).abs() < 1e-9, "{of_base} {mean}");
 }
 
 #[test]

@@ -8,6 +8,9 @@ pub use config::CompareConfig;
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
+
+use crate::atomic::write_atomic;
 use crate::data::{Prompt, Prompts};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
@@ -19,6 +22,9 @@ use crate::train::generation::Generation;
 use crate::train::journal::Journal;
 use crate::train::session::{Outcome, data_files};
 use responses::{Measured, Responses, measure, respond};
+
+/// The file of all responses with their scores, a line for each prompt, for ratings.
+pub const COMPARED: &str = "responses.jsonl";
 
 /// Tokens scored at once.
 const MICRO_BATCH_TOKENS: usize = 4096;
@@ -139,6 +145,8 @@ pub(super) fn compare<B: ModelBackend>(
         }
         results.push(result);
     }
+    let lines = lines(&results, &all);
+    write_atomic(journal.dir().join(COMPARED), lines.as_bytes())?;
     files.sort();
     files.dedup();
     let policies: Vec<String> = config.policies.iter().map(title).collect();
@@ -182,6 +190,34 @@ fn results_of(
         lengths,
         eos_rate: stopped as f64 / count,
     }
+}
+
+/// A line for each prompt: the responses of all policies, and the scores of each source; null where one is not finite.
+fn lines(policies: &[PolicyResponses], all: &[Responses]) -> String {
+    let Some(first) = policies.first() else {
+        return String::new();
+    };
+    let (each, sources) = (first.num_responses.max(1), first.scores.first());
+    let line = |prompt: usize| {
+        let places = || {
+            let of_prompt = prompt * each..(prompt + 1) * each;
+            (0..policies.len()).flat_map(move |policy| of_prompt.clone().map(move |i| (policy, i)))
+        };
+        let names: Vec<&str> = places().map(|(p, _)| policies[p].name.as_str()).collect();
+        let texts: Vec<&str> = places()
+            .map(|(p, i)| all[p].completions[i].response.as_str())
+            .collect();
+        let scores: serde_json::Map<String, Value> = (sources.into_iter().flatten())
+            .map(|(source, _)| {
+                let of = places().map(|(p, i)| json!(policies[p].scores[i].get(source)));
+                (source.clone(), of.collect())
+            })
+            .collect();
+        let text = &all[0].completions[prompt * each].prompt;
+        let row = json!({"prompt": text, "policies": names, "responses": texts, "scores": scores});
+        format!("{row}\n")
+    };
+    (0..first.scores.len() / each).map(line).collect()
 }
 
 fn title(init: &Init) -> String {
