@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::DataConfig;
 use crate::ops::{MatmulPrecision, Numerics, Precision};
+use crate::report::ReportTo;
 use crate::train::Stage;
 
 /// A whole pipeline in one file.
@@ -37,6 +38,9 @@ pub struct Recipe {
     /// Run folder; `runs/<name>` if absent.
     #[serde(default)]
     pub output: Option<PathBuf>,
+    /// Where metrics go besides the run folder's own logs. TRL's key.
+    #[serde(default)]
+    pub report_to: Vec<ReportTo>,
     /// Named data sets, which stages read as `source: Data("name")`.
     #[serde(default)]
     pub data: BTreeMap<String, DataConfig>,

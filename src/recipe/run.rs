@@ -168,6 +168,7 @@ pub fn run<B: ModelBackend>(
     session.resume_command = options.resume_command.clone();
     session.interrupt = options.interrupt.clone();
     session.rewards = options.rewards.clone();
+    session.report_to = recipe.report_to.clone();
     let mut outcomes = Vec::new();
     let runs = |name: &str| checked.only.as_ref().is_none_or(|only| only == name);
     for (index, stage) in recipe.stages.iter().enumerate() {

@@ -5,6 +5,7 @@ use crate::ops::Precision;
 use crate::recipe::Recipe;
 use crate::recipe::places::Places;
 use crate::recipe::references;
+use crate::report::ReportTo;
 use crate::train::Stage;
 use crate::train::checks::Checks;
 
@@ -26,6 +27,19 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
             checks.problem(key, "is empty; a token has a text, such as \"<|think|>\"");
         } else if recipe.add_tokens[..index].contains(text) {
             checks.problem(key, format!("{text:?} is listed twice"));
+        }
+    }
+    for (index, to) in recipe.report_to.iter().enumerate() {
+        let key = format!("report_to.{index}");
+        if let ReportTo::Mlflow(uri) = to
+            && !uri.starts_with("http://")
+            && !uri.starts_with("https://")
+        {
+            let expected = "the address of an MLflow server, http:// or https://";
+            checks.must(&key, false, expected, uri);
+        }
+        if recipe.report_to[..index].contains(to) {
+            checks.problem(key, "is listed twice");
         }
     }
     for name in recipe.data.keys() {

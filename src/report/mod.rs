@@ -25,12 +25,15 @@ mod pipeline;
 mod plain;
 mod points;
 mod progress;
+mod rating_page;
+mod ratings;
 mod record;
 mod run_page;
 mod sample_table;
 mod samples;
 mod stage_page;
 mod table;
+mod tracking;
 #[cfg(feature = "tui")]
 mod tui;
 
@@ -48,13 +51,19 @@ pub use memory::{Timer, peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
 pub use noted::{NotedReporter, Position};
 pub use number::{duration, grouped};
+pub use page::{escape as text_of_html, page_style};
 pub use plain::PlainReporter;
 pub use progress::{
     EvalReport, Reporter, ReporterKind, RolloutReport, SilentReporter, StageInfo, StepReport,
     format_value, reporter,
 };
+pub use rating_page::write_rating_page;
+pub use ratings::{PolicyRatings, PromptGame, RatedPolicy, RatingRules, response_scores};
 pub use record::{StageLogs, StageRecord};
-pub use run_page::{Flow, FlowSource, RunReport, StageSection, StageState, write_run_report};
+pub use run_page::{
+    Flow, FlowSource, RunReport, StageSection, StageState, run_body, write_run_report,
+};
 pub use samples::{Sample, SamplesLog, read_samples};
-pub use stage_page::{StageReport, write_stage_report};
+pub use stage_page::{StageReport, stage_body, write_stage_report};
 pub use table::{Table, table};
+pub use tracking::{Ending, ReportTo, TrackedStage, Trackers, write_events};

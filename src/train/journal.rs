@@ -1,5 +1,6 @@
 //! The outputs of a stage in progress: metrics, samples, checkpoints, progress.
 
+mod logs;
 mod restore;
 
 use std::path::{Path, PathBuf};
@@ -17,13 +18,14 @@ use crate::guard;
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
 use crate::report::{
-    EvalReport, Interrupt, MetricsLog, MetricsRow, Sample, SamplesLog, StageInfo, StageLogs,
-    StageRecord, StageReport, StepReport, Timer, diverged, findings, format_value, peak_rss_bytes,
+    Ending, EvalReport, Interrupt, MetricsRow, Sample, StageInfo, StageLogs, StageRecord,
+    StageReport, StepReport, Timer, diverged, findings, format_value, peak_rss_bytes,
     write_stage_report,
 };
 use crate::snapshot::Snapshot;
 use crate::suggest::quoted;
 
+use logs::Logs;
 use restore::restore;
 
 const METRICS: &str = "metrics.jsonl";
@@ -34,8 +36,7 @@ pub(super) struct Journal {
     stage: String,
     dir: PathBuf,
     cadence: Cadence,
-    metrics: MetricsLog,
-    samples: SamplesLog,
+    logs: Logs,
     timer: Timer,
     /// Seconds of the parts of the step in progress.
     parts: Vec<(&'static str, f64)>,
@@ -73,8 +74,7 @@ impl Journal {
             checkpoint::clear(&dir)?;
             None
         };
-        let (metrics, samples) = (dir.join(METRICS), dir.join(SAMPLES));
-        let (position, metrics, samples) = match &restored {
+        let (position, logs, earlier) = match &restored {
             Some((folder, checkpoint)) => {
                 let position = checkpoint.state.clone();
                 if position.step > total_steps {
@@ -84,25 +84,17 @@ impl Journal {
                     );
                     return Err(Error::format(folder, message));
                 }
-                let [of_metrics, of_samples] = &position.logs;
-                let metrics = MetricsLog::resume(metrics, position.step, of_metrics)?;
-                let samples = SamplesLog::resume(samples, of_samples)?;
-                (position, metrics, samples)
+                let (logs, earlier) = Logs::resume(session, stage, &dir, &position)?;
+                (position, logs, earlier)
             }
-            None => (
-                Position::default(),
-                MetricsLog::create(metrics)?,
-                SamplesLog::create(samples)?,
-            ),
-        };
-        let earlier = match &restored {
-            Some(_) => StageLogs::read(&dir)?.seconds(),
-            None => 0.0,
+            None => {
+                let logs = Logs::create(session, stage, &dir)?;
+                (Position::default(), logs, 0.0)
+            }
         };
         let journal = Self {
             stage: stage.to_owned(),
-            metrics,
-            samples,
+            logs,
             timer: Timer::start(position.tokens).after(earlier),
             parts: Vec::new(),
             stop: None,
@@ -147,8 +139,8 @@ impl Journal {
         (session.reporter).message(&format!("{}: {why}; the stage begins again", self.stage));
         checkpoint::clear(&self.dir)?;
         self.position = Position::default();
-        self.metrics = MetricsLog::create(self.dir.join(METRICS))?;
-        self.samples = SamplesLog::create(self.dir.join(SAMPLES))?;
+        self.logs.close(Ending::Failed);
+        self.logs = Logs::create(session, &self.stage, &self.dir)?;
         self.timer = Timer::start(0);
         self.first_step = 0;
         self.start(session, summary)
@@ -188,14 +180,14 @@ impl Journal {
         self.note(metrics);
         self.position.tokens += tokens;
         let (step, tokens) = (self.position.step, self.position.tokens);
-        self.metrics.log(step, metrics)?;
+        self.logs.log(step, metrics)?;
         let rate = self.timer.tokens_per_s(tokens);
         let mut timing = vec![
             ("tokens_per_s", rate),
             ("elapsed_s", self.timer.elapsed_s()),
         ];
         timing.append(&mut self.parts);
-        self.metrics.log_timing(step, &timing)?;
+        self.logs.log_timing(step, &timing)?;
         session.reporter.step(&StepReport {
             stage: &self.stage,
             step,
@@ -204,6 +196,7 @@ impl Journal {
             metrics,
             run_left_s: self.run_left_s(session),
         });
+        self.logs.report(session, &self.stage);
         Ok(())
     }
 
@@ -225,7 +218,7 @@ impl Journal {
     /// # Errors
     /// When it cannot be read.
     pub(super) fn logged(&mut self) -> Result<Vec<MetricsRow>> {
-        self.metrics.sync()?;
+        self.logs.sync()?;
         Ok(StageLogs::read(&self.dir)?.metrics)
     }
 
@@ -237,7 +230,7 @@ impl Journal {
     ) -> Result<()> {
         let step = self.position.step;
         for alarm in alarms {
-            self.metrics.log(step, &[(&alarm.metric(), alarm.value)])?;
+            self.logs.log(step, &[(&alarm.metric(), alarm.value)])?;
             let (stage, name) = (&self.stage, alarm.kind.name());
             let message = format!("{stage}, update {step}: alarm `{name}`: {}", alarm.message);
             session.reporter.message(&message);
@@ -257,7 +250,7 @@ impl Journal {
     ) -> Result<()> {
         let step = self.position.step;
         self.note(metrics);
-        self.metrics.log(step, metrics)?;
+        self.logs.log(step, metrics)?;
         session.reporter.eval(&EvalReport {
             stage: &self.stage,
             step,
@@ -366,7 +359,7 @@ impl Journal {
 
     /// Writes to `samples.jsonl`.
     pub(super) fn sample(&mut self, sample: &Sample) -> Result<()> {
-        self.samples.log(sample)
+        self.logs.sample(sample)
     }
 
     /// Whether a checkpoint is due, or the user wants to stop.
@@ -391,9 +384,8 @@ impl Journal {
         optim: &Snapshot<'_>,
     ) -> Result<()> {
         // The logs first: they must hold every step of a complete checkpoint.
-        self.metrics.sync()?;
-        self.samples.sync()?;
-        self.position.logs = [self.metrics.mark(), self.samples.mark()];
+        self.logs.sync()?;
+        self.position.logs = self.logs.marks();
         checkpoint::save(
             &self.dir,
             self.position.step,
@@ -403,6 +395,7 @@ impl Journal {
         )?;
         checkpoint::prune(&self.dir, self.cadence.save_total_limit.max(1))?;
         if self.must_stop() {
+            self.logs.close(Ending::Interrupted);
             return Err(Error::Interrupted {
                 stage: self.stage.clone(),
                 step: self.position.step,
@@ -453,8 +446,7 @@ impl Journal {
                         .into(),
             });
         }
-        self.metrics.sync()?;
-        self.samples.sync()?;
+        self.logs.sync()?;
         let logs = StageLogs::read(&self.dir)?;
         let record = StageRecord {
             summary: format!("{}{}", results.summary, self.kept()),
@@ -488,6 +480,8 @@ impl Journal {
                 next_command: &next,
             },
         )?;
+        self.logs.close(Ending::Done);
+        self.logs.report(session, &self.stage);
         session.reporter.stage_end(&record.summary);
         Ok(Outcome {
             table: record.closing_text(&logs.samples),

@@ -13,7 +13,7 @@ use crate::data::{
 use crate::error::Result;
 use crate::model::{LanguageModel, ModelConfig, WithTokens};
 use crate::ops::{ModelBackend, Numerics};
-use crate::report::{Interrupt, Reporter, StageRecord};
+use crate::report::{Interrupt, ReportTo, Reporter, StageRecord};
 use crate::reward::CustomRewards;
 use crate::rng::Seed;
 
@@ -52,6 +52,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub interrupt: Interrupt,
     /// Reward sources of the program.
     pub rewards: CustomRewards,
+    /// Where metrics go besides the run folder's logs.
+    pub report_to: Vec<ReportTo>,
     /// The place of the stage in the run, and the time left.
     pub clock: RunClock,
     /// Receives progress and messages.
@@ -79,6 +81,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             resume_command: String::new(),
             interrupt: Interrupt::default(),
             rewards: CustomRewards::default(),
+            report_to: Vec::new(),
             clock: RunClock::default(),
             reporter,
             bases: HashMap::new(),

@@ -77,6 +77,16 @@ fn a_run_has_a_page_that_a_browser_opens_without_an_error() {
     let table = &closing[closing.find("| policy").unwrap()..closing.find("Report:").unwrap()];
     assert!(text.contains(table.trim()), "{text}\n{closing}");
 
+    // Event files of a run that wrote none, once however often they are asked for.
+    for _ in 0..2 {
+        succeed(folder, "report run --tensorboard");
+    }
+    for stage in ["rank", "compare"] {
+        let names = std::fs::read_dir(folder.join("run").join(stage)).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let files = names.filter(|name| name.contains("tfevents")).count();
+        assert_eq!(files, 1, "{stage}");
+    }
     let page = folder.join("run/report.html");
     let html = std::fs::read_to_string(&page).unwrap();
     for part in [

@@ -24,3 +24,4 @@ mod rollout;
 mod rounds;
 mod saved;
 mod tokens;
+mod trackers;

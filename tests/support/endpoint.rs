@@ -16,8 +16,8 @@ pub(crate) struct SeenQuestion {
     pub(crate) body: Value,
 }
 
-/// Answers a request, given how many came before it: a status and the JSON of the answer.
-type Handler = dyn Fn(&Value, usize) -> (u16, Value) + Send + Sync;
+/// Answers a request to a path, given how many came before it: a status and the JSON of the answer.
+type Handler = dyn Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync;
 
 /// The server.
 pub(crate) struct LoopbackEndpoint {
@@ -31,8 +31,17 @@ impl LoopbackEndpoint {
     pub(crate) fn serve(
         handler: impl Fn(&Value, usize) -> (u16, Value) + Send + Sync + 'static,
     ) -> Self {
+        let mut server = Self::serve_paths(move |_, body, before| handler(body, before));
+        server.url.push_str("/v1");
+        server
+    }
+
+    /// Serves answers by path; the address has none.
+    pub(crate) fn serve_paths(
+        handler: impl Fn(&str, &Value, usize) -> (u16, Value) + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (log, handler): (_, Arc<Handler>) = (Arc::clone(&seen), Arc::new(handler));
         std::thread::spawn(move || {
@@ -99,17 +108,21 @@ fn answer(mut stream: TcpStream, log: &Mutex<Vec<SeenQuestion>>, handler: &Handl
     let length: usize = header("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).unwrap();
-    let body: Value = serde_json::from_slice(&body).unwrap();
+    let body: Value = match body.is_empty() {
+        true => Value::Null,
+        false => serde_json::from_slice(&body).unwrap(),
+    };
+    let path = head.split(' ').nth(1).unwrap();
     let before = {
         let mut log = log.lock().unwrap();
         log.push(SeenQuestion {
-            path: head.split(' ').nth(1).unwrap().to_owned(),
+            path: path.to_owned(),
             key: header("authorization"),
             body: body.clone(),
         });
         log.len() - 1
     };
-    let (status, answer) = handler(&body, before);
+    let (status, answer) = handler(path, &body, before);
     let text = answer.to_string();
     let response = format!(
         "HTTP/1.1 {status} Status\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
