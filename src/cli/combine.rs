@@ -81,7 +81,7 @@ fn share(text: &str) -> Result<f64, String> {
 ///
 /// # Errors
 /// `Error::Usage` for settings and adapters that do not go together; those of reading and writing.
-pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
+pub(super) fn run(args: &ExportArgs, to: &Path, compute: &ComputeArgs) -> Result<()> {
     let asked = &args.combine;
     let count = asked.adapters.len();
     let weights = match asked.weights.len() {
@@ -122,9 +122,9 @@ pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
         }
         Ok(format!("{count} adapters as one{notes}"))
     };
-    match is_gguf(&args.to) {
-        true => export_gguf::combined(&args.to, write),
-        false => write_folder(&args.to, write),
+    match is_gguf(to) {
+        true => export_gguf::combined(to, write),
+        false => write_folder(to, write),
     }
 }
 

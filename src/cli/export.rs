@@ -7,19 +7,22 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::{ComputeArgs, ExportArgs};
+use super::card::{CARD, CardOf};
 use super::combine;
 use super::export_gguf;
 use super::logprobs::measure;
 use super::model::{UnloadedModel, warn};
 use super::output;
 use super::padding::Padding;
+use super::push;
 use super::rows::IdsRow;
 use super::score::last_scores;
 use super::stage_result::result_of;
-use crate::atomic::{Temporary, sync_parent, temporary_name, write_atomic};
+use crate::atomic::{TEMPORARY_PREFIX, Temporary, sync_parent, temporary_name, write_atomic};
 use crate::backend::{Task, dispatch};
 use crate::data::{CHAT_TEMPLATES, Row, Tokenizer};
 use crate::error::{Error, Result};
+use crate::hub::Hub;
 use crate::model::config::set_dtype;
 use crate::model::portable_base;
 use crate::model::weights::gguf::is_gguf;
@@ -44,30 +47,65 @@ const PROBE: &str = "A merged model must say what the model with its adapter say
 /// # Errors
 /// `Error::Usage` if there is no result or the folder is in use; those of loading and writing.
 pub(super) fn run(args: &ExportArgs, compute: &ComputeArgs) -> Result<()> {
+    match &args.push.push {
+        Some(repo) => push::run(args, repo, compute),
+        // clap asks for one of the two.
+        None => write(
+            args,
+            args.to.as_deref().unwrap_or(Path::new(".")),
+            None,
+            compute,
+        ),
+    }
+}
+
+/// Writes the export to `to`. `pushed`: the repository that it is for, which its card names.
+pub(super) fn write(
+    args: &ExportArgs,
+    to: &Path,
+    pushed: Option<(&str, &Hub)>,
+    compute: &ComputeArgs,
+) -> Result<()> {
     let (from, trained) = match (&args.run, &args.stage, &args.model) {
         (Some(run), Some(stage), _) => (result_of(run, stage)?, numerics_of(run)),
         (_, _, Some(model)) => (files_of(model)?, Numerics::default()),
-        _ => return combine::run(args, compute),
+        _ => return combine::run(args, to, compute),
     };
-    if is_gguf(&args.to) {
-        return export_gguf::run(args, &from, trained, compute);
+    if is_gguf(to) {
+        return export_gguf::run(args, to, &from, trained, compute);
     }
     let dtype = args.dtype.map(store_as).transpose()?;
-    write_folder(&args.to, |written| {
+    write_folder(to, |written| {
         let export = Export {
             from: &from,
             to: written,
             trained,
             compute,
         };
-        if is_gguf(&from) {
-            return export.merged(dtype, false);
+        let said = match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
+            _ if is_gguf(&from) => export.merged(dtype, false)?,
+            (true, true) => export.merged(dtype, args.as_trained)?,
+            (true, false) => export.adapter(dtype)?,
+            (false, _) => export.model(dtype)?,
+        };
+        if let (Some(run), Some(stage)) = (&args.run, &args.stage) {
+            let card = CardOf {
+                run,
+                stage,
+                library: match written.join(ADAPTER_CONFIG).is_file() {
+                    true => "peft",
+                    false => "transformers",
+                },
+                repo: pushed.map(|(repo, _)| repo),
+                hub: pushed.map(|(_, hub)| hub),
+            };
+            // A run of an older version may have no report; its weights are exported all the same.
+            match card.text() {
+                Ok(text) => write_atomic(written.join(CARD), text.as_bytes())?,
+                Err(error) => eprintln!("warning: no model card was written: {error}"),
+            }
         }
-        match (from.join(ADAPTER_CONFIG).is_file(), args.merge) {
-            (true, true) => export.merged(dtype, args.as_trained),
-            (true, false) => export.adapter(dtype),
-            (false, _) => export.model(dtype),
-        }
+        Ok(said)
     })
 }
 
@@ -137,7 +175,17 @@ pub(super) fn write_folder(
     fs::rename(&written, &to).map_err(Error::io("rename a temporary folder to", target))?;
     folder.keep();
     sync_parent(&to)?;
-    output::print(&format!("{}: {summary}\n", target.display()))
+    // An upload without `--to` leaves no folder to name.
+    match is_temporary(target) {
+        true => eprintln!("{summary}"),
+        false => output::print(&format!("{}: {summary}\n", target.display()))?,
+    }
+    Ok(())
+}
+
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().starts_with(TEMPORARY_PREFIX)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

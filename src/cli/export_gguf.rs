@@ -22,11 +22,11 @@ use crate::report::grouped;
 /// `Error::Usage` for what llama.cpp has no form for, and a file that is there already; those of merging and writing.
 pub(super) fn run(
     args: &ExportArgs,
+    to: &Path,
     from: &Path,
     trained: Numerics,
     compute: &ComputeArgs,
 ) -> Result<()> {
-    let to = args.to.as_path();
     begin(to)?;
     let adapted = from.join(ADAPTER_CONFIG).is_file();
     if adapted && !args.merge {

@@ -85,6 +85,11 @@ impl Http {
         }
     }
 
+    /// What sends requests.
+    pub(super) fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
     /// The answer for `path` of the hub, from byte `from` on. Requests that the hub cannot serve for a while are repeated.
     ///
     /// # Errors
@@ -175,7 +180,7 @@ fn failed(message: String) -> ureq::Error {
 }
 
 /// Whether an error may be gone the next time.
-fn passes(error: &ureq::Error) -> bool {
+pub(super) fn passes(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::Timeout(_) => true,
         ureq::Error::Io(error) => matches!(
@@ -197,7 +202,7 @@ fn origin(url: &str) -> String {
     format!("{scheme}://{}", host(url)).to_lowercase()
 }
 
-fn same_origin(left: &str, right: &str) -> bool {
+pub(super) fn same_origin(left: &str, right: &str) -> bool {
     origin(left) == origin(right)
 }
 

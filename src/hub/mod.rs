@@ -1,4 +1,5 @@
-//! The Hugging Face hub: files of model and data repositories, downloaded into the cache that Python's `huggingface_hub` uses, too.
+//! The Hugging Face hub: files of model and data repositories, downloaded into the cache that Python's `huggingface_hub` uses, too, and
+//! uploads of models.
 //!
 //! A download that was interrupted goes on where it stopped, and nothing is used before its length and hash are those that the hub
 //! announces. The token is sent to the hub alone, not to the servers that it redirects to. See [`HubSettings::from_env`] for the
@@ -14,10 +15,15 @@ mod http;
 pub(crate) mod loopback;
 mod part;
 mod progress;
+mod push;
+#[cfg(test)]
+#[path = "../../tests/support/push_hub.rs"]
+mod push_hub;
 mod repo;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 use std::path::PathBuf;
 
@@ -28,6 +34,7 @@ use ureq::http::Method;
 pub use cache::{CachedRepo, repository_of};
 pub use error::{HubError, Reason};
 pub use progress::decimal;
+pub use push::{Push, PushFile, Pushed};
 pub use repo::{MAIN, Repo, RepoKind};
 pub use settings::{HubSettings, Token};
 

@@ -1,4 +1,4 @@
-//! Progress of downloads: a bar with rate and time left on a terminal, one line elsewhere.
+//! Progress of downloads and uploads: a bar with rate and time left on a terminal, one line elsewhere.
 
 use std::io::IsTerminal;
 
@@ -13,6 +13,8 @@ const WORTH_A_LINE: u64 = 5_000_000;
 /// Progress of the files of one repository.
 pub(super) struct Progress {
     bar: ProgressBar,
+    /// What is done, for the line.
+    verb: &'static str,
     /// Bytes of the files before the present one.
     before: u64,
     shown: bool,
@@ -21,6 +23,15 @@ pub(super) struct Progress {
 impl Progress {
     /// Shows the download of `total` bytes from `name`; `None`: each file says how many it has.
     pub(super) fn new(name: &str, total: Option<u64>, shown: bool) -> Self {
+        Self::of("downloading", name, total, shown)
+    }
+
+    /// Shows the upload of `total` bytes to `name`.
+    pub(super) fn upload(name: &str, total: u64, shown: bool) -> Self {
+        Self::of("uploading", name, Some(total), shown)
+    }
+
+    fn of(verb: &'static str, name: &str, total: Option<u64>, shown: bool) -> Self {
         let target = match shown {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
@@ -30,6 +41,7 @@ impl Progress {
         bar.set_prefix(name.to_owned());
         let progress = Self {
             bar,
+            verb,
             before: 0,
             shown,
         };
@@ -43,7 +55,7 @@ impl Progress {
         self.bar.set_length(total);
         self.bar.set_style(style(BAR));
         if self.shown && total >= WORTH_A_LINE && !std::io::stderr().is_terminal() {
-            eprintln!("downloading {} ({})", self.bar.prefix(), decimal(total));
+            eprintln!("{} {} ({})", self.verb, self.bar.prefix(), decimal(total));
         }
     }
 

@@ -122,7 +122,7 @@ impl fmt::Display for Repo {
 }
 
 /// `text` for a URL (RFC 3986); `slashes`: whether slashes stay.
-fn escaped(text: &str, slashes: bool) -> String {
+pub(super) fn escaped(text: &str, slashes: bool) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {

@@ -11,7 +11,12 @@ use super::{command, stderr};
 #[path = "../support/hub.rs"]
 mod loopback;
 
+#[allow(dead_code)]
+#[path = "../support/push_hub.rs"]
+mod push_hub;
+
 use loopback::{COMMIT, LoopbackHub};
+use push_hub::{Fault, PushHub, WRITE_TOKEN};
 
 /// The model `me/tiny`, that of `models/tiny`; `me/odd`, of an unknown family; `me/mute`, without a tokenizer.
 fn serve() -> LoopbackHub {
@@ -129,4 +134,95 @@ fn a_recipe_names_what_is_wrong_with_its_models() {
         "logprobs --model me/nobody --data r.ron --output -",
     );
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+}
+
+#[test]
+fn a_result_is_uploaded_with_its_card() {
+    let temp = tempfile::tempdir().unwrap();
+    let (folder, hub) = (temp.path(), PushHub::serve(Some(100_000)));
+    let recipe = r#"(
+    name: "r", model: "tiny", seed: 3,
+    stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4, peft: Lora(rank: 2)),
+        Compare(name: "compare", policies: [Base, Stage("sft")], data: (source: Posts(rows: 3, seed: 8)), rewards: {"gold": Gold},
+            response_length: 4),
+    ])"#;
+    fs::write(folder.join("r.ron"), recipe).unwrap();
+    super::succeed(folder, "recipe r.ron --output run");
+    let push = |token: Option<&str>, args: &str| {
+        let mut command = command(folder, &format!("export --run run --stage sft {args}"));
+        command
+            .env("HF_HOME", folder.join("hf"))
+            .env("HF_ENDPOINT", &hub.endpoint)
+            .env("NO_PROXY", "127.0.0.1")
+            .env_remove("HF_TOKEN");
+        if let Some(token) = token {
+            command.env("HF_TOKEN", token);
+        }
+        command.output().unwrap()
+    };
+    // Without a token nothing is computed or asked.
+    let refused = push(None, "--push me/m");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        stderr(&refused).contains("an upload needs a token"),
+        "{}",
+        stderr(&refused)
+    );
+    assert!(hub.seen().is_empty());
+    let refused = push(Some("hf_other"), "--push me/m");
+    let message = stderr(&refused);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        message.contains("is not valid") && !message.contains("hf_other"),
+        "{message}"
+    );
+    // Cut in the middle of the weights, and on.
+    hub.next("PUT store", Fault::CutAfter(1000));
+    let said = stdout(&push(Some(WRITE_TOKEN), "--merge --push me/m"));
+    assert!(
+        said.contains("/me/m (new, private): ") && said.contains("files committed"),
+        "{said}"
+    );
+    assert_eq!(hub.is_private("me/m"), Some(true));
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        assert!(hub.file(&format!("main/{file}")).is_some(), "{file}");
+    }
+    let card = String::from_utf8(hub.file("main/README.md").unwrap()).unwrap();
+    for part in [
+        "---\nlicense: ",
+        "library_name: transformers\npipeline_tag: text-generation\ntags:\n- tempering\n- sft\n---\n",
+        "# m\n",
+        "the result of the stage `sft` of the recipe `r`",
+        "| gold",
+        "temper export --run run --stage sft --push me/m",
+        "seed",
+    ] {
+        assert!(card.contains(part), "{part:?}: {card}");
+    }
+    // The same again sends nothing, though the export was made anew.
+    let puts = hub.count("PUT ");
+    let said = stdout(&push(Some(WRITE_TOKEN), "--merge --push me/m"));
+    assert!(said.contains("nothing to commit"), "{said}");
+    assert_eq!(hub.count("PUT "), puts);
+    // A folder stays, and an adapter's card says so; another branch.
+    let said = stdout(&push(
+        Some(WRITE_TOKEN),
+        "--to out --push me/a --public --revision v1",
+    ));
+    assert!(said.contains("(new, public)"), "{said}");
+    assert_eq!(hub.is_private("me/a"), Some(false));
+    let card = fs::read_to_string(folder.join("out/README.md")).unwrap();
+    assert!(card.contains("library_name: peft"), "{card}");
+    assert!(hub.file("v1/adapter_model.safetensors").is_some());
+    let left: Vec<_> = fs::read_dir(folder.join("run"))
+        .unwrap()
+        .flatten()
+        .collect();
+    assert!(
+        !left
+            .iter()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with(".tmp")),
+        "{left:?}"
+    );
 }
