@@ -9,13 +9,16 @@ use clap::{Args, Parser, Subcommand};
 pub use super::chat::ChatArgs;
 pub use super::combine::CombineArgs;
 pub use super::completions::CompletionsArgs;
+pub use super::elo::EloArgs;
 pub use super::eval_stages::StagesArgs;
 pub use super::generate::GenerateArgs;
 pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
+pub use super::push::PushArgs;
 pub use super::report::ReportArgs;
 pub use super::respond::SamplingArgs;
 pub use super::score::ScoreArgs;
+pub use super::watch::WatchArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
 use crate::model::{Init, Label, LabelOutput};
@@ -74,6 +77,11 @@ pub enum Command {
     Recipe(RecipeArgs),
     /// Print how far a run has come and its tables, also while it goes on
     Report(ReportArgs),
+    /// Rate policies or responses by comparisons of people, judges or reward models: Bradley-Terry and Elo
+    #[command(visible_alias = "rate")]
+    Elo(EloArgs),
+    /// Show the report of a run live in a browser
+    Watch(WatchArgs),
     /// Write a recipe for a model and a data set
     New(NewArgs),
     /// Log-probabilities that a model gives to texts
@@ -306,7 +314,8 @@ pub struct InspectArgs {
   temper export --run runs/tiny-pretrain --stage tiny --to exported --dtype f16         half the size
   temper export --run runs/smollm2 --stage ppo --merge --to smol.gguf --dtype q8_0      for llama.cpp and Ollama
   temper export --run runs/smollm2 --stage ppo --to lora.gguf           the LoRA adapter alone, for a GGUF file of its base
-  temper export --adapters runs/a/sft/adapter,runs/b/sft/adapter --weights 0.7,0.3 --combination ties --density 0.5 --to both")]
+  temper export --adapters runs/a/sft/adapter,runs/b/sft/adapter --weights 0.7,0.3 --combination ties --density 0.5 --to both
+  temper export --run runs/smollm2 --stage ppo --merge --push me/smol-ppo               to the hub, private, with a model card")]
 pub struct ExportArgs {
     /// The run folder
     #[arg(
@@ -326,8 +335,8 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub combine: CombineArgs,
     /// The folder to write, which must not exist yet or be empty; or a GGUF file for llama.cpp and Ollama, NAME.gguf
-    #[arg(long, value_name = "DIR|NAME.gguf")]
-    pub to: PathBuf,
+    #[arg(long, value_name = "DIR|NAME.gguf", required_unless_present = "push")]
+    pub to: Option<PathBuf>,
     /// Merge the adapter into the weights
     #[arg(long, conflicts_with = "adapters")]
     pub merge: bool,
@@ -338,6 +347,9 @@ pub struct ExportArgs {
     /// stage wrote them, f32; of a GGUF file f16, of an adapter's f32]
     #[arg(long, value_name = "DTYPE", value_enum, conflicts_with = "adapters")]
     pub dtype: Option<TensorType>,
+    /// The upload.
+    #[command(flatten)]
+    pub push: PushArgs,
 }
 
 /// A whole number from 1 to 2^24, above which nothing that is counted here makes sense.
@@ -534,6 +546,8 @@ mod tests {
             "eval --model tiny --data a.jsonl --reward length:many",
             "eval --model tiny --data a.jsonl --reward pattern:(",
             "export --run r --stage s",
+            "export --run r --stage s --push nameless",
+            "export --run r --stage s --to d --public",
             "train",
         ] {
             assert_eq!(parse(wrong).unwrap_err().exit_code(), 2, "{wrong}");
@@ -553,10 +567,12 @@ mod tests {
             "inspect r.ron --stage sft --rows 2",
             "inspect --model m --peft Full",
             "export --run r --stage s --to d --merge",
+            "export --run r --stage s --push me/m --public --revision v1",
             "doctor --backend wgpu",
             "doctor recipes/smollm2.ron",
             "recipe a.ron --no-check",
             "models --threads 1",
+            "rate a.jsonl b.jsonl --bootstrap prompts --json",
         ] {
             parse(right).unwrap_or_else(|error| panic!("{right}: {error}"));
         }

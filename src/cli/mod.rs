@@ -1,11 +1,13 @@
 //! The command line: its definition ([`args`]), and one file per subcommand.
 
 pub mod args;
+mod card;
 mod chat;
 mod classify;
 mod combine;
 mod completions;
 mod doctor;
+mod elo;
 mod eval;
 mod eval_stages;
 mod export;
@@ -22,6 +24,7 @@ mod padding;
 mod parity;
 mod precision;
 mod progress;
+mod push;
 mod recipe;
 mod report;
 mod respond;
@@ -29,6 +32,7 @@ mod rows;
 mod score;
 mod size;
 mod stage_result;
+mod watch;
 
 use crate::error::Result;
 use args::{Cli, Command};
@@ -42,6 +46,8 @@ pub fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Recipe(args) => recipe::run(args, compute),
         Command::Report(args) => report::run(args),
+        Command::Watch(args) => watch::run(args),
+        Command::Elo(args) => elo::run(args),
         Command::New(args) => new::run(args, compute),
         Command::Logprobs(args) => logprobs::run(args, compute),
         Command::Score(args) => score::run(args, compute),

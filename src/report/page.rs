@@ -6,6 +6,16 @@ use super::table::Table;
 
 /// A page of its own: no scripts, nothing loaded.
 pub(super) fn frame(title: &str, body: &str) -> String {
+    let style = page_style();
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>{}</title>\n<style>{style}</style></head>\n<body>\n{body}</body></html>\n",
+        escape(title)
+    )
+}
+
+/// The style of all pages, in light and dark.
+pub fn page_style() -> String {
     let mut dark = String::new();
     for (i, color) in COLORS.iter().enumerate() {
         let hex = format!("#{:02X}{:02X}{:02X}", color.0, color.1, color.2);
@@ -13,15 +23,11 @@ pub(super) fn frame(title: &str, body: &str) -> String {
             "svg [stroke=\"{hex}\"]{{stroke:var(--c{i})}}svg [fill=\"{hex}\"]{{fill:var(--c{i})}}.c{i}{{color:var(--c{i})}}\n"
         ));
     }
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <meta name=\"color-scheme\" content=\"light dark\"><title>{}</title>\n<style>{STYLE}{dark}</style></head>\n<body>\n{body}</body></html>\n",
-        escape(title)
-    )
+    format!("{STYLE}{dark}")
 }
 
 /// Escapes text for HTML: no output of a model and no data may become markup.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut html = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -123,6 +123,15 @@ pub fn write_run_report(run_dir: impl AsRef<Path>, report: &RunReport) -> Result
 }
 
 fn run_page(report: &RunReport) -> Result<String, String> {
+    let body = run_body(report)?;
+    Ok(page::frame(&format!("{} · tempering", report.title), &body))
+}
+
+/// The content of the page, without its frame.
+///
+/// # Errors
+/// The plotting crate's message.
+pub fn run_body(report: &RunReport) -> Result<String, String> {
     let mut body = format!(
         "<h1>{}</h1>\n<p>{}</p>\n",
         escape(&report.title),
@@ -159,7 +168,7 @@ fn run_page(report: &RunReport) -> Result<String, String> {
         page::facts(&report.facts),
         escape(&report.recipe)
     ));
-    Ok(page::frame(&format!("{} · tempering", report.title), &body))
+    Ok(body)
 }
 
 /// The tables of the last stage that has one.

@@ -37,6 +37,15 @@ pub fn write_stage_report(stage_dir: impl AsRef<Path>, about: &StageReport<'_>) 
 }
 
 fn stage_page(about: &StageReport<'_>) -> Result<String, String> {
+    let body = stage_body(about)?;
+    Ok(page::frame(about.title, &body))
+}
+
+/// The content of the page, without its frame.
+///
+/// # Errors
+/// The plotting crate's message.
+pub fn stage_body(about: &StageReport<'_>) -> Result<String, String> {
     let StageReport { record, logs, .. } = about;
     let mut body = format!("<h1>{}</h1>\n", page::escape(about.title));
     if !record.summary.is_empty() {
@@ -68,7 +77,7 @@ fn stage_page(about: &StageReport<'_>) -> Result<String, String> {
         "<h2>Figures</h2>\n{}",
         page::facts(&facts(record, logs))
     ));
-    Ok(page::frame(about.title, &body))
+    Ok(body)
 }
 
 /// Tokens, time and memory of a stage, by name.

@@ -8,6 +8,7 @@
 //! of its own): a handler that blocks stops all clients.
 
 mod address;
+mod events;
 mod headers;
 mod limits;
 mod same_site;
@@ -15,6 +16,7 @@ mod server;
 mod token;
 
 pub(crate) use self::address::Bind;
+pub(crate) use self::events::event_stream;
 pub(crate) use self::limits::Limits;
 pub(crate) use self::server::{Running, Server};
 pub(crate) use self::token::{Token, TokenHash, bearer};

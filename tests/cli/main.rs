@@ -3,12 +3,14 @@
 mod chat;
 mod combine;
 mod data;
+mod elo;
 mod encoders;
 mod hub;
 mod new;
 mod report;
 mod sources;
 mod stages;
+mod watch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
