@@ -176,7 +176,14 @@ fn bytes_below(folder: &Path, links: bool) -> u64 {
 /// Whether a name from outside stays below its folder.
 pub(super) fn is_plain(path: &str) -> bool {
     let plain = |component: Component<'_>| matches!(component, Component::Normal(_));
-    !path.is_empty() && !path.contains('\\') && Path::new(path).components().all(plain)
+    !path.is_empty()
+        && !path.contains(|c: char| c == '\\' || c.is_control())
+        && Path::new(path).components().all(plain)
+}
+
+/// Whether a server's text can be the name of a commit or of a content: one component of a path.
+pub(super) fn is_commit_name(text: &str) -> bool {
+    is_plain(text) && !text.contains('/')
 }
 
 pub(super) fn create_parent(path: &Path) -> Result<(), HubError> {

@@ -7,15 +7,20 @@ use std::path::{Path, PathBuf};
 use ureq::http::Method;
 
 use super::Hub;
-use super::cache::{create_parent, is_plain};
+use super::cache::{create_parent, is_commit_name, is_plain};
 use super::error::{HubError, Reason, Refusal, place};
 use super::http::{Answer, Follow, pause};
 use super::part::Part;
-use super::progress::Progress;
+use super::progress::{Progress, decimal};
 use super::repo::Repo;
+use super::settings::shown;
 
 /// Most tries in a row that bring nothing.
 const MAX_TRIES: u32 = 5;
+/// Bytes that a connection has to bring to count as one that brings something.
+const PROGRESS: u64 = 1 << 16;
+/// Most bytes of a content whose length the hub does not announce.
+const MOST_UNANNOUNCED: u64 = 1 << 30;
 /// Bytes that are read at once.
 pub(super) const BUFFER: usize = 1 << 20;
 
@@ -77,7 +82,7 @@ impl Hub {
                 place(repo, Some(file)),
                 format!(
                     "the answer of {} has no {header}; is it a hub (HF_ENDPOINT)?",
-                    self.settings.endpoint
+                    shown(&self.settings.endpoint)
                 ),
             )
         };
@@ -90,10 +95,10 @@ impl Hub {
             linked => linked,
         };
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
-        if !is_plain(&commit) || commit.contains('/') {
+        if !is_commit_name(&commit) {
             return Err(missing("X-Repo-Commit"));
         }
-        if !is_plain(&etag) || etag.contains('/') {
+        if !is_commit_name(&etag) {
             return Err(missing("ETag"));
         }
         let length = match answer.is_redirect() {
@@ -123,6 +128,7 @@ impl Hub {
         create_parent(&path)?;
         let at = || place(repo, Some(file));
         let mut part = Part::open(&path, metadata)?;
+        has_room(&path, metadata.size.unwrap_or(0).saturating_sub(part.len))?;
         let mut tries = 1;
         let mut once_more = part.len > 0;
         loop {
@@ -150,7 +156,8 @@ impl Hub {
                     }
                 },
                 Received::Cut(why) => {
-                    tries = if part.len > present { 1 } else { tries + 1 };
+                    let brought = part.len.saturating_sub(present);
+                    tries = if brought >= PROGRESS { 1 } else { tries + 1 };
                     if tries > MAX_TRIES {
                         return Err(HubError::new(
                             Reason::Unreachable,
@@ -203,6 +210,7 @@ impl Hub {
             }
             _ => return Err(refusal(&answer).error(repo, Some(file), &self.settings)),
         }
+        let most = metadata.size.unwrap_or(MOST_UNANNOUNCED);
         let mut body = answer.into_reader();
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -213,9 +221,20 @@ impl Hub {
             };
             part.append(&buffer[..count])?;
             progress.at(part.len);
-            if metadata.size.is_some_and(|size| part.len > size) {
+            if part.len > most {
                 break;
             }
+        }
+        if metadata.size.is_none() && part.len > most {
+            part.restart(metadata)?;
+            return Err(HubError::new(
+                Reason::Corrupt,
+                place(repo, Some(file)),
+                format!(
+                    "its length is not announced, and more than {} came; what came was deleted",
+                    decimal(most)
+                ),
+            ));
         }
         match metadata.size {
             Some(size) if part.len < size => Ok(Received::Cut(format!(
@@ -250,6 +269,37 @@ impl Hub {
             200..400 => Ok(answer),
             _ => Err(refusal(&answer).error(repo, file, &self.settings)),
         }
+    }
+}
+
+/// Refuses a download of more bytes than the disk has free.
+fn has_room(path: &Path, bytes: u64) -> Result<(), HubError> {
+    match free_bytes(path) {
+        Some(free) if bytes > free => Err(HubError::new(
+            Reason::Cache,
+            "the cache of the hub",
+            format!(
+                "{} is to have {} more, and the disk has {} free; make room, or set HF_HUB_CACHE to a folder of another disk",
+                path.display(),
+                decimal(bytes),
+                decimal(free)
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that are free where `path` is, where the system says it.
+fn free_bytes(path: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let disk = rustix::fs::statvfs(path).ok()?;
+        disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::repo::Repo;
-use super::settings::HubSettings;
+use super::settings::{HubSettings, shown};
 use crate::error::Error;
 
 /// Why the hub did not give something.
@@ -98,8 +98,9 @@ impl Refusal<'_> {
         file: Option<&str>,
         settings: &HubSettings,
     ) -> HubError {
-        let host = host(&settings.endpoint);
-        let page = format!("{}/{}", settings.endpoint, repo.path());
+        let endpoint = shown(&settings.endpoint);
+        let host = host(&endpoint);
+        let page = format!("{endpoint}/{}", repo.path());
         let says = match self.message {
             "" => format!("{host} answers {}", self.status),
             message => format!("{host} says \"{}\"", message.trim_end_matches('.')),
@@ -107,8 +108,7 @@ impl Refusal<'_> {
         let token = match &settings.token {
             Some(token) => format!("the token of {} was sent", token.origin),
             None => format!(
-                "no token was sent: set HF_TOKEN to one from {}/settings/tokens, or run `hf auth login`",
-                settings.endpoint
+                "no token was sent: set HF_TOKEN to one from {endpoint}/settings/tokens, or run `hf auth login`"
             ),
         };
         let (reason, message) = match (self.status, self.code) {

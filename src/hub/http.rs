@@ -1,13 +1,14 @@
 //! Requests to the hub: redirects without the token, repetition of what fails for a while.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{Method, Request, Response};
 use ureq::{Agent, Body};
 
 use super::error::host;
-use super::settings::HubSettings;
+use super::progress::decimal;
+use super::settings::{HubSettings, shown};
 
 /// Most redirects in a row.
 const MAX_REDIRECTS: usize = 10;
@@ -15,6 +16,9 @@ const MAX_REDIRECTS: usize = 10;
 const MAX_TRIES: u32 = 5;
 /// Longest wait that the hub may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// A connection that brings less than [`LEAST`] bytes in this time has ended.
+const WINDOW: Duration = Duration::from_secs(60);
+const LEAST: u64 = 4096;
 
 /// Sends requests.
 #[derive(Debug, Clone)]
@@ -55,7 +59,59 @@ impl Answer {
 
     /// The content.
     pub(super) fn into_reader(self) -> impl Read {
-        self.response.into_body().into_reader()
+        Steady::new(self.response.into_body().into_reader(), WINDOW)
+    }
+
+    /// A content of at most `most` bytes.
+    ///
+    /// # Errors
+    /// Why it cannot be read, in words.
+    pub(super) fn into_bytes(self, most: u64) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        let mut reader = self.into_reader().take(most + 1);
+        reader
+            .read_to_end(&mut bytes)
+            .map_err(|error| format!("the connection broke: {error}"))?;
+        match bytes.len() as u64 > most {
+            true => Err(format!("the answer has more than {}", decimal(most))),
+            false => Ok(bytes),
+        }
+    }
+}
+
+/// A content that ends with an error where hardly anything comes: a server that sends a byte now and then keeps any time-out of single
+/// reads from ending the wait.
+struct Steady<R> {
+    inner: R,
+    window: Duration,
+    since: Instant,
+    bytes: u64,
+}
+
+impl<R> Steady<R> {
+    fn new(inner: R, window: Duration) -> Self {
+        Self {
+            inner,
+            window,
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<R: Read> Read for Steady<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.bytes += count as u64;
+        let elapsed = self.since.elapsed();
+        if count > 0 && elapsed > self.window {
+            if self.bytes < LEAST {
+                let message = format!("{} bytes in {} s", self.bytes, elapsed.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            (self.since, self.bytes) = (Instant::now(), 0);
+        }
+        Ok(count)
     }
 }
 
@@ -116,10 +172,13 @@ impl Http {
                 }
                 Err(error) if passes(error) => None,
                 Ok(_) => return answer.map_err(|error| error.to_string()),
-                Err(error) => return Err(format!("cannot reach {}: {error}", host(&first))),
+                Err(error) => {
+                    return Err(format!("cannot reach {}: {error}", host(&shown(&first))));
+                }
             };
             if tries == MAX_TRIES {
-                return answer.map_err(|error| format!("cannot reach {}: {error}", host(&first)));
+                return answer
+                    .map_err(|error| format!("cannot reach {}: {error}", host(&shown(&first))));
             }
             std::thread::sleep(wait.unwrap_or_else(|| pause(settings, tries)));
             tries += 1;
@@ -162,7 +221,7 @@ impl Http {
                 return Ok(answer);
             }
             if url.starts_with("https://") && !next.starts_with("https://") {
-                return Err(failed(format!("a redirect from https to {next}")));
+                return Err(failed(format!("a redirect from https to {}", shown(&next))));
             }
             url = next;
         }
@@ -239,7 +298,38 @@ mod tests {
         // Another port is another server, and the same host without encryption another place.
         assert!(!same_origin("http://127.0.0.1:1/", "http://127.0.0.1:2/"));
         assert!(!same_origin("http://hub.co", "https://hub.co"));
-        // The name of a host may begin with another's.
+        // The name of a host may begin with another's, or be that of a user.
         assert!(!same_origin("https://hub.co.evil.org/", "https://hub.co"));
+        assert!(!same_origin("https://hub.co@evil.org/", "https://hub.co"));
+        assert!(!same_origin("https://evil.org\\@hub.co/", "https://hub.co"));
+    }
+
+    #[test]
+    fn a_trickle_is_the_end_of_a_content() {
+        /// A byte at a time, after a pause.
+        struct Trickle(Duration);
+        impl Read for Trickle {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                std::thread::sleep(self.0);
+                buffer[0] = b'x';
+                Ok(1)
+            }
+        }
+        let window = Duration::from_millis(20);
+        let mut slow = Steady::new(Trickle(Duration::from_millis(5)), window).take(1000);
+        let error = slow.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        // Enough of it is no trickle, however long it takes.
+        let quick = io::repeat(b'x').take(1 << 20);
+        let mut steady = Steady::new(quick, Duration::ZERO);
+        let mut buffer = [0; 8192];
+        let mut all = 0;
+        loop {
+            match steady.read(&mut buffer).unwrap() {
+                0 => break,
+                count => all += count,
+            }
+        }
+        assert_eq!(all, 1 << 20);
     }
 }

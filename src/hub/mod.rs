@@ -38,9 +38,12 @@ pub use push::{Push, PushFile, Pushed};
 pub use repo::{MAIN, Repo, RepoKind};
 pub use settings::{HubSettings, Token};
 
-use cache::Cache;
+use cache::{Cache, is_commit_name, is_plain};
 use http::{Follow, Http};
 use progress::Progress;
+
+/// Most bytes of an answer in JSON: the list of a repository with half a million files.
+const MOST_JSON: u64 = 64 << 20;
 
 /// The hub, with its cache on this machine.
 #[derive(Debug, Clone)]
@@ -108,7 +111,7 @@ impl Hub {
     /// A file in the cache.
     pub fn cached(&self, repo: &Repo, file: &str) -> Option<PathBuf> {
         let path = self.snapshot(repo)?.join(file);
-        (cache::is_plain(file) && path.is_file()).then_some(path)
+        (is_plain(file) && path.is_file()).then_some(path)
     }
 
     /// The models in the cache.
@@ -134,6 +137,19 @@ impl Hub {
             size: Option<u64>,
         }
         let info: Info = self.json(repo, &repo.listing_path())?;
+        // Both become parts of paths in the cache.
+        let bad_name = info.siblings.iter().find(|file| !is_plain(&file.rfilename));
+        let bad = match bad_name {
+            _ if !is_commit_name(&info.sha) => Some(("commit", &info.sha)),
+            Some(file) => Some(("file", &file.rfilename)),
+            None => None,
+        };
+        if let Some((what, name)) = bad {
+            let endpoint = settings::shown(&self.settings.endpoint);
+            let message =
+                format!("{endpoint} names a {what} {name:?}, which is not the name of one");
+            return Err(HubError::new(Reason::Corrupt, repo.to_string(), message));
+        }
         let files = info.siblings.into_iter().map(|file| RemoteFile {
             name: file.rfilename,
             bytes: file.size.unwrap_or(0),
@@ -150,12 +166,12 @@ impl Hub {
     /// As [`Hub::listing`], and for an answer of another form.
     pub fn json<T: DeserializeOwned>(&self, repo: &Repo, path: &str) -> Result<T, HubError> {
         let answer = self.send(repo, None, &Method::GET, path, 0, Follow::All)?;
-        serde_json::from_reader(answer.into_reader()).map_err(|error| {
-            HubError::new(
-                Reason::Unreachable,
-                repo.to_string(),
-                format!("{}/{path}: {error}", self.settings.endpoint),
-            )
+        let bytes = answer.into_bytes(MOST_JSON);
+        let json = bytes
+            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()));
+        json.map_err(|why| {
+            let message = format!("{}/{path}: {why}", settings::shown(&self.settings.endpoint));
+            HubError::new(Reason::Unreachable, repo.to_string(), message)
         })
     }
 

@@ -4,6 +4,8 @@ use std::io::IsTerminal;
 
 use indicatif::{DecimalBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::terminal::say;
+
 const BAR: &str = "{prefix} {bar:24.cyan} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  eta {eta}  {wide_msg}";
 const WITHOUT_END: &str = "{prefix} {decimal_bytes}  {decimal_bytes_per_sec}  {wide_msg}";
 
@@ -55,7 +57,12 @@ impl Progress {
         self.bar.set_length(total);
         self.bar.set_style(style(BAR));
         if self.shown && total >= WORTH_A_LINE && !std::io::stderr().is_terminal() {
-            eprintln!("{} {} ({})", self.verb, self.bar.prefix(), decimal(total));
+            say(&format!(
+                "{} {} ({})",
+                self.verb,
+                self.bar.prefix(),
+                decimal(total)
+            ));
         }
     }
 

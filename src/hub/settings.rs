@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::outside;
 
-/// Where the hub and its cache are, and who asks.
-#[derive(Debug, Clone)]
+/// Where the hub and its cache are, and who asks. `Debug` shows no password of the address.
+#[derive(Clone)]
 pub struct HubSettings {
     /// Address of the hub, without a slash at the end.
     pub endpoint: String,
@@ -46,6 +46,15 @@ impl Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Token(from {})", self.origin)
+    }
+}
+
+impl fmt::Debug for HubSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = f.debug_struct("HubSettings");
+        all.field("endpoint", &shown(&self.endpoint));
+        all.field("cache", &self.cache).field("token", &self.token);
+        all.field("offline", &self.offline).finish_non_exhaustive()
     }
 }
 
@@ -101,6 +110,19 @@ impl HubSettings {
     }
 }
 
+/// An address without the user and password that it may hold, for messages.
+pub(super) fn shown(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -134,6 +156,18 @@ mod tests {
         assert!(!format!("{settings:?}").contains("secret"));
         let settings = of(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/big/hub")]);
         assert_eq!(settings.cache, Path::new("/big/hub"));
+    }
+
+    #[test]
+    fn passwords_of_addresses_are_not_shown() {
+        assert_eq!(
+            shown("https://me:pw@mirror:8/a@b?c"),
+            "https://mirror:8/a@b?c"
+        );
+        assert_eq!(shown("https://me:p@w@mirror"), "https://mirror");
+        assert_eq!(shown("https://mirror/a@b"), "https://mirror/a@b");
+        let settings = of(&[("HF_ENDPOINT", "https://me:pw@mirror/")]);
+        assert!(!format!("{settings:?}").contains("pw"), "{settings:?}");
     }
 
     #[test]

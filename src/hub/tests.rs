@@ -352,3 +352,92 @@ fn offline_the_cache_alone_is_used() {
     );
     assert_eq!(server.seen().len(), before);
 }
+
+/// A whole answer in JSON.
+fn json(body: &str) -> Scripted {
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+    Scripted::Raw([head.as_bytes(), body.as_bytes()].concat())
+}
+
+/// Everything below a folder.
+fn names_below(folder: &Path, found: &mut Vec<String>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        found.push(entry.file_name().to_string_lossy().into_owned());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            names_below(&entry.path(), found);
+        }
+    }
+}
+
+#[test]
+fn nothing_that_a_server_says_is_a_path() {
+    let (server, _) = loopback();
+    let root = tempfile::tempdir().unwrap();
+    let hub = client(&server, &root);
+    for (body, what) in [
+        (r#"{"sha": "../../../pwned", "siblings": []}"#, "commit"),
+        (r#"{"sha": "a/b", "siblings": []}"#, "commit"),
+        (r#"{"sha": "", "siblings": []}"#, "commit"),
+        (
+            r#"{"sha": "c0ffee", "siblings": [{"rfilename": "../pwned"}]}"#,
+            "file",
+        ),
+        (
+            r#"{"sha": "c0ffee", "siblings": [{"rfilename": "/tmp/pwned"}]}"#,
+            "file",
+        ),
+        (
+            r#"{"sha": "c0ffee", "siblings": [{"rfilename": "a\u001b[2Jpwned"}]}"#,
+            "file",
+        ),
+    ] {
+        server.next("api/", json(body));
+        let error = hub.listing(&model()).unwrap_err();
+        assert_eq!(error.reason, Reason::Corrupt, "{body}");
+        assert!(
+            error.message.contains(&format!("names a {what} \"")),
+            "{error}"
+        );
+        assert!(!error.message.contains('\u{1b}'), "{error}");
+    }
+    // Headers of a file.
+    for (commit, etag) in [("../../pwned", "\"aa\""), ("c0ffee", "\"../../pwned\"")] {
+        let headers = vec![
+            ("X-Repo-Commit", commit.to_owned()),
+            ("ETag", etag.to_owned()),
+        ];
+        server.next("HEAD me/m", Scripted::Status(200, headers));
+        let error = hub.file(&model(), "config.json").unwrap_err();
+        assert_eq!(error.reason, Reason::Unreachable, "{error}");
+    }
+    let mut names = Vec::new();
+    names_below(root.path(), &mut names);
+    assert!(
+        !names.iter().any(|name| name.contains("pwned")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn bodies_and_announced_sizes_are_bounded() {
+    let (server, _) = loopback();
+    let root = tempfile::tempdir().unwrap();
+    let hub = client(&server, &root);
+    // A list that does not end.
+    server.next("api/", json(&" ".repeat(MOST_JSON as usize + 2)));
+    let error = hub.listing(&model()).unwrap_err();
+    assert!(
+        error.message.ends_with("the answer has more than 67.11 MB"),
+        "{error}"
+    );
+    // More than any disk has free.
+    let headers = vec![
+        ("X-Repo-Commit", COMMIT.to_owned()),
+        ("X-Linked-Etag", "ab".repeat(32)),
+        ("X-Linked-Size", u64::MAX.to_string()),
+    ];
+    server.next("HEAD me/m", Scripted::Status(200, headers));
+    let error = hub.file(&model(), WEIGHTS).unwrap_err();
+    assert_eq!(error.reason, Reason::Cache, "{error}");
+    assert!(error.message.contains(" free; make room"), "{error}");
+}

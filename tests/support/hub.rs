@@ -52,6 +52,8 @@ pub(crate) enum Scripted {
     OtherBytes(Vec<u8>),
     /// The whole file, whatever range was asked for.
     NoRange,
+    /// These bytes in place of head and content.
+    Raw(Vec<u8>),
 }
 
 #[derive(Default)]
@@ -180,6 +182,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>, redirected: bool) {
         // A redirect is not what a script is about.
         .filter(|_| redirected || method == "HEAD" || !is_large(&path))
         .map(|at| state.scripted.remove(at).1);
+    if let Some(Scripted::Raw(bytes)) = &scripted {
+        // The client may have gone.
+        return drop(stream.write_all(bytes));
+    }
     state.seen.push(SeenRequest {
         method: method.clone(),
         path: path.clone(),
