@@ -67,7 +67,10 @@ impl<B: ModelBackend> Session<'_, B> {
             JudgeModel::Model(init) => init,
             JudgeModel::Endpoint(endpoint) => {
                 let answers = self.run.path().join(ANSWERS);
-                return Ok((Box::new(Endpoint::new(endpoint, &answers)?), Vec::new()));
+                return Ok((
+                    Box::new(Endpoint::new(endpoint, &answers, &self.interrupt)?),
+                    Vec::new(),
+                ));
             }
         };
         let policy = self.policy(init)?;

@@ -1,29 +1,42 @@
 //! Requests with time-outs, and repetition of what fails for a while.
 
 use std::io::Read;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use ureq::Agent;
 
 use super::answer::Answer;
 use crate::error::{Error, Result};
+use crate::report::Interrupt;
 use crate::reward::judge::EndpointConfig;
 
 /// Longest wait that a server may ask for, and longest pause.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Most bytes of an answer.
 const LONGEST_ANSWER: u64 = 16 << 20;
+/// How long a request may still take when the user wants to stop.
+const GRACE: Duration = Duration::from_secs(2);
+/// Time between two looks at what the user wants.
+const POLL: Duration = Duration::from_millis(50);
 /// Characters of a server's words that an error quotes.
 const QUOTED: usize = 300;
 
-/// Sends requests.
+/// Sends requests, and repeats them. A wait for the server ends soon after the user wants to stop.
 pub(super) struct Client {
+    server: Server,
+    max_retries: u32,
+    retry_wait: Duration,
+    interrupt: Interrupt,
+}
+
+/// What a request needs.
+#[derive(Clone)]
+struct Server {
     agent: Agent,
     url: String,
     key: Option<String>,
-    max_retries: u32,
-    retry_wait: Duration,
 }
 
 /// Why a try failed.
@@ -32,6 +45,8 @@ enum Failure {
     Passing(String, Option<Duration>),
     /// A repetition would not help.
     Final(String),
+    /// The user wants to stop.
+    Stopped,
 }
 
 impl Client {
@@ -39,7 +54,7 @@ impl Client {
     ///
     /// # Errors
     /// `Error::Usage` if the environment variable of the key is not set.
-    pub(super) fn new(config: &EndpointConfig) -> Result<Self> {
+    pub(super) fn new(config: &EndpointConfig, interrupt: &Interrupt) -> Result<Self> {
         let key = match &config.api_key_env {
             Some(name) => Some(std::env::var(name).map_err(|_| {
                 Error::Usage(format!(
@@ -68,9 +83,12 @@ impl Client {
             .build()
             .new_agent();
         Ok(Self {
-            agent,
-            url: format!("{}/chat/completions", config.url.trim_end_matches('/')),
-            key: key.map(|key| key.trim().to_owned()),
+            server: Server {
+                agent,
+                url: format!("{}/chat/completions", config.url.trim_end_matches('/')),
+                key: key.map(|key| key.trim().to_owned()),
+            },
+            interrupt: interrupt.clone(),
             max_retries: config.max_retries,
             retry_wait: Duration::from_secs_f64(config.retry_wait_s),
         })
@@ -83,9 +101,10 @@ impl Client {
     pub(super) fn complete(&self, body: &Value) -> Result<Answer> {
         let mut tries = 0;
         loop {
-            let (message, asked) = match self.once(body) {
+            let (message, asked) = match self.watched(body) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(message)) => return Err(self.error(message)),
+                Err(Failure::Stopped) => return Err(self.stopped()),
                 Err(Failure::Passing(message, asked)) => (message, asked),
             };
             if tries == self.max_retries {
@@ -95,17 +114,64 @@ impl Client {
                 )));
             }
             let pause = self.retry_wait * 2u32.pow(tries.min(10));
-            std::thread::sleep(asked.unwrap_or(pause).min(LONGEST_WAIT));
+            let until = Instant::now() + asked.unwrap_or(pause).min(LONGEST_WAIT);
+            while Instant::now() < until {
+                if self.interrupt.requested() {
+                    return Err(self.stopped());
+                }
+                std::thread::sleep(POLL.min(until.saturating_duration_since(Instant::now())));
+            }
             tries += 1;
         }
     }
 
-    fn once(&self, body: &Value) -> Result<Answer, Failure> {
+    /// One request, on a thread of its own: a silent server cannot keep this one from seeing that the user wants to stop.
+    fn watched(&self, body: &Value) -> Result<Answer, Failure> {
+        let (sender, receiver) = mpsc::channel();
+        let (server, body) = (self.server.clone(), body.to_string());
+        // It ends by its time-out, or with the process.
+        std::thread::spawn(move || drop(sender.send(server.once(body))));
+        let mut stopping = None;
+        loop {
+            match receiver.recv_timeout(POLL) {
+                Ok(outcome) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::Final("the request failed".into()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.interrupt.requested()
+                && stopping.get_or_insert_with(Instant::now).elapsed() >= GRACE
+            {
+                return Err(Failure::Stopped);
+            }
+        }
+    }
+
+    fn stopped(&self) -> Error {
+        self.error("stopped before it answered".into())
+    }
+
+    fn error(&self, message: String) -> Error {
+        // A server may repeat what it was sent.
+        let message = match self.server.key.as_deref().filter(|key| !key.is_empty()) {
+            Some(key) => message.replace(key, "***"),
+            None => message,
+        };
+        Error::Endpoint {
+            place: self.server.url.clone(),
+            message,
+        }
+    }
+}
+
+impl Server {
+    fn once(&self, body: String) -> Result<Answer, Failure> {
         let mut request = (self.agent.post(&self.url)).header("content-type", "application/json");
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let response = match request.send(body.to_string()) {
+        let response = match request.send(body) {
             Ok(response) => response,
             Err(error @ (ureq::Error::BadUri(_) | ureq::Error::Http(_))) => {
                 return Err(Failure::Final(error.to_string()));
@@ -151,18 +217,6 @@ impl Client {
                 let said = said(status, json.as_ref(), &text);
                 Err(Failure::Final(format!("{said}{advice}")))
             }
-        }
-    }
-
-    fn error(&self, message: String) -> Error {
-        // A server may repeat what it was sent.
-        let message = match self.key.as_deref().filter(|key| !key.is_empty()) {
-            Some(key) => message.replace(key, "***"),
-            None => message,
-        };
-        Error::Endpoint {
-            place: self.url.clone(),
-            message,
         }
     }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{EndpointConfig, Judge, LabelAnswer, Question, Usage};
 use crate::error::{Error, Result};
+use crate::report::Interrupt;
 use crate::rng::Seed;
 use answer::Answer;
 use client::Client;
@@ -29,13 +30,13 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The judge of `config`, whose answers are kept in the file `answers`.
+    /// The judge of `config`, whose answers are kept in the file `answers`. `interrupt` ends its waits.
     ///
     /// # Errors
     /// `Error::Usage` if the environment variable of the key is not set; `Error::Io`.
-    pub fn new(config: &EndpointConfig, answers: &Path) -> Result<Self> {
+    pub fn new(config: &EndpointConfig, answers: &Path, interrupt: &Interrupt) -> Result<Self> {
         Ok(Self {
-            client: Client::new(config)?,
+            client: Client::new(config, interrupt)?,
             store: AnswerStore::open(answers)?,
             config: config.clone(),
             usage: Usage::default(),
