@@ -64,6 +64,7 @@ pub mod snapshot;
 pub mod start;
 pub mod stats;
 mod suggest;
+pub mod terminal;
 pub mod tokens;
 pub mod train;
 pub(crate) mod web;

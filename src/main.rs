@@ -1,14 +1,13 @@
 //! The `temper` binary: allocator, threads and exit code.
 
 use std::error::Error as _;
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use tempering::cli::{self, args::Cli};
 use tempering::error::Error;
 use tempering::guard::{self, PLEASE_REPORT};
-use tempering::start;
+use tempering::{start, terminal};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -22,8 +21,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // If stderr is closed too, the error cannot be reported.
-            let _ = writeln!(std::io::stderr(), "error: {}", chain(&error));
+            terminal::say(&format!("error: {}", chain(&error)));
             ExitCode::from(error.exit_code())
         }
     }

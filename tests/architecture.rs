@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const LEVELS: &[&[&str]] = &[
     &[
         "error", "rng", "tokens", "start", "suggest", "host", "device", "snapshot", "read_at",
+        "terminal",
     ],
     &["ops", "atomic", "guard", "settings", "sizes", "outside"],
     &["params", "rl", "hub", "stats"],

@@ -24,6 +24,7 @@ use crate::reward::{
     self, Classifier, ClassifierSettings, Completion, CompletionEncoder, CustomRewards, Learned,
     LogProbability, ModelReward, RewardSource,
 };
+use crate::terminal;
 
 /// Texts that a judge writes at once.
 const JUDGE_TEXTS: usize = 32;
@@ -253,7 +254,7 @@ pub(super) fn reward_sources<B: ModelBackend>(
         let encoder =
             CompletionEncoder::new(folder, &model.config, own, policy.clone()).after(before);
         if let Some(note) = encoder.note() {
-            eprintln!("{note}");
+            terminal::say(&note);
         }
         let learned = Learned::<B>::new(model.reward_model(device)?, BATCH_TOKENS, device.clone());
         Ok(Box::new(learned.with_encoder(encoder)))
@@ -268,7 +269,7 @@ pub(super) fn reward_sources<B: ModelBackend>(
         let encoder =
             CompletionEncoder::new(name, &model.config, own, policy.clone()).after(before);
         if let Some(note) = encoder.note() {
-            eprintln!("{note}");
+            terminal::say(&note);
         }
         let model = model.language_model::<B>(device)?;
         let device = device.clone();

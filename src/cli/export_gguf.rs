@@ -15,6 +15,7 @@ use crate::model::{ModelSource, low_rank_layers};
 use crate::ops::Numerics;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::report::grouped;
+use crate::terminal;
 
 /// Writes the result in `from`: a whole model, or an adapter alone or merged.
 ///
@@ -57,7 +58,7 @@ pub(super) fn run(
                 compute,
             };
             let said = export.merged(None, args.as_trained)?;
-            eprintln!("{said}");
+            terminal::say(&said);
             merged.path()
         }
         false => from,
@@ -98,7 +99,7 @@ pub(super) fn combined(to: &Path, combine: impl FnOnce(&Path) -> Result<String>)
     begin(to)?;
     let folder = temporary_beside(to)?;
     let said = combine(folder.path())?;
-    eprintln!("{said}");
+    terminal::say(&said);
     adapter(folder.path(), to, TensorType::F32)
 }
 

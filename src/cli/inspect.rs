@@ -10,6 +10,7 @@ use crate::data::{DataConfig, DataContext, Tokenizer, read_rows};
 use crate::error::{Error, Result};
 use crate::model::{Fetch, Finder, ModelSource};
 use crate::recipe::{self, Recipe};
+use crate::terminal::escaped;
 use crate::train::config::Init;
 use crate::train::{Preview, Stage};
 
@@ -58,9 +59,10 @@ pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let rows = read_rows(&first, &context)?;
     let preview = stage.preview(&rows, &tokenizer)?;
     let color = std::io::stdout().is_terminal();
-    output::print(&format!(
+    // Tokens are shown without control characters.
+    output::print_coloured(&format!(
         "stage {}: {}{} rows\n\n{}",
-        stage.name(),
+        escaped(stage.name()),
         if rows.len() == most { "the first " } else { "" },
         rows.len(),
         show(&preview, args.rows, &tokenizer, color)

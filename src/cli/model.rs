@@ -8,6 +8,7 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::{LanguageModel, LoadedAdapter, ModelConfig, ModelSource, ScalarModel};
 use crate::ops::{ModelBackend, Numerics};
+use crate::terminal;
 
 /// A model given on the command line, with its configuration read and its weights still on disk.
 #[derive(Debug, Clone)]
@@ -138,7 +139,7 @@ fn trained(run: &Path, stage: Option<&str>) -> Result<PathBuf> {
         Some(stage) => result_of(run, stage),
         None => {
             let (stage, folder) = last_result_of(run)?;
-            eprintln!("stage {stage}, the last one with a result");
+            terminal::say(&format!("stage {stage}, the last one with a result"));
             Ok(folder)
         }
     }
@@ -151,6 +152,6 @@ fn warn_of(adapter: Option<&LoadedAdapter>) {
 /// Shows warnings on stderr.
 pub(super) fn warn(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        terminal::say(&format!("warning: {warning}"));
     }
 }

@@ -1,12 +1,13 @@
 //! Output of results: to stdout, atomically to a file, or to a device or FIFO.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::atomic::write_output;
 use crate::error::{Error, Result};
+use crate::terminal::escaped;
 
 /// Whether `path` means stdout. Opening it by its name in `/dev` would overwrite earlier output in a redirected file.
 pub(super) fn is_stdout(path: &Path) -> bool {
@@ -32,11 +33,22 @@ pub(super) fn check(path: &Path) -> Result<()> {
     )))
 }
 
-/// Writes `text` to stdout. A closed pipe (`| head`) is not an error.
+/// Writes `text` to stdout; to a terminal without control characters. A closed pipe (`| head`) is not an error.
 ///
 /// # Errors
 /// `Error::Io`.
 pub(super) fn print(text: &str) -> Result<()> {
+    match std::io::stdout().is_terminal() {
+        true => print_coloured(&escaped(text)),
+        false => print_coloured(text),
+    }
+}
+
+/// Writes `text`, which has escape sequences of ours and none of others, to stdout.
+///
+/// # Errors
+/// As [`print`].
+pub(super) fn print_coloured(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),

@@ -1,9 +1,9 @@
 //! `temper recipe`: runs a recipe, or prints its plan.
 
-use std::io::Write;
 use std::time::Instant;
 
 use super::args::{ComputeArgs, RecipeArgs};
+use super::output;
 use super::parity::{self, Shapes};
 use crate::backend::{self, Task, dispatch};
 use crate::device::DeviceMemory;
@@ -12,6 +12,7 @@ use crate::guard;
 use crate::ops::ModelBackend;
 use crate::recipe::{self, CheckedRecipe, RunOptions};
 use crate::report::{Interrupt, ReporterKind, Severity, duration, reporter};
+use crate::terminal;
 use crate::train::Outcome;
 
 /// Checks the recipe and everything it names, then runs its stages.
@@ -46,10 +47,10 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         (Err(error), _) => return Err(error),
     };
     for notice in &checked.notices {
-        eprintln!("{notice}");
+        terminal::say(&notice);
     }
     for warning in &checked.warnings {
-        eprintln!("warning: {warning}");
+        terminal::say(&format!("warning: {warning}"));
     }
     if args.dry_run {
         let (times, line) = match args.no_time {
@@ -92,7 +93,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     for (name, outcome) in &outcomes {
         for finding in &outcome.record.findings {
             if finding.severity == Severity::Warning {
-                eprintln!("warning: {name}: {}", finding.text);
+                terminal::say(&format!("warning: {name}: {}", finding.text));
             }
         }
     }
@@ -167,7 +168,7 @@ fn check_numbers<B: ModelBackend>(
     let (reference, differences) = match parity::against_reference(name, &found, shapes) {
         Ok(compared) => compared,
         Err(error @ Error::Usage(_)) => {
-            eprintln!("the numbers of {name} were not checked: {error}");
+            terminal::say(&format!("the numbers of {name} were not checked: {error}"));
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -200,11 +201,5 @@ fn resume_command() -> String {
 }
 
 fn print(text: &str) -> Result<()> {
-    match writeln!(std::io::stdout().lock(), "{text}") {
-        // A closed pipe is not an error.
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::io("write to", "stdout")(e))
-        }
-        _ => Ok(()),
-    }
+    output::print(&format!("{text}\n"))
 }

@@ -273,7 +273,10 @@ impl DataCheck {
             }
             if said.elapsed() > PROGRESS_EVERY {
                 // The run has no reporter yet.
-                eprintln!("checking {}: {seen} rows so far", stream.name().display());
+                crate::terminal::say(&format!(
+                    "checking {}: {seen} rows so far",
+                    stream.name().display()
+                ));
                 said = Instant::now();
             }
         }

@@ -9,6 +9,7 @@ use super::number::duration;
 use super::progress::{
     EvalReport, Reporter, RolloutReport, StageInfo, StepReport, headline, place_text,
 };
+use crate::terminal::escaped;
 
 const STAGE_BAR: &str = "{prefix:.bold} {bar:24.cyan} {pos}/{len} {elapsed} eta {eta}  {wide_msg}";
 const PART_BAR: &str = "  {prefix} {bar:16.dim} {pos}/{len}  {wide_msg}";
@@ -42,7 +43,7 @@ impl BarsReporter {
 
     fn println(&self, text: &str) {
         // A terminal that went away must not end a training run.
-        let _ = self.bars.println(text);
+        let _ = self.bars.println(escaped(text));
     }
 
     fn end_part(&mut self) {

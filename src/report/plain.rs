@@ -8,6 +8,7 @@ use super::number::duration;
 use super::progress::{
     EvalReport, Reporter, RolloutReport, StageInfo, StepReport, format_value, place_text,
 };
+use crate::terminal::escaped;
 
 /// Seconds between two lines of one stage.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -44,7 +45,7 @@ impl<W: Write + Send> PlainReporter<W> {
 
     fn line(&mut self, text: &str) {
         // A closed pipe must not end a training run.
-        let _ = writeln!(self.out, "{text}");
+        let _ = writeln!(self.out, "{}", escaped(text));
         let _ = self.out.flush();
     }
 }
@@ -163,6 +164,14 @@ mod tests {
         let steps: Vec<&str> = text.lines().filter(|l| l.contains("lr=")).collect();
         assert_eq!(steps.len(), 2);
         assert!(steps[0].starts_with("sft 1/3 ") && steps[1].starts_with("sft 3/3 "));
+    }
+
+    #[test]
+    fn control_characters_of_data_are_not_sent() {
+        let mut reporter = PlainReporter::new(Vec::new(), Duration::ZERO);
+        reporter.message("the row says \u{1b}]0;mine\u{7}");
+        let text = String::from_utf8(reporter.out).unwrap();
+        assert_eq!(text, "the row says \\u{1b}]0;mine\\u{7}\n");
     }
 
     #[test]

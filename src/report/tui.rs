@@ -79,7 +79,7 @@ impl TuiReporter {
     fn close(&mut self) {
         self.view = None; // dropping it gives the terminal back
         for line in self.said.drain(..) {
-            eprintln!("{line}");
+            crate::terminal::say(&line);
         }
     }
 }

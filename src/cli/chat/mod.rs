@@ -23,6 +23,7 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::manifest;
 use crate::ops::ModelBackend;
+use crate::terminal;
 
 /// Most tokens of an answer, unless the user says otherwise.
 const MAX_NEW_TOKENS: usize = 512;
@@ -243,9 +244,9 @@ impl<B: ModelBackend> Room<'_, B> {
             Ok(Order::Compare) => self.compare()?,
             Ok(Order::Save(path)) => match save(&path, &self.conversations()) {
                 Ok(()) => eprintln!("saved to {}", path.display()),
-                Err(error) => eprintln!("{error}"),
+                Err(error) => terminal::say(&error.to_string()),
             },
-            Err(message) => eprintln!("{message}"),
+            Err(message) => terminal::say(&message),
         }
         Ok(true)
     }
@@ -269,12 +270,12 @@ impl<B: ModelBackend> Room<'_, B> {
             match stop.during(|stop| speaker.answer(self.sampling, stop, &self.device)) {
                 Ok(Answer { text, note }) => {
                     speaker.conversation.push(Message::assistant(&text));
-                    eprintln!("{note}");
+                    terminal::say(&note);
                 }
                 Err(Error::Backend(message)) => return Err(Error::Backend(message)),
                 // What is wrong with this message may be right with the next one.
                 Err(error) => {
-                    eprintln!("{error}");
+                    terminal::say(&error.to_string());
                     self.speakers[..at].iter_mut().for_each(|speaker| {
                         speaker.conversation.drop_answer();
                     });
@@ -327,7 +328,7 @@ impl<B: ModelBackend> Room<'_, B> {
         if let Err(error) = save(&self.file, &self.conversations())
             && !std::mem::replace(&mut self.warned, true)
         {
-            eprintln!("warning: the conversation is not kept: {error}");
+            terminal::say(&format!("warning: the conversation is not kept: {error}"));
         }
     }
 }

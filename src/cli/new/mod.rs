@@ -19,6 +19,7 @@ use crate::device::DeviceMemory;
 use crate::error::{Error, Result};
 use crate::model::{Fetch, Finder};
 use crate::recipe::{self, RunOptions};
+use crate::terminal;
 
 /// Rows that lengths are taken from.
 const SAMPLE: usize = 2_000;
@@ -90,7 +91,7 @@ pub(super) fn run(args: &NewArgs, compute: &ComputeArgs) -> Result<()> {
     output::check(&file)?;
     let source = Finder::new(Fetch::Check).find(&args.model)?;
     for note in &source.notes {
-        eprintln!("note: {note}");
+        terminal::say(&format!("note: {note}"));
     }
     let tokenizer = source.tokenizer()?;
     let most = source.max_row_tokens()?;
@@ -147,10 +148,10 @@ fn fitted(wish: &Wish<'_>, memory: &DeviceMemory) -> Result<(String, String)> {
         problems = recipe::check_fits(&checked.plans, memory);
         if problems.is_empty() {
             for notice in &checked.notices {
-                eprintln!("{notice}");
+                terminal::say(&notice);
             }
             for warning in &checked.warnings {
-                eprintln!("warning: {warning}");
+                terminal::say(&format!("warning: {warning}"));
             }
             return Ok((text, recipe::table(&checked.plans, None)));
         }
