@@ -1,7 +1,7 @@
 //! JSONL log files that a resumed run continues exactly.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -9,9 +9,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::atomic::write_atomic;
+use crate::atomic::write_atomic_with;
 use crate::error::{Error, Result};
 use crate::outside;
+
+/// Bytes that are read at once.
+const BUFFER: usize = 1 << 20;
 
 /// Length and hash of a log at a checkpoint: a log that has lost or changed lines since then is not continued.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,17 +36,29 @@ impl LogMark {
 
     /// The hash state over the marked part of the log at `path`, after checking that part.
     fn hash_of(&self, path: &Path) -> Result<Sha256> {
-        let bytes = match path.exists() {
-            true => outside::read(path, outside::LOGS)?,
-            false => Vec::new(),
-        };
         let lost = |what| Error::format(path, format!("{what} from before the checkpoint"));
-        let marked = usize::try_from(self.bytes).ok();
-        let marked = marked
-            .and_then(|len| bytes.get(..len))
-            .ok_or_else(|| lost("lacks lines"))?;
         let mut hash = Sha256::new();
-        hash.update(marked);
+        let mut left = self.bytes;
+        if left > 0 && !path.exists() {
+            return Err(lost("lacks lines"));
+        }
+        if left > 0 {
+            let mut file = outside::open(path)?;
+            let mut buffer = vec![0; BUFFER];
+            while left > 0 {
+                let most = usize::try_from(left).map_or(BUFFER, |left| left.min(BUFFER));
+                match file
+                    .read(&mut buffer[..most])
+                    .map_err(Error::io("read", path))?
+                {
+                    0 => return Err(lost("lacks lines")),
+                    count => {
+                        hash.update(&buffer[..count]);
+                        left -= count as u64;
+                    }
+                }
+            }
+        }
         if hex(&hash) != self.sha256 {
             return Err(lost("has changed lines"));
         }
@@ -133,35 +148,74 @@ impl JsonlLog {
 
 /// All rows of a file; empty if there is no such file. A last line that a crash cut short is left out.
 pub(crate) fn read_rows<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let mut rows = Vec::new();
+    each_row(path, |row| rows.push(row))?;
+    Ok(rows)
+}
+
+/// The rows of a file, one by one, as [`read_rows`].
+///
+/// # Errors
+/// `Error::Io`; `Error::Data` at a line of another form or of more than [`outside::LINE`] bytes.
+pub(crate) fn each_row<T: DeserializeOwned>(path: &Path, mut take: impl FnMut(T)) -> Result<()> {
+    each_line(path, |index, line| {
+        let row = serde_json::from_slice(line).map_err(|e| bad_line(path, index, &e))?;
+        take(row);
+        Ok(())
+    })
+}
+
+/// Calls `take` with the index and the text of each complete line, its line break included; with none if there is no such file.
+fn each_line(path: &Path, mut take: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
     if !path.exists() {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    complete_lines(path)?
-        .lines()
-        .enumerate()
-        .map(|(i, line)| serde_json::from_str(line).map_err(|e| bad_line(path, i, &e)))
-        .collect()
+    let mut text = BufReader::with_capacity(BUFFER, outside::open(path)?);
+    let mut line = Vec::new();
+    for index in 0.. {
+        line.clear();
+        let read = outside::read_line(&mut text, &mut line).map_err(Error::io("read", path))?;
+        let problem = match read {
+            None => format!("a line of more than {} MiB", outside::LINE >> 20),
+            // The end, or a line that a crash cut short, maybe within a character.
+            Some(_) if !line.ends_with(b"\n") => return Ok(()),
+            Some(_) if std::str::from_utf8(&line).is_err() => "it is not UTF-8".into(),
+            Some(_) => {
+                take(index, &line)?;
+                continue;
+            }
+        };
+        return Err(Error::Data {
+            path: path.to_path_buf(),
+            line: index + 1,
+            message: format!("not a line of this log: {problem}"),
+        });
+    }
+    Ok(())
 }
 
 /// Removes the lines of later steps and a half-written last line, by writing a new file and renaming it.
 fn cut_after(path: &Path, step: usize) -> Result<()> {
-    let text = complete_lines(path)?;
-    let mut kept = String::with_capacity(text.len());
-    for (i, line) in text.lines().enumerate() {
-        let row: Value = serde_json::from_str(line).map_err(|e| bad_line(path, i, &e))?;
-        let Some(line_step) = row.get("step").and_then(Value::as_u64) else {
-            return Err(Error::Data {
-                path: path.to_path_buf(),
-                line: i + 1,
-                message: "expected a whole number `step`, found none".into(),
-            });
-        };
-        if line_step <= step as u64 {
-            kept.push_str(line);
-            kept.push('\n');
-        }
+    #[derive(Deserialize)]
+    struct Step {
+        step: Option<Value>,
     }
-    write_atomic(path, kept.as_bytes())
+    write_atomic_with(path, |out| {
+        each_line(path, |index, line| {
+            let row: Step = serde_json::from_slice(line).map_err(|e| bad_line(path, index, &e))?;
+            let Some(line_step) = row.step.as_ref().and_then(Value::as_u64) else {
+                return Err(Error::Data {
+                    path: path.to_path_buf(),
+                    line: index + 1,
+                    message: "expected a whole number `step`, found none".into(),
+                });
+            };
+            match line_step <= step as u64 {
+                true => out.write_all(line).map_err(Error::io("write", path)),
+                false => Ok(()),
+            }
+        })
+    })
 }
 
 /// The text of a file up to its last line break: a crash may cut the last line short, even within a character.

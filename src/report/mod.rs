@@ -33,6 +33,7 @@ mod sample_table;
 mod samples;
 mod stage_page;
 mod table;
+mod thinned;
 mod tracking;
 #[cfg(feature = "tui")]
 mod tui;
@@ -46,7 +47,7 @@ pub use histogram::{BinCounts, Histogram};
 pub(crate) use interrupt::ENDED_BY_SIGINT;
 pub use interrupt::Interrupt;
 pub use jsonl::LogMark;
-pub(crate) use jsonl::complete_lines;
+pub(crate) use jsonl::{complete_lines, each_row};
 pub use memory::{Timer, peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
 pub use noted::{NotedReporter, Position};

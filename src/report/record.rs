@@ -13,6 +13,7 @@ use super::histogram::Histogram;
 use super::metrics::{MetricsRow, read_metrics};
 use super::samples::{Sample, read_samples};
 use super::table::Table;
+use super::thinned::{first_and_last, thinned};
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 use crate::outside;
@@ -104,7 +105,7 @@ impl StageRecord {
     }
 }
 
-/// The logs of a stage.
+/// The logs of a stage. Of long ones, some lines: memory is bounded, however many there are.
 #[derive(Debug, Clone, Default)]
 pub struct StageLogs {
     /// `metrics.jsonl`.
@@ -113,6 +114,8 @@ pub struct StageLogs {
     pub timing: Vec<MetricsRow>,
     /// `samples.jsonl`.
     pub samples: Vec<Sample>,
+    /// Lines of `metrics.jsonl` that are left out.
+    pub left_out: usize,
 }
 
 impl StageLogs {
@@ -121,10 +124,25 @@ impl StageLogs {
     /// # Errors
     /// When a file cannot be read or is not a log.
     pub fn read(folder: &Path) -> Result<Self> {
+        let metrics = thinned(&folder.join("metrics.jsonl"))?;
+        Ok(Self {
+            left_out: metrics.total - metrics.rows.len(),
+            metrics: metrics.rows,
+            timing: thinned(&folder.join("timing.jsonl"))?.rows,
+            samples: first_and_last(&folder.join("samples.jsonl"))?,
+        })
+    }
+
+    /// Reads all lines of the logs in a stage's folder, whatever memory they take.
+    ///
+    /// # Errors
+    /// As [`StageLogs::read`].
+    pub fn read_whole(folder: &Path) -> Result<Self> {
         Ok(Self {
             metrics: read_metrics(folder.join("metrics.jsonl"))?,
             timing: read_metrics(folder.join("timing.jsonl"))?,
             samples: read_samples(folder.join("samples.jsonl"))?,
+            left_out: 0,
         })
     }
 

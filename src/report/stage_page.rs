@@ -95,6 +95,14 @@ pub(super) fn facts(record: &StageRecord, logs: &StageLogs) -> Vec<(String, Stri
         let mean = rates.iter().map(|p| p.1).sum::<f64>() / rates.len() as f64;
         fact("tokens per second", format_value(mean));
     }
+    if logs.left_out > 0 {
+        let shown = super::grouped(logs.metrics.len() as u64);
+        let all = super::grouped((logs.metrics.len() + logs.left_out) as u64);
+        fact(
+            "lines of metrics",
+            format!("{shown} of {all}, evenly spaced"),
+        );
+    }
     if let Some(bytes) = record.peak_bytes {
         let gib = bytes as f64 / (1u64 << 30) as f64;
         fact("peak memory of the run so far", format!("{gib:.2} GiB"));

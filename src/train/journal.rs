@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use burn::backend::Autodiff;
 
-use super::alarms::Alarm;
-use super::config::{Better, Cadence};
+use super::alarms::{Alarm, Alarms};
+use super::config::{AlarmsConfig, Better, Cadence};
 use super::state::{BestStep, Position, restore_weights};
 use super::{Outcome, Session};
 use crate::checkpoint::{self, StepCheckpoint};
@@ -19,7 +19,7 @@ use crate::ops::ModelBackend;
 use crate::params::Parameters;
 use crate::report::{
     Ending, EvalReport, Interrupt, MetricsRow, Sample, StageInfo, StageLogs, StageRecord,
-    StageReport, StepReport, Timer, diverged, findings, format_value, peak_rss_bytes,
+    StageReport, StepReport, Timer, diverged, each_row, findings, format_value, peak_rss_bytes,
     write_stage_report,
 };
 use crate::snapshot::Snapshot;
@@ -213,13 +213,15 @@ impl Journal {
         (session.clock).left(share, left, self.timer.since_start_s())
     }
 
-    /// The lines of `metrics.jsonl` so far.
+    /// The alarms of `config`, as the lines of `metrics.jsonl` so far leave them.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(super) fn logged(&mut self) -> Result<Vec<MetricsRow>> {
+    pub(super) fn alarms(&mut self, config: &AlarmsConfig) -> Result<Alarms> {
         self.logs.sync()?;
-        Ok(StageLogs::read(&self.dir)?.metrics)
+        let mut alarms = Alarms::new(config);
+        each_row(&self.dir.join(METRICS), |row: MetricsRow| alarms.log(&row))?;
+        Ok(alarms)
     }
 
     /// Logs and reports alarms. One by which the recipe stops the stage does so when the step's checkpoint is written.

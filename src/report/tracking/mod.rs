@@ -156,7 +156,7 @@ impl Drop for Trackers {
 /// # Errors
 /// Those of reading and writing.
 pub fn write_events(dir: &Path, stage: &TrackedStage) -> Result<bool> {
-    let logs = StageLogs::read(dir)?;
+    let logs = StageLogs::read_whole(dir)?;
     if logs.metrics.is_empty() {
         return Ok(false);
     }

@@ -51,6 +51,8 @@ const WATCHED: [&str; 9] = [
 pub struct Alarms {
     config: AlarmsConfig,
     series: BTreeMap<&'static str, Vec<f64>>,
+    /// Index and value of the highest number of a series, the first of several; of the gold score, of the highest window.
+    highest: BTreeMap<&'static str, (usize, f64)>,
     /// Number of updates before each evaluation.
     evaluations: Vec<usize>,
     /// Those that hold now: an alarm goes off once until it no longer holds.
@@ -58,21 +60,23 @@ pub struct Alarms {
 }
 
 impl Alarms {
-    /// Alarms that go on from the `logged` lines of a stage's metrics.
-    pub fn new(config: &AlarmsConfig, logged: &[MetricsRow]) -> Self {
-        let mut alarms = Self {
+    /// Alarms of a stage that begins.
+    pub fn new(config: &AlarmsConfig) -> Self {
+        Self {
             config: config.clone(),
             series: BTreeMap::new(),
+            highest: BTreeMap::new(),
             evaluations: Vec::new(),
             ringing: BTreeSet::new(),
-        };
-        for row in logged {
-            let values: Vec<(&str, f64)> = (row.values.iter())
-                .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
-                .collect();
-            alarms.update(&values);
         }
-        alarms
+    }
+
+    /// Takes note of a line of metrics that was logged earlier.
+    pub fn log(&mut self, row: &MetricsRow) {
+        let values: Vec<(&str, f64)> = (row.values.iter())
+            .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+            .collect();
+        self.update(&values);
     }
 
     /// Takes note of a line of metrics; returns the alarms that it sets off.
@@ -80,8 +84,21 @@ impl Alarms {
         let mut seen = false;
         for name in WATCHED {
             if let Some((_, value)) = metrics.iter().find(|(other, _)| *other == name) {
-                self.series.entry(name).or_default().push(*value);
+                let values = self.series.entry(name).or_default();
+                values.push(*value);
                 seen = true;
+                // Kept up to date, since a long stage has too many values to look through at every line.
+                let window = match name {
+                    "objective/gold_scores" => self.config.window,
+                    _ => 1,
+                };
+                if let Some(at) = values.len().checked_sub(window) {
+                    let value = mean(&values[at..]);
+                    let highest = self.highest.entry(name).or_insert((at, value));
+                    if value > highest.1 || highest.1.is_nan() {
+                        *highest = (at, value);
+                    }
+                }
                 if name == "eval/scores" {
                     self.evaluations.push(self.of("objective/scores").len());
                 }
@@ -192,7 +209,7 @@ impl Alarms {
         let window = self.config.window;
         let (start, now) = self.ends("objective/gold_scores")?;
         let gold = self.of("objective/gold_scores");
-        let (at, peak) = highest(gold.windows(window).map(mean))?;
+        let (at, peak) = *self.highest.get("objective/gold_scores")?;
         let scores = self.of("objective/scores");
         let risen = mean(&scores[scores.len() - window..]) > mean(scores.get(at..at + window)?);
         // A fall within the noise of a mean of so many updates is none.
@@ -214,7 +231,7 @@ impl Alarms {
         ] {
             let held_out = self.of(name);
             let [start, .., now] = held_out else { continue };
-            let (at, peak) = highest(held_out.iter().copied())?;
+            let (at, peak) = *self.highest.get(name)?;
             let (before, updates) = (*self.evaluations.get(at)?, scores.len());
             let window = self.config.window.min(updates);
             let then = match before {
@@ -229,16 +246,6 @@ impl Alarms {
         }
         None
     }
-}
-
-/// Index and value of the highest number; the first of several.
-fn highest(values: impl Iterator<Item = f64>) -> Option<(usize, f64)> {
-    values
-        .enumerate()
-        .fold(None, |best, (at, value)| match best {
-            Some((_, highest)) if value <= highest => best,
-            _ => Some((at, value)),
-        })
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -257,13 +264,10 @@ mod tests {
     use super::*;
 
     fn alarms(config: AlarmsConfig) -> Alarms {
-        Alarms::new(
-            &AlarmsConfig {
-                window: 2,
-                ..config
-            },
-            &[],
-        )
+        Alarms::new(&AlarmsConfig {
+            window: 2,
+            ..config
+        })
     }
 
     /// Feeds one metric, update by update; the alarms of each.
@@ -369,7 +373,7 @@ mod tests {
             ..Default::default()
         };
         let name = "rollout/frac_reward_zero_std";
-        let mut first = Alarms::new(&config, &[]);
+        let mut first = Alarms::new(&config);
         let rung = first.update(&[(name, 0.75)]);
         assert!(rung[0].stops && rung[0].metric() == "alarm/variance");
         let row = MetricsRow {
@@ -379,7 +383,8 @@ mod tests {
                 .unwrap()
                 .clone(),
         };
-        let mut again = Alarms::new(&config, &[row]);
+        let mut again = Alarms::new(&config);
+        again.log(&row);
         assert_eq!(again.update(&[(name, 0.8)]), []);
     }
 }

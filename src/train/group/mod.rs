@@ -16,7 +16,6 @@ use std::time::Instant;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::alarms::Alarms;
 use super::evaluate::Evaluator;
 use super::generation::Generation;
 use super::journal::Journal;
@@ -180,7 +179,7 @@ fn train<B: ModelBackend>(
     if let Some(restored) = restored {
         state.restore(restored, &device)?;
     }
-    let mut alarms = Alarms::new(keys.alarms, &journal.logged()?);
+    let mut alarms = journal.alarms(keys.alarms)?;
     let evaluator = Evaluator {
         prompts: &held_out,
         tokenizer: &tokenizer,

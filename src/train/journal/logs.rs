@@ -48,7 +48,11 @@ impl Logs {
         let [of_metrics, of_samples] = &position.logs;
         let metrics = MetricsLog::resume(dir.join(METRICS), position.step, of_metrics)?;
         let samples = SamplesLog::resume(dir.join(SAMPLES), of_samples)?;
-        let earlier = StageLogs::read(dir)?;
+        // Trackers write all lines again.
+        let earlier = match session.report_to.is_empty() {
+            true => StageLogs::read(dir)?,
+            false => StageLogs::read_whole(dir)?,
+        };
         let logs = Self {
             metrics,
             samples,

@@ -10,7 +10,6 @@ mod spec;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::alarms::Alarms;
 use super::evaluate::Evaluator;
 use super::policy::save_policy;
 use super::preference::{MicroBatch, Objective, Step, StepTaken};
@@ -128,7 +127,7 @@ fn online_dpo<B: ModelBackend>(
             &mut generator.sources,
         )?;
     }
-    let mut alarms = Alarms::new(&config.alarms, &training.journal.logged()?);
+    let mut alarms = training.journal.alarms(&config.alarms)?;
     let objective = config.objective();
     let step = Step {
         objective: &objective,

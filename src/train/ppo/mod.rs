@@ -15,7 +15,6 @@ use std::time::Instant;
 use burn::module::AutodiffModule;
 
 use super::Session;
-use super::alarms::Alarms;
 use super::evaluate::Evaluator;
 use super::journal::Journal;
 use super::policy::{Policy, save_policy};
@@ -109,7 +108,7 @@ pub(super) fn ppo<B: ModelBackend>(
     if let Some(restored) = restored {
         state.restore(restored, &device)?;
     }
-    let mut alarms = Alarms::new(&config.alarms, &journal.logged()?);
+    let mut alarms = journal.alarms(&config.alarms)?;
     let evaluator = Evaluator {
         prompts: &held_out,
         tokenizer: &policy.tokenizer,
