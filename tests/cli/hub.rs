@@ -9,7 +9,7 @@ use super::{command, stderr};
 
 #[allow(dead_code)]
 #[path = "../support/hub.rs"]
-mod loopback;
+pub(super) mod loopback;
 
 #[allow(dead_code)]
 #[path = "../support/push_hub.rs"]
@@ -19,7 +19,7 @@ use loopback::{COMMIT, LoopbackHub};
 use push_hub::{Fault, PushHub, WRITE_TOKEN};
 
 /// The model `me/tiny`, that of `models/tiny`; `me/odd`, of an unknown family; `me/mute`, without a tokenizer.
-fn serve() -> LoopbackHub {
+pub(super) fn serve() -> LoopbackHub {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
     let read = |name: &str| fs::read(folder.join(name)).unwrap();
     let mut files = BTreeMap::new();
