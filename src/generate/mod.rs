@@ -2,6 +2,9 @@
 
 mod batch;
 mod config;
+pub mod continuous;
+mod penalties;
+mod prompt_logprobs;
 mod sampler;
 mod session;
 
@@ -10,5 +13,7 @@ pub use batch::{
     generate_with,
 };
 pub use config::{SamplingConfig, Truncate};
+pub use penalties::{Penalties, TokenLogprobs};
+pub use prompt_logprobs::prompt_logprobs;
 pub use sampler::{SampledToken, sample_penalised, sample_token};
 pub use session::Session;

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::host::indices;
 use crate::ops::{self, Attend, CacheWrite, HeadLayout, ModelBackend};
 use crate::tokens::Segments;
 
@@ -40,8 +41,8 @@ impl<B: ModelBackend> KvCache<B> {
         self.slots = slots.iter().map(|&slot| vec![slot]).collect();
     }
 
-    /// As [`KvCache::select`] before a prefill, with several empty slots per row: each gets a copy of the row's keys and values, for
-    /// several responses to one prompt.
+    /// As [`KvCache::select`], with several slots per row, which hold the same tokens: each gets a copy of the row's keys and values,
+    /// for several responses to one prompt.
     ///
     /// # Panics
     /// If a row has no slot.
@@ -62,6 +63,40 @@ impl<B: ModelBackend> KvCache<B> {
     pub fn truncate(&mut self, slot: usize, len: usize) {
         assert!(len <= self.lens[slot], "a cache can only be shortened");
         self.lens[slot] = len;
+    }
+
+    /// Moves the tokens of the slots `kept`, in this order, to the first slots of a cache of `slots` rows of `capacity` tokens; the
+    /// other slots are empty.
+    ///
+    /// # Panics
+    /// If there are more `kept` than `slots`, or one of them holds more than `capacity`.
+    pub fn resize(&mut self, kept: &[usize], slots: usize, capacity: usize, device: &B::Device) {
+        let mut lens: Vec<usize> = kept.iter().map(|&slot| self.lens[slot]).collect();
+        let longest = lens.iter().copied().max().unwrap_or(0);
+        assert!(kept.len() <= slots, "{} rows in {slots} slots", kept.len());
+        assert!(longest <= capacity, "{longest} tokens in {capacity}");
+        lens.resize(slots, 0);
+        // One tensor at a time: the old one is freed before the next new one is made.
+        for layer in &mut self.layers {
+            let tables = layer
+                .take()
+                .expect("the cache is put back after each write");
+            *layer = Some(tables.map(|old| {
+                let width = old.dims()[2];
+                let held = (longest > 0).then(|| {
+                    let rows = old.clone().narrow(1, 0, longest);
+                    rows.select(0, indices(kept, device))
+                });
+                drop(old);
+                let new = Tensor::zeros([slots, capacity, width], device);
+                match held {
+                    Some(held) => new.slice_assign([0..kept.len(), 0..longest, 0..width], held),
+                    None => new,
+                }
+            }));
+        }
+        self.lens = lens;
+        self.slots.clear();
     }
 
     /// Whether each row of the next batch begins in an empty slot.
