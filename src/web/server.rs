@@ -40,6 +40,15 @@ pub(crate) struct Server {
     listener: TcpListener,
     address: SocketAddr,
     limits: Limits,
+    refusal: Refusal,
+}
+
+/// The answer to a request that does not reach the routes.
+pub(crate) type Refusal = fn(StatusCode, String) -> Response;
+
+/// A refusal as plain text.
+fn plain(status: StatusCode, message: String) -> Response {
+    (status, message).into_response()
 }
 
 impl Server {
@@ -65,7 +74,13 @@ impl Server {
             listener,
             address,
             limits,
+            refusal: plain,
         })
+    }
+
+    /// The same server with its own form of refusals.
+    pub(crate) fn refusing_by(self, refusal: Refusal) -> Self {
+        Self { refusal, ..self }
     }
 
     /// The address with the port that was taken.
@@ -121,6 +136,7 @@ impl Server {
         let door = Arc::new(Door {
             bind: self.bind,
             limits: self.limits,
+            refusal: self.refusal,
             begin: Instant::now(),
             buckets: Mutex::default(),
         });
@@ -189,6 +205,7 @@ impl Drop for Running {
 struct Door {
     bind: Bind,
     limits: Limits,
+    refusal: Refusal,
     begin: Instant,
     buckets: Mutex<HashMap<IpAddr, Bucket>>,
 }
@@ -217,7 +234,7 @@ impl Door {
         peer: IpAddr,
         request: Request<Incoming>,
     ) -> Result<Request, Box<Response>> {
-        let refusal = |status: StatusCode, text: String| Box::new((status, text).into_response());
+        let refusal = |status: StatusCode, text: String| Box::new((self.refusal)(status, text));
         if let Some(reason) = refuse(
             &self.bind,
             request.method(),
@@ -229,14 +246,11 @@ impl Door {
         if let Some(seconds) = self.too_many(peer).await {
             let seconds = seconds.ceil().max(1.0).to_string();
             let text = format!("too many requests; wait {seconds} s");
-            return Err(Box::new(
-                (
-                    StatusCode::TOO_MANY_REQUESTS,
-                    [(RETRY_AFTER, seconds)],
-                    text,
-                )
-                    .into_response(),
-            ));
+            let mut response = (self.refusal)(StatusCode::TOO_MANY_REQUESTS, text);
+            if let Ok(seconds) = seconds.parse() {
+                response.headers_mut().insert(RETRY_AFTER, seconds);
+            }
+            return Err(Box::new(response));
         }
         let limit = self.limits.body;
         let too_large = || {
