@@ -58,6 +58,7 @@ pub mod report;
 pub mod reward;
 pub mod rl;
 pub mod rng;
+mod serve;
 pub mod settings;
 mod sizes;
 pub mod snapshot;

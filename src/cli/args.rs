@@ -18,6 +18,7 @@ pub use super::push::PushArgs;
 pub use super::report::ReportArgs;
 pub use super::respond::SamplingArgs;
 pub use super::score::ScoreArgs;
+pub use super::serve::ServeArgs;
 pub use super::watch::WatchArgs;
 use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
@@ -92,6 +93,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Talk with a model, or with two at once
     Chat(ChatArgs),
+    /// Serve models over OpenAI's API, with a chat page
+    Serve(ServeArgs),
     /// Measure a model on a data file: loss, perplexity and reward sources
     Eval(EvalArgs),
     /// Show what a stage trains on, token by token
@@ -541,6 +544,10 @@ mod tests {
             "chat",
             "chat --model tiny --stage s",
             "chat --model tiny --against-adapter d",
+            "serve",
+            "serve --model tiny --stage s",
+            "serve --run r --adapter a",
+            "serve --model tiny --max-queue 0",
             "logprobs --model tiny --data a.jsonl",
             "eval --model tiny --data a.jsonl --reward blue",
             "eval --model tiny --data a.jsonl --reward length:many",
@@ -563,6 +570,8 @@ mod tests {
             "generate --run r --stage s --prompt a --stop x --stop y --min-p 0.05 --repetition-penalty 1.1 --num-responses 2 --json",
             "chat --model d --against e --system s --temperature 0 --continue",
             "chat --run r",
+            "serve --model d --adapter a --adapter b=c --api-key k --port 0 --max-body 1MiB",
+            "serve --run r --stage a,b --stage c --preferences p.jsonl --host 0.0.0.0",
             "eval --model d --data f.jsonl --reward rouge-l --output e.json",
             "inspect r.ron --stage sft --rows 2",
             "inspect --model m --peft Full",

@@ -30,6 +30,7 @@ mod report;
 mod respond;
 mod rows;
 mod score;
+mod serve;
 mod size;
 mod stage_result;
 mod watch;
@@ -53,6 +54,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Score(args) => score::run(args, compute),
         Command::Generate(args) => generate::run(args, compute),
         Command::Chat(args) => chat::run(args, compute),
+        Command::Serve(args) => serve::run(args, compute),
         Command::Eval(args) => eval::run(args, compute),
         Command::Inspect(args) => inspect::run(args),
         Command::Export(args) => export::run(args, compute),

@@ -108,6 +108,11 @@ impl ChatTemplate {
         self.source == other.source && tools(self) == tools(other)
     }
 
+    /// Whether it reads tools.
+    pub fn reads_tools(&self) -> bool {
+        self.for_tools.is_some() || self.source.contains("tools")
+    }
+
     /// Whether what it renders may depend on the time.
     pub(crate) fn reads_clock(&self) -> bool {
         let for_tools = self.for_tools.as_deref();

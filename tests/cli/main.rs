@@ -8,6 +8,7 @@ mod encoders;
 mod hub;
 mod new;
 mod report;
+mod serve;
 mod soak;
 mod sources;
 mod stages;
