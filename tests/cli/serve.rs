@@ -567,11 +567,12 @@ fn what_is_wrong_is_said_in_the_shape_of_the_api() {
         json!([{"role": "assistant", "content": "<script>c</script>"}])
     );
     // They are rows that a stage reads.
-    let recipe = "(model: \"text-model\", seed: 1, stages: [RewardModel(name: \"rm\", data: (files: [\"new/thumbs.jsonl\"]), steps: 1)])";
+    let recipe = "(name: \"r\", model: \"text-model\", stages: [RewardModel(name: \"rm\", init: Base, batch_size: 1, \
+                  data: (source: File(\"new/thumbs.jsonl\")))])";
     fs::write(folder.join("r.ron"), recipe).unwrap();
     let said = super::temper(folder, "inspect r.ron --stage rm");
     let said = format!("{}{}", super::stdout(&said), super::stderr(&said));
-    assert!(said.contains("<script>c</script>"), "{said}");
+    assert!(said.contains("1 of 1 row kept"), "{said}");
 
     for (args, parts) in [
         (
@@ -713,9 +714,9 @@ fn who_leaves_is_not_answered_and_others_are_not_mixed_up() {
     });
     server.wait_for("temper_responses_running", |running| running == 0.0);
     server.wait_for("temper_queue_waiting", |waiting| waiting == 0.0);
-    // 12 of two choices and 12 of three; some may have ended before it was seen that nobody reads.
+    // 12 of two choices are left in their middle; those left at once may never have begun.
     assert!(
-        server.metric("temper_aborted_total") >= 20.0,
+        server.metric("temper_aborted_total") >= 12.0,
         "{}",
         server.metric("temper_aborted_total")
     );
