@@ -38,6 +38,7 @@ use crate::peft::base::write_base;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::recipe;
 use crate::rng::Seed;
+use crate::terminal;
 
 /// Text for comparing the trained model with the written files.
 const PROBE: &str = "A merged model must say what the model with its adapter says: the same words, with the same odds.";
@@ -102,7 +103,9 @@ pub(super) fn write(
             // A run of an older version may have no report; its weights are exported all the same.
             match card.text() {
                 Ok(text) => write_atomic(written.join(CARD), text.as_bytes())?,
-                Err(error) => eprintln!("warning: no model card was written: {error}"),
+                Err(error) => {
+                    terminal::say(&format!("warning: no model card was written: {error}"))
+                }
             }
         }
         Ok(said)

@@ -13,6 +13,7 @@ use crate::checkpoint::RunDir;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, find_run, run_report};
 use crate::report::{Interrupt, StageReport, StageState, findings, run_body, stage_body};
+use crate::terminal;
 
 /// Time between two looks at the files.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -111,7 +112,7 @@ impl Live {
                     // A file may be read while it is replaced: the next look may do. What stays is said once.
                     Err(error) if complaint != error.to_string() => {
                         complaint = error.to_string();
-                        eprintln!("warning: the page stays as it was: {complaint}");
+                        terminal::say(&format!("warning: the page stays as it was: {complaint}"));
                     }
                     Err(_) => {}
                 }
