@@ -27,6 +27,7 @@ pair_rows() {
 # The stage of kind $1 with about $steps steps.
 stage() {
   local posts="data: (source: Posts(rows: 64, seed: 2))" many="data: (source: Posts(rows: $((32 * steps)), seed: 2))"
+  local some="data: (source: Posts(rows: $((4 * steps)), seed: 2))"
   local train="peft: Lora(rank: 2), optim: (lr: 1e-4), cadence: (eval_steps: 100, save_steps: 100)" rows="data: (source: \"$pairs\")"
   local answers="response_length: 4, max_prompt_length: 96" policy="init: Base, reward: Length(target: 3), peft: Lora(rank: 2), optim: (lr: 1e-5), cadence: (save_steps: 100)"
   pair_rows 64
@@ -38,7 +39,7 @@ stage() {
       pair_rows $((16 * steps))
       echo "Judge(name: \"s\", judge: Model(Base), $rows, max_unanswered: 1.0)"
       ;;
-    Revise) echo "Revise(name: \"s\", init: Base, $many, principles: \"tests/soak/principles.jsonl\", num_revisions: 1, $answers, generation_batch_size: 2)" ;;
+    Revise) echo "Revise(name: \"s\", init: Base, $some, principles: \"tests/soak/principles.jsonl\", num_revisions: 1, $answers, generation_batch_size: 2)" ;;
     RewardModel | Dpo) echo "$1(name: \"s\", init: Base, $rows, $train, batch_size: 2, max_length: 64, max_steps: $steps)" ;;
     Cpo | Orpo | Kto) echo "$1(name: \"s\", init: Base, $rows, $train, batch_size: 2, max_length: 64, max_steps: $steps)" ;;
     OnlineDpo) echo "OnlineDpo(name: \"s\", $posts, $policy, $answers, total_episodes: $((2 * steps)), batch_size: 2)" ;;
@@ -47,7 +48,7 @@ stage() {
     Grpo | Rloo) echo "$1(name: \"s\", $posts, $policy, $answers, total_episodes: $((2 * steps)), batch_size: 2, num_generations: 2)" ;;
     ReinforcePlusPlus) echo "$1(name: \"s\", $posts, $policy, $answers, total_episodes: $((2 * steps)), batch_size: 2)" ;;
     Distill) echo "Distill(name: \"s\", teacher: Base, $posts, $train, batch_size: 2, response_length: 4, max_length: 64, max_steps: $steps)" ;;
-    Compare) echo "Compare(name: \"s\", policies: [Base], $many, $answers, rewards: {\"gold\": Gold}, generation_batch_size: 2)" ;;
+    Compare) echo "Compare(name: \"s\", policies: [Base], $some, $answers, rewards: {\"gold\": Gold}, generation_batch_size: 2)" ;;
     *)
       echo "no stage kind $1" >&2
       exit 2

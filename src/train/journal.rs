@@ -84,6 +84,8 @@ impl Journal {
                     );
                     return Err(Error::format(folder, message));
                 }
+                // A kill between a save and its removals may have left one too many.
+                checkpoint::prune(&dir, cadence.save_total_limit.max(1))?;
                 let (logs, earlier) = Logs::resume(session, stage, &dir, &position)?;
                 (position, logs, earlier)
             }

@@ -459,3 +459,29 @@ fn a_stage_that_begins_again_forgets_its_checkpoints() {
         .collect();
     assert_eq!(left, ["step-000001"]);
 }
+
+/// A kill after a checkpoint is complete and before an older one is removed.
+#[test]
+fn a_checkpoint_too_many_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = r#"(name: "r", model: "tiny", seed: 1, stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 16, seed: 2)), peft: Lora(rank: 1), batch_size: 4, max_length: 64,
+            cadence: (save_steps: 1, save_total_limit: 2)),
+    ])"#;
+    let run = folder.path().join("run");
+    interrupted(recipe, folder.path(), &run, "sft", 3);
+    let checkpoints = run.join("sft/checkpoints");
+    let names = || {
+        let entries = fs::read_dir(&checkpoints).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["step-000002", "step-000003"]);
+    copy_tree(
+        &checkpoints.join("step-000002"),
+        &checkpoints.join("step-000001"),
+    );
+    go(recipe, folder.path(), &run, |options| options.resume = true).unwrap();
+    assert_eq!(names(), ["step-000002", "step-000003"]);
+}
