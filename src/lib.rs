@@ -45,6 +45,7 @@ pub mod generate;
 pub mod guard;
 pub mod host;
 pub mod hub;
+pub mod label;
 pub mod loss;
 pub mod model;
 pub mod ops;

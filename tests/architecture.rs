@@ -18,7 +18,7 @@ const LEVELS: &[&[&str]] = &[
     &["params", "rl", "hub", "stats"],
     &["loss", "data", "peft", "optim", "report"],
     &["model", "web"],
-    &["checkpoint", "generate"],
+    &["checkpoint", "generate", "label"],
     &["reward", "serve"],
     &["train"],
     &["recipe", "backend"],

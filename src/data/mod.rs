@@ -47,8 +47,8 @@ pub(crate) use encode::{
 pub use file::lfs_pointer;
 pub(crate) use file::text_bytes;
 pub use loader::{Batches, micro_batches};
-pub(crate) use pairs::readable;
 pub use pairs::{ResponseSet, read_response_sets};
+pub(crate) use pairs::{readable, response_sets};
 pub use row_kind::RowKind;
 pub(crate) use rows::source_files;
 pub use rows::{DataContext, Row, read_rows};
