@@ -12,6 +12,7 @@ pub use super::completions::CompletionsArgs;
 pub use super::elo::EloArgs;
 pub use super::eval_stages::StagesArgs;
 pub use super::generate::GenerateArgs;
+pub use super::label::LabelArgs;
 pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
 pub use super::push::PushArgs;
@@ -99,6 +100,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Show what a stage trains on, token by token
     Inspect(InspectArgs),
+    /// Let people judge responses in a browser, and export what they said
+    Label(LabelArgs),
     /// Copy a stage's result or a model into a folder for transformers and PEFT, or into a GGUF file
     Export(ExportArgs),
     /// Say what is compiled in and which devices work, and check their numbers against the CPU

@@ -61,7 +61,7 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
     }
     let models = names
         .iter()
-        .map(|name| find(args, name))
+        .map(|name| find_policy(&args.model, name, "--stages"))
         .collect::<Result<Vec<UnloadedModel>>>()?;
     let data = rows::read(&args.data)?;
     let tokenizer = rows::tokenizer_for(&data, &models[0])?;
@@ -98,24 +98,23 @@ pub(super) fn run(args: &EvalArgs, compute: &ComputeArgs) -> Result<()> {
     }
 }
 
-/// The policy of a stage, or the recipe's model.
-fn find(args: &EvalArgs, name: &str) -> Result<UnloadedModel> {
-    let run = args
-        .model
-        .run
-        .as_ref()
-        .ok_or_else(|| Error::Usage("--stages needs --run".into()))?;
-    let of_stage = |stage: Option<String>, model: Option<String>| ModelArgs {
-        run: model.is_none().then(|| run.clone()),
-        model,
+/// The policy of a stage of `model`'s run, or the recipe's model. `option` names where the user said so.
+///
+/// # Errors
+/// `Error::Usage` for stages without a policy.
+pub(super) fn find_policy(model: &ModelArgs, name: &str, option: &str) -> Result<UnloadedModel> {
+    let run = (model.run.as_ref()).ok_or_else(|| Error::Usage(format!("{option} needs --run")))?;
+    let of_stage = |stage: Option<String>, base: Option<String>| ModelArgs {
+        run: base.is_none().then(|| run.clone()),
+        model: base,
         stage,
-        ..args.model.clone()
+        ..model.clone()
     };
     let found = match name {
         BASE if !run.join(BASE).exists() => {
             let recipe = recipe::load(&run.join("recipe.ron"), &[])?;
             let model = recipe.model.ok_or_else(|| {
-                Error::Usage("--stages base: the run's recipe has no `model`".into())
+                Error::Usage(format!("{option} base: the run's recipe has no `model`"))
             })?;
             UnloadedModel::find(&of_stage(None, Some(model)))?
         }
@@ -126,7 +125,7 @@ fn find(args: &EvalArgs, name: &str) -> Result<UnloadedModel> {
     };
     if found.is_reward_model()? {
         return Err(Error::Usage(format!(
-            "--stages: {name} is a reward model and writes no responses; `--reward learned:{}` scores by it",
+            "{option}: {name} is a reward model and writes no responses; `--reward learned:{}` scores by it",
             result_of(run, name)?.display()
         )));
     }

@@ -14,6 +14,7 @@ mod export;
 mod export_gguf;
 mod generate;
 mod inspect;
+mod label;
 mod layers;
 mod logprobs;
 mod model;
@@ -57,6 +58,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Serve(args) => serve::run(args, compute),
         Command::Eval(args) => eval::run(args, compute),
         Command::Inspect(args) => inspect::run(args),
+        Command::Label(args) => label::run(args, compute),
         Command::Export(args) => export::run(args, compute),
         Command::Doctor(args) => doctor::run(args, compute),
         Command::Models(args) => models::run(args),

@@ -6,6 +6,7 @@ mod data;
 mod elo;
 mod encoders;
 mod hub;
+mod label;
 mod new;
 mod report;
 mod serve;

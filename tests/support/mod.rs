@@ -8,6 +8,7 @@ pub(crate) mod endpoint;
 pub(crate) mod families;
 pub(crate) mod gguf;
 pub(crate) mod group;
+pub(crate) mod labeller;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 pub(crate) mod launches;
 pub(crate) mod losses;
