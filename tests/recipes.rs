@@ -287,7 +287,7 @@ fn a_stage_of_the_wrong_kind() {
         "Ranked(stage: \"rank\")",
         "Ranked(stage: \"sft\")",
         &[
-            "stages.rm.data.source.stage: `sft` is a `Sft`; a `Rank`, `Sample` or `Judge` stage was expected",
+            "stages.rm.data.source.stage: `sft` is a `Sft`; a `Rank`, `Sample`, `Judge` or `Label` stage was expected",
         ],
     );
     one(

@@ -17,6 +17,7 @@ mod hir;
 mod journal;
 mod judge;
 mod kto;
+mod label;
 mod measure;
 mod online_dpo;
 mod orpo;
@@ -66,6 +67,8 @@ stage::stages! {
     Sample(config::SampleConfig),
     /// Labels of pairs by a judge.
     Judge(config::JudgeConfig),
+    /// Labels of pairs by people.
+    Label(config::LabelConfig),
     /// Critique and revision of responses.
     Revise(config::ReviseConfig),
     /// Reward model.

@@ -10,6 +10,7 @@ mod group;
 mod hir;
 mod invariants;
 mod judge;
+mod label;
 mod methods;
 mod online_dpo;
 mod only;

@@ -14,6 +14,7 @@ pub use super::grpo::{GrpoConfig, GrpoLoss, ImportanceLevel};
 pub use super::hir::{HirConfig, Instructions};
 pub use super::judge::JudgeConfig;
 pub use super::kto::KtoConfig;
+pub use super::label::{LabelConfig, Labeller};
 pub use super::online_dpo::{OnlineDpoConfig, OnlineDpoLoss};
 pub use super::orpo::OrpoConfig;
 pub use super::ppo::{PpoConfig, PtxConfig, ValueInit, ValueTrunk};

@@ -1,0 +1,106 @@
+//! The stage specification of Label.
+
+use super::{LabelConfig, Labeller};
+use crate::data::{Row, RowKind, Tokenizer, encode_comparisons};
+use crate::error::Result;
+use crate::label::{Form, check_names};
+use crate::ops::ModelBackend;
+use crate::train::checks::Checks;
+use crate::train::checks::settings::check_comparisons;
+use crate::train::config::DataConfig;
+use crate::train::plan::{Planner, ScoredRows, StagePlan};
+use crate::train::{Outcome, Preview, Session, StageInputs, StageOutput, StageSpec};
+
+impl StageSpec for LabelConfig {
+    const OUTPUT: StageOutput = StageOutput::Rows(RowKind::Preference);
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn inputs(&self) -> StageInputs<'_> {
+        StageInputs::default().data("data", &self.data, RowKind::Responses)
+    }
+
+    fn data_mut(&mut self) -> Vec<&mut DataConfig> {
+        vec![&mut self.data]
+    }
+
+    fn check(&self, checks: &mut Checks, path: &str) {
+        checks.fraction(path, "overlap", self.overlap);
+        checks.below_one(path, "valid_fraction", self.valid_fraction);
+        for (key, count) in [("max_pairs", self.max_pairs), ("enough", self.enough)] {
+            checks.must(
+                format!("{path}.{key}"),
+                count != Some(0),
+                "at least 1, or `None` for all",
+                0,
+            );
+        }
+        if let Err(problem) = check_names(&self.annotators) {
+            checks.problem(format!("{path}.annotators"), problem);
+        }
+        if let Some(problem) = self.form.problem() {
+            checks.problem(format!("{path}.form"), problem);
+        }
+        if matches!(self.form, Form::Dialogue { .. }) {
+            checks.problem(
+                format!("{path}.form"),
+                "stages write no dialogues of several turns",
+            );
+            checks.help("`temper label --form dialogue` judges those of a file");
+        }
+        if self.by == Labeller::Scores && self.form != Form::default() {
+            checks.problem(
+                format!("{path}.form"),
+                "has no effect: nobody is asked with `by: Scores`",
+            );
+            checks.help("leave out `form`, or `by`");
+        }
+        if self.by == Labeller::People && !self.host.is_loopback() {
+            checks.problem(
+                format!("{path}.host"),
+                format!(
+                    "{} is reached by other machines, without encryption",
+                    self.host
+                ),
+            );
+            checks.help("leave out `host`, and let annotators come through a tunnel: `ssh -L PORT:127.0.0.1:PORT HOST`");
+        }
+        if self.data.format.take.is_some() {
+            checks.problem(
+                format!("{path}.data.format.take"),
+                "has no effect: people are asked about all pairs of responses",
+            );
+            checks.help("`max_pairs` limits their number");
+        }
+        check_comparisons(checks, path, "a Label stage", self.inputs());
+    }
+
+    fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
+        let data = planner.lengths("data", &self.data, RowKind::Responses, usize::MAX);
+        let responses = planner.responses_of(&self.data).unwrap_or(2);
+        let all = responses * responses.saturating_sub(1) / 2;
+        let pairs = self.max_pairs.map_or(all, |most| most.min(all)) as u64;
+        plan.rows = data.rows;
+        plan.steps = 1;
+        let prompts = (data.rows as f64 * (1.0 - self.valid_fraction)) as u64;
+        let len = data.mean / responses.max(2) as f64;
+        plan.leaves = Some(ScoredRows {
+            prompts: prompts * pairs,
+            held_out: (data.rows - prompts) * pairs,
+            responses: 2,
+            len,
+            expected: (0.0, len),
+        });
+    }
+
+    fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {
+        let encoded = encode_comparisons(rows, tokenizer, &self.data.format, usize::MAX)?;
+        Ok(Preview::comparisons(encoded, |i, prompt, _| i >= prompt))
+    }
+
+    fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
+        super::label(session, self)
+    }
+}
