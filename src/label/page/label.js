@@ -78,6 +78,17 @@ async function send(path, body, done) {
   }
 }
 
+/** Looks whether there is more after all was done: the next round of a run, at the same address. A server that is gone is no trouble. */
+async function look(answer) {
+  if (now !== answer || sending) return;
+  try {
+    const response = await fetch("/api/next", { method: "POST", headers: { "Authorization": "Bearer " + token }, body: "" });
+    const next = response.ok ? await response.json() : null;
+    if (next && next.state !== "done" && now === answer) { show(next); return; }
+  } catch { /* not there yet */ }
+  setTimeout(() => look(answer), 15000);
+}
+
 // ---- What is filled in: kept for a reload, until it is sent ----
 
 const remember = () => {
@@ -107,6 +118,7 @@ function show(answer) {
       : "Thank you. All tasks are judged; you may close this page.";
     $("over-undo").hidden = mine + skipped === 0;
     if (wait) setTimeout(() => { if (now === answer) send("next"); }, 5000);
+    else setTimeout(() => look(answer), 15000);
     return;
   }
   seconds = 0;

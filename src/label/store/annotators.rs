@@ -66,6 +66,31 @@ impl Store {
         Ok((Annotator { id, name }, token))
     }
 
+    /// Makes the tokens of annotators of the same name in `other` valid here, too: an address stays the same over the rounds of a run.
+    ///
+    /// # Errors
+    /// `Error::Format` if one of the files cannot be read or written.
+    pub(crate) fn adopt_tokens(&self, other: &Self) -> Result<usize> {
+        let known: Vec<(String, String, i64)> = other.read(|connection| {
+            let mut all = connection.prepare(
+                "SELECT hash, name, tokens.created FROM tokens JOIN annotators ON annotators.id = tokens.annotator",
+            )?;
+            all.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+                .collect()
+        })?;
+        self.change(|change| {
+            let mut adopted = 0;
+            for (hash, name, created) in &known {
+                adopted += change.execute(
+                    "INSERT INTO tokens (hash, annotator, created) SELECT ?1, id, ?3 FROM annotators WHERE name = ?2
+                     ON CONFLICT (hash) DO NOTHING",
+                    params![hash, name, created],
+                )?;
+            }
+            Ok(adopted)
+        })
+    }
+
     /// Makes all tokens so far invalid.
     ///
     /// # Errors

@@ -278,6 +278,11 @@ fn tokens_are_kept_as_hashes_and_are_of_one_annotator() {
             .windows(32)
             .any(|window| window == token.reveal().as_bytes())
     );
+    // The next round's store takes the same addresses, of those whom it knows.
+    let next = Store::begin(&folder.path().join("next.db"), &terms(0.0)).unwrap();
+    next.annotator("ann", 2).unwrap();
+    assert_eq!(next.adopt_tokens(&store).unwrap(), 2);
+    assert!(next.by_token(token.reveal()).unwrap().is_some());
     assert_eq!(store.revoke_tokens().unwrap(), 2);
     assert_eq!(of(token.reveal()), None);
 }

@@ -237,6 +237,9 @@ fn wait<B: ModelBackend>(
         .iter()
         .map(|(annotator, _)| annotator.clone())
         .collect();
+    for earlier in other_stores(session.run.path(), store.path()) {
+        store.adopt_tokens(&Store::open(&earlier)?)?;
+    }
     let (judged, all) = store.judged()?;
     let wanted = config.enough.map_or(all, |enough| enough.min(all));
     if judged >= wanted && config.enough.is_some() || store.left(&annotators)? == 0 {
@@ -275,6 +278,15 @@ fn wait<B: ModelBackend>(
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// The stores of the run's other Label stages.
+fn other_stores(run: &Path, own: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(run).into_iter().flatten().flatten();
+    let stores = entries.map(|entry| entry.path().join(STORE));
+    let mut stores: Vec<PathBuf> = stores.filter(|path| path != own && path.exists()).collect();
+    stores.sort();
+    stores
 }
 
 /// Rows of the same prompt together, in the order of first appearance, so that none is in both parts of a division.
