@@ -47,7 +47,7 @@ stage() {
     Ppo) echo "Ppo(name: \"s\", $posts, $policy, $answers, total_episodes: $((2 * steps)), batch_size: 2, num_ppo_epochs: 1)" ;;
     Grpo | Rloo) echo "$1(name: \"s\", $posts, $policy, $answers, total_episodes: $((2 * steps)), batch_size: 2, num_generations: 2)" ;;
     ReinforcePlusPlus) echo "$1(name: \"s\", $posts, $policy, $answers, total_episodes: $((2 * steps)), batch_size: 2)" ;;
-    Distill) echo "Distill(name: \"s\", teacher: Base, $posts, $train, batch_size: 2, response_length: 4, max_length: 64, max_steps: $steps)" ;;
+    Distill) echo "Sft(name: \"t\", $posts, batch_size: 2, max_length: 64, max_steps: 1), Distill(name: \"s\", teacher: Stage(\"t\"), $posts, $train, batch_size: 2, response_length: 4, max_length: 64, max_steps: $steps)" ;;
     Compare) echo "Compare(name: \"s\", policies: [Base], $some, $answers, rewards: {\"gold\": Gold}, generation_batch_size: 2)" ;;
     *)
       echo "no stage kind $1" >&2

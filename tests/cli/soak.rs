@@ -1,4 +1,4 @@
-//! What a run keeps from others: secrets, control characters, time.
+//! Short forms of tests/soak.sh, tests/crash.sh and tests/long.sh, and what a run keeps from others: secrets, control characters, time.
 
 use std::fs;
 use std::io::Read;
@@ -9,6 +9,44 @@ use std::time::{Duration, Instant};
 
 use super::hub::loopback::TOKEN;
 use super::{command, hub};
+
+/// A script of the repository with the tested program; its output.
+#[cfg(target_os = "linux")]
+fn script(line: &str) -> String {
+    let mut words = line.split(' ');
+    let output = Command::new(super::repository().join(words.next().unwrap()))
+        .args(words)
+        .env("TEMPER", env!("CARGO_BIN_EXE_temper"))
+        .env("RECIPE", "tests/soak/short.ron")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{line}:\n{text}{error}");
+    text
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_is_killed_ends_as_an_undisturbed_one() {
+    let text = script("tests/soak.sh 4");
+    assert!(
+        text.contains("4 stops (") && text.ends_with(": 0 runs differ\n"),
+        "{text}"
+    );
+    let text = script("tests/crash.sh 17 97");
+    assert!(text.ends_with(": 0 do not go on, 0 differ\n"), "{text}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_files_and_threads_do_not_grow_with_the_steps() {
+    let text = script("tests/long.sh 300 Sft Ppo");
+    assert!(
+        text.contains("| Sft | ") && text.contains("| Ppo | "),
+        "{text}"
+    );
+}
 
 /// All files below a folder.
 fn files_of(folder: &Path, found: &mut Vec<PathBuf>) {
