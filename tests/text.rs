@@ -1,5 +1,6 @@
 //! Tokenizers, chat templates and rows against transformers and TRL.
 
+mod fuzz;
 mod support;
 
 use support::{text, tokens, trl_rows};

@@ -1,0 +1,7 @@
+//! libFuzzer over `targets::TARGETS`, "template".
+#![no_main]
+
+#[path = "../harness.rs"]
+mod harness;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| harness::call("template", input));
