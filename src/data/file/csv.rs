@@ -1,5 +1,6 @@
 //! CSV files as rows: the first line names the columns.
 
+use std::collections::HashSet;
 use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
@@ -85,18 +86,19 @@ fn separator(head: &[u8]) -> u8 {
 fn check_names(path: &Path, names: &StringRecord) -> Result<()> {
     let error = |message: String| Err(Error::format(path, message));
     let all: Vec<&str> = names.iter().collect();
+    let mut seen = HashSet::with_capacity(all.len());
     for (i, name) in all.iter().enumerate() {
         if name.trim().is_empty() {
             return error(format!("its first line gives column {} no name", i + 1));
         }
-        if all[..i].contains(name) {
+        if !seen.insert(*name) {
             return error(format!("its first line names the column `{name}` twice"));
         }
     }
     match all.as_slice() {
         [one] if one.contains([';', ',', '|']) => error(format!(
             "expected fields separated by tabs, found the one column `{}`",
-            one.escape_debug()
+            one.chars().take(200).collect::<String>().escape_debug()
         )),
         _ => Ok(()),
     }

@@ -4,6 +4,7 @@ mod array;
 mod csv;
 mod json;
 mod jsonl;
+mod pages;
 mod parquet;
 mod paths;
 mod reader;

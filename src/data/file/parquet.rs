@@ -5,10 +5,11 @@ use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::reader::RowIter;
 use serde_json::Value;
 
-use super::{FileFormat, OpenedFile, RowReader};
+use super::{FileFormat, OpenedFile, RowReader, pages};
 use crate::data::RowFormat;
 use crate::data::rows::Row;
 use crate::error::{Error, Result};
+use crate::guard::{Failure, contain};
 use crate::outside;
 
 /// First bytes of a parquet file.
@@ -30,18 +31,40 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
     }
     // The footer is read first: the file is opened again, to seek in it.
     let file = outside::open(path)?;
-    let reader = SerializedFileReader::new(file)
-        .map_err(|e| Error::format(path, format!("expected a parquet file: {e}")))?;
-    let num_rows = reader.metadata().file_metadata().num_rows();
+    let wrong = |e: String| Error::format(path, format!("expected a parquet file: {e}"));
+    let seen = file.try_clone().map_err(Error::io("read", path))?;
+    // The library panics on some damaged files.
+    let opened = contain(|| {
+        pages::check_columns(&seen)?;
+        let reader = SerializedFileReader::new(file).map_err(|e| e.to_string())?;
+        pages::check(&seen, reader.metadata())?;
+        let num_rows = reader.metadata().file_metadata().num_rows();
+        Ok((num_rows, RowIter::from_file_into(Box::new(reader))))
+    });
+    let opened = opened.unwrap_or_else(|failure| Err(fails(&failure)));
+    let (num_rows, mut rows) = opened.map_err(wrong)?;
     let owned = path.to_path_buf();
-    let rows = RowIter::from_file_into(Box::new(reader)).enumerate();
-    let rows = rows.map(move |(i, row)| {
+    let mut ended = false;
+    let rows = std::iter::from_fn(move || {
+        if ended {
+            return None;
+        }
+        let row = contain(|| Some(rows.next()?.map(|row| row.to_json_value())));
+        let row = match row {
+            Ok(row) => row?.map_err(|e| e.to_string()),
+            Err(failure) => Err(fails(&failure)),
+        };
+        // What follows a damaged row is not read.
+        ended = row.is_err();
+        Some(row)
+    });
+    let rows = rows.enumerate().map(move |(i, row)| {
         let error = |message: String| Error::Data {
             path: owned.clone(),
             line: i + 1,
             message,
         };
-        match row.map_err(|e| error(e.to_string()))?.to_json_value() {
+        match row.map_err(error)? {
             Value::Object(columns) => Ok(Row {
                 columns,
                 path: owned.clone(),
@@ -52,6 +75,10 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
     });
     let num_rows = usize::try_from(num_rows).unwrap_or(0);
     Ok(RowReader::of(path, Box::new(rows)).with_num_rows(num_rows))
+}
+
+fn fails(failure: &Failure) -> String {
+    format!("the file is damaged: {failure}")
 }
 
 #[cfg(test)]
