@@ -1,5 +1,7 @@
 //! Rows of embedding and output head that are trained for single tokens: chosen, checked, put on a model, and found in files.
 
+use std::collections::HashSet;
+
 use burn::tensor::Tensor;
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
@@ -150,8 +152,9 @@ fn impossible(
 ) -> Vec<String> {
     let (rows, path) = (config.vocab_size(), &table.path);
     let mut problems = Vec::new();
-    for (index, token) in table.tokens.iter().enumerate() {
-        if table.tokens[..index].contains(token) {
+    let mut named = HashSet::new();
+    for token in &table.tokens {
+        if !named.insert(token) {
             problems.push(format!("token {token} is named twice"));
         }
         match token {

@@ -47,6 +47,9 @@ impl Default for OptimConfig {
     }
 }
 
+/// Most groups: the pattern of each is compiled, and matched with every parameter.
+const MAX_GROUPS: usize = 1000;
+
 impl OptimConfig {
     /// Settings of the update rule, the schedule and the groups that cannot be; `place` is the key below the optimiser.
     pub fn problems(&self) -> Vec<Problem> {
@@ -63,7 +66,13 @@ impl OptimConfig {
         let mut of_rule = Settings::default();
         self.algorithm.problems(&mut of_rule);
         let algorithm = of_rule.into_problems().into_iter();
-        let groups = self.groups.iter().enumerate().flat_map(|(index, group)| {
+        let count = self.groups.len();
+        let too_many = (count > MAX_GROUPS).then(|| {
+            let message = format!("{count} groups; at most {MAX_GROUPS} are possible");
+            Problem::new("groups", message)
+        });
+        let checked = self.groups.iter().enumerate().take(MAX_GROUPS);
+        let groups = checked.flat_map(|(index, group)| {
             let problems = group.problems().into_iter();
             problems.map(move |mut problem| {
                 problem.place = match problem.place.as_str() {
@@ -75,6 +84,7 @@ impl OptimConfig {
         });
         (schedule.chain(algorithm.map(below("algorithm"))))
             .chain(self.unused())
+            .chain(too_many)
             .chain(groups)
             .collect()
     }

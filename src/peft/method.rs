@@ -319,11 +319,17 @@ impl Settings {
 
     /// Names or regular expressions.
     pub fn expressions(&mut self, key: &str, entries: &[String]) {
+        use super::targets::{is_plain, too_many, whole};
+        if let Err(message) = too_many(entries.iter().map(String::as_str)) {
+            return self.note(Problem::new(key, message));
+        }
         for (index, entry) in entries.iter().enumerate() {
             let key = format!("{key}.{index}");
             if entry.is_empty() {
                 self.note(Problem::new(key, "is empty"));
-            } else if let Err(cause) = super::targets::whole(entry) {
+            } else if !is_plain(entry)
+                && let Err(cause) = whole(entry)
+            {
                 let message = format!("{entry:?} is not a regular expression: {cause}");
                 self.note(Problem::new(key, message));
             }

@@ -144,15 +144,22 @@ impl Part {
 
 /// Whether a component is the part, where `*` stands for any characters.
 fn matches_part(part: &str, component: &str) -> bool {
-    let Some((head, tail)) = part.split_once('*') else {
-        return part == component;
-    };
-    let Some(rest) = component.strip_prefix(head) else {
+    let mut pieces = part.split('*');
+    let head = pieces.next().unwrap_or_default();
+    let Some(mut rest) = component.strip_prefix(head) else {
         return false;
     };
-    (0..=rest.len())
-        .filter(|&at| rest.is_char_boundary(at))
-        .any(|at| matches_part(tail, &rest[at..]))
+    let Some(tail) = pieces.next_back() else {
+        return rest.is_empty();
+    };
+    // The first place for each piece leaves the most to those after it.
+    for piece in pieces {
+        let Some(at) = rest.find(piece) else {
+            return false;
+        };
+        rest = &rest[at + piece.len()..];
+    }
+    rest.ends_with(tail)
 }
 
 /// The highest number among the components.
@@ -236,6 +243,32 @@ mod tests {
             tied_to: (tied && name == "lm_head.weight").then_some(NAMES[0]),
         });
         resolve(&entries, &tensors).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn stars_stand_for_any_characters() {
+        for (part, component, expected) in [
+            ("q_proj", "q_proj", true),
+            ("q_proj", "q_proj2", false),
+            ("*_proj", "q_proj", true),
+            ("*", "", true),
+            ("q*proj*", "q_proj", true),
+            ("q*q", "q", false),
+            ("*o*o", "o_pro", true),
+            ("*a*b*c*", "xaxbxc", true),
+            ("*a*b*c*", "xaxcxb", false),
+        ] {
+            assert_eq!(
+                matches_part(part, component),
+                expected,
+                "{part} {component}"
+            );
+        }
+        assert!(!matches_part(&"*a".repeat(40), &"a".repeat(39)));
+        assert!(!matches_part(
+            &format!("{}b", "*".repeat(60)),
+            &"a".repeat(60)
+        ));
     }
 
     #[test]

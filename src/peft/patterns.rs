@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-use super::targets::Expression;
+use super::targets::{Expression, before_plain, is_plain, too_many};
 
 /// Patterns with their values, in the order of the file: the first that matches a path counts.
 ///
@@ -45,25 +45,30 @@ impl<T> Patterns<T> {
     /// [`Patterns::invalid`].
     pub fn get(&self, path: &str) -> Option<&T> {
         let mut patterns = self.0.iter();
-        patterns
-            .find(|(key, _)| compile(key).is_ok_and(|regex| regex.is_match(path)))
-            .map(|(_, value)| value)
+        let found = patterns.find(|(key, _)| matches(key, path));
+        found.map(|(_, value)| value)
     }
 
     /// Patterns that cannot be compiled.
     pub fn invalid(&self) -> Vec<&str> {
         let keys = self.0.iter().map(|(key, _)| key.as_str());
-        keys.filter(|key| compile(key).is_err()).collect()
+        keys.filter(|key| !is_plain(key) && compile(key).is_err())
+            .collect()
     }
 
     /// Patterns that match none of the paths.
     pub fn unused<'a>(&self, paths: impl Iterator<Item = &'a str> + Clone) -> Vec<&str> {
-        let unused = |key: &&str| match compile(key) {
-            Ok(regex) => !paths.clone().any(|path| regex.is_match(path)),
-            Err(_) => true,
-        };
+        let unused = |key: &&str| !paths.clone().any(|path| matches(key, path));
         let keys = self.0.iter().map(|(key, _)| key.as_str());
         keys.filter(unused).collect()
+    }
+}
+
+fn matches(pattern: &str, path: &str) -> bool {
+    match is_plain(pattern) {
+        true => before_plain(pattern, path)
+            .is_some_and(|before| before.is_empty() || before.ends_with('.')),
+        false => compile(pattern).is_ok_and(|regex| regex.is_match(path)),
     }
 }
 
@@ -98,6 +103,8 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for InOrder<T> {
         while let Some(entry) = map.next_entry()? {
             patterns.push(entry);
         }
+        let keys = patterns.iter().map(|(key, _): &(String, T)| key.as_str());
+        too_many(keys).map_err(serde::de::Error::custom)?;
         Ok(Patterns(patterns))
     }
 }

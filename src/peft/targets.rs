@@ -1,6 +1,10 @@
 //! Which linear layers an adapter is put on, by PEFT's rules.
 
-use fancy_regex::Regex;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use fancy_regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -172,6 +176,8 @@ impl Selection<'_> {
                     "\"{key}\": \"{entry}\" cannot be read as a regular expression"
                 ));
             }
+            let entries = modules.map_or(&[][..], TargetModules::entries);
+            too_many(entries.iter().map(String::as_str)).map_err(|m| format!("\"{key}\": {m}"))?;
         }
         for pattern in self.layers_pattern {
             if numbered(pattern).is_err() {
@@ -200,23 +206,94 @@ impl TargetModules {
     }
 }
 
+/// Refuses more patterns than can be matched with every module.
+///
+/// # Errors
+/// With their number.
+pub(super) fn too_many<'a>(
+    patterns: impl Iterator<Item = &'a str>,
+) -> std::result::Result<(), String> {
+    match patterns.filter(|pattern| !is_plain(pattern)).count() {
+        count if count > MAX_PATTERNS => Err(format!(
+            "{count} regular expressions; at most {MAX_PATTERNS} are possible beside names of modules"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// A string on its own: `"all-linear"`, or a regular expression on the whole path.
 fn matches_alone(entry: &str, layer: &LinearSpec) -> bool {
     match entry == ALL_LINEAR {
         true => layer.kind == LayerKind::Linear,
+        false if is_plain(entry) => before_plain(entry, &layer.name) == Some(""),
         false => whole(entry).is_ok_and(|pattern| pattern.is_match(&layer.name)),
     }
 }
 
+/// Whether a pattern is the name of a module, in which a dot stands for any character, and needs no compiling.
+pub(super) fn is_plain(pattern: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    !pattern.is_empty() && pattern.chars().all(plain)
+}
+
+/// What stands before the end of `text` that a plain pattern matches.
+pub(super) fn before_plain<'a>(pattern: &str, text: &'a str) -> Option<&'a str> {
+    let at = text.len().checked_sub(pattern.len())?;
+    let (before, end) = text.split_at_checked(at)?;
+    let mut pairs = pattern.bytes().zip(end.bytes());
+    (end.is_ascii() && pairs.all(|(p, t)| p == b'.' || p == t)).then_some(before)
+}
+
+/// Most patterns of one list that are not plain: each is compiled, and matched with every module.
+pub(super) const MAX_PATTERNS: usize = 1000;
+/// Most bytes of a pattern.
+const PATTERN_BYTES: usize = 16 << 10;
+/// Most bytes of a compiled pattern, or of each of its parts.
+const COMPILED_BYTES: usize = 1 << 20;
+/// Most steps back in a module's path.
+const STEPS: usize = 20_000;
+/// Compiled patterns that are kept.
+const KEPT: usize = 2 * MAX_PATTERNS;
+
+thread_local! {
+    /// By pattern. A list of them is matched with hundreds of modules.
+    static COMPILED: RefCell<HashMap<String, std::result::Result<Expression, String>>> = RefCell::default();
+}
+
 /// A regular expression of Python's kind, look-around and back-references included.
 #[derive(Debug, Clone)]
-pub(super) struct Expression(Regex);
+pub(super) struct Expression(Arc<Regex>);
 
 impl Expression {
     /// # Errors
     /// With the cause, in one line.
     pub(super) fn new(pattern: &str) -> std::result::Result<Self, String> {
-        Regex::new(pattern).map(Self).map_err(|error| {
+        COMPILED.with_borrow_mut(|known| {
+            if let Some(found) = known.get(pattern) {
+                return found.clone();
+            }
+            if known.len() >= KEPT {
+                known.clear();
+            }
+            let compiled = Self::compile(pattern);
+            known.insert(pattern.to_owned(), compiled.clone());
+            compiled
+        })
+    }
+
+    fn compile(pattern: &str) -> std::result::Result<Self, String> {
+        if pattern.len() > PATTERN_BYTES {
+            return Err(format!(
+                "it has {} bytes; at most {PATTERN_BYTES} are possible",
+                pattern.len()
+            ));
+        }
+        let mut builder = RegexBuilder::new(pattern);
+        let built = builder
+            .backtrack_limit(STEPS)
+            .delegate_size_limit(COMPILED_BYTES)
+            .build();
+        built.map(|regex| Self(Arc::new(regex))).map_err(|error| {
             // The message may span lines and ends with the cause; positions in it count what was put around the pattern.
             let cause = error.to_string();
             let cause = cause.lines().last().unwrap_or_default();
@@ -275,6 +352,8 @@ pub fn resolve_targets(selection: &Selection<'_>, linear: &[LinearSpec]) -> Resu
         ("exclude_modules", selection.exclude_modules),
     ] {
         let Some(modules) = modules else { continue };
+        too_many(modules.entries().iter().map(String::as_str))
+            .map_err(|message| Error::Usage(format!("{key}: {message}")))?;
         let unmatched = unmatched(modules, linear);
         if !unmatched.is_empty() {
             problems.push(format!("{key}: {}", unmatched.join("; ")));
@@ -306,11 +385,18 @@ pub fn resolve_targets(selection: &Selection<'_>, linear: &[LinearSpec]) -> Resu
     Ok(chosen)
 }
 
+/// Entries that an error names at most.
+const ENOUGH: usize = 50;
+
 /// What is wrong with each entry that selects nothing.
 fn unmatched(modules: &TargetModules, linear: &[LinearSpec]) -> Vec<String> {
     let in_list = matches!(modules, TargetModules::List(_));
     let mut unmatched = Vec::new();
     for entry in modules.entries() {
+        if unmatched.len() >= ENOUGH {
+            unmatched.push("..".to_owned());
+            break;
+        }
         let selects = |layer: &LinearSpec| {
             (in_list && is_suffix(&layer.name, entry)) || matches_alone(entry, layer)
         };
@@ -399,6 +485,50 @@ fn edit_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_patterns_match_as_expressions_do() {
+        let path = "model.layers.1.self_attn.v_proj";
+        for (pattern, suffix, is_whole) in [
+            ("v_proj", true, false),
+            ("_proj", false, false),
+            ("self_attn.v_proj", true, false),
+            ("self.attn.v.proj", true, false),
+            ("model.layers.1.self_attn.v_proj", true, true),
+            ("model.layers.2.self_attn.v_proj", false, false),
+            (".model.layers.1.self_attn.v_proj", false, false),
+        ] {
+            assert!(is_plain(pattern));
+            let before = before_plain(pattern, path);
+            let at_dot = before.is_some_and(|b| b.is_empty() || b.ends_with('.'));
+            assert_eq!(
+                (at_dot, before == Some("")),
+                (suffix, is_whole),
+                "{pattern}"
+            );
+            let expression = Expression::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).unwrap();
+            assert_eq!(expression.is_match(path), suffix, "{pattern}");
+            assert_eq!(
+                whole(pattern).unwrap().is_match(path),
+                is_whole,
+                "{pattern}"
+            );
+        }
+        assert!(!is_plain("") && !is_plain(".*_proj") && !is_plain("a|b"));
+    }
+
+    #[test]
+    fn patterns_are_bounded_in_length_and_number() {
+        let message = Expression::new(&"a".repeat(20_000)).unwrap_err();
+        assert_eq!(message, "it has 20000 bytes; at most 16384 are possible");
+        assert!(Expression::new("(?:a{1000}){1000}").is_err());
+        assert_eq!(too_many(["q_proj"; 5000].into_iter()), Ok(()));
+        let message = too_many([".*q_proj"; 1001].into_iter()).unwrap_err();
+        assert!(
+            message.starts_with("1001 regular expressions; at most 1000"),
+            "{message}"
+        );
+    }
 
     fn linear() -> Vec<LinearSpec> {
         (0..2)

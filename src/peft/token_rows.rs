@@ -3,7 +3,7 @@
 //! # Source
 //! PEFT 0.21, `TrainableTokensLayer`: rows are replaced, not added to. A head that is tied to the embedding has the same rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use crate::settings::Settings;
 pub const TOKEN_ROWS: &str = "trainable_tokens_delta";
 
 /// A token: its id, or what it is in the vocabulary.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(untagged)]
 pub enum TokenName {
     /// Its id.
@@ -221,8 +221,9 @@ impl Settings {
                         .with_help("leave it out, or name tokens by text or id"),
                 );
             }
-            for (index, token) in tokens.iter().enumerate() {
-                if tokens[..index].contains(token) {
+            let mut named = HashSet::new();
+            for token in tokens.iter() {
+                if !named.insert(token) {
                     let message = format!("names {token} twice{of}");
                     self.note(Problem::new(rows.key, message));
                 }

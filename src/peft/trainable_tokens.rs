@@ -3,6 +3,8 @@
 //! # Source
 //! PEFT 0.21, `TrainableTokensConfig`.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -37,10 +39,11 @@ impl AdapterMethod for TrainableTokensConfig {
     const OWN_TARGETS: bool = true;
 
     fn problems(&self, settings: &mut Settings) {
+        let mut named = HashSet::new();
         for (index, entry) in self.target_modules.iter().enumerate() {
             if entry.is_empty() {
                 settings.note(Problem::new(format!("target_modules.{index}"), "is empty"));
-            } else if self.target_modules[..index].contains(entry) {
+            } else if !named.insert(entry) {
                 let message = format!("names {entry:?} twice");
                 settings.note(Problem::new(format!("target_modules.{index}"), message));
             }
