@@ -10,20 +10,43 @@ use serde_json::{Value, json};
 /// Stands for a space.
 pub(super) const MARK: &str = "\u{2581}";
 
+/// Most bytes of all merges: those of the largest vocabularies, of 256,000 pieces, are 7 million.
+const MAX_BYTES: usize = 64 << 20;
+
+/// Most bytes that are looked up for them: for each piece its length times its places to part.
+const MAX_LOOK_UPS: usize = 1 << 30;
+
 /// The merges of `pieces` with their scores, best first; of a piece those with the longest left part first, as transformers has them.
-pub(super) fn merges<'a>(pieces: &[(&'a str, f32)]) -> Vec<[&'a str; 2]> {
+///
+/// # Errors
+/// If they are more than any model's: pieces that are beginnings of each other have a merge at each of their characters.
+pub(super) fn merges<'a>(pieces: &[(&'a str, f32)]) -> Result<Vec<[&'a str; 2]>, String> {
     let known: HashSet<&str> = pieces.iter().map(|(text, _)| *text).collect();
+    let squares = pieces
+        .iter()
+        .map(|(text, _)| text.len().saturating_mul(text.len()));
+    if squares.fold(0, usize::saturating_add) > MAX_LOOK_UPS {
+        return Err("the pieces of its tokenizer are too long".to_owned());
+    }
     let mut merges = Vec::new();
+    let mut bytes = 0;
     for &(text, score) in pieces {
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
             if known.contains(left) && known.contains(right) {
                 merges.push((score, left.chars().count(), [left, right]));
+                bytes += text.len();
+                if bytes > MAX_BYTES {
+                    let most = MAX_BYTES >> 20;
+                    return Err(format!(
+                        "the pieces of its tokenizer make over {most} MiB of merges"
+                    ));
+                }
             }
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
-    merges.into_iter().map(|(_, _, merge)| merge).collect()
+    Ok(merges.into_iter().map(|(_, _, merge)| merge).collect())
 }
 
 /// Scores by which llama.cpp joins `pieces` in the order of `merges`; of those that no merge makes there is none.
@@ -60,7 +83,7 @@ pub(super) fn scores(
     let scored: Vec<(&str, f32)> = (pieces.iter())
         .map(|piece| (*piece, scores.get(*piece).copied().unwrap_or(0.0)))
         .collect();
-    let found: BTreeSet<[&str; 2]> = self::merges(&scored).into_iter().collect();
+    let found: BTreeSet<[&str; 2]> = self::merges(&scored)?.into_iter().collect();
     match found == merges.into_iter().copied().collect() {
         true => Ok(scores),
         false => other(),
@@ -108,6 +131,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn pieces_that_make_too_many_merges_are_refused() {
+        // Each is the beginning of the next: n pieces have about n^2 / 2 merges of n / 3 bytes.
+        let texts: Vec<String> = (1..1000).map(|len| "a".repeat(len)).collect();
+        let pieces: Vec<(&str, f32)> = texts.iter().map(|text| (text.as_str(), 0.0)).collect();
+        let message = merges(&pieces).unwrap_err();
+        assert_eq!(
+            message,
+            "the pieces of its tokenizer make over 64 MiB of merges"
+        );
+        let long = "a".repeat(40_000);
+        let message = merges(&[(long.as_str(), 0.0)]).unwrap_err();
+        assert_eq!(message, "the pieces of its tokenizer are too long");
+    }
+
+    #[test]
     fn merges_and_scores_say_the_same() {
         let pieces = [
             ("a", 0.0),
@@ -116,7 +154,7 @@ mod tests {
             ("aa", -1.0),
             ("aab", -3.0),
         ];
-        let merges = merges(&pieces);
+        let merges = merges(&pieces).unwrap();
         let expected = [["a", "a"], ["a", "b"], ["aa", "b"], ["a", "ab"]];
         assert_eq!(merges, expected);
         let texts = pieces.map(|(text, _)| text);

@@ -224,7 +224,7 @@ fn by_scores(keys: Keys<'_>, vocabulary: &Vocabulary<'_>) -> Result<Parts, Strin
         model: json!({
             "type": "BPE", "dropout": null, "unk_token": unknown.map(|(_, text)| text), "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "vocab": vocabulary.ids(),
-            "merges": sentencepiece::merges(&pieces),
+            "merges": sentencepiece::merges(&pieces)?,
         }),
     })
 }
