@@ -27,6 +27,11 @@ const CONTINUE: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 /// Keys of a message's reasoning in data sets; templates read the first one.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
+/// Most bytes to render for finding the assistant's turns of one conversation: for each the conversation before it.
+const MAX_RENDERED: usize = 1 << 28;
+/// Cost of a message beside its text.
+const MESSAGE: usize = 256;
+
 /// Which of the assistant's turns are trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum AssistantTurns {
@@ -257,6 +262,19 @@ impl ChatTemplate {
             );
             Err(Error::format(&self.path, message))
         };
+        if let Some(&last) = speaking.last()
+            && speaking
+                .len()
+                .saturating_mul(text.len() + MESSAGE * messages.len())
+                > MAX_RENDERED
+        {
+            let what = format!(
+                "it is one of {} in a conversation of {} bytes",
+                speaking.len(),
+                text.len()
+            );
+            return refuse(last, &what, "To find all of them would take too long:");
+        }
         let (mut spans, mut prompts) = (Vec::new(), BTreeMap::new());
         for (index, &i) in speaking.iter().enumerate() {
             let before = self.render_in(&self.env, prepared[..i].to_vec(), &opened)?;
@@ -468,6 +486,16 @@ mod tests {
             .iter()
             .map(|(role, content)| json!({"role": role, "content": content}))
             .collect()
+    }
+
+    #[test]
+    fn conversations_whose_turns_take_too_long_to_find_are_refused() {
+        let chat = template("{% for m in messages %}{{ m.content }}{% endfor %}");
+        let messages = vec![json!({"role": "assistant", "content": "x"}); 20_000];
+        let found = chat.assistant_spans(&messages, &ChatOptions::default(), AssistantTurns::All);
+        let message = found.unwrap_err().to_string();
+        let said = "in message 20000: it is one of 20000 in a conversation of 20000 bytes";
+        assert!(message.contains(said), "{message}");
     }
 
     #[test]

@@ -184,6 +184,9 @@ fn is_fraction(name: &str) -> bool {
         || last.ends_with("_rate")
 }
 
+/// Most charts of metrics without a panel: no stage has as many, but a file can.
+const MOST_OTHERS: usize = 200;
+
 /// All charts of a stage's metrics, those without a panel behind a fold; empty without metrics.
 pub(super) fn all(metrics: &[MetricsRow]) -> Result<String, String> {
     let mut html = String::new();
@@ -197,9 +200,14 @@ pub(super) fn all(metrics: &[MetricsRow]) -> Result<String, String> {
     for row in metrics {
         others.extend(row.values.keys().map(String::as_str));
     }
+    let others: Vec<&str> = others.difference(&shown).copied().collect();
     let mut rest = String::new();
-    for name in others.difference(&shown) {
+    for name in others.iter().take(MOST_OTHERS) {
         rest.push_str(&figure(metrics, name, "", &[(name, name)])?);
+    }
+    if let Some(more) = others.len().checked_sub(MOST_OTHERS + 1) {
+        let more = more + 1;
+        rest.push_str(&format!("<p>{more} more are in metrics.jsonl only.</p>\n"));
     }
     if !rest.is_empty() {
         html.push_str(&format!(
@@ -278,6 +286,18 @@ pub(super) fn captioned(title: &str, legend: &str, about: &str, picture: &str) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_beyond_those_of_any_stage_are_counted() {
+        let row = |step| MetricsRow {
+            step,
+            values: (0..250).map(|i| (format!("m{i:03}"), 0.5.into())).collect(),
+        };
+        let html = all(&[row(1), row(2)]).unwrap();
+        assert_eq!(html.matches("<svg").count(), MOST_OTHERS);
+        assert!(html.contains("<p>50 more are in metrics.jsonl only.</p>"));
+        assert!(html.contains("m199") && !html.contains("m200"));
+    }
 
     #[test]
     fn fractions_are_known_by_name() {
