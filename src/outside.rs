@@ -10,7 +10,10 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Largest files of settings: recipes, `config.json`, `adapter_config.json`, templates, markers.
+/// Largest recipes, resolved ones with all rounds included.
+pub(crate) const RECIPE: u64 = 8 << 20;
+
+/// Largest files of settings: `config.json`, `adapter_config.json`, templates, markers.
 pub(crate) const SETTINGS: u64 = 16 << 20;
 
 /// Largest files of a tokenizer, and lists of a model's tensors: a vocabulary of 256,000 tokens takes 33 MB.

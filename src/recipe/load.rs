@@ -24,7 +24,7 @@ pub struct LoadedRecipe {
 /// # Errors
 /// [`Error::Io`] when the file cannot be read; [`Error::Invalid`] with every problem found, in the order of the file.
 pub fn load_with_places(path: &Path, sets: &[String]) -> Result<LoadedRecipe> {
-    let bytes = outside::read(path, outside::SETTINGS)?;
+    let bytes = outside::read(path, outside::RECIPE)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.utf8_error().valid_up_to();
         let line = error.as_bytes()[..valid]

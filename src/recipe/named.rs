@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Places, Recipe};
 use crate::data::{DataConfig, DataSource, RowFormat};
-use crate::error::Problem;
-use crate::suggest::{did_you_mean, quoted};
+use crate::error::{Problem, some_of};
+use crate::suggest::did_you_mean;
+
+/// More problems than an error lists: names that are like a wrong one are not looked for any further.
+const ENOUGH: usize = 200;
 
 /// Replaces each `Data("name")` by the named data set; returns problems with the names.
 ///
@@ -78,6 +81,9 @@ impl Resolver<'_> {
             _ => return,
         };
         let Some(named) = self.sets.get(&name) else {
+            if self.problems.len() >= ENOUGH {
+                return;
+            }
             let problem = (self.places).problem(
                 &format!("{key}.source"),
                 format!("the recipe's `data` has no set `{name}`"),
@@ -88,7 +94,10 @@ impl Resolver<'_> {
                 None if self.sets.is_empty() => problem.with_help(
                     "add `data: {\"name\": (source: ..)}` to the recipe, beside `stages`",
                 ),
-                None => problem.with_help(format!("it has {}", quoted(names()))),
+                None => {
+                    let names: Vec<String> = names().map(|name| format!("`{name}`")).collect();
+                    problem.with_help(format!("it has {}", some_of(&names)))
+                }
             });
             return;
         };

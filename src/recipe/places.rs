@@ -1,11 +1,11 @@
 //! Positions of a recipe's keys, for messages with line and column.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use crate::error::Problem;
 use crate::recipe::rounds::expand;
-use crate::recipe::scan::{Kind, Node, line_column, scan};
+use crate::recipe::scan::{Kind, Lines, Node, scan};
 
 /// The position of every key path of a recipe file.
 ///
@@ -39,11 +39,11 @@ impl Places {
             file: file.display().to_string(),
             ..Self::default()
         };
-        places.walk(text, root, "");
+        places.walk(text, &Lines::of(text), root, "");
         places
     }
 
-    fn walk(&mut self, text: &[char], node: &Node, path: &str) {
+    fn walk(&mut self, text: &[char], lines: &Lines, node: &Node, path: &str) {
         let node = node.inner(text);
         let below = |key: &str| {
             if path.is_empty() {
@@ -56,15 +56,15 @@ impl Places {
             Kind::Fields(fields) => {
                 for field in fields {
                     let path = below(&field.key);
-                    self.insert(text, &path, field.key_span.start);
-                    self.walk(text, &field.value, &path);
+                    self.insert(lines, &path, field.key_span.start);
+                    self.walk(text, lines, &field.value, &path);
                 }
             }
             Kind::Items(items) if path == "stages" => {
                 // Each round's copy of a stage has its own paths, which lead to the one text.
                 for stage in expand(text, items).stages {
-                    self.insert(text, &stage.path, stage.node.span.start);
-                    self.walk(text, stage.node, &stage.path);
+                    self.insert(lines, &stage.path, stage.node.span.start);
+                    self.walk(text, lines, stage.node, &stage.path);
                     self.copies
                         .extend(stage.first_copy.map(|first| (stage.path.clone(), first)));
                     self.stages.push(stage.path);
@@ -73,18 +73,18 @@ impl Places {
             Kind::Items(items) => {
                 for (index, item) in items.iter().enumerate() {
                     let path = below(&index.to_string());
-                    self.insert(text, &path, item.span.start);
-                    self.walk(text, item, &path);
+                    self.insert(lines, &path, item.span.start);
+                    self.walk(text, lines, item, &path);
                 }
             }
             Kind::Text(_) | Kind::Leaf => {}
         }
     }
 
-    fn insert(&mut self, text: &[char], path: &str, at: usize) {
+    fn insert(&mut self, lines: &Lines, path: &str, at: usize) {
         self.positions
             .entry(path.to_string())
-            .or_insert_with(|| line_column(text, at));
+            .or_insert_with(|| lines.position(at));
     }
 
     /// 1-based line and column of a key, or of its nearest ancestor in the file; `None` if there is no ancestor either.
@@ -136,17 +136,22 @@ impl Places {
 
     /// Leaves out problems of later rounds that the first round has, too.
     pub(super) fn without_copies(&self, problems: &mut Vec<Problem>) {
-        let mut known: Vec<(String, String)> = Vec::new();
+        let firsts: HashMap<&str, &str> = (self.copies.iter())
+            .map(|(path, first)| (path.as_str(), first.as_str()))
+            .collect();
+        let of_first = |place: &str| {
+            let (before, key) = place.split_at(place.rfind(": stages.")? + 2);
+            let (end, _) = key.match_indices('.').nth(1)?;
+            Some(format!(
+                "{before}{}{}",
+                firsts.get(&key[..end])?,
+                &key[end..]
+            ))
+        };
+        let mut known = HashSet::new();
         problems.retain(|problem| {
-            let mut place = problem.place.clone();
-            for (path, first) in &self.copies {
-                let named = format!(": {path}.");
-                place = place.replace(&named, &format!(": {first}."));
-            }
-            let key = (place, problem.message.clone());
-            let is_new = !known.contains(&key);
-            known.push(key);
-            is_new
+            let place = of_first(&problem.place).unwrap_or_else(|| problem.place.clone());
+            known.insert((place, problem.message.clone()))
         });
     }
 

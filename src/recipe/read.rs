@@ -14,7 +14,7 @@ use crate::recipe::Recipe;
 use crate::recipe::elsewhere;
 use crate::recipe::places::Places;
 use crate::recipe::rounds::expand;
-use crate::recipe::scan::{Field, Kind, Node, index_of, line_column, scan};
+use crate::recipe::scan::{Field, Kind, Lines, Node, index_of, line_column, scan};
 use crate::recipe::shorthand;
 use crate::recipe::write::dialect;
 use crate::suggest::{did_you_mean, nearest, quoted};
@@ -22,6 +22,12 @@ use crate::train::Stage;
 
 /// Most errors repaired in the header or in one stage.
 const MAX_REPAIRS: usize = 40;
+
+/// Most characters of all stages, those of a `Repeat` in each of its rounds.
+const MAX_CHARACTERS: usize = 1 << 26;
+
+/// More problems than an error lists: stages after them are not read.
+const ENOUGH: usize = 200;
 
 /// Placeholder values tried for a required key that is missing or invalid.
 const PLACEHOLDERS: [&str; 9] = [
@@ -74,16 +80,30 @@ pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
             };
         }
     };
+    let list = root.field("stages").map(|field| &field.value);
+    let stages = match list.map(|node| &node.kind) {
+        Some(Kind::Items(items)) => items.as_slice(),
+        _ => &[],
+    };
+    let expanded = expand(&text, stages);
+    let lengths = expanded.stages.iter().map(|stage| stage.node.span.len());
+    let characters = lengths.fold(0, usize::saturating_add);
+    if characters > MAX_CHARACTERS {
+        let message = format!(
+            "its stages, each in all of its rounds, have {characters} characters; at most {MAX_CHARACTERS} are possible"
+        );
+        return ParsedRecipe {
+            recipe: None,
+            places: Places::default(),
+            problems: vec![Problem::new(file.display().to_string(), message)],
+            broken: Vec::new(),
+        };
+    }
     let mut reader = Reader {
         text: &text,
         places: Places::of(file, &text, &root),
         problems: Vec::new(),
         broken: Vec::new(),
-    };
-    let list = root.field("stages").map(|field| &field.value);
-    let stages = match list.map(|node| &node.kind) {
-        Some(Kind::Items(items)) => items.as_slice(),
-        _ => &[],
     };
 
     let mut header = text.clone();
@@ -94,11 +114,16 @@ pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
     // Those of the stages belong to the stages' own units.
     let (of_stages, of_header): (Vec<_>, Vec<_>) =
         (inserted.into_iter()).partition(|(at, _)| list.is_some_and(|list| list.span.contains(at)));
-    let recipe: Option<Recipe> = reader.unit(header, of_header, &root, "");
-    let expanded = expand(&text, stages);
+    let draft = PatchedText {
+        start: 0,
+        text: header,
+        insertions: of_header,
+    };
+    let recipe: Option<Recipe> = reader.unit(draft, &root, "");
     let is_sound = expanded.problems.is_empty();
+    let lines = Lines::of(&text);
     for problem in expanded.problems {
-        let position = line_column(&text, problem.at);
+        let position = lines.position(problem.at);
         let found = (reader.places).problem_at(position, &problem.path, problem.message);
         reader.problems.push(with_help(found, problem.help));
     }
@@ -108,22 +133,28 @@ pub(super) fn read(file: &Path, source: &str) -> ParsedRecipe {
                 return None;
             }
             let node = stage.node;
-            let mut unit = text.clone();
-            blank(&mut unit[..node.span.start]);
-            blank(&mut unit[node.span.end..]);
+            let start = node.span.start;
+            let mut unit = text[node.span.clone()].to_vec();
             for part in &stage.edits.blanks {
-                blank(&mut unit[part.clone()]);
+                blank(&mut unit[part.start - start..part.end - start]);
             }
             // What is inserted before a blank stands after what is kept.
             let left_out = |at: &usize| {
                 (stage.edits.blanks.iter()).any(|part| part.start < *at && *at < part.end)
             };
-            let inside = |(at, _): &&(usize, String)| node.span.contains(at) && !left_out(at);
-            let mut inserted: Vec<(usize, String)> =
-                of_stages.iter().filter(inside).cloned().collect();
-            inserted.extend(stage.edits.insertions.iter().cloned());
-            inserted.sort_by_key(|(at, _)| *at);
-            reader.unit(unit, inserted, node, &stage.path)
+            let before = |end: usize| of_stages.partition_point(|(at, _)| *at < end);
+            let inside = &of_stages[before(start)..before(node.span.end)];
+            let kept = inside.iter().filter(|(at, _)| !left_out(at));
+            let mut insertions: Vec<(usize, String)> = kept.cloned().collect();
+            insertions.extend(stage.edits.insertions.iter().cloned());
+            insertions.sort_by_key(|(at, _)| *at);
+            insertions.iter_mut().for_each(|(at, _)| *at -= start);
+            let draft = PatchedText {
+                start,
+                text: unit,
+                insertions,
+            };
+            reader.unit(draft, node, &stage.path)
         })
         .collect();
     // What a mistaken Repeat would hold is unknown: references to it are not judged.
@@ -170,19 +201,17 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Parses the header or one stage: `unit` is the whole text with everything else blanked out, `insertions` complete its short forms,
-    /// `root` is its value.
+    /// Parses the header, the whole text without the stages, or one stage, its own text; insertions complete its short forms. `root` is
+    /// its value.
     fn unit<T: DeserializeOwned>(
         &mut self,
-        unit: Vec<char>,
-        insertions: Vec<(usize, String)>,
+        mut draft: PatchedText,
         root: &Node,
         path: &str,
     ) -> Option<T> {
-        let mut draft = PatchedText {
-            text: unit,
-            insertions,
-        };
+        if self.problems.len() >= ENOUGH {
+            return None;
+        }
         // Starts of blanked fields, and (struct start, key) of missing keys that have been reported.
         let mut blanked: Vec<usize> = Vec::new();
         let mut explained: Vec<(usize, String)> = Vec::new();
@@ -253,14 +282,17 @@ impl Reader<'_> {
 
 /// A unit's text with repairs.
 struct PatchedText {
+    /// Where it begins in the original text.
+    start: usize,
     text: Vec<char>,
-    /// Inserted texts with the index of the following character, ascending.
+    /// Inserted texts with the index of the following character in `text`, ascending.
     insertions: Vec<(usize, String)>,
 }
 
 impl PatchedText {
-    /// Blanks out a field, and what was inserted after its key.
+    /// Blanks out a field, by its place in the original text, and what was inserted after its key.
     fn blank(&mut self, span: Range<usize>) {
+        let span = span.start - self.start..span.end - self.start;
         (self.insertions).retain(|(at, _)| *at <= span.start || *at > span.end);
         blank(&mut self.text[span]);
     }
@@ -288,17 +320,17 @@ impl PatchedText {
                 break;
             }
             if at < start + shift + len {
-                return (*start, true);
+                return (self.start + start, true);
             }
             shift += len;
         }
-        (at - shift, false)
+        (self.start + at - shift, false)
     }
 
     /// Inserts a required key of `node` with the first suitable placeholder; `None` if there is none.
     fn fill<T: DeserializeOwned>(&mut self, text: &[char], node: &Node, key: &str) -> Option<()> {
         let open = text[node.span.clone()].iter().position(|&c| c == '(')?;
-        let at = node.span.start + open + 1;
+        let at = node.span.start + open + 1 - self.start;
         let slot = self.insertions.partition_point(|(other, _)| *other < at);
         for placeholder in PLACEHOLDERS {
             self.insertions

@@ -1,5 +1,7 @@
 //! Checks references among stages: the target must exist, come earlier and be of the right kind.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use crate::data::{RowKind, Take};
 use crate::recipe::Recipe;
 use crate::recipe::known::{judges_of, learned};
@@ -118,6 +120,9 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
             }
         }
         for reference in references(stage) {
+            if checks.has_enough() {
+                return;
+            }
             check_reference(checks, stages, index, &path, &reference);
         }
         check_rows(checks, &path, stage);
@@ -227,24 +232,29 @@ fn check_rows(checks: &mut Checks, path: &str, stage: &Stage) {
     }
 }
 
-/// Names of the stages on a path of references from `from` to `to`, both included.
+/// Names of the stages on the shortest path of references from `from` to `to`, both included.
 fn path_between(stages: &[Stage], from: &str, to: &str) -> Option<Vec<String>> {
-    fn walk(stages: &[Stage], from: &str, to: &str, seen: &mut Vec<String>) -> bool {
-        seen.push(from.to_string());
-        if from == to {
-            return true;
+    // Each stage with the one that it was reached from.
+    let mut reached: BTreeMap<String, String> = BTreeMap::new();
+    let mut queue = VecDeque::from([from.to_owned()]);
+    while let Some(name) = queue.pop_front() {
+        if name == to {
+            let mut path = vec![name];
+            while let Some(before) = path.last().and_then(|name| reached.get(name)) {
+                path.push(before.clone());
+            }
+            path.reverse();
+            return Some(path);
         }
-        let stage = stages.iter().find(|stage| stage.name() == from);
-        for reference in stage.map(references).unwrap_or_default() {
-            if !seen.contains(&reference.target) && walk(stages, &reference.target, to, seen) {
-                return true;
+        let stage = stages.iter().find(|stage| stage.name() == name);
+        for Reference { target, .. } in stage.map(references).unwrap_or_default() {
+            if target != from && !reached.contains_key(&target) {
+                reached.insert(target.clone(), name.clone());
+                queue.push_back(target);
             }
         }
-        seen.pop();
-        false
     }
-    let mut seen = Vec::new();
-    walk(stages, from, to, &mut seen).then_some(seen)
+    None
 }
 
 fn fitting(stages: &[Stage], expected: ReferenceTarget) -> Vec<&str> {

@@ -84,12 +84,38 @@ pub(super) fn scan(text: &[char]) -> Result<Node, SyntaxError> {
     }
 }
 
-/// 1-based line and column of a character.
+/// 1-based line and column of a character. For many characters of a text there is [`Lines`].
 pub(super) fn line_column(text: &[char], at: usize) -> (usize, usize) {
     let before = &text[..at.min(text.len())];
     let line = before.iter().filter(|&&c| c == '\n').count() + 1;
     let column = before.iter().rev().take_while(|&&c| c != '\n').count() + 1;
     (line, column)
+}
+
+/// Where the lines of a text begin.
+#[derive(Debug)]
+pub(super) struct Lines {
+    starts: Vec<usize>,
+    len: usize,
+}
+
+impl Lines {
+    /// The lines of `text`.
+    pub(super) fn of(text: &[char]) -> Self {
+        let breaks = text.iter().enumerate().filter(|&(_, &c)| c == '\n');
+        Self {
+            starts: breaks.map(|(at, _)| at + 1).collect(),
+            len: text.len(),
+        }
+    }
+
+    /// [`line_column`] of a character.
+    pub(super) fn position(&self, at: usize) -> (usize, usize) {
+        let at = at.min(self.len);
+        let before = self.starts.partition_point(|&start| start <= at);
+        let start = before.checked_sub(1).map_or(0, |last| self.starts[last]);
+        (before + 1, at - start + 1)
+    }
 }
 
 /// Index of the character at a 1-based line and column.
@@ -481,6 +507,7 @@ mod tests {
         for at in 0..text.len() {
             let (line, column) = line_column(&text, at);
             assert_eq!(index_of(&text, line, column), at);
+            assert_eq!(Lines::of(&text).position(at), (line, column));
         }
     }
 

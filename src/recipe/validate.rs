@@ -1,5 +1,7 @@
 //! Validates a recipe without reading other files: data and weights that it names may still be missing.
 
+use std::collections::HashSet;
+
 use crate::error::Problem;
 use crate::ops::Precision;
 use crate::recipe::Recipe;
@@ -21,11 +23,12 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
     if let Some(model) = &recipe.model {
         checks.must("model", !model.is_empty(), "a name or a folder", model);
     }
+    let mut listed = HashSet::new();
     for (index, text) in recipe.add_tokens.iter().enumerate() {
         let key = format!("add_tokens.{index}");
         if text.is_empty() {
             checks.problem(key, "is empty; a token has a text, such as \"<|think|>\"");
-        } else if recipe.add_tokens[..index].contains(text) {
+        } else if !listed.insert(text) {
             checks.problem(key, format!("{text:?} is listed twice"));
         }
     }

@@ -203,8 +203,12 @@ impl<'a> Expander<'a> {
                 rounds,
                 start,
             });
+            let before = self.found.stages.len();
             self.stages(stages_of(node), here);
             here.pop();
+            if self.found.stages.len() == before {
+                break; // So are the other rounds, however many they are.
+            }
         }
         if is_first && self.found.stages.len() >= MAX_STAGES {
             let message = format!("these are more than {MAX_STAGES} stages");
@@ -490,6 +494,14 @@ mod tests {
         assert_eq!(
             found[3],
             r#"RewardModel(name:"rm-2",data:(source:Stages(["first","s-1"])))"#
+        );
+    }
+
+    #[test]
+    fn rounds_beyond_all_stages_are_not_counted_through() {
+        assert_eq!(
+            problems(r#"Repeat(name: "r", rounds: 1000000000000000, stages: [Sft(name: "a")])"#),
+            ["stages.r.rounds: these are more than 10000 stages"]
         );
     }
 

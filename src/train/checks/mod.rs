@@ -26,7 +26,15 @@ pub struct SettingProblem {
     pub help: Option<String>,
 }
 
+/// More problems than an error lists: what takes long for each is not looked for any further.
+const ENOUGH: usize = 200;
+
 impl Checks {
+    /// Whether there are more problems than will be listed.
+    pub(crate) fn has_enough(&self) -> bool {
+        self.problems.len() >= ENOUGH
+    }
+
     /// All problems in the order in which they were found.
     pub fn into_problems(self) -> Vec<SettingProblem> {
         self.problems
