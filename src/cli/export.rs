@@ -10,17 +10,15 @@ use super::args::{ComputeArgs, ExportArgs};
 use super::card::{CARD, CardOf};
 use super::combine;
 use super::export_gguf;
-use super::logprobs::measure;
 use super::model::{UnloadedModel, warn};
 use super::output;
 use super::padding::Padding;
+use super::probe::largest_difference;
 use super::push;
-use super::rows::IdsRow;
-use super::score::last_scores;
 use super::stage_result::result_of;
 use crate::atomic::{TEMPORARY_PREFIX, Temporary, sync_parent, temporary_name, write_atomic};
 use crate::backend::{Task, dispatch};
-use crate::data::{CHAT_TEMPLATES, Row, Tokenizer};
+use crate::data::{CHAT_TEMPLATES, Tokenizer};
 use crate::error::{Error, Result};
 use crate::hub::Hub;
 use crate::model::config::set_dtype;
@@ -37,11 +35,7 @@ use crate::peft::Adaptable;
 use crate::peft::base::write_base;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::recipe;
-use crate::rng::Seed;
 use crate::terminal;
-
-/// Text for comparing the trained model with the written files.
-const PROBE: &str = "A merged model must say what the model with its adapter says: the same words, with the same odds.";
 
 /// Copies a stage's result or another model, or merges its adapter into the base.
 ///
@@ -342,31 +336,6 @@ impl Export<'_> {
     }
 }
 
-/// The largest difference between what two models say of a short text: log-probabilities, or scores of reward models.
-///
-/// # Errors
-/// Those of loading and of the backend.
-pub(super) fn largest_difference(
-    trained: &UnloadedModel,
-    written: &UnloadedModel,
-    compute: &ComputeArgs,
-) -> Result<f64> {
-    let probe = probe(trained)?;
-    let answers = |model: &UnloadedModel| {
-        let measure = ProbeTask {
-            model,
-            probe: &probe,
-        };
-        dispatch(compute.backend, compute.device, measure)
-    };
-    let (expected, found) = (answers(trained)?, answers(written)?);
-    let differences = expected
-        .iter()
-        .zip(&found)
-        .map(|(a, b)| f64::from((a - b).abs()));
-    Ok(differences.fold(0.0, f64::max))
-}
-
 fn copy(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).map_err(Error::io("read", from))? {
         let file = entry.map_err(Error::io("read", from))?.path();
@@ -479,42 +448,4 @@ impl MergeTask<'_> {
     fn write<B: ModelBackend>(&self, model: &mut dyn Parameters<B>) -> Result<()> {
         write_snapshot(self.to.join("model.safetensors"), &stored_tensors(model))
     }
-}
-
-/// Evaluates a model on a text: its score, or the log-probability of each token.
-struct ProbeTask<'a> {
-    model: &'a UnloadedModel,
-    probe: &'a IdsRow,
-}
-
-impl Task for ProbeTask<'_> {
-    type Output = Vec<f32>;
-
-    fn run<B: ModelBackend>(self, device: B::Device, _: &'static str) -> Result<Vec<f32>> {
-        if self.model.is_reward_model()? {
-            let model = self.model.reward_model::<B>(&device)?;
-            return Ok(last_scores(&model, &[self.probe.ids.as_slice()], &device));
-        }
-        let row = Row {
-            columns: serde_json::Map::new(),
-            path: self.model.source.dir.clone(),
-            line: 0,
-        };
-        let model = self.model.language_model::<B>(&device)?;
-        Ok(measure(&model, &[row], std::slice::from_ref(self.probe), &device)?.concat())
-    }
-}
-
-/// Token ids of a short text; random ids without a tokenizer.
-fn probe(model: &UnloadedModel) -> Result<IdsRow> {
-    let (vocab, most) = (model.config.vocab_size(), model.max_row_tokens);
-    let mut ids = match model.tokenizer() {
-        Ok(tokenizer) => tokenizer.encode_document(PROBE)?,
-        Err(_) => (0..24)
-            .map(|i| Seed::new(0).below(i, vocab) as u32)
-            .collect(),
-    };
-    ids.truncate(most);
-    let measured = (0..ids.len()).map(|i| i > 0).collect();
-    Ok(IdsRow { ids, measured })
 }

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use super::args::{ComputeArgs, ExportArgs};
-use super::export::{Export, largest_difference};
+use super::export::Export;
 use super::model::UnloadedModel;
 use super::output;
+use super::probe::largest_difference;
 use crate::atomic::{Temporary, temporary_name};
 use crate::error::{Error, Result};
 use crate::model::weights::gguf::{GgufAdapter, is_gguf};

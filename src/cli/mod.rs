@@ -24,6 +24,7 @@ mod output;
 mod padding;
 mod parity;
 mod precision;
+mod probe;
 mod progress;
 mod push;
 mod recipe;
