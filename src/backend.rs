@@ -58,6 +58,20 @@ pub fn memory(choice: BackendChoice, device: usize) -> DeviceMemory {
     }
 }
 
+/// The device of a process among several on this host: the `local`-th after `device`. The first of a CPU backend, and where the
+/// launcher shows each process one GPU of its own.
+pub fn device_of(choice: BackendChoice, device: usize, local: usize) -> usize {
+    let visible = match resolve(choice, device) {
+        BackendChoice::Cuda => num_cuda_devices(),
+        BackendChoice::Wgpu => hardware_gpus(),
+        BackendChoice::Auto | BackendChoice::Flex | BackendChoice::NdArray => Ok(0),
+    };
+    match visible {
+        Ok(2..) => device + local,
+        _ => device,
+    }
+}
+
 /// Runs `task` on the chosen backend.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ mod contained;
 use std::cell::Cell;
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Condvar, Mutex, Once, PoisonError};
 
 use burn::tensor::backend::Backend;
 
@@ -62,9 +62,14 @@ pub fn install() {
 #[derive(Debug)]
 #[must_use = "the lock is released when it is dropped"]
 pub struct GradientLock {
-    /// `None` if the thread already held the lock.
-    held: Option<MutexGuard<'static, ()>>,
+    /// Whether dropping it releases the lock: not if the thread already held it.
+    releases: bool,
 }
+
+/// Whether a thread has the lock.
+static TURN: Mutex<bool> = Mutex::new(false);
+/// Told when the lock is released.
+static FREE: Condvar = Condvar::new();
 
 thread_local! {
     static HAS_TURN: Cell<bool> = const { Cell::new(false) };
@@ -77,19 +82,50 @@ thread_local! {
 /// two operations another thread's graph looks unused: its first nodes are freed, and the gradients of the parameters behind
 /// them are silently lost.
 pub fn lock_gradients() -> GradientLock {
-    static TURN: Mutex<()> = Mutex::new(());
-    let held = (!HAS_TURN.get()).then(|| {
-        // Poisoning is harmless: the lock protects no data.
-        TURN.lock().unwrap_or_else(PoisonError::into_inner)
-    });
+    let releases = !HAS_TURN.get();
+    if releases {
+        take_turn();
+    }
+    GradientLock { releases }
+}
+
+/// Waits for something that other threads do with the lock released, and takes it again. Not between the operations of a graph.
+pub(crate) fn without_gradients<T>(wait: impl FnOnce() -> T) -> T {
+    if !HAS_TURN.get() {
+        return wait();
+    }
+    give_turn();
+    /// Takes the lock again, also when the wait ends in a panic: the locks around it release it.
+    struct Again;
+    impl Drop for Again {
+        fn drop(&mut self) {
+            take_turn();
+        }
+    }
+    let _again = Again;
+    wait()
+}
+
+fn take_turn() {
+    // Poisoning is harmless: no code panics while it holds the mutex.
+    let mut taken = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    while *taken {
+        taken = FREE.wait(taken).unwrap_or_else(PoisonError::into_inner);
+    }
+    *taken = true;
     HAS_TURN.set(true);
-    GradientLock { held }
+}
+
+fn give_turn() {
+    HAS_TURN.set(false);
+    *TURN.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    FREE.notify_one();
 }
 
 impl Drop for GradientLock {
     fn drop(&mut self) {
-        if self.held.is_some() {
-            HAS_TURN.set(false);
+        if self.releases {
+            give_turn();
         }
     }
 }

@@ -53,7 +53,7 @@ impl<B: Backend> DeferredReads<B> {
     }
 
     /// Reads all tensors, in order.
-    pub fn read(self) -> impl Iterator<Item = Vec<f32>> {
+    pub fn read(self) -> impl Iterator<Item = Vec<f32>> + use<B> {
         let lens: Vec<usize> = self.parts.iter().map(|part| part.dims()[0]).collect();
         let mut all = match self.parts.len() {
             0 => Vec::new(),

@@ -38,6 +38,7 @@ pub mod atomic;
 pub mod backend;
 pub mod checkpoint;
 pub mod cli;
+pub mod collective;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tempering::cli::{self, args::Cli};
+use tempering::collective::{self, Ranks, launch};
 use tempering::error::Error;
 use tempering::guard::{self, PLEASE_REPORT};
-use tempering::{start, terminal};
+use tempering::start;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,16 +16,31 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     start::keep_freed_memory();
     let cli = Cli::parse();
-    let run = || guard::catch(|| cli::run(&cli)).unwrap_or_else(|panic| Err(defect(&panic)));
-    let outcome = start::in_pool(cli.compute.threads, run)
+    let started = match collective::start() {
+        Ok(started) => started,
+        Err(error) => return failed(&Ranks::default(), &error),
+    };
+    let ranks = started.ranks.clone();
+    let run = || {
+        let _scope = collective::enter(ranks.clone());
+        guard::catch(|| cli::run(&cli)).unwrap_or_else(|panic| Err(defect(&panic)))
+    };
+    let threads = cli.compute.threads.or_else(launch::threads);
+    let outcome = start::in_pool(threads, run)
         .unwrap_or_else(|error| Err(Error::Usage(format!("threads: {error}"))));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::say(&format!("error: {}", chain(&error)));
-            ExitCode::from(error.exit_code())
+        Ok(()) => {
+            started.finish();
+            ExitCode::SUCCESS
         }
+        Err(error) => failed(&ranks, &error),
     }
+}
+
+/// Reports an error; with other ranks, ends their processes too.
+fn failed(ranks: &Ranks, error: &Error) -> ExitCode {
+    collective::end_with(ranks, &chain(error), error.exit_code());
+    ExitCode::from(error.exit_code())
 }
 
 /// The error for a panic.

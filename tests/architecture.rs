@@ -15,7 +15,7 @@ const LEVELS: &[&[&str]] = &[
         "terminal",
     ],
     &["ops", "atomic", "guard", "settings", "sizes", "outside"],
-    &["params", "rl", "hub", "stats"],
+    &["params", "rl", "hub", "stats", "collective"],
     &["loss", "data", "peft", "optim", "report"],
     &["model", "web"],
     &["checkpoint", "generate", "label"],

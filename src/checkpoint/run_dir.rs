@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::atomic::write_atomic;
 use super::git;
+use crate::collective::launch::hostname;
 use crate::error::{Error, Result};
 use crate::hub::repository_of;
 use crate::model::manifest::sha256_file;
@@ -99,8 +100,8 @@ const LOCK: &str = ".lock";
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    /// Holds the lock, which the system releases even after a crash.
-    _lock: File,
+    /// Holds the lock, which the system releases even after a crash; `None` on ranks beside the first.
+    _lock: Option<File>,
 }
 
 impl RunDir {
@@ -134,6 +135,25 @@ impl RunDir {
             )));
         }
         Self::lock(path)
+    }
+
+    /// The run that rank 0 has opened and locked.
+    ///
+    /// # Errors
+    /// `Error::Usage` if there is none: the ranks see different folders.
+    pub fn of_first(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.join("run.json").exists() {
+            return Err(Error::Usage(format!(
+                "{} has no run.json on {}, although rank 0 has written it: --output must be in a folder that all hosts share",
+                path.display(),
+                hostname()
+            )));
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            _lock: None,
+        })
     }
 
     /// Whether a process has opened the run in this folder.
@@ -232,7 +252,7 @@ impl RunDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 path: path.to_path_buf(),
-                _lock: lock,
+                _lock: Some(lock),
             }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::Usage(format!(
                 "{} is in use by another process; wait for it or choose another --output",

@@ -455,10 +455,7 @@ fn reward(text: &str) -> Result<RewardArg, String> {
         "graded" => RewardConfig::Graded(Box::new(GradedConfig::by(JudgeModel::Model(
             Init::Folder(needed("DIR")?.into()),
         )))),
-        "command" => RewardConfig::Command {
-            command: words(needed("PROGRAM ARGS")?)?,
-            timeout_s: 60.0,
-        },
+        "command" => RewardConfig::command(words(needed("PROGRAM ARGS")?)?),
         _ => {
             return Err(
                 "expected rouge-1, rouge-2, rouge-l, bleu, chrf, gold, length:N, pattern:REGEX, learned:DIR, classifier:DIR#LABEL, logprob:MODEL, graded:DIR or command:PROGRAM"
@@ -623,7 +620,8 @@ mod tests {
                     "echo \"a b\"".into(),
                     String::new()
                 ],
-                timeout_s: 60.0
+                timeout_s: 60.0,
+                per_rank: false,
             }
         );
         let classifier = |label| RewardConfig::Classifier {

@@ -5,6 +5,7 @@ use super::output::print;
 use super::parity::{self, Difference, Parity, Shapes};
 use super::precision::PrecisionCost;
 use crate::backend::{self, BackendChoice, Task, dispatch};
+use crate::collective::{self, Ranks};
 use crate::error::{Error, Result};
 use crate::ops::{ModelBackend, Numerics};
 use crate::recipe::{self, RunOptions};
@@ -34,6 +35,17 @@ pub(super) fn run(args: &DoctorArgs, compute: &ComputeArgs) -> Result<()> {
     if let Some(checked) = &checked {
         checks.push((", at the recipe's sizes", Shapes::of_plans(&checked.plans)));
     }
+    let ranks = collective::ranks();
+    if !ranks.is_alone() {
+        let device = dispatch(compute.backend, compute.device, NameAndDevice)?;
+        let survey = super::ranks::survey(&device);
+        if !ranks.is_first() {
+            return Ok(());
+        }
+        print(&format!("temper {}\n\n{survey}", env!("CARGO_PKG_VERSION")))?;
+    }
+    // What follows is rank 0's own.
+    let _alone = collective::enter(Ranks::default());
     print(&format!(
         "temper {}\n\n{}\n",
         env!("CARGO_PKG_VERSION"),
@@ -120,6 +132,17 @@ fn devices() -> String {
         }
     }
     table(&["backend", "device", "what it is"], &rows)
+}
+
+/// The name of a backend and of its device.
+struct NameAndDevice;
+
+impl Task for NameAndDevice {
+    type Output = String;
+
+    fn run<B: ModelBackend>(self, device: B::Device, name: &'static str) -> Result<String> {
+        Ok(format!("{name} {device:?}"))
+    }
 }
 
 /// Queries the backend's name for a device.

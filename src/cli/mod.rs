@@ -27,6 +27,7 @@ mod precision;
 mod probe;
 mod progress;
 mod push;
+mod ranks;
 mod recipe;
 mod report;
 mod respond;
@@ -37,7 +38,9 @@ mod size;
 mod stage_result;
 mod watch;
 
-use crate::error::Result;
+use crate::backend;
+use crate::collective;
+use crate::error::{Error, Result};
 use args::{Cli, Command};
 
 /// Runs a subcommand.
@@ -45,7 +48,19 @@ use args::{Cli, Command};
 /// # Errors
 /// Those of the subcommand; [`crate::error::Error::exit_code`] gives the exit code.
 pub fn run(cli: &Cli) -> Result<()> {
-    let compute = &cli.compute;
+    let ranks = collective::ranks();
+    let mut compute = cli.compute.clone();
+    if !ranks.is_alone() {
+        if !matches!(cli.command, Command::Recipe(_) | Command::Doctor(_)) {
+            return Err(Error::Usage(format!(
+                "{} processes were started: only `temper recipe` and `temper doctor` work on several; start one for everything else",
+                ranks.world()
+            )));
+        }
+        let local = collective::launch::local_rank();
+        compute.device = backend::device_of(compute.backend, compute.device, local);
+    }
+    let compute = &compute;
     match &cli.command {
         Command::Recipe(args) => recipe::run(args, compute),
         Command::Report(args) => report::run(args),

@@ -6,6 +6,7 @@ use super::args::{ComputeArgs, RecipeArgs};
 use super::output;
 use super::parity::{self, Shapes};
 use crate::backend::{self, Task, dispatch};
+use crate::collective::{self, Ranks};
 use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard;
@@ -34,8 +35,10 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         },
         ..RunOptions::default()
     };
+    let ranks = collective::ranks();
     let checked = match (
-        recipe::check(loaded, &options),
+        // Rank 0 first: it downloads what the others then find.
+        collective::in_turn(|| recipe::check(loaded, &options)),
         backend::require(compute.backend),
     ) {
         (Ok(checked), backend) => backend.map(|()| checked)?,
@@ -46,13 +49,20 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
         }
         (Err(error), _) => return Err(error),
     };
-    for notice in &checked.notices {
-        terminal::say(&notice);
-    }
-    for warning in &checked.warnings {
-        terminal::say(&format!("warning: {warning}"));
+    if ranks.is_first() {
+        for notice in &checked.notices {
+            terminal::say(&notice);
+        }
+        for warning in &checked.warnings {
+            terminal::say(&format!("warning: {warning}"));
+        }
     }
     if args.dry_run {
+        if !ranks.is_first() {
+            return Ok(());
+        }
+        // What is measured is this process.
+        let _alone = collective::enter(Ranks::default());
         let (times, line) = match args.no_time {
             true => (None, String::new()),
             false => estimate_times(&checked, compute),
@@ -81,6 +91,9 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
             check: !args.no_check,
         },
     )?;
+    if !ranks.is_first() {
+        return Ok(());
+    }
     for (name, outcome) in &outcomes {
         if !outcome.table.is_empty() {
             print(&format!(
@@ -151,7 +164,11 @@ impl Task for RunRecipe<'_> {
         if self.check && !matches!(name, "flex" | "ndarray") {
             check_numbers::<B>(name, &device, &Shapes::of_plans(&self.checked.plans))?;
         }
-        let mut reporter = reporter(self.kind, &self.options.interrupt)?;
+        let kind = match collective::ranks().is_first() {
+            true => self.kind,
+            false => ReporterKind::Silent,
+        };
+        let mut reporter = reporter(kind, &self.options.interrupt)?;
         recipe::run::<B>(self.checked, self.options, device, name, reporter.as_mut())
     }
 }
@@ -176,6 +193,9 @@ fn check_numbers<B: ModelBackend>(
     parity::require(name, &differences)
         .map_err(|error| Error::Backend(format!("{error}; --no-check runs all the same")))?;
     let largest = differences.iter().map(|d| d.largest).fold(0.0, f64::max);
+    if !collective::ranks().is_first() {
+        return Ok(());
+    }
     eprintln!(
         "{name} agrees with {reference} to {largest:.1e} in {} computations of this recipe's sizes ({:.0} s)",
         differences.len(),

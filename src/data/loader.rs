@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use crate::collective::Parts;
 use crate::rng::Seed;
 
 /// The batches of a stage: every row once per epoch, shuffled in each epoch or in the order of the data.
@@ -98,6 +99,33 @@ pub fn micro_batches(lens: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
         }
     }
     parts
+}
+
+/// [`micro_batches`] of the rows that this rank takes of a global batch, whose results the ranks then
+/// [share](crate::collective::share); with one process, of all.
+pub fn own_micro_batches(lens: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
+    step_parts(lens, max_tokens).own().to_vec()
+}
+
+/// The micro-batches of an optimiser step, of all ranks.
+pub fn step_parts(lens: &[usize], max_tokens: usize) -> Parts {
+    Parts::new(lens, of_rows(lens, max_tokens))
+}
+
+/// The same for passes with `dropout`, whose masks belong to places in a micro-batch: where there is some, whole micro-batches are
+/// dealt out.
+pub fn step_parts_with(lens: &[usize], max_tokens: usize, dropout: bool) -> Parts {
+    match dropout {
+        true => Parts::whole(lens.len(), of_rows(lens, max_tokens)),
+        false => step_parts(lens, max_tokens),
+    }
+}
+
+fn of_rows(lens: &[usize], max_tokens: usize) -> impl Fn(&[usize]) -> Vec<Vec<usize>> + '_ {
+    move |rows| {
+        let lens: Vec<usize> = rows.iter().map(|&row| lens[row]).collect();
+        micro_batches(&lens, max_tokens)
+    }
 }
 
 #[cfg(test)]

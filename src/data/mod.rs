@@ -46,7 +46,7 @@ pub(crate) use encode::{
 };
 pub use file::lfs_pointer;
 pub(crate) use file::text_bytes;
-pub use loader::{Batches, micro_batches};
+pub use loader::{Batches, micro_batches, own_micro_batches, step_parts, step_parts_with};
 pub use pairs::{ResponseSet, read_response_sets};
 pub(crate) use pairs::{readable, response_sets};
 pub use row_kind::RowKind;

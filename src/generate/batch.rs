@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::SamplingConfig;
+use super::ranks::over_ranks;
 use super::sampler::{SampledToken, sample_penalised};
 use crate::host::{indices, read};
 use crate::model::{CausalLm, KvCache};
@@ -170,6 +171,35 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
     device: &B::Device,
     watch: &mut dyn Watch,
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
+    over_ranks(prompts, watch, |places, watch| {
+        let prompts: Vec<&[u32]> = places.iter().map(|&place| prompts[place]).collect();
+        let prompts = Prompts {
+            ids: &prompts,
+            places,
+        };
+        run_some(model, read_out, prompts, options, seed, device, watch)
+    })
+}
+
+/// Some prompts, with their places among all.
+struct Prompts<'a> {
+    ids: &'a [&'a [u32]],
+    places: &'a [usize],
+}
+
+fn run_some<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    read_out: Option<ReadOut<'_, B>>,
+    prompts: Prompts<'_>,
+    options: &GenerateOptions,
+    seed: Seed,
+    device: &B::Device,
+    watch: &mut dyn Watch,
+) -> (Vec<Response>, Vec<Vec<f32>>) {
+    let Prompts {
+        ids: prompts,
+        places,
+    } = prompts;
     let mut responses = vec![Response::default(); prompts.len()];
     let mut readings = vec![Vec::new(); prompts.len()];
     if prompts.is_empty() || options.max_new_tokens == 0 {
@@ -238,7 +268,7 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
             .zip(&rows)
             .map(|(logits, row)| {
                 let response = &responses[row.prompt].ids;
-                let seed = seed.fork_index(row.prompt as u64);
+                let seed = seed.fork_index(places[row.prompt] as u64);
                 options.sample(logits, prompts[row.prompt], response, seed)
             })
             .collect();
@@ -253,7 +283,7 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
             response.logprobs.push(token.logprob);
             tokens += 1;
             response.stopped = options.ends(token.id, response.ids.len() - 1)
-                | watch.token(row.prompt, &response.ids);
+                | watch.token(places[row.prompt], &response.ids);
             let full = response.ids.len() == options.max_new_tokens;
             row.ended = response.stopped;
             if full || row.ended && read_out.is_none() {

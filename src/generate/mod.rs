@@ -5,6 +5,7 @@ mod config;
 pub mod continuous;
 mod penalties;
 mod prompt_logprobs;
+mod ranks;
 mod sampler;
 mod session;
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::CausalLm;
-use crate::data::micro_batches;
+use crate::collective;
+use crate::data::own_micro_batches;
 use crate::host::{indices, read};
 use crate::ops::ModelBackend;
 use crate::tokens::TokenBatch;
@@ -19,7 +20,8 @@ pub fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
 ) -> Vec<Vec<f32>> {
     let mut out = vec![Vec::new(); rows.len()];
     let lens: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-    for part in micro_batches(&lens, micro_batch_tokens) {
+    let own = own_micro_batches(&lens, micro_batch_tokens);
+    for part in &own {
         let packed: Vec<&[u32]> = part.iter().map(|&i| rows[i]).collect();
         let batch = TokenBatch::from_rows(&packed, device);
         let (mut positions, mut targets) = (Vec::new(), Vec::new());
@@ -32,10 +34,11 @@ pub fn row_logprobs<B: ModelBackend, M: CausalLm<B>>(
         let hidden = model.states_at(&batch, at, None, None);
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), temperature);
         let mut values = read(logprobs).into_iter();
-        for &row in &part {
+        for &row in part {
             let count = rows[row].len() - prompt_lens[row].max(1);
             out[row] = values.by_ref().take(count).collect();
         }
     }
+    collective::share(&mut out, own.concat());
     out
 }

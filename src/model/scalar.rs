@@ -5,7 +5,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{CausalLm, LanguageModel};
-use crate::data::micro_batches;
+use crate::collective;
+use crate::data::own_micro_batches;
 use crate::host::{indices, read};
 use crate::ops::ModelBackend;
 use crate::params::{ParamKind, ParamMeta, ParamSlot, Parameters};
@@ -82,7 +83,8 @@ impl<B: ModelBackend> ScalarModel<B> {
         let mut out: Vec<Vec<f32>> = vec![Vec::new(); groups.len()];
         let lens: Vec<usize> = groups.iter().map(|group| packed_len(group)).collect();
         let (mut done, mut tokens) = (0, 0);
-        for part in micro_batches(&lens, micro_batch_tokens) {
+        let own = own_micro_batches(&lens, micro_batch_tokens);
+        for part in &own {
             let packed: Vec<Vec<&[u32]>> = part.iter().map(|&i| groups[i].clone()).collect();
             let (batch, spans) = TokenBatch::from_groups(&packed, device);
             let last: Vec<usize> = (spans.iter())
@@ -90,13 +92,14 @@ impl<B: ModelBackend> ScalarModel<B> {
                 .collect();
             let last = indices(&last, device);
             let mut scores = read(self.scores(&batch, Some(last), None)).into_iter();
-            for &group in &part {
+            for &group in part {
                 out[group] = scores.by_ref().take(groups[group].len()).collect();
             }
             done += spans.len();
             tokens += batch.segments.num_tokens() as u64;
             on_progress(done, tokens);
         }
+        collective::share(&mut out, own.concat());
         out
     }
 }

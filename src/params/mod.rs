@@ -173,6 +173,15 @@ impl<B: Backend> ParamSlot<'_, B> {
         }
     }
 
+    /// The device of its values.
+    pub fn device(&self) -> B::Device {
+        match self {
+            Self::Vector(p) => p.val().device(),
+            Self::Matrix(p) => p.val().device(),
+            Self::Reduced(_, p) => p.val().device(),
+        }
+    }
+
     /// Number of entries.
     pub fn num_entries(&self) -> usize {
         self.shape().iter().product()

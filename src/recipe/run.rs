@@ -9,6 +9,7 @@ use super::survey::{Survey, survey};
 use super::{LoadedRecipe, Recipe, check_fits, to_ron};
 use crate::atomic::write_atomic;
 use crate::checkpoint::{self, RunDir, RunInfo};
+use crate::collective;
 use crate::device::DeviceMemory;
 use crate::error::{Error, Problem, Result};
 use crate::guard::{self, PLEASE_REPORT};
@@ -138,23 +139,30 @@ pub fn run<B: ModelBackend>(
 ) -> Result<Vec<(String, Outcome)>> {
     let (recipe, plans) = (&checked.recipe, &checked.plans);
     let _lock = guard::lock_gradients();
-    let continues =
-        options.resume || (checked.only.is_some() && checked.output.join("run.json").exists());
-    let run = if continues {
-        RunDir::open(&checked.output)?
-    } else {
-        RunDir::create(&checked.output)?
+    let begun = collective::agree(checked.output.join("run.json").exists());
+    let continues = options.resume || (checked.only.is_some() && begun);
+    let opened = collective::on_first(|| {
+        let run = if continues {
+            RunDir::open(&checked.output)?
+        } else {
+            RunDir::create(&checked.output)?
+        };
+        run.write_recipe(&to_ron(recipe))?;
+        if !run.has_info() {
+            run.write_info(&RunInfo {
+                backend: backend.to_owned(),
+                device: format!("{device:?}"),
+                threads: rayon::current_num_threads(),
+                seed: recipe.seed,
+                ..RunInfo::begin()
+            })?;
+        }
+        Ok(run)
+    })?;
+    let run = match opened {
+        Some(run) => run,
+        None => RunDir::of_first(&checked.output)?,
     };
-    run.write_recipe(&to_ron(recipe))?;
-    if !run.has_info() {
-        run.write_info(&RunInfo {
-            backend: backend.to_owned(),
-            device: format!("{device:?}"),
-            threads: rayon::current_num_threads(),
-            seed: recipe.seed,
-            ..RunInfo::begin()
-        })?;
-    }
     let mut reporter = NotedReporter::new(reporter);
     let position = reporter.position();
     let mut session = Session::<B>::new(device, &run, &mut reporter);
@@ -180,7 +188,8 @@ pub fn run<B: ModelBackend>(
             continue;
         }
         let done = session.stage_dir(stage.name())?.join(DONE);
-        if options.resume && done.exists() {
+        let is_done = collective::agree(done.exists());
+        if options.resume && is_done {
             if let (Some(plan), Some(record)) = (
                 plans.get(index),
                 StageRecord::read(&run.path().join(stage.name()))?,
@@ -190,14 +199,17 @@ pub fn run<B: ModelBackend>(
             continue;
         }
         // A stage that runs again is no longer done, and must not resume from its old checkpoints.
-        if !options.resume {
-            let folder = session.stage_dir(stage.name())?;
-            checkpoint::clear(&folder)?;
-            StageRecord::remove(&folder)?;
-        }
-        if done.exists() {
-            std::fs::remove_file(&done).map_err(Error::io("remove", &done))?;
-        }
+        let folder = session.stage_dir(stage.name())?;
+        collective::on_first(|| {
+            if !options.resume {
+                checkpoint::clear(&folder)?;
+                StageRecord::remove(&folder)?;
+            }
+            match is_done {
+                true => std::fs::remove_file(&done).map_err(Error::io("remove", &done)),
+                false => Ok(()),
+            }
+        })?;
         if let Some(plan) = plans.get(index) {
             let later = plans.iter().skip(index + 1).filter(|plan| runs(&plan.name));
             let later: Vec<&StagePlan> = later.collect();
@@ -223,7 +235,7 @@ pub fn run<B: ModelBackend>(
                 return Err(error);
             }
         };
-        write_atomic(&done, outcome.record.summary.as_bytes())?;
+        collective::on_first(|| write_atomic(&done, outcome.record.summary.as_bytes()))?;
         if let Some(plan) = plans.get(index) {
             session.clock.finished(plan, outcome.record.seconds);
         }
@@ -267,6 +279,9 @@ fn defect(
 
 /// Writes the report of the run. A damaged log or a full disk does not end a run for its report: it is said instead.
 fn report<B: ModelBackend>(session: &mut Session<'_, B>, recipe: &Recipe, in_use: bool) {
+    if !collective::ranks().is_first() {
+        return;
+    }
     let run = session.run.path();
     let written = run_report(recipe, run, in_use).and_then(|found| write_run_report(run, &found));
     if let Err(error) = written {

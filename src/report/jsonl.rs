@@ -10,6 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::atomic::write_atomic_with;
+use crate::collective;
 use crate::error::{Error, Result};
 use crate::outside;
 
@@ -70,11 +71,12 @@ fn hex(hash: &Sha256) -> String {
     format!("{:x}", hash.clone().finalize())
 }
 
-/// An append-only file of JSON objects, each with a `step`.
+/// An append-only file of JSON objects, each with a `step`. Of several ranks the first writes it; all know what it holds.
 #[derive(Debug)]
 pub(crate) struct JsonlLog {
     path: PathBuf,
-    file: File,
+    /// `None` on the other ranks.
+    file: Option<File>,
     bytes: u64,
     hash: Sha256,
 }
@@ -82,7 +84,9 @@ pub(crate) struct JsonlLog {
 impl JsonlLog {
     /// An empty log; an old one is replaced.
     pub(crate) fn create(path: &Path) -> Result<Self> {
-        File::create(path).map_err(Error::io("create", path))?;
+        if collective::ranks().is_first() {
+            File::create(path).map_err(Error::io("create", path))?;
+        }
         Self::append(path, 0, Sha256::new())
     }
 
@@ -90,25 +94,33 @@ impl JsonlLog {
     pub(crate) fn resume(path: &Path, mark: &LogMark) -> Result<Self> {
         let hash = mark.hash_of(path)?;
         let log = Self::append(path, mark.bytes, hash)?;
-        (log.file.set_len(mark.bytes)).map_err(Error::io("cut", path))?;
+        if let Some(file) = &log.file {
+            file.set_len(mark.bytes).map_err(Error::io("cut", path))?;
+        }
         Ok(log)
     }
 
     /// The log up to and including `step`; a missing file counts as empty.
     pub(crate) fn resume_at(path: &Path, step: usize) -> Result<Self> {
-        if !path.exists() {
+        let is_first = collective::ranks().is_first();
+        if is_first && !path.exists() {
             return Self::create(path);
         }
-        cut_after(path, step)?;
+        if is_first {
+            cut_after(path, step)?;
+        }
         Self::append(path, 0, Sha256::new())
     }
 
     fn append(path: &Path, bytes: u64, hash: Sha256) -> Result<Self> {
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(Error::io("write", path))?;
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.append(true).create(true).open(path)
+        };
+        let file = match collective::ranks().is_first() {
+            true => Some(open().map_err(Error::io("write", path))?),
+            false => None,
+        };
         Ok(Self {
             path: path.to_path_buf(),
             file,
@@ -130,9 +142,9 @@ impl JsonlLog {
         let mut line = serde_json::to_vec(row)
             .map_err(|e| Error::format(&self.path, format!("cannot be written as JSON: {e}")))?;
         line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .map_err(Error::io("write", &self.path))?;
+        if let Some(file) = &mut self.file {
+            (file.write_all(&line)).map_err(Error::io("write", &self.path))?;
+        }
         self.bytes += line.len() as u64;
         self.hash.update(&line);
         Ok(())
@@ -140,9 +152,10 @@ impl JsonlLog {
 
     /// Returns once every line is on the disk.
     pub(crate) fn sync(&mut self) -> Result<()> {
-        self.file
-            .sync_data()
-            .map_err(Error::io("write", &self.path))
+        match &self.file {
+            Some(file) => file.sync_data().map_err(Error::io("write", &self.path)),
+            None => Ok(()),
+        }
     }
 }
 

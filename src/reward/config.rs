@@ -93,6 +93,9 @@ pub enum RewardConfig {
         /// Seconds without an output line after which the source counts as failed.
         #[serde(default = "minute")]
         timeout_s: f64,
+        /// Among several ranks: whether each runs the program for its own rows. Otherwise rank 0 does for all.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        per_rank: bool,
     },
     /// 1 when the last number of the response is that of a column, else 0.
     Number {
@@ -125,6 +128,9 @@ pub enum RewardConfig {
         /// Seconds after which it is ended; the response then scores 0.
         #[serde(default = "ten")]
         timeout_s: f64,
+        /// Among several ranks: whether each runs the program for its own rows. Otherwise rank 0 does for all.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        per_rank: bool,
     },
     /// A source that a Rust program around this library has under this name ([`super::CustomRewards`]).
     Custom {
@@ -175,6 +181,28 @@ pub enum RewardConfig {
 }
 
 impl RewardConfig {
+    /// A program with its arguments as a source, which has a minute for an answer.
+    pub fn command(command: Vec<String>) -> Self {
+        Self::Command {
+            command,
+            timeout_s: minute(),
+            per_rank: false,
+        }
+    }
+
+    /// Program and arguments with the seconds that they may take, for a source that runs one.
+    pub fn program(&self) -> Option<(&[String], f64)> {
+        match self {
+            Self::Command {
+                command, timeout_s, ..
+            }
+            | Self::Program {
+                command, timeout_s, ..
+            } => Some((command, *timeout_s)),
+            _ => None,
+        }
+    }
+
     /// The stage or folder of the reward model, for a `Learned` source.
     pub fn learned(&self) -> Option<&str> {
         match self {

@@ -13,6 +13,7 @@ mod learned;
 mod length;
 mod length_penalty;
 mod log_probability;
+mod of_ranks;
 mod pattern;
 mod reading;
 mod reference;
@@ -41,6 +42,7 @@ use crate::data::Conversation;
 use crate::error::{Error, Problem, Result};
 use crate::model::{Label, LabelOutput};
 use judge::GradedConfig;
+use of_ranks::OfRanks;
 use reference::Reference;
 
 /// A response to be scored, with its context.
@@ -159,21 +161,29 @@ pub fn build(
         RewardConfig::Pattern { regex } => Box::new(pattern::Pattern {
             regex: verify::parsed(regex, name(config))?,
         }),
-        RewardConfig::Number { .. }
-        | RewardConfig::Groups { .. }
-        | RewardConfig::Schema { .. }
-        | RewardConfig::Program { .. } => verify::build(config, name(config))?,
-        RewardConfig::Command { command, timeout_s } => Box::new(command::External::new(
-            name(config),
-            command.clone(),
-            Duration::from_secs_f64(*timeout_s),
-        )),
+        RewardConfig::Number { .. } | RewardConfig::Groups { .. } | RewardConfig::Schema { .. } => {
+            verify::build(config, name(config))?
+        }
+        RewardConfig::Program { per_rank, .. } => {
+            let source = verify::build(config, name(config))?;
+            Box::new(OfRanks::new(name(config), source, *per_rank))
+        }
+        RewardConfig::Command {
+            command,
+            timeout_s,
+            per_rank,
+        } => {
+            let timeout = Duration::from_secs_f64(*timeout_s);
+            let source = command::External::new(name(config), command.clone(), timeout);
+            Box::new(OfRanks::new(name(config), Box::new(source), *per_rank))
+        }
         // The check above found it.
         RewardConfig::Custom { name: source } => {
-            custom.make(source).ok_or_else(|| Error::Reward {
+            let source = custom.make(source).ok_or_else(|| Error::Reward {
                 name: name(config),
                 message: "the program has no such source".into(),
-            })?
+            })?;
+            Box::new(OfRanks::new(name(config), source, false))
         }
         RewardConfig::Graded(graded) => with_model(ModelReward::Graded(graded))?,
         RewardConfig::Sum(terms) => {
@@ -412,8 +422,8 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
         RewardConfig::Number { .. } | RewardConfig::Groups { .. } | RewardConfig::Schema { .. } => {
             verify::problems(config, place)
         }
-        RewardConfig::Command { command, timeout_s }
-        | RewardConfig::Program { command, timeout_s } => {
+        RewardConfig::Command { .. } | RewardConfig::Program { .. } => {
+            let (command, timeout_s) = config.program().unwrap_or_default();
             let mut problems = Vec::new();
             match command.first().map(String::as_str) {
                 None | Some("") => problems.push(
@@ -432,7 +442,7 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
                 Some(_) => {}
             }
             // A Duration holds 2^64 seconds; a year is long enough.
-            if !(*timeout_s > 0.0 && *timeout_s <= 31_536_000.0) {
+            if !(timeout_s > 0.0 && timeout_s <= 31_536_000.0) {
                 problems.push(Problem::new(
                     place,
                     format!("timeout_s is {timeout_s}; expected a positive number of seconds, at most a year"),

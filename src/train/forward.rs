@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::data::{Example, TokenRows, micro_batches};
+use crate::collective;
+use crate::data::{Example, TokenRows, own_micro_batches};
 use crate::error::Result;
 use crate::host::{indices, read};
 use crate::model::CausalLm;
@@ -43,7 +44,7 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
 ) -> Result<(f64, usize)> {
     let lens = examples.lens()?;
     let (mut sum, mut count) = (0.0, 0);
-    for part in micro_batches(&lens, micro_batch_tokens) {
+    for part in own_micro_batches(&lens, micro_batch_tokens) {
         let part = examples.get(part)?;
         let part: Vec<&Example> = part.iter().map(AsRef::as_ref).collect();
         let rows: Vec<&[u32]> = part.iter().map(|e| e.ids.as_slice()).collect();
@@ -55,7 +56,8 @@ pub fn example_loss<B: ModelBackend, M: CausalLm<B>>(
         sum -= read(logprobs).iter().map(|&x| f64::from(x)).sum::<f64>();
         count += positions.len();
     }
-    Ok((sum, count))
+    let [sum, count] = collective::sum_f64([sum, count as f64]);
+    Ok((sum, count as usize))
 }
 
 /// As [`row_logprobs`], for rows of which those with the same prompt stand together: their common prefix passes once.
@@ -74,7 +76,8 @@ pub(super) fn group_logprobs<B: ModelBackend, M: CausalLm<B>>(
         .collect();
     let mut out = vec![Vec::new(); rows.len()];
     let lens: Vec<usize> = groups.iter().map(|(_, group)| packed_len(group)).collect();
-    for part in micro_batches(&lens, micro_batch_tokens) {
+    let mut own = Vec::new();
+    for part in own_micro_batches(&lens, micro_batch_tokens) {
         let packed: Vec<Vec<&[u32]>> = part.iter().map(|&i| groups[i].1.clone()).collect();
         let (batch, spans) = TokenBatch::from_groups(&packed, device);
         // Rows of the part, in the order of their spans.
@@ -91,10 +94,12 @@ pub(super) fn group_logprobs<B: ModelBackend, M: CausalLm<B>>(
         let hidden = model.states_at(&batch, at, None, None);
         let (logprobs, _) = model.logprobs(hidden, &Arc::new(targets), temperature);
         let mut values = read(logprobs).into_iter();
+        own.extend(&members);
         for row in members {
             let count = rows[row].len() - prompt_lens[row].max(1);
             out[row] = values.by_ref().take(count).collect();
         }
     }
+    collective::share(&mut out, own);
     out
 }

@@ -1,5 +1,6 @@
 //! The outputs of a stage in progress: metrics, samples, checkpoints, progress.
 
+mod finish;
 mod logs;
 mod restore;
 
@@ -8,19 +9,19 @@ use std::time::Instant;
 
 use burn::backend::Autodiff;
 
+use super::Session;
 use super::alarms::{Alarm, Alarms};
 use super::config::{AlarmsConfig, Better, Cadence};
 use super::state::{BestStep, Position, restore_weights};
-use super::{Outcome, Session};
 use crate::checkpoint::{self, StepCheckpoint};
+use crate::collective;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
 use crate::params::Parameters;
 use crate::report::{
-    Ending, EvalReport, Interrupt, MetricsRow, Sample, StageInfo, StageLogs, StageRecord,
-    StageReport, StepReport, Timer, diverged, each_row, findings, format_value, peak_rss_bytes,
-    write_stage_report,
+    Ending, EvalReport, Interrupt, MetricsRow, Sample, StageInfo, StageRecord, StepReport, Timer,
+    each_row, format_value,
 };
 use crate::snapshot::Snapshot;
 use crate::suggest::quoted;
@@ -46,6 +47,8 @@ pub(super) struct Journal {
     first_step: usize,
     total_steps: usize,
     interrupt: Interrupt,
+    /// Whether any rank has been asked to stop, when it was last agreed on.
+    stopping: bool,
     /// The metrics logged at the current step.
     current: Vec<(String, f64)>,
     /// Whether the model has the weights that `keep_best` chooses.
@@ -68,10 +71,11 @@ impl Journal {
     ) -> Result<(Self, Option<RestoredCheckpoint>)> {
         let dir = session.stage_dir(stage)?;
         let restored = if session.resume {
-            restore(session, stage, &dir)?
+            // Rank 0 sets aside what is damaged.
+            collective::in_turn(|| restore(session, stage, &dir))?
         } else {
             // After a crash of this run, leftovers of an earlier one would be resumed from.
-            checkpoint::clear(&dir)?;
+            collective::on_first(|| checkpoint::clear(&dir))?;
             None
         };
         let (position, logs, earlier) = match &restored {
@@ -104,6 +108,7 @@ impl Journal {
             first_step: position.step,
             total_steps,
             interrupt: session.interrupt.clone(),
+            stopping: false,
             current: Vec::new(),
             has_best: false,
             position,
@@ -119,7 +124,7 @@ impl Journal {
             total_steps: self.total_steps,
             ..StageRecord::default()
         };
-        record.write(&self.dir)?;
+        collective::on_first(|| record.write(&self.dir))?;
         session.reporter.stage_start(&StageInfo {
             stage: &self.stage,
             place: session.clock.place(),
@@ -139,13 +144,18 @@ impl Journal {
         why: &str,
     ) -> Result<()> {
         (session.reporter).message(&format!("{}: {why}; the stage begins again", self.stage));
-        checkpoint::clear(&self.dir)?;
+        collective::on_first(|| checkpoint::clear(&self.dir))?;
         self.position = Position::default();
         self.logs.close(Ending::Failed);
         self.logs = Logs::create(session, &self.stage, &self.dir)?;
         self.timer = Timer::start(0);
         self.first_step = 0;
         self.start(session, summary)
+    }
+
+    /// The stage's name.
+    pub(super) fn stage(&self) -> &str {
+        &self.stage
     }
 
     /// The stage's folder.
@@ -220,9 +230,12 @@ impl Journal {
     /// # Errors
     /// When it cannot be read.
     pub(super) fn alarms(&mut self, config: &AlarmsConfig) -> Result<Alarms> {
-        self.logs.sync()?;
+        let logs = &mut self.logs;
+        collective::on_first(|| logs.sync())?;
         let mut alarms = Alarms::new(config);
         each_row(&self.dir.join(METRICS), |row: MetricsRow| alarms.log(&row))?;
+        // Rank 0 writes again once all have read.
+        collective::ranks().barrier();
         Ok(alarms)
     }
 
@@ -312,10 +325,13 @@ impl Journal {
     /// # Errors
     /// `Error::Io`.
     pub(super) fn save_best(&self, weights: &Snapshot<'_>) -> Result<()> {
-        let states = checkpoint::of_states(&self.dir, "best");
-        let steps = states.iter().filter_map(|best| best["step"].as_u64());
-        let steps: Vec<usize> = steps.map(|step| step as usize).collect();
-        checkpoint::save_best(&self.dir, self.position.step, weights, &steps)
+        collective::on_first(|| {
+            let states = checkpoint::of_states(&self.dir, "best");
+            let steps = states.iter().filter_map(|best| best["step"].as_u64());
+            let steps: Vec<usize> = steps.map(|step| step as usize).collect();
+            checkpoint::save_best(&self.dir, self.position.step, weights, &steps)
+        })?;
+        Ok(())
     }
 
     /// Gives `model` the weights that `keep_best` has chosen; without it, leaves them as they are.
@@ -366,8 +382,9 @@ impl Journal {
         self.logs.sample(sample)
     }
 
-    /// Whether a checkpoint is due, or the user wants to stop.
-    pub(super) fn must_save(&self) -> bool {
+    /// Whether a checkpoint is due, or the user wants to stop, by a signal to any rank.
+    pub(super) fn must_save(&mut self) -> bool {
+        self.stopping = collective::any(self.interrupt.requested());
         let step = self.position.step;
         let due = self
             .cadence
@@ -377,7 +394,12 @@ impl Journal {
     }
 
     fn must_stop(&self) -> bool {
-        self.interrupt.requested() && self.position.step < self.total_steps
+        // A process that is alone may be stopped while it writes a checkpoint too.
+        let requested = match collective::ranks().is_alone() {
+            true => self.interrupt.requested(),
+            false => self.stopping,
+        };
+        requested && self.position.step < self.total_steps
     }
 
     /// Writes a checkpoint; if the user wants to stop, returns `Error::Interrupted`.
@@ -390,14 +412,11 @@ impl Journal {
         // The logs first: they must hold every step of a complete checkpoint.
         self.logs.sync()?;
         self.position.logs = self.logs.marks();
-        checkpoint::save(
-            &self.dir,
-            self.position.step,
-            weights,
-            optim,
-            &self.position,
-        )?;
-        checkpoint::prune(&self.dir, self.cadence.save_total_limit.max(1))?;
+        collective::on_first(|| {
+            let step = self.position.step;
+            checkpoint::save(&self.dir, step, weights, optim, &self.position)?;
+            checkpoint::prune(&self.dir, self.cadence.save_total_limit.max(1))
+        })?;
         if self.must_stop() {
             self.logs.close(Ending::Interrupted);
             return Err(Error::Interrupted {
@@ -418,78 +437,5 @@ impl Journal {
             });
         }
         Ok(())
-    }
-
-    /// The error for a value `what` that is not finite; saves the rows that caused it.
-    pub(super) fn non_finite(&self, what: &str, rows: &[&[u32]]) -> Error {
-        let step = self.position.step + 1;
-        let saved = self.dir.join(format!("nonfinite-step-{step:06}.json"));
-        let text = serde_json::json!({ "step": step, "what": what, "rows": rows }).to_string();
-        match crate::atomic::write_atomic(&saved, text.as_bytes()) {
-            Ok(()) => Error::NonFinite {
-                stage: self.stage.clone(),
-                step,
-                what: what.to_owned(),
-                saved,
-            },
-            Err(error) => error,
-        }
-    }
-
-    /// Ends the stage: syncs the logs, and writes `stage.json` and `report.html`. `results`: its summary, tables and pictures.
-    pub(super) fn finish<B: ModelBackend>(
-        mut self,
-        session: &mut Session<'_, B>,
-        results: StageRecord,
-    ) -> Result<Outcome> {
-        if self.cadence.keep_best.is_some() && !self.has_best {
-            return Err(Error::Stage {
-                stage: self.stage.clone(),
-                message:
-                    "cadence.keep_best: this kind of stage does not choose among its checkpoints"
-                        .into(),
-            });
-        }
-        self.logs.sync()?;
-        let logs = StageLogs::read(&self.dir)?;
-        let record = StageRecord {
-            summary: format!("{}{}", results.summary, self.kept()),
-            total_steps: self.total_steps,
-            tokens: self.position.tokens,
-            seconds: self.timer.elapsed_s(),
-            peak_bytes: peak_rss_bytes(),
-            findings: findings(&logs.metrics),
-            diverged: diverged(&logs.metrics),
-            ..results
-        };
-        record.write(&self.dir)?;
-        let run = session.run.path().display().to_string();
-        // A stage that compares or ranks leaves no model.
-        let leaves = ["adapter", "model"]
-            .iter()
-            .any(|name| self.dir.join(name).exists());
-        let next = match leaves {
-            true => format!(
-                "temper export --run {run} --stage {} --to exported/{}",
-                self.stage, self.stage
-            ),
-            false => String::new(),
-        };
-        write_stage_report(
-            &self.dir,
-            &StageReport {
-                title: &format!("{} of recipe {}", self.stage, session.recipe),
-                record: &record,
-                logs: &logs,
-                next_command: &next,
-            },
-        )?;
-        self.logs.close(Ending::Done);
-        self.logs.report(session, &self.stage);
-        session.reporter.stage_end(&record.summary);
-        Ok(Outcome {
-            table: record.closing_text(&logs.samples),
-            record,
-        })
     }
 }

@@ -11,6 +11,7 @@ use super::config::{Init, Peft};
 use super::sources::reward_folder;
 use crate::atomic::write_atomic;
 use crate::checkpoint::{FileHash, StageLineage, write_dir_atomic};
+use crate::collective;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::weights::{RandomSource, StoreAs, write_snapshot};
@@ -190,21 +191,25 @@ impl<B: ModelBackend> Session<'_, B> {
         data: &[(Vec<PathBuf>, usize)],
     ) -> Result<()> {
         let hash = |path: &PathBuf, rows| FileHash::of(path, rows);
-        self.run.record(StageLineage {
-            stage: stage.to_owned(),
-            init: init.to_owned(),
-            data: (data.iter())
-                .flat_map(|(files, rows)| {
-                    // How many are of each of several files is not known.
-                    let rows = Some(*rows).filter(|_| files.len() == 1);
-                    files.iter().map(move |path| hash(path, rows))
-                })
-                .collect::<Result<_>>()?,
-            weights: weights
-                .iter()
-                .map(|path| hash(path, None))
-                .collect::<Result<_>>()?,
-        })
+        let lineage = || {
+            Ok::<_, crate::error::Error>(StageLineage {
+                stage: stage.to_owned(),
+                init: init.to_owned(),
+                data: (data.iter())
+                    .flat_map(|(files, rows)| {
+                        // How many are of each of several files is not known.
+                        let rows = Some(*rows).filter(|_| files.len() == 1);
+                        files.iter().map(move |path| hash(path, rows))
+                    })
+                    .collect::<Result<_>>()?,
+                weights: weights
+                    .iter()
+                    .map(|path| hash(path, None))
+                    .collect::<Result<_>>()?,
+            })
+        };
+        collective::on_first(|| self.run.record(lineage()?))?;
+        Ok(())
     }
 }
 
@@ -265,6 +270,17 @@ pub(super) fn save_policy<B: ModelBackend>(
     tokenizer: &Tokenizer,
     base: &str,
 ) -> Result<()> {
+    collective::on_first(|| write_policy(dir, trained, config, tokenizer, base))?;
+    Ok(())
+}
+
+fn write_policy<B: ModelBackend>(
+    dir: &Path,
+    trained: &TrainablePolicy<B>,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    base: &str,
+) -> Result<()> {
     let mut model = trained.model.valid();
     let of_base = config.with_tables_of_base();
     match &trained.adapter {
@@ -310,7 +326,7 @@ pub(super) fn save_reward_model<B: ModelBackend>(
     base: &str,
 ) -> Result<()> {
     let offset = model.offset;
-    match adapter {
+    collective::on_first(|| match adapter {
         Some(adapter) => write_dir_atomic(dir.join("adapter"), |folder| {
             save_adapter(model, config, adapter, base, folder)?;
             write_sidecar(folder, adapted_precision(model), Some(offset))?;
@@ -324,7 +340,8 @@ pub(super) fn save_reward_model<B: ModelBackend>(
             true,
             Some(offset),
         ),
-    }
+    })?;
+    Ok(())
 }
 
 /// Writes all weights with configuration and tokenizer.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::RunClock;
 use crate::checkpoint::RunDir;
+use crate::collective;
 use crate::data::{
     DataConfig, DataContext, EncodeReport, Row, RowEncoding, RowsCache, TokenRow, TokenRows,
     Tokenizer, read_rows, source_files, token_rows,
@@ -125,7 +126,10 @@ impl<'a, B: ModelBackend> Session<'a, B> {
         let (context, cache) = (self.data_context(), RowsCache::from_env());
         let reporter = &mut *self.reporter;
         let mut say = |text: &str| reporter.message(&format!("{what}: {text}"));
-        let rows = token_rows(data, &context, tokenizer, encoding, &cache, &mut say)?;
+        // Rank 0 fills the cache of large sets, in which the others find them.
+        let rows = collective::in_turn(|| {
+            token_rows(data, &context, tokenizer, encoding, &cache, &mut say)
+        })?;
         self.report_rows(what, rows.report());
         Ok(rows)
     }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Session;
+use crate::collective;
 use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::model::{CausalLm, ClassifierSource, Fetch, Finder};
 use crate::ops::ModelBackend;
-use crate::reward::judge::{Endpoint, Graded, Judge, JudgeModel, LocalJudge};
+use crate::reward::judge::{Endpoint, Graded, Judge, JudgeModel, LocalJudge, OfFirst};
 use crate::reward::{
     Classifier, CompletionEncoder, Learned, LogProbability, ModelReward, RewardConfig,
     RewardSource, TokenReduction,
@@ -67,10 +68,17 @@ impl<B: ModelBackend> Session<'_, B> {
             JudgeModel::Model(init) => init,
             JudgeModel::Endpoint(endpoint) => {
                 let answers = self.run.path().join(ANSWERS);
-                return Ok((
-                    Box::new(Endpoint::new(endpoint, &answers, &self.interrupt)?),
-                    Vec::new(),
-                ));
+                let make = || {
+                    Ok(
+                        Box::new(Endpoint::new(endpoint, &answers, &self.interrupt)?)
+                            as Box<dyn Judge>,
+                    )
+                };
+                let judge = match collective::ranks().is_alone() {
+                    true => make()?,
+                    false => Box::new(OfFirst::new(make)?),
+                };
+                return Ok((judge, Vec::new()));
             }
         };
         let policy = self.policy(init)?;

@@ -13,7 +13,7 @@ use super::forward::{example_loss, trained_positions};
 use super::policy::{Policy, TrainablePolicy, save_policy};
 use super::session::Outcome;
 use super::shared::{Accumulator, NonFinite, Training, finite};
-use crate::data::{Batches, Example, Prompt, TokenRows, Tokenizer, micro_batches};
+use crate::data::{Batches, Example, Prompt, TokenRows, Tokenizer, step_parts_with};
 use crate::error::Result;
 use crate::generate::GenerateOptions;
 use crate::host::indices;
@@ -198,12 +198,13 @@ fn gradients<'a, B: ModelBackend>(
     device: &B::Device,
 ) -> std::result::Result<(GradientSum<B>, f64), (NonFinite, Vec<&'a [u32]>)> {
     let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
-    let parts = micro_batches(&lens, work.micro_batch_tokens);
+    let drops = work.dropout > 0.0 || work.peft.dropout() > 0.0;
+    let parts = step_parts_with(&lens, work.micro_batch_tokens, drops);
     let ids = |part: &[usize]| -> Vec<&'a [u32]> {
         part.iter().map(|&i| rows[i].ids.as_slice()).collect()
     };
     let mut sum = Accumulator::<B>::default();
-    for (index, part) in parts.iter().enumerate() {
+    for (index, part) in parts.own_indexed() {
         // Parts of a step have masks of their own.
         let dropout = match index {
             0 => dropout,
@@ -221,7 +222,7 @@ fn gradients<'a, B: ModelBackend>(
         sum.backward(&loss, tape, model);
     }
     let mut loss = 0.0;
-    for (part, value) in parts.iter().zip(sum.numbers.read()) {
+    for (part, value) in parts.all().iter().zip(sum.read_numbers()) {
         loss += finite("loss", f64::from(value[0])).map_err(|problem| (problem, ids(part)))?;
     }
     Ok((sum.gradients, loss))

@@ -18,6 +18,7 @@ mod optimisers_in_recipes;
 mod options;
 mod ppo_details;
 mod preferences;
+mod ranks;
 mod resume;
 mod revise;
 mod rewards;

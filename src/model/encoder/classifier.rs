@@ -7,7 +7,8 @@ use burn::tensor::{Tensor, activation};
 use super::config::Activation;
 use super::network::Encoder;
 use super::{EncoderConfig, Labels};
-use crate::data::{EncodedText, micro_batches};
+use crate::collective;
+use crate::data::{EncodedText, own_micro_batches};
 use crate::host::read;
 use crate::model::scalar_head;
 use crate::ops::{ModelBackend, Numerics};
@@ -64,7 +65,8 @@ impl<B: ModelBackend> EncoderClassifier<B> {
         let lens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
         let labels = self.labels().names().len();
         let (mut done, mut tokens) = (0, 0);
-        for part in micro_batches(&lens, micro_batch_tokens) {
+        let own = own_micro_batches(&lens, micro_batch_tokens);
+        for part in &own {
             let packed: Vec<&EncodedText> = part.iter().map(|&i| &texts[i]).collect();
             let logits = read(self.head(self.encoder.first_states(&packed, device)));
             for (&text, logits) in part.iter().zip(logits.chunks_exact(labels)) {
@@ -74,6 +76,7 @@ impl<B: ModelBackend> EncoderClassifier<B> {
             tokens += part.iter().map(|&i| lens[i] as u64).sum::<u64>();
             on_progress(done, tokens);
         }
+        collective::share(&mut all, own.concat());
         all
     }
 

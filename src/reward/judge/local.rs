@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::labels::own_logprob;
 use super::{Judge, LabelAnswer, Question};
-use crate::data::{ChatOptions, Tokenizer, micro_batches};
+use crate::collective;
+use crate::data::{ChatOptions, Tokenizer, own_micro_batches};
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, SamplingConfig, generate};
 use crate::host::{indices, read};
@@ -126,14 +127,15 @@ impl<B: ModelBackend> Judge for LocalJudge<B> {
         }
         let lens: Vec<usize> = groups.iter().map(|group| packed_len(&group.rows)).collect();
         let mut logprobs = vec![Vec::new(); groups.len()];
-        for part in micro_batches(&lens, self.micro_batch_tokens) {
+        let own = own_micro_batches(&lens, self.micro_batch_tokens);
+        for part in &own {
             let packed: Vec<Vec<&[u32]>> = (part.iter())
                 .map(|&i| groups[i].rows.iter().map(Vec::as_slice).collect())
                 .collect();
             let (batch, spans) = TokenBatch::<B>::from_groups(&packed, &self.device);
             let mut spans = spans.iter();
             let (mut positions, mut targets, mut counts) = (Vec::new(), Vec::new(), Vec::new());
-            for &i in &part {
+            for &i in part {
                 let LabelRows { rows, from } = &groups[i];
                 for (row, span) in rows.iter().zip(spans.by_ref()) {
                     // A label that the others begin with has no token of its own.
@@ -149,13 +151,14 @@ impl<B: ModelBackend> Judge for LocalJudge<B> {
             let (values, _) = self.model.logprobs(hidden, &Arc::new(targets), 1.0);
             let mut values = read(values).into_iter().map(f64::from);
             let mut counts = counts.into_iter();
-            for &i in &part {
+            for &i in part {
                 let begins: Vec<f64> = (counts.by_ref().take(labels.len()))
                     .map(|count| values.by_ref().take(count).sum())
                     .collect();
                 logprobs[i] = groups[i].own_logprobs(&begins);
             }
         }
+        collective::share(&mut logprobs, own.concat());
         let answer = |logprobs: Vec<f64>| LabelAnswer {
             logprobs: Some(logprobs),
             text: String::new(),

@@ -13,6 +13,7 @@ mod graded;
 mod labels;
 mod lines;
 mod local;
+mod of_first;
 
 use crate::error::Result;
 use crate::rng::Seed;
@@ -25,6 +26,7 @@ pub(crate) use graded::problems as graded_problems;
 pub use labels::{clamped, expected_grade, label_probabilities, preference};
 pub use lines::{jsonl, texts};
 pub use local::LocalJudge;
+pub use of_first::OfFirst;
 
 /// A text to be answered by a label.
 #[derive(Debug, Clone, PartialEq)]

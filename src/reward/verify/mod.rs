@@ -58,7 +58,9 @@ pub(super) fn build(config: &RewardConfig, name: String) -> Result<Box<dyn Rewar
         RewardConfig::Schema { file } => Box::new(SchemaReward {
             schema: read_schema(file).map_err(|message| Error::Reward { name, message })?,
         }),
-        RewardConfig::Program { command, timeout_s } => Box::new(Program::new(
+        RewardConfig::Program {
+            command, timeout_s, ..
+        } => Box::new(Program::new(
             name,
             command.clone(),
             Duration::from_secs_f64(*timeout_s),

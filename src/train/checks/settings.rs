@@ -448,13 +448,13 @@ pub(in crate::train) fn check_reward(
         }
         // The file is read with the recipe.
         RewardConfig::Schema { .. } => {}
-        RewardConfig::Command { command, timeout_s }
-        | RewardConfig::Program { command, timeout_s } => {
+        RewardConfig::Command { .. } | RewardConfig::Program { .. } => {
+            let (command, timeout_s) = reward.program().unwrap_or_default();
             if command.first().is_none_or(String::is_empty) {
                 checks.problem(format!("{path}.command"), "names no program");
                 checks.help("e.g. `command: [\"python3\", \"score.py\"]`");
             }
-            checks.above_zero(path, "timeout_s", *timeout_s);
+            checks.above_zero(path, "timeout_s", timeout_s);
         }
         RewardConfig::Graded(graded) => {
             checks.problems_below(path, graded_problems(graded));

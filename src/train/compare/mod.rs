@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::atomic::write_atomic;
+use crate::collective;
 use crate::data::{Prompt, Prompts};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
@@ -146,7 +147,7 @@ pub(super) fn compare<B: ModelBackend>(
         results.push(result);
     }
     let lines = lines(&results, &all);
-    write_atomic(journal.dir().join(COMPARED), lines.as_bytes())?;
+    collective::on_first(|| write_atomic(journal.dir().join(COMPARED), lines.as_bytes()))?;
     files.sort();
     files.dedup();
     let policies: Vec<String> = config.policies.iter().map(title).collect();

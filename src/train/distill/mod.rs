@@ -14,7 +14,8 @@ pub use config::DistillConfig;
 
 use burn::module::AutodiffModule;
 
-use crate::data::{Batches, Prompt, Tokenizer, encode_prompts, micro_batches};
+use crate::collective;
+use crate::data::{Batches, Prompt, Tokenizer, encode_prompts, own_micro_batches, step_parts_with};
 use crate::error::Result;
 use crate::generate::GenerateOptions;
 use crate::model::LanguageModel;
@@ -121,14 +122,15 @@ pub(super) fn distill<B: ModelBackend>(
         };
         let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
         let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
-        let parts = micro_batches(&lens, config.micro_batch_tokens);
+        let drops = config.peft.dropout() > 0.0;
+        let parts = step_parts_with(&lens, config.micro_batch_tokens, drops);
         let settings = PassSettings {
             divergence: of,
             dropout: seed.fork("dropout").fork_index(step as u64),
             gradient_checkpointing: config.gradient_checkpointing,
         };
         let mut sum = Accumulator::<B>::default();
-        for part in &parts {
+        for part in parts.own() {
             let part: Vec<&Sequence> = part.iter().map(|&i| &rows[i]).collect();
             backward(
                 &mut trained.model,
@@ -143,7 +145,7 @@ pub(super) fn distill<B: ModelBackend>(
             part.iter().map(|&i| rows[i].ids.as_slice()).collect()
         };
         let mut loss = 0.0;
-        for (part, value) in parts.iter().zip(sum.numbers.read()) {
+        for (part, value) in parts.all().iter().zip(sum.read_numbers()) {
             loss += finite("loss", f64::from(value[0]))
                 .map_err(|problem| training.non_finite(problem, &ids(part)))?;
         }
@@ -257,7 +259,7 @@ fn evaluate<B: ModelBackend>(
     };
     let (config, device) = (held_out.config, session.device.clone());
     let all: Vec<usize> = (0..held_out.rows.len()).collect();
-    let (mut sum, mut count) = (0.0, 0);
+    let (mut sum, mut count) = (0.0, 0.0);
     for (index, part) in all.chunks(config.generation_batch_size).enumerate() {
         let rows = match held_out.rows.completions(part)? {
             Some(rows) => rows,
@@ -268,14 +270,15 @@ fn evaluate<B: ModelBackend>(
             }
         };
         let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
-        for part in micro_batches(&lens, config.micro_batch_tokens) {
+        for part in own_micro_batches(&lens, config.micro_batch_tokens) {
             let part: Vec<&Sequence> = part.iter().map(|&i| &rows[i]).collect();
             let teacher = held_out.teacher;
             sum += divergence(student, teacher, &part, config.divergence(), &device);
-            count += part.iter().map(|row| row.targets.len()).sum::<usize>();
+            count += part.iter().map(|row| row.targets.len()).sum::<usize>() as f64;
         }
     }
-    let loss = sum / count.max(1) as f64;
+    let [sum, count] = collective::sum_f64([sum, count]);
+    let loss = sum / f64::max(count, 1.0);
     let journal = &mut training.journal;
     journal.eval(session, &[("eval/loss", loss)])?;
     let prompts = &held_out.prompts[..journal.num_samples().min(held_out.prompts.len())];

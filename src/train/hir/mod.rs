@@ -16,7 +16,7 @@ use std::sync::Arc;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
-use crate::data::{Prompt, TokenRows, micro_batches};
+use crate::data::{Prompt, TokenRows, step_parts};
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, SamplingConfig, generate};
 use crate::host::indices;
@@ -300,9 +300,9 @@ fn learn<B: ModelBackend>(
             let batch: Vec<&Relabelled> = batch.iter().map(|&i| &rows[i]).collect();
             let ids: Vec<&[u32]> = batch.iter().map(|row| row.own.as_slice()).collect();
             let count: usize = batch.iter().map(|row| row.len).sum();
-            let accumulated = gradients(config, model, &batch, count, device);
+            let mut accumulated = gradients(config, model, &batch, count, device);
             let mut parts = [0.0; 3];
-            for (i, number) in accumulated.numbers.read().flatten().enumerate() {
+            for (i, number) in accumulated.read_numbers().flatten().enumerate() {
                 parts[i % 3] += f64::from(number);
             }
             let non_finite = |problem: NonFinite| training.non_finite(problem, &ids);
@@ -349,7 +349,8 @@ fn gradients<B: ModelBackend>(
         .map(|row| row.own.len() + row.other.len())
         .collect();
     let mut sum = Accumulator::<B>::default();
-    for part in micro_batches(&lens, config.micro_batch_tokens) {
+    let parts = step_parts(&lens, config.micro_batch_tokens);
+    for part in parts.own() {
         let part: Vec<&Relabelled> = part.iter().map(|&i| batch[i]).collect();
         let rows: Vec<&[u32]> = (part.iter().map(|row| row.own.as_slice()))
             .chain(part.iter().map(|row| row.other.as_slice()))

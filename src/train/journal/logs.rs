@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{METRICS, SAMPLES};
+use crate::collective;
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::report::{
@@ -130,5 +131,9 @@ fn trackers<B: ModelBackend>(
         resumed: earlier.is_some(),
     };
     let none = StageLogs::default();
-    Trackers::open(&session.report_to, dir, &tracked, earlier.unwrap_or(&none))
+    let report_to: &[_] = match collective::ranks().is_first() {
+        true => &session.report_to,
+        false => &[],
+    };
+    Trackers::open(report_to, dir, &tracked, earlier.unwrap_or(&none))
 }

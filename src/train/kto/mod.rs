@@ -21,7 +21,8 @@ use super::Session;
 use super::policy::save_policy;
 use super::session::{Outcome, data_files, stopping};
 use super::shared::{Accumulator, Training};
-use crate::data::{Batches, Labelled, Labels, TokenRows, micro_batches};
+use crate::collective;
+use crate::data::{Batches, Labelled, Labels, TokenRows, step_parts};
 use crate::error::{Error, Result};
 use crate::loss::{self, KtoLoss, KtoObjective, response_sums as sums_of};
 use crate::model::{CausalLm, LanguageModel, Tape};
@@ -133,22 +134,30 @@ fn kto<B: ModelBackend>(session: &mut Session<'_, B>, config: &KtoConfig) -> Res
             false => Vec::new(),
         };
         let lens: Vec<usize> = items.iter().map(|item| item.ids.len()).collect();
-        let parts = micro_batches(&lens, config.micro_batch_tokens);
-        let of_reference = reference.step(step, &batch, &items, &others, &parts, &device);
+        let parts = step_parts(&lens, config.micro_batch_tokens);
+        let own = parts.own();
+        let of_reference = reference.step(step, &batch, &items, &others, own, &device);
         let kl = kl_estimate(
             &trained.model.valid(),
             &items,
             &others,
-            &parts,
+            own,
             &of_reference,
             &device,
         );
         let mut sum = Accumulator::default();
-        sum.numbers.push(kl.clone());
-        let rows: Vec<ResponseRows<'_>> = (parts.iter())
+        // All ranks have the same, and rank 0's numbers come first.
+        if collective::ranks().is_first() {
+            sum.numbers.push(kl.clone());
+        }
+        let rows: Vec<ResponseRows<'_>> = (parts.all().iter())
             .map(|part| ResponseRows::new(part.iter().map(|&i| items[i])))
             .collect();
-        for (rows, ref_logprobs) in rows.iter().zip(of_reference.own) {
+        let own_rows = rows
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| parts.has(*place));
+        for ((_, rows), ref_logprobs) in own_rows.zip(of_reference.own) {
             backward(
                 rows,
                 ref_logprobs,
@@ -159,7 +168,7 @@ fn kto<B: ModelBackend>(session: &mut Session<'_, B>, config: &KtoConfig) -> Res
                 &device,
             );
         }
-        let mut numbers = sum.numbers.read();
+        let mut numbers = sum.read_numbers();
         let kl = (numbers.next()).map_or(0.0, |kl| f64::from(kl[0]));
         let mut sums = ResponseSums::with_kl(kl);
         let all: Vec<&[u32]> = items.iter().map(|item| item.ids.as_slice()).collect();
@@ -222,6 +231,7 @@ fn kl_estimate<B: ModelBackend>(
         let logps = sums_of(rows.logprobs(policy, device), &rows.lens);
         total = total + (logps - of_reference.clone()).sum();
     }
+    let total = collective::total(total, device);
     (total / items.len() as f64).clamp_min(0.0)
 }
 

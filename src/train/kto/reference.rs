@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::{KtoConfig, ResponseRows, mismatched};
-use crate::data::{Batches, Labelled, TokenRows, micro_batches};
+use crate::collective;
+use crate::data::{Batches, Labelled, TokenRows, own_micro_batches};
 use crate::error::Result;
 use crate::host::{floats, read};
 use crate::loss::response_sums;
@@ -157,7 +158,8 @@ pub(super) fn all_logprobs<B: ModelBackend>(
     let mut out = vec![Vec::new(); items.len()];
     let lens: Vec<usize> = items.iter().map(|item| item.ids.len()).collect();
     let (mut done, mut tokens) = (0, 0);
-    for part in micro_batches(&lens, micro_batch_tokens) {
+    let own = own_micro_batches(&lens, micro_batch_tokens);
+    for part in &own {
         let rows = ResponseRows::new(part.iter().map(|&i| items[i]));
         let mut values = read(rows.logprobs(model, &device)).into_iter();
         for (&i, &len) in part.iter().zip(&rows.lens) {
@@ -172,5 +174,6 @@ pub(super) fn all_logprobs<B: ModelBackend>(
             tokens,
         });
     }
+    collective::share(&mut out, own.concat());
     out
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::atomic::write_atomic;
+use crate::collective;
 use crate::data::read_rows;
 use crate::error::{Error, Result, count};
 use crate::label::{NewTask, Report, Site, Store, Terms, preference_rows, rating_rows, tasks_of};
@@ -73,6 +74,12 @@ pub(super) fn label<B: ModelBackend>(
     let (mut journal, _) = Journal::open(session, &config.name, &summary, 1, &cadence)?;
     let outcome = match config.by {
         Labeller::Scores => by_scores(config, &tasks, seed)?,
+        Labeller::People if !collective::ranks().is_alone() => {
+            return Err(Error::Stage {
+                stage: config.name.clone(),
+                message: "people are asked by one process: run this stage without mpirun, by `--stage`, and the others with it".into(),
+            });
+        }
         Labeller::People => by_people(session, config, &tasks, seed, &mut journal)?,
     };
     let Labels {

@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::{MicroBatch, Settings};
-use crate::data::{Comparisons, TokenRows, micro_batches};
+use crate::collective::{self, Words};
+use crate::data::{Comparisons, TokenRows, own_micro_batches};
 use crate::error::Result;
 use crate::host::{floats, read};
 use crate::model::LanguageModel;
@@ -16,6 +17,26 @@ use crate::train::Session;
 pub(super) struct ItemLogprobs {
     responses: Vec<f32>,
     prompt: Vec<f32>,
+}
+
+impl Words for ItemLogprobs {
+    fn words(&self) -> Vec<u32> {
+        let mut words = vec![self.responses.len() as u32];
+        words.extend(self.responses.words());
+        words.extend(self.prompt.words());
+        words
+    }
+
+    fn from_words(words: &[u32]) -> Self {
+        let Some((&len, numbers)) = words.split_first() else {
+            return Self::default();
+        };
+        let (responses, prompt) = numbers.split_at(len as usize);
+        Self {
+            responses: Vec::from_words(responses),
+            prompt: Vec::from_words(prompt),
+        }
+    }
 }
 
 /// The log-probabilities of items, in the order of [`MicroBatch::packed`].
@@ -36,7 +57,8 @@ pub(super) fn all_logprobs<B: ModelBackend>(
     let mut out = vec![ItemLogprobs::default(); items.len()];
     let lens = items.lens()?;
     let (mut done, mut tokens) = (0, 0);
-    for part in micro_batches(&lens, settings.micro_batch_tokens) {
+    let own = own_micro_batches(&lens, settings.micro_batch_tokens);
+    for part in &own {
         let rows = items.get(part.iter().copied())?;
         let with_prompts = settings.objective.reads_prompts();
         let micro = MicroBatch::new(rows.iter().map(AsRef::as_ref), with_prompts);
@@ -58,6 +80,7 @@ pub(super) fn all_logprobs<B: ModelBackend>(
             tokens,
         });
     }
+    collective::share(&mut out, own.concat());
     Ok(out)
 }
 

@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 
 use super::step::Pass;
 use super::{MicroBatch, Objective};
+use crate::collective;
 use crate::loss::{Comparisons, ResponseValues, dpo, response_sums};
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
@@ -21,14 +22,15 @@ pub(super) struct LossGradient<B: ModelBackend> {
     by_response: Vec<Tensor<B, 1>>,
 }
 
-/// The loss of all micro-batches together and its gradient with respect to the responses' log ratios.
+/// The loss of all micro-batches together and its gradient with respect to the responses' log ratios. `ref_logprobs` are those of this
+/// rank's micro-batches, with their places among all.
 ///
 /// # Panics
 /// If the objective has no reference: only DPO's losses sort.
 pub(super) fn loss_gradient<B: ModelBackend>(
     pass: &Pass<'_, B>,
     micros: &[MicroBatch<'_>],
-    ref_logprobs: &[Option<Tensor<B, 1>>],
+    ref_logprobs: &[(usize, Option<Tensor<B, 1>>)],
     policy: &LanguageModel<B>,
 ) -> LossGradient<B> {
     let Objective::Dpo(objective) = pass.objective else {
@@ -36,11 +38,16 @@ pub(super) fn loss_gradient<B: ModelBackend>(
     };
     let (mut ratios, mut references, mut lens) = (Vec::new(), Vec::new(), Vec::new());
     let mut pairs = Comparisons::new();
-    for (micro, reference) in micros.iter().zip(ref_logprobs) {
+    for (part, reference) in ref_logprobs {
+        let micro = &micros[*part];
         let reference = reference.clone().expect("DPO has a reference");
         let ratio = micro.logprobs(policy, pass.device) - reference.clone();
         ratios.push(response_sums(ratio, &micro.lens));
         references.push(response_sums(reference, &micro.lens));
+    }
+    let ratios = collective::tensors(ratios, pass.device);
+    let references = collective::tensors(references, pass.device);
+    for micro in micros {
         let first = lens.len();
         lens.extend(&micro.lens);
         pairs.extend(&micro.pairs, first);

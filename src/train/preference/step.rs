@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::sorted::loss_gradient;
 use super::{MicroBatch, Objective, PairSums};
-use crate::data::{Comparisons, micro_batches};
+use crate::data::{Comparisons, step_parts};
 use crate::error::Result;
 use crate::model::{CausalLm, LanguageModel, Tape};
 use crate::ops::ModelBackend;
@@ -46,13 +46,16 @@ impl<B: ModelBackend> Step<'_, B> {
     ) -> Result<StepTaken> {
         let objective = self.objective;
         let lens: Vec<usize> = items.iter().map(|item| item.packed_len()).collect();
-        let parts = micro_batches(&lens, self.micro_batch_tokens);
+        let parts = step_parts(&lens, self.micro_batch_tokens);
         let with_prompts = objective.reads_prompts();
-        let micros: Vec<MicroBatch<'_>> = (parts.iter())
+        let micros: Vec<MicroBatch<'_>> = (parts.all().iter())
             .map(|part| MicroBatch::new(part.iter().map(|&i| items[i]), with_prompts))
             .collect();
-        let ref_logprobs: Vec<Option<Tensor<B, 1>>> = (micros.iter().zip(&parts))
-            .map(|(micro, part)| reference(micro, part))
+        // Of this rank's micro-batches, with their places among all.
+        let ref_logprobs: Vec<(usize, Option<Tensor<B, 1>>)> = (micros.iter().zip(parts.all()))
+            .enumerate()
+            .filter(|(place, _)| parts.has(*place))
+            .map(|(place, (micro, part))| (place, reference(micro, part)))
             .collect();
         let tokens: f64 = (micros.iter())
             .map(|micro| objective.chosen_tokens(micro))
@@ -68,16 +71,16 @@ impl<B: ModelBackend> Step<'_, B> {
         if objective.sorts() && micros.len() > 1 {
             // The loss of a pair depends on all pairs of the step: its gradient is taken first, on the numbers of a pass without one.
             let gradient = loss_gradient(&pass, &micros, &ref_logprobs, &policy.valid());
-            for (part, (micro, ref_logprobs)) in micros.iter().zip(ref_logprobs).enumerate() {
-                gradient.backward(&pass, part, micro, ref_logprobs, policy, &mut sum);
+            for (part, ref_logprobs) in ref_logprobs {
+                gradient.backward(&pass, part, &micros[part], ref_logprobs, policy, &mut sum);
             }
         } else {
-            for (micro, ref_logprobs) in micros.iter().zip(ref_logprobs) {
-                pass.backward(micro, ref_logprobs, policy, &mut sum);
+            for (part, ref_logprobs) in ref_logprobs {
+                pass.backward(&micros[part], ref_logprobs, policy, &mut sum);
             }
         }
         let mut sums = PairSums::new(objective);
-        let mut numbers = sum.numbers.read();
+        let mut numbers = sum.read_numbers();
         for micro in &micros {
             sums.add_reported(micro, &mut numbers)
                 .map_err(|problem| training.non_finite(problem, &micro.groups.concat()))?;

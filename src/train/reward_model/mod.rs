@@ -17,7 +17,7 @@ use super::session::{Outcome, data_files};
 use super::shared::{Accumulator, Training, finite};
 use crate::data::{
     Batches, Comparisons, Preferences, Ratings, TextsOrCompletions, TokenRows, Tokenizer,
-    micro_batches,
+    step_parts_with,
 };
 use crate::error::{Error, Result};
 use crate::loss::RewardLoss;
@@ -161,13 +161,17 @@ pub(super) fn reward_model<B: ModelBackend>(
             .collect();
         let dropout = seed.fork("dropout").fork_index(step as u64);
         let (mut sum, mut micros) = (Accumulator::default(), Vec::new());
-        for part in micro_batches(&lens, config.micro_batch_tokens) {
-            let micro = MicroBatch::new(part.into_iter().map(|i| items[i]), config);
-            micro.backward(&mut model, config, dropout, &mut sum, &device);
+        let drops = config.peft.dropout() > 0.0;
+        let parts = step_parts_with(&lens, config.micro_batch_tokens, drops);
+        for (place, part) in parts.all().iter().enumerate() {
+            let micro = MicroBatch::new(part.iter().map(|&i| items[i]), config);
+            if parts.has(place) {
+                micro.backward(&mut model, config, dropout, &mut sum, &device);
+            }
             micros.push(micro);
         }
         let (mut loss, mut correct, mut pairs) = (0.0, 0, 0);
-        let mut numbers = sum.numbers.read();
+        let mut numbers = sum.read_numbers();
         for micro in &micros {
             let mut next = || numbers.next().expect("two for each micro-batch");
             let (scores, value) = (next(), f64::from(next()[0]));

@@ -25,7 +25,8 @@ pub(super) struct MicroBatch<'a, B: ModelBackend> {
     rows: Vec<usize>,
     /// Positions of these rows.
     layout: ResponseLayout,
-    batch: TokenBatch<Autodiff<B>>,
+    /// `None` until it is uploaded: those of other ranks are reported only.
+    batch: Option<TokenBatch<Autodiff<B>>>,
     /// Where each row is in the batch.
     spans: Vec<Span>,
     policy: PolicyUpdate,
@@ -34,7 +35,7 @@ pub(super) struct MicroBatch<'a, B: ModelBackend> {
 }
 
 impl<'a, B: ModelBackend> MicroBatch<'a, B> {
-    /// Packs and uploads groups of rows; the common beginning of a group's rows is computed once.
+    /// A micro-batch of groups of rows.
     pub(super) fn new(
         rollout: &'a Rollout,
         groups: &[Vec<usize>],
@@ -42,14 +43,9 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
         device: &'a B::Device,
     ) -> Self {
         let rows = groups.concat();
-        let row = |&row: &usize| rollout.samples.rows[row].as_slice();
-        let packed: Vec<Vec<&[u32]>> = (groups.iter())
-            .map(|group| group.iter().map(row).collect())
-            .collect();
-        let (batch, spans) = TokenBatch::from_groups(&packed, device);
         Self {
-            batch,
-            spans,
+            batch: None,
+            spans: Vec::new(),
             layout: rollout.samples.layout.select(&rows),
             rollout,
             rows,
@@ -57,6 +53,16 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
             passes: settings.passes,
             device,
         }
+    }
+
+    /// Packs and uploads its rows, to compute with; the common beginning of a group's rows is computed once.
+    pub(super) fn upload_rows(&mut self, groups: &[Vec<usize>]) {
+        let row = |&row: &usize| self.rollout.samples.rows[row].as_slice();
+        let packed: Vec<Vec<&[u32]>> = (groups.iter())
+            .map(|group| group.iter().map(row).collect())
+            .collect();
+        let (batch, spans) = TokenBatch::from_groups(&packed, self.device);
+        (self.batch, self.spans) = (Some(batch), spans);
     }
 
     /// Adds the policy's gradients; pushes the numbers that [`MicroBatch::report_policy`] reads.
@@ -109,7 +115,8 @@ impl<'a, B: ModelBackend> MicroBatch<'a, B> {
     ) -> (Tensor<Autodiff<B>, 2>, Tape<B>) {
         let at = Some(indices(positions, self.device));
         let checkpointing = self.passes.gradient_checkpointing;
-        Tape::states_at(model, self.batch.clone(), at, None, checkpointing)
+        let batch = self.batch.clone().expect("uploaded to compute with");
+        Tape::states_at(model, batch, at, None, checkpointing)
     }
 
     /// The entries of a rollout array at these rows.

@@ -40,16 +40,22 @@ impl<B: ModelBackend> Networks<B> {
         }
     }
 
-    /// Trained weights and moments, for a checkpoint.
-    pub(super) fn state(&mut self) -> (Snapshot<'_>, Snapshot<'_>) {
-        let (mut weights, mut moments) = (Snapshot::default(), Snapshot::default());
+    /// Trained weights.
+    pub(super) fn weights<'a>(&mut self) -> Snapshot<'a> {
+        let mut weights = Snapshot::default();
         weights.extend(POLICY, trained_weights(&mut self.policy));
-        moments.extend(POLICY, self.policy_optim.state());
         if let Some(value) = &mut self.value {
             weights.extend(VALUE, trained_weights(value.parameters()));
-            if let ValueFunction::Network { optim, .. } = value {
-                moments.extend(VALUE, optim.state());
-            }
+        }
+        weights
+    }
+
+    /// Trained weights and moments, for a checkpoint.
+    pub(super) fn state(&mut self) -> (Snapshot<'_>, Snapshot<'_>) {
+        let (weights, mut moments) = (self.weights(), Snapshot::default());
+        moments.extend(POLICY, self.policy_optim.state());
+        if let Some(ValueFunction::Network { optim, .. }) = &self.value {
+            moments.extend(VALUE, optim.state());
         }
         (weights, moments)
     }

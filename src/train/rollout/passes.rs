@@ -6,9 +6,10 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::Episodes;
-use super::shared_queries::passes;
+use super::shared_queries::step_passes;
 use super::value::FrozenValue;
-use crate::data::micro_batches;
+use crate::collective::{self, Parts};
+use crate::data::step_parts;
 use crate::host::{indices, read};
 use crate::model::{CausalLm, LanguageModel, SharedBaseModels};
 use crate::ops::ModelBackend;
@@ -237,12 +238,16 @@ impl<B: ModelBackend> Models<'_, B> {
         let mut out = [RowNumbers::new(batch), RowNumbers::new(batch)];
         // Both models' rows together fill a pass.
         let most = batch.micro_batch_tokens / together.count();
-        for part in batch.parts(most) {
-            let (packed, positions) = batch.packed(&part);
+        let parts = batch.parts(most);
+        for part in parts.own() {
+            let (packed, positions) = batch.packed(part);
             let states = together.states_at(&packed, &positions, device);
             for ((states, out), model) in states.into_iter().zip(&mut out).zip(models) {
-                self.read_out(states, model, batch, &part, out, device);
+                self.read_out(states, model, batch, part, out, device);
             }
+        }
+        for out in &mut out {
+            out.share(parts.own().concat());
         }
         out
     }
@@ -256,7 +261,8 @@ impl<B: ModelBackend> Models<'_, B> {
         device: &B::Device,
     ) -> RowNumbers {
         let mut out = RowNumbers::new(batch);
-        for groups in batch.passes() {
+        let passes = batch.passes();
+        for groups in passes.own() {
             let part = groups.concat();
             let packed: Vec<Vec<&[u32]>> = (groups.iter())
                 .map(|group| group.iter().map(|&row| batch.rows[row]).collect())
@@ -267,6 +273,7 @@ impl<B: ModelBackend> Models<'_, B> {
             let states = model.states_at(&tokens, at, None, None);
             self.read_out(states, (model, readout), batch, &part, &mut out, device);
         }
+        out.share(passes.own().concat().concat());
         out
     }
 
@@ -312,21 +319,28 @@ impl RowNumbers {
             values: vec![Vec::new(); batch.rows.len()],
         }
     }
+
+    /// Completes the numbers by those of the other ranks; this one has computed `rows`.
+    fn share(&mut self, rows: Vec<usize>) {
+        collective::share(&mut self.logprobs, rows.iter().copied());
+        collective::share(&mut self.values, rows);
+    }
 }
 
 impl<'a> Batch<'a> {
     /// Groups of rows of at most `tokens` tokens each, where the rows' lengths allow it.
-    fn parts(&self, tokens: usize) -> Vec<Vec<usize>> {
+    fn parts(&self, tokens: usize) -> Parts {
         let lens: Vec<usize> = self.rows.iter().map(|row| row.len()).collect();
-        micro_batches(&lens, tokens)
+        step_parts(&lens, tokens)
     }
 
     /// Micro-batches of groups of rows.
-    fn passes(&self) -> Vec<Vec<Vec<usize>>> {
-        passes(
+    fn passes(&self) -> Parts<Vec<Vec<usize>>> {
+        let order: Vec<usize> = (0..self.rows.len()).collect();
+        step_passes(
             self.rows,
             self.query_lens,
-            0..self.rows.len(),
+            &order,
             self.micro_batch_tokens,
             self.share_prompts,
         )

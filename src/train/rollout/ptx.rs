@@ -5,7 +5,8 @@ use std::sync::Arc;
 use burn::backend::Autodiff;
 
 use super::PassSettings;
-use crate::data::{Example, micro_batches};
+use crate::collective;
+use crate::data::{Example, own_micro_batches};
 use crate::host::{DeferredReads, indices};
 use crate::loss::cross_entropy;
 use crate::model::{CausalLm, LanguageModel, Tape};
@@ -50,7 +51,7 @@ impl Ptx<'_> {
         let trained = |row: &&Example| row.trained.iter().filter(|&&t| t).count();
         let targets = rows.iter().map(trained).sum::<usize>() as f64;
         let mut losses = DeferredReads::default();
-        for part in micro_batches(&lens, passes.micro_batch_tokens) {
+        for part in own_micro_batches(&lens, passes.micro_batch_tokens) {
             let part: Vec<&Example> = part.into_iter().map(|i| rows[i]).collect();
             let ids: Vec<&[u32]> = part.iter().map(|row| row.ids.as_slice()).collect();
             let batch = TokenBatch::<Autodiff<B>>::from_rows(&ids, device);
@@ -65,7 +66,9 @@ impl Ptx<'_> {
             let weighted = loss.mul_scalar(self.coef * divisor / targets);
             tape.backward(&weighted, policy, sum);
         }
-        let total: f64 = losses.read().map(|value| f64::from(value[0])).sum();
+        let total: f64 = collective::numbers(losses.read())
+            .map(|value| f64::from(value[0]))
+            .sum();
         Ok(finite("loss of the pre-training text", total)? / targets)
     }
 }

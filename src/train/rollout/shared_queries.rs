@@ -2,8 +2,43 @@
 
 use std::collections::HashMap;
 
+use crate::collective::{self, Parts};
 use crate::data::micro_batches;
 use crate::tokens::packed_len;
+
+/// The micro-batches of `order`, of all ranks, each made as [`passes`] does. Rows with one query are on one rank where they `share` it.
+pub(super) fn step_passes(
+    rows: &[&[u32]],
+    query_lens: &[usize],
+    order: &[usize],
+    tokens: usize,
+    share: bool,
+) -> Parts<Vec<Vec<usize>>> {
+    let of_rank = |rows_of_rank: &[usize]| {
+        let order = rows_of_rank.iter().copied();
+        passes(rows, query_lens, order, tokens, share)
+    };
+    if collective::ranks().is_alone() {
+        return Parts::of_units(&[order.to_vec()], &[1], of_rank);
+    }
+    let query = |row: usize| &rows[row][..query_lens[row]];
+    let mut units: Vec<Vec<usize>> = Vec::new();
+    let mut places: HashMap<&[u32], usize> = HashMap::new();
+    for &row in order {
+        let place = match share {
+            true => *places.entry(query(row)).or_insert(units.len()),
+            false => units.len(),
+        };
+        if place == units.len() {
+            units.push(Vec::new());
+        }
+        units[place].push(row);
+    }
+    let weight =
+        |unit: &Vec<usize>| packed_len(&unit.iter().map(|&row| rows[row]).collect::<Vec<_>>());
+    let weights: Vec<usize> = units.iter().map(weight).collect();
+    Parts::of_units(&units, &weights, of_rank)
+}
 
 /// Splits `order`, indices into `rows`, into the micro-batches of passes of at most `tokens` tokens, each a list of groups. With
 /// `share` rows with one query are together; a group that is too long for a pass is split. Without it each row is a group.

@@ -10,6 +10,7 @@ use crate::ops::ModelBackend;
 use crate::rl::KlController;
 use crate::train::Session;
 use crate::train::journal::{Journal, RestoredCheckpoint};
+use crate::train::shared::compare_weights;
 use crate::train::state::{trained_weights, under};
 
 /// Prefix of the averaged weights in checkpoints.
@@ -86,11 +87,14 @@ impl<B: ModelBackend> State<B> {
         session: &Session<'_, B>,
         journal: &mut Journal,
     ) -> Result<()> {
-        if journal.is_best()? {
+        let (is_best, saves) = (journal.is_best()?, journal.must_save());
+        let (stage, step) = (journal.stage(), journal.position.step);
+        compare_weights(stage, step, is_best || saves, || self.networks.weights())?;
+        if is_best {
             let mut result = self.result(&session.device)?;
             journal.save_best(&trained_weights(&mut result))?;
         }
-        if !journal.must_save() {
+        if !saves {
             return Ok(());
         }
         let (mut weights, moments) = self.networks.state();

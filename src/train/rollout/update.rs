@@ -4,7 +4,7 @@ use super::micro_batch::MicroBatch;
 use super::networks::Networks;
 use super::ptx::Ptx;
 use super::report::{MinibatchReport, UpdateReport};
-use super::shared_queries::passes;
+use super::shared_queries::step_passes;
 use super::value::{ValueFunction, WithHead};
 use super::{PassSettings, Rollout, ValueTargets};
 use crate::guard;
@@ -141,17 +141,22 @@ impl<'a> Minibatch<'a> {
             value,
         } = networks;
         let mut critic = self.critic(value.as_mut(), settings);
-        let parts = passes(
+        let parts = step_passes(
             &samples.row_slices(),
             &samples.query_lens,
-            self.rows.iter().copied(),
+            self.rows,
             settings.passes.micro_batch_tokens,
             settings.passes.share_prompts,
         );
         let (mut sum, mut value_sum) = (Accumulator::default(), GradientSum::default());
         let mut micros = Vec::new();
-        for groups in parts {
-            let micro = MicroBatch::new(self.rollout, &groups, settings, device);
+        for (place, groups) in parts.all().iter().enumerate() {
+            let mut micro = MicroBatch::new(self.rollout, groups, settings, device);
+            if !parts.has(place) {
+                micros.push(micro);
+                continue;
+            }
+            micro.upload_rows(groups);
             match &mut critic {
                 None => micro.policy(policy, &mut sum),
                 Some(critic) => match critic.function {
@@ -173,7 +178,7 @@ impl<'a> Minibatch<'a> {
         }
 
         let mut done = MinibatchReport::default();
-        let mut numbers = sum.numbers.read();
+        let mut numbers = sum.read_numbers();
         let is_first = report.minibatches.is_empty();
         for micro in &micros {
             let change = micro.report_policy(&mut numbers, &mut done)?;

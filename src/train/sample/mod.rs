@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use crate::atomic::write_atomic;
+use crate::collective;
 use crate::data::{Prompt, Prompts, Tokenizer, encode_for_reward_model};
 use crate::error::{Error, Result};
 use crate::generate::{Response, SamplingConfig, Truncate, generate};
@@ -108,8 +109,13 @@ pub(super) fn sample<B: ModelBackend>(
     let files = Files::of(journal.dir());
     let held_out = held_out(prompts.len(), work.valid_fraction, seed.fork("split"));
     let mut written = (journal.position.step * PROMPTS_PER_STEP).min(prompts.len());
-    match files.earlier_lines(written, &held_out)? {
-        Some(lines) => write_atomic(&files.partial, lines.as_bytes())?,
+    let earlier = files.earlier_lines(written, &held_out)?;
+    // All have read before rank 0 writes.
+    collective::ranks().barrier();
+    match earlier {
+        Some(lines) => {
+            collective::on_first(|| write_atomic(&files.partial, lines.as_bytes()))?;
+        }
         None => {
             let why = format!("{} lacks lines of earlier work", files.partial.display());
             journal.begin_again(session, &summary, &why)?;
@@ -117,7 +123,7 @@ pub(super) fn sample<B: ModelBackend>(
         }
     }
     if written == 0 {
-        files.begin()?;
+        collective::on_first(|| files.begin())?;
     }
     while journal.position.step < steps {
         let step = journal.position.step;
@@ -167,7 +173,8 @@ pub(super) fn sample<B: ModelBackend>(
                 journal.sample(&sample)?;
             }
         }
-        append(&files.partial, &lines(work, &of_prompts, scores.as_deref()))?;
+        let lines = lines(work, &of_prompts, scores.as_deref());
+        collective::on_first(|| append(&files.partial, &lines))?;
         written += chunk.len();
         let tokens: u64 = responses.iter().map(|r| r.ids.len() as u64).sum();
         let mut metrics = metrics(work, &of_prompts, &responses, scores.as_deref());
@@ -180,12 +187,13 @@ pub(super) fn sample<B: ModelBackend>(
             journal.save(session, &nothing, &nothing)?;
         }
     }
-    files.split(&held_out)?;
+    collective::on_first(|| files.split(&held_out))?;
     let valid = held_out.iter().filter(|&&held_out| held_out).count();
     let train = held_out.len() - valid;
     session.warn_of_sources(source.as_ref());
     let scores = match source {
-        Some(_) => Histogram::of_ranked(&files.scores()?),
+        Some(_) if collective::ranks().is_first() => Histogram::of_ranked(&files.scores()?),
+        Some(_) => None,
         None => None,
     };
     let results = StageRecord {
@@ -197,7 +205,7 @@ pub(super) fn sample<B: ModelBackend>(
         ..StageRecord::default()
     };
     let outcome = journal.finish(session, results)?;
-    remove(&files.partial)?;
+    collective::on_first(|| remove(&files.partial))?;
     Ok(outcome)
 }
 

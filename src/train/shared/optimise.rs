@@ -3,6 +3,7 @@
 use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 
+use crate::collective;
 use crate::host::DeferredReads;
 use crate::model::{Tape, TrainableModel};
 use crate::ops::ModelBackend;
@@ -40,6 +41,11 @@ impl<B: ModelBackend> Accumulator<B> {
         self.numbers.push(numbers.inner());
     }
 
+    /// Reads the reported numbers of all ranks' micro-batches, in the order of [`Parts::all`](crate::collective::Parts::all).
+    pub(crate) fn read_numbers(&mut self) -> impl Iterator<Item = Vec<f32>> + use<B> {
+        collective::numbers(std::mem::take(&mut self.numbers).read())
+    }
+
     /// Adds the gradients of a micro-batch's summed `loss`, whose forward pass left `tape`.
     pub(crate) fn backward<M: TrainableModel<B>>(
         &mut self,
@@ -54,7 +60,8 @@ impl<B: ModelBackend> Accumulator<B> {
 /// One step of the optimiser with the mean gradient `gradients / count`, clipped to the optimiser's `max_grad_norm`. Returns the
 /// norm before clipping.
 ///
-/// `count` is the number of tokens, prompts or pairs in the whole batch, so that the split into micro-batches changes nothing.
+/// `gradients` is the sum over this rank's micro-batches, and `count` the number of tokens, prompts or pairs in the whole batch of all
+/// ranks, so that neither the split into micro-batches nor that into ranks changes anything. Every rank does the same step.
 ///
 /// # Errors
 /// [`NonFinite`] if the norm is not finite; nothing is updated then.
@@ -65,7 +72,21 @@ pub(crate) fn optimise<B: ModelBackend>(
     count: f64,
     lr: f64,
 ) -> Result<f64, NonFinite> {
-    // A reduction over ranks would belong here: `gradients` and `count` are sums, and the norm is computed next.
+    let gradients = match collective::ranks().is_alone() {
+        true => gradients,
+        false => gradients.over_ranks(&device_of(model)),
+    };
     let norm = optim.update(model, gradients, count, lr);
     finite("gradient norm", norm)
+}
+
+/// The device of a model's trained parameters.
+fn device_of<B: ModelBackend>(model: &mut dyn Parameters<Autodiff<B>>) -> B::Device {
+    let mut device = None;
+    model.for_each_parameter(&mut |_, slot| {
+        if device.is_none() && slot.is_trained() {
+            device = Some(slot.device());
+        }
+    });
+    device.unwrap_or_default()
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::atomic::write_atomic;
+use crate::collective;
 use crate::error::{Error, Result};
 use crate::report::complete_lines;
 use crate::rng::Seed;
@@ -38,7 +39,9 @@ impl RowLog {
         if lines.len() < count {
             return Ok(false);
         }
-        write_atomic(&self.path, lines.concat().as_bytes())?;
+        // All have read before rank 0 writes.
+        collective::ranks().barrier();
+        collective::on_first(|| write_atomic(&self.path, lines.concat().as_bytes()))?;
         Ok(true)
     }
 
@@ -50,13 +53,16 @@ impl RowLog {
             text += &line.map_err(|error| Error::format(&self.path, error.to_string()))?;
             text.push('\n');
         }
-        let mut file = std::fs::OpenOptions::new()
-            .append(true)
-            .open(&self.path)
-            .map_err(Error::io("open", &self.path))?;
-        file.write_all(text.as_bytes())
-            .map_err(Error::io("write", &self.path))?;
-        file.sync_data().map_err(Error::io("write", &self.path))
+        collective::on_first(|| {
+            let mut file = std::fs::OpenOptions::new()
+                .append(true)
+                .open(&self.path)
+                .map_err(Error::io("open", &self.path))?;
+            file.write_all(text.as_bytes())
+                .map_err(Error::io("write", &self.path))?;
+            file.sync_data().map_err(Error::io("write", &self.path))
+        })?;
+        Ok(())
     }
 
     /// All lines.
@@ -98,8 +104,10 @@ impl RowLog {
                 counts[part] += 1;
             }
         }
-        write_atomic(self.dir.join("train.jsonl"), texts[0].as_bytes())?;
-        write_atomic(self.dir.join("valid.jsonl"), texts[1].as_bytes())?;
+        collective::on_first(|| {
+            write_atomic(self.dir.join("train.jsonl"), texts[0].as_bytes())?;
+            write_atomic(self.dir.join("valid.jsonl"), texts[1].as_bytes())
+        })?;
         Ok((counts[0], counts[1]))
     }
 }

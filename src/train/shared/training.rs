@@ -2,6 +2,7 @@
 
 use burn::backend::Autodiff;
 
+use super::compare_weights;
 use super::optimise::{NonFinite, optimise};
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
@@ -103,10 +104,13 @@ impl<B: ModelBackend> Training<B> {
         session: &Session<'_, B>,
         model: &mut dyn Parameters<Autodiff<B>>,
     ) -> Result<()> {
-        if self.journal.is_best()? {
+        let (is_best, saves) = (self.journal.is_best()?, self.journal.must_save());
+        let (stage, step) = (self.journal.stage(), self.journal.position.step);
+        compare_weights(stage, step, is_best || saves, || trained_weights(model))?;
+        if is_best {
             self.journal.save_best(&trained_weights(model))?;
         }
-        if !self.journal.must_save() {
+        if !saves {
             return Ok(());
         }
         let weights = trained_weights(model);
