@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::answer::Answer;
 use super::comparison::{comparisons, consensus, prompt_of, response_of};
 use super::form::{Field, Form};
-use super::store::{Entry, Store};
+use super::store::{Entry, Store, StoredTask};
 use super::task::Task;
 use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
@@ -103,7 +103,7 @@ pub(crate) fn rating_rows(store: &Store) -> Result<Vec<Value>> {
 
 /// Tasks and judgements of a store.
 pub(super) struct Judged {
-    pub(super) tasks: Vec<(i64, Task, Option<Vec<usize>>, bool)>,
+    pub(super) tasks: Vec<StoredTask>,
     pub(super) entries: Vec<Entry>,
 }
 
@@ -121,9 +121,12 @@ impl Judged {
         for entry in &self.entries {
             by_task.entry(entry.task).or_default().push(entry);
         }
-        let plain = self.tasks.iter().filter(|(_, _, gold, _)| gold.is_none());
+        let plain = self.tasks.iter().filter(|task| task.gold.is_none());
         plain
-            .map(|(id, task, ..)| (*id, task, by_task.remove(id).unwrap_or_default()))
+            .map(|stored| {
+                let entries = by_task.remove(&stored.id).unwrap_or_default();
+                (stored.id, &stored.task, entries)
+            })
             .collect()
     }
 
@@ -134,10 +137,12 @@ impl Judged {
             .into_iter()
             .map(|a| (a.id, a.name))
             .collect();
-        let tasks: BTreeMap<i64, &(i64, Task, Option<Vec<usize>>, bool)> =
-            self.tasks.iter().map(|t| (t.0, t)).collect();
+        let tasks: BTreeMap<i64, &StoredTask> =
+            self.tasks.iter().map(|task| (task.id, task)).collect();
         let row = |entry: &Entry| -> Option<Value> {
-            let (_, task, gold, shared) = tasks.get(&entry.task)?;
+            let StoredTask {
+                task, gold, shared, ..
+            } = tasks.get(&entry.task)?;
             Some(json!({
                 "task": entry.task,
                 "annotator": names.get(&entry.annotator),
@@ -168,8 +173,8 @@ impl Judged {
         let tasks: BTreeMap<i64, &Task> = self
             .tasks
             .iter()
-            .filter(|t| t.2.is_none())
-            .map(|t| (t.0, &t.1))
+            .filter(|stored| stored.gold.is_none())
+            .map(|stored| (stored.id, &stored.task))
             .collect();
         let mut rows = Vec::new();
         for entry in &self.entries {

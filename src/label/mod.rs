@@ -28,5 +28,5 @@ pub use form::{Field, Form, RateForm};
 pub use report::Report;
 pub(crate) use server::{Site, open_browser};
 pub(crate) use store::check_names;
-pub use store::{Annotator, Entry, HeldTask, Next, Progress, Store, Terms};
+pub use store::{Annotator, Entry, HeldTask, Next, Progress, Store, StoredTask, Terms};
 pub use task::{NewTask, Task, Turn, Unused, tasks_of};

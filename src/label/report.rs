@@ -146,7 +146,7 @@ impl Report {
             }
         }
         let gold: BTreeMap<i64, &Vec<usize>> = (all.tasks.iter())
-            .filter_map(|t| Some((t.0, t.2.as_ref()?)))
+            .filter_map(|stored| Some((stored.id, stored.gold.as_ref()?)))
             .collect();
         let reports = annotators.iter().map(|annotator| {
             let own: Vec<&(&Entry, &Answer)> = judged

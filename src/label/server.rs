@@ -103,8 +103,7 @@ struct Alive {
 }
 
 async fn next(State(site): State<Site>, headers: HeaderMap) -> Response {
-    site.with_annotator(headers, |store, annotator| state(store, annotator))
-        .await
+    site.with_annotator(headers, state).await
 }
 
 async fn judge(State(site): State<Site>, headers: HeaderMap, Json(sent): Json<Judged>) -> Response {

@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn responses_become_pairs_or_one_task() {
         let row = json!({"prompt": "p", "responses": ["a", "b", "a"], "policies": ["x", "y", "z"], "scores": [1.0, 2.0, 3.0], "gold": 1});
-        let (pairs, unused) = tasks(&[row.clone()], Form::default(), None).unwrap();
+        let (pairs, unused) = tasks(std::slice::from_ref(&row), Form::default(), None).unwrap();
         assert_eq!(
             (pairs.len(), unused),
             (
@@ -320,7 +320,7 @@ mod tests {
             (&["x".to_owned(), "y".to_owned()][..], &Some(vec![2, 1]))
         );
         assert_eq!(pairs[1].task.scores, [2.0, 3.0]);
-        let (whole, _) = tasks(&[row.clone()], Form::Rank { ties: true }, None).unwrap();
+        let (whole, _) = tasks(&[row], Form::Rank { ties: true }, None).unwrap();
         assert_eq!((whole.len(), &whole[0].gold), (1, &Some(vec![2, 1, 2])));
         let three = json!({"prompt": "p", "responses": ["a", "b", "c"]});
         let two_rows = tasks(&[three.clone(), three], Form::default(), Some(1));

@@ -22,7 +22,7 @@ use crate::rng::Seed;
 pub use annotators::Annotator;
 pub(crate) use annotators::check_names;
 pub use lease::{HeldTask, Next, Progress};
-pub use read::Entry;
+pub use read::{Entry, StoredTask};
 
 /// How long a change waits for one of another process.
 const BUSY: Duration = Duration::from_secs(20);

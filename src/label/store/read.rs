@@ -26,6 +26,19 @@ pub struct Entry {
     pub created: i64,
 }
 
+/// A task as it is stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTask {
+    /// Its number.
+    pub id: i64,
+    /// Its content.
+    pub task: Task,
+    /// The ranks that are known to be right, of a question with a known answer.
+    pub gold: Option<Vec<usize>>,
+    /// Whether all annotators judge it.
+    pub shared: bool,
+}
+
 impl Store {
     /// All judgements that are not withdrawn, by task and then in the order in which they came.
     ///
@@ -54,18 +67,22 @@ impl Store {
         })
     }
 
-    /// All tasks by number, with the ranks that are known to be right, and whether all annotators judge them.
+    /// All tasks by number.
     ///
     /// # Errors
     /// `Error::Format` if the file cannot be read.
-    pub fn tasks(&self) -> Result<Vec<(i64, Task, Option<Vec<usize>>, bool)>> {
+    pub fn tasks(&self) -> Result<Vec<StoredTask>> {
         self.read(|connection| {
             let mut all =
                 connection.prepare("SELECT id, content, gold, shared FROM tasks ORDER BY id")?;
-            let task = |row: &rusqlite::Row<'_>| -> rusqlite::Result<_> {
+            let task = |row: &rusqlite::Row<'_>| -> rusqlite::Result<StoredTask> {
                 let (content, gold): (String, Option<String>) = (row.get(1)?, row.get(2)?);
-                let gold: Option<Vec<usize>> = gold.as_deref().map(from_json).transpose()?;
-                Ok((row.get(0)?, from_json(&content)?, gold, row.get(3)?))
+                Ok(StoredTask {
+                    id: row.get(0)?,
+                    task: from_json(&content)?,
+                    gold: gold.as_deref().map(from_json).transpose()?,
+                    shared: row.get(3)?,
+                })
             };
             all.query_map([], task)?.collect()
         })
