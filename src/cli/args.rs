@@ -12,6 +12,7 @@ pub use super::completions::CompletionsArgs;
 pub use super::elo::EloArgs;
 pub use super::eval_stages::StagesArgs;
 pub use super::generate::GenerateArgs;
+pub use super::inspect::InspectArgs;
 pub use super::label::LabelArgs;
 pub use super::models::ModelsArgs;
 pub use super::new::NewArgs;
@@ -25,8 +26,6 @@ use crate::backend::BackendChoice;
 use crate::model::weights::TensorType;
 use crate::model::{Init, Label, LabelOutput};
 use crate::ops::{MatmulPrecision, Precision};
-use crate::peft::Peft;
-use crate::recipe;
 use crate::reward::judge::{GradedConfig, JudgeModel};
 use crate::reward::{ClassifierInput, RewardConfig, RougeVariant, TokenReduction};
 
@@ -285,31 +284,6 @@ pub struct RewardArg {
     pub title: String,
     /// The source.
     pub config: RewardConfig,
-}
-
-/// `temper inspect`.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = "Examples:
-  temper inspect --model smollm2-135m                                    the tree of its layers
-  temper inspect --model smollm2-135m --peft 'Only([\"layers.-1\", \"norm\"])'   and what that would train
-  temper inspect recipes/quickstart.ron --stage sft
-  temper inspect recipes/smollm2.ron --stage rm --rows 10")]
-pub struct InspectArgs {
-    /// The recipe
-    #[arg(value_name = "RECIPE", required_unless_present = "model")]
-    pub recipe: Option<PathBuf>,
-    /// A model whose layers are shown in place of a recipe's rows
-    #[arg(long, value_name = "MODEL", conflicts_with_all = ["recipe", "stage", "rows"])]
-    pub model: Option<String>,
-    /// What would be trained of the model, as a recipe's `peft` says it, e.g. `Lora(rank: 16)`
-    #[arg(long, value_name = "PEFT", requires = "model", value_parser = recipe::read_peft)]
-    pub peft: Option<Peft>,
-    /// The stage whose rows are shown [default: the first one with data]
-    #[arg(long, value_name = "NAME")]
-    pub stage: Option<String>,
-    /// Rows to show
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = positive)]
-    pub rows: usize,
 }
 
 /// `temper export`.

@@ -239,37 +239,31 @@ impl CardOf<'_> {
 
     /// The tables of the stages that measure this result: comparisons in which it takes part, and its own.
     fn results(&self, report: &RunReport) -> String {
-        let mut text = String::new();
+        let mut parts = Vec::new();
         for stage in &report.stages {
-            if let Some(comparison) = &stage.record.comparison
-                && comparison
-                    .policies
-                    .iter()
-                    .any(|policy| policy.name == self.stage)
-            {
-                text.push_str(&format!(
-                    "{}:\n\n{}\n\n",
-                    line(&stage.record.summary),
-                    comparison.table()
-                ));
-                let gains = comparison.gains();
-                if !gains.is_empty() {
-                    text.push_str(&format!("{}\n\n", gains.trim()));
-                }
-            } else if stage.name == self.stage
-                && let Some(table) = &stage.record.table
-            {
-                text.push_str(&format!("{table}\n"));
+            let is_own = stage.name == self.stage;
+            let compared = stage.record.comparison.as_ref().filter(|comparison| {
+                let mut policies = comparison.policies.iter();
+                policies.any(|policy| policy.name == self.stage)
+            });
+            if let Some(comparison) = compared {
+                parts.push(format!("{}:", line(&stage.record.summary)));
+                parts.push(comparison.table().to_string());
+                parts.push(comparison.gains());
+            } else if let (true, Some(table)) = (is_own, &stage.record.table) {
+                parts.push(table.to_string());
             }
-            for finding in &stage.record.findings {
-                if stage.name == self.stage {
-                    text.push_str(&format!("- {}\n", line(&finding.text)));
-                }
+            if is_own {
+                let findings = stage.record.findings.iter();
+                let findings = findings.map(|finding| format!("- {}", line(&finding.text)));
+                parts.push(findings.collect::<Vec<_>>().join("\n"));
             }
         }
-        match text.is_empty() {
-            true => text,
-            false => format!("## Results\n\n{}\n\n", text.trim_end()),
+        let parts = parts.iter().map(|part| part.trim());
+        let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+        match parts.is_empty() {
+            true => String::new(),
+            false => format!("## Results\n\n{}\n\n", parts.join("\n\n")),
         }
     }
 }

@@ -37,19 +37,19 @@ pub struct EloArgs {
     #[arg(long, value_name = "NAME")]
     pub source: Option<String>,
     /// Scores that differ by this or less are a tie
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative, allow_negative_numbers = true)]
     pub tie_margin: f64,
     /// The policy that has 1000 points [default: the first of the rows]
     #[arg(long, value_name = "POLICY")]
     pub anchor: Option<String>,
     /// Points that a win against an equal moves, twice; of Elo game by game
-    #[arg(long, value_name = "POINTS", default_value_t = 4.0, value_parser = not_negative)]
+    #[arg(long, value_name = "POINTS", default_value_t = 4.0, value_parser = not_negative, allow_negative_numbers = true)]
     pub k: f64,
     /// What the bootstrap draws; with prompts, all comparisons on one prompt stay together
     #[arg(long, value_enum, default_value_t = Unit::Comparisons, value_name = "UNIT")]
     pub bootstrap: Unit,
     /// With --of responses: how strongly scores are held at zero; their standard deviation before any comparison is 1/sqrt of it
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_zero)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = above_zero, allow_negative_numbers = true)]
     pub prior: f64,
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 1, value_name = "N")]

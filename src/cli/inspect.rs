@@ -3,12 +3,15 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use super::args::InspectArgs;
+use clap::Args;
+
+use super::args::positive;
 use super::{layers, output};
 use crate::data::inspect::render;
 use crate::data::{DataConfig, DataContext, Tokenizer, read_rows};
 use crate::error::{Error, Result};
 use crate::model::{Fetch, Finder, ModelSource};
+use crate::peft::Peft;
 use crate::recipe::{self, Recipe};
 use crate::terminal::escaped;
 use crate::train::config::Init;
@@ -16,6 +19,31 @@ use crate::train::{Preview, Stage};
 
 /// Rows of a data set that are encoded at most: of a large one the first.
 const MOST_ROWS: usize = 10_000;
+
+/// `temper inspect`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Examples:
+  temper inspect --model smollm2-135m                                    the tree of its layers
+  temper inspect --model smollm2-135m --peft 'Only([\"layers.-1\", \"norm\"])'   and what that would train
+  temper inspect recipes/quickstart.ron --stage sft
+  temper inspect recipes/smollm2.ron --stage rm --rows 10")]
+pub struct InspectArgs {
+    /// The recipe
+    #[arg(value_name = "RECIPE", required_unless_present = "model")]
+    pub recipe: Option<PathBuf>,
+    /// A model whose layers are shown in place of a recipe's rows
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["recipe", "stage", "rows"])]
+    pub model: Option<String>,
+    /// What would be trained of the model, as a recipe's `peft` says it, e.g. `Lora(rank: 16)`
+    #[arg(long, value_name = "PEFT", requires = "model", value_parser = recipe::read_peft)]
+    pub peft: Option<Peft>,
+    /// The stage whose rows are shown [default: the first one with data]
+    #[arg(long, value_name = "NAME")]
+    pub stage: Option<String>,
+    /// Rows to show
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = positive)]
+    pub rows: usize,
+}
 
 /// Prints the layers of a model, or encoded rows of a stage's data with their trained tokens, and counts of the
 /// first ten thousand.

@@ -194,7 +194,7 @@ fn a_result_is_uploaded_with_its_card() {
         "library_name: transformers\npipeline_tag: text-generation\ntags:\n- tempering\n- sft\n---\n",
         "# m\n",
         "the result of the stage `sft` of the recipe `r`",
-        "| gold",
+        "gold |",
         "temper export --run run --stage sft --push me/m",
         "seed",
     ] {

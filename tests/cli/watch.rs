@@ -13,7 +13,7 @@ use super::{command, fail};
 fn begin(folder: &Path) {
     let run = folder.join("run");
     fs::create_dir_all(run.join("sft")).unwrap();
-    let recipe = r#"(name: "<w>", model: "tiny", stages: [Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)))])"#;
+    let recipe = r#"(name: "<w>", model: "tiny", stages: [Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4)])"#;
     fs::write(run.join("recipe.ron"), recipe.replace("<w>", "w")).unwrap();
     fs::write(
         run.join("sft/stage.json"),
