@@ -85,6 +85,11 @@ pub trait Watch {
 
     /// Finished responses and tokens sampled so far, after each pass of the model.
     fn progress(&mut self, finished: usize, tokens: u64);
+
+    /// Whether generation is to end before its next pass. Responses in progress are left as they are.
+    fn stops(&self) -> bool {
+        false
+    }
 }
 
 /// Counts only.
@@ -126,6 +131,7 @@ pub fn generate<B: ModelBackend, M: CausalLm<B>>(
     on_progress: OnProgress<'_>,
 ) -> Vec<Response> {
     let mut watch = Counting(on_progress);
+    let prompts = Numbered::all(prompts);
     run(model, None, prompts, options, seed, device, &mut watch).0
 }
 
@@ -141,6 +147,26 @@ pub fn generate_watched<B: ModelBackend, M: CausalLm<B>>(
     device: &B::Device,
     watch: &mut dyn Watch,
 ) -> Vec<Response> {
+    let prompts = Numbered::all(prompts);
+    run(model, None, prompts, options, seed, device, watch).0
+}
+
+/// [`generate_watched`] for some of many prompts: `numbers[i]` is the index of `prompts[i]` among all, so that the response is the same
+/// as in a call with all of them.
+///
+/// # Panics
+/// If a prompt is empty, or the lengths differ.
+pub fn generate_numbered<B: ModelBackend, M: CausalLm<B>>(
+    model: &M,
+    (prompts, numbers): (&[&[u32]], &[usize]),
+    options: &GenerateOptions,
+    seed: Seed,
+    device: &B::Device,
+    watch: &mut dyn Watch,
+) -> Vec<Response> {
+    assert_eq!(prompts.len(), numbers.len(), "each prompt has a number");
+    let numbers = Some(numbers);
+    let prompts = Numbered { prompts, numbers };
     run(model, None, prompts, options, seed, device, watch).0
 }
 
@@ -159,47 +185,75 @@ pub fn generate_with<B: ModelBackend, M: CausalLm<B>>(
     on_progress: OnProgress<'_>,
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
     let (read_out, mut watch) = (Some(read_out), Counting(on_progress));
+    let prompts = Numbered::all(prompts);
     run(model, read_out, prompts, options, seed, device, &mut watch)
+}
+
+/// Prompts with the numbers by which their random numbers are drawn.
+#[derive(Clone, Copy)]
+struct Numbered<'a> {
+    prompts: &'a [&'a [u32]],
+    /// Their places in `prompts` if absent.
+    numbers: Option<&'a [usize]>,
+}
+
+impl<'a> Numbered<'a> {
+    fn all(prompts: &'a [&'a [u32]]) -> Self {
+        let numbers = None;
+        Self { prompts, numbers }
+    }
+
+    fn number(&self, prompt: usize) -> u64 {
+        self.numbers.map_or(prompt, |numbers| numbers[prompt]) as u64
+    }
 }
 
 fn run<B: ModelBackend, M: CausalLm<B>>(
     model: &M,
     read_out: Option<ReadOut<'_, B>>,
-    prompts: &[&[u32]],
+    numbered: Numbered<'_>,
     options: &GenerateOptions,
     seed: Seed,
     device: &B::Device,
     watch: &mut dyn Watch,
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
-    over_ranks(prompts, watch, |places, watch| {
-        let prompts: Vec<&[u32]> = places.iter().map(|&place| prompts[place]).collect();
-        let prompts = Prompts {
-            ids: &prompts,
+    over_ranks(numbered.prompts, watch, |places, watch| {
+        let prompts: Vec<&[u32]> = (places.iter())
+            .map(|&place| numbered.prompts[place])
+            .collect();
+        let numbers: Vec<usize> = (places.iter())
+            .map(|&place| numbered.number(place) as usize)
+            .collect();
+        let some = Share {
+            prompts: &prompts,
+            numbers: &numbers,
             places,
         };
-        run_some(model, read_out, prompts, options, seed, device, watch)
+        run_some(model, read_out, some, options, seed, device, watch)
     })
 }
 
-/// Some prompts, with their places among all.
-struct Prompts<'a> {
-    ids: &'a [&'a [u32]],
+/// Some prompts, with the numbers of their random numbers, and their places among all of a call.
+struct Share<'a> {
+    prompts: &'a [&'a [u32]],
+    numbers: &'a [usize],
     places: &'a [usize],
 }
 
 fn run_some<B: ModelBackend, M: CausalLm<B>>(
     model: &M,
     read_out: Option<ReadOut<'_, B>>,
-    prompts: Prompts<'_>,
+    some: Share<'_>,
     options: &GenerateOptions,
     seed: Seed,
     device: &B::Device,
     watch: &mut dyn Watch,
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
-    let Prompts {
-        ids: prompts,
+    let Share {
+        prompts,
+        numbers,
         places,
-    } = prompts;
+    } = some;
     let mut responses = vec![Response::default(); prompts.len()];
     let mut readings = vec![Vec::new(); prompts.len()];
     if prompts.is_empty() || options.max_new_tokens == 0 {
@@ -223,7 +277,7 @@ fn run_some<B: ModelBackend, M: CausalLm<B>>(
     let mut active: Vec<ActiveRow> = Vec::new();
     let mut next = 0;
     let (mut finished, mut tokens) = (0, 0u64);
-    while next < prompts.len() || !active.is_empty() {
+    while (next < prompts.len() || !active.is_empty()) && !watch.stops() {
         // Refilling costs a prefill pass: wait until a quarter of the slots is free, or nothing else is left to do.
         let refill = next < prompts.len() && (active.is_empty() || free.len() * 4 >= slots);
         let rows: Vec<ActiveRow> = if refill {
@@ -268,7 +322,7 @@ fn run_some<B: ModelBackend, M: CausalLm<B>>(
             .zip(&rows)
             .map(|(logits, row)| {
                 let response = &responses[row.prompt].ids;
-                let seed = seed.fork_index(places[row.prompt] as u64);
+                let seed = seed.fork_index(numbers[row.prompt] as u64);
                 options.sample(logits, prompts[row.prompt], response, seed)
             })
             .collect();

@@ -10,8 +10,8 @@ mod sampler;
 mod session;
 
 pub use batch::{
-    GenerateOptions, OnProgress, ReadOut, Response, TruncateAt, Watch, generate, generate_watched,
-    generate_with,
+    GenerateOptions, OnProgress, ReadOut, Response, TruncateAt, Watch, generate, generate_numbered,
+    generate_watched, generate_with,
 };
 pub use config::{SamplingConfig, Truncate};
 pub use penalties::{Penalties, TokenLogprobs};

@@ -59,6 +59,10 @@ impl Watch for OfAll<'_> {
         let tokens = tokens * self.total as u64 / self.own.max(1) as u64;
         self.watch.progress(finished, tokens);
     }
+
+    fn stops(&self) -> bool {
+        self.watch.stops()
+    }
 }
 
 /// The responses to all `prompts`, and what was read off their states, from those that `generate` gives to the prompts of these indices.

@@ -1,6 +1,7 @@
 //! Compares policies on the same held-out prompts.
 
 mod config;
+mod partial;
 mod responses;
 mod spec;
 
@@ -13,16 +14,21 @@ use serde_json::{Value, json};
 use crate::atomic::write_atomic;
 use crate::collective;
 use crate::data::{Prompt, Prompts};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, count};
 use crate::ops::ModelBackend;
 use crate::report::{Comparison, ContestRules, PolicyResponses, Sample, StageRecord};
+use crate::snapshot::Snapshot;
 use crate::train::Session;
 use crate::train::config::{Cadence, Init};
 use crate::train::evaluate::sample;
 use crate::train::generation::Generation;
 use crate::train::journal::Journal;
 use crate::train::session::{Outcome, data_files};
-use responses::{Measured, Responses, measure, respond};
+use partial::Partial;
+use responses::{Measured, Part, Responses, measure, respond};
+
+/// Names of a policy's metrics beside those of the reward sources.
+const OWN_METRICS: [&str; 3] = ["eval/kl", "eval/response_length", "eval/eos_rate"];
 
 /// The file of all responses with their scores, a line for each prompt, for ratings.
 pub const COMPARED: &str = "responses.jsonl";
@@ -32,8 +38,10 @@ const MICRO_BATCH_TOKENS: usize = 4096;
 
 /// Generates and scores responses of every policy; reports scores, KL and lengths by policy, with samples.
 ///
+/// Responses are kept some batches at a time, so that a comparison that was stopped or killed goes on with the others.
+///
 /// # Errors
-/// Those of data, models and reward sources.
+/// Those of data, models and reward sources; `Error::Interrupted`.
 pub(super) fn compare<B: ModelBackend>(
     session: &mut Session<'_, B>,
     config: &CompareConfig,
@@ -63,14 +71,25 @@ pub(super) fn compare<B: ModelBackend>(
         prompts.len()
     );
     let cadence = Cadence::default();
-    let (mut journal, _) = Journal::open(
+    let (mut journal, restored) = Journal::open(
         session,
         &config.name,
         &summary,
         config.policies.len(),
         &cadence,
     )?;
-    journal.position = Default::default();
+    let mut partial = Partial::open(journal.dir(), restored.is_some())?;
+    if partial.damaged > 0 {
+        let lines = count(partial.damaged, "line");
+        let message =
+            format!("{lines} of earlier responses are damaged; these are generated again");
+        session.reporter.message(&message);
+    }
+    if restored.is_none() {
+        // The stage has begun: what follows belongs to these settings.
+        let nothing = Snapshot::default();
+        journal.save(session, &nothing, &nothing)?;
+    }
     let num_shown = config.num_samples.min(prompts.len());
     // The responses to one prompt stand together: they share its prefill.
     let repeated = |prompt: &Prompt| std::iter::repeat_n(prompt.clone(), config.num_responses);
@@ -80,7 +99,8 @@ pub(super) fn compare<B: ModelBackend>(
     };
     let mut files = Vec::new();
     let mut all = Vec::new();
-    for init in &config.policies {
+    let interrupt = session.interrupt.clone();
+    for (index, init) in config.policies.iter().enumerate() {
         let policy = session.policy(init)?;
         files.extend(policy.files.iter().cloned());
         let options = Generation {
@@ -93,15 +113,17 @@ pub(super) fn compare<B: ModelBackend>(
         // The same random numbers for every policy: differences are due to the policies alone.
         let seed = session.stage_seed(&config.name);
         let how = (&*policy.tokenizer, &options, config.stop.as_slice());
+        let part = Part {
+            policy: index,
+            partial: &mut partial,
+            interrupt: &interrupt,
+        };
         let reporter = &mut *session.reporter;
-        all.push(respond(
-            &policy.model,
-            &prompts,
-            how,
-            seed,
-            &device,
-            reporter,
-        )?);
+        let model = &policy.model;
+        match respond(model, &prompts, how, seed, part, &device, reporter)? {
+            Some(responses) => all.push(responses),
+            None => return Err(stopped(&mut journal, session)),
+        }
     }
     // Greedy responses have log-probabilities at temperature 1, so the reference's are taken at 1.
     let temperature = match config.sampling.temperature {
@@ -110,13 +132,16 @@ pub(super) fn compare<B: ModelBackend>(
     };
     let of_reference = (&reference.model, temperature);
     let measured = measure(
+        session,
         &all,
         config.num_responses,
         &mut sources,
         of_reference,
         MICRO_BATCH_TOKENS,
-        &device,
     )?;
+    let Some(measured) = measured else {
+        return Err(stopped(&mut journal, session));
+    };
     let mut results: Vec<PolicyResponses> = Vec::new();
     for ((init, responses), measured) in config.policies.iter().zip(&all).zip(measured) {
         let result = results_of(title(init), config.num_responses, responses, measured);
@@ -127,11 +152,8 @@ pub(super) fn compare<B: ModelBackend>(
         let mut metrics: Vec<(&str, f64)> = (sources.keys())
             .map(|source| (source.as_str(), mean(source)))
             .collect();
-        metrics.extend([
-            ("eval/kl", result.kl),
-            ("eval/response_length", result.tokens),
-            ("eval/eos_rate", result.eos_rate),
-        ]);
+        let own = [result.kl, result.tokens, result.eos_rate];
+        metrics.extend(OWN_METRICS.into_iter().zip(own));
         journal.step(session, 0, &metrics)?;
         for i in (0..responses.responses.len())
             .step_by(config.num_responses)
@@ -167,7 +189,19 @@ pub(super) fn compare<B: ModelBackend>(
         ),
         ..StageRecord::default()
     };
-    journal.finish(session, results)
+    let outcome = journal.finish(session, results)?;
+    partial.remove()?;
+    Ok(outcome)
+}
+
+/// The error of a comparison that the user stops, or that of writing its checkpoint.
+fn stopped<B: ModelBackend>(journal: &mut Journal, session: &Session<'_, B>) -> Error {
+    let nothing = Snapshot::default();
+    match journal.save(session, &nothing, &nothing) {
+        Err(error) => error,
+        // Only if the request was withdrawn, which no request is.
+        Ok(()) => journal.interrupted(session),
+    }
 }
 
 /// A policy's responses as the table takes them.

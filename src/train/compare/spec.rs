@@ -1,6 +1,6 @@
 //! The stage specification of Compare.
 
-use super::CompareConfig;
+use super::{CompareConfig, OWN_METRICS};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
@@ -11,6 +11,28 @@ use crate::train::plan::{Planner, StagePlan};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
 };
+
+/// Longest title of a reward source in characters: it heads a column.
+const LONGEST_TITLE: usize = 80;
+
+/// Why a reward source cannot have this title, which is its name in tables and in `metrics.jsonl`.
+fn title_problem(title: &str) -> Option<String> {
+    let count = title.chars().count();
+    if title.trim().is_empty() {
+        return Some("a source has an empty title".into());
+    }
+    if count > LONGEST_TITLE {
+        let begin: String = title.chars().take(20).collect();
+        return Some(format!(
+            "the title \"{begin}..\" has {count} characters; expected at most {LONGEST_TITLE}"
+        ));
+    }
+    if title.chars().any(char::is_control) {
+        return Some(format!("the title {title:?} has control characters"));
+    }
+    let taken = title == "step" || OWN_METRICS.contains(&title);
+    taken.then(|| format!("the title \"{title}\" is the name of a metric of the stage itself"))
+}
 
 impl StageSpec for CompareConfig {
     const OUTPUT: StageOutput = StageOutput::Table;
@@ -75,6 +97,12 @@ impl StageSpec for CompareConfig {
             );
             checks.help("e.g. `stop: [\"\\n\"]`, the end of the first line");
         }
+        for title in self.rewards.keys() {
+            if let Some(problem) = title_problem(title) {
+                checks.problem(format!("{path}.rewards"), problem);
+                checks.help("name the column by what it scores, e.g. `rewards: {\"helpful\": ..}`");
+            }
+        }
         if self.policies.is_empty() {
             checks.problem(format!("{path}.policies"), "at least one policy is needed");
             checks.help("e.g. `policies: [Base, Stage(\"sft\")]`");
@@ -116,5 +144,28 @@ impl StageSpec for CompareConfig {
 
     fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
         super::compare(session, self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_that_clash_or_do_not_fit_are_named() {
+        for title in ["gold", "my score", "eval/gold", &"x".repeat(80)] {
+            assert_eq!(title_problem(title), None, "{title}");
+        }
+        for (title, part) in [
+            ("step", "name of a metric"),
+            ("eval/kl", "name of a metric"),
+            ("eval/eos_rate", "name of a metric"),
+            (" ", "empty"),
+            ("a\u{1b}[31m", "control characters"),
+            (&"x".repeat(81), "has 81 characters"),
+        ] {
+            let problem = title_problem(title).unwrap();
+            assert!(problem.contains(part), "{title}: {problem}");
+        }
     }
 }
