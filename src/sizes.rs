@@ -25,6 +25,7 @@ const LIMITS: [(&[&str], u64); 9] = [
         &[
             "concurrency",
             "max_retries",
+            "retries",
             "top_logprobs",
             "highest",
             "num_revisions",

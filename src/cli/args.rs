@@ -596,6 +596,7 @@ mod tests {
                 ],
                 timeout_s: 60.0,
                 per_rank: false,
+                retries: 2,
             }
         );
         let classifier = |label| RewardConfig::Classifier {

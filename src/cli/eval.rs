@@ -209,7 +209,9 @@ impl EvalTask<'_> {
         found.response_length = Some(tokens as f64 / count);
         found.eos_rate = Some(stopped as f64 / count);
         for (title, source) in sources {
-            let scores = source.score(&completions)?;
+            let scores = source.score(&completions);
+            warn(&source.take_messages());
+            let scores = scores?;
             if scores.len() != completions.len() {
                 return Err(Error::Reward {
                     name: title.clone(),

@@ -206,7 +206,9 @@ impl StagesTask<'_> {
             .collect();
         let mut scores = vec![BTreeMap::new(); completions.len()];
         for (title, source) in sources {
-            let found = source.score(&completions)?;
+            let found = source.score(&completions);
+            warn(&source.take_messages());
+            let found = found?;
             if found.len() != completions.len() {
                 let (expected, found) = (completions.len(), found.len());
                 return Err(Error::Reward {

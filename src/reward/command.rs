@@ -1,6 +1,6 @@
 //! A user's program as a reward source: it reads one JSON object a line and writes one `{"score": x}` a line.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
@@ -9,79 +9,169 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::{Completion, RewardSource};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, count};
 
 /// Lines of the program's standard error that an error message quotes.
 const STDERR_LINES: usize = 8;
 /// How long to wait for the exit status and standard error of a program that has closed its output.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// An external scorer, started at its first use and running until dropped.
+/// Longest line of its output: a score takes a few bytes.
+const LONGEST_ANSWER: usize = 1 << 20;
+/// Longest part of a line of its standard error that is kept.
+const LONGEST_ERROR: usize = 1 << 12;
+/// Answers that may wait to be read: the program waits then.
+const MOST_WAITING: usize = 1 << 14;
+/// How long to wait before the first restart; the next ones take twice as long each, up to some seconds.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// An external scorer, started at its first use and running until dropped. A program that ends or is silent is restarted, and asked about
+/// the responses that it has not scored.
 ///
-/// An input line is `{"prompt": .., "completion": <the response>, "row": {<the row's columns>}}`; columns are nested under `row`
-/// so that a column named `completion` is not lost. The program writes one line for each input line, in the same order.
+/// An input line is `{"prompt": .., "completion": <the response>, "row": {<the row's columns>}, "id": n}`; columns are nested under
+/// `row` so that a column named `completion` is not lost. The program writes one line for each input line, in the same order; if it
+/// repeats the `id`, that is checked.
 pub(super) struct External {
     name: String,
     command: Vec<String>,
     timeout: Duration,
+    /// Restarts within one call.
+    retries: usize,
     process: Option<Process>,
+    /// Restarts in all calls.
+    restarts: usize,
+    messages: Vec<String>,
+}
+
+/// Why there are no scores.
+enum Failure {
+    /// The program has ended, closed its output, or is silent: it may do better once more.
+    Gone(String),
+    /// It answers what is no answer.
+    Wrong(String),
 }
 
 impl External {
     /// A source that runs `command` (program and arguments; at least one entry).
-    pub(super) fn new(name: String, command: Vec<String>, timeout: Duration) -> Self {
+    pub(super) fn new(
+        name: String,
+        command: Vec<String>,
+        timeout: Duration,
+        retries: usize,
+    ) -> Self {
         Self {
             name,
             command,
             timeout,
+            retries,
             process: None,
+            restarts: 0,
+            messages: Vec::new(),
         }
     }
 
-    fn ask(&mut self, completions: &[Completion]) -> Result<Vec<f32>, String> {
+    /// Asks about `completions`, those of a call that lack `scores`, and adds the scores of those that are answered.
+    fn ask(&mut self, completions: &[Completion], scores: &mut Vec<f32>) -> Result<(), Failure> {
         let process = match &mut self.process {
             Some(process) => process,
-            vacant => vacant.insert(Process::start(&self.command)?),
+            vacant => {
+                let started = Process::start(&self.command).map_err(Failure::Wrong)?;
+                vacant.insert(started)
+            }
         };
-        process.refuse_surplus()?;
-        for completion in completions {
+        process.refuse_surplus().map_err(Failure::Wrong)?;
+        // The place in the call: a resumed run asks the same.
+        let first = scores.len();
+        for (id, completion) in (first..).zip(completions) {
             let line = json!({
                 "prompt": completion.prompt,
                 "completion": completion.response,
                 "row": completion.row,
+                "id": id,
             });
             // A closed pipe means that the program has ended; reading its output gives the reason.
             let _ = process.questions.send(line.to_string());
         }
-        let scores = (1..=completions.len())
-            .map(|at| {
-                let answer = process.answer(self.timeout)?;
-                parse(&answer).map_err(|why| format!("answer {at} of {}: {why}", completions.len()))
-            })
-            .collect::<Result<Vec<f32>, String>>()?;
-        process.refuse_surplus()?;
-        Ok(scores)
+        let count = first + completions.len();
+        for id in first..count {
+            let answer = process.answer(self.timeout)?;
+            let score = parse(&answer, id as u64)
+                .map_err(|why| Failure::Wrong(format!("answer {} of {count}: {why}", id + 1)))?;
+            scores.push(score);
+        }
+        process.refuse_surplus().map_err(Failure::Wrong)
+    }
+
+    fn error(&self, message: String) -> Error {
+        Error::Reward {
+            name: self.name.clone(),
+            message,
+        }
     }
 }
 
 impl RewardSource for External {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        self.ask(completions).map_err(|message| {
+        let mut scores = Vec::with_capacity(completions.len());
+        let mut tries = 0;
+        loop {
+            let left = &completions[scores.len()..];
+            let failure = match self.ask(left, &mut scores) {
+                Ok(()) => return Ok(scores),
+                Err(failure) => failure,
+            };
             // Input and output lines no longer correspond: the next call starts the program anew.
             self.process = None;
-            Error::Reward {
-                name: self.name.clone(),
-                message,
+            match failure {
+                Failure::Wrong(why) => return Err(self.error(why)),
+                Failure::Gone(why) if tries == self.retries => {
+                    let tried = match tries {
+                        0 => String::new(),
+                        _ => format!(" (restarted {} before)", count(tries, "time")),
+                    };
+                    return Err(self.error(format!("{why}{tried}")));
+                }
+                Failure::Gone(why) => {
+                    self.messages.push(format!(
+                        "reward source {}: {why}; it is restarted, {} of {}",
+                        self.name,
+                        tries + 1,
+                        self.retries
+                    ));
+                    std::thread::sleep(FIRST_WAIT * (1 << tries.min(6)));
+                    tries += 1;
+                    self.restarts += 1;
+                }
             }
-        })
+        }
+    }
+
+    fn take_messages(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.messages)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let restarts = (self.restarts > 0).then(|| {
+            format!(
+                "{}: the program was restarted {}",
+                self.name,
+                count(self.restarts, "time")
+            )
+        });
+        restarts.into_iter().collect()
     }
 }
 
-/// The score in a line such as `{"score": 0.5}`.
-fn parse(line: &str) -> Result<f32, String> {
+/// The score in a line such as `{"score": 0.5}`, which may repeat the response's `id`.
+fn parse(line: &str, id: u64) -> Result<f32, String> {
     let expected = "expected {\"score\": <number>}";
     let answer: Value = serde_json::from_str(line)
         .map_err(|error| format!("{expected}, got {} ({error})", quoted(line)))?;
+    if let Some(found) = answer.get("id").filter(|found| found.as_u64() != Some(id)) {
+        return Err(format!(
+            "has the id {found}, expected {id}: answers come in the order of the questions"
+        ));
+    }
     let score = answer
         .get("score")
         .and_then(Value::as_f64)
@@ -103,7 +193,7 @@ fn quoted(line: &str) -> String {
 struct Process {
     child: Child,
     questions: Sender<String>,
-    answers: Receiver<String>,
+    answers: Receiver<Result<String, String>>,
     stderr: Arc<Mutex<Vec<String>>>,
     stderr_closed: Receiver<()>,
 }
@@ -135,11 +225,19 @@ impl Process {
                 }
             }
         });
-        let (answered, answers) = mpsc::channel();
+        let (answered, answers) = mpsc::sync_channel(MOST_WAITING);
         std::thread::spawn(move || {
             let mut stdout = BufReader::new(stdout);
-            while let Some(line) = next_line(&mut stdout) {
-                if answered.send(line).is_err() {
+            while let Some((line, is_whole)) = next_line(&mut stdout, LONGEST_ANSWER, false) {
+                let answer = match is_whole {
+                    true => Ok(line),
+                    false => Err(format!(
+                        "wrote a line of more than {} MiB: {}",
+                        LONGEST_ANSWER >> 20,
+                        quoted(&line)
+                    )),
+                };
+                if answered.send(answer).is_err() {
                     return;
                 }
             }
@@ -149,7 +247,7 @@ impl Process {
         let kept = Arc::clone(&tail);
         std::thread::spawn(move || {
             let mut stderr = BufReader::new(stderr);
-            while let Some(line) = next_line(&mut stderr) {
+            while let Some((line, _)) = next_line(&mut stderr, LONGEST_ERROR, true) {
                 if let Ok(mut lines) = kept.lock() {
                     lines.push(line);
                     let surplus = lines.len().saturating_sub(STDERR_LINES);
@@ -168,21 +266,24 @@ impl Process {
         })
     }
 
-    fn answer(&mut self, timeout: Duration) -> Result<String, String> {
+    fn answer(&mut self, timeout: Duration) -> Result<String, Failure> {
         match self.answers.recv_timeout(timeout) {
-            Ok(line) => Ok(line),
-            Err(RecvTimeoutError::Timeout) => Err(format!(
+            Ok(answer) => answer.map_err(Failure::Wrong),
+            Err(RecvTimeoutError::Timeout) => Err(Failure::Gone(format!(
                 "no score within {} s (expected one flushed line for each input line){}",
                 timeout.as_secs_f64(),
                 self.stderr_tail()
-            )),
-            Err(RecvTimeoutError::Disconnected) => Err(self.exit_reason()),
+            ))),
+            Err(RecvTimeoutError::Disconnected) => Err(Failure::Gone(self.exit_reason())),
         }
     }
 
     fn refuse_surplus(&self) -> Result<(), String> {
         match self.answers.try_recv() {
-            Ok(line) => Err(format!("wrote more lines than it read: {}", quoted(&line))),
+            Ok(line) => Err(format!(
+                "wrote more lines than it read: {}",
+                quoted(&line.unwrap_or_else(|why| why))
+            )),
             Err(_) => Ok(()),
         }
     }
@@ -226,13 +327,33 @@ impl Drop for Process {
     }
 }
 
-/// The next line without its line break; invalid UTF-8 is replaced. `None` at the end of the stream.
-fn next_line(stream: &mut impl BufRead) -> Option<String> {
-    let mut line = Vec::new();
-    match stream.read_until(b'\n', &mut line) {
-        Ok(read) if read > 0 => Some(String::from_utf8_lossy(&line).trim_end().to_string()),
-        _ => None,
+/// The next line without its line break, and whether it is whole: of a longer one than `longest` bytes, only so many are kept, and the
+/// rest is skipped if `skips` is set, else left in the stream. Invalid UTF-8 is replaced. `None` at the end of the stream.
+fn next_line(stream: &mut impl BufRead, longest: usize, skips: bool) -> Option<(String, bool)> {
+    let (mut line, mut is_whole, mut read) = (Vec::new(), true, 0);
+    loop {
+        let bytes = match stream.fill_buf() {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        if bytes.is_empty() {
+            break;
+        }
+        let end = bytes.iter().position(|&byte| byte == b'\n');
+        let part = &bytes[..end.unwrap_or(bytes.len())];
+        let kept = part.len().min(longest - line.len());
+        line.extend_from_slice(&part[..kept]);
+        is_whole &= kept == part.len();
+        let used = part.len() + usize::from(end.is_some());
+        read += used;
+        stream.consume(used);
+        if end.is_some() || !is_whole && !skips {
+            break;
+        }
     }
+    let text = || String::from_utf8_lossy(&line).trim_end().to_string();
+    (read > 0).then(|| (text(), is_whole))
 }
 
 #[cfg(all(test, unix))]
@@ -241,7 +362,7 @@ mod tests {
 
     fn shell(script: &str) -> External {
         let command = ["sh", "-c", script].map(String::from).to_vec();
-        External::new("sh".into(), command, Duration::from_secs(20))
+        External::new("sh".into(), command, Duration::from_secs(20), 0)
     }
 
     fn completions(responses: &[&str]) -> Vec<Completion> {
@@ -279,7 +400,7 @@ mod tests {
     #[test]
     fn the_line_holds_prompt_response_and_row() {
         let expected =
-            r#"{"prompt":"p","completion":"it's \"x\"","row":{"completion":"reference"}}"#;
+            r#"{"prompt":"p","completion":"it's \"x\"","row":{"completion":"reference"},"id":0}"#;
         let script = format!(
             "read -r line; case \"$line\" in '{}') echo '{{\"score\": -0.25}}';; *) echo \"$line\" >&2;; esac",
             expected.replace('\'', "'\\''")
@@ -311,6 +432,66 @@ mod tests {
         assert_eq!(
             message,
             "reward source sh: the program ended early (exit status: 3); its standard error ends:\n  no such model"
+        );
+    }
+
+    #[test]
+    fn a_program_that_ends_is_restarted_and_asked_about_the_rest() {
+        // Each process answers two lines with the text's length and ends.
+        let script = "for i in 1 2; do read -r line || exit 0; echo \"{\\\"score\\\": ${#line}}\"; done; echo tired >&2; exit 7";
+        let mut source = shell(script);
+        source.retries = 2;
+        let responses = ["a", "bb", "ccc", "dddd", "eeeee"];
+        let scores = source.score(&completions(&responses)).unwrap();
+        let first = scores[0];
+        assert_eq!(scores, [0.0, 1.0, 2.0, 3.0, 4.0].map(|more| first + more));
+        let messages = source.take_messages();
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        for (at, part) in [
+            (0, "tired; it is restarted, 1 of 2"),
+            (1, "restarted, 2 of 2"),
+        ] {
+            assert!(messages[at].contains(part), "{part}: {messages:?}");
+        }
+        assert!(source.take_messages().is_empty());
+        assert_eq!(source.warnings(), ["sh: the program was restarted 2 times"]);
+        source.retries = 0;
+        let error = source
+            .score(&completions(&responses))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("exit status: 7"), "{error}");
+        source.retries = 1;
+        let error = source
+            .score(&completions(&responses))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("(restarted 1 time before)"), "{error}");
+    }
+
+    #[test]
+    fn lines_without_end_are_cut_and_other_orders_are_noticed() {
+        let long = "head -c 3000000 /dev/zero | tr '\\0' x";
+        let message = failure(shell(&format!("{long}; sleep 20")), &["a"]);
+        assert!(
+            message.contains("a line of more than 1 MiB: `xxx"),
+            "{message}"
+        );
+        assert!(message.len() < 400, "{message}");
+        // Of standard error the beginning is kept, and the program is not held up.
+        let script = format!("read -r a; {long} >&2; exit 3");
+        let message = failure(shell(&script), &["a"]);
+        assert!(message.contains("exit status: 3"), "{message}");
+        assert!(message.len() < 5000, "{}", message.len());
+        let message = failure(
+            shell(
+                "read -r a; read -r b; for i in 1 0; do echo \"{\\\"score\\\": 1, \\\"id\\\": $i}\"; done",
+            ),
+            &["a", "b"],
+        );
+        assert!(
+            message.contains("answer 1 of 2: has the id 1, expected 0"),
+            "{message}"
         );
     }
 
@@ -370,7 +551,7 @@ mod tests {
     #[test]
     fn a_missing_program_is_named() {
         let command = vec!["no-such-scorer".to_string()];
-        let source = External::new("x".into(), command, Duration::from_secs(1));
+        let source = External::new("x".into(), command, Duration::from_secs(1), 2);
         let message = failure(source, &["a"]);
         assert!(
             message.starts_with("reward source x: cannot start no-such-scorer: "),

@@ -1,7 +1,7 @@
 //! The reward sources of a recipe.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +96,9 @@ pub enum RewardConfig {
         /// Among several ranks: whether each runs the program for its own rows. Otherwise rank 0 does for all.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         per_rank: bool,
+        /// How often a program that ends or is silent is restarted before the source fails, in each batch of responses.
+        #[serde(default = "two")]
+        retries: usize,
     },
     /// 1 when the last number of the response is that of a column, else 0.
     Number {
@@ -187,6 +190,7 @@ impl RewardConfig {
             command,
             timeout_s: minute(),
             per_rank: false,
+            retries: two(),
         }
     }
 
@@ -335,6 +339,22 @@ fn millionth() -> f64 {
 }
 fn ten() -> f64 {
     10.0
+}
+/// The last component of a folder or of `owner/name`.
+pub(super) fn last_name(model: &str) -> &str {
+    let model = model.trim_end_matches(['/', '\\']);
+    model.rsplit(['/', '\\']).next().unwrap_or_default()
+}
+
+/// The name of a program's file.
+pub(super) fn program_name(command: &[String]) -> String {
+    let program = command.first().map_or("", String::as_str);
+    let file = Path::new(program).file_name().unwrap_or_default();
+    file.to_string_lossy().into_owned()
+}
+
+fn two() -> usize {
+    2
 }
 fn minute() -> f64 {
     60.0

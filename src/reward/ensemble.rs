@@ -35,6 +35,11 @@ impl RewardSource for Ensemble {
         sources.flat_map(|source| source.warnings()).collect()
     }
 
+    fn take_messages(&mut self) -> Vec<String> {
+        let sources = self.sources.iter_mut();
+        sources.flat_map(|source| source.take_messages()).collect()
+    }
+
     fn notes(&self) -> Vec<String> {
         let sources = self.sources.iter();
         sources.flat_map(|source| source.notes()).collect()

@@ -32,6 +32,10 @@ impl RewardSource for LengthPenalty {
         self.source.warnings()
     }
 
+    fn take_messages(&mut self) -> Vec<String> {
+        self.source.take_messages()
+    }
+
     fn notes(&self) -> Vec<String> {
         self.source.notes()
     }

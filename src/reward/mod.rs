@@ -23,7 +23,7 @@ mod stem;
 mod sum;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ pub use custom::CustomRewards;
 pub use learned::Learned;
 pub use log_probability::LogProbability;
 pub use reading::CompletionEncoder;
+
+use config::{last_name, program_name};
 
 use crate::data::Conversation;
 use crate::error::{Error, Problem, Result};
@@ -77,6 +79,11 @@ pub trait RewardSource {
 
     /// What a user should know of the completions scored so far.
     fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What happened since the last call of this, for the user to know at once: programs that were restarted.
+    fn take_messages(&mut self) -> Vec<String> {
         Vec::new()
     }
 
@@ -172,9 +179,10 @@ pub fn build(
             command,
             timeout_s,
             per_rank,
+            retries,
         } => {
             let timeout = Duration::from_secs_f64(*timeout_s);
-            let source = command::External::new(name(config), command.clone(), timeout);
+            let source = command::External::new(name(config), command.clone(), timeout, *retries);
             Box::new(OfRanks::new(name(config), Box::new(source), *per_rank))
         }
         // The check above found it.
@@ -324,18 +332,6 @@ pub fn name(config: &RewardConfig) -> String {
             format!("length_penalty({})", name(source))
         }
     }
-}
-
-/// The last component of a folder or of `owner/name`.
-fn last_name(model: &str) -> &str {
-    let model = model.trim_end_matches(['/', '\\']);
-    model.rsplit(['/', '\\']).next().unwrap_or_default()
-}
-
-fn program_name(command: &[String]) -> String {
-    let program = command.first().map_or("", String::as_str);
-    let file = Path::new(program).file_name().unwrap_or_default();
-    file.to_string_lossy().into_owned()
 }
 
 /// Problems of `config` itself, without those of the sources that it is made of.

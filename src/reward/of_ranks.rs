@@ -66,6 +66,10 @@ impl RewardSource for OfRanks {
     fn notes(&self) -> Vec<String> {
         self.source.notes()
     }
+
+    fn take_messages(&mut self) -> Vec<String> {
+        self.source.take_messages()
+    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,13 @@ impl RewardSource for Safest {
         own.into_iter().chain(nested).collect()
     }
 
+    fn take_messages(&mut self) -> Vec<String> {
+        let parts = [&mut self.helpful, &mut self.safety];
+        (parts.into_iter())
+            .flat_map(|source| source.take_messages())
+            .collect()
+    }
+
     fn notes(&self) -> Vec<String> {
         let parts = [&self.helpful, &self.safety];
         parts.iter().flat_map(|source| source.notes()).collect()

@@ -59,6 +59,11 @@ impl RewardSource for Sum {
         terms.flat_map(|term| term.source.warnings()).collect()
     }
 
+    fn take_messages(&mut self) -> Vec<String> {
+        let terms = self.terms.iter_mut();
+        terms.flat_map(|term| term.source.take_messages()).collect()
+    }
+
     fn notes(&self) -> Vec<String> {
         let terms = self.terms.iter();
         terms.flat_map(|term| term.source.notes()).collect()
