@@ -1,11 +1,14 @@
 //! Atomic writes of files: under a temporary name in the same folder, synced, then renamed.
 
+mod odd;
+
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+pub(crate) use odd::{file_problem, folder_problem};
 
 /// Prefix of unfinished files and folders, which may be deleted.
 pub const TEMPORARY_PREFIX: &str = ".tmp-";

@@ -41,8 +41,8 @@ impl DeviceMemory {
     }
 }
 
-/// Bytes that this process can still allocate: the minimum of the machine's available memory and what its control groups allow.
-/// `None` if neither can be read.
+/// Bytes that this process can still allocate: the minimum of the machine's available memory and what its control groups and its limit on
+/// address space (`ulimit -v`) allow. `None` if none of them can be read.
 pub fn host_memory() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo")
         .ok()
@@ -71,7 +71,24 @@ pub fn host_memory() -> Option<u64> {
         &legacy.join("memory.usage_in_bytes"),
         &legacy.join("memory.stat"),
     );
-    machine.into_iter().chain(unified).chain(legacy).min()
+    let own = fs::read_to_string("/proc/self/limits").ok();
+    let own = own.zip(fs::read_to_string("/proc/self/status").ok());
+    let own = own.and_then(|(limits, status)| limit_leaves(&limits, &status));
+    machine
+        .into_iter()
+        .chain(unified)
+        .chain(legacy)
+        .chain(own)
+        .min()
+}
+
+/// What is left of the limit on address space; `None` without one.
+fn limit_leaves(limits: &str, status: &str) -> Option<u64> {
+    let line = (limits.lines()).find_map(|line| line.strip_prefix("Max address space"))?;
+    let limit: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let line = (status.lines()).find_map(|line| line.strip_prefix("VmSize:"))?;
+    let used: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(limit.saturating_sub(used * 1024))
 }
 
 /// Remaining bytes of a control group's limit; file cache counts as free.
@@ -111,6 +128,19 @@ mod tests {
         let meminfo = "MemTotal:       32768 kB\nMemFree:  1 kB\nMemAvailable:   2048 kB\n";
         assert_eq!(parse_meminfo(meminfo), Some(2_097_152));
         assert_eq!(parse_inactive_file("anon 5\ninactive_file 77\n"), Some(77));
+    }
+
+    #[test]
+    fn a_limit_on_address_space_leaves_limit_minus_use() {
+        let status = "VmPeak:\t 9000 kB\nVmSize:\t    2000 kB\nVmRSS:\t 1 kB\n";
+        let limits = |soft: &str| {
+            format!(
+                "Limit  Soft Limit  Hard Limit  Units\nMax address space   {soft}   unlimited   bytes\n"
+            )
+        };
+        assert_eq!(limit_leaves(&limits("4096000"), status), Some(2_048_000));
+        assert_eq!(limit_leaves(&limits("1"), status), Some(0));
+        assert_eq!(limit_leaves(&limits("unlimited"), status), None);
     }
 
     #[test]

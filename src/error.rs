@@ -144,6 +144,19 @@ pub enum Error {
         /// Expected and found.
         message: String,
     },
+    /// A stage failed on the way: where it was, why, and what is left of it.
+    #[error("stage {stage}: {position}: {source}. {kept}")]
+    Failed {
+        /// The stage's name.
+        stage: String,
+        /// How far it came: `Sft ended after step 7, in the step that follows`.
+        position: String,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+        /// The newest checkpoint, the command that continues, and what to do first.
+        kept: String,
+    },
     /// A stage cannot run or resume.
     #[error("stage {stage}: {message}")]
     Stage {
@@ -189,6 +202,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Invalid { .. } => 2,
+            Self::Failed { source, .. } => source.exit_code(),
             _ => 1,
         }
     }

@@ -16,6 +16,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     start::keep_freed_memory();
     let cli = Cli::parse();
+    // Without it a limit on files ends the process without a message; nothing else changes.
+    let _ = start::survive_file_size_limits();
     let started = match collective::start() {
         Ok(started) => started,
         Err(error) => return failed(&Ranks::default(), &error),

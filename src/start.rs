@@ -25,6 +25,20 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Lets a write beyond a file-size limit (`ulimit -f`) fail with an error: by default the system ends the process without one.
+///
+/// # Errors
+/// When the system refuses.
+pub fn survive_file_size_limits() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use signal_hook::{consts::SIGXFSZ, flag};
+        use std::sync::{Arc, atomic::AtomicBool};
+        flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+    }
+    Ok(())
+}
+
 /// Stack size of a worker thread: that of a main thread.
 const STACK: usize = 8 << 20;
 

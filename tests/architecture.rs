@@ -341,6 +341,36 @@ fn method_problems(source: &Source) -> Vec<String> {
     problems
 }
 
+/// Files that may read the time of day, and what for: a step of the clock must change nothing else.
+const TIME_OF_DAY: [(&str, &str); 8] = [
+    ("checkpoint/run_dir.rs", "when a run was started"),
+    ("label/server.rs", "when an answer was given"),
+    ("report/tracking/events.rs", "TensorBoard's wall time"),
+    ("report/tracking/mlflow.rs", "MLflow's time stamps"),
+    ("report/tracking/mod.rs", "names of TensorBoard's files"),
+    ("serve/app.rs", "the field `created` of answers"),
+    ("data/jinja/mod.rs", "templates that ask for the date"),
+    (
+        "data/tokenizer/compare.rs",
+        "a day, for templates that ask for the date",
+    ),
+];
+
+/// Durations are measured by a clock that only goes forward (`Instant`).
+fn clock_problems(source: &Source) -> Vec<String> {
+    let allowed = (TIME_OF_DAY.iter()).any(|(file, _)| *file == source.path);
+    let reads = code(&without_tests(&source.text), false).contains("SystemTime::now");
+    (reads && !allowed && !source.is_test_file())
+        .then(|| {
+            format!(
+                "src/{}: reads the time of day; durations are measured by `Instant`",
+                source.path
+            )
+        })
+        .into_iter()
+        .collect()
+}
+
 fn assert_none(rule: fn(&Source) -> Vec<String>) {
     let sources = sources();
     assert!(!sources.is_empty(), "no sources found");
@@ -356,6 +386,18 @@ fn imports_point_downwards() {
 #[test]
 fn adapter_methods_are_matched_in_one_place() {
     assert_none(method_problems);
+}
+
+#[test]
+fn durations_do_not_depend_on_the_time_of_day() {
+    assert_none(clock_problems);
+    let reads = source("report/memory.rs", "fn f() { SystemTime::now(); }\n");
+    assert_eq!(clock_problems(&reads).len(), 1);
+    let found = |(file, _): &(&str, &str)| {
+        let text = std::fs::read_to_string(format!("src/{file}")).unwrap();
+        text.contains("SystemTime::now")
+    };
+    assert!(TIME_OF_DAY.iter().all(found), "an exception is not used");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn write_dir(
     let temporary = Temporary(Some(temporary_name(path)?));
     let building = temporary.path();
     fs::create_dir(building).map_err(Error::io("create", path))?;
-    fill(building)?;
+    fill(building).map_err(|error| placed(error, building, path))?;
     sync_tree(building)?;
     // The marker is written after all other files are on disk.
     write_atomic(building.join(COMPLETE), marker(building)?.as_bytes())?;
@@ -74,6 +74,22 @@ fn write_dir(
     }
     temporary.keep();
     sync_parent(path)
+}
+
+/// The error of a file operation in the folder `from`, as one in the folder `to` that it will become: names of unfinished files say
+/// nothing to a user.
+fn placed(error: Error, from: &Path, to: &Path) -> Error {
+    match error {
+        Error::Io {
+            action,
+            path,
+            source,
+        } => {
+            let inside = path.strip_prefix(from).map(|name| to.join(name));
+            Error::io(action, inside.unwrap_or(path))(source)
+        }
+        other => other,
+    }
 }
 
 /// Whether the folder has its marker.
@@ -177,7 +193,9 @@ mod tests {
             let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
             Err(Error::io("write", dir.join("b"))(full))
         });
-        assert!(matches!(outcome, Err(Error::Io { .. })));
+        let message = outcome.unwrap_err().to_string();
+        let named = format!("cannot write {}: ", path.join("b").display());
+        assert!(message.starts_with(&named), "{message}");
         assert_eq!(fs::read(path.join("a")).unwrap(), b"old");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
     }

@@ -1,6 +1,7 @@
 //! A run's folder: the resolved recipe, `run.json`, and one folder per stage.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::atomic::write_atomic;
 use super::git;
+use crate::atomic::TEMPORARY_PREFIX;
 use crate::collective::launch::hostname;
 use crate::error::{Error, Result};
 use crate::hub::repository_of;
@@ -84,12 +86,17 @@ impl FileHash {
     /// `Error::Io`.
     pub fn of(path: impl AsRef<Path>, rows: Option<usize>) -> Result<Self> {
         let path = path.as_ref();
-        Ok(Self {
+        Ok(Self::known(path, &sha256_file(path)?, rows))
+    }
+
+    /// A file whose hash is known.
+    pub fn known(path: &Path, sha256: &str, rows: Option<usize>) -> Self {
+        Self {
             path: path.to_path_buf(),
-            sha256: sha256_file(path)?,
+            sha256: sha256.to_owned(),
             repository: repository_of(path),
             rows,
-        })
+        }
     }
 }
 
@@ -100,8 +107,8 @@ const LOCK: &str = ".lock";
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    /// Holds the lock, which the system releases even after a crash; `None` on ranks beside the first.
-    _lock: Option<File>,
+    /// Holds the lock, which the system releases even after a crash; `None` on ranks beside the first. Has a byte while a process works.
+    lock: Option<File>,
 }
 
 impl RunDir {
@@ -122,13 +129,14 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Continues the run in a folder, even if it ended right after creating its lock.
+    /// Continues the run in a folder, even if it ended right after creating its lock or the folder itself.
     ///
     /// # Errors
     /// `Error::Usage` if there is no run or another process uses it; `Error::Io`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if !path.join("run.json").exists() && !path.join(LOCK).exists() {
+        let is_empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+        if !path.join("run.json").exists() && !path.join(LOCK).exists() && !is_empty() {
             return Err(Error::Usage(format!(
                 "{} holds no run (no run.json); to begin one, leave out --resume",
                 path.display()
@@ -152,7 +160,7 @@ impl RunDir {
         }
         Ok(Self {
             path: path.to_path_buf(),
-            _lock: None,
+            lock: None,
         })
     }
 
@@ -161,6 +169,52 @@ impl RunDir {
         // The lock is taken and released at once; a folder that cannot be written to has no file to lock.
         let file = File::options().write(true).open(path.as_ref().join(LOCK));
         file.is_ok_and(|file| matches!(file.try_lock(), Err(fs::TryLockError::WouldBlock)))
+    }
+
+    /// Notes that a process works here. Returns whether another one has noted that and has not ended in order.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn begin_work(&self) -> Result<bool> {
+        let Some(lock) = &self.lock else {
+            return Ok(false);
+        };
+        let file = self.path.join(LOCK);
+        let found = lock.metadata().map_err(Error::io("read", &file))?;
+        lock.set_len(1).map_err(Error::io("write", &file))?;
+        Ok(found.len() > 0)
+    }
+
+    /// Notes that the process has ended its work in order, with a result or with an error.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn end_work(&self) -> Result<()> {
+        let Some(lock) = &self.lock else {
+            return Ok(());
+        };
+        let file = self.path.join(LOCK);
+        lock.set_len(0).map_err(Error::io("write", &file))
+    }
+
+    /// Removes all files and folders with the names of unfinished ones: no process writes here while the run is locked. Returns how
+    /// many there were, and their bytes.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn sweep(&self) -> Result<(usize, u64)> {
+        let mut found = Vec::new();
+        unfinished(&self.path, DEEPEST, &mut found)?;
+        let mut bytes = 0;
+        for path in &found {
+            bytes += size(path);
+            let removed = match path.is_dir() && !path.is_symlink() {
+                true => fs::remove_dir_all(path),
+                false => fs::remove_file(path),
+            };
+            removed.map_err(Error::io("remove", path))?;
+        }
+        Ok((found.len(), bytes))
     }
 
     /// Whether `run.json` exists.
@@ -189,7 +243,11 @@ impl RunDir {
             )));
         }
         let folder = self.path.join(name);
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        // Not its parents: a run whose folder was removed must not begin another one.
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+            outcome => outcome.map_err(Error::io("create", &folder))?,
+        }
         Ok(folder)
     }
 
@@ -230,6 +288,19 @@ impl RunDir {
         read_info(&self.path)
     }
 
+    /// Renames a `run.json` that cannot be read; returns its new path.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub fn set_info_aside(&self) -> Result<PathBuf> {
+        let (file, aside) = (
+            self.path.join("run.json"),
+            self.path.join("damaged-run.json"),
+        );
+        fs::rename(&file, &aside).map_err(Error::io("rename", &file))?;
+        Ok(aside)
+    }
+
     /// Adds a stage to the lineage in `run.json`, replacing an older entry of that stage.
     ///
     /// # Errors
@@ -252,7 +323,7 @@ impl RunDir {
         match lock.try_lock() {
             Ok(()) => Ok(Self {
                 path: path.to_path_buf(),
-                _lock: Some(lock),
+                lock: Some(lock),
             }),
             Err(fs::TryLockError::WouldBlock) => Err(Error::Usage(format!(
                 "{} is in use by another process; wait for it or choose another --output",
@@ -260,6 +331,34 @@ impl RunDir {
             ))),
             Err(fs::TryLockError::Error(source)) => Err(Error::io("lock", &file)(source)),
         }
+    }
+}
+
+/// Levels of folders in a run: stage, checkpoints, checkpoint, and one more.
+const DEEPEST: usize = 4;
+
+/// Unfinished files and folders below `folder`; links are not followed.
+fn unfinished(folder: &Path, levels: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        let path = entry.path();
+        if (entry.file_name().to_string_lossy()).starts_with(TEMPORARY_PREFIX) {
+            found.push(path);
+        } else if levels > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            unfinished(&path, levels - 1, found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a file, or of the files of a folder.
+fn size(path: &Path) -> u64 {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => (fs::read_dir(path).into_iter().flatten().flatten())
+            .map(|entry| size(&entry.path()))
+            .sum(),
+        Ok(found) => found.len(),
+        Err(_) => 0,
     }
 }
 
@@ -342,9 +441,38 @@ mod tests {
         fs::write(path.join("run.json"), "{}").unwrap();
         assert_eq!(run.read_info().unwrap(), RunInfo::default());
         assert_eq!(run.read_recipe().unwrap(), "(name: \"tldr\")");
+        // A process that ends without a word is known by the next one.
+        assert!(!run.begin_work().unwrap());
+        drop(run);
+        let run = RunDir::open(&path).unwrap();
+        assert!(run.begin_work().unwrap());
+        run.end_work().unwrap();
+        assert!(!run.begin_work().unwrap());
         assert!(run.stage_dir("sft").unwrap().is_dir());
         assert!(run.stage_dir("../sft").is_err());
         assert!(run.stage_dir(".").is_err());
+    }
+
+    #[test]
+    fn unfinished_files_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let run = RunDir::create(root.path()).unwrap();
+        let at = |name: &str| root.path().join(name);
+        for folder in ["sft/checkpoints/.tmp-7-0-step-000400", "sft/model"] {
+            fs::create_dir_all(at(folder)).unwrap();
+        }
+        for file in [
+            ".tmp-7-1-run.json",
+            "sft/checkpoints/.tmp-7-0-step-000400/weights.safetensors",
+            "sft/model/model.safetensors",
+            "sft/model/.tmp-9-9-config.json",
+        ] {
+            fs::write(at(file), b"abc").unwrap();
+        }
+        assert_eq!(run.sweep().unwrap(), (3, 9));
+        assert_eq!(run.sweep().unwrap(), (0, 0));
+        assert!(at("sft/model/model.safetensors").exists());
+        assert_eq!(fs::read_dir(at("sft/checkpoints")).unwrap().count(), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::atomic::write_output;
+use crate::atomic::{file_problem, write_output};
 use crate::error::{Error, Result};
 use crate::terminal::escaped;
 
@@ -14,23 +14,19 @@ pub(super) fn is_stdout(path: &Path) -> bool {
     path == Path::new("-") || path == Path::new("/dev/stdout")
 }
 
-/// Refuses an output file without an existing folder, before anything is computed.
+/// Refuses an output that no file can be written to, before anything is computed: a folder, a socket, a disk, a device that is full
+/// or not one for text, and a file without an existing folder.
 ///
 /// # Errors
 /// `Error::Usage`.
 pub(super) fn check(path: &Path) -> Result<()> {
-    let problem = match path.parent() {
-        _ if is_stdout(path) => return Ok(()),
-        _ if path.is_dir() => "is a folder; expected a file name",
-        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => {
-            "its folder does not exist"
-        }
-        _ => return Ok(()),
-    };
-    Err(Error::Usage(format!(
-        "--output {}: {problem}",
-        path.display()
-    )))
+    match file_problem(path).filter(|_| !is_stdout(path)) {
+        None => Ok(()),
+        Some(problem) => Err(Error::Usage(format!(
+            "--output {}: {problem}",
+            path.display()
+        ))),
+    }
 }
 
 /// Writes `text` to stdout; to a terminal without control characters. A closed pipe (`| head`) is not an error.

@@ -1,7 +1,9 @@
 //! Recipes: reading, `--set`, validation, planning and running.
 
+mod begun;
 mod config;
 mod elsewhere;
+mod failure;
 mod known;
 mod load;
 mod named;

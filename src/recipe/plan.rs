@@ -163,7 +163,7 @@ pub fn check_fits(plans: &[StagePlan], memory: &DeviceMemory) -> Vec<Problem> {
 }
 
 /// Advice by the largest component.
-fn advice(plan: &StagePlan) -> &'static str {
+pub(super) fn advice(plan: &StagePlan) -> &'static str {
     let largest = plan.memory.iter().max_by_key(|(_, bytes)| *bytes);
     match largest.map(|(name, _)| name.as_str()) {
         Some("activations") => {
@@ -179,7 +179,7 @@ fn advice(plan: &StagePlan) -> &'static str {
     }
 }
 
-fn components(plan: &StagePlan) -> String {
+pub(super) fn components(plan: &StagePlan) -> String {
     let parts: Vec<String> = plan
         .memory
         .iter()
@@ -199,7 +199,7 @@ fn human_count(n: u64) -> String {
 }
 
 /// `1.73 GiB`.
-fn human_bytes(n: u64) -> String {
+pub(super) fn human_bytes(n: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     if n < 1024 {
         return format!("{n} B");

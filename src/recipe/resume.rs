@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::begun::Begun;
 use super::write::dialect;
 use super::{Places, Recipe};
 use crate::checkpoint::latest;
@@ -21,55 +22,76 @@ const FREE: [&str; 4] = [
     "cadence",
 ];
 
-/// A problem for each changed setting of stages that have begun or are done (marked by the file `done`) in the run at `output`;
-/// later stages may change. Empty if the run's recipe cannot be read: opening the run reports that.
-pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &str) -> Vec<Problem> {
-    let saved = outside::read_text(&output.join("recipe.ron"), outside::SETTINGS).ok();
-    let saved = saved.and_then(|text| dialect().from_str::<Recipe>(&text).ok());
-    let Some(saved) = saved else {
-        return Vec::new();
-    };
-    let begun = |stage: &&Stage| {
+/// Keys of the whole recipe that determine the results of all its stages.
+const WHOLE: [&str; 6] = [
+    "seed",
+    "model",
+    "eos_token",
+    "add_tokens",
+    "base_precision",
+    "matmul_precision",
+];
+
+/// A problem for each changed setting and changed data file of stages that have begun or are done (marked by the file `done`) in the
+/// run at `output`, those of the stage `except` left out; later stages may change.
+pub(super) fn changes(
+    recipe: &Recipe,
+    places: &Places,
+    output: &Path,
+    done: &str,
+    except: Option<&str>,
+) -> Vec<Problem> {
+    // Runs of earlier versions have no other record of their settings.
+    let copy = outside::read_text(&output.join("recipe.ron"), outside::SETTINGS).ok();
+    let copy = copy.and_then(|text| dialect().from_str::<Recipe>(&text).ok());
+    let is_begun = |stage: &&Stage| {
         let dir = output.join(stage.name());
-        dir.join(done).exists() || latest(&dir).is_some()
+        Some(stage.name()) != except && (dir.join(done).exists() || latest(&dir).is_some())
     };
-    let mut pairs = Vec::new();
-    for was in saved.stages.iter().filter(begun) {
-        let is = recipe.stages.iter().find(|is| is.name() == was.name());
-        if let Some(is) = is {
-            let path = format!("stages.{}", was.name());
-            pairs.push((path, settings(was), settings(is)));
+    let (mut problems, mut pairs, mut wholes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut of_data, mut of_files) = (Vec::new(), Vec::new());
+    for is in recipe.stages.iter().filter(is_begun) {
+        let (name, dir) = (is.name(), output.join(is.name()));
+        let path = format!("stages.{name}");
+        let was = match Begun::read(&dir) {
+            Ok(was) => was,
+            Err(error) => {
+                let problem = places.problem(&path, error.to_string());
+                of_files.push(problem.with_help(begin_again(name)));
+                continue;
+            }
+        };
+        match (was, &copy) {
+            (Some(was), _) => {
+                of_data.extend(was.changed_data(is, output, &path));
+                pairs.push((path, was.settings, settings(is)));
+                if !wholes.contains(&was.recipe) {
+                    wholes.push(was.recipe);
+                }
+            }
+            (None, Some(copy)) => {
+                let was = copy.stages.iter().find(|was| was.name() == name);
+                pairs.extend(was.map(|was| (path, settings(was), settings(is))));
+                if !wholes.contains(&whole(copy)) {
+                    wholes.push(whole(copy));
+                }
+            }
+            (None, None) => {
+                let message = format!(
+                    "has begun, but neither {} nor {} says with which settings",
+                    dir.join("begun.json").display(),
+                    output.join("recipe.ron").display()
+                );
+                let problem = places.problem(&path, message);
+                of_files.push(problem.with_help(begin_again(name)));
+            }
         }
     }
-    if !pairs.is_empty() {
-        let whole = |recipe: &Recipe| {
-            [
-                json(&recipe.seed),
-                json(&recipe.model),
-                json(&recipe.eos_token),
-                json(&recipe.add_tokens),
-                json(&recipe.base_precision),
-                json(&recipe.matmul_precision),
-            ]
-        };
-        let names = [
-            "seed",
-            "model",
-            "eos_token",
-            "add_tokens",
-            "base_precision",
-            "matmul_precision",
-        ]
-        .map(str::to_owned);
-        let both = whole(&saved).into_iter().zip(whole(recipe));
-        pairs.extend(
-            names
-                .into_iter()
-                .zip(both)
-                .map(|(name, (was, is))| (name, was, is)),
-        );
+    for was in wholes {
+        for key in WHOLE {
+            pairs.push((key.to_owned(), was[key].clone(), whole(recipe)[key].clone()));
+        }
     }
-    let mut problems = Vec::new();
     for (path, was, is) in pairs {
         let (was, is) = (leaves(&path, &was), leaves(&path, &is));
         let new = is.keys().filter(|key| !was.contains_key(*key));
@@ -87,7 +109,30 @@ pub(super) fn changes(recipe: &Recipe, places: &Places, output: &Path, done: &st
             }
         }
     }
+    for problem in of_data {
+        let help = "to resume, restore the file; for a new run, leave out --resume and choose another --output";
+        let problem = places.problem(&problem.place, problem.message);
+        problems.push(problem.with_help(help));
+    }
+    problems.extend(of_files);
     problems
+}
+
+fn begin_again(stage: &str) -> String {
+    format!("begin the stage again: the same command with `--stage {stage}` in place of `--resume`")
+}
+
+/// The settings of a whole recipe that determine the results of its stages.
+pub(super) fn whole(recipe: &Recipe) -> Value {
+    let values = [
+        json(&recipe.seed),
+        json(&recipe.model),
+        json(&recipe.eos_token),
+        json(&recipe.add_tokens),
+        json(&recipe.base_precision),
+        json(&recipe.matmul_precision),
+    ];
+    Value::from_iter(WHOLE.into_iter().zip(values))
 }
 
 fn json(value: &impl Serialize) -> Value {
@@ -96,7 +141,7 @@ fn json(value: &impl Serialize) -> Value {
 }
 
 /// A stage's kind and the settings that determine its result.
-fn settings(stage: &Stage) -> Value {
+pub(super) fn settings(stage: &Stage) -> Value {
     let mut whole = json(stage);
     for config in whole
         .as_object_mut()
@@ -176,7 +221,13 @@ mod tests {
             std::fs::create_dir(folder.path().join(stage)).unwrap();
             std::fs::write(folder.path().join(stage).join("DONE"), "").unwrap();
         }
-        let problems = changes(&recipe(changed), &Places::default(), folder.path(), "DONE");
+        let problems = changes(
+            &recipe(changed),
+            &Places::default(),
+            folder.path(),
+            "DONE",
+            None,
+        );
         let shown = |problem: Problem| {
             let message = problem
                 .message

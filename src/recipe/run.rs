@@ -3,20 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
+use super::begun::Begun;
+use super::failure::{FailedStage, ended_without_a_word};
+use super::plan::human_bytes;
 use super::report::{DONE, run_report};
 use super::resume::changes;
 use super::survey::{Survey, survey};
 use super::{LoadedRecipe, Recipe, check_fits, to_ron};
-use crate::atomic::write_atomic;
+use crate::atomic::{folder_problem, write_atomic};
 use crate::checkpoint::{self, RunDir, RunInfo};
 use crate::collective;
 use crate::device::DeviceMemory;
-use crate::error::{Error, Problem, Result};
-use crate::guard::{self, PLEASE_REPORT};
+use crate::error::{Error, Problem, Result, count};
+use crate::guard;
 use crate::model::AbsentWeights;
 use crate::ops::ModelBackend;
 use crate::report::{
-    Interrupt, NotedReporter, Position, Reporter, StageRecord, peak_rss_bytes, write_run_report,
+    Interrupt, NotedReporter, Reporter, StageRecord, peak_rss_bytes, write_run_report,
 };
 use crate::reward::CustomRewards;
 use crate::rng::Seed;
@@ -87,6 +90,13 @@ pub fn check(loaded: LoadedRecipe, options: &RunOptions) -> Result<CheckedRecipe
             format!("no stage `{only}`; there are {}", names.join(", ")),
         ));
     }
+    if let Some(problem) = folder_problem(&output) {
+        let problem = format!("{}: {problem}", output.display());
+        problems.push(match (&options.output, &recipe.output) {
+            (None, Some(_)) => places.problem("output", problem),
+            _ => Problem::new("--output", problem),
+        });
+    }
     let Survey {
         plans,
         problems: found,
@@ -96,7 +106,10 @@ pub fn check(loaded: LoadedRecipe, options: &RunOptions) -> Result<CheckedRecipe
     } = survey(&recipe, &places, &output, options);
     problems.extend(found);
     if options.resume {
-        problems.extend(changes(&recipe, &places, &output, DONE));
+        problems.extend(changes(&recipe, &places, &output, DONE, None));
+    } else if let Some(only) = &options.stage {
+        // The stage begins again; the others stay as they are, and with them what the run's files say of them.
+        problems.extend(changes(&recipe, &places, &output, DONE, Some(only)));
     }
     problems.extend(check_fits(&plans, &options.memory));
     // The rest is sound: weights may be gigabytes.
@@ -137,7 +150,7 @@ pub fn run<B: ModelBackend>(
     backend: &str,
     reporter: &mut dyn Reporter,
 ) -> Result<Vec<(String, Outcome)>> {
-    let (recipe, plans) = (&checked.recipe, &checked.plans);
+    let plans = &checked.plans;
     let _lock = guard::lock_gradients();
     let begun = collective::agree(checked.output.join("run.json").exists());
     let continues = options.resume || (checked.only.is_some() && begun);
@@ -147,25 +160,72 @@ pub fn run<B: ModelBackend>(
         } else {
             RunDir::create(&checked.output)?
         };
-        run.write_recipe(&to_ron(recipe))?;
-        if !run.has_info() {
-            run.write_info(&RunInfo {
-                backend: backend.to_owned(),
-                device: format!("{device:?}"),
-                threads: rayon::current_num_threads(),
-                seed: recipe.seed,
-                ..RunInfo::begin()
-            })?;
+        if run.begin_work()? {
+            reporter.message(&ended_without_a_word(plans, run.path(), DONE));
         }
-        Ok(run)
+        match prepare::<B>(checked, options, &run, &device, backend, reporter) {
+            Ok(()) => Ok(run),
+            Err(error) => run.end_work().and(Err(error)),
+        }
     })?;
     let run = match opened {
         Some(run) => run,
         None => RunDir::of_first(&checked.output)?,
     };
+    let outcome = run_stages::<B>(checked, options, &run, device, backend, reporter);
+    let ended = run.end_work();
+    let outcome = outcome?;
+    ended.map(|()| outcome)
+}
+
+/// Brings an open folder into order, and writes what is known of the run before its first stage.
+fn prepare<B: ModelBackend>(
+    checked: &CheckedRecipe,
+    options: &RunOptions,
+    run: &RunDir,
+    device: &B::Device,
+    backend: &str,
+    reporter: &mut dyn Reporter,
+) -> Result<()> {
+    sweep(run, reporter)?;
+    if options.resume {
+        same_machine(checked, run.path(), backend)?;
+    }
+    run.write_recipe(&to_ron(&checked.recipe))?;
+    if run.has_info()
+        && let Err(error @ Error::Format { .. }) = run.read_info()
+    {
+        let aside = run.set_info_aside()?;
+        reporter.message(&format!(
+            "warning: {error}; it is kept as {}, and a new one begins without the origin of earlier stages",
+            aside.display()
+        ));
+    }
+    if !run.has_info() {
+        run.write_info(&RunInfo {
+            backend: backend.to_owned(),
+            device: format!("{device:?}"),
+            threads: rayon::current_num_threads(),
+            seed: checked.recipe.seed,
+            ..RunInfo::begin()
+        })?;
+    }
+    Ok(())
+}
+
+/// [`run`] in an open folder.
+fn run_stages<B: ModelBackend>(
+    checked: &CheckedRecipe,
+    options: &RunOptions,
+    run: &RunDir,
+    device: B::Device,
+    backend: &str,
+    reporter: &mut dyn Reporter,
+) -> Result<Vec<(String, Outcome)>> {
+    let (recipe, plans) = (&checked.recipe, &checked.plans);
     let mut reporter = NotedReporter::new(reporter);
     let position = reporter.position();
-    let mut session = Session::<B>::new(device, &run, &mut reporter);
+    let mut session = Session::<B>::new(device, run, &mut reporter);
     session.recipe = recipe.name.clone();
     session.seed = Seed::new(recipe.seed);
     session.model = recipe.model.clone();
@@ -190,10 +250,9 @@ pub fn run<B: ModelBackend>(
         let done = session.stage_dir(stage.name())?.join(DONE);
         let is_done = collective::agree(done.exists());
         if options.resume && is_done {
-            if let (Some(plan), Some(record)) = (
-                plans.get(index),
-                StageRecord::read(&run.path().join(stage.name()))?,
-            ) {
+            // Only for the estimate of the time left: the report says what is wrong with a record.
+            let record = StageRecord::read(&run.path().join(stage.name()));
+            if let (Some(plan), Ok(Some(record))) = (plans.get(index), record) {
                 session.clock.finished(plan, record.seconds);
             }
             continue;
@@ -216,17 +275,34 @@ pub fn run<B: ModelBackend>(
             session.clock.begin(index + 1, plans.len(), plan, &later);
         }
         report(&mut session, recipe, true);
-        let outcome = guard::catch(|| stage.run(&mut session)).unwrap_or_else(|panic| {
-            let position = position.lock().unwrap_or_else(PoisonError::into_inner);
-            let folder = run.path().join(stage.name());
-            Err(defect(
-                stage,
-                &position,
-                &panic,
-                &folder,
-                &options.resume_command,
-            ))
+        let folder = session.stage_dir(stage.name())?;
+        let goes_on = collective::agree(options.resume && checkpoint::latest(&folder).is_some());
+        let outcome = guard::catch(|| {
+            collective::on_first(|| {
+                if !goes_on || Begun::read(&folder)?.is_none() {
+                    let (begun, hashes) = Begun::now(recipe, stage, run.path(), backend)?;
+                    begun.write(&folder)?;
+                    session.hashes.extend(hashes);
+                }
+                Ok(())
+            })?;
+            let outcome = stage.run(&mut session)?;
+            collective::on_first(|| write_atomic(&done, outcome.record.summary.as_bytes()))?;
+            Ok::<_, Error>(outcome)
         });
+        let outcome = {
+            let position = position.lock().unwrap_or_else(PoisonError::into_inner);
+            let failed = FailedStage {
+                stage,
+                position: &position,
+                folder: &folder,
+                resume_command: &options.resume_command,
+                plan: plans.get(index),
+            };
+            outcome
+                .unwrap_or_else(|panic| Err(failed.panic(&panic)))
+                .map_err(|error| failed.error(error))
+        };
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -235,7 +311,6 @@ pub fn run<B: ModelBackend>(
                 return Err(error);
             }
         };
-        collective::on_first(|| write_atomic(&done, outcome.record.summary.as_bytes()))?;
         if let Some(plan) = plans.get(index) {
             session.clock.finished(plan, outcome.record.seconds);
         }
@@ -252,29 +327,38 @@ pub fn run<B: ModelBackend>(
     Ok(outcomes)
 }
 
-/// The error for a stage that panicked: what happened, how far it came, and what is left of it.
-fn defect(
-    stage: &Stage,
-    position: &Position,
-    panic: &str,
-    folder: &Path,
-    resume_command: &str,
-) -> Error {
-    let kept = match checkpoint::latest(folder) {
-        Some(newest) => format!(
-            "The newest checkpoint is {}; continue with: {resume_command}",
-            newest.display()
-        ),
-        None => "There is no checkpoint of this stage; earlier stages are kept".to_owned(),
-    };
-    Error::Stage {
-        stage: stage.name().to_owned(),
-        message: format!(
-            "{} ended {} with a defect of this program or of a library: {panic}. {kept}. {PLEASE_REPORT}",
-            stage.kind(),
-            position.words()
-        ),
+/// Refuses to go on with another backend or number of threads in the middle of a stage.
+fn same_machine(checked: &CheckedRecipe, run: &Path, backend: &str) -> Result<()> {
+    let mut problems = Vec::new();
+    let only = &checked.only;
+    let runs = |stage: &&Stage| only.as_ref().is_none_or(|only| only == stage.name());
+    for stage in checked.recipe.stages.iter().filter(runs) {
+        let folder = run.join(stage.name());
+        if folder.join(DONE).exists() || checkpoint::latest(&folder).is_none() {
+            continue;
+        }
+        if let Some(begun) = Begun::read(&folder)? {
+            problems.extend(begun.changed_machine(stage.name(), backend));
+        }
     }
+    let path = run.to_path_buf();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Invalid { path, problems }),
+    }
+}
+
+/// Removes what processes that were killed have left unfinished in the run's folder, and says so.
+fn sweep(run: &RunDir, reporter: &mut dyn Reporter) -> Result<()> {
+    let (files, bytes) = run.sweep()?;
+    if files > 0 {
+        reporter.message(&format!(
+            "removed {} of an earlier process that was ended while it wrote them ({})",
+            count(files, "unfinished file"),
+            human_bytes(bytes)
+        ));
+    }
+    Ok(())
 }
 
 /// Writes the report of the run. A damaged log or a full disk does not end a run for its report: it is said instead.
@@ -306,7 +390,7 @@ mod tests {
         let text = format!(
             "(name: \"r\", model: \"{model}\", stages: [Ppo(name: \"p\", init: Base,
                 data: (source: Posts(rows: 4, seed: 1)), reward: Custom(name: \"fails\"), peft: Lora(rank: 1),
-                total_episodes: 8, batch_size: 2, response_length: 2, max_prompt_length: 120, cadence: (save_steps: 1))])"
+                total_episodes: 8, batch_size: 2, response_length: 2, max_prompt_length: 120)])"
         );
         let options = RunOptions {
             output: Some(folder.path().join("run")),

@@ -150,6 +150,36 @@ impl JsonlLog {
         Ok(())
     }
 
+    /// Checks that the open file is still the one at its path.
+    ///
+    /// # Errors
+    /// `Error::Io` if it was removed, moved or replaced: what is written to it would be lost.
+    pub(crate) fn check_place(&self) -> Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let gone = |why: String| {
+            let source = std::io::Error::new(std::io::ErrorKind::NotFound, why);
+            Error::io("go on writing", &self.path)(source)
+        };
+        let at_path = std::fs::metadata(&self.path).map_err(|error| {
+            gone(format!(
+                "the run's folder was removed, moved or replaced while the run was going on ({error}). If it was moved, the run goes \
+                 on from its newest checkpoint with --resume and --output NEW_PLACE"
+            ))
+        })?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let open = file.metadata().map_err(Error::io("read", &self.path))?;
+            if (open.dev(), open.ino()) != (at_path.dev(), at_path.ino()) {
+                return Err(gone("another file has taken its place".into()));
+            }
+        }
+        let _ = (at_path, file);
+        Ok(())
+    }
+
     /// Returns once every line is on the disk.
     pub(crate) fn sync(&mut self) -> Result<()> {
         match &self.file {
@@ -305,6 +335,23 @@ mod tests {
         whole.write(&json!({"step": 1})).unwrap();
         whole.write(&json!({"step": 2})).unwrap();
         assert_eq!(whole.mark(), log.mark());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_log_that_was_moved_or_replaced_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (run, path) = (dir.path().join("run"), dir.path().join("run/x.jsonl"));
+        fs::create_dir(&run).unwrap();
+        let log = JsonlLog::create(&path).unwrap();
+        log.check_place().unwrap();
+        fs::rename(&run, dir.path().join("elsewhere")).unwrap();
+        let message = log.check_place().unwrap_err().to_string();
+        assert!(message.contains("removed, moved or replaced"), "{message}");
+        fs::create_dir(&run).unwrap();
+        fs::write(&path, "").unwrap();
+        let message = log.check_place().unwrap_err().to_string();
+        assert!(message.contains("another file"), "{message}");
     }
 
     #[test]

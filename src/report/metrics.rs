@@ -66,6 +66,14 @@ impl MetricsLog {
         self.timing.write(&row(step, values))
     }
 
+    /// Checks that `metrics.jsonl` is still at its path.
+    ///
+    /// # Errors
+    /// `Error::Io` if the run's folder was removed, moved or replaced.
+    pub fn check_place(&self) -> Result<()> {
+        self.metrics.check_place()
+    }
+
     /// Returns once every line is on the disk. Call before a checkpoint is marked complete: the lines before a checkpoint must
     /// survive as long as it does.
     ///

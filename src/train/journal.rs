@@ -1,5 +1,6 @@
 //! The outputs of a stage in progress: metrics, samples, checkpoints, progress.
 
+mod best;
 mod finish;
 mod logs;
 mod restore;
@@ -7,24 +8,20 @@ mod restore;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::backend::Autodiff;
-
 use super::Session;
 use super::alarms::{Alarm, Alarms};
-use super::config::{AlarmsConfig, Better, Cadence};
-use super::state::{BestStep, Position, restore_weights};
+use super::config::{AlarmsConfig, Cadence};
+use super::state::Position;
 use crate::checkpoint::{self, StepCheckpoint};
 use crate::collective;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::ops::ModelBackend;
-use crate::params::Parameters;
 use crate::report::{
     Ending, EvalReport, Interrupt, MetricsRow, Sample, StageInfo, StageRecord, StepReport, Timer,
-    each_row, format_value,
+    each_row,
 };
 use crate::snapshot::Snapshot;
-use crate::suggest::quoted;
 
 use logs::Logs;
 use restore::restore;
@@ -187,6 +184,8 @@ impl Journal {
     ) -> Result<()> {
         // GPU runtimes swallow errors: a step counts as done only if none was recorded.
         guard::check::<B>(&session.device)?;
+        // An open log in a folder that is no longer there would swallow all that follows.
+        self.logs.check_place()?;
         self.position.step += 1;
         self.current.clear();
         self.note(metrics);
@@ -239,6 +238,21 @@ impl Journal {
         Ok(alarms)
     }
 
+    /// The value of `name` at the evaluation before the first step, which an earlier process may have done.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(super) fn first(&mut self, name: &str) -> Result<Option<f64>> {
+        self.logs.sync()?;
+        let mut first = None;
+        each_row(&self.dir.join(METRICS), |row: MetricsRow| {
+            if row.step == 0 && first.is_none() {
+                first = row.get(name);
+            }
+        })?;
+        Ok(first)
+    }
+
     /// Logs and reports alarms. One by which the recipe stops the stage does so when the step's checkpoint is written.
     pub(super) fn raise<B: ModelBackend>(
         &mut self,
@@ -284,99 +298,6 @@ impl Journal {
         self.current.extend(named);
     }
 
-    /// Whether the evaluation of this step, if there was one, is the best so far by `keep_best`: its weights are to be kept then by
-    /// [`Journal::save_best`]. Before the first step there is nothing to keep.
-    ///
-    /// # Errors
-    /// `Error::Stage` if the stage has no metric of that name.
-    pub(super) fn is_best(&mut self) -> Result<bool> {
-        let step = self.position.step;
-        let Some(keep) = self.cadence.keep_best.clone() else {
-            return Ok(false);
-        };
-        if step == 0 || !self.evaluates() || self.position.best.is_some_and(|b| b.step == step) {
-            return Ok(false);
-        }
-        let found = self.current.iter().rev().find(|(name, _)| *name == keep.by);
-        let Some(&(_, value)) = found else {
-            let names: Vec<&str> = self.current.iter().map(|(name, _)| &**name).collect();
-            return Err(Error::Stage {
-                stage: self.stage.clone(),
-                message: format!(
-                    "cadence.keep_best: an evaluation has no metric `{}`; it has {}",
-                    keep.by,
-                    quoted(names)
-                ),
-            });
-        };
-        let is_better = |best: BestStep| match keep.mode {
-            Better::Max => value > best.value,
-            Better::Min => value < best.value,
-        };
-        let is_best = value.is_finite() && self.position.best.is_none_or(is_better);
-        if is_best {
-            self.position.best = Some(BestStep { step, value });
-        }
-        Ok(is_best)
-    }
-
-    /// Keeps the weights of the best evaluation so far; those that a checkpoint may be resumed with stay too.
-    ///
-    /// # Errors
-    /// `Error::Io`.
-    pub(super) fn save_best(&self, weights: &Snapshot<'_>) -> Result<()> {
-        collective::on_first(|| {
-            let states = checkpoint::of_states(&self.dir, "best");
-            let steps = states.iter().filter_map(|best| best["step"].as_u64());
-            let steps: Vec<usize> = steps.map(|step| step as usize).collect();
-            checkpoint::save_best(&self.dir, self.position.step, weights, &steps)
-        })?;
-        Ok(())
-    }
-
-    /// Gives `model` the weights that `keep_best` has chosen; without it, leaves them as they are.
-    ///
-    /// # Errors
-    /// `Error::Format` if they are missing or of another model; `Error::Stage` if no evaluation had a finite value.
-    pub(super) fn restore_best<B: ModelBackend>(
-        &mut self,
-        session: &Session<'_, B>,
-        model: &mut dyn Parameters<Autodiff<B>>,
-    ) -> Result<()> {
-        self.has_best = true;
-        let Some(keep) = &self.cadence.keep_best else {
-            return Ok(());
-        };
-        let Some(best) = self.position.best else {
-            return Err(Error::Stage {
-                stage: self.stage.clone(),
-                message: format!(
-                    "cadence.keep_best: no evaluation had a finite value of `{}`",
-                    keep.by
-                ),
-            });
-        };
-        if best.step == self.position.step {
-            return Ok(());
-        }
-        let (folder, weights) = checkpoint::load_best(&self.dir, best.step)?;
-        restore_weights(&weights, "", model, &session.device, &folder)
-    }
-
-    /// Which step's weights the stage leaves, for its summary; empty without `keep_best`.
-    fn kept(&self) -> String {
-        match (&self.cadence.keep_best, self.position.best) {
-            (Some(keep), Some(best)) => format!(
-                "; kept step {} of {}, {} {}",
-                best.step,
-                self.total_steps,
-                keep.by,
-                format_value(best.value)
-            ),
-            _ => String::new(),
-        }
-    }
-
     /// Writes to `samples.jsonl`.
     pub(super) fn sample(&mut self, sample: &Sample) -> Result<()> {
         self.logs.sample(sample)
@@ -402,13 +323,21 @@ impl Journal {
         requested && self.position.step < self.total_steps
     }
 
-    /// Writes a checkpoint; if the user wants to stop, returns `Error::Interrupted`.
-    pub(super) fn save<B: ModelBackend>(
-        &mut self,
-        session: &Session<'_, B>,
-        weights: &Snapshot<'_>,
-        optim: &Snapshot<'_>,
-    ) -> Result<()> {
+    /// Whether the steps done so far would be lost: there is no checkpoint of them. Before the first step there is nothing to lose.
+    pub(super) fn lacks_checkpoint(&self) -> bool {
+        let step = self.position.step;
+        let newest = checkpoint::latest(&self.dir);
+        let newest = newest.and_then(|folder| checkpoint::step::step_of(&folder));
+        step > 0 && self.dir.is_dir() && newest != Some(step)
+    }
+
+    /// Writes a checkpoint of the steps done so far.
+    ///
+    /// # Errors
+    /// `Error::Io`.
+    pub(super) fn keep(&mut self, weights: &Snapshot<'_>, optim: &Snapshot<'_>) -> Result<()> {
+        // Writing would make the folder anew.
+        self.logs.check_place()?;
         // The logs first: they must hold every step of a complete checkpoint.
         self.logs.sync()?;
         self.position.logs = self.logs.marks();
@@ -417,13 +346,20 @@ impl Journal {
             checkpoint::save(&self.dir, step, weights, optim, &self.position)?;
             checkpoint::prune(&self.dir, self.cadence.save_total_limit.max(1))
         })?;
+        Ok(())
+    }
+
+    /// Writes a checkpoint; if the user wants to stop, returns `Error::Interrupted`.
+    pub(super) fn save<B: ModelBackend>(
+        &mut self,
+        session: &Session<'_, B>,
+        weights: &Snapshot<'_>,
+        optim: &Snapshot<'_>,
+    ) -> Result<()> {
+        self.keep(weights, optim)?;
         if self.must_stop() {
             self.logs.close(Ending::Interrupted);
-            return Err(Error::Interrupted {
-                stage: self.stage.clone(),
-                step: self.position.step,
-                resume: session.resume_command.clone(),
-            });
+            return Err(self.interrupted(session));
         }
         if let Some(why) = self.stop.take() {
             let resume = &session.resume_command;
@@ -437,5 +373,14 @@ impl Journal {
             });
         }
         Ok(())
+    }
+
+    /// The error of a stage that the user stops.
+    pub(super) fn interrupted<B: ModelBackend>(&self, session: &Session<'_, B>) -> Error {
+        Error::Interrupted {
+            stage: self.stage.clone(),
+            step: self.position.step,
+            resume: session.resume_command.clone(),
+        }
     }
 }

@@ -29,6 +29,7 @@ mod pretrain;
 mod preview;
 mod rank;
 pub mod reinforce_plus_plus;
+mod rescue;
 mod revise;
 mod reward_model;
 pub mod rloo;

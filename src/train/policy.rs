@@ -190,7 +190,10 @@ impl<B: ModelBackend> Session<'_, B> {
         weights: &[PathBuf],
         data: &[(Vec<PathBuf>, usize)],
     ) -> Result<()> {
-        let hash = |path: &PathBuf, rows| FileHash::of(path, rows);
+        let hash = |path: &PathBuf, rows| match self.hashes.get(path) {
+            Some(sha256) => Ok(FileHash::known(path, sha256, rows)),
+            None => FileHash::of(path, rows),
+        };
         let lineage = || {
             Ok::<_, crate::error::Error>(StageLineage {
                 stage: stage.to_owned(),

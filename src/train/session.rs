@@ -59,6 +59,8 @@ pub struct Session<'a, B: ModelBackend> {
     pub clock: RunClock,
     /// Receives progress and messages.
     pub reporter: &'a mut dyn Reporter,
+    /// SHA-256 of data files that were hashed when their stage began.
+    pub hashes: HashMap<PathBuf, String>,
     /// Frozen bases, keyed by the files of the model and of adapters merged into it, by rows of the embedding, and by whether that is
     /// the output head. Policies, references, rewards and values with the same base share one copy.
     pub(super) bases: HashMap<(Vec<PathBuf>, usize, bool), LanguageModel<B>>,
@@ -85,6 +87,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             report_to: Vec::new(),
             clock: RunClock::default(),
             reporter,
+            hashes: HashMap::new(),
             bases: HashMap::new(),
             warned: BTreeSet::new(),
         }

@@ -11,7 +11,7 @@ use crate::model::{CausalLm, ClassifierSource, Fetch, Finder};
 use crate::ops::ModelBackend;
 use crate::reward::judge::{Endpoint, Graded, Judge, JudgeModel, LocalJudge, OfFirst};
 use crate::reward::{
-    Classifier, CompletionEncoder, Learned, LogProbability, ModelReward, RewardConfig,
+    Classifier, Completion, CompletionEncoder, Learned, LogProbability, ModelReward, RewardConfig,
     RewardSource, TokenReduction,
 };
 
@@ -142,6 +142,34 @@ impl<B: ModelBackend> Session<'_, B> {
         let device = self.device.clone();
         let source = LogProbability::new(model, reduction, SCORE_TOKENS, device, encoder);
         Ok(Box::new(source))
+    }
+
+    /// The scores of `completions`. Reports at once what happened to the source meanwhile.
+    ///
+    /// # Errors
+    /// Those of the source.
+    pub(super) fn score(
+        &mut self,
+        source: &mut dyn RewardSource,
+        completions: &[Completion],
+    ) -> Result<Vec<f32>> {
+        let scores = source.score(completions);
+        for message in source.take_messages() {
+            self.reporter.message(&message);
+        }
+        scores
+    }
+
+    /// Reports what happened to reward sources since they were last asked this.
+    pub(super) fn say_of<'s>(
+        &mut self,
+        sources: impl IntoIterator<Item = &'s mut Box<dyn RewardSource>>,
+    ) {
+        for source in sources {
+            for message in source.take_messages() {
+                self.reporter.message(&message);
+            }
+        }
     }
 
     /// Reports what reward sources have to say about the completions that they scored.

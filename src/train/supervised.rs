@@ -100,10 +100,10 @@ pub(super) fn run<B: ModelBackend>(
     )?
     .at_rates_of(work.peft);
     // On resume the journal already has the evaluations up to here.
-    let mut first_loss = None;
-    if training.is_fresh() {
-        first_loss = evaluate(session, &mut training, &mut work, &tokenizer, &trained)?;
-    }
+    let first_loss = match training.is_fresh() {
+        true => evaluate(session, &mut training, &mut work, &tokenizer, &trained)?,
+        false => training.journal.first("eval/loss")?,
+    };
     let mut last_loss = None;
     while let Some(step) = training.next_step() {
         let batch = work.train.get(batches.batch(step))?;
@@ -170,7 +170,9 @@ impl Graded {
                 total,
                 tokens,
             });
-        })?;
+        });
+        session.say_of(self.sources.values_mut());
+        let found = found?;
         let reward = found.scores.values().next().copied().unwrap_or_default();
         Ok([
             ("eval/reward", reward),

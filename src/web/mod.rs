@@ -18,5 +18,7 @@ mod token;
 pub(crate) use self::address::Bind;
 pub(crate) use self::events::event_stream;
 pub(crate) use self::limits::Limits;
-pub(crate) use self::server::{Running, Server};
+#[cfg(test)]
+pub(crate) use self::server::Running;
+pub(crate) use self::server::Server;
 pub(crate) use self::token::{Token, TokenHash, bearer};

@@ -83,11 +83,6 @@ impl Server {
         Self { refusal, ..self }
     }
 
-    /// The address with the port that was taken.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// What a browser on this machine opens, without a path.
     pub(crate) fn url(&self) -> String {
         match self.address.ip().is_unspecified() {
@@ -117,6 +112,7 @@ impl Server {
     /// # Errors
     /// `Error::Usage` if the system gives no thread.
     pub(crate) fn spawn(self, routes: Router) -> Result<Running> {
+        #[cfg(test)]
         let address = self.address;
         let stop = Interrupt::default();
         let theirs = stop.clone();
@@ -125,6 +121,7 @@ impl Server {
             .spawn(move || self.serve(routes, &theirs))
             .map_err(|e| Error::Usage(format!("the server cannot start: {e}")))?;
         Ok(Running {
+            #[cfg(test)]
             address,
             stop,
             thread: Some(thread),
@@ -180,11 +177,13 @@ impl Server {
 /// A server on a thread of its own; it stops when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Running {
+    #[cfg(test)]
     address: SocketAddr,
     stop: Interrupt,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
+#[cfg(test)]
 impl Running {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address

@@ -300,7 +300,8 @@ fn a_server_that_goes_down_loses_nothing() {
     });
     let text = recipe(&endpoint(&server.url, ", max_retries: 1"));
     let error = run(&text, folder.path(), false).unwrap_err();
-    assert!(matches!(error, Error::Endpoint { .. }), "{error}");
+    let of_endpoint = |error: &Error| matches!(error, Error::Failed { source, .. } if matches!(**source, Error::Endpoint { .. }));
+    assert!(of_endpoint(&error), "{error}");
     assert_eq!(error.exit_code(), 1);
     let message = error.to_string();
     for part in [

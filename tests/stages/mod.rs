@@ -6,6 +6,7 @@ mod compare;
 mod distill;
 mod dpo;
 mod failures;
+mod faults;
 mod group;
 mod hir;
 mod invariants;

@@ -135,7 +135,7 @@ fn a_resumed_run_gives_the_same_results() {
     .unwrap();
 
     for stage in pipeline::STAGES {
-        for file in ["metrics.jsonl", "samples.jsonl"] {
+        for file in ["metrics.jsonl", "samples.jsonl", "DONE"] {
             let [a, b] = [&whole, &parts].map(|run| read(&run.join(stage).join(file)));
             assert!(
                 a == b,
@@ -312,9 +312,19 @@ fn a_run_that_hardly_began_can_be_resumed() {
         .to_string();
     assert!(message.contains("leave out --resume"), "{message}");
     fs::create_dir(&run).unwrap();
-    fs::write(run.join(".lock"), "").unwrap();
-    go(RANK, folder.path(), &run, |o| o.resume = true).unwrap();
-    assert!(run.join("rank/DONE").exists());
+    fs::write(run.join("notes.txt"), "a folder of something else").unwrap();
+    assert!(go(RANK, folder.path(), &run, |o| o.resume = true).is_err());
+    fs::remove_file(run.join("notes.txt")).unwrap();
+    // Killed after the folder was made, and after the lock was.
+    for lock in [false, true] {
+        if lock {
+            fs::remove_dir_all(&run).unwrap();
+            fs::create_dir(&run).unwrap();
+            fs::write(run.join(".lock"), "").unwrap();
+        }
+        go(RANK, folder.path(), &run, |o| o.resume = true).unwrap();
+        assert!(run.join("rank/DONE").exists());
+    }
 }
 
 const SFT: &str = r#"(name: "s", model: "tiny", seed: 1, stages: [

@@ -25,6 +25,7 @@ use crate::rng::Seed;
 use crate::train::Session;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
 use crate::train::policy::save_policy;
+use crate::train::rescue::attempt;
 use crate::train::session::{Outcome, data_files, stopping};
 use crate::train::shared::{Accumulator, Training, finite};
 use passes::{PassSettings, backward, divergence};
@@ -99,15 +100,16 @@ pub(super) fn distill<B: ModelBackend>(
         seed: seed.fork("evaluation"),
     });
     let of = config.divergence();
-    let mut first = None;
-    if training.is_fresh() {
+    let first = if training.is_fresh() {
         let model = trained.model.valid();
-        first = evaluate(session, &mut training, held_out.as_ref(), &model)?;
-    }
+        evaluate(session, &mut training, held_out.as_ref(), &model)?
+    } else {
+        training.journal.first("eval/loss")?
+    };
     let mut last = None;
     while let Some(step) = training.next_step() {
         let batch = batches.batch(step);
-        let (rows, on_policy) = {
+        let sampled = attempt(|| {
             // Dropped before the update: weights with a second owner could not be updated in place.
             let model = trained.model.valid();
             step_rows(
@@ -118,8 +120,10 @@ pub(super) fn distill<B: ModelBackend>(
                 (&model, &teacher),
                 &options,
                 step,
-            )?
-        };
+            )
+        });
+        let (rows, on_policy) =
+            sampled.map_err(|failed| training.failed(session, &mut trained.model, failed))?;
         let lens: Vec<usize> = rows.iter().map(|row| row.ids.len()).collect();
         let targets: usize = rows.iter().map(|row| row.targets.len()).sum();
         let drops = config.peft.dropout() > 0.0;

@@ -20,6 +20,7 @@ use super::evaluate::Evaluator;
 use super::generation::Generation;
 use super::journal::Journal;
 use super::policy::save_policy;
+use super::rescue::attempt;
 use super::rollout::{
     GOLD, Generator, HeldOut, Models, Networks, NonFinite, PassSettings, PolicyUpdate, Rollout,
     SCORE, SampleSettings, State, UpdateSettings, evaluate, held_out_prompts, minibatch_orders,
@@ -188,19 +189,22 @@ fn train<B: ModelBackend>(
         micro_batch_tokens: keys.micro_batch_tokens,
         seed: seed.fork("evaluation"),
     };
-    let (mut first, mut last) = (None, None);
-    if journal.position.step == 0 {
+    let first = if journal.position.step == 0 {
         let policy = state.networks.policy.valid();
         let sources = &mut generator.sources;
-        first = evaluate(session, &mut journal, &evaluator, &policy, sources)?;
+        let first = evaluate(session, &mut journal, &evaluator, &policy, sources)?;
         alarms.update(&first.map_or(Vec::new(), |held_out| held_out.watched()));
-    }
+        first
+    } else {
+        HeldOut::logged(&mut journal)?
+    };
+    let mut last = None;
     // Rounded inputs make passes with a cache differ from those of the update; see the loop of Ppo.
     let rounded = session.numerics.round_inputs();
     while journal.position.step < updates {
         let done = journal.position.step;
         let start = Instant::now();
-        let (rollout, drawn) = {
+        let sampled = attempt(|| {
             // Dropped before the update: weights with a second owner could not be updated in place.
             let now = state.networks.policy.valid();
             let draw = Draw {
@@ -221,8 +225,10 @@ fn train<B: ModelBackend>(
             settings.share_prompts = !rounded;
             let (samples, _) = models.samples(&drawn.episodes, settings, &device);
             let rollout = method.rollout(samples, keys.mask_truncated_completions);
-            (rollout, drawn)
-        };
+            Ok((rollout, drawn))
+        });
+        let (rollout, drawn) =
+            sampled.map_err(|failed| state.failed(session, &mut journal, failed))?;
         journal.position.prompts = drawn.next_prompt;
         journal.time("sampling_s", start);
 

@@ -30,6 +30,7 @@ use crate::tokens::TokenBatch;
 use crate::train::evaluate::{Evaluator, completions};
 use crate::train::generation::Generation;
 use crate::train::policy::save_policy;
+use crate::train::rescue::attempt;
 use crate::train::rollout::{HeldOut, SCORE, evaluate, held_out_prompts, next_prompts, prompts};
 use crate::train::session::{Outcome, data_files};
 use crate::train::shared::{Accumulator, NonFinite, Training, finite};
@@ -91,21 +92,22 @@ pub(super) fn hir<B: ModelBackend>(
         micro_batch_tokens: config.micro_batch_tokens,
         seed: seed.fork("evaluation"),
     };
-    let mut first = None;
-    if training.is_fresh() {
+    let first = if training.is_fresh() {
         let now = trained.model.valid();
-        first = evaluate(
+        evaluate(
             session,
             &mut training.journal,
             &evaluator,
             &now,
             &mut sources,
-        )?;
-    }
+        )?
+    } else {
+        HeldOut::logged(&mut training.journal)?
+    };
     let mut last = None;
     while let Some(round) = training.next_step() {
         let source = sources.get_mut(SCORE).expect("made above");
-        let samples = {
+        let sampled = attempt(|| {
             // Dropped before the training: weights with a second owner could not be updated in place.
             let now = trained.model.valid();
             let batch = batch(config, &train, &policy, round, seed.fork("prompts"))?;
@@ -119,8 +121,10 @@ pub(super) fn hir<B: ModelBackend>(
                 source.as_mut(),
                 &options,
                 seed,
-            )?
-        };
+            )
+        });
+        let samples =
+            sampled.map_err(|failed| training.failed(session, &mut trained.model, failed))?;
         let order = seed.fork("order").fork_index(round as u64);
         let losses = learn(
             config,
@@ -260,7 +264,8 @@ fn sample<B: ModelBackend>(
     });
     // A reward reads the prompt as it is in the data.
     let plain: Vec<Prompt> = of_prompt.iter().map(|&i| batch.plain[i].clone()).collect();
-    let scores = source.score(&completions(&plain, &responses, &policy.tokenizer)?)?;
+    let completions = completions(&plain, &responses, &policy.tokenizer)?;
+    let scores = session.score(source, &completions)?;
     let fits: Vec<bool> = (scores.iter())
         .map(|&score| f64::from(score) > config.threshold)
         .collect();

@@ -58,6 +58,7 @@ impl Journal {
         session: &mut Session<'_, B>,
         results: StageRecord,
     ) -> Result<Outcome> {
+        self.logs.check_place()?;
         self.logs.sync()?;
         let logs = StageLogs::read(&self.dir)?;
         let record = StageRecord {

@@ -98,6 +98,14 @@ impl Logs {
         self.samples.sync()
     }
 
+    /// Checks that the run's folder is where it was.
+    ///
+    /// # Errors
+    /// As [`MetricsLog::check_place`].
+    pub(super) fn check_place(&self) -> Result<()> {
+        self.metrics.check_place()
+    }
+
     /// The present ends of the logs.
     pub(super) fn marks(&self) -> [LogMark; 2] {
         [self.metrics.mark(), self.samples.mark()]

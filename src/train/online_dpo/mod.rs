@@ -13,6 +13,7 @@ use super::Session;
 use super::evaluate::Evaluator;
 use super::policy::save_policy;
 use super::preference::{MicroBatch, Objective, Step, StepTaken};
+use super::rescue::attempt;
 use super::rollout::{
     GOLD, Generator, HeldOut, SCORE, evaluate, held_out_prompts, next_prompts, prompts,
 };
@@ -116,17 +117,18 @@ fn online_dpo<B: ModelBackend>(
         micro_batch_tokens: config.micro_batch_tokens,
         seed: seed.fork("evaluation"),
     };
-    let mut first = None;
-    if training.is_fresh() {
+    let first = if training.is_fresh() {
         let (policy, journal) = (trained.model.valid(), &mut training.journal);
-        first = evaluate(
+        evaluate(
             session,
             journal,
             &evaluator,
             &policy,
             &mut generator.sources,
-        )?;
-    }
+        )?
+    } else {
+        HeldOut::logged(&mut training.journal)?
+    };
     let mut alarms = training.journal.alarms(&config.alarms)?;
     let objective = config.objective();
     let step = Step {
@@ -142,12 +144,14 @@ fn online_dpo<B: ModelBackend>(
         let repeated: Vec<Prompt> = (batch.into_iter())
             .flat_map(|prompt| std::iter::repeat_n(prompt, count))
             .collect();
-        let episodes = {
+        let sampled = attempt(|| {
             // Dropped before the update: weights with a second owner could not be updated in place.
             let now = trained.model.valid();
             let seed = seed.fork("rollout").fork_index(done as u64);
-            generator.episodes(session, &now, None, &repeated, seed)?
-        };
+            generator.episodes(session, &now, None, &repeated, seed)
+        });
+        let episodes =
+            sampled.map_err(|failed| training.failed(session, &mut trained.model, failed))?;
         let has_eos: Vec<bool> = episodes.responses.iter().map(|r| r.stopped).collect();
         let mut scores = episodes.scores.clone();
         apply_missing_eos(&mut scores, &has_eos, config.missing_eos);

@@ -18,6 +18,7 @@ use super::Session;
 use super::evaluate::Evaluator;
 use super::journal::Journal;
 use super::policy::{Policy, save_policy};
+use super::rescue::attempt;
 use super::rollout::{
     Episodes, GOLD, Generator, HeldOut, Models, Networks, NonFinite, Ptx, Rollout, SCORE, State,
     endless, evaluate, held_out_prompts, minibatch_orders, next_prompts, prompts, update,
@@ -117,13 +118,15 @@ pub(super) fn ppo<B: ModelBackend>(
         micro_batch_tokens: config.micro_batch_tokens,
         seed: seed.fork("evaluation"),
     };
-    let mut first = None;
-    if journal.position.step == 0 {
+    let first = if journal.position.step == 0 {
         let policy = state.networks.policy.valid();
         let sources = &mut generator.sources;
-        first = evaluate(session, &mut journal, &evaluator, &policy, sources)?;
+        let first = evaluate(session, &mut journal, &evaluator, &policy, sources)?;
         alarms.update(&first.map_or(Vec::new(), |held_out| held_out.watched()));
-    }
+        first
+    } else {
+        HeldOut::logged(&mut journal)?
+    };
     let mut last = None;
     while journal.position.step < updates {
         let done = journal.position.step;
@@ -133,7 +136,7 @@ pub(super) fn ppo<B: ModelBackend>(
         // old log-probabilities must come from such a pass.
         let rounded = session.numerics.round_inputs();
         let start = Instant::now();
-        let (rollout, columns) = {
+        let sampled = attempt(|| {
             // Dropped before the update: weights with a second owner could not be updated in place.
             let now = state.networks.policy.valid();
             let value = state.networks.value.as_ref().map(|value| value.valid());
@@ -153,8 +156,10 @@ pub(super) fn ppo<B: ModelBackend>(
             };
             let kl_coef = state.kl.coef();
             let rollout = rollout(&episodes, models, config, kl_coef, &device);
-            (rollout, episodes.metrics())
-        };
+            Ok((rollout, episodes.metrics()))
+        });
+        let (rollout, columns) =
+            sampled.map_err(|failed| state.failed(session, &mut journal, failed))?;
 
         journal.time("sampling_s", start);
         let start = Instant::now();

@@ -163,7 +163,7 @@ impl<'a> Generator<'a> {
         let completions = completions(prompts, &responses, self.tokenizer)?;
         let (mut scores, mut columns) = (Vec::new(), Vec::new());
         for (name, source) in self.sources.iter_mut() {
-            let values = source.score(&completions)?;
+            let values = session.score(source.as_mut(), &completions)?;
             if values.iter().any(|value| !value.is_finite()) {
                 return Err(Error::Reward {
                     name: name.clone(),

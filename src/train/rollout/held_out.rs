@@ -34,6 +34,23 @@ impl HeldOut {
             .collect()
     }
 
+    /// The means before the first step, as an earlier process logged them; `None` if it had no held-out prompts.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn logged(journal: &mut Journal) -> Result<Option<Self>> {
+        let Some(trained_score) = journal.first("eval/scores")? else {
+            return Ok(None);
+        };
+        let gold = journal.first("eval/gold_scores")?;
+        Ok(Some(Self {
+            score: gold.unwrap_or(trained_score),
+            trained_score,
+            gold,
+            kl: journal.first("eval/kl")?,
+        }))
+    }
+
     /// How the means have changed, for a stage's summary; `name` is the score's.
     pub(crate) fn change(first: Option<Self>, last: Option<Self>, name: &str) -> Option<String> {
         let (first, last) = (first?, last?);
@@ -70,7 +87,9 @@ pub(crate) fn evaluate<B: ModelBackend>(
             total,
             tokens,
         });
-    })?;
+    });
+    session.say_of(sources.values_mut());
+    let result = result?;
     let parts: Vec<(String, f64)> = (result.parts.iter())
         .filter_map(|(name, mean)| Some((name.strip_prefix("score/")?, mean)))
         .map(|(part, mean)| (format!("eval/scores/{part}"), *mean))

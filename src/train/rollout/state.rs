@@ -4,12 +4,14 @@ use burn::backend::Autodiff;
 
 use super::Networks;
 use super::average::WeightAverage;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::rl::KlController;
+use crate::snapshot::Snapshot;
 use crate::train::Session;
 use crate::train::journal::{Journal, RestoredCheckpoint};
+use crate::train::rescue::{Failed, rescue};
 use crate::train::shared::compare_weights;
 use crate::train::state::{trained_weights, under};
 
@@ -97,10 +99,30 @@ impl<B: ModelBackend> State<B> {
         if !saves {
             return Ok(());
         }
+        let (weights, moments) = self.snapshots();
+        journal.save(session, &weights, &moments)
+    }
+
+    /// The error of a part of a step before its update: the updates before it are kept in a checkpoint first.
+    pub(crate) fn failed(
+        &mut self,
+        session: &mut Session<'_, B>,
+        journal: &mut Journal,
+        failed: Failed,
+    ) -> Error {
+        rescue(session, journal, |journal| {
+            let (weights, moments) = self.snapshots();
+            journal.keep(&weights, &moments)
+        });
+        failed.end()
+    }
+
+    /// Weights and moments, as a checkpoint has them.
+    fn snapshots(&mut self) -> (Snapshot<'_>, Snapshot<'_>) {
         let (mut weights, moments) = self.networks.state();
         if let Some(average) = &self.average {
             weights.extend(AVERAGE, average.weights());
         }
-        journal.save(session, &weights, &moments)
+        (weights, moments)
     }
 }

@@ -164,7 +164,7 @@ pub(super) fn sample<B: ModelBackend>(
             }
         }
         let scores = match &mut source {
-            Some(source) => Some(source.score(&of_prompts.concat())?),
+            Some(source) => Some(session.score(source.as_mut(), &of_prompts.concat())?),
             None => None,
         };
         if step == 0 {

@@ -12,6 +12,7 @@ use crate::peft::Peft;
 use crate::train::Session;
 use crate::train::config::Cadence;
 use crate::train::journal::Journal;
+use crate::train::rescue::{Failed, rescue};
 use crate::train::state::{restore_weights, trained_weights};
 
 /// The training of one model over a known number of optimiser steps, resumable after each.
@@ -115,6 +116,20 @@ impl<B: ModelBackend> Training<B> {
         }
         let weights = trained_weights(model);
         self.journal.save(session, &weights, &self.optim.state())
+    }
+
+    /// The error of a part of a step before its update: the steps before it are kept in a checkpoint first.
+    pub(crate) fn failed(
+        &mut self,
+        session: &mut Session<'_, B>,
+        model: &mut dyn Parameters<Autodiff<B>>,
+        failed: Failed,
+    ) -> Error {
+        let optim = &self.optim;
+        rescue(session, &mut self.journal, |journal| {
+            journal.keep(&trained_weights(model), &optim.state())
+        });
+        failed.end()
     }
 
     /// Ends the training: `model` gets the weights that the stage leaves, see [`Journal::restore_best`].
