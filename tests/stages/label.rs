@@ -86,11 +86,11 @@ fn rows(path: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Ziegler's loop in small: responses of the policy, labels, a reward model, PPO; twice. `LABEL` is the one line that changes.
+/// Ziegler's loop in small: responses of the policy, labels, a reward model, PPO; `TIMES` times. `LABEL` is the one line that changes.
 const ROUNDS: &str = r#"(
     name: "rounds", model: "tiny", seed: 3,
     stages: [
-        Repeat(name: "online", rounds: 2, start: {"policy": Base}, stages: [
+        Repeat(name: "online", rounds: TIMES, start: {"policy": Base}, stages: [
             Sample(name: "pairs", init: Last("policy"), data: (source: Posts(rows: 6, seed: 4)), num_responses: 2,
                 response_length: 8, reward: Gold, valid_fraction: 0.0),
             LABEL
@@ -105,33 +105,34 @@ const ROUNDS: &str = r#"(
 
 #[test]
 fn one_line_makes_a_loop_of_people_a_judge_or_gold() {
-    for (label, by_people) in [
+    for (label, rounds) in [
         (
             r#"Label(name: "labels", data: (source: Stage("pairs")), valid_fraction: 0.0),"#,
-            true,
+            2,
         ),
         (
             r#"Label(name: "labels", data: (source: Stage("pairs")), by: Scores, valid_fraction: 0.0),"#,
-            false,
+            1,
         ),
         (
             r#"Judge(name: "labels", judge: Model(Base), data: (source: Stage("pairs")), valid_fraction: 0.0),"#,
-            false,
+            1,
         ),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let (outcome, judged) = run(&ROUNDS.replace("LABEL", label), folder.path(), false, None);
+        let recipe = ROUNDS
+            .replace("LABEL", label)
+            .replace("TIMES", &rounds.to_string());
+        let (outcome, judged) = run(&recipe, folder.path(), false, None);
         outcome.unwrap();
         let out = folder.path().join("run");
-        let all: usize = ["labels-1", "labels-2"]
-            .iter()
-            .map(|stage| rows(&out.join(stage).join("train.jsonl")).len())
-            .sum();
-        assert!(all > 6, "{label}: {all}");
-        assert!(out.join("policy-2/adapter").is_dir());
-        if by_people {
+        let of = |round: usize| rows(&out.join(format!("labels-{round}/train.jsonl")));
+        let all: usize = (1..=rounds).map(|round| of(round).len()).sum();
+        assert!(all > 3 * rounds, "{label}: {all}");
+        assert!(out.join(format!("policy-{rounds}/adapter")).is_dir());
+        if rounds == 2 {
             assert_eq!(judged, all);
-            for row in rows(&out.join("labels-2/train.jsonl")) {
+            for row in of(2) {
                 assert!(
                     row["chosen"].as_str().unwrap().len()
                         <= row["rejected"].as_str().unwrap().len(),
