@@ -241,7 +241,7 @@ function drawBoard(count) {
     });
     board.append(slot);
   }
-  const section = el("section", { "aria-label": "Order" }, el("h2", {}, "Order: drag the responses, or give each a rank"), board);
+  const section = el("section", { class: "order", "aria-label": "Order" }, el("h2", {}, "Order: drag the responses, or give each a rank"), board);
   return section;
 }
 
