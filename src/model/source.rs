@@ -93,6 +93,7 @@ impl ModelSource {
     /// # Errors
     /// `Error::Usage` if the folder is not an adapter's.
     pub fn with_adapter(mut self, folder: &Path) -> Result<Self> {
+        let given = folder;
         let name = folder.to_string_lossy();
         let folder = match HubModel::parse(&name) {
             Some(_) if !folder.exists() => Finder::new(Fetch::All).files(&name)?,
@@ -102,7 +103,7 @@ impl ModelSource {
         if !folder.join(ADAPTER_CONFIG).is_file() {
             return Err(Error::Usage(format!(
                 "adapter {}: expected a folder with {ADAPTER_CONFIG}",
-                folder.display()
+                given.display()
             )));
         }
         self.adapters.push(folder);

@@ -39,7 +39,7 @@ impl Histogram {
                 None => line(out, &format!("{name}_bucket{{le=\"+Inf\"}}"), sum as f64),
             }
         }
-        let seconds = self.micros.load(Ordering::Relaxed) as f64 * 1e-6;
+        let seconds = self.micros.load(Ordering::Relaxed) as f64 / 1e6;
         line(out, &format!("{name}_sum"), seconds);
         line(out, &format!("{name}_count"), sum as f64);
     }
