@@ -51,7 +51,7 @@ pub(super) fn run(args: &RecipeArgs, compute: &ComputeArgs) -> Result<()> {
     };
     if ranks.is_first() {
         for notice in &checked.notices {
-            terminal::say(&notice);
+            terminal::say(notice);
         }
         for warning in &checked.warnings {
             terminal::say(&format!("warning: {warning}"));
