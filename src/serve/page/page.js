@@ -179,7 +179,8 @@ function thumbs() {
     for (const [sign, says, chosen] of [["\u{1F44D}", "better", place], ["\u{1F44E}", "worse", 1 - place]]) {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = sign;
+      // Not every machine has a font with the signs.
+      button.textContent = sign + " " + says;
       button.setAttribute("aria-label", "the " + name + " answer is " + says);
       button.setAttribute("aria-pressed", "false");
       button.addEventListener("click", () => choose(chosen, button));
