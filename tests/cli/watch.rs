@@ -126,6 +126,7 @@ fn watchers_see_a_run_change() {
         page.contains("content-security-policy: default-src 'none'"),
         "{page}"
     );
+    assert!(page.contains("<a href=\"/sft/report.html\">"), "{page}");
     assert!(
         page.contains("&lt;script&gt;alert(1)") && !page.contains("<script>"),
         "{page}"

@@ -12,7 +12,9 @@ use tokio::sync::watch;
 use crate::checkpoint::RunDir;
 use crate::error::{Error, Result};
 use crate::recipe::{Recipe, find_run, run_report};
-use crate::report::{Interrupt, StageReport, StageState, findings, run_body, stage_body};
+use crate::report::{
+    Interrupt, StageReport, StageState, findings, run_body, stage_body, text_of_html,
+};
 use crate::terminal;
 
 /// Time between two looks at the files.
@@ -151,7 +153,19 @@ fn bodies(run: &Path, recipe: &Recipe, in_use: bool) -> Result<Bodies> {
         }
     }
     let plot = |e: String| Error::format(run, format!("cannot plot a chart: {e}"));
-    let mut bodies = Bodies::from([(String::new(), run_body(&report).map_err(plot)?.into())]);
+    let begun = (report.stages.iter()).filter(|stage| stage.state != StageState::Waiting);
+    let links: Vec<String> = begun
+        .map(|stage| {
+            let name = text_of_html(&stage.name);
+            format!("<a href=\"/{name}/report.html\">{name}</a>")
+        })
+        .collect();
+    let links = match links.is_empty() {
+        true => String::new(),
+        false => format!("<p class=\"soft\">All of {}</p>\n", links.join(" · ")),
+    };
+    let whole = format!("{links}{}", run_body(&report).map_err(plot)?);
+    let mut bodies = Bodies::from([(String::new(), whole.into())]);
     for stage in &report.stages {
         if stage.state != StageState::Waiting {
             let title = format!("{} of recipe {}", stage.name, report.title);
