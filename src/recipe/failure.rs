@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn errors_say_where_why_and_how_to_go_on() {
         let folder = tempfile::tempdir().unwrap();
-        let text = r#"(name: "r", model: "tiny", stages: [Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)))])"#;
+        let text = r#"(name: "r", model: "tiny", stages: [Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4)])"#;
         let recipe = load_text(Path::new("r.ron"), text, &[]).unwrap().recipe;
         let position = Position {
             step: 7,
