@@ -373,7 +373,7 @@ fn the_guard_of_settings_covers_data_and_machine_and_survives_damaged_files() {
     // A stage that begins again may not change what the run's files say of others.
     let two = recipe.replace(
         "\n])",
-        "\n    Sft(name: \"next\", init: Stage(\"sft\"), data: (source: Posts(rows: 8, seed: 4)), peft: Lora(rank: 4), max_length: 128)])",
+        "\n    Sft(name: \"next\", init: Stage(\"sft\"), data: (source: Posts(rows: 8, seed: 4)), peft: Lora(rank: 4), batch_size: 4, max_length: 128)])",
     );
     let two = two.replace("seed: 1,", "seed: 99,");
     let only = |o: &mut RunOptions| o.stage = Some("next".into());
