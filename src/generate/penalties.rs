@@ -174,11 +174,11 @@ mod tests {
     fn reported_logprobs_are_the_models() {
         // ln(1 + e^2 + e + e^-1) = 2.440190
         let found = TokenLogprobs::of(&LOGITS, 0, 2);
-        assert!((found.logprob + 2.440_190).abs() < 1e-5, "{found:?}");
+        assert!((found.logprob + 2.440_19).abs() < 1e-5, "{found:?}");
         let ids: Vec<u32> = found.top.iter().map(|(id, _)| *id).collect();
         assert_eq!(ids, [1, 2]);
         assert!((found.top[0].1 + 0.440_190).abs() < 1e-5, "{found:?}");
-        assert!((found.top[1].1 + 1.440_190).abs() < 1e-5, "{found:?}");
+        assert!((found.top[1].1 + 1.440_19).abs() < 1e-5, "{found:?}");
         assert!(TokenLogprobs::of(&LOGITS, 0, 0).top.is_empty());
         // Among equals the lower id, and no more than there are.
         let equal = TokenLogprobs::of(&[1.0; 3], 2, 5);

@@ -59,9 +59,9 @@ pub fn groups(wins: &[Vec<f64>], both_ways: bool) -> Vec<Vec<usize>> {
         seen[start] = true;
         let mut next = vec![start];
         while let Some(i) = next.pop() {
-            for j in 0..wins.len() {
-                if !seen[j] && edge(i, j) {
-                    seen[j] = true;
+            for (j, seen) in seen.iter_mut().enumerate() {
+                if !*seen && edge(i, j) {
+                    *seen = true;
                     next.push(j);
                 }
             }

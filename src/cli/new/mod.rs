@@ -148,7 +148,7 @@ fn fitted(wish: &Wish<'_>, memory: &DeviceMemory) -> Result<(String, String)> {
         problems = recipe::check_fits(&checked.plans, memory);
         if problems.is_empty() {
             for notice in &checked.notices {
-                terminal::say(&notice);
+                terminal::say(notice);
             }
             for warning in &checked.warnings {
                 terminal::say(&format!("warning: {warning}"));

@@ -111,16 +111,17 @@ fn jobs_that_come_and_go_get_what_they_would_get_alone() {
     let mut most = 0;
     while next < 40 || !scheduler.is_idle() {
         // Bursts of three, every second step.
-        for i in next..(next + 3).min(40) {
+        let burst: Vec<(usize, &Ear)> = ears.iter().enumerate().skip(next).take(3).collect();
+        next += burst.len();
+        for (i, ear) in burst {
             let (prompt, max_new_tokens, temperature) = job(i);
             scheduler.submit(Job {
                 model: i % 2,
                 prompt: prompt.into(),
                 options: options(max_new_tokens, temperature),
                 seed: seed(i).fork_index(0),
-                listener: Box::new(ears[i].clone()),
+                listener: Box::new(ear.clone()),
             });
-            next = i + 1;
         }
         scheduler.step();
         scheduler.step();

@@ -312,6 +312,6 @@ mod tests {
     fn names_rise_though_the_clock_goes_back() {
         let late = PathBuf::from("events.out.tfevents.9999999998.temper");
         assert_eq!(name(&[late]), "events.out.tfevents.9999999999.temper");
-        assert!(name(&[]) > "events.out.tfevents.1700000000.temper".to_owned());
+        assert!(*name(&[]) > *"events.out.tfevents.1700000000.temper");
     }
 }
