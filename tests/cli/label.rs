@@ -54,7 +54,7 @@ fn rows(path: &Path) -> Vec<Value> {
 fn write_pairs(folder: &Path) {
     let row = |i: usize| {
         let (short, long) = (" word".repeat(1 + i % 5), " thing".repeat(6 + i % 3));
-        let responses = if i % 2 == 0 {
+        let responses = if i.is_multiple_of(2) {
             [short, long]
         } else {
             [long, short]

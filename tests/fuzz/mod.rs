@@ -77,7 +77,8 @@ fn fuzz_run() {
 }
 
 fn say(text: &str) {
-    writeln!(std::io::stdout(), "{text}").unwrap();
+    let line = format!("{text}\n");
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
 }
 
 fn variable<T: FromStr>(name: &str) -> Option<T> {
