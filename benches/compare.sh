@@ -81,7 +81,7 @@ recipe() {
     grpo)
       echo "Grpo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
       echo "  limit: $((steps * 4))), reward: Length(target: 20), total_episodes: $((steps * 32)), batch_size: 32, num_generations: 8,"
-      echo "  response_length: 48, optim: (lr: 1e-5), micro_batch_tokens: 2048)," ;;
+      echo "  response_length: 48, optim: (lr: 1e-5), micro_batch_tokens: 1024)," ;;
     ppo | ppo-trunk)
       echo "RewardModel(name: \"rm\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), limit: 2), batch_size: 2),"
       echo "Ppo(name: \"stage\", init: Base, $lora data: (source: Jsonl(\"$scratch/rows.jsonl\"), format: (prompt: \"{{ prompt[:400] }}\\n\\nTL;DR:\"),"
