@@ -1,5 +1,6 @@
 //! The error type, by cause: each variant says where, what was expected and what was found.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -45,11 +46,20 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)?;
+        let (place, message) = (shortened(&self.place, 1000), shortened(&self.message, 4000));
+        write!(f, "{place}: {message}")?;
         match &self.help {
-            Some(help) => write!(f, "\n    help: {help}"),
+            Some(help) => write!(f, "\n    help: {}", shortened(help, 4000)),
             None => Ok(()),
         }
+    }
+}
+
+/// The first `most` characters of a text, with a mark where more follow: names in a foreign file may be as long as the file.
+fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{} .. (cut)", &text[..end]).into(),
+        None => text.into(),
     }
 }
 
@@ -232,4 +242,21 @@ fn listing(problems: &[Problem]) -> String {
         text.push_str(&format!("\n  .. and {} more", problems.len() - MOST_LISTED));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_is_shown_without_what_is_too_long_to_read() {
+        let problem = Problem::new("a".repeat(2000), "é".repeat(5000)).with_help("fine");
+        let text = problem.to_string();
+        assert_eq!(text.matches('é').count(), 4000);
+        assert_eq!(text.matches(" .. (cut)").count(), 2);
+        assert!(text.starts_with(&format!("{} ..", "a".repeat(1000))));
+        assert!(text.ends_with("help: fine"));
+        let short = Problem::new("place", "message").to_string();
+        assert_eq!(short, "place: message");
+    }
 }
