@@ -8,7 +8,7 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::DataConfig;
-use crate::train::plan::{Planner, ScoredRows, StagePlan};
+use crate::train::plan::{Planner, ScoredRows, StagePlan, num_pairs};
 use crate::train::{Outcome, Preview, Session, StageInputs, StageOutput, StageSpec};
 
 impl StageSpec for LabelConfig {
@@ -80,19 +80,12 @@ impl StageSpec for LabelConfig {
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
         let data = planner.lengths("data", &self.data, RowKind::Responses, usize::MAX);
         let responses = planner.responses_of(&self.data).unwrap_or(2);
-        let all = responses * responses.saturating_sub(1) / 2;
-        let pairs = self.max_pairs.map_or(all, |most| most.min(all)) as u64;
+        let pairs = num_pairs(responses, self.max_pairs);
         plan.rows = data.rows;
         plan.steps = 1;
-        let prompts = (data.rows as f64 * (1.0 - self.valid_fraction)) as u64;
         let len = data.mean / responses.max(2) as f64;
-        plan.leaves = Some(ScoredRows {
-            prompts: prompts * pairs,
-            held_out: (data.rows - prompts) * pairs,
-            responses: 2,
-            len,
-            expected: (0.0, len),
-        });
+        let held_out = self.valid_fraction;
+        plan.leaves = Some(ScoredRows::of_pairs(data.rows, held_out, pairs, len));
     }
 
     fn preview(&self, rows: &[Row], tokenizer: &Tokenizer) -> Result<Preview> {

@@ -3,6 +3,7 @@
 mod lengths;
 mod memory;
 mod optimiser;
+mod scored_rows;
 mod work;
 
 use std::collections::BTreeMap;
@@ -12,15 +13,16 @@ pub(super) use lengths::RowLength;
 use lengths::{of_comparisons, of_example, of_labelled, of_prompt};
 pub(super) use memory::FLOAT;
 pub use memory::{ModelShape, Workload, estimate};
+pub use scored_rows::ScoredRows;
+pub(super) use scored_rows::num_pairs;
 pub(super) use work::num_evaluations;
 pub use work::{Pace, Work};
 
 use super::config::{Init, Peft};
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
-    CheckedData, DataCheck, DataConfig, Ratings, Row, RowKind, StageRows, Take, TextsOrCompletions,
+    CheckedData, DataCheck, DataConfig, Ratings, Row, RowKind, StageRows, TextsOrCompletions,
     Tokenizer, encode_all, encode_comparisons, encode_labelled, encode_prompts, encode_text,
-    num_top,
 };
 use crate::error::{Error, Result};
 use crate::model::{
@@ -86,21 +88,6 @@ impl StagePlan {
     }
 }
 
-/// Scored responses that a stage is expected to write.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ScoredRows {
-    /// Number of prompts to train on, each a row.
-    pub prompts: u64,
-    /// Number of prompts that are held out.
-    pub held_out: u64,
-    /// Responses to each prompt.
-    pub responses: usize,
-    /// Mean length of prompt and longest response, in tokens.
-    pub len: f64,
-    /// Mean length of a prompt and expected length of a response, in tokens.
-    pub expected: (f64, f64),
-}
-
 /// What is expected of earlier stages, by stage.
 #[derive(Debug, Clone, Default)]
 pub struct EarlierStages {
@@ -108,31 +95,6 @@ pub struct EarlierStages {
     pub rows: BTreeMap<String, ScoredRows>,
     /// Expected lengths of the responses of their policies, in tokens.
     pub responses: BTreeMap<String, f64>,
-}
-
-impl ScoredRows {
-    /// Lengths of these rows when read as `kind`: as comparisons all responses to a prompt together, otherwise one response.
-    /// How many responses a threshold keeps is unknown: one is expected of each prompt.
-    fn lengths(&self, kind: RowKind, held_out: bool, take: Option<Take>) -> Lengths {
-        let compared = matches!(
-            kind,
-            RowKind::Preference | RowKind::Responses | RowKind::Rated
-        );
-        let responses = if compared { self.responses } else { 1 };
-        let taken = match take {
-            _ if compared => 1,
-            Some(Take::BestAndWorst) => 2,
-            _ if kind == RowKind::Labelled => self.responses,
-            Some(Take::All) => self.responses,
-            Some(Take::TopFraction(share)) => num_top(share, self.responses),
-            _ => 1,
-        };
-        let prompts = [self.prompts, self.held_out][usize::from(held_out)];
-        let rows = taken as u64 * prompts;
-        let (prompt, response) = self.expected;
-        Lengths::unseen(rows, responses as f64 * self.len)
-            .expecting(prompt + responses as f64 * response)
-    }
 }
 
 /// The parts of a model that plans need.

@@ -1,0 +1,63 @@
+//! The scored responses of a stage that has not run, as later stages' plans count them.
+
+use super::Lengths;
+use crate::data::{RowKind, Take, num_top};
+
+/// Scored responses that a stage is expected to write.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoredRows {
+    /// Number of prompts to train on, each a row.
+    pub prompts: u64,
+    /// Number of prompts that are held out.
+    pub held_out: u64,
+    /// Responses to each prompt.
+    pub responses: usize,
+    /// Mean length of prompt and longest response, in tokens.
+    pub len: f64,
+    /// Mean length of a prompt and expected length of a response, in tokens.
+    pub expected: (f64, f64),
+}
+
+/// Pairs of the responses to one prompt that a stage compares: all, or at most `most`.
+pub(in crate::train) fn num_pairs(responses: usize, most: Option<usize>) -> u64 {
+    let all = responses * responses.saturating_sub(1) / 2;
+    most.map_or(all, |most| most.min(all)) as u64
+}
+
+impl ScoredRows {
+    /// Compared pairs, each a row: `pairs` for each of `rows` prompts, of which a fraction `held_out` is held out. `len`: mean length of
+    /// a response with its prompt, in tokens.
+    pub(in crate::train) fn of_pairs(rows: u64, held_out: f64, pairs: u64, len: f64) -> Self {
+        let prompts = (rows as f64 * (1.0 - held_out)) as u64;
+        Self {
+            prompts: prompts * pairs,
+            held_out: (rows - prompts) * pairs,
+            responses: 2,
+            len,
+            expected: (0.0, len),
+        }
+    }
+
+    /// Lengths of these rows when read as `kind`: as comparisons all responses to a prompt together, otherwise one response.
+    /// How many responses a threshold keeps is unknown: one is expected of each prompt.
+    pub(super) fn lengths(&self, kind: RowKind, held_out: bool, take: Option<Take>) -> Lengths {
+        let compared = matches!(
+            kind,
+            RowKind::Preference | RowKind::Responses | RowKind::Rated
+        );
+        let responses = if compared { self.responses } else { 1 };
+        let taken = match take {
+            _ if compared => 1,
+            Some(Take::BestAndWorst) => 2,
+            _ if kind == RowKind::Labelled => self.responses,
+            Some(Take::All) => self.responses,
+            Some(Take::TopFraction(share)) => num_top(share, self.responses),
+            _ => 1,
+        };
+        let prompts = [self.prompts, self.held_out][usize::from(held_out)];
+        let rows = taken as u64 * prompts;
+        let (prompt, response) = self.expected;
+        Lengths::unseen(rows, responses as f64 * self.len)
+            .expecting(prompt + responses as f64 * response)
+    }
+}
