@@ -3,6 +3,7 @@
 //! Colours are those of [`INK`] and [`COLORS`]; the page's style replaces them in a dark theme.
 
 use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::axis::Axis;
@@ -25,6 +26,8 @@ const MAX_POINTS: usize = 400;
 const BAR_HEIGHT: u32 = 38;
 const AXIS_HEIGHT: u32 = 24;
 const MARGIN: u32 = 8;
+/// What [`rows_frame`] takes beside its rows, in pixels.
+pub(super) const ROWS_FRAME_HEIGHT: u32 = AXIS_HEIGHT + 2 * MARGIN;
 /// Share of a bar's row that it fills.
 const BAR_SHARE: f64 = 0.55;
 
@@ -138,20 +141,9 @@ pub(super) fn bar_chart(bars: &[Bar<'_>]) -> Result<String, String> {
     }
     let x = Axis::of_bars(low, high);
     let (rows, low_edge) = (bars.len() as f64, x.low);
-    let height = bars.len() as u32 * BAR_HEIGHT + AXIS_HEIGHT + 2 * MARGIN;
+    let height = bars.len() as u32 * BAR_HEIGHT + ROWS_FRAME_HEIGHT;
     svg((SIZE.0, height), |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin(MARGIN)
-            .x_label_area_size(AXIS_HEIGHT)
-            .build_cartesian_2d(x, rows..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .disable_y_axis()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.4))
-            .draw()?;
+        let mut chart = rows_frame(root, x, rows)?;
         let font = ("sans-serif", 12).into_font().color(&INK);
         for (i, bar) in bars.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
@@ -220,6 +212,27 @@ pub(super) fn frame<'a, 'b>(
         mesh.disable_x_mesh();
     }
     mesh.light_line_style(TRANSPARENT)
+        .bold_line_style(INK.mix(0.12))
+        .axis_style(INK.mix(0.4))
+        .draw()?;
+    Ok(chart)
+}
+
+/// A horizontal axis with lines at its ticks above rows of height 1, the first one on top.
+pub(super) fn rows_frame<'a, 'b>(
+    root: &'a Area<'b>,
+    x: Axis,
+    rows: f64,
+) -> Result<ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, RangedCoordf64>>, DrawingError> {
+    let mut chart = ChartBuilder::on(root)
+        .margin(MARGIN)
+        .x_label_area_size(AXIS_HEIGHT)
+        .build_cartesian_2d(x, rows..0.0)?;
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .disable_y_axis()
+        .light_line_style(TRANSPARENT)
         .bold_line_style(INK.mix(0.12))
         .axis_style(INK.mix(0.4))
         .draw()?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use super::axis::Axis;
-use super::chart::{COLORS, INK, svg};
+use super::chart::{COLORS, INK, ROWS_FRAME_HEIGHT, rows_frame, svg};
 use super::page::{self, escape};
 use super::ratings::PolicyRatings;
 use crate::atomic::write_output;
@@ -66,20 +66,12 @@ fn chart(ratings: &PolicyRatings) -> std::result::Result<String, String> {
     let x = Axis::of_values(low, high, false, false);
     let left = x.low;
     let rows = policies.len() as f64;
-    let size = (WIDTH, policies.len() as u32 * ROW_HEIGHT + 40);
+    let size = (
+        WIDTH,
+        policies.len() as u32 * ROW_HEIGHT + ROWS_FRAME_HEIGHT,
+    );
     svg(size, |root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin(8)
-            .x_label_area_size(24)
-            .build_cartesian_2d(x, rows..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .disable_y_axis()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(INK.mix(0.12))
-            .axis_style(INK.mix(0.4))
-            .draw()?;
+        let mut chart = rows_frame(root, x, rows)?;
         let font = ("sans-serif", 12).into_font().color(&INK);
         for (i, policy) in policies.iter().enumerate() {
             let color = COLORS[i % COLORS.len()];
