@@ -221,29 +221,26 @@ fn run<B: ModelBackend, M: CausalLm<B>>(
         let prompts: Vec<&[u32]> = (places.iter())
             .map(|&place| numbered.prompts[place])
             .collect();
-        let numbers: Vec<usize> = (places.iter())
-            .map(|&place| numbered.number(place) as usize)
-            .collect();
-        let some = Share {
+        let share = Share {
             prompts: &prompts,
-            numbers: &numbers,
             places,
+            all: numbered,
         };
-        run_some(model, read_out, some, options, seed, device, watch)
+        run_some(model, read_out, share, options, seed, device, watch)
     })
 }
 
-/// Some prompts, with the numbers of their random numbers, and their places among all of a call.
+/// Some of a call's prompts, and their places among all of them.
 struct Share<'a> {
     prompts: &'a [&'a [u32]],
-    numbers: &'a [usize],
     places: &'a [usize],
+    all: Numbered<'a>,
 }
 
 fn run_some<B: ModelBackend, M: CausalLm<B>>(
     model: &M,
     read_out: Option<ReadOut<'_, B>>,
-    some: Share<'_>,
+    share: Share<'_>,
     options: &GenerateOptions,
     seed: Seed,
     device: &B::Device,
@@ -251,9 +248,9 @@ fn run_some<B: ModelBackend, M: CausalLm<B>>(
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
     let Share {
         prompts,
-        numbers,
         places,
-    } = some;
+        all,
+    } = share;
     let mut responses = vec![Response::default(); prompts.len()];
     let mut readings = vec![Vec::new(); prompts.len()];
     if prompts.is_empty() || options.max_new_tokens == 0 {
@@ -322,7 +319,7 @@ fn run_some<B: ModelBackend, M: CausalLm<B>>(
             .zip(&rows)
             .map(|(logits, row)| {
                 let response = &responses[row.prompt].ids;
-                let seed = seed.fork_index(numbers[row.prompt] as u64);
+                let seed = seed.fork_index(all.number(places[row.prompt]));
                 options.sample(logits, prompts[row.prompt], response, seed)
             })
             .collect();
