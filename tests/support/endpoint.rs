@@ -1,10 +1,15 @@
 //! A server with OpenAI's chat completions on this machine.
 
+#[path = "http.rs"]
+mod http;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
+
+use self::http::Head;
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -89,35 +94,24 @@ pub(crate) fn last_message(body: &Value) -> &str {
 }
 
 fn answer(mut stream: TcpStream, log: &Mutex<Vec<SeenQuestion>>, handler: &Handler) {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return,
-        }
-    }
-    let head = String::from_utf8(head).unwrap();
-    let header = |name: &str| {
-        head.lines().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name)
-                .then(|| value.trim().to_owned())
-        })
+    let Some(head) = Head::read(&mut stream) else {
+        return;
     };
-    let length: usize = header("content-length").map_or(0, |length| length.parse().unwrap());
+    let length: usize = head
+        .header("content-length")
+        .map_or(0, |length| length.parse().unwrap());
     let mut body = vec![0; length];
     stream.read_exact(&mut body).unwrap();
     let body: Value = match body.is_empty() {
         true => Value::Null,
         false => serde_json::from_slice(&body).unwrap(),
     };
-    let path = head.split(' ').nth(1).unwrap();
+    let path = head.request().1;
     let before = {
         let mut log = log.lock().unwrap();
         log.push(SeenQuestion {
             path: path.to_owned(),
-            key: header("authorization"),
+            key: head.header("authorization").map(str::to_owned),
             body: body.clone(),
         });
         log.len() - 1

@@ -3,13 +3,18 @@
 //! It answers as the real one does: lists of files by commit, small files itself under git's hash, weights by a redirect to another
 //! server under their SHA-256, ranges, refusals with `X-Error-Code`. Single answers can be scripted.
 
+#[path = "http.rs"]
+pub(crate) mod http;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
+
+use self::http::Head;
 
 /// The commit of every branch.
 pub(crate) const COMMIT: &str = "c0ffee0000000000000000000000000000000001";
@@ -152,30 +157,17 @@ fn is_large(path: &str) -> bool {
         .any(|ending| path.ends_with(ending))
 }
 
-/// The header's value in a request.
-fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    head.lines().find_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        key.eq_ignore_ascii_case(name).then_some(value.trim())
-    })
-}
-
 fn answer(mut stream: TcpStream, state: &Mutex<State>, redirected: bool) {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return,
-        }
-    }
-    let head = String::from_utf8(head).unwrap();
-    let mut words = head.split(' ');
-    let method = words.next().unwrap().to_owned();
-    let path = words.next().unwrap().trim_start_matches('/').to_owned();
-    let range = header(&head, "range").and_then(|range| range.strip_prefix("bytes="));
+    let Some(head) = Head::read(&mut stream) else {
+        return;
+    };
+    let (method, path) = head.request();
+    let (method, path) = (method.to_owned(), path.trim_start_matches('/').to_owned());
+    let range = head
+        .header("range")
+        .and_then(|range| range.strip_prefix("bytes="));
     let from = range.and_then(|range| range.trim_end_matches('-').parse().ok());
-    let token = header(&head, "authorization").map(str::to_owned);
+    let token = head.header("authorization").map(str::to_owned);
     let mut state = state.lock().unwrap();
     let scripted = (state.scripted.iter())
         .position(|(what, _)| format!("{method} {path}").contains(what))

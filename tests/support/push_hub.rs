@@ -12,6 +12,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+// Who includes this file has the other hub as `loopback` beside it.
+use super::loopback::http::Head;
+
 /// The token that may write.
 pub(crate) const WRITE_TOKEN: &str = "hf_writer";
 
@@ -112,34 +115,20 @@ fn listen(state: &Arc<Mutex<State>>) -> String {
 }
 
 fn answer(mut stream: TcpStream, state: &Mutex<State>) {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        match stream.read(&mut byte) {
-            Ok(1) => head.push(byte[0]),
-            _ => return,
-        }
-    }
-    let head = String::from_utf8(head).unwrap();
-    let header = |name: &str| {
-        head.lines().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name)
-                .then(|| value.trim().to_owned())
-        })
+    let Some(head) = Head::read(&mut stream) else {
+        return;
     };
-    let mut words = head.split(' ');
-    let (method, path) = (
-        words.next().unwrap(),
-        words.next().unwrap().trim_start_matches('/'),
-    );
+    let (method, path) = head.request();
+    let path = path.trim_start_matches('/');
     let request = format!("{method} {path}");
     let mut state = state.lock().unwrap();
     state.seen.push(request.clone());
     let fault = (state.faults.iter())
         .position(|(what, _)| request.contains(what))
         .map(|at| state.faults.remove(at).1);
-    let length: usize = header("content-length").map_or(0, |length| length.parse().unwrap());
+    let length: usize = head
+        .header("content-length")
+        .map_or(0, |length| length.parse().unwrap());
     if let Some(Fault::CutAfter(bytes)) = fault {
         drop(stream.read_exact(&mut vec![0; bytes.min(length)]));
         return;
@@ -148,7 +137,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     if stream.read_exact(&mut body).is_err() {
         return;
     }
-    let token = header("authorization");
+    let token = head.header("authorization");
     let (status, extra, answer) = match fault {
         Some(Fault::Status(status, error)) => (status, String::new(), json!({"error": error})),
         _ if method == "PUT" => {
@@ -158,7 +147,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
             state.parts.insert(key, body);
             (200, etag, json!({}))
         }
-        _ if token != Some(format!("Bearer {WRITE_TOKEN}")) => (
+        _ if token != Some(&*format!("Bearer {WRITE_TOKEN}")) => (
             401,
             String::new(),
             json!({"error": "Invalid credentials in Authorization header"}),
