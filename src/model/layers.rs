@@ -5,6 +5,7 @@ use super::encoder::EncoderConfig;
 use super::trained::{TrainedTensor, module};
 use crate::error::count;
 use crate::params::ParamKind;
+use std::collections::HashMap;
 
 /// Stands for the path of a layer that methods like prompt tuning add.
 const VIRTUAL_TOKENS: &str = "virtual tokens";
@@ -77,15 +78,16 @@ fn of_tensors(tensors: &[TensorSpec], trained: &[TrainedTensor]) -> Vec<ModelLay
             ..layer(VIRTUAL_TOKENS, None)
         });
     }
+    // The biases of a block may stand behind all of its weights.
+    let mut places = HashMap::new();
     for tensor in tensors {
         let path = module(&tensor.name);
-        if layers.last().is_none_or(|layer| layer.path != path) {
+        let place = *places.entry(path).or_insert_with(|| {
             layers.push(layer(path, tensor.tied_to.as_deref()));
-        }
-        if let Some(layer) = layers.last_mut() {
-            let leaf = tensor.name.rsplit('.').next().unwrap_or_default();
-            layer.tensors.push((leaf.to_owned(), tensor.shape.clone()));
-        }
+            layers.len() - 1
+        });
+        let leaf = tensor.name.rsplit('.').next().unwrap_or_default();
+        (layers[place].tensors).push((leaf.to_owned(), tensor.shape.clone()));
     }
     for tensor in trained {
         let path = tensor.module.as_deref().unwrap_or(VIRTUAL_TOKENS);
@@ -208,6 +210,23 @@ mod tests {
                 .iter()
                 .all(|layer| layer.trained_params + layer.adapter_params == 0)
         );
+    }
+
+    /// Qwen2's biases stand behind the weights of their block.
+    #[test]
+    fn a_module_is_one_layer() {
+        let config = ModelConfig::load("tests/reference/qwen2/config.json").unwrap();
+        let layers = layers(&config, false, &[]);
+        let query: Vec<_> = (layers.iter())
+            .filter(|layer| layer.path == "model.layers.0.self_attn.q_proj")
+            .collect();
+        assert_eq!(query.len(), 1);
+        let names: Vec<_> = query[0]
+            .tensors
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(names, ["weight", "bias"]);
     }
 
     #[test]
