@@ -10,16 +10,16 @@ pub struct Bind {
     /// Address to listen on; other machines reach the server only if this is not a loopback address
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub host: IpAddr,
-    /// Port to listen on; 0 takes a free one
-    #[arg(long, default_value_t = 0)]
-    pub port: u16,
+    /// Port to listen on; 0 takes a free one [default: 8000 of serve, 8127 of watch; 8642 of label, or a free one if that is taken]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
 }
 
 impl Default for Bind {
     fn default() -> Self {
         Self {
             host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 0,
+            port: None,
         }
     }
 }
@@ -30,16 +30,17 @@ impl Bind {
         self.host.is_loopback()
     }
 
-    /// The address with `port` in place of an open choice.
-    pub(crate) fn or_port(mut self, port: u16) -> Self {
-        if self.port == 0 {
-            self.port = port;
+    /// The address with `port` if the user named none.
+    pub(crate) fn or_port(self, port: u16) -> Self {
+        Self {
+            port: self.port.or(Some(port)),
+            ..self
         }
-        self
     }
 
+    /// What to listen on: at a free port if none is named.
     pub(crate) fn socket(&self) -> SocketAddr {
-        SocketAddr::new(self.host, self.port)
+        SocketAddr::new(self.host, self.port.unwrap_or(0))
     }
 
     /// Checks that a server which other machines can reach asks for a secret.
@@ -63,10 +64,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_named_port_stays_and_0_is_one() {
+        let named = |port| Bind {
+            port,
+            ..Bind::default()
+        };
+        for (port, expected) in [(None, 8000), (Some(0), 0), (Some(90), 90)] {
+            assert_eq!(named(port).or_port(8000).socket().port(), expected);
+        }
+        assert_eq!(named(None).socket().port(), 0);
+    }
+
+    #[test]
     fn only_loopback_needs_no_secret() {
         let open = Bind {
             host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            port: 80,
+            port: Some(80),
         };
         assert!(Bind::default().require_secret(false, "use --key").is_ok());
         assert!(open.require_secret(true, "use --key").is_ok());

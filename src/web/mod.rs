@@ -16,7 +16,7 @@ mod server;
 mod token;
 
 pub(crate) use self::address::Bind;
-pub(crate) use self::events::event_stream;
+pub(crate) use self::events::{EventSource, event_response, event_stream, push_data};
 pub(crate) use self::limits::Limits;
 #[cfg(test)]
 pub(crate) use self::server::Running;

@@ -413,15 +413,13 @@ mod tests {
     #[test]
     fn a_taken_port_is_named() {
         let server = running(Limits::default());
-        let taken = Bind {
-            port: server.address().port(),
-            ..Bind::default()
-        };
+        let port = server.address().port();
+        let taken = Bind::default().or_port(port);
         let error = Server::bind(taken, Limits::default())
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains(&taken.port.to_string()) && error.contains("--port"),
+            error.contains(&port.to_string()) && error.contains("--port"),
             "{error}"
         );
     }

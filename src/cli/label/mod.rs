@@ -33,8 +33,8 @@ const PORT: u16 = 8642;
 that every annotator gets and whose answer is compared).
 
 Examples:
-  temper label --run runs/tiny --stage pairs --store labels.db --annotators ann,bob --overlap 0.15
-  temper label --run runs/tiny --policies sft,ppo --data prompts.jsonl --store blind.db --grades 4
+  temper label --run runs/people --stage pairs --store labels.db --annotators ann,bob --overlap 0.15
+  temper label --run runs/people --policies sft,ppo --data prompts.jsonl --store blind.db --grades 4
   temper label --data responses.jsonl --store ranked.db --form rank
   temper label --store labels.db                          go on another day
   temper label --store labels.db --report
@@ -97,7 +97,7 @@ pub struct LabelArgs {
     /// How the responses of --policies are sampled.
     #[command(flatten)]
     pub sampling: SamplingArgs,
-    /// Where the page is served: at port 8642, or at a free one if that is taken, unless --port says otherwise.
+    /// Where the page is served.
     #[command(flatten)]
     pub bind: Bind,
     /// Open the first annotator's page in a browser
@@ -284,11 +284,9 @@ fn serve(args: &LabelArgs, store: &Arc<Store>) -> Result<()> {
         );
     }
     // Without a port the usual one, so that addresses stay valid; a second project at once gets another.
-    let server = match (
-        args.bind.port,
-        Server::bind(args.bind.or_port(PORT), Limits::default()),
-    ) {
-        (0, Err(_)) => Server::bind(args.bind, Limits::default())?,
+    let usual = Server::bind(args.bind.or_port(PORT), Limits::default());
+    let server = match (args.bind.port, usual) {
+        (None, Err(_)) => Server::bind(args.bind, Limits::default())?,
         (_, bound) => bound?,
     };
     let site = Site::new(store.clone());

@@ -2,7 +2,6 @@
 
 mod load;
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +21,8 @@ use crate::web::Bind;
 
 /// The environment's name of the key.
 const KEY: &str = "TEMPERING_API_KEY";
+/// The port if none is named.
+const PORT: u16 = 8000;
 /// Most tokens of a prompt with its response, unless the user says otherwise: a longer one takes the cache of many others.
 const MAX_LENGTH: usize = 8192;
 
@@ -74,12 +75,9 @@ pub struct ServeArgs {
     /// Round both sides of products with weights
     #[arg(long, value_name = "PRECISION", value_enum, default_value_t = MatmulPrecision::F32, help_heading = "Model")]
     pub matmul_precision: MatmulPrecision,
-    /// Address to listen on; other machines reach the server only if this is not a loopback address
-    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    pub host: IpAddr,
-    /// Port to listen on; 0 takes a free one
-    #[arg(long, default_value_t = 8000)]
-    pub port: u16,
+    /// Where to listen.
+    #[command(flatten)]
+    pub bind: Bind,
     /// The key that clients have to show [default: TEMPERING_API_KEY of the environment, which other users do not see]
     #[arg(long, value_name = "KEY", help_heading = "Limits")]
     pub api_key: Option<String>,
@@ -132,10 +130,7 @@ pub(super) fn run(args: &ServeArgs, compute: &ComputeArgs) -> Result<()> {
     let (groups, served) = groups(named, max_length)?;
     let key = args.api_key.clone().or_else(|| std::env::var(KEY).ok());
     let prepared = Prepared::new(ServeConfig {
-        bind: Bind {
-            host: args.host,
-            port: args.port,
-        },
+        bind: args.bind.or_port(PORT),
         key: key.filter(|key| !key.is_empty()),
         max_queue: args.max_queue,
         max_body: usize::try_from(args.max_body).unwrap_or(usize::MAX),

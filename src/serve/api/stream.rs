@@ -3,12 +3,8 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes, HttpBody};
-use axum::http::HeaderValue;
-use axum::http::header::CONTENT_TYPE;
+use axum::body::Bytes;
 use axum::response::Response;
-use hyper::body::Frame;
-use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -16,13 +12,17 @@ use super::answer::Writer;
 use super::error::ApiError;
 use super::timed_out;
 use crate::serve::listener::Piece;
+use crate::web::{EventSource, event_response, push_data};
 
-/// The body of a streamed answer. Dropping it, as when the client goes, ends its responses.
+/// The data of the event after all others.
+const DONE: &str = "[DONE]";
+
+/// The events of a streamed answer. Dropping it, as when the client goes, ends its responses.
 struct Events {
     pieces: UnboundedReceiver<Piece>,
     writer: Writer,
-    /// Bytes that come before all tokens.
-    first: Vec<u8>,
+    /// Events that come before all tokens.
+    first: String,
     deadline: Pin<Box<Sleep>>,
     done: bool,
 }
@@ -34,55 +34,42 @@ pub(crate) fn respond(
     deadline: Instant,
     done: bool,
 ) -> Response {
-    let mut first = Vec::new();
+    let mut first = String::new();
     for chunk in writer.first_chunks() {
-        event(&mut first, &chunk);
+        push_data(&mut first, &chunk.to_string());
     }
     if done {
         end(&mut first, &writer);
     }
-    let body = Events {
+    event_response(Events {
         pieces,
         writer,
         first,
         deadline: Box::pin(sleep_until(deadline)),
         done,
-    };
-    let mut response = Response::new(Body::new(body));
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/event-stream; charset=utf-8"),
-    );
-    response
+    })
 }
 
-impl HttpBody for Events {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = &mut *self;
-        let mut out = std::mem::take(&mut this.first);
-        while !this.done {
-            match this.pieces.poll_recv(context) {
-                Poll::Ready(Some(mut piece)) => this.write(&mut piece, &mut out),
+impl EventSource for Events {
+    fn poll_events(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut out = std::mem::take(&mut self.first);
+        while !self.done {
+            match self.pieces.poll_recv(context) {
+                Poll::Ready(Some(mut piece)) => self.write(&mut piece, &mut out),
                 Poll::Ready(None) => {
                     let error = ApiError::failed("the engine has ended");
-                    this.fail(&error, &mut out);
+                    self.fail(&error, &mut out);
                 }
                 Poll::Pending => {
-                    if this.deadline.as_mut().poll(context).is_ready() {
-                        this.fail(&timed_out(), &mut out);
+                    if self.deadline.as_mut().poll(context).is_ready() {
+                        self.fail(&timed_out(), &mut out);
                     }
                     break;
                 }
             }
         }
-        match (out.is_empty(), this.done) {
-            (false, _) => Poll::Ready(Some(Ok(Frame::data(out.into())))),
+        match (out.is_empty(), self.done) {
+            (false, _) => Poll::Ready(Some(out.into())),
             (true, true) => Poll::Ready(None),
             (true, false) => Poll::Pending,
         }
@@ -90,12 +77,12 @@ impl HttpBody for Events {
 }
 
 impl Events {
-    fn write(&mut self, piece: &mut Piece, out: &mut Vec<u8>) {
+    fn write(&mut self, piece: &mut Piece, out: &mut String) {
         let choice = piece.choice;
         match self.writer.take(piece) {
             Ok(all) => {
                 let chunk = self.writer.next_chunk(choice);
-                event(out, &chunk);
+                push_data(out, &chunk.to_string());
                 if all {
                     end(out, &self.writer);
                     self.done = true;
@@ -106,23 +93,17 @@ impl Events {
     }
 
     /// The status has been sent: what goes wrong now is an event.
-    fn fail(&mut self, error: &ApiError, out: &mut Vec<u8>) {
-        event(out, &error.body());
-        out.extend_from_slice(b"data: [DONE]\n\n");
+    fn fail(&mut self, error: &ApiError, out: &mut String) {
+        push_data(out, &error.body().to_string());
+        push_data(out, DONE);
         self.pieces.close();
         self.done = true;
     }
 }
 
-fn event(out: &mut Vec<u8>, value: &Value) {
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(value.to_string().as_bytes());
-    out.extend_from_slice(b"\n\n");
-}
-
-fn end(out: &mut Vec<u8>, writer: &Writer) {
+fn end(out: &mut String, writer: &Writer) {
     if let Some(usage) = writer.usage_chunk() {
-        event(out, &usage);
+        push_data(out, &usage.to_string());
     }
-    out.extend_from_slice(b"data: [DONE]\n\n");
+    push_data(out, DONE);
 }

@@ -235,7 +235,7 @@ fn wait<B: ModelBackend>(
 ) -> Result<()> {
     let bind = Bind {
         host: config.host,
-        port: config.port,
+        port: Some(config.port),
     };
     let server = Server::bind(bind, Limits::default())?;
     let site = Site::new(store.clone());
