@@ -92,7 +92,7 @@ impl PreferenceFile {
 /// A preference row of the page's request, in the form that `Dpo` and `RewardModel` read.
 ///
 /// # Errors
-/// 400 for anything but a conversation and two different answers to it.
+/// 400 for anything but a text or a conversation and two different answers to it.
 pub(crate) fn row(body: &[u8]) -> Result<Value, ApiError> {
     let mut fields = Fields::parse(body)?;
     let prompt = fields.take("prompt");
@@ -110,16 +110,16 @@ pub(crate) fn row(body: &[u8]) -> Result<Value, ApiError> {
         let text = |key: &str| message.get(key).is_some_and(Value::is_string);
         text("role") && text("content") && message.as_object().is_some_and(|m| m.len() == 2)
     };
-    let prompt = match prompt {
-        Some(Value::Array(messages)) if !messages.is_empty() && messages.iter().all(is_message) => {
-            messages
-        }
-        _ => {
-            return Err(ApiError::invalid(
-                "prompt",
-                "`prompt`: expected messages, each with `role` and `content`",
-            ));
-        }
+    let is_prompt = |prompt: &Value| match prompt {
+        Value::String(text) => !text.is_empty(),
+        Value::Array(messages) => !messages.is_empty() && messages.iter().all(is_message),
+        _ => false,
+    };
+    let Some(prompt) = prompt.filter(is_prompt) else {
+        return Err(ApiError::invalid(
+            "prompt",
+            "`prompt`: expected a text, or messages, each with `role` and `content`",
+        ));
     };
     if chosen == rejected {
         return Err(ApiError::invalid(
@@ -127,11 +127,15 @@ pub(crate) fn row(body: &[u8]) -> Result<Value, ApiError> {
             "both answers are the same; a preference needs two",
         ));
     }
-    let answer = |text: String| json!([{"role": "assistant", "content": text}]);
+    let answer = |text: String| match prompt.is_array() {
+        true => json!([{"role": "assistant", "content": text}]),
+        false => Value::String(text),
+    };
+    let (chosen, rejected) = (answer(chosen), answer(rejected));
     let mut row = Map::from_iter([
-        ("prompt".to_owned(), Value::Array(prompt)),
-        ("chosen".to_owned(), answer(chosen)),
-        ("rejected".to_owned(), answer(rejected)),
+        ("prompt".to_owned(), prompt),
+        ("chosen".to_owned(), chosen),
+        ("rejected".to_owned(), rejected),
     ]);
     for (name, model) in models {
         if let Some(model) = model {
@@ -172,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_has_a_conversation_and_two_answers() {
+    fn a_row_has_a_prompt_and_two_answers() {
         let body = |value: Value| row(value.to_string().as_bytes());
         let prompt = json!([{"role": "user", "content": "a"}]);
         let found = body(json!({
@@ -187,7 +191,10 @@ mod tests {
                 "chosen_model": "x", "rejected_model": "y"
             })
         );
+        let text = json!({"prompt": "a", "chosen": " b", "rejected": " c"});
+        assert_eq!(body(text.clone()).unwrap(), text);
         for wrong in [
+            json!({"prompt": "", "chosen": "b", "rejected": "c"}),
             json!({"prompt": prompt, "chosen": "b", "rejected": "b"}),
             json!({"prompt": prompt, "chosen": "b"}),
             json!({"prompt": [], "chosen": "b", "rejected": "c"}),

@@ -1,11 +1,16 @@
 "use strict";
 // Two policies answer every message. A thumb says which answer is better and becomes a row of preferences; both sides then go on
-// from the better answer. All text is set by textContent.
+// from the better answer. A policy without a chat template continues each message as a text by itself. All text is set by
+// textContent.
 
 const at = (id) => document.getElementById(id);
 const sides = ["a", "b"].map((name) => ({
   talk: at("talk-" + name), select: at("model-" + name), messages: [], answer: null,
 }));
+// Policies without a chat template.
+const plain = new Set();
+// Most new tokens of a text, unless the user says otherwise: those of `temper generate`.
+const TEXT_TOKENS = 64;
 let takesPreferences = false;
 let asking = null;
 
@@ -43,18 +48,22 @@ async function connect() {
   try {
     const [models, preferences] = await Promise.all([call("/v1/models"), call("/preferences")]);
     takesPreferences = preferences.takes;
-    const names = models.data.filter((m) => m.kind === "policy" && m.has_chat_template).map((m) => m.id);
+    const policies = models.data.filter((m) => m.kind === "policy");
+    const names = policies.map((m) => m.id);
+    plain.clear();
+    policies.filter((m) => !m.has_chat_template).forEach((m) => plain.add(m.id));
     sides.forEach((side, place) => {
       const before = side.select.value;
       side.select.replaceChildren(...names.map((name) => {
         const option = document.createElement("option");
-        option.value = option.textContent = name;
+        option.value = name;
+        option.textContent = plain.has(name) ? name + " (continues texts)" : name;
         return option;
       }));
       if (names.length) side.select.value = names.includes(before) ? before : names[Math.min(place, names.length - 1)];
     });
     at("send").disabled = names.length === 0;
-    if (!names.length) notice("No policy of this server has a chat template.", true);
+    if (!names.length) notice("This server has no policy.", true);
     else if (!takesPreferences) notice("Thumbs are not kept: start the server with --preferences FILE.jsonl.");
     else notice("");
   } catch (error) {
@@ -88,8 +97,9 @@ function settings() {
   return body;
 }
 
-// The conversation as the model reads it.
+// The conversation as the model reads it; without a chat template the last message.
 function prompt(side) {
+  if (plain.has(side.select.value)) return side.messages.at(-1).content;
   const system = at("system").value.trim();
   return (system ? [{ role: "system", content: system }] : []).concat(side.messages);
 }
@@ -99,14 +109,15 @@ async function stream(side, place, signal) {
   side.answer = { text: "", done: false, item: shown.item };
   const answer = side.answer;
   try {
+    const isPlain = plain.has(side.select.value);
     const body = {
-      ...settings(), model: side.select.value, messages: prompt(side), stream: true,
-      stream_options: { include_usage: true },
+      ...(isPlain ? { max_tokens: TEXT_TOKENS } : {}), ...settings(), model: side.select.value,
+      [isPlain ? "prompt" : "messages"]: prompt(side), stream: true, stream_options: { include_usage: true },
     };
     // The same seed on both sides would give one model the same answer twice.
     if (at("seed").value) body.seed = Number(at("seed").value) + place;
     const begin = performance.now();
-    const response = await fetch("/v1/chat/completions", {
+    const response = await fetch(isPlain ? "/v1/completions" : "/v1/chat/completions", {
       method: "POST", headers: headers(), body: JSON.stringify(body), signal,
     });
     if (!response.ok) throw new Error(await reason(response));
@@ -124,7 +135,7 @@ async function stream(side, place, signal) {
         if (chunk.error) throw new Error(chunk.error.message);
         if (chunk.usage) usage = chunk.usage;
         for (const choice of chunk.choices) {
-          answer.text += choice.delta.content || "";
+          answer.text += (isPlain ? choice.text : choice.delta.content) || "";
           finish = choice.finish_reason || finish;
         }
         shown.said.textContent = answer.text;
@@ -144,6 +155,10 @@ function thumbs() {
   const [left, right] = sides;
   if (!left.answer?.done || !right.answer?.done) return;
   if (!takesPreferences) return;
+  if (typeof prompt(left) !== typeof prompt(right)) {
+    notice("One model has a chat template and the other continues texts: their prompts differ, so that their answers cannot be compared.");
+    return;
+  }
   if (JSON.stringify(prompt(left)) !== JSON.stringify(prompt(right))) {
     notice("The two conversations differ, so that their answers cannot be compared; a new conversation is common again.");
     return;
@@ -166,7 +181,8 @@ function thumbs() {
       pressed.setAttribute("aria-pressed", "true");
       // Both go on from the better answer.
       sides[rejected].answer = { ...sides[rejected].answer, text: answers[chosen].text };
-      notice("Kept: the " + (chosen === 0 ? "left" : "right") + " answer is better. Both sides go on from it.");
+      const goesOn = typeof question === "string" ? "" : " Both sides go on from it.";
+      notice("Kept: the " + (chosen === 0 ? "left" : "right") + " answer is better." + goesOn);
     } catch (error) {
       buttons.forEach((button) => { button.disabled = false; });
       notice("Not kept: " + error.message, true);
