@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
-use super::{command, stderr, temper};
+use super::{command, fail, lines, stderr, succeed, temper, text_model, write_rows};
 
 #[path = "../support/labeller.rs"]
 mod labeller;
@@ -28,7 +28,10 @@ impl Drop for Labelling {
 }
 
 fn serve(folder: &Path, args: &str, annotators: usize) -> Labelling {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let programs = folder.join("bin").display().to_string();
     let mut child = command(folder, &format!("label {args} --port 0"))
+        .env("PATH", format!("{programs}:{path}"))
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -206,4 +209,198 @@ fn what_does_not_fit_is_refused_before_a_server_starts() {
             "{args}: {said}"
         );
     }
+}
+
+/// Policies of a run respond to prompts, an annotator judges without knowing who wrote what, and the policies are rated.
+#[test]
+fn policies_of_a_run_are_compared_blind() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    let recipe = r#"(name: "p", model: "tiny", stages: [
+        Sft(name: "sft", data: (source: Posts(rows: 16, seed: 1)), peft: Lora(rank: 4), optim: (lr: 3e-2), batch_size: 8, max_length: 128),
+    ])"#;
+    fs::write(folder.join("r.ron"), recipe).unwrap();
+    succeed(folder, "recipe r.ron --output run");
+    let prompts: Vec<Value> = (0..6)
+        .map(|i| json!({"prompt": format!("{i} cats and a dog")}))
+        .collect();
+    write_rows(folder.join("prompts.jsonl"), &prompts);
+    for (policies, expected) in [
+        ("base,nope", "nope"),
+        ("base,sft --stage sft", "cannot be used with"),
+    ] {
+        let args =
+            format!("label --store no.db --run run --policies {policies} --data prompts.jsonl");
+        fail(folder, &args, 2, &[expected]);
+    }
+    assert!(!folder.join("no.db").exists());
+    // What `--open` opens: the desktop's opener is the first one in PATH.
+    fs::create_dir(folder.join("bin")).unwrap();
+    let opener = folder.join("bin/xdg-open");
+    fs::write(&opener, "#!/bin/sh\necho \"$1\" > new && mv new opened\n").unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(&opener, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let sampled = "--data prompts.jsonl --max-new-tokens 8 --seed 7";
+    let begin = format!("--store blind.db --run run --policies base,sft {sampled} --open");
+    let server = serve(folder, &begin, 1);
+    let client = &server.clients[0];
+    if cfg!(target_os = "linux") {
+        let begun = std::time::Instant::now();
+        while !folder.join("opened").exists() {
+            assert!(begun.elapsed().as_secs() < 20, "nothing was opened");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let opened = fs::read_to_string(folder.join("opened")).unwrap();
+        assert_eq!(Client::at(&opened), *client);
+    }
+    let mut state = client.next().unwrap();
+    let mut judged = 0;
+    loop {
+        let columns: Vec<&String> = state["task"].as_object().unwrap().keys().collect();
+        // Texts and nothing that says whose they are.
+        assert_eq!(
+            columns,
+            ["draft", "nonce", "prompt", "responses", "turns"],
+            "{state}"
+        );
+        judged += 1;
+        match client.judge(&state, &json!({"grade": if judged == 6 { 0 } else { 1 }})) {
+            Some(next) => state = next,
+            None => break,
+        }
+    }
+    assert_eq!(judged, 6);
+    drop(server);
+    succeed(folder, "label --store blind.db --export out");
+    let compared = rows(&folder.join("out/comparisons.jsonl"));
+    assert_eq!(compared.len(), 6);
+    assert_eq!(
+        compared.iter().filter(|row| row["tie"] == true).count(),
+        1,
+        "{compared:?}"
+    );
+    // Each text is called after the policy that writes it.
+    let written = |model: &str| -> Vec<Value> {
+        let args = format!("generate {model} {sampled} --json --output -");
+        lines(&succeed(folder, &args))
+    };
+    let texts = [written("--model tiny"), written("--run run --stage sft")];
+    for row in &compared {
+        let at = prompts
+            .iter()
+            .position(|prompt| prompt["prompt"] == row["prompt"])
+            .unwrap();
+        for side in ["chosen", "rejected"] {
+            let policy = &row[format!("{side}_policy")];
+            let of = usize::from(policy == "sft");
+            assert!(policy == "base" || policy == "sft", "{row}");
+            assert_eq!(row[side], texts[of][at]["completion"], "{policy}: {row}");
+        }
+        assert_ne!(row["chosen_policy"], row["rejected_policy"]);
+    }
+    // Either policy was shown first, as the seed says.
+    let judgements = rows(&folder.join("out/judgements.jsonl"));
+    let first: std::collections::BTreeSet<String> = judgements
+        .iter()
+        .map(|row| row["shown"].to_string())
+        .collect();
+    assert_eq!(first.len(), 2, "{judgements:?}");
+    let rated: Value =
+        serde_json::from_str(&succeed(folder, "elo out/comparisons.jsonl --json")).unwrap();
+    assert!(rated.to_string().contains("sft"), "{rated}");
+}
+
+/// HH's dialogues: the better answer at each turn makes a preference after all that was said before.
+#[test]
+fn turns_of_a_dialogue_become_preferences() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    let turns = |i: usize| {
+        json!({"turns": [
+            {"prompt": format!("Hello {i}."), "responses": ["Hi.", "What do you want now?"], "continued": 1},
+            {"prompt": "A joke!", "responses": ["I do not know any jokes.", "No."]},
+        ]})
+    };
+    let mut dialogues: Vec<Value> = (0..4).map(turns).collect();
+    dialogues[0]["prompt"] = json!("Be brief.");
+    write_rows(folder.join("d.jsonl"), &dialogues);
+    let server = serve(
+        folder,
+        "--data d.jsonl --store d.db --form dialogue --grades 4",
+        1,
+    );
+    let client = &server.clients[0];
+    let mut next = client.next();
+    while let Some(state) = next {
+        // The shorter answer of each turn is better; of the last dialogue's first turn both are as good.
+        let grades = state["task"]["turns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|turn| {
+                let len = |i: usize| turn["responses"][i].as_str().unwrap().len();
+                match turn["prompt"] == "Hello 3." {
+                    true => 0,
+                    false if len(0) < len(1) => 2,
+                    false => -2,
+                }
+            });
+        let answer = json!({"turns": grades.collect::<Vec<i64>>()});
+        next = client.judge(&state, &answer);
+    }
+    drop(server);
+    let said = succeed(folder, "label --store d.db --export out");
+    assert!(
+        said.contains("preferences.jsonl: 7 rows; 1 tie left out"),
+        "{said}"
+    );
+    let preferences = rows(&folder.join("out/preferences.jsonl"));
+    let of = |text: &str, chosen: &str| {
+        let found = preferences
+            .iter()
+            .find(|row| row["chosen"] == chosen && row["prompt"].to_string().contains(text));
+        found.unwrap_or_else(|| panic!("{text}: {preferences:?}"))
+    };
+    let (user, assistant) = (
+        |text: &str| json!({"role": "user", "content": text}),
+        |text: &str| json!({"role": "assistant", "content": text}),
+    );
+    let system = json!({"role": "system", "content": "Be brief."});
+    let first = of("Hello 0.", "Hi.");
+    assert_eq!(first["prompt"], json!([system, user("Hello 0.")]));
+    let second = of("Hello 0.", "No.");
+    // The dialogue went on from the second answer, which is not the better one.
+    let before = json!([
+        system,
+        user("Hello 0."),
+        assistant("What do you want now?"),
+        user("A joke!")
+    ]);
+    assert_eq!(second["prompt"], before);
+    assert_eq!(
+        [&second["rejected"], &second["grade"], &second["confidence"]],
+        [&json!("I do not know any jokes."), &json!(2.0), &json!(0.5)]
+    );
+    assert!((second["margin"].as_f64().unwrap() - 1.0 / 3.0).abs() < 1e-12);
+    assert_eq!(rows(&folder.join("out/labels.jsonl")).len(), 14);
+    // A reward model reads them as they are.
+    let dir = text_model(folder);
+    let template =
+        "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '\n' }}{% endfor %}";
+    fs::write(dir.join("chat_template.jinja"), template).unwrap();
+    let recipe = r#"(name: "hh", model: "./text-model", stages: [
+        RewardModel(name: "rm", init: Base, data: (source: Jsonl("out/preferences.jsonl")), eval_data: (source: Jsonl("out/preferences.jsonl")),
+            use_margin: true, optim: (lr: 1e-2), batch_size: 7, epochs: 6, max_length: 128),
+    ])"#;
+    fs::write(folder.join("hh.ron"), recipe).unwrap();
+    succeed(folder, "recipe hh.ron --output run");
+    let metrics = rows(&folder.join("run/rm/metrics.jsonl"));
+    let accuracy = metrics
+        .iter()
+        .rev()
+        .find_map(|row| row["eval/accuracy"].as_f64());
+    assert_eq!(accuracy, Some(1.0), "{metrics:?}");
 }
