@@ -1,87 +1,42 @@
 // `temper label` in headless Chromium: see README.md.
 import assert from "node:assert/strict";
-import { spawn, spawnSync } from "node:child_process";
-import { createRequire } from "node:module";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { dirname, join, resolve } from "node:path";
-import { fileURLToPath } from "node:url";
-import { chromium } from "playwright-core";
-
-const here = dirname(fileURLToPath(import.meta.url));
-const temper = resolve(process.env.TEMPER || join(here, "../../target/debug/temper"));
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const shots = process.argv[2] ? resolve(process.argv[2]) : null;
-if (shots) mkdirSync(shots, { recursive: true });
-const folder = mkdtempSync(join(tmpdir(), "temper-label-"));
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { accessible, check, end, fits, folder, lines, nothing, open as visit, phone as onPhone, run, shot, start, write } from "./pages.mjs";
 
 /** Starts a server; gives the addresses of its annotators. */
 async function serve(args, annotators) {
-  const child = spawn(temper, ["label", ...args], { cwd: folder });
-  let out = "", err = "";
-  child.stderr.on("data", (data) => { err += data; });
-  const exit = new Promise((done) => child.on("exit", (code, signal) => done({ code, signal })));
-  const urls = await new Promise((done, fail) => {
-    child.stdout.on("data", (data) => {
-      out += data;
-      const lines = out.split("\n").slice(0, -1);
-      if (lines.length >= annotators) done(lines.map((line) => line.split(": ")[1]));
-    });
-    child.on("exit", () => fail(new Error("temper ended: " + err)));
+  const server = await start(["label", ...args], (out) => {
+    const lines = out.split("\n").slice(0, -1);
+    return lines.length >= annotators && lines.map((line) => line.split(": ")[1]);
   });
-  return { child, urls, exit };
+  return { ...server, urls: server.found };
 }
 
-async function end(server, signal = "SIGTERM") {
-  server.child.kill(signal);
-  return server.exit;
-}
-
-function run(...args) {
-  const { status, stdout, stderr } = spawnSync(temper, args, { cwd: folder, encoding: "utf8" });
-  assert.equal(status, 0, stderr);
-  return stdout;
-}
-
-const lines = (name) => readFileSync(join(folder, name), "utf8").trim().split("\n").map((line) => JSON.parse(line));
-const write = (name, rows) => writeFileSync(join(folder, name), rows.map((row) => JSON.stringify(row) + "\n").join(""));
-
-/** Serious findings of axe-core on the page. */
-async function accessible(page, what) {
-  await page.evaluate(axe);
-  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
-  for (const { id, impact, nodes } of violations) console.log(`  axe, ${what}: ${impact} ${id}: ${nodes.map((n) => n.target).join(", ")}`);
-  assert.deepEqual(violations.filter((v) => ["serious", "critical"].includes(v.impact)).map((v) => v.id), [], what);
-}
-
-async function shot(page, name) {
-  if (shots) await page.screenshot({ path: join(shots, name + ".png"), fullPage: true });
-}
-
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM || "/usr/bin/chromium",
-  args: ["--no-sandbox"],
-});
-
-/** A page of an annotator that fails at any error of its own and at any request to another host. */
-async function open(url, options = {}) {
-  const context = await browser.newContext({ viewport: { width: 1200, height: 850 }, ...options });
-  const page = await context.newPage();
-  const problems = [];
-  page.on("pageerror", (error) => problems.push(String(error)));
-  page.on("dialog", (dialog) => problems.push("dialog " + dialog.message()));
-  page.on("request", (request) => {
-    if (new URL(request.url()).hostname !== "127.0.0.1" && !request.url().startsWith("data:")) problems.push("request to " + request.url());
-  });
-  page.problems = problems;
-  await page.goto(url);
+/** An annotator's page. */
+async function open(url, options) {
+  const page = await visit(url, options);
   await page.locator("#work, #over").filter({ visible: true }).first().waitFor();
   return page;
 }
 
 const saved = (page, n) => page.waitForFunction((n) => document.getElementById("count").textContent.startsWith(`${n} by you`), n);
-const nothing = (page) => assert.deepEqual(page.problems, []);
 const text = (page, i) => page.locator(`[data-text="${i}"]`).first().textContent();
+
+/** Drags as a hand does: the mouse is moving before the page scrolls. */
+async function drag(page, from, to) {
+  const middle = async (selector) => {
+    const { x, y, width, height } = await page.locator(selector).boundingBox();
+    return [x + width / 2, y + height / 2];
+  };
+  await page.locator(from).scrollIntoViewIfNeeded();
+  const [x, y] = await middle(from);
+  await page.mouse.move(x, y);
+  await page.mouse.down();
+  await page.mouse.move(x + 8, y + 8, { steps: 4 });
+  await page.mouse.move(...await middle(to), { steps: 8 });
+  await page.mouse.up();
+}
 
 /** A pair's shorter response gets the digit of its side. */
 async function judgeByKey(page, keys) {
@@ -96,7 +51,7 @@ const pair = (i) => {
   return { prompt: `Post ${i}.\n\nTL;DR:`, responses: i % 2 ? sides.reverse() : sides, policies: ["sft", "ppo"] };
 };
 
-try {
+await check(async () => {
   // ---- Pairs by keyboard, two annotators at once, reload, kill, resume ----
   write("pairs.jsonl", Array.from({ length: 24 }, (_, i) => pair(i)));
   let server = await serve(["--data", "pairs.jsonl", "--store", "pairs.db", "--annotators", "ann,bob", "--grades", "4", "--no-ties", "--port", "0"], 2);
@@ -116,7 +71,7 @@ try {
   }
   // A reload in the middle: the same task, with what was chosen.
   const before = await ann.locator("#prompt").textContent();
-  await ann.keyboard.press("3");
+  await ann.keyboard.press((await text(ann, 0)).length < (await text(ann, 1)).length ? "3" : "6");
   await ann.keyboard.press("d");
   assert.equal(await ann.locator("#differences").getAttribute("aria-pressed"), "true");
   assert(await ann.locator("mark").count() > 0, "no differences are marked");
@@ -146,9 +101,7 @@ try {
   await ann.keyboard.press("Enter");
   await ann.waitForFunction(() => document.getElementById("count").textContent.includes("1 skipped"));
   // Another annotator's address, and none.
-  const other = await browser.newContext();
-  const lost = await other.newPage();
-  await lost.goto(server.urls[0].split("#")[0] + "#0123456789abcdef0123456789abcdef");
+  const lost = await visit(server.urls[0].split("#")[0] + "#0123456789abcdef0123456789abcdef");
   await lost.waitForFunction(() => document.getElementById("notice").textContent.includes("not valid"));
   assert.equal(await lost.locator("#work").isVisible(), false);
   let of_ann = 7, of_bob = 6;
@@ -206,7 +159,7 @@ try {
   await saved(dark, 1);
   // By drag, onto the columns; the last one by a click on its rank.
   for (let i = 0; i < 3; i++) {
-    await dark.locator(`.grip[data-drag="${i}"]`).dragTo(dark.locator(`.slot[data-rank="${await rankOf(i)}"]`));
+    await drag(dark, `.grip[data-drag="${i}"]`, `.slot[data-rank="${await rankOf(i)}"]`);
   }
   await dark.locator('input[name="rank-3"]').nth((await rankOf(3)) - 1).check({ force: true });
   await dark.locator("#submit").click();
@@ -227,10 +180,9 @@ try {
   // ---- InstructGPT's form on a phone, and light ----
   write("rated.jsonl", [{ prompt: "Explain the tides.", responses: ["The moon pulls.", "It is magic."] }]);
   server = await serve(["--data", "rated.jsonl", "--store", "rated.db", "--form", "instructgpt", "--port", "0"], 1);
-  const phone = await open(server.urls[0], { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true });
+  const phone = await open(server.urls[0], onPhone);
   await accessible(phone, "instructgpt, phone");
-  const wide = await phone.evaluate(() => document.documentElement.scrollWidth);
-  assert(wide <= 390, `the page is ${wide} wide on a phone of 390`);
+  await fits(phone);
   const first = (await text(phone, 0)).startsWith("The moon");
   await phone.locator(`input[name="field-0-overall"]`).nth(first ? 5 : 1).check({ force: true });
   await phone.locator(`input[name="field-1-overall"]`).nth(first ? 1 : 5).check({ force: true });
@@ -284,7 +236,4 @@ try {
   nothing(dialogue);
   await end(server);
   console.log("own fields and dialogue: ok");
-} finally {
-  await browser.close();
-  rmSync(folder, { recursive: true, force: true });
-}
+});

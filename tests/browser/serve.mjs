@@ -1,91 +1,108 @@
-// Drives the chat page of `temper serve` in Chromium: a question to both sides by keyboard, a thumb by mouse and by keyboard, a stop,
-// script in answers, dark and light, phone width. Run in a folder with playwright-core:
-//
-//   temper serve --model NAME --preferences thumbs.jsonl --port 8123
-//   node serve.mjs http://127.0.0.1:8123 thumbs.jsonl SHOTS
-//
-// Screenshots go to the folder SHOTS. Exits with 1 at the first thing that is wrong.
-
+// The chat page of `temper serve` in headless Chromium: see README.md.
 import assert from "node:assert/strict";
-import { existsSync, mkdirSync, readFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { cpSync, existsSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { accessible, check, end, fits, folder, lines, nothing, open, phone, repository, run, shot, start } from "./pages.mjs";
 
-const { chromium } = createRequire(process.cwd() + "/")("playwright-core");
-const [url, file, shots] = process.argv.slice(2);
-mkdirSync(shots, { recursive: true });
-const rows = () => (existsSync(file) ? readFileSync(file, "utf8").trim().split("\n").filter(Boolean).map(JSON.parse) : []);
+const hostile = "<img src=x onerror=alert(1)><script>alert(1)</script> Say something.";
+const rows = () => (existsSync(join(folder, "thumbs.jsonl")) ? lines("thumbs.jsonl") : []);
 
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox", "--disable-dev-shm-usage"],
-});
-const page = await browser.newPage({ viewport: { width: 1200, height: 800 } });
-const complaints = [];
-page.on("console", (line) => line.type() === "error" && complaints.push(line.text()));
-page.on("pageerror", (error) => complaints.push(String(error)));
-page.on("dialog", (dialog) => complaints.push("dialog: " + dialog.message()));
-const foreign = [];
-page.on("request", (request) => request.url().startsWith(url) || foreign.push(request.url()));
-await page.goto(url);
-await page.waitForFunction(() => document.querySelector("#model-a").options.length > 0);
+/** Serves models; opens the page once it knows them. */
+async function chat(args, options) {
+  const server = await start(["serve", "--port", "0", "--preferences", "thumbs.jsonl", ...args], (_, err) => /listening on (\S+)/.exec(err)?.[1]);
+  const page = await open(server.found, options);
+  await page.waitForFunction(() => document.querySelector("#model-a").options.length > 0);
+  await page.click("summary");
+  await page.fill("#max_tokens", "20");
+  await page.fill("#temperature", "1");
+  return { server, page };
+}
 
-async function ask(text) {
+async function ask(page, text) {
+  await page.fill("#message", text);
   await page.focus("#message");
-  await page.keyboard.type(text);
   await page.keyboard.press("Enter");
 }
-const idle = () => page.waitForSelector("#send:not([hidden])", { timeout: 120_000 });
 
-// A question by keyboard, answered on both sides; a thumb by mouse.
-const before = rows().length;
-await page.click("summary");
-await page.fill("#max_tokens", "20");
-await page.fill("#temperature", "1");
-await ask("<img src=x onerror=alert(1)> Say something.");
-await idle();
-assert.equal(await page.locator("li.user").count(), 2);
-assert.equal(await page.locator("li.assistant").count(), 2);
-assert.equal(await page.locator("img").count(), 0);
-await page.screenshot({ path: `${shots}/light.png` });
-await page.locator("#talk-b .thumbs button").first().click();
-await page.waitForFunction(() => document.querySelector("#notice").textContent.startsWith("Kept: the right"));
-let kept = rows();
-assert.equal(kept.length, before + 1);
-const right = await page.locator("#talk-b li.assistant .said").first().textContent();
-assert.equal(kept.at(-1).chosen[0].content, right);
-assert.equal(kept.at(-1).prompt.at(-1).content, "<img src=x onerror=alert(1)> Say something.");
+const idle = (page) => page.waitForSelector("#send:not([hidden])");
+const kept = (page, side) => page.waitForFunction((side) => document.querySelector("#notice").textContent.startsWith("Kept: the " + side), side);
+const said = (page, side, n = 0) => page.locator(`#talk-${side} li.assistant .said`).nth(n).textContent();
 
-// Both sides go on from the better answer; a thumb by keyboard.
-await ask("And then?");
-await idle();
-await page.focus("#talk-a li:last-child .thumbs button:last-child");
-await page.keyboard.press("Enter");
-await page.waitForFunction(() => document.querySelector("#notice").textContent.startsWith("Kept: the right"));
-kept = rows();
-assert.equal(kept.length, before + 2);
-assert.deepEqual(kept.at(-1).prompt.map((message) => message.role), ["user", "assistant", "user"]);
-assert.equal(kept.at(-1).prompt[1].content, right);
+await check(async () => {
+  // ---- Two policies with a chat template ----
+  cpSync(join(repository, "models/tiny"), join(folder, "chat"), { recursive: true });
+  writeFileSync(join(folder, "chat/chat_template.jinja"),
+    "{% for m in messages %}{{ '[' + m['role'] + '] ' + m['content'] + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}");
+  writeFileSync(join(folder, "sft.ron"), `(name: "s", model: "./chat", stages: [
+    Sft(name: "sft", data: (source: Posts(rows: 16, seed: 1)), peft: Lora(rank: 4), optim: (lr: 1e-2), batch_size: 8, max_length: 128)])`);
+  run("recipe", "sft.ron", "--output", "run");
+  const { server, page } = await chat(["--model", "base=./chat", "--model", "sft=run/sft"]);
+  assert.deepEqual(await page.locator("#model-a option").allTextContents(), ["base", "sft"]);
+  assert.equal(await page.inputValue("#model-b"), "sft");
+  // A question by keyboard, answered on both sides; a thumb by mouse.
+  await ask(page, hostile);
+  await idle(page);
+  assert.equal(await page.locator("li.user").count(), 2);
+  assert.equal(await page.locator("li.assistant").count(), 2);
+  assert.equal(await page.locator("img").count(), 0);
+  await accessible(page, "chat, light");
+  await shot(page, "chat-light");
+  await page.locator("#talk-b .thumbs button").first().click();
+  await kept(page, "right");
+  const right = await said(page, "b");
+  assert.deepEqual(rows().map((row) => [row.chosen, row.prompt.at(-1).content, row.chosen_model, row.rejected_model]),
+    [[[{ role: "assistant", content: right }], hostile, "sft", "base"]]);
+  // Both sides go on from the better answer; a thumb by keyboard.
+  await ask(page, "And then?");
+  await idle(page);
+  await page.focus("#talk-a li:last-child .thumbs button:last-child");
+  await page.keyboard.press("Enter");
+  await kept(page, "right");
+  assert.deepEqual(rows()[1].prompt.map((message) => message.role), ["user", "assistant", "user"]);
+  assert.equal(rows()[1].prompt[1].content, right);
+  // A stop: the answer ends, and a new conversation is empty.
+  await page.fill("#max_tokens", "200");
+  await ask(page, "Once more, and long.");
+  await page.click("#stop");
+  await idle(page);
+  assert((await page.locator("li:last-child .note").allTextContents()).some((text) => /stopped|tokens/.test(text)));
+  await page.click("#reset");
+  assert.equal(await page.locator("li").count(), 0);
+  // Dark, and a phone.
+  await page.emulateMedia({ colorScheme: "dark" });
+  await page.fill("#max_tokens", "20");
+  await ask(page, "Hello.");
+  await idle(page);
+  await accessible(page, "chat, dark");
+  await shot(page, "chat-dark");
+  await page.setViewportSize(phone.viewport);
+  await accessible(page, "chat, phone");
+  await shot(page, "chat-phone");
+  await fits(page);
+  nothing(page);
+  // The server goes away: the page says so, and a thumb is not lost without a word.
+  await end(server, "SIGKILL");
+  await page.locator("#talk-a .thumbs button").first().click();
+  await page.waitForFunction(() => document.querySelector("#notice").textContent.startsWith("Not kept"));
+  assert.equal(rows().length, 2);
+  console.log("chat: ok");
 
-// A stop: the answer ends, and the next question stands alone.
-await page.fill("#max_tokens", "200");
-await ask("Once more, and long.");
-await page.click("#stop");
-await idle();
-assert.ok((await page.locator("li:last-child .note").allTextContents()).some((text) => /stopped|tokens/.test(text)));
-await page.click("#reset");
-assert.equal(await page.locator("li").count(), 0);
+  // ---- Policies without a template continue texts; a thumb's rows are texts ----
+  const texts = await chat(["--model", "tiny", "--model", "other=tiny"]);
+  await ask(texts.page, "One day");
+  await idle(texts.page);
+  await accessible(texts.page, "texts");
+  await shot(texts.page, "texts-light");
+  await texts.page.locator("#talk-a .thumbs button").first().click();
+  await kept(texts.page, "left");
+  const row = rows()[2];
+  assert.deepEqual([row.prompt, row.chosen, row.rejected], ["One day", await said(texts.page, "a"), await said(texts.page, "b")]);
+  nothing(texts.page);
+  await end(texts.server);
+  console.log("texts: ok");
 
-// Dark, and a phone.
-await page.emulateMedia({ colorScheme: "dark" });
-await page.fill("#max_tokens", "20");
-await ask("Hello.");
-await idle();
-await page.screenshot({ path: `${shots}/dark.png` });
-await page.setViewportSize({ width: 375, height: 740 });
-await page.screenshot({ path: `${shots}/phone.png`, fullPage: true });
-const width = await page.evaluate(() => document.documentElement.scrollWidth);
-assert.ok(width <= 375, `the page is ${width} wide on a phone`);
-
-assert.deepEqual(foreign, []);
-assert.deepEqual(complaints, []);
-await browser.close();
-console.log("the chat page: all well");
+  // ---- What was chosen rates the models ----
+  const rated = JSON.parse(run("elo", "thumbs.jsonl", "--json", "--anchor", "base").trim() || "{}");
+  assert(JSON.stringify(rated).includes("sft"));
+  console.log("ratings: ok");
+});
