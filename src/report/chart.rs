@@ -8,6 +8,7 @@ use plotters::prelude::*;
 
 use super::axis::Axis;
 use super::histogram::Histogram;
+use super::page::escape;
 
 /// The colour of text and axes.
 pub(super) const INK: RGBColor = BLACK;
@@ -239,7 +240,7 @@ pub(super) fn rows_frame<'a, 'b>(
     Ok(chart)
 }
 
-/// Draws on an SVG of this size, which a screen reader takes for one picture.
+/// Draws on an SVG of this size, which a screen reader takes for one picture; [`named`] says of what.
 pub(super) fn svg(
     size: (u32, u32),
     draw: impl FnOnce(&Area<'_>) -> Drawn,
@@ -251,6 +252,12 @@ pub(super) fn svg(
         root.present().map_err(|e| e.to_string())?;
     }
     Ok(text.replacen("<svg ", "<svg role=\"img\" ", 1))
+}
+
+/// The picture with a name for screen readers.
+pub(super) fn named(picture: &str, name: &str) -> String {
+    let name = format!("role=\"img\" aria-label=\"{}\"", escape(name));
+    picture.replacen("role=\"img\"", &name, 1)
 }
 
 /// At most `max` points: means of consecutive buckets of equal size.

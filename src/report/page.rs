@@ -56,7 +56,7 @@ pub(super) fn facts(facts: &[(String, String)]) -> String {
             )
         })
         .collect();
-    format!("<div class=\"scroll\"><table class=\"facts\">\n{rows}</table></div>\n")
+    format!("<div class=\"scroll\" tabindex=\"0\"><table class=\"facts\">\n{rows}</table></div>\n")
 }
 
 /// A paragraph for each warning. `of`: the stage, where several are on the page.
@@ -95,7 +95,7 @@ pub(super) fn table(table: &Table) -> String {
     };
     let rows: String = table.rows.iter().map(|cells| row(cells, "td")).collect();
     format!(
-        "<div class=\"scroll\"><table>\n{}{rows}</table></div>\n",
+        "<div class=\"scroll\" tabindex=\"0\"><table>\n{}{rows}</table></div>\n",
         row(&table.header, "th")
     )
 }
@@ -105,7 +105,7 @@ pub(super) fn commands(commands: &[(String, String)]) -> String {
     let lines: Vec<String> = (commands.iter())
         .map(|(what, command)| {
             format!(
-                "<div class=\"command\"><small>{}</small><pre>{}</pre></div>\n",
+                "<div class=\"command\"><small>{}</small><pre tabindex=\"0\">{}</pre></div>\n",
                 escape(what),
                 escape(command)
             )
@@ -116,7 +116,7 @@ pub(super) fn commands(commands: &[(String, String)]) -> String {
 
 const STYLE: &str = "
 :root{--ink:#1d2126;--soft:#5d6670;--paper:#fff;--panel:#f5f6f7;--rule:#dde1e5;--mark:#fff3dc;--warn:#b36b00;--good:#1d7a3f;--bad:#b3372b;
---c0:#1f6fb4;--c1:#d66019;--c2:#2c9150;--c3:#8252aa}
+--c0:#1f6fb4;--c1:#b84d0c;--c2:#25803f;--c3:#8252aa}
 @media screen and (prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#9aa4ae;--paper:#15181c;--panel:#1f2429;--rule:#353c44;--mark:#3a2e14;
 --warn:#e0a440;--good:#5fc384;--bad:#ee8378;--c0:#62abea;--c1:#f0934f;--c2:#63c487;--c3:#b893dc}}
 *{box-sizing:border-box}
@@ -173,6 +173,9 @@ pub(super) mod testing {
             html.matches("://").count(),
             html.matches("http://www.w3.org/2000/svg").count()
         );
+        // A screen reader reads a picture's name.
+        let pictures = html.matches("role=\"img\"").count();
+        assert_eq!(pictures, html.matches("role=\"img\" aria-label=\"").count());
         let mut open: Vec<&str> = Vec::new();
         let mut rest = html;
         while let Some(at) = rest.find('<') {

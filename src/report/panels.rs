@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::chart::{Line, line_chart};
+use super::chart::{Line, line_chart, named};
 use super::frontier;
 use super::metrics::{MetricsRow, alarms, series};
 use super::page::escape;
@@ -278,8 +278,9 @@ pub(super) fn captioned(title: &str, legend: &str, about: &str, picture: &str) -
         false => format!("<br><small>{}</small>", escape(about)),
     };
     format!(
-        "<figure><figcaption><b>{}</b> {legend}{about}</figcaption>\n{picture}\n</figure>\n",
+        "<figure><figcaption><b>{}</b> {legend}{about}</figcaption>\n{}\n</figure>\n",
         escape(title),
+        named(picture, title),
     )
 }
 

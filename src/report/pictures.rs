@@ -216,7 +216,7 @@ pub(super) fn comparison_table(comparison: &Comparison) -> String {
         ));
     }
     format!(
-        "<div class=\"scroll\"><table>\n<tr>{header}</tr>\n{rows}</table></div>\n<p><small>{}</small></p>\n",
+        "<div class=\"scroll\" tabindex=\"0\"><table>\n<tr>{header}</tr>\n{rows}</table></div>\n<p><small>{}</small></p>\n",
         escape(&note)
     )
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use super::axis::Axis;
-use super::chart::{COLORS, INK, ROWS_FRAME_HEIGHT, rows_frame, svg};
+use super::chart::{COLORS, INK, ROWS_FRAME_HEIGHT, named, rows_frame, svg};
 use super::page::{self, escape};
 use super::ratings::PolicyRatings;
 use crate::atomic::write_output;
@@ -39,7 +39,7 @@ fn rating_page(ratings: &[PolicyRatings]) -> std::result::Result<String, String>
         }
         body.push_str(&format!(
             "<figure><figcaption>Bradley-Terry rating with its interval; 400 points are odds of ten to one</figcaption>{}</figure>\n",
-            chart(of_source)?
+            named(&chart(of_source)?, "Ratings with their intervals")
         ));
         body.push_str(&page::table(&of_source.table()));
         body.push_str("<h3>Wins of the row against the column, a tie being half a win</h3>\n");

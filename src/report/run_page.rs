@@ -164,7 +164,7 @@ pub fn run_body(report: &RunReport) -> Result<String, String> {
         body.push_str(&section(stage)?);
     }
     body.push_str(&format!(
-        "<h2>What was run</h2>\n{}<details><summary>The recipe with all defaults</summary><pre>{}</pre></details>\n",
+        "<h2>What was run</h2>\n{}<details><summary>The recipe with all defaults</summary><pre tabindex=\"0\">{}</pre></details>\n",
         page::facts(&report.facts),
         escape(&report.recipe)
     ));
@@ -194,7 +194,9 @@ fn closing(report: &RunReport) -> String {
     match results.is_empty() {
         true => String::new(),
         false => {
-            format!("<h2>Result</h2>\n<div class=\"scroll\"><table>\n{results}</table></div>\n")
+            format!(
+                "<h2>Result</h2>\n<div class=\"scroll\" tabindex=\"0\"><table>\n{results}</table></div>\n"
+            )
         }
     }
 }

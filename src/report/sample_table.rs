@@ -35,8 +35,9 @@ pub(super) fn sample_table(samples: &[Sample]) -> String {
     }
     let has_reference = prompts.iter().any(|p| p.reference.is_some());
 
-    let mut html =
-        String::from("<div class=\"scroll\"><table class=\"samples\">\n<tr><th>prompt</th>");
+    let mut html = String::from(
+        "<div class=\"scroll\" tabindex=\"0\"><table class=\"samples\">\n<tr><th>prompt</th>",
+    );
     for column in &columns {
         html.push_str(&format!("<th>{}</th>", escape(column)));
     }

@@ -71,7 +71,9 @@ pub fn stage_body(about: &StageReport<'_>) -> Result<String, String> {
     }
     if !about.next_command.is_empty() {
         let next = page::escape(about.next_command);
-        body.push_str(&format!("<h2>Next</h2>\n<pre>{next}</pre>\n"));
+        body.push_str(&format!(
+            "<h2>Next</h2>\n<pre tabindex=\"0\">{next}</pre>\n"
+        ));
     }
     body.push_str(&format!(
         "<h2>Figures</h2>\n{}",

@@ -81,7 +81,7 @@ export async function open(url, options = {}) {
   page.on("pageerror", (error) => page.problems.push(String(error)));
   page.on("console", (line) => {
     // A server that is away on purpose is no problem of the page.
-    if (line.type() === "error" && !/ERR_CONNECTION|ERR_EMPTY_RESPONSE/.test(line.text())) page.problems.push(line.text());
+    if (line.type() === "error" && !/ERR_CONNECTION|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE/.test(line.text())) page.problems.push(line.text());
   });
   page.on("dialog", (dialog) => page.problems.push("dialog " + dialog.message()));
   page.on("request", (request) => {

@@ -80,8 +80,9 @@ impl Watch {
         };
         html(format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-             <meta name=\"color-scheme\" content=\"light dark\"><title>{} · tempering</title><link rel=\"stylesheet\" href=\"/style.css\">\
-             <script src=\"/watch.js\" defer></script></head>\n<body>\n<p class=\"soft\">{back}<span id=\"state\" role=\"status\">connecting</span></p>\n\
+             <meta name=\"color-scheme\" content=\"light dark\"><title>{} · tempering</title><link rel=\"icon\" href=\"data:,\">\
+             <link rel=\"stylesheet\" href=\"/style.css\">\
+             <script src=\"/watch.js\" defer></script></head>\n<body>\n<header class=\"soft\">{back}<span id=\"state\" role=\"status\">connecting</span></header>\n\
              <main id=\"report\" data-source=\"{}\">\n{body}</main></body></html>\n",
             text_of_html(&title),
             text_of_html(&source)
