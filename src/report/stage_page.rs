@@ -187,7 +187,7 @@ mod tests {
         ));
         assert!(html.contains("answer 40<br><small>no EOS</small>"));
         assert!(html.contains("<th>tokens per second</th><td>100</td>"));
-        assert!(html.contains("<pre>temper export --run x</pre>"));
+        assert!(html.contains("<pre tabindex=\"0\">temper export --run x</pre>"));
         assert!(html.contains("<td>12,345</td>"));
     }
 
