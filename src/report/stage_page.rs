@@ -75,10 +75,11 @@ pub fn stage_body(about: &StageReport<'_>) -> Result<String, String> {
             "<h2>Next</h2>\n<pre tabindex=\"0\">{next}</pre>\n"
         ));
     }
-    body.push_str(&format!(
-        "<h2>Figures</h2>\n{}",
-        page::facts(&facts(record, logs))
-    ));
+    // A stage that goes on has none yet.
+    let facts = page::facts(&facts(record, logs));
+    if !facts.is_empty() {
+        body.push_str(&format!("<h2>Figures</h2>\n{facts}"));
+    }
     Ok(body)
 }
 
