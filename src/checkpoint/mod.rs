@@ -7,7 +7,7 @@ pub mod step;
 pub mod tensor_map;
 
 pub use atomic::{write_atomic, write_dir_atomic};
-pub use run_dir::{FileHash, RunDir, RunInfo, StageLineage};
+pub use run_dir::{FileHash, ModelLineage, ModelRole, RunDir, RunInfo, StageLineage};
 pub use step::{
     CHECKPOINTS, StepCheckpoint, all, clear, latest, load_best, of_states, prune, save, save_best,
     set_aside,

@@ -48,8 +48,58 @@ pub struct StageLineage {
     pub init: String,
     /// Data files.
     pub data: Vec<FileHash>,
-    /// Weight files the stage started from.
-    pub weights: Vec<FileHash>,
+    /// Every model that it loaded.
+    pub models: Vec<ModelLineage>,
+}
+
+impl StageLineage {
+    /// The files of all its models.
+    pub fn model_files(&self) -> impl Iterator<Item = &FileHash> {
+        self.models.iter().flat_map(|model| &model.files)
+    }
+}
+
+/// A model that a stage loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelLineage {
+    /// What the stage used it for.
+    pub role: ModelRole,
+    /// Its name in the recipe: a model, a stage or a path.
+    pub name: String,
+    /// The files of its weights and adapters; none for random weights and for a model behind an endpoint.
+    pub files: Vec<FileHash>,
+}
+
+/// What a stage used a model for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelRole {
+    /// Training, or generation.
+    Policy,
+    /// The reference of a KL term or of a comparison, if it is not the policy before training.
+    Reference,
+    /// Teaching a student.
+    Teacher,
+    /// The start of the value function.
+    Value,
+    /// A reward source: a reward model, a classifier, or a language model's log-probability.
+    Reward,
+    /// Judging or grading.
+    Judge,
+}
+
+impl ModelRole {
+    /// Its name in `run.json` and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Reference => "reference",
+            Self::Teacher => "teacher",
+            Self::Value => "value",
+            Self::Reward => "reward",
+            Self::Judge => "judge",
+        }
+    }
 }
 
 /// A file with its hash.

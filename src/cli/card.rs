@@ -64,7 +64,7 @@ impl CardOf<'_> {
         datasets.sort();
         datasets.dedup();
         let commits = lineage()
-            .flat_map(|of| &of.weights)
+            .flat_map(|of| of.model_files())
             .filter_map(|file| file.repository.as_deref());
         let base = self.base(recipe.model.as_deref(), &commits.collect::<Vec<_>>());
         let is_reward = (recipe.stages.iter())

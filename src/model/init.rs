@@ -18,3 +18,14 @@ pub enum Init {
     /// Random initial weights for a `config.json`, with the tokenizer files beside it.
     Random(PathBuf),
 }
+
+impl Init {
+    /// A name for tables: `base`, a stage's name or a path.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Base => "base".into(),
+            Self::Stage(stage) => stage.clone(),
+            Self::Folder(path) | Self::Random(path) => path.display().to_string(),
+        }
+    }
+}

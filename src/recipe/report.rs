@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::references::flows;
 use super::write::dialect;
 use super::{Recipe, load, steps_after, to_ron};
-use crate::checkpoint::RunInfo;
 use crate::checkpoint::run_dir::read_info;
+use crate::checkpoint::{FileHash, ModelRole, RunInfo};
 use crate::error::{Error, Result};
 use crate::report::{
     FlowSource, RunReport, StageLogs, StageRecord, StageSection, StageState, duration, grouped,
@@ -171,6 +171,48 @@ fn status(stages: &[StageSection]) -> String {
     }
 }
 
+/// The models that the stages loaded, but those that they wrote: name, roles and files, each file once.
+fn models(info: &RunInfo, stages: &[StageSection]) -> Vec<String> {
+    let all = || info.lineage.iter().flat_map(|stage| &stage.models);
+    let mut names: Vec<&String> = Vec::new();
+    let mut listed: Vec<&Path> = Vec::new();
+    let mut found = Vec::new();
+    for model in all() {
+        if names.contains(&&model.name) {
+            continue;
+        }
+        names.push(&model.name);
+        let mut roles: Vec<&str> = (all().filter(|other| other.name == model.name))
+            .map(|other| other.role.name())
+            .collect();
+        roles.sort_unstable();
+        roles.dedup();
+        let roles = roles.join(", ");
+        if model.role == ModelRole::Judge && model.files.is_empty() {
+            found.push(format!("{} ({roles}, behind an endpoint)", model.name));
+        }
+        let mut files = Vec::new();
+        for file in &model.files {
+            let is_own = stages
+                .iter()
+                .any(|stage| is_result_of(&file.path, &stage.name));
+            if !is_own && !listed.contains(&file.path.as_path()) {
+                listed.push(&file.path);
+                files.push(format!("{}, {}", file.path.display(), short_hash(file)));
+            }
+        }
+        if !files.is_empty() {
+            found.push(format!("{} ({roles}): {}", model.name, files.join(", ")));
+        }
+    }
+    found
+}
+
+/// The first digits of a file's SHA-256.
+fn short_hash(file: &FileHash) -> String {
+    format!("sha256 {}", file.sha256.get(..12).unwrap_or(&file.sha256))
+}
+
 fn facts(recipe: &Recipe, info: &RunInfo, stages: &[StageSection]) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = Vec::new();
     let mut fact = |name: &str, value: String| {
@@ -178,15 +220,14 @@ fn facts(recipe: &Recipe, info: &RunInfo, stages: &[StageSection]) -> Vec<(Strin
             found.push((name.to_owned(), value));
         }
     };
-    let files = || info.lineage.iter().flat_map(|stage| stage.weights.iter());
-    let mut commits: Vec<&String> = files()
-        .filter_map(|file| file.repository.as_ref())
-        .collect();
+    let files = info.lineage.iter().flat_map(|stage| stage.model_files());
+    let mut commits: Vec<&String> = files.filter_map(|file| file.repository.as_ref()).collect();
     commits.sort();
     commits.dedup();
     let commits: Vec<String> = commits.into_iter().cloned().collect();
     fact("model", recipe.model.clone().unwrap_or_default());
     fact("model's commit", commits.join(", "));
+    fact("models", models(info, stages).join("; "));
     let mut data: Vec<String> = Vec::new();
     for file in info.lineage.iter().flat_map(|stage| &stage.data) {
         // Rows that a stage wrote are no data of the run.
@@ -196,8 +237,7 @@ fn facts(recipe: &Recipe, info: &RunInfo, stages: &[StageSection]) -> Vec<(Strin
         let rows = file.rows.map_or(String::new(), |rows| {
             format!(", {} rows", grouped(rows as u64))
         });
-        let hash = file.sha256.get(..12).unwrap_or(&file.sha256);
-        let text = format!("{}{rows}, sha256 {hash}", file.path.display());
+        let text = format!("{}{rows}, {}", file.path.display(), short_hash(file));
         if !data.contains(&text) {
             data.push(text);
         }
@@ -232,6 +272,18 @@ fn facts(recipe: &Recipe, info: &RunInfo, stages: &[StageSection]) -> Vec<(Strin
     );
     fact("tempering", info.version.clone());
     found
+}
+
+/// Whether a file is of the model or adapter that `stage` wrote.
+fn is_result_of(path: &Path, stage: &str) -> bool {
+    let name = |path: &Path| path.file_name().map(ToOwned::to_owned);
+    let Some(folder) = path.parent() else {
+        return false;
+    };
+    ["model", "adapter", "base"]
+        .iter()
+        .any(|of| folder.ends_with(of))
+        && folder.parent().and_then(name).is_some_and(|of| of == stage)
 }
 
 /// Whether a file is one of those that `stage` writes for later stages.

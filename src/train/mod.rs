@@ -18,6 +18,7 @@ mod journal;
 mod judge;
 mod kto;
 mod label;
+mod lineage;
 mod measure;
 mod online_dpo;
 mod orpo;

@@ -10,7 +10,7 @@ use super::Session;
 use super::config::{Init, Peft};
 use super::sources::reward_folder;
 use crate::atomic::write_atomic;
-use crate::checkpoint::{FileHash, StageLineage, write_dir_atomic};
+use crate::checkpoint::{ModelRole, write_dir_atomic};
 use crate::collective;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -37,8 +37,6 @@ pub struct Policy<B: ModelBackend> {
     pub adapter: Option<AdapterSpec>,
     /// The base for PEFT's `base_model_name_or_path`: a hub repository or an absolute path.
     pub base: String,
-    /// Files that the weights were read from.
-    pub files: Vec<PathBuf>,
     /// Score head stored beside the weights (`score.weight` of a classification model or adapter), `[hidden]`. Reward models start
     /// from it; policies ignore it.
     pub score: Option<Vec<f32>>,
@@ -58,11 +56,19 @@ pub struct RewardModel<B: ModelBackend> {
 }
 
 impl<B: ModelBackend> Session<'_, B> {
-    /// The model that `init` names.
+    /// The policy that `init` names.
+    ///
+    /// # Errors
+    /// As [`Session::policy_as`].
+    pub fn policy(&mut self, init: &Init) -> Result<Policy<B>> {
+        self.policy_as(ModelRole::Policy, init)
+    }
+
+    /// The language model that `init` names, which the lineage lists with this role.
     ///
     /// # Errors
     /// When files are missing, do not fit, or the stage has not run.
-    pub fn policy(&mut self, init: &Init) -> Result<Policy<B>> {
+    pub(super) fn policy_as(&mut self, role: ModelRole, init: &Init) -> Result<Policy<B>> {
         let mut source = match init {
             Init::Base => {
                 let name = self.model.as_deref().ok_or_else(|| {
@@ -78,12 +84,12 @@ impl<B: ModelBackend> Session<'_, B> {
                 let (config, tokenizer) = ModelSource::blank(path)?;
                 let (tokenizer, config) = self.with_tokens(&tokenizer, &config)?;
                 let source = RandomSource::new(&config, self.seed.fork("weights"));
+                self.record_model(role, init.name(), Vec::new())?;
                 return Ok(Policy {
                     model: LanguageModel::load(&config, &source, &self.device)?,
                     tokenizer,
                     adapter: None,
                     base: path.to_string_lossy().into_owned(),
-                    files: Vec::new(),
                     score: None,
                     config,
                 });
@@ -91,6 +97,7 @@ impl<B: ModelBackend> Session<'_, B> {
         };
         let (tokenizer, config) = self.with_tokens(&source.tokenizer()?, &source.config)?;
         source.resize(config);
+        self.record_model(role, self.lineage_name(init), source.files()?)?;
         self.warn(&source.notes);
         let mut model = self.shared_base(&source)?;
         let adapter = source.attach_outermost(&mut model, &self.device)?;
@@ -106,7 +113,6 @@ impl<B: ModelBackend> Session<'_, B> {
             tokenizer,
             adapter: adapter.map(|adapter| adapter.config.spec),
             base: source.peft_base()?,
-            files: source.files()?,
             score,
             config: source.config,
         })
@@ -155,11 +161,24 @@ impl<B: ModelBackend> Session<'_, B> {
     /// # Errors
     /// As [`Session::policy`].
     pub fn reward_model(&mut self, stage: &str) -> Result<RewardModel<B>> {
+        self.reward_model_as(ModelRole::Reward, stage)
+    }
+
+    /// The reward model of a stage, or of a folder, which the lineage lists with this role.
+    ///
+    /// # Errors
+    /// As [`Session::policy`].
+    pub(super) fn reward_model_as(
+        &mut self,
+        role: ModelRole,
+        stage: &str,
+    ) -> Result<RewardModel<B>> {
         let source = match reward_folder(stage) {
             Some(folder) => ModelSource::at(folder, self.model.as_deref())?,
             None => self.stage_result(stage)?,
         };
         source.check_reward()?;
+        self.record_model(role, stage.to_owned(), source.files()?)?;
         let tokenizer = Arc::new(source.tokenizer()?);
         self.warn(&source.notes);
         // A whole classification checkpoint is not shared as a base.
@@ -177,42 +196,6 @@ impl<B: ModelBackend> Session<'_, B> {
             adapter: adapter.map(|adapter| adapter.config.spec),
             config: source.config,
         })
-    }
-
-    /// Records the origin of a stage's weights and data.
-    ///
-    /// # Errors
-    /// `Error::Io`.
-    pub(super) fn record(
-        &self,
-        stage: &str,
-        init: &str,
-        weights: &[PathBuf],
-        data: &[(Vec<PathBuf>, usize)],
-    ) -> Result<()> {
-        let hash = |path: &PathBuf, rows| match self.hashes.get(path) {
-            Some(sha256) => Ok(FileHash::known(path, sha256, rows)),
-            None => FileHash::of(path, rows),
-        };
-        let lineage = || {
-            Ok::<_, crate::error::Error>(StageLineage {
-                stage: stage.to_owned(),
-                init: init.to_owned(),
-                data: (data.iter())
-                    .flat_map(|(files, rows)| {
-                        // How many are of each of several files is not known.
-                        let rows = Some(*rows).filter(|_| files.len() == 1);
-                        files.iter().map(move |path| hash(path, rows))
-                    })
-                    .collect::<Result<_>>()?,
-                weights: weights
-                    .iter()
-                    .map(|path| hash(path, None))
-                    .collect::<Result<_>>()?,
-            })
-        };
-        collective::on_first(|| self.run.record(lineage()?))?;
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::RunClock;
+use super::lineage::Lineage;
 use crate::checkpoint::RunDir;
 use crate::collective;
 use crate::data::{
@@ -64,6 +65,8 @@ pub struct Session<'a, B: ModelBackend> {
     /// Frozen bases, keyed by the files of the model and of adapters merged into it, by rows of the embedding, and by whether that is
     /// the output head. Policies, references, rewards and values with the same base share one copy.
     pub(super) bases: HashMap<(Vec<PathBuf>, usize, bool), LanguageModel<B>>,
+    /// The models and data of the stage that runs.
+    pub(super) lineage: Lineage,
     /// Warnings reported so far.
     pub(super) warned: BTreeSet<String>,
 }
@@ -89,6 +92,7 @@ impl<'a, B: ModelBackend> Session<'a, B> {
             reporter,
             hashes: HashMap::new(),
             bases: HashMap::new(),
+            lineage: Lineage::default(),
             warned: BTreeSet::new(),
         }
     }

@@ -1,9 +1,10 @@
 //! The reward sources of a stage.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::Session;
+use crate::checkpoint::ModelRole;
 use crate::collective;
 use crate::data::Tokenizer;
 use crate::error::Result;
@@ -43,30 +44,32 @@ impl<B: ModelBackend> Session<'_, B> {
             }
             ModelReward::Classifier(model, settings) => {
                 let source = ClassifierSource::find(&Finder::new(Fetch::All), model)?;
+                self.record_model(ModelRole::Reward, model.to_owned(), source.files()?)?;
                 let (numerics, device) = (self.numerics, &self.device);
                 let source =
                     Classifier::<B>::load(&source, settings, numerics, SCORE_TOKENS, device)?;
                 Ok(Box::new(source))
             }
             ModelReward::Graded(graded) => {
-                let (judge, _) = self.judge(&graded.judge)?;
+                let judge = self.judge(&graded.judge)?;
                 let name = format!("graded({})", graded.judge.name());
                 Ok(Box::new(Graded::new(name, judge, graded)?))
             }
         })
     }
 
-    /// The judge that a recipe names, and the files of its weights. Answers of a server are kept in the run's folder.
+    /// The judge that a recipe names. Answers of a server are kept in the run's folder.
     ///
     /// # Errors
     /// As [`Session::policy`] and [`Endpoint::new`].
-    pub(super) fn judge(&mut self, model: &JudgeModel) -> Result<(Box<dyn Judge>, Vec<PathBuf>)>
+    pub(super) fn judge(&mut self, model: &JudgeModel) -> Result<Box<dyn Judge>>
     where
         B: 'static,
     {
         let init = match model {
             JudgeModel::Model(init) => init,
             JudgeModel::Endpoint(endpoint) => {
+                self.record_model(ModelRole::Judge, endpoint.model.clone(), Vec::new())?;
                 let answers = self.run.path().join(ANSWERS);
                 let make = || {
                     Ok(
@@ -78,10 +81,10 @@ impl<B: ModelBackend> Session<'_, B> {
                     true => make()?,
                     false => Box::new(OfFirst::new(make)?),
                 };
-                return Ok((judge, Vec::new()));
+                return Ok(judge);
             }
         };
-        let policy = self.policy(init)?;
+        let policy = self.policy_as(ModelRole::Judge, init)?;
         let before = (policy.adapter.as_ref()).map_or(0, |adapter| adapter.num_virtual_tokens());
         let positions = (policy.config.has_learned_positions())
             .then(|| policy.config.max_positions().saturating_sub(before));
@@ -94,7 +97,7 @@ impl<B: ModelBackend> Session<'_, B> {
             JUDGE_TEXTS,
             self.device.clone(),
         );
-        Ok((Box::new(judge), policy.files))
+        Ok(Box::new(judge))
     }
 
     /// A reward model as a source.
@@ -126,6 +129,7 @@ impl<B: ModelBackend> Session<'_, B> {
     {
         let finder = Finder::new(Fetch::All);
         let source = finder.find_on(name, self.model.as_deref())?;
+        self.record_model(ModelRole::Reward, name.to_owned(), source.files()?)?;
         self.warn(&source.notes);
         let own = Some(Arc::new(source.tokenizer()?));
         let mut model = self.shared_base(&source)?;

@@ -287,6 +287,7 @@ macro_rules! stages {
                 &self,
                 session: &mut Session<'_, B>,
             ) -> crate::error::Result<Outcome> {
+                session.begin_lineage();
                 match self { $(Self::$kind(stage) => stage.run(session),)* }
             }
 

@@ -237,6 +237,31 @@ fn a_recipe_is_rewarded_by_a_classifier() {
     fs::write(temp.path().join("r.ron"), recipe).unwrap();
     let output = temper(temp.path(), "recipe r.ron --output run");
     assert!(output.status.success(), "{}", stderr(&output));
+    // Every stage that loaded it has its files in the lineage, and the report of the run names it once.
+    let info = fs::read_to_string(temp.path().join("run/run.json")).unwrap();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    let roles_of = |entry: &Value| -> Vec<String> {
+        let models = entry["models"].as_array().unwrap().iter();
+        let text = |model: &Value| {
+            let hash = model["files"][0]["sha256"].as_str().unwrap();
+            assert_eq!(hash.len(), 64, "{model}");
+            let name = model["name"].as_str().unwrap().rsplit('/').next().unwrap();
+            format!("{}: {name}", model["role"].as_str().unwrap())
+        };
+        models.map(text).collect()
+    };
+    let roles: Vec<Vec<String>> = (info["lineage"].as_array().unwrap().iter())
+        .map(roles_of)
+        .collect();
+    let (base, classifier) = ("policy: tiny", "reward: bert");
+    let expected: [&[&str]; 3] = [
+        &[base, classifier],
+        &[base, classifier],
+        &[base, classifier, "policy: ppo"],
+    ];
+    assert_eq!(roles, expected);
+    let page = fs::read_to_string(temp.path().join("run/report.html")).unwrap();
+    assert_eq!(page.matches("encoders/bert (reward): ").count(), 1);
     // Prompts are longer than the classifier reads.
     let warning = "had more than 24 tokens, and it did not read their beginning";
     assert!(stderr(&output).contains(warning), "{}", stderr(&output));

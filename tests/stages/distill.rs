@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::resume::run_until;
-use crate::support::pipeline::{metrics, values};
+use crate::support::pipeline::{metrics, models, values};
 use tempering::recipe::{self, RunOptions};
 
 /// A teacher that was fine-tuned for a few steps, and its student, which is the model before that.
@@ -29,6 +29,10 @@ fn a_student_comes_nearer_to_its_teacher_and_resumes_to_the_bit() {
     let whole = folder.path().join("whole");
     let text = recipe(POSTS);
     run_until(&text, folder.path(), &whole, None);
+    assert_eq!(
+        models(&whole, "student"),
+        ["policy tiny: 1 files", "teacher teacher: 2 files"]
+    );
     let held_out = values(&whole, "student", "eval/loss");
     assert_eq!(held_out.len(), 3, "{held_out:?}");
     assert!(held_out[2] < 0.9 * held_out[0], "{held_out:?}");

@@ -236,6 +236,8 @@ fn a_server_judges_and_is_asked_nothing_twice() {
         (&json!("m"), &json!(true), &json!(0.0))
     );
 
+    let models = pipeline::models(&folder.path().join("run"), "judge");
+    assert_eq!(models, ["judge m: 0 files"]);
     let out = folder.path().join("run/judge");
     for row in rows(&out.join("train.jsonl")) {
         let [chosen, rejected] =

@@ -801,7 +801,6 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
         tokenizer: Arc::new(tokenizer()),
         adapter: None,
         base: "ref".into(),
-        files: Vec::new(),
         score: None,
     };
     let mut reward = reward_model();

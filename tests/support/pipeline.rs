@@ -154,7 +154,44 @@ pub(crate) fn every_stage<B: ModelBackend>(device: B::Device) {
         .map(|entry| entry["stage"].as_str().unwrap())
         .collect();
     assert_eq!(stages, STAGES);
-    // What starts from the embedded model names its file, by content.
-    let hash = lineage[1]["weights"][0]["sha256"].as_str().unwrap();
-    assert_eq!(hash.len(), 64);
+    // Models by what they were used for, with their files: weights, and adapters on them.
+    let random = "policy models/tiny/config.json: 0 files";
+    assert_eq!(models(&out, "pretrain"), [random]);
+    assert_eq!(models(&out, "sft"), ["policy tiny: 1 files"]);
+    let of_ppo = [
+        "policy sft: 2 files",
+        "reward rm: 2 files",
+        "value rm: 2 files",
+    ];
+    assert_eq!(models(&out, "ppo"), of_ppo);
+    let of_compare = models(&out, "compare");
+    assert_eq!(
+        of_compare[..2],
+        ["reference sft: 2 files", "reward rm: 2 files"]
+    );
+    assert_eq!(of_compare.len(), 6, "{of_compare:?}");
+}
+
+/// The models in a stage's lineage: `role name: n files`. Their hashes are there.
+pub(crate) fn models(run: &Path, stage: &str) -> Vec<String> {
+    let info = std::fs::read_to_string(run.join("run.json")).unwrap();
+    let info: Value = serde_json::from_str(&info).unwrap();
+    let mut entries = info["lineage"].as_array().unwrap().iter();
+    let entry = entries.find(|entry| entry["stage"] == stage).unwrap();
+    let text = |model: &Value| {
+        let files = model["files"].as_array().unwrap();
+        assert!(
+            files
+                .iter()
+                .all(|file| file["sha256"].as_str().unwrap().len() == 64)
+        );
+        let [role, name] = ["role", "name"].map(|key| model[key].as_str().unwrap());
+        format!("{role} {name}: {} files", files.len())
+    };
+    entry["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(text)
+        .collect()
 }

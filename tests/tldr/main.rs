@@ -154,10 +154,10 @@ fn the_recipe_runs_from_the_hub_to_its_last_table() {
     let run = fs::read_to_string(temp.path().join("runs/tldr/run.json")).unwrap();
     let run: Value = serde_json::from_str(&run).unwrap();
     for (inputs, repository) in [
-        ("weights", "Qwen/Qwen3-0.6B-Base"),
-        ("data", "datasets/trl-lib/tldr"),
+        ("/models/0/files/0", "Qwen/Qwen3-0.6B-Base"),
+        ("/data/0", "datasets/trl-lib/tldr"),
     ] {
-        let file = &run["lineage"][0][inputs][0];
+        let file = run["lineage"][0].pointer(inputs).unwrap();
         assert_eq!(file["repository"], format!("{repository}@{COMMIT}"));
     }
     let mut fetched = hub.downloads();

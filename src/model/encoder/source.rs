@@ -70,6 +70,14 @@ impl ClassifierSource {
         weights::check_but(source, &self.config.tensors(), &leaves_out)
     }
 
+    /// The files of its weights.
+    ///
+    /// # Errors
+    /// As [`weights::open`].
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        Ok(weights::open(&self.weights)?.files())
+    }
+
     /// Loads the classifier, after checking all tensors of the file.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::atomic::write_atomic;
+use crate::checkpoint::ModelRole;
 use crate::collective;
 use crate::data::{Prompt, Prompts};
 use crate::error::{Error, Result, count};
@@ -51,7 +52,10 @@ pub(super) fn compare<B: ModelBackend>(
         stage: config.name.clone(),
         message: "`policies` is empty: name at least one".into(),
     })?;
-    let reference = session.policy(config.reference.as_ref().unwrap_or(first))?;
+    let reference = match &config.reference {
+        Some(init) => session.policy_as(ModelRole::Reference, init)?,
+        None => session.policy(first)?,
+    };
     let encoding = Prompts {
         max_length: config.max_prompt_length,
     };
@@ -65,6 +69,9 @@ pub(super) fn compare<B: ModelBackend>(
             session.reward_source(reward, &reference.tokenizer)?,
         );
     }
+    let policies: Vec<String> = config.policies.iter().map(Init::name).collect();
+    let data = (data_files(&config.data, session.run.path()), num_read);
+    session.record(&config.name, &policies.join(", "), &[data])?;
     let summary = format!(
         "{} policies on {} held-out prompts",
         config.policies.len(),
@@ -97,12 +104,10 @@ pub(super) fn compare<B: ModelBackend>(
         1 => prompts,
         _ => prompts.iter().flat_map(repeated).collect(),
     };
-    let mut files = Vec::new();
     let mut all = Vec::new();
     let interrupt = session.interrupt.clone();
     for (index, init) in config.policies.iter().enumerate() {
         let policy = session.policy(init)?;
-        files.extend(policy.files.iter().cloned());
         let options = Generation {
             response_length: config.response_length,
             sampling: config.sampling.clone(),
@@ -144,7 +149,7 @@ pub(super) fn compare<B: ModelBackend>(
     };
     let mut results: Vec<PolicyResponses> = Vec::new();
     for ((init, responses), measured) in config.policies.iter().zip(&all).zip(measured) {
-        let result = results_of(title(init), config.num_responses, responses, measured);
+        let result = results_of(init.name(), config.num_responses, responses, measured);
         let mean = |source: &String| {
             let scores = result.scores.iter().filter_map(|scores| scores.get(source));
             scores.sum::<f64>() / result.scores.len() as f64
@@ -170,12 +175,7 @@ pub(super) fn compare<B: ModelBackend>(
     }
     let lines = lines(&results, &all);
     collective::on_first(|| write_atomic(journal.dir().join(COMPARED), lines.as_bytes()))?;
-    files.sort();
-    files.dedup();
-    let policies: Vec<String> = config.policies.iter().map(title).collect();
-    let data = (data_files(&config.data, session.run.path()), num_read);
-    session.record(&config.name, &policies.join(", "), &files, &[data])?;
-    let reference = title(config.reference.as_ref().unwrap_or(first));
+    let reference = config.reference.as_ref().unwrap_or(first).name();
     session.warn_of_sources(sources.values());
     let sources: Vec<String> = sources.into_keys().collect();
     let rules = ContestRules {
@@ -253,12 +253,4 @@ fn lines(policies: &[PolicyResponses], all: &[Responses]) -> String {
         format!("{row}\n")
     };
     (0..first.scores.len() / each).map(line).collect()
-}
-
-fn title(init: &Init) -> String {
-    match init {
-        Init::Base => "base".into(),
-        Init::Stage(stage) => stage.clone(),
-        Init::Folder(path) | Init::Random(path) => path.display().to_string(),
-    }
 }

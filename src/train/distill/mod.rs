@@ -14,6 +14,7 @@ pub use config::DistillConfig;
 
 use burn::module::AutodiffModule;
 
+use crate::checkpoint::ModelRole;
 use crate::collective;
 use crate::data::{Batches, Prompt, Tokenizer, encode_prompts, own_micro_batches, step_parts_with};
 use crate::error::Result;
@@ -42,7 +43,9 @@ pub(super) fn distill<B: ModelBackend>(
     let device = session.device.clone();
     let seed = session.stage_seed(&config.name);
     let student = session.policy(&config.init)?;
-    let teacher = session.policy(&config.teacher)?.model;
+    let teacher = session
+        .policy_as(ModelRole::Teacher, &config.teacher)?
+        .model;
     let (model_config, base) = (student.config.clone(), student.base.clone());
     let tokenizer = student.tokenizer.clone();
     let train = Rows::read(session, "training data", &config.data, config, &tokenizer)?;
@@ -63,7 +66,6 @@ pub(super) fn distill<B: ModelBackend>(
     session.record(
         &config.name,
         &format!("{:?}", config.init),
-        &student.files,
         &[(data, train.num_read())],
     )?;
 

@@ -149,7 +149,7 @@ fn train<B: ModelBackend>(
     let mut generator = Generator::new(session, &tokenizer, generation, keys.reward, keys.gold)?;
     let data = (data_files(keys.data, session.run.path()), train.len());
     let init = format!("{:?}", keys.init);
-    session.record(keys.name, &init, &policy.files, &[data])?;
+    session.record(keys.name, &init, &[data])?;
 
     // Adapters share the base's weights with it, so that it costs nothing; otherwise it is kept for the KL term only.
     let has_kl = keys.kl_coef > 0.0;

@@ -57,12 +57,7 @@ pub(super) fn hir<B: ModelBackend>(
     let source = session.reward_source(&config.reward, &policy.tokenizer)?;
     let mut sources = BTreeMap::from([(SCORE.to_owned(), source)]);
     let data = (data_files(&config.data, session.run.path()), train.len());
-    session.record(
-        &config.name,
-        &format!("{:?}", config.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(&config.name, &format!("{:?}", config.init), &[data])?;
 
     let reference = policy.model.clone();
     let mut trained = policy.clone().into_trainable(&config.peft, seed)?;

@@ -61,9 +61,9 @@ pub(super) fn judge<B: ModelBackend>(
             message: "no prompt has two responses: a judge needs pairs".into(),
         });
     }
-    let (mut judge, weights) = session.judge(&config.judge)?;
+    let mut judge = session.judge(&config.judge)?;
     let data = (data_files(&config.data, session.run.path()), sets.len());
-    session.record(&config.name, &config.judge.name(), &weights, &[data])?;
+    session.record(&config.name, &config.judge.name(), &[data])?;
     let steps = sets.len().div_ceil(PROMPTS_PER_STEP);
     let summary = format!("{total} pairs of responses to {} prompts", sets.len());
     // Every step is a checkpoint: its rows are in the log.

@@ -87,12 +87,7 @@ fn kto<B: ModelBackend>(session: &mut Session<'_, B>, config: &KtoConfig) -> Res
         data_files(&config.data, session.run.path()),
         train.num_read(),
     );
-    session.record(
-        &config.name,
-        &format!("{:?}", config.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(&config.name, &format!("{:?}", config.init), &[data])?;
 
     let reference = policy.model.clone();
     let mut trained = policy.into_trainable(&config.peft, seed)?;

@@ -65,7 +65,7 @@ pub(super) fn label<B: ModelBackend>(
         }
     }
     let data = (data_files(&config.data, session.run.path()), rows.len());
-    session.record(&config.name, &format!("{:?}", config.by), &[], &[data])?;
+    session.record(&config.name, &format!("{:?}", config.by), &[data])?;
     let summary = format!("{} tasks", tasks.len());
     let cadence = Cadence {
         save_total_limit: 1,

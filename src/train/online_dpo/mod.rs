@@ -84,12 +84,7 @@ fn online_dpo<B: ModelBackend>(
         gold,
     )?;
     let data = (data_files(&config.data, session.run.path()), train.len());
-    session.record(
-        &config.name,
-        &format!("{:?}", config.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(&config.name, &format!("{:?}", config.init), &[data])?;
 
     let reference = policy.model.clone();
     let mut trained = policy.clone().into_trainable(&config.peft, seed)?;

@@ -24,6 +24,7 @@ use super::rollout::{
     endless, evaluate, held_out_prompts, minibatch_orders, next_prompts, prompts, update,
 };
 use super::session::{Outcome, data_files};
+use crate::checkpoint::ModelRole;
 use crate::data::{Example, Texts, TokenRows};
 use crate::error::Result;
 use crate::ops::ModelBackend;
@@ -77,15 +78,15 @@ pub(super) fn ppo<B: ModelBackend>(
         gold,
     )?;
     let reward = match config.value_start() {
-        Some(stage) => Some(session.reward_model(stage)?),
+        Some(stage) => Some(session.reward_model_as(ModelRole::Value, stage)?),
         None => None,
     };
     let value = value_function(&policy, reward, config, seed, &device)?;
     let texts = texts(session, config, &policy)?;
-    record(session, config, &policy, train.len(), texts.len())?;
+    record(session, config, train.len(), texts.len())?;
 
     let reference = match &config.reference {
-        Some(init) => session.policy(init)?.model,
+        Some(init) => session.policy_as(ModelRole::Reference, init)?.model,
         None => policy.model.clone(),
     };
     let mut trained = policy.clone().into_trainable(&config.peft, seed)?;
@@ -242,11 +243,10 @@ fn texts<B: ModelBackend>(
     session.token_rows("pre-training text", &ptx.data, &policy.tokenizer, &encoding)
 }
 
-/// Records the origin of weights, prompts and text.
+/// Records the origin of the policy, of prompts and text.
 fn record<B: ModelBackend>(
-    session: &Session<'_, B>,
+    session: &mut Session<'_, B>,
     config: &PpoConfig,
-    policy: &Policy<B>,
     prompts: usize,
     texts: usize,
 ) -> Result<()> {
@@ -256,7 +256,7 @@ fn record<B: ModelBackend>(
         data.push((data_files(&ptx.data, run), texts));
     }
     let init = format!("{:?}", config.init);
-    session.record(&config.name, &init, &policy.files, &data)
+    session.record(&config.name, &init, &data)
 }
 
 /// The pre-training text of each optimiser step of one update; empty without `ptx`.

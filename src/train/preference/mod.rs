@@ -85,12 +85,7 @@ pub(in crate::train) fn train<B: ModelBackend>(
         data_files(settings.data, session.run.path()),
         train.num_read(),
     );
-    session.record(
-        settings.name,
-        &format!("{:?}", settings.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(settings.name, &format!("{:?}", settings.init), &[data])?;
 
     let objective = &settings.objective;
     let reference = objective.has_reference().then(|| policy.model.clone());

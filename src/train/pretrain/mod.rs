@@ -35,12 +35,7 @@ pub(super) fn pretrain<B: ModelBackend>(
         data_files(&config.data, session.run.path()),
         train.num_read(),
     );
-    session.record(
-        &config.name,
-        &format!("{:?}", config.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(&config.name, &format!("{:?}", config.init), &[data])?;
     let work = SupervisedTraining {
         stage: &config.name,
         peft: &config.peft,

@@ -51,12 +51,7 @@ pub(super) fn revise<B: ModelBackend>(
     let prompts = session.token_rows("prompts", &config.data, &policy.tokenizer, &encoding)?;
     let files = data_files(&config.data, session.run.path());
     let init = format!("{:?}", config.init);
-    session.record(
-        &config.name,
-        &init,
-        &policy.files,
-        &[(files, prompts.num_read())],
-    )?;
+    session.record(&config.name, &init, &[(files, prompts.num_read())])?;
     let seed = session.stage_seed(&config.name);
     let reviser = Reviser {
         config,

@@ -47,7 +47,6 @@ pub(super) fn reward_model<B: ModelBackend>(
         tokenizer,
         adapter: present,
         base,
-        files,
         score,
     } = session.policy(&config.init)?;
     let names = match config.loss_type {
@@ -75,7 +74,7 @@ pub(super) fn reward_model<B: ModelBackend>(
         data_files(&config.data, session.run.path()),
         train.num_read(),
     );
-    session.record(&config.name, &format!("{:?}", config.init), &files, &[data])?;
+    session.record(&config.name, &format!("{:?}", config.init), &[data])?;
 
     let mut backbone = model.into_backbone();
     let peft = token_ids(&config.peft, &tokenizer)?;

@@ -75,12 +75,7 @@ pub(super) fn sample<B: ModelBackend>(
         data_files(work.data, session.run.path()),
         prompts.num_read(),
     );
-    session.record(
-        work.name,
-        &format!("{:?}", work.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(work.name, &format!("{:?}", work.init), &[data])?;
     let mut source = match work.reward {
         Some(reward) => Some(session.reward_source(reward, &policy.tokenizer)?),
         None => None,

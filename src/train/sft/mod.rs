@@ -42,12 +42,7 @@ pub(super) fn sft<B: ModelBackend>(
         data_files(&config.data, session.run.path()),
         train.num_read(),
     );
-    session.record(
-        &config.name,
-        &format!("{:?}", config.init),
-        &policy.files,
-        &[data],
-    )?;
+    session.record(&config.name, &format!("{:?}", config.init), &[data])?;
     let graded = match (&config.eval_reward, &config.eval_data) {
         (Some(reward), Some(data)) => Some(graded(session, config, reward, data, &policy)?),
         _ => None,
