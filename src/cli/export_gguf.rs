@@ -45,7 +45,9 @@ pub(super) fn run(
         weights: weights.as_ref(),
         tokenizer: &tokenizer,
     };
-    model.check()?;
+    if let Some(warning) = model.check()? {
+        terminal::say(&format!("warning: {warning}"));
+    }
     let merged = match adapted {
         true => temporary_beside(to)?,
         false => Temporary(None),

@@ -1,6 +1,9 @@
-//! What no key of a GGUF file says of Phi-3: its markers take the white space after them. llama.cpp tells such models by their name.
+//! What is Phi-3's own in a GGUF file: its window, and that its markers take the white space after them, which no key says. llama.cpp
+//! tells such models by their name.
 
 use super::layout::Architecture;
+use crate::model::GatedDecoderConfig;
+use crate::ops::Mask;
 
 /// Tokens that llama.cpp looks up where a model's name is Phi-3's; it refuses a file without one of them, such as Phi-4-mini's, which
 /// is of the same architecture.
@@ -27,6 +30,21 @@ pub(super) fn name(name: &str, markers_strip: bool) -> String {
         (false, true) => (NAMES.iter()).fold(lower, |name, known| name.replace(known, "phi")),
         _ => name.to_owned(),
     }
+}
+
+/// The window in tokens; 0 without one, which llama.cpp's converter writes, too: without the key some versions take Phi-3-mini's.
+pub(super) fn window(config: &GatedDecoderConfig) -> usize {
+    config.masks.iter().fold(0, |window, mask| match mask {
+        Mask::Window(width) => *width,
+        Mask::Causal | Mask::Full => window,
+    })
+}
+
+/// What llama.cpp makes of a window that is narrower than the context: it reads the key, warns and attends to everything.
+pub(super) fn window_warning(window: usize) -> String {
+    format!(
+        "the model attends within a window of {window} tokens, which llama.cpp does not apply to phi3: longer texts get other results there"
+    )
 }
 
 #[cfg(test)]

@@ -32,12 +32,13 @@ pub struct GgufModel<'a> {
 }
 
 impl GgufModel<'_> {
-    /// Refuses what llama.cpp computes otherwise or cannot be told, before anything is read or written.
+    /// Refuses what llama.cpp computes otherwise or cannot be told, before anything is read or written. Returns a warning for what it
+    /// computes otherwise in long texts only.
     ///
     /// # Errors
     /// `Error::Usage`.
-    pub fn check(&self) -> Result<()> {
-        self.plan(TensorType::F16).map(|_| ())
+    pub fn check(&self) -> Result<Option<String>> {
+        self.plan(TensorType::F16).map(|plan| plan.warning)
     }
 
     /// Writes the file; matrices are stored as `kind`, the embedding of a 4-bit file in 8 bits.
@@ -51,6 +52,7 @@ impl GgufModel<'_> {
             tensors,
             specs,
             factors,
+            warning: _,
         } = self.plan(kind)?;
         file::write(path, &metadata, &tensors, |at| {
             let Some(spec) = specs.get(at) else {
@@ -75,6 +77,7 @@ impl GgufModel<'_> {
         let tokenizer = vocabulary::keys(&tokenizer, self.config.vocab_size()).map_err(refuse)?;
         let mut metadata = self.general(architecture, &tokenizer, kind);
         let mut factors = Vec::new();
+        let mut warning = None;
         match self.config.architecture() {
             Family::Gated(config) => {
                 let narrow = |mask: &Mask| match mask {
@@ -82,7 +85,12 @@ impl GgufModel<'_> {
                     Mask::Window(width) => *width < config.max_position_embeddings,
                     Mask::Full => true,
                 };
-                if config.masks.iter().any(narrow) {
+                let is_narrow = config.masks.iter().any(narrow);
+                if architecture == Architecture::Phi3 {
+                    let window = phi3::window(config);
+                    metadata.push(count(architecture, "attention.sliding_window", window));
+                    warning = is_narrow.then(|| phi3::window_warning(window));
+                } else if is_narrow {
                     return Err(refuse(
                         "the model attends within a window, which llama.cpp does not do for its family".into(),
                     ));
@@ -155,6 +163,7 @@ impl GgufModel<'_> {
             tensors,
             specs,
             factors,
+            warning,
         })
     }
 
@@ -248,6 +257,8 @@ struct Plan {
     specs: Vec<TensorSpec>,
     /// Of rotary wavelengths.
     factors: Vec<(&'static str, Vec<f32>)>,
+    /// What llama.cpp computes otherwise in long texts.
+    warning: Option<String>,
 }
 
 /// A whole number of an architecture's own.
@@ -426,6 +437,7 @@ mod tests {
             json!({"model_type": "phi3", "partial_rotary_factor": 0.75, "original_max_position_embeddings": 16,
                    "rope_scaling": {"type": "su", "short_factor": [1.0, 1.1, 2.5], "long_factor": [1.0, 3.0, 9.7],
                                     "attention_factor": 1.25}}),
+            json!({"model_type": "phi3", "sliding_window": 24}),
             json!({"model_type": "olmo2"}),
             json!({"model_type": "smollm3", "num_hidden_layers": 4, "attention_bias": true}),
             json!({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 64}),
@@ -538,6 +550,36 @@ mod tests {
         let values: Vec<f32> = long.short_factor.iter().map(|&x| x as f32).collect();
         assert_eq!((values, &long.short_factor), (factors, &long.long_factor));
         assert_eq!(long.attention_factor, 1.0);
+    }
+
+    /// As llama.cpp's converter does: the window of a Phi-3 is written, and zero where there is none.
+    #[test]
+    fn a_window_of_phi_3_is_written_with_a_warning() {
+        for (window, stored, warns) in [
+            (json!(24), 24, true),
+            (json!(64), 64, false),
+            (json!(null), 0, false),
+        ] {
+            let config = config(&json!({"model_type": "phi3", "sliding_window": window}));
+            let weights = RandomSource::new(&config, Seed::new(3));
+            let model = GgufModel {
+                name: "m",
+                config: &config,
+                weights: &weights,
+                tokenizer: &tokenizer(),
+            };
+            let plan = model.plan(TensorType::F16).unwrap();
+            let key = "phi3.attention.sliding_window";
+            let value = plan.metadata.iter().find(|(name, _)| name == key);
+            assert!(
+                matches!(value, Some((_, Value::U32(x))) if *x == stored),
+                "{window}"
+            );
+            let warning = model.check().unwrap();
+            assert_eq!(warning.is_some(), warns, "{window}");
+            let said = warning.unwrap_or_default();
+            assert!(!warns || said.contains("window of 24 tokens"), "{said}");
+        }
     }
 
     #[test]
