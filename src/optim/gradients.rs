@@ -11,8 +11,8 @@ use crate::collective;
 use crate::ops::ModelBackend;
 use crate::params::{Parameters, columns_of};
 
-/// Gradients that are summed over ranks at once: 32 MiB of small ones together.
-const VALUES_AT_ONCE: usize = 8 << 20;
+/// Gradients that are summed over ranks at once: 16 MiB of small ones together.
+const VALUES_AT_ONCE: usize = 4 << 20;
 
 /// Gradients of the trained parameters, summed over backward passes.
 #[derive(Debug)]
@@ -82,6 +82,10 @@ impl<B: ModelBackend> GradientSum<B> {
         while let Some((name, shape)) = shapes.next() {
             let entries: usize = shape.iter().product();
             match self.gradients.remove(&name) {
+                // A large gradient is not copied.
+                Some(gradient) if values.is_empty() => {
+                    values = super::state::values::<B>(gradient);
+                }
                 Some(gradient) => values.extend(super::state::values::<B>(gradient)),
                 None => values.resize(values.len() + entries, 0.0),
             }
@@ -90,11 +94,12 @@ impl<B: ModelBackend> GradientSum<B> {
                 continue;
             }
             ranks.sum_in_place(&mut values);
-            let mut rest = std::mem::take(&mut values);
-            for (name, shape) in waiting.drain(..) {
-                let tail = rest.split_off(shape.iter().product());
-                let data = TensorData::new(std::mem::replace(&mut rest, tail), shape);
-                let gradient = B::float_from_data(data, device);
+            let lens: Vec<usize> = (waiting.iter())
+                .map(|(_, shape)| shape.iter().product())
+                .collect();
+            let parts = split(std::mem::take(&mut values), &lens);
+            for ((name, shape), part) in waiting.drain(..).zip(parts) {
+                let gradient = B::float_from_data(TensorData::new(part, shape), device);
                 summed.gradients.insert(name, gradient);
             }
         }
@@ -116,5 +121,35 @@ impl<B: ModelBackend> GradientSum<B> {
         self.gradients
             .get(name)
             .map(|gradient| values::<B>(gradient.clone()))
+    }
+}
+
+/// Consecutive parts of `values`, each in memory of its own length; one that is all of it is not copied.
+fn split(values: Vec<f32>, lens: &[usize]) -> Vec<Vec<f32>> {
+    if lens.len() == 1 {
+        return vec![values];
+    }
+    // Not `Vec::split_off`, which leaves the first part all of the memory: kept as tensors, parts would hold the square of their number.
+    let mut rest = values.as_slice();
+    let next = |&len: &usize| {
+        let (part, tail) = rest.split_at(len);
+        rest = tail;
+        part.to_vec()
+    };
+    lens.iter().map(next).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_hold_no_memory_of_others() {
+        let values: Vec<f32> = (0..6).map(|value| value as f32).collect();
+        let parts = split(values.clone(), &[1, 0, 3, 2]);
+        let want: [&[f32]; 4] = [&[0.0], &[], &[1.0, 2.0, 3.0], &[4.0, 5.0]];
+        assert_eq!(parts, want);
+        assert!(parts.iter().all(|part| part.capacity() == part.len()));
+        assert_eq!(split(values.clone(), &[6]), [values]);
     }
 }
