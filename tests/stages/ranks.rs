@@ -15,6 +15,8 @@ use super::resume::Interrupter;
 use crate::support::pipeline;
 
 const RECIPE: &str = include_str!("../ranks/short.ron");
+const MORE: &str = include_str!("../ranks/more.ron");
+const REDUCED: &str = include_str!("../ranks/reduced.ron");
 
 /// Runs `file` on `world` ranks into `output`, or goes on there; `stop`: after that step of that stage a signal reaches the last rank.
 fn run(
@@ -95,46 +97,73 @@ fn difference(a: &Path, b: &Path, stage: &str) -> (f64, String) {
     largest
 }
 
-#[test]
-fn ranks_have_the_numbers_of_one() {
+/// Runs the recipe with one rank and with the numbers of ranks in `worlds`, and with `twice` once more. All metrics of all `stages`
+/// agree with those of one rank to 1e-5, and those of both runs of `twice` ranks to the byte. Returns the folder, whose runs have the
+/// numbers of ranks for names.
+fn agree(recipe: &str, stages: usize, worlds: &[usize], twice: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("short.ron");
-    // A reward program that takes its score from the text.
-    let script =
-        r#"["sh", "-c", "while read -r line; do echo \"{\\\"score\\\": 0.${#line}}\"; done"]"#;
-    fs::write(&file, RECIPE.replace(r#"["cat"]"#, script)).unwrap();
+    let file = folder.path().join("recipe.ron");
+    fs::write(&file, recipe).unwrap();
     let at = |name: &str| folder.path().join(name);
-    for (name, world) in [("one", 1), ("two", 2), ("again", 2), ("three", 3)] {
-        all_well(run(&file, &at(name), world, |_| Vec::new(), None));
+    let runs = [1].iter().chain(worlds);
+    let runs = runs.map(|&world| (world, world.to_string()));
+    for (world, name) in runs.chain([(twice, "again".into())]) {
+        all_well(run(&file, &at(&name), world, |_| Vec::new(), None));
     }
-    let stages: Vec<String> = (fs::read_dir(at("one")).unwrap())
+    let found: Vec<String> = (fs::read_dir(at("1")).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.join("metrics.jsonl").exists())
         .map(|path| path.file_name().unwrap().display().to_string())
         .collect();
-    assert_eq!(stages.len(), 15);
-    for name in ["two", "three"] {
-        for stage in &stages {
-            let (off, what) = difference(&at("one"), &at(name), stage);
-            eprintln!("{name}, {stage}: {off:.1e} ({what})");
-            assert!(off < 1e-5, "{name}: {what}");
+    assert_eq!(found.len(), stages, "{found:?}");
+    for world in worlds {
+        for stage in &found {
+            let (off, what) = difference(&at("1"), &at(&world.to_string()), stage);
+            eprintln!("{world} ranks, {stage}: {off:.1e} ({what})");
+            assert!(off < 1e-5, "{world} ranks: {what}");
         }
     }
-    let (two, again) = (files(&at("two")), files(&at("again")));
-    assert!(two.len() > 20, "{:?}", two.keys());
-    for (name, bytes) in &two {
+    let (first, again) = (files(&at(&twice.to_string())), files(&at("again")));
+    assert!(first.len() > stages, "{:?}", first.keys());
+    for (name, bytes) in &first {
         assert!(
             again[name] == *bytes,
-            "{name} differs between two runs of two ranks"
+            "{name} differs between two runs of {twice} ranks"
         );
     }
+    folder
+}
+
+#[test]
+fn ranks_have_the_numbers_of_one() {
+    // A reward program that takes its score from the text.
+    let script =
+        r#"["sh", "-c", "while read -r line; do echo \"{\\\"score\\\": 0.${#line}}\"; done"]"#;
+    let recipe = RECIPE.replace(r#"["cat"]"#, script);
+    let folder = agree(&recipe, 15, &[2, 4], 2);
+    let at = |name: &str| folder.path().join(name);
     // Sampled rows do not depend on the number of ranks.
-    let one = files(&at("one"));
+    let (one, two) = (files(&at("1")), files(&at("2")));
     assert!(one["rank/train.jsonl"] == two["rank/train.jsonl"]);
     assert_eq!(
-        fs::read_dir(at("two")).unwrap().count(),
-        fs::read_dir(at("one")).unwrap().count()
+        fs::read_dir(at("2")).unwrap().count(),
+        fs::read_dir(at("1")).unwrap().count()
     );
+}
+
+#[test]
+fn every_other_stage_and_adapter_method_has_the_numbers_of_one() {
+    let folder = agree(MORE, 21, &[3], 3);
+    let [one, three] = ["1", "3"].map(|name| files(&folder.path().join(name)));
+    for stage in ["sample", "label", "revise"] {
+        let name = format!("{stage}/train.jsonl");
+        assert!(one[&name] == three[&name], "{name}");
+    }
+}
+
+#[test]
+fn adapters_on_four_bits_have_the_numbers_of_one() {
+    agree(REDUCED, 2, &[2], 2);
 }
 
 const RESUMED: &str = r#"(name: "r", model: "tiny", seed: 5, stages: [
