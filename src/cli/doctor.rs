@@ -36,21 +36,17 @@ pub(super) fn run(args: &DoctorArgs, compute: &ComputeArgs) -> Result<()> {
         checks.push((", at the recipe's sizes", Shapes::of_plans(&checked.plans)));
     }
     let ranks = collective::ranks();
+    let mut text = format!("temper {}\n\n", env!("CARGO_PKG_VERSION"));
     if !ranks.is_alone() {
         let device = dispatch(compute.backend, compute.device, NameAndDevice)?;
-        let survey = super::ranks::survey(&device);
+        text.push_str(&super::ranks::survey(&device));
         if !ranks.is_first() {
             return Ok(());
         }
-        print(&format!("temper {}\n\n{survey}", env!("CARGO_PKG_VERSION")))?;
     }
     // What follows is rank 0's own.
     let _alone = collective::enter(Ranks::default());
-    print(&format!(
-        "temper {}\n\n{}\n",
-        env!("CARGO_PKG_VERSION"),
-        devices()
-    ))?;
+    print(&format!("{text}{}\n", devices()))?;
     for (which, shapes) in &checks {
         let (name, found) = dispatch(compute.backend, compute.device, Parity { shapes })?;
         let (reference, differences) = match parity::against_reference(name, &found, shapes) {

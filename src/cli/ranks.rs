@@ -45,7 +45,7 @@ pub(super) fn survey(device: &str) -> String {
         false => "WRONG",
     };
     format!(
-        "{ranks_table}\n\nsum of 40 MB over {world} ranks: {:.0} ms, {:.0} MB/s, {verdict}\n",
+        "{ranks_table}\nsum of 40 MB over {world} ranks: {:.0} ms, {:.0} MB/s, {verdict}\n\n",
         1e3 * fastest,
         VALUES as f64 * 4e-6 / fastest
     )

@@ -1302,3 +1302,27 @@ fn a_closed_pipe_is_no_failure() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(stderr(&output), "");
 }
+
+/// N processes that know nothing of each other would write over each other's results.
+#[test]
+fn one_of_several_processes_is_refused_without_mpi() {
+    let temp = tempfile::tempdir().unwrap();
+    let refused = |rank: &str, world: &str, parts: &[&str]| {
+        let mut command = command(temp.path(), "recipe r.ron");
+        let output = command.env(rank, "1").env(world, "4").output().unwrap();
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        for part in parts {
+            assert!(message.contains(part), "{part:?} in {message}");
+        }
+    };
+    let torchrun = "this is process 1 of 4 started by torchrun";
+    refused("RANK", "WORLD_SIZE", &[torchrun, "mpirun or srun"]);
+    if cfg!(not(feature = "mpi")) {
+        let build = "--features mpi";
+        let srun = ["process 1 of 4 started by srun", build];
+        refused("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", &srun);
+        let mpirun = ["process 1 of 4 started by mpirun", build];
+        refused("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", &mpirun);
+    }
+}
