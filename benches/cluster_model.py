@@ -3,10 +3,11 @@
 
     python3 benches/cluster_model.py            the table of docs/cluster.md
     python3 benches/cluster_model.py --help     the numbers to put in: measured ones of one's own machines
+    .. --parameters 134.5e6 --trained 4.88e6 --ranks 1 2    another model (here SmolLM2 with LoRA of rank 16), other numbers of ranks
 
 A step of a rank is: its rows (forward and backward at a measured pace, their lengths drawn, dealt out longest first as
-src/collective/parts.rs does), the wait for the slowest rank, the sum of gradients (all-to-all and all-gather in the order of ranks, as src/collective/mpi.rs does it), the optimiser's step, and the numbers of
-all rows, which every rank reads. Weights are replicated: nothing is sharded. No dependencies.
+src/collective/parts.rs does), the wait for the slowest rank, the sum of gradients (all-to-all and all-gather in the order of ranks, as
+src/collective/mpi.rs does it), the optimiser's step, and the numbers of all rows, which every rank reads. Weights are replicated: nothing is sharded. No dependencies.
 """
 
 import argparse
@@ -73,12 +74,19 @@ def main():
     p.add_argument("--overhead", type=float, default=1e-6, help="seconds that sending a message costs a rank")
     p.add_argument("--per-number", type=float, default=4e-9, help="host seconds of a number of the metrics")
     p.add_argument("--steps", type=int, default=20, help="steps that are simulated")
+    p.add_argument("--ranks", type=int, nargs="+", default=WORLDS, help="numbers of ranks")
+    p.add_argument("--parameters", type=float, help="parameters of a model of one's own, in place of the table")
+    p.add_argument("--trained", type=float, help="trained parameters of that model")
     args = p.parse_args()
+    models = MODELS
+    if args.parameters:
+        models = [("own", args.parameters, args.trained or args.parameters)]
     print("| model | trained | ranks | step | rows | wait for the slowest | sum of gradients | numbers of all | efficiency | binds |")
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, params, adapter in MODELS:
-        for kind, trained in [("LoRA", adapter), ("all", params)]:
-            for world in WORLDS:
+    for name, params, adapter in models:
+        kinds = [("LoRA", adapter), ("all", params)]
+        for kind, trained in kinds if not args.trained else kinds[:1]:
+            for world in args.ranks:
                 rng = random.Random(world)
                 parts = step(args, world, params, trained, kind == "LoRA", rng)
                 total = sum(parts.values())

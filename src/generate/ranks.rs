@@ -1,7 +1,7 @@
 //! Generation by several ranks: each takes some prompts, and all have every response.
 
 use super::{Response, Watch};
-use crate::collective::{self, Words};
+use crate::collective::{self, Words, deal, ranks};
 
 /// A response with what was read off its states.
 #[derive(Default)]
@@ -73,11 +73,13 @@ pub(super) fn over_ranks(
     generate: impl FnOnce(&[usize], &mut dyn Watch) -> (Vec<Response>, Vec<Vec<f32>>),
 ) -> (Vec<Response>, Vec<Vec<f32>>) {
     let all: Vec<usize> = (0..prompts.len()).collect();
-    if collective::ranks().is_alone() {
+    if ranks().is_alone() {
         return generate(&all, watch);
     }
     let groups: Vec<&[usize]> = all.chunk_by(|&a, &b| prompts[a] == prompts[b]).collect();
-    let own: Vec<usize> = (collective::own(groups.len()))
+    let own: Vec<usize> = (deal(&weights(prompts, &groups)))
+        .swap_remove(ranks().rank())
+        .into_iter()
         .flat_map(|group| groups[group])
         .copied()
         .collect();
@@ -95,4 +97,39 @@ pub(super) fn over_ranks(
     (generated.into_iter())
         .map(|Generated { response, readings }| (response, readings))
         .unzip()
+}
+
+/// What groups of equal prompts cost. Nothing is known of the lengths of responses, so that ranks have equal numbers of them first, and
+/// then as many tokens of prompts.
+fn weights(prompts: &[&[u32]], groups: &[&[usize]]) -> Vec<usize> {
+    let len = |group: &[usize]| prompts[group[0]].len();
+    let response = 1 + groups.iter().map(|group| len(group)).sum::<usize>();
+    (groups.iter())
+        .map(|group| group.len() * response + len(group))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_have_equal_numbers_of_responses_and_then_of_tokens() {
+        let lens = [9, 1, 8, 2, 2];
+        let prompts: Vec<Vec<u32>> = (lens.iter().enumerate())
+            .map(|(i, &len)| vec![i as u32; len])
+            .collect();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let dealt = |groups: &[&[usize]]| {
+            let weights = weights(&prompts, groups);
+            collective::Threads::run(2, |_| deal(&weights)).swap_remove(0)
+        };
+        // 9 + 1 and 8 + 2, not 9 + 8 and 1 + 2.
+        assert_eq!(dealt(&[&[0], &[1], &[2], &[3]]), [vec![0, 1], vec![2, 3]]);
+        // Three responses to a short prompt are more than one to a long one.
+        assert_eq!(
+            dealt(&[&[0], &[1, 1, 1], &[2], &[3]]),
+            [vec![1], vec![0, 2, 3]]
+        );
+    }
 }
