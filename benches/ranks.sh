@@ -37,5 +37,5 @@ for work in ${WORK:-sft ppo}; do
   taskset -c 0 "$temper" recipe "$scratch/$work.ron" --threads 1 --output "$scratch/$work-1" >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; exit 1; }
   mpirun -n 2 --bind-to core "$temper" recipe "$scratch/$work.ron" --threads 1 --output "$scratch/$work-2" >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; exit 1; }
   one=$(seconds "$scratch/$work-1") two=$(seconds "$scratch/$work-2")
-  echo "| $work | $one | $two | $(awk -v a="$one" -v b="$two" 'BEGIN { printf "%.0f %%", 100 * a / (2 * b) }') | $(peak "$scratch/$work-2") | $(peak "$scratch/$work-1") |"
+  echo "| $work | $one | $two | $(awk -v a="$one" -v b="$two" 'BEGIN { printf "%.1f %%", 100 * a / (2 * b) }') | $(peak "$scratch/$work-2") | $(peak "$scratch/$work-1") |"
 done
