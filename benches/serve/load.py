@@ -1,10 +1,11 @@
 """Load on `temper serve` over loopback, with Python's standard library alone.
 
-    python load.py speed --url http://127.0.0.1:8000 --name MODEL --temper TEMPER --model MODEL [--rounds 3]
+    python load.py speed --url http://127.0.0.1:8000 --name MODEL --temper TEMPER --model MODEL [--rounds 3] [--pid PID]
     python load.py soak --url http://127.0.0.1:8000 --name MODEL [--requests 10000]
 
 speed: 16 clients, each with one request after another, against `temper generate` of the same prompts in one batch of 16; rounds of
-both take turns, since other work on the machine slows both. Prints tokens a second, their ratio, and the clients' latencies.
+both take turns, since other work on the machine slows both. Prints tokens a second, their ratio, and the clients' latencies. With
+the server's process id also the CPU time of a token on both sides, which other work on the machine changes less (Linux).
 
 soak: many requests of different prompts, seeds and lengths, of which each tenth is left in the middle. Each answer is compared
 with the one that the request got alone; nothing may be dropped, changed or mixed up.
@@ -14,7 +15,9 @@ import argparse
 import http.client
 import json
 import pathlib
+import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -66,6 +69,16 @@ def in_threads(count, work):
         sys.exit("\n".join(failures))
 
 
+def cpu_of_children():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def cpu_of(pid):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def percentile(values, p):
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(p * len(ordered)))]
@@ -76,6 +89,7 @@ def speed(args):
     count, tokens = 4 * CLIENTS, args.tokens
     prompts = [f"Story number {i}: once upon a time there was a {w}" for i in range(count // 4) for w in ["fox", "king", "ship", "tree"]]
     rates = {"offline": [], "served": []}
+    cpu = {"offline": [], "served": []}
     latencies = []
     with tempfile.TemporaryDirectory() as folder:
         data, out = pathlib.Path(folder) / "prompts.jsonl", pathlib.Path(folder) / "out.jsonl"
@@ -83,15 +97,16 @@ def speed(args):
             # The time of `generate` less that for one token of one prompt, which is mostly loading.
             def offline(rows, length):
                 data.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts[:rows]))
-                begin = time.perf_counter()
+                begin, cpu_begin = time.perf_counter(), cpu_of_children()
                 subprocess.run(
                     [args.temper, "generate", "--model", args.model, "--data", data, "--output", out, "--max-new-tokens", str(length),
                      "--seed", str(number)], check=True, capture_output=True)
                 rows = [json.loads(line) for line in out.read_text().splitlines()]
-                return time.perf_counter() - begin, sum(len(row["ids"]) for row in rows)
+                return time.perf_counter() - begin, sum(len(row["ids"]) for row in rows), cpu_of_children() - cpu_begin
 
             short, long = offline(1, 1), offline(CLIENTS, tokens)
             rates["offline"].append((long[1] - short[1]) / (long[0] - short[0]))
+            cpu["offline"].append((long[2] - short[2]) / (long[1] - short[1]))
             sampled = [0] * CLIENTS
 
             def client(thread):
@@ -102,12 +117,17 @@ def speed(args):
                     latencies.append(time.perf_counter() - begin)
                     sampled[thread] += answer["usage"]["completion_tokens"]
 
-            begin = time.perf_counter()
+            begin, cpu_begin = time.perf_counter(), args.pid and cpu_of(args.pid)
             in_threads(CLIENTS, client)
             rates["served"].append(sum(sampled) / (time.perf_counter() - begin))
+            if args.pid:
+                cpu["served"].append((cpu_of(args.pid) - cpu_begin) / sum(sampled))
             print(f"round {number + 1}: offline {rates['offline'][-1]:.1f}, served {rates['served'][-1]:.1f} tokens a second", flush=True)
     offline, served = (statistics.median(rates[side]) for side in ["offline", "served"])
     print(f"medians: offline {offline:.1f}, served {served:.1f} tokens a second, ratio {served / offline:.3f}")
+    if args.pid:
+        offline, served = (statistics.median(cpu[side]) * 1e3 for side in ["offline", "served"])
+        print(f"CPU time of a token: offline {offline:.2f} ms, served {served:.2f} ms, ratio {offline / served:.3f}")
     print(f"latency of {tokens} tokens: p50 {percentile(latencies, 0.5):.2f} s, p99 {percentile(latencies, 0.99):.2f} s")
 
 
@@ -166,6 +186,7 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--pid", type=int)
     parser.add_argument("--requests", type=int, default=10_000)
     args = parser.parse_args()
     {"speed": speed, "soak": soak}[args.what](args)

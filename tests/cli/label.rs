@@ -263,7 +263,7 @@ fn policies_of_a_run_are_compared_blind() {
         // Texts and nothing that says whose they are.
         assert_eq!(
             columns,
-            ["draft", "nonce", "prompt", "responses", "turns"],
+            ["nonce", "prompt", "responses", "turns", "draft"],
             "{state}"
         );
         judged += 1;
