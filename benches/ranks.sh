@@ -4,24 +4,25 @@
 #   ROWS.jsonl  rows with "prompt" and "completion"
 #   TEMPER      a binary built with --features mpi
 #   STEPS       steps of each run (default: 4)
+#   BATCH       rows of a step, of all processes together (default: 16)
 # Nothing else should run meanwhile. mpirun binds each process to a core; one process is bound by taskset.
 set -euo pipefail
 model=$(realpath "${1:?usage: benches/ranks.sh MODEL_DIR ROWS.jsonl}")
 rows=$(realpath "${2:?usage: benches/ranks.sh MODEL_DIR ROWS.jsonl}")
 temper=${TEMPER:?a binary built with --features mpi}
-steps=${STEPS:-4}
+steps=${STEPS:-4} batch=${BATCH:-16}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 common="init: Base, peft: Lora(rank: 16), optim: (lr: 1e-4)"
 cat >"$scratch/sft.ron" <<RON
-(name: "r", model: "$model", stages: [Sft(name: "s", $common, data: (source: Jsonl("$rows"), limit: $((16 * steps))),
-    batch_size: 16, max_length: 256, max_steps: $steps, cadence: (num_samples: 0))])
+(name: "r", model: "$model", stages: [Sft(name: "s", $common, data: (source: Jsonl("$rows"), limit: $((batch * steps))),
+    batch_size: $batch, max_length: 256, max_steps: $steps, cadence: (num_samples: 0))])
 RON
 cat >"$scratch/ppo.ron" <<RON
 (name: "r", model: "$model", stages: [Ppo(name: "s", $common, data: (source: Jsonl("$rows"), limit: 64), reward: Length(target: 20),
-    total_episodes: $((8 * steps)), batch_size: 8, num_ppo_epochs: 2, response_length: 32, max_prompt_length: 160,
+    total_episodes: $((batch * steps)), batch_size: $batch, num_ppo_epochs: 2, response_length: 32, max_prompt_length: 160,
     cadence: (num_samples: 0))])
 RON
 
