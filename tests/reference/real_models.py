@@ -1,9 +1,10 @@
 """Takes real models through `temper` and through transformers and PEFT, and prints where the numbers differ.
 
-usage: real_models.py [--llama LLAMA] [--table TABLE.md] TEMPER SCRATCH NAME=MODEL..
+usage: real_models.py [--llama LLAMA] [--table TABLE.md] [--no-training] TEMPER SCRATCH NAME=MODEL..
 
 TEMPER: the binary. SCRATCH: a folder, made anew for each model, which needs up to three times the model's size in f32.
 MODEL: a folder in transformers' layout or a GGUF file; a folder of an encoder is scored with a seeded head of two labels.
+--no-training: without the steps of LoRA and what comes after them.
 LLAMA: the folder with node-llama-cpp of check_gguf.mjs, which then reads the exported GGUF file.
 
 Of a language model: the ids of hard strings, the log-probabilities of three texts, a greedy continuation of 48 tokens for each, a chat
@@ -24,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 import torch
@@ -128,6 +130,7 @@ class Model:
         self.scratch = os.path.join(os.path.abspath(args.scratch), name)
         shutil.rmtree(self.scratch, ignore_errors=True)
         os.makedirs(self.scratch)
+        self.trains = not args.no_training
         self.row, self.failed = {"model": name}, []
 
     def run(self, *command):
@@ -150,17 +153,19 @@ class Model:
         write(self.at("rows.jsonl"), [{"input_ids": self.tokenizer(text)["input_ids"]} for text in TEXTS])
         write(self.at("prompts.jsonl"), [{"prompt": text} for text in TEXTS])
         self.first()
-        self.train()
-        self.export()
+        if self.trains:
+            self.train()
+            self.export()
         start = time.time()
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
         print(f"  transformers: loaded in {time.time() - start:.1f} s")
         self.note("family", f"{model.config.model_type}, {sum(p.numel() for p in model.parameters()) / 1e6:.0f} M")
         self.compare(model)
-        self.compare_training(model)
-        del model
-        gc.collect()
-        self.compare_merged()
+        if self.trains:
+            self.compare_training(model)
+            del model
+            gc.collect()
+            self.compare_merged()
         return self.row, self.failed
 
     def ids(self):
@@ -240,8 +245,9 @@ class Model:
         self.note("greedy logprobs", most, LIMITS["logprobs"])
         if equal != len(rows):
             self.failed.append("greedy")
-        self.note("chat", "none")
-        if self.tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
+            self.note("chat", "no template")
+        else:
             chats = [CHAT, CHAT[1:2]]
             chats = [self.tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
             equal, most = self.answers(model, chats, self.at("chat.out"))
@@ -324,12 +330,14 @@ COLUMNS = {
 
 
 def main():
+    warnings.filterwarnings("ignore", category=FutureWarning)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("temper")
     parser.add_argument("scratch")
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
     parser.add_argument("--llama")
     parser.add_argument("--table")
+    parser.add_argument("--no-training", action="store_true")
     args = parser.parse_args()
     rows, failures = [], []
     for text in args.models:
