@@ -23,10 +23,52 @@ GKD = {
     "reverse_lora": dict(lr=1e-2, max_grad_norm=0.13, beta=1.0),
     "mixture_lora": dict(lr=1e-2, max_grad_norm=0.025, beta=0.7),
 }
+# Whose responses a step trains on where `lmbda` is 0.5: the draws of the program under test from its seed 1, in place of TRL's.
+HALF = [0, 0, 0, 1, 1, 1, 0, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0]
+# On generated responses. They are the likeliest ones, since random numbers differ: sampled at a temperature near 0.
+GENERATED = dict(max_new_tokens=8, temperature=1e-6)
+ON_POLICY = {
+    "student_full": dict(lr=2e-3, max_grad_norm=0.3, beta=0.5, lmbda=1.0),
+    "student_forward_full": dict(lr=2e-3, beta=0.0, lmbda=1.0, schedule="cosine"),
+    "student_lora": dict(lr=1e-2, beta=1.0, lmbda=1.0),
+    "half_full": dict(lr=2e-3, beta=0.3, lmbda=0.5),
+    "teacher_full": dict(lr=2e-3, beta=0.0, lmbda=0.0, seq_kd=True),
+    "half_teacher_lora": dict(lr=1e-2, beta=0.5, lmbda=0.5, seq_kd=True),
+}
+# A token that is the likeliest by less could be another one on the other side.
+LEAST_GAP = 1e-4
 
 
 class Gkd(trl.Recorder, GKDTrainer):
-    pass
+    """TRL decides by micro-batch who writes its response, and divides by the tokens of the data's completions even then. Here a step's
+    responses are written before its first pass, by TRL's own function, so that they are counted."""
+
+    METRICS = ("on_policy", "response_length")
+    writers = None
+    smallest_gap = float("inf")
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.writers is None:
+            return batches, count
+        writer = self.writers[self.state.global_step]
+        if writer is not None:
+            for batch in batches:
+                self.respond(self.model if writer == "student" else self.teacher_model, batch)
+            count = sum((batch["labels"] != -100).sum() for batch in batches)
+        self._metrics["train"]["on_policy"].append(float(writer == "student"))
+        self._metrics["train"]["response_length"].append(int(count) / sum(len(batch["labels"]) for batch in batches))
+        return batches, count
+
+    def respond(self, model, batch):
+        was = model.training
+        model.eval()
+        with torch.no_grad():
+            ids, mask, labels = self.generate_on_policy_outputs(model, batch, self.generation_config)
+            top = model(input_ids=ids, attention_mask=mask).logits[:, :-1][labels[:, 1:] != -100].topk(2, dim=-1).values
+        model.train(was)
+        self.smallest_gap = min(self.smallest_gap, (top[:, 0] - top[:, 1]).min().item())
+        batch.update(input_ids=ids, attention_mask=mask, labels=labels)
 
 
 def encoded(out):
@@ -44,8 +86,21 @@ def train(out, data, name, variant):
     student, teacher = trl.causal(out), trl.causal(f"{out}/gpt2")
     if "lora" in name:
         student = trl.adapted(student, out, "CAUSAL_LM", fresh=False)
-    args = trl.arguments(GKDConfig, variant, lmbda=0.0, beta=variant["beta"])
-    return trl.run(Gkd(model=student, teacher_model=teacher, args=args, train_dataset=data, processing_class=trl.tokenizer()))
+    more = GENERATED if name in ON_POLICY else {}
+    args = trl.arguments(GKDConfig, variant, lmbda=0.0, beta=variant["beta"], **more)
+    trainer = Gkd(model=student, teacher_model=teacher, args=args, train_dataset=data, processing_class=trl.tokenizer())
+    if name in ON_POLICY:
+        trainer.writers = writers(variant)
+    steps = trl.run(trainer)
+    assert trainer.smallest_gap > LEAST_GAP, trainer.smallest_gap
+    return steps
+
+
+def writers(variant):
+    """Who writes the responses of each step; none where they are the data's."""
+    own = {0.0: [0] * trl.STEPS, 0.5: HALF, 1.0: [1] * trl.STEPS}[variant["lmbda"]]
+    other = "teacher" if variant.get("seq_kd") else None
+    return ["student" if is_own else other for is_own in own]
 
 
 def main():
@@ -56,7 +111,7 @@ def main():
     torch.set_num_threads(1)
     data = encoded(source)
     runs = {}
-    for name, changes in GKD.items():
+    for name, changes in (GKD | ON_POLICY).items():
         variant = SHARED | changes
         print(f"gkd {name}", end=" ")
         runs[name] = {"settings": variant, "steps": train(source, data, name, variant)}

@@ -28,7 +28,7 @@ while [ $# != 0 ]; do
       ;;
   esac
 done
-for script in families encoders heads mixed nf4 ggml_blocks adapters resized tokenizer_ids tokenizer_files trl_rows templates trajectories distill preferences prompts optimisers ppo group sacrebleu_scores ratings bottlenecks; do
+for script in families encoders heads mixed nf4 ggml_blocks adapters resized tokenizer_ids tokenizer_files trl_rows templates trajectories distill preferences prompts optimisers ppo group reinforce_plus_plus online_dpo sacrebleu_scores ratings bottlenecks; do
   interpreter=$python
   [ "$script" != bottlenecks ] || interpreter=$older
   if [ -z "$interpreter" ]; then

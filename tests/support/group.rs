@@ -1,4 +1,5 @@
-//! Group methods against TRL's trainers on the same responses and rewards, step by step: `tests/reference/group.py`.
+//! Group methods against TRL's trainers, and REINFORCE++ against its equations, on the same responses and rewards, step by step:
+//! `tests/reference/group.py` and `reinforce_plus_plus.py`.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use tempering::model::LanguageModel;
 use tempering::ops::ModelBackend;
 use tempering::optim::Optimiser;
 use tempering::params::Parameters;
-use tempering::train::config::{GrpoConfig, RlooConfig};
+use tempering::train::config::{GrpoConfig, ReinforcePlusPlusConfig, RlooConfig};
 use tempering::train::group::GroupMethod;
 use tempering::train::rollout::{Episodes, Models, Networks, update};
 use tempering::train::row_logprobs;
@@ -56,10 +57,13 @@ struct Variant {
     steps: BTreeMap<String, Vec<f64>>,
 }
 
-/// Every variant of GRPO and RLOO: loss, gradient norm, entropy and, where they are noted, KL and clipped share of 20 steps.
+/// Every variant of GRPO, RLOO and REINFORCE++: loss, gradient norm, entropy and, where they are noted, KL and clipped share of 20 steps.
 pub(crate) fn methods<B: ModelBackend>(device: B::Device) {
-    let reference: Reference =
+    let mut reference: Reference =
         serde_json::from_value(read(&folder("group").join("ref.json"))).unwrap();
+    let more = read(&folder("reinforce_plus_plus").join("ref.json"));
+    let more: BTreeMap<String, Variant> = serde_json::from_value(more["variants"].clone()).unwrap();
+    reference.variants.extend(more);
     let mut worst: BTreeMap<(&str, &str), (f64, &str)> = BTreeMap::new();
     for (name, variant) in &reference.variants {
         let config = recipe(&reference.sizes, variant);
@@ -70,6 +74,10 @@ pub(crate) fn methods<B: ModelBackend>(device: B::Device) {
             }
             "rloo" => {
                 let config: RlooConfig = serde_json::from_value(config).unwrap();
+                train::<B>(&reference, &config, &device)
+            }
+            "reinforce_plus_plus" => {
+                let config: ReinforcePlusPlusConfig = serde_json::from_value(config).unwrap();
                 train::<B>(&reference, &config, &device)
             }
             other => panic!("{other}"),
@@ -117,14 +125,23 @@ pub(crate) fn methods<B: ModelBackend>(device: B::Device) {
             }
         }
     }
-    assert!(worst.contains_key(&("grpo", "kl")) && worst.contains_key(&("rloo", "grad_norm")));
+    for compared in [
+        ("grpo", "kl"),
+        ("rloo", "grad_norm"),
+        ("reinforce_plus_plus", "kl"),
+    ] {
+        assert!(worst.contains_key(&compared), "{compared:?}");
+    }
     // All of them first: a check ends at its first failure.
     for ((method, series), (difference, variant)) in &worst {
         eprintln!("{method} {series}: {difference:.1e} ({variant})");
     }
     for ((method, series), (difference, variant)) in worst {
         Comparison {
-            reference: "TRL 1.16",
+            reference: match method {
+                "reinforce_plus_plus" => "its equations in torch",
+                _ => "TRL 1.16",
+            },
             subject: &format!("{method}, worst of its variants: {variant}"),
             what: series,
             backend: backend_name::<B>(),
@@ -161,6 +178,8 @@ fn recipe(sizes: &Sizes, variant: &Variant) -> Value {
         "mask_truncated_completions",
         "normalize_advantages",
         "reward_clip_range",
+        "gamma",
+        "baseline",
     ];
     for key in ours {
         if let Some(value) = settings.get(key) {

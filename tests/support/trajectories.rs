@@ -325,6 +325,12 @@ impl Differences {
                         assert!(differs <= 1e-6, "accuracy of {place}");
                         continue;
                     }
+                    // Which responses a step trains on.
+                    "on_policy" | "response_length" => {
+                        let place = format!("{name}, step {}: {found}, {expected}", step + 1);
+                        assert!(differs <= 1e-6, "{series} of {place}");
+                        continue;
+                    }
                     // Rewards cross zero: they are measured by the largest of the trajectory.
                     _ => ("rewards", differs / scale),
                 };
@@ -581,9 +587,12 @@ pub(crate) fn orpo<B: ModelBackend>(device: B::Device) {
     });
 }
 
-/// `GKDTrainer` on completions of the data, from a teacher of another family with the same tokens.
+/// `GKDTrainer` on completions of the data, and on the likeliest responses of the student and of its teacher, which is of another family
+/// with the same tokens.
 pub(crate) fn distill<B: ModelBackend>(device: B::Device) {
     method::<B>(device, "gkd", |name, settings| {
+        let lmbda = settings["lmbda"].as_f64().unwrap_or(0.0);
+        let seq_kd = settings["seq_kd"].as_bool().unwrap_or(false);
         let stage = Stage {
             kind: "Distill",
             model: "model",
@@ -591,7 +600,7 @@ pub(crate) fn distill<B: ModelBackend>(device: B::Device) {
             peft: peft(name, settings),
             data: reference("sft.jsonl"),
             more: format!(
-                "teacher: Folder(GPT2), lmbda: 0.0, beta: {:?},",
+                "teacher: Folder(GPT2), lmbda: {lmbda:?}, seq_kd: {seq_kd}, beta: {:?}, response_length: 8, temperature: 1e-6,",
                 settings["beta"].as_f64().unwrap()
             ),
         };

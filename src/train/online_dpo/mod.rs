@@ -6,29 +6,30 @@
 mod config;
 mod pairs;
 mod spec;
+#[cfg(test)]
+mod tests;
+mod update;
 
 use burn::module::AutodiffModule;
 
 use super::Session;
 use super::evaluate::Evaluator;
 use super::policy::save_policy;
-use super::preference::{MicroBatch, Objective, Step, StepTaken};
+use super::preference::Objective;
 use super::rescue::attempt;
 use super::rollout::{
     GOLD, Generator, HeldOut, SCORE, evaluate, held_out_prompts, next_prompts, prompts,
 };
 use super::session::{Outcome, data_files};
 use super::shared::Training;
-use crate::data::{Comparisons, Prompt};
+use crate::data::Prompt;
 use crate::error::Result;
 use crate::generate::SamplingConfig;
 use crate::loss::{DpoLoss, DpoObjective};
 use crate::ops::ModelBackend;
 use crate::report::StageRecord;
-use crate::rl::rollout::repetition;
-use crate::rl::{apply_missing_eos, mean, variance};
 use crate::train::generation::Generation;
-use pairs::pairs;
+use update::Update;
 
 pub use config::{OnlineDpoConfig, OnlineDpoLoss};
 
@@ -125,11 +126,10 @@ fn online_dpo<B: ModelBackend>(
         HeldOut::logged(&mut training.journal)?
     };
     let mut alarms = training.journal.alarms(&config.alarms)?;
-    let objective = config.objective();
-    let step = Step {
-        objective: &objective,
-        micro_batch_tokens: config.micro_batch_tokens,
-        gradient_checkpointing: config.gradient_checkpointing,
+    let update = Update {
+        config,
+        objective: config.objective(),
+        reference: &reference,
         device: &device,
     };
     let mut last = None;
@@ -147,51 +147,14 @@ fn online_dpo<B: ModelBackend>(
         });
         let episodes =
             sampled.map_err(|failed| training.failed(session, &mut trained.model, failed))?;
-        let has_eos: Vec<bool> = episodes.responses.iter().map(|r| r.stopped).collect();
-        let mut scores = episodes.scores.clone();
-        apply_missing_eos(&mut scores, &has_eos, config.missing_eos);
-        let (items, margins) = pairs(&episodes, &scores, count);
-        let missing = has_eos.iter().filter(|&&has| !has).count() as f64;
-        let ties = num_prompts - items.len();
-        let mut metrics = vec![
-            ("objective/scores", mean(&scores)),
-            ("objective/scores_std", variance(&scores).sqrt()),
-            ("val/missing_eos_rate", missing / scores.len() as f64),
-            ("val/tie_rate", ties as f64 / num_prompts as f64),
-            ("episode", ((done + 1) * config.batch_size) as f64),
-        ];
-        let responses = || episodes.responses.iter().map(|r| r.ids.as_slice());
-        let lens: Vec<f32> = responses().map(|ids| ids.len() as f32).collect();
-        metrics.extend([
-            ("val/response_length", mean(&lens)),
-            ("val/repetition", repetition(responses())),
-        ]);
-        let tokens = match items.is_empty() {
-            true => {
-                let update = done + 1;
-                let message =
-                    "all responses to each prompt have one score; the policy stays as it is";
-                session
-                    .reporter
-                    .message(&format!("update {update}: {message}"));
-                0
-            }
-            false => {
-                let items: Vec<&Comparisons> = items.iter().collect();
-                let of_reference =
-                    |micro: &MicroBatch<'_>, _: &[usize]| Some(micro.logprobs(&reference, &device));
-                let taken = step.take(&mut training, &mut trained.model, &items, of_reference)?;
-                let StepTaken {
-                    metrics: of_pairs,
-                    tokens,
-                } = taken;
-                let margin = margins.iter().sum::<f64>() / margins.len() as f64;
-                metrics.push(("objective/scores_margin", margin));
-                metrics.extend(kl_of(&of_pairs, config.beta).map(|kl| ("objective/kl", kl)));
-                metrics.extend(of_pairs);
-                tokens
-            }
-        };
+        let (metrics, tokens) = update.take(&mut training, &mut trained.model, &episodes)?;
+        if tokens == 0 {
+            let update = done + 1;
+            let message = "all responses to each prompt have one score; the policy stays as it is";
+            session
+                .reporter
+                .message(&format!("update {update}: {message}"));
+        }
         let columns = episodes.metrics();
         let mut metrics: Vec<(&str, f64)> = metrics;
         metrics.extend(columns.iter().map(|(name, mean)| (name.as_str(), *mean)));
@@ -228,15 +191,4 @@ fn online_dpo<B: ModelBackend>(
         ..StageRecord::default()
     };
     journal.finish(session, results)
-}
-
-/// Mean log ratio of the compared responses, nats, from their mean rewards.
-fn kl_of(metrics: &[(&'static str, f64)], beta: f64) -> Option<f64> {
-    let of = |name: &str| {
-        metrics
-            .iter()
-            .find(|(known, _)| *known == name)
-            .map(|m| m.1)
-    };
-    Some((of("rewards/chosen")? + of("rewards/rejected")?) / (2.0 * beta))
 }
