@@ -184,6 +184,38 @@ fn rest_improves_on_what_is_above_a_rising_threshold() {
 }
 
 #[test]
+fn distill_brings_every_student_nearer_to_its_teacher() {
+    let (_folder, run) = resumes(
+        "distill",
+        &[
+            ("supervised", 2),
+            ("mixed", 1),
+            ("mixed", 3),
+            ("reverse", 3),
+            ("forward", 2),
+        ],
+    );
+    for (stage, shares) in [
+        ("supervised", &[0.0][..]),
+        ("mixed", &[0.0, 1.0]),
+        ("reverse", &[1.0]),
+        ("forward", &[1.0]),
+    ] {
+        let own = values(&run, stage, "on_policy");
+        assert_eq!(own.len(), 4, "{stage}");
+        for share in shares {
+            assert!(own.contains(share), "{stage}: {own:?}");
+        }
+        assert!(
+            own.iter().all(|own| shares.contains(own)),
+            "{stage}: {own:?}"
+        );
+        let divergence = values(&run, stage, "eval/loss");
+        assert!(divergence[2] < divergence[0], "{stage}: {divergence:?}");
+    }
+}
+
+#[test]
 fn a_threshold_that_keeps_nothing_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let text = &short("rest").replace("Each([0.0, 0.3])", "Each([0.0, 9.0])");
