@@ -4,11 +4,10 @@ use super::{GroupKeys, Method, train};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
-use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
 use crate::train::config::DataConfig;
-use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest, num_evaluations};
+use crate::train::plan::{OnPolicyPlan, Planner, StagePlan, UpdateParams};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
     TrainingSettings,
@@ -132,59 +131,46 @@ impl<M: GroupMethod> StageSpec for M {
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
         let keys = self.keys();
-        let prompt = keys.max_prompt_length;
-        let data = planner.lengths("data", keys.data, RowKind::Prompt, prompt);
-        plan.rows = data.rows;
-        plan.steps = keys.num_updates() as u64;
-        let episodes = keys.total_episodes as f64;
-        plan.tokens = (episodes * (data.mean + keys.response_length as f64)) as u64;
+        let settings = OnPolicyPlan {
+            init: keys.init,
+            data: keys.data,
+            eval_data: keys.eval_data,
+            reward: keys.reward,
+            gold: keys.gold,
+            total_episodes: keys.total_episodes,
+            batch_size: keys.batch_size,
+            num_mini_batches: keys.num_mini_batches,
+            num_epochs: keys.num_iterations,
+            micro_batch_tokens: keys.micro_batch_tokens,
+            generation_batch_size: keys.generation_batch_size,
+            response_length: keys.response_length,
+            max_prompt_length: keys.max_prompt_length,
+        };
+        let data = settings.rows(planner, plan);
         let policy_params = plan.shape.trainable_params;
         let has_kl = keys.kl_coef > 0.0;
         // Each learned reward has an adapter of about the policy's size; a whole policy has a whole reference.
         let reference = u64::from(has_kl && keys.peft.trains_base());
         let others = (keys.reward.num_learned() as u64 + reference) * policy_params;
-        let minibatch = keys.batch_size / keys.num_mini_batches.max(1);
-        let steps = plan.steps * (keys.num_iterations * keys.num_mini_batches) as u64;
-        let prompts = data.largest(minibatch, steps).unwrap_or(usize::MAX);
-        let responses = minibatch.saturating_mul(keys.response_length);
-        let step = prompts.min(minibatch.saturating_mul(prompt)) + responses;
-        let micro_tokens = keys.micro_batch_tokens.min(step);
-        let row = (data.mean + keys.response_length as f64).max(1.0);
-        let rows = ((micro_tokens as f64 / row).ceil() as usize).min(minibatch);
-        let work = Workload::Ppo {
-            micro_tokens: micro_tokens as u64,
-            rows: rows as u64,
-            targets: responses as u64,
-            batch: keys.generation_batch_size as u64,
-            prompt: longest(&data, prompt),
-            response: keys.response_length as u64,
-            trained_params: policy_params,
-            network_params: policy_params + others,
+        let params = UpdateParams {
+            trained: policy_params,
+            networks: policy_params + others,
             optimizer_bytes: plan.shape.optimizer_bytes,
         };
-        plan.memory = estimate(work, &plan.shape);
-        plan.workload = Some(work);
+        settings.memory(plan, &data, params);
 
-        let response = planner.response_of(keys.init, keys.response_length);
-        let gold = keys.gold.map_or(0, RewardConfig::num_learned);
-        let learned = (keys.reward.num_learned() + gold) as f64;
+        let episodes = keys.total_episodes as f64;
+        let (response, learned) = (settings.response(planner), settings.num_learned());
         let row = data.mean + response;
         let prefills = episodes / keys.num_generations.max(1) as f64;
         plan.work.sampled = episodes * response;
         plan.work.forward =
             prefills * data.mean + episodes * (f64::from(u8::from(has_kl)) + learned) * row;
         plan.work.trained = episodes * row * keys.num_iterations as f64;
-        plan.work.updates = steps as f64;
-        if let (Some(eval_data), Some(training)) = (keys.eval_data, self.training()) {
-            let held_out = planner.quietly(eval_data, RowKind::Prompt, prompt);
-            let times = num_evaluations(&training, plan.steps);
-            let rows = times as f64 * held_out.rows as f64;
-            plan.work.sampled += rows * response;
-            plan.work.forward +=
-                rows * (held_out.mean + (1.0 + learned) * (held_out.mean + response));
-        }
+        plan.work.updates = settings.num_minibatches(plan.steps) as f64;
         planner.check_groups("optim", keys.optim, keys.peft, false);
         if let Some(training) = self.training() {
+            settings.held_out(planner, plan, &training, learned);
             plan.warn_of_warmup(&training);
         }
     }

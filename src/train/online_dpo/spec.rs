@@ -6,8 +6,9 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
-use crate::train::config::{DataConfig, Init, MissingEos};
-use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest, num_evaluations};
+use crate::train::config::{DataConfig, MissingEos};
+use crate::train::plan::{OnPolicyPlan, Planner, StagePlan, UpdateParams};
+use crate::train::preference::check_reference;
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
     TrainingSettings,
@@ -60,13 +61,7 @@ impl StageSpec for OnlineDpoConfig {
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
-        if matches!(self.init, Init::Random(_)) {
-            checks.problem(
-                format!("{path}.init"),
-                "a randomly initialised policy cannot be a reference",
-            );
-            checks.help("start from an `Sft` stage, e.g. `init: Stage(\"sft\")`");
-        }
+        check_reference(checks, path, &self.init);
         checks.must(
             format!("{path}.peft.dropout"),
             self.peft.dropout() == 0.0,
@@ -130,38 +125,47 @@ impl StageSpec for OnlineDpoConfig {
     }
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
-        let prompt = self.max_prompt_length;
-        let data = planner.lengths("data", &self.data, RowKind::Prompt, prompt);
-        plan.rows = data.rows;
-        plan.steps = (self.total_episodes / self.batch_size.max(1)) as u64;
-        let episodes = self.total_episodes as f64;
-        plan.tokens = (episodes * (data.mean + self.response_length as f64)) as u64;
+        let settings = OnPolicyPlan {
+            init: &self.init,
+            data: &self.data,
+            eval_data: self.eval_data.as_ref(),
+            reward: &self.reward,
+            gold: self.gold.as_ref(),
+            total_episodes: self.total_episodes,
+            batch_size: self.batch_size,
+            num_mini_batches: 1,
+            num_epochs: 1,
+            micro_batch_tokens: self.micro_batch_tokens,
+            generation_batch_size: self.generation_batch_size,
+            response_length: self.response_length,
+            max_prompt_length: self.max_prompt_length,
+        };
+        let data = settings.rows(planner, plan);
         let trained = plan.shape.trainable_params;
         // A learned reward has an adapter of about the policy's size; a whole policy has a whole reference.
         let others = [self.reward.learned().is_some(), self.peft.trains_base()];
         let others = others.map(u64::from).iter().sum::<u64>() * trained;
-        let num_prompts = self.batch_size / self.num_generations.max(1);
+        let params = UpdateParams {
+            trained,
+            networks: trained + others,
+            optimizer_bytes: plan.shape.optimizer_bytes,
+        };
+        // A pass is of prompts with two responses each.
+        let (prompt, num_prompts) = (
+            self.max_prompt_length,
+            self.batch_size / self.num_generations.max(1),
+        );
         let prompts = data.largest(num_prompts, plan.steps).unwrap_or(usize::MAX);
         let responses = (2 * num_prompts).saturating_mul(self.response_length);
         let step = prompts.min(num_prompts.saturating_mul(prompt)) + responses;
         let micro_tokens = self.micro_batch_tokens.min(step);
         let pair = (data.mean + 2.0 * self.response_length as f64).max(1.0);
         let rows = 2 * ((micro_tokens as f64 / pair).ceil() as usize).min(num_prompts);
-        let work = Workload::Ppo {
-            micro_tokens: micro_tokens as u64,
-            rows: rows as u64,
-            targets: responses.min(micro_tokens) as u64,
-            batch: self.generation_batch_size as u64,
-            prompt: longest(&data, prompt),
-            response: self.response_length as u64,
-            trained_params: trained,
-            network_params: trained + others,
-            optimizer_bytes: plan.shape.optimizer_bytes,
-        };
-        plan.memory = estimate(work, &plan.shape);
-        plan.workload = Some(work);
+        let sizes = [micro_tokens, rows, responses.min(micro_tokens)];
+        settings.workload(plan, &data, params, sizes);
 
-        let response = planner.response_of(&self.init, self.response_length);
+        let episodes = self.total_episodes as f64;
+        let response = settings.response(planner);
         let is_learned = |reward: &RewardConfig| f64::from(u8::from(reward.learned().is_some()));
         let learned = is_learned(&self.reward) + self.gold.as_ref().map_or(0.0, is_learned);
         let pairs = episodes / self.num_generations.max(1) as f64 * (data.mean + 2.0 * response);
@@ -169,16 +173,9 @@ impl StageSpec for OnlineDpoConfig {
         plan.work.forward = episodes * (data.mean + learned * (data.mean + response)) + pairs;
         plan.work.trained = pairs;
         plan.work.updates = plan.steps as f64;
+        planner.check_groups("optim", &self.optim, &self.peft, false);
         if let Some(training) = self.training() {
-            if let Some(eval_data) = &self.eval_data {
-                let held_out = planner.quietly(eval_data, RowKind::Prompt, prompt);
-                let times = num_evaluations(&training, plan.steps);
-                let rows = times as f64 * held_out.rows as f64;
-                let row = held_out.mean + response;
-                plan.work.sampled += rows * response;
-                plan.work.forward += rows * (held_out.mean + (1.0 + learned) * row);
-            }
-            planner.check_groups("optim", &self.optim, &self.peft, false);
+            settings.held_out(planner, plan, &training, learned);
             plan.warn_of_warmup(&training);
         }
     }

@@ -2,6 +2,7 @@
 
 mod lengths;
 mod memory;
+mod on_policy;
 mod optimiser;
 mod scored_rows;
 mod work;
@@ -13,6 +14,7 @@ pub(super) use lengths::RowLength;
 use lengths::{of_comparisons, of_example, of_labelled, of_prompt};
 pub(super) use memory::FLOAT;
 pub use memory::{ModelShape, Workload, estimate};
+pub(super) use on_policy::{OnPolicyPlan, UpdateParams};
 pub use scored_rows::ScoredRows;
 pub(super) use scored_rows::num_pairs;
 pub(super) use work::num_evaluations;

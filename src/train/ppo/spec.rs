@@ -16,30 +16,42 @@ use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
     TrainingSettings,
 };
+    /// What its plan reads.
+    fn on_policy(&self) -> OnPolicyPlan<'_> {
+        OnPolicyPlan {
+            init: &self.init,
+            data: &self.data,
+            eval_data: self.eval_data.as_ref(),
+            reward: &self.reward,
+            gold: self.gold.as_ref(),
+            total_episodes: self.total_episodes,
+            batch_size: self.batch_size,
+            num_mini_batches: self.num_mini_batches,
+            num_epochs: self.num_ppo_epochs,
+            micro_batch_tokens: self.micro_batch_tokens,
+            generation_batch_size: self.generation_batch_size,
+            response_length: self.response_length,
+            max_prompt_length: self.max_prompt_length,
+        }
+    }
+
 
 impl PpoConfig {
     /// Counts the passes: rollouts by the policy, each response by the reference, the value network and a learned reward, and epochs
     /// of updates of policy and value network.
     fn plan_work(&self, planner: &mut Planner<'_>, plan: &mut StagePlan, data: &Lengths) {
-        let response = planner.response_of(&self.init, self.response_length);
+        let settings = self.on_policy();
+        let (response, learned) = (settings.response(planner), settings.num_learned());
         let row = data.mean + response;
         let episodes = self.total_episodes as f64;
-        let gold = (self.gold.as_ref()).map_or(0, RewardConfig::num_learned);
-        let learned = (self.reward.num_learned() + gold) as f64;
         let own_value = f64::from(u8::from(self.value_trunk == ValueTrunk::Own));
         let work = &mut plan.work;
         work.sampled = episodes * response;
         work.forward = episodes * (data.mean + (1.0 + own_value + learned) * row);
         work.trained = episodes * row * self.num_ppo_epochs as f64 * (1.0 + own_value);
-        let passes = self.num_ppo_epochs.saturating_mul(self.num_mini_batches);
-        work.updates = plan.steps as f64 * passes as f64 * (1.0 + own_value);
-        if let (Some(eval_data), Some(training)) = (&self.eval_data, self.training()) {
-            let held_out = planner.quietly(eval_data, RowKind::Prompt, self.max_prompt_length);
-            let times = num_evaluations(&training, plan.steps);
-            let rows = times as f64 * held_out.rows as f64;
-            let row = held_out.mean + response;
-            plan.work.sampled += rows * response;
-            plan.work.forward += rows * (held_out.mean + (1.0 + learned) * row);
+        work.updates = settings.num_minibatches(plan.steps) as f64 * (1.0 + own_value);
+        if let Some(training) = self.training() {
+            settings.held_out(planner, plan, &training, learned);
         }
     }
 }
@@ -201,12 +213,8 @@ impl StageSpec for PpoConfig {
     }
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
-        let prompt = self.max_prompt_length;
-        let data = planner.lengths("data", &self.data, RowKind::Prompt, prompt);
-        plan.rows = data.rows;
-        plan.steps = (self.total_episodes / self.batch_size) as u64;
-        plan.tokens =
-            (self.total_episodes as f64 * (data.mean + self.response_length as f64)) as u64;
+        let settings = self.on_policy();
+        let data = settings.rows(planner, plan);
         let policy_params = plan.shape.trainable_params;
         plan.trainable_params += match (self.value_trunk, &self.value_peft) {
             (ValueTrunk::Own, Some(peft)) => planner.num_value_params("value_peft", peft),
@@ -217,34 +225,18 @@ impl StageSpec for PpoConfig {
         // Each learned reward has an adapter of about the policy's size; a whole policy has a whole reference.
         let others = self.reward.num_learned() as u64 + u64::from(self.peft.trains_base());
         let others = others * policy_params;
-        let minibatch = self.batch_size / self.num_mini_batches.max(1);
-        let passes = self.num_ppo_epochs.saturating_mul(self.num_mini_batches);
-        let samples = plan.steps.saturating_mul(passes as u64);
-        let prompts = data.largest(minibatch, samples).unwrap_or(usize::MAX);
-        let responses = minibatch.saturating_mul(self.response_length);
-        let step = prompts.min(minibatch.saturating_mul(prompt)) + responses;
-        let micro_tokens = self.micro_batch_tokens.min(step);
-        let row = (data.mean + self.response_length as f64).max(1.0);
-        let rows = ((micro_tokens as f64 / row).ceil() as usize).min(minibatch);
         let mut optimizer_bytes = plan.shape.optimizer_bytes;
         if self.value_trunk == ValueTrunk::Own {
             let (value, peft) = (self.value_optim(), self.value_peft());
             optimizer_bytes += planner.optimizer_bytes(value, peft, true);
             planner.check_groups("value_optim", value, peft, true);
         }
-        let work = Workload::Ppo {
-            micro_tokens: micro_tokens as u64,
-            rows: rows as u64,
-            targets: responses as u64,
-            batch: self.generation_batch_size as u64,
-            prompt: longest(&data, prompt),
-            response: self.response_length as u64,
-            trained_params: plan.trainable_params,
-            network_params: plan.trainable_params + others,
+        let params = UpdateParams {
+            trained: plan.trainable_params,
+            networks: plan.trainable_params + others,
             optimizer_bytes,
         };
-        plan.memory = estimate(work, &plan.shape);
-        plan.workload = Some(work);
+        settings.memory(plan, &data, params);
         self.plan_work(planner, plan, &data);
         let scores = self.value_trunk == ValueTrunk::Policy;
         planner.check_groups("optim", &self.optim, &self.peft, scores);

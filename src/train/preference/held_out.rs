@@ -76,7 +76,7 @@ pub(super) fn evaluate<B: ModelBackend>(
     let longest = micro.lens.iter().copied().max().unwrap_or(1);
     let request = SampleRequest {
         prompts: &held_out.prompts,
-        max_new_tokens: SampleRequest::within(settings.max_length, &held_out.prompts, longest),
+        max_new_tokens: SampleRequest::within(settings.keys.max_length, &held_out.prompts, longest),
         step: journal.position.step,
     };
     for sample in greedy_samples(model, held_out.tokenizer, &request, &device)? {

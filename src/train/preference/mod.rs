@@ -5,50 +5,40 @@
 //! Rafailov et al. 2023, arXiv:2305.18290; keys, metrics and details of TRL 1.16's `DPOTrainer`, `CPOTrainer` and `ORPOTrainer`, on packed
 //! rows.
 
+mod config;
 mod held_out;
 mod micro_batch;
 mod objective;
 mod pair_sums;
 mod reference;
 mod sorted;
+mod spec;
 mod step;
 
 use burn::module::AutodiffModule;
 
-use crate::data::{Batches, Comparisons, DataConfig, Preferences, TokenRows};
+use crate::data::{Batches, Comparisons, Preferences, TokenRows};
 use crate::error::Result;
 use crate::ops::ModelBackend;
-use crate::optim::OptimConfig;
-use crate::peft::Peft;
 use crate::report::StageRecord;
 use crate::train::Session;
-use crate::train::config::{Cadence, Init};
 use crate::train::policy::save_policy;
 use crate::train::session::{Outcome, data_files, stopping};
 use crate::train::shared::Training;
+pub(in crate::train) use config::{PreferenceKeys, preference_config, whole};
 use held_out::{HeldOut, evaluate, prompts};
 pub(in crate::train) use micro_batch::MicroBatch;
 pub(in crate::train) use objective::Objective;
 use pair_sums::PairSums;
 use reference::{Reference, all_logprobs, packed};
+pub(in crate::train) use spec::{
+    PreferenceMethod, ReferencePasses, check, check_reference, inputs, plan, preference_stage,
+};
 pub(in crate::train) use step::{Step, StepTaken};
 
 /// The settings of a stage on comparisons.
 pub(in crate::train) struct Settings<'a> {
-    pub(in crate::train) name: &'a str,
-    pub(in crate::train) init: &'a Init,
-    pub(in crate::train) data: &'a DataConfig,
-    pub(in crate::train) eval_data: Option<&'a DataConfig>,
-    pub(in crate::train) peft: &'a Peft,
-    pub(in crate::train) optim: &'a OptimConfig,
-    pub(in crate::train) epochs: usize,
-    pub(in crate::train) max_steps: Option<usize>,
-    pub(in crate::train) batch_size: usize,
-    pub(in crate::train) shuffle: bool,
-    pub(in crate::train) micro_batch_tokens: usize,
-    pub(in crate::train) gradient_checkpointing: bool,
-    pub(in crate::train) max_length: usize,
-    pub(in crate::train) cadence: &'a Cadence,
+    pub(in crate::train) keys: PreferenceKeys<'a>,
     pub(in crate::train) objective: Objective,
     /// Whether the reference's log-probabilities are computed before training.
     pub(in crate::train) precompute_ref_log_probs: bool,
@@ -66,37 +56,35 @@ pub(in crate::train) fn train<B: ModelBackend>(
     session: &mut Session<'_, B>,
     settings: &Settings<'_>,
 ) -> Result<Outcome> {
+    let keys = settings.keys;
     let device = session.device.clone();
-    let seed = session.stage_seed(settings.name);
-    let policy = session.policy(settings.init)?;
+    let seed = session.stage_seed(keys.name);
+    let policy = session.policy(keys.init)?;
     let (model_config, tokenizer) = (policy.config.clone(), policy.tokenizer.clone());
     let base = policy.base.clone();
     let encoding = Preferences {
-        max_length: settings.max_length,
+        max_length: keys.max_length,
         with_best: false,
     };
-    let train = session.token_rows("comparisons", settings.data, &tokenizer, &encoding)?;
-    let valid = match settings.eval_data {
+    let train = session.token_rows("comparisons", keys.data, &tokenizer, &encoding)?;
+    let valid = match keys.eval_data {
         Some(data) => session.token_rows("held-out comparisons", data, &tokenizer, &encoding)?,
         None => TokenRows::default(),
     };
     let tokenizer = stopping(&tokenizer, train.report())?;
-    let data = (
-        data_files(settings.data, session.run.path()),
-        train.num_read(),
-    );
-    session.record(settings.name, &format!("{:?}", settings.init), &[data])?;
+    let data = (data_files(keys.data, session.run.path()), train.num_read());
+    session.record(keys.name, &format!("{:?}", keys.init), &[data])?;
 
     let objective = &settings.objective;
     let reference = objective.has_reference().then(|| policy.model.clone());
-    let mut trained = policy.into_trainable(settings.peft, seed)?;
+    let mut trained = policy.into_trainable(keys.peft, seed)?;
     let batches = Batches::new(
         train.len(),
-        settings.batch_size,
-        settings.epochs,
-        settings.shuffle.then(|| seed.fork("order")),
+        keys.batch_size,
+        keys.epochs,
+        keys.shuffle.then(|| seed.fork("order")),
     )
-    .with_steps(settings.max_steps);
+    .with_steps(keys.max_steps);
     let steps = batches.num_steps();
     let summary = format!(
         "{} comparisons of {} prompts",
@@ -105,14 +93,14 @@ pub(in crate::train) fn train<B: ModelBackend>(
     );
     let mut training = Training::open(
         session,
-        settings.name,
+        keys.name,
         &summary,
         steps,
-        settings.cadence,
-        settings.optim,
+        keys.cadence,
+        keys.optim,
         &mut trained.model,
     )?
-    .at_rates_of(settings.peft);
+    .at_rates_of(keys.peft);
     let held_out = HeldOut {
         ref_logprobs: match &reference {
             Some(reference) => {
@@ -121,7 +109,7 @@ pub(in crate::train) fn train<B: ModelBackend>(
             }
             None => None,
         },
-        prompts: prompts(&valid, &tokenizer, settings.cadence.num_samples)?,
+        prompts: prompts(&valid, &tokenizer, keys.cadence.num_samples)?,
         items: valid,
         tokenizer: &tokenizer,
     };
@@ -134,8 +122,8 @@ pub(in crate::train) fn train<B: ModelBackend>(
     }
     let step = Step {
         objective,
-        micro_batch_tokens: settings.micro_batch_tokens,
-        gradient_checkpointing: settings.gradient_checkpointing,
+        micro_batch_tokens: keys.micro_batch_tokens,
+        gradient_checkpointing: keys.gradient_checkpointing,
         device: &device,
     };
     while let Some(index) = training.next_step() {

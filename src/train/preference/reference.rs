@@ -57,7 +57,7 @@ pub(super) fn all_logprobs<B: ModelBackend>(
     let mut out = vec![ItemLogprobs::default(); items.len()];
     let lens = items.lens()?;
     let (mut done, mut tokens) = (0, 0);
-    let own = own_micro_batches(&lens, settings.micro_batch_tokens);
+    let own = own_micro_batches(&lens, settings.keys.micro_batch_tokens);
     for part in &own {
         let rows = items.get(part.iter().copied())?;
         let with_prompts = settings.objective.reads_prompts();
@@ -108,7 +108,7 @@ impl<B: ModelBackend> Reference<B> {
             return Ok(Self::Model(Box::new(model)));
         }
         let logprobs = all_logprobs(session, &model, train, settings)?;
-        if settings.peft.trains_base() {
+        if settings.keys.peft.trains_base() {
             session.free_bases();
         }
         Ok(Self::Precomputed(logprobs))

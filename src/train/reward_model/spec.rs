@@ -34,18 +34,7 @@ impl StageSpec for RewardModelConfig {
     }
 
     fn training(&self) -> Option<TrainingSettings<'_>> {
-        Some(TrainingSettings {
-            init: &self.init,
-            peft: &self.peft,
-            optim: &self.optim,
-            epochs: Some(self.epochs),
-            max_steps: self.max_steps,
-            batch_size: self.batch_size,
-            micro_batch_tokens: self.micro_batch_tokens,
-            max_length: Some(self.max_length),
-            gradient_checkpointing: self.gradient_checkpointing,
-            cadence: &self.cadence,
-        })
+        Some(self.preference_keys().training())
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
