@@ -301,8 +301,11 @@ pub(super) fn reward_sources<B: ModelBackend>(
         .collect()
 }
 
-/// The judge of `graded:DIR`.
-fn judge<B: ModelBackend>(judge: &JudgeModel, device: &B::Device) -> Result<Box<dyn Judge>> {
+/// The judge of `graded:DIR` or `--judge DIR`.
+pub(super) fn judge<B: ModelBackend>(
+    judge: &JudgeModel,
+    device: &B::Device,
+) -> Result<Box<dyn Judge>> {
     let JudgeModel::Model(Init::Folder(folder)) = judge else {
         return Err(Error::Usage(
             "here a judge is a folder or a model of the hub; other judges are named in recipes"

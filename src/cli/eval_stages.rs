@@ -1,11 +1,12 @@
 //! `temper eval --run R --stages a,b`: policies of a run side by side on the same prompts.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::args::{ComputeArgs, EvalArgs, ModelArgs, positive};
-use super::eval::{TEMPERATURE, reward_sources};
+use super::eval::{TEMPERATURE, judge, reward_sources};
 use super::model::{UnloadedModel, warn};
 use super::output;
 use super::respond::{self, MAX_NEW_TOKENS, Request, Show, TextResponse};
@@ -14,10 +15,11 @@ use super::stage_result::result_of;
 use crate::backend::{Task, dispatch};
 use crate::data::{Prompt, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::LanguageModel;
+use crate::model::{Init, LanguageModel};
 use crate::ops::ModelBackend;
 use crate::recipe;
 use crate::report::{Comparison, ContestRules, PolicyResponses};
+use crate::reward::judge::{JudgeModel, JudgedPair, Pairwise, PairwiseConfig};
 use crate::reward::{Completion, RewardSource};
 use crate::rng::Seed;
 use crate::train::row_logprobs;
@@ -35,6 +37,12 @@ pub struct StagesArgs {
     /// Scores that differ by this or less are a tie
     #[arg(long, value_name = "X", default_value_t = 0.0, requires = "stages", value_parser = margin)]
     pub tie_margin: f64,
+    /// Let this model compare each stage's responses with the first one's, in both orders: a folder, a known name or owner/name
+    #[arg(long, value_name = "DIR|NAME", requires = "stages")]
+    pub judge: Option<PathBuf>,
+    /// Ask the judge by its chat template
+    #[arg(long, requires = "judge")]
+    pub judge_chat: bool,
     /// Responses of each stage to each prompt; with more than one also best of n and pass@k
     #[arg(long, value_name = "K", default_value_t = 1, requires = "stages", value_parser = positive)]
     pub num_responses: usize,
@@ -149,7 +157,7 @@ impl Task for StagesTask<'_> {
         let rewards = &args.reward;
         let mut sources = reward_sources::<B>(rewards, &self.models[0], self.tokenizer, &device)?;
         let reference = self.models[0].language_model::<B>(&device)?;
-        let mut policies = Vec::new();
+        let (mut policies, mut texts) = (Vec::new(), Vec::new());
         for (place, (name, unloaded)) in args.stages.stages.iter().zip(self.models).enumerate() {
             let model = match place {
                 0 => reference.clone(),
@@ -170,12 +178,21 @@ impl Task for StagesTask<'_> {
                 show: Show::Progress,
             };
             let responses = request.run(&model, &device)?;
+            texts.push(
+                responses
+                    .iter()
+                    .map(|of| of.text.clone())
+                    .collect::<Vec<_>>(),
+            );
             let mut policy = self.scored(name, &responses, &mut sources)?;
             policy.kl = self.kl(&reference, &responses, &device);
             policies.push(policy);
         }
         for (_, source) in &sources {
             warn(&source.warnings());
+        }
+        if let Some(folder) = &args.stages.judge {
+            self.judge::<B>(folder, &texts, &mut policies, &device)?;
         }
         let rules = ContestRules {
             tie_margin: args.stages.tie_margin,
@@ -235,6 +252,33 @@ impl StagesTask<'_> {
             eos_rate: stopped as f64 / count,
             ..PolicyResponses::default()
         })
+    }
+
+    /// Lets the judge in `folder` compare the texts of each policy with those of the first.
+    fn judge<B: ModelBackend>(
+        &self,
+        folder: &Path,
+        texts: &[Vec<String>],
+        policies: &mut [PolicyResponses],
+        device: &B::Device,
+    ) -> Result<()> {
+        let config = PairwiseConfig {
+            chat: self.args.stages.judge_chat,
+            ..PairwiseConfig::by(JudgeModel::Model(Init::Folder(folder.to_path_buf())))
+        };
+        let pairwise = Pairwise::new(&config)?;
+        let mut judge = judge::<B>(&config.judge, device)?;
+        for (own, policy) in texts.iter().zip(policies).skip(1) {
+            let pairs: Vec<JudgedPair<'_>> = (self.prompts.iter().zip(own).zip(&texts[0]))
+                .map(|((prompt, own), other)| JudgedPair {
+                    prompt: &prompt.text,
+                    own,
+                    other,
+                })
+                .collect();
+            policy.judged = pairwise.preferences(judge.as_mut(), &pairs, &mut |_, _| true)?;
+        }
+        Ok(())
     }
 
     /// KL from the reference, nats per response.

@@ -244,8 +244,14 @@ pub(super) fn judges_of<'a>(path: &str, inputs: &StageInputs<'a>) -> Vec<WantedJ
         chat_place: key("chat"),
         model,
         chat,
+    let of_pairs = inputs.pair_judge.map(|(model, chat)| WantedJudge {
+        place: key("judge.judge"),
+        chat_place: key("judge.chat"),
+        model,
+        chat,
+    });
     });
     let rewards = inputs.rewards.iter();
     let of_rewards = rewards.flat_map(|(name, reward)| judges(&key(name), reward));
-    own.into_iter().chain(of_rewards).collect()
+    own.into_iter().chain(of_pairs).chain(of_rewards).collect()
 }

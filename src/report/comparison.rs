@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::contest::{Contest, ContestRules};
+use super::contest::{Contest, ContestRules, Judged};
 use super::curves::SampleCurves;
 use super::histogram::Histogram;
 use super::samples::Sample;
@@ -72,6 +72,8 @@ pub struct PolicyResponses {
     pub scores: Vec<BTreeMap<String, f64>>,
     /// Length of each response in tokens; may be empty.
     pub lengths: Vec<f64>,
+    /// What a judge said of each response against the reference's; absent for the reference.
+    pub judged: Option<Judged>,
     /// KL from the reference, nats per response.
     pub kl: f64,
     /// Mean length of a response in tokens.
@@ -308,6 +310,7 @@ pub(super) mod testing {
             num_responses: 1,
             scores: gold.iter().map(one).collect(),
             lengths: Vec::new(),
+            judged: None,
             kl: -0.001,
             tokens: 12.25,
             eos_rate: 0.5,

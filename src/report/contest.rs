@@ -16,6 +16,38 @@ pub struct Contest {
     pub prompts: usize,
     /// The results by source, in the order of the comparison's.
     pub sources: Vec<SourceContest>,
+    /// The results by a judge of pairs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeContest>,
+}
+
+/// The results by a judge that compares each policy's responses with the reference's.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JudgeContest {
+    /// The judge's name.
+    pub by: String,
+    /// Against the reference, by policy; `None` for the reference itself.
+    pub win_rates: Vec<Option<WinRate>>,
+    /// Pairs of responses.
+    pub pairs: usize,
+    /// Pairs without an answer, which are ties.
+    pub unanswered: usize,
+    /// Mean probability of the response that was shown first, by policy; 1/2 if its place does not count. `None` where nothing was asked.
+    pub first_shown: Vec<Option<f64>>,
+}
+
+/// What a judge said of a policy's responses against those of the reference.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Judged {
+    /// The judge's name.
+    pub by: String,
+    /// Preferences that differ from one half by this or less are a tie.
+    pub tie_margin: f64,
+    /// Probability that the policy's response is the better one, mean of both orders, by response: 1/2 for equal texts, `None` without an
+    /// answer in both orders.
+    pub preferences: Vec<Option<f64>>,
+    /// Mean probability of the response that is shown first; `None` if nothing was asked.
+    pub first_shown: Option<f64>,
 }
 
 /// The results by one source.
@@ -75,6 +107,7 @@ impl Contest {
             reference: reference.to_owned(),
             prompts,
             sources: sources.iter().map(of_source).collect(),
+            judge: JudgeContest::of(anchor, policies, rules),
         })
     }
 
@@ -85,15 +118,6 @@ impl Contest {
         for source in sources {
             header.extend([source.clone(), "ties".into(), "at equal length".into()]);
         }
-        let percent = |x: f64| format!("{:.1} %", 100.0 * x);
-        let within = |x: f64, of: &Interval| {
-            format!(
-                "{:.1} % [{:.1}, {:.1}]",
-                100.0 * x,
-                100.0 * of.low,
-                100.0 * of.high
-            )
-        };
         let mut rows = Vec::new();
         for (i, policy) in policies.iter().enumerate() {
             let mut row = vec![(*policy).to_owned()];
@@ -115,8 +139,13 @@ impl Contest {
             "win rate against {}, a tie being half a win; 95 % intervals by the bootstrap over {} prompts",
             self.reference, self.prompts
         );
-        tables.push((heading, Table::new(&header, &rows)));
-        if self.sources.iter().all(|source| source.ratings.is_empty()) {
+        if !sources.is_empty() {
+            tables.push((heading, Table::new(&header, &rows)));
+        }
+        if let Some(judge) = &self.judge {
+            tables.push(judge.table(&self.reference, self.prompts, policies));
+        }
+        if (self.sources.iter()).all(|source| source.ratings.is_empty()) {
             return tables;
         }
         let header: Vec<&str> = std::iter::once("policy")
@@ -142,19 +171,108 @@ impl Contest {
     }
 }
 
-/// By prompt: the mean outcome of `own` against `other` over pairs of responses, and the share of ties.
+impl JudgeContest {
+    /// `None` if no policy was judged.
+    fn of(anchor: usize, policies: &[PolicyResponses], rules: ContestRules) -> Option<Self> {
+        let judged: Vec<Option<&Judged>> = (policies.iter())
+            .map(|policy| policy.judged.as_ref())
+            .collect();
+        let known = || judged.iter().flatten().flat_map(|of| &of.preferences);
+        let win_rate = |(policy, judged): (&PolicyResponses, &Option<&Judged>)| {
+            let judged = (*judged)?;
+            let own = judged.preferences.iter();
+            let all: Vec<f64> = own
+                .map(|own| outcome(own.unwrap_or(0.5), 0.5, judged.tie_margin))
+                .collect();
+            let seed = rules.seed.fork("win rate").fork("judge").fork(&policy.name);
+            Some(win_rate_of(policy, &policies[anchor], &all, seed))
+        };
+        Some(Self {
+            by: judged.iter().flatten().next()?.by.clone(),
+            win_rates: policies.iter().zip(&judged).map(win_rate).collect(),
+            pairs: known().count(),
+            unanswered: known().filter(|own| own.is_none()).count(),
+            first_shown: (judged.iter())
+                .map(|of| of.and_then(|of| of.first_shown))
+                .collect(),
+        })
+    }
+
+    fn table(&self, reference: &str, prompts: usize, policies: &[&str]) -> (String, Table) {
+        let header = ["policy", "wins", "ties", "at equal length", "first shown"];
+        let mut rows = Vec::new();
+        for (i, policy) in policies.iter().enumerate() {
+            let Some(Some(won)) = self.win_rates.get(i) else {
+                continue;
+            };
+            let first_shown = self.first_shown.get(i).copied().flatten();
+            rows.push(vec![
+                (*policy).to_owned(),
+                within(won.rate, &won.interval),
+                percent(won.ties),
+                within(won.length_controlled, &won.length_controlled_interval),
+                first_shown.map_or("-".to_owned(), percent),
+            ]);
+        }
+        let unanswered = match self.unanswered {
+            0 => String::new(),
+            count => format!("; {count} of {} pairs unanswered, as ties", self.pairs),
+        };
+        let heading = format!(
+            "win rate against {reference} by the judge {}, both orders averaged, a tie being half a win; 95 % intervals by the bootstrap \
+             over {prompts} prompts; 50 % for what is shown first is no bias{unanswered}",
+            self.by
+        );
+        (heading, Table::new(&header, &rows))
+    }
+}
+
+fn percent(x: f64) -> String {
+    format!("{:.1} %", 100.0 * x)
+}
+
+fn within(x: f64, of: &Interval) -> String {
+    let Interval { low, high } = of;
+    format!(
+        "{:.1} % [{:.1}, {:.1}]",
+        100.0 * x,
+        100.0 * low,
+        100.0 * high
+    )
+}
+
+/// The outcome of each response of `own` against that of `other` to the same prompt.
 fn outcomes(
     own: &PolicyResponses,
     other: &PolicyResponses,
     source: &str,
     tie_margin: f64,
-) -> (Vec<f64>, Vec<f64>) {
-    let (own_scores, other_scores) = (own.scores_of(source), other.scores_of(source));
-    let all: Vec<f64> = (own_scores.iter().zip(&other_scores))
+) -> Vec<f64> {
+    (own.scores_of(source).iter().zip(&other.scores_of(source)))
         .map(|(&own, &other)| outcome(own, other, tie_margin))
+        .collect()
+}
+
+/// The win rate of `own` against `other` with these outcomes of their pairs of responses.
+fn win_rate_of(
+    own: &PolicyResponses,
+    other: &PolicyResponses,
+    outcomes: &[f64],
+    seed: Seed,
+) -> WinRate {
+    let ties: Vec<f64> = (outcomes.iter())
+        .map(|&x| f64::from(u8::from(x == 0.5)))
         .collect();
-    let ties: Vec<f64> = all.iter().map(|&x| f64::from(u8::from(x == 0.5))).collect();
-    (own.by_prompt(&all), own.by_prompt(&ties))
+    let longer: Vec<f64> = (own.by_prompt(&own.lengths).iter())
+        .zip(other.by_prompt(&other.lengths))
+        .map(|(own, other)| own - other)
+        .collect();
+    WinRate::of(
+        &own.by_prompt(outcomes),
+        &own.by_prompt(&ties),
+        &longer,
+        seed,
+    )
 }
 
 fn win_rate(
@@ -163,13 +281,9 @@ fn win_rate(
     source: &str,
     rules: ContestRules,
 ) -> WinRate {
-    let (outcomes, ties) = outcomes(own, other, source, rules.tie_margin);
-    let longer: Vec<f64> = (own.by_prompt(&own.lengths).iter())
-        .zip(other.by_prompt(&other.lengths))
-        .map(|(own, other)| own - other)
-        .collect();
     let seed = rules.seed.fork("win rate").fork(source).fork(&own.name);
-    WinRate::of(&outcomes, &ties, &longer, seed)
+    let outcomes = outcomes(own, other, source, rules.tie_margin);
+    win_rate_of(own, other, &outcomes, seed)
 }
 
 fn ratings(
@@ -182,8 +296,8 @@ fn ratings(
     let mut pairs = Vec::new();
     for i in 0..count {
         for j in i + 1..count {
-            let (won, _) = outcomes(&policies[i], &policies[j], source, rules.tie_margin);
-            pairs.push((i, j, won));
+            let won = outcomes(&policies[i], &policies[j], source, rules.tie_margin);
+            pairs.push((i, j, policies[i].by_prompt(&won)));
         }
     }
     let of_sample = |sample: &[usize]| {
@@ -237,6 +351,49 @@ mod tests {
             Contest::of("sft", &["gold".into()], &all[..1], rules()),
             None
         );
+    }
+
+    #[test]
+    fn a_judge_has_a_table_of_its_own() {
+        let mut all = [responses("sft", &[0.0; 4]), responses("ppo", &[0.0; 4])];
+        all[1].judged = Some(Judged {
+            by: "base".into(),
+            tie_margin: 0.05,
+            // A win, a tie within the margin, a loss, and no answer.
+            preferences: vec![Some(0.9), Some(0.54), Some(0.2), None],
+            first_shown: Some(0.625),
+        });
+        let contest = Contest::of("sft", &["gold".into()], &all, rules()).unwrap();
+        let judge = contest.judge.as_ref().unwrap();
+        let won = judge.win_rates[1].unwrap();
+        assert_eq!((won.rate, won.ties), (0.5, 0.5));
+        assert_eq!(
+            (judge.win_rates[0], judge.pairs, judge.unanswered),
+            (None, 4, 1)
+        );
+        let tables = contest.tables(&["gold".into()], &["sft", "ppo"]);
+        assert!(
+            tables[1]
+                .0
+                .contains("by the judge base, both orders averaged"),
+            "{}",
+            tables[1].0
+        );
+        assert!(
+            tables[1].0.ends_with("; 1 of 4 pairs unanswered, as ties"),
+            "{}",
+            tables[1].0
+        );
+        let text = tables[1].1.to_string();
+        assert!(
+            text.contains("| ppo    | 50.0 % [") && text.contains("62.5 %"),
+            "{text}"
+        );
+        // By the judge alone.
+        let contest = Contest::of("sft", &[], &all, rules()).unwrap();
+        assert_eq!(contest.tables(&[], &["sft", "ppo"]).len(), 1);
+        let text = serde_json::to_string(&contest).unwrap();
+        assert_eq!(serde_json::from_str::<Contest>(&text).unwrap(), contest);
     }
 
     #[test]

@@ -40,7 +40,7 @@ mod tui;
 
 pub use calibration::{AccuracyGroup, Calibration, GoldAgreement, ReliabilityBin};
 pub use comparison::{ComparedPolicy, Comparison, Estimate, PolicyResponses, responses_text};
-pub use contest::{Contest, ContestRules, Rating, SourceContest};
+pub use contest::{Contest, ContestRules, JudgeContest, Judged, Rating, SourceContest};
 pub use curves::SampleCurves;
 pub use findings::{Finding, Severity, diverged, findings};
 pub use histogram::{BinCounts, Histogram};

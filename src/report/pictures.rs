@@ -145,8 +145,12 @@ fn win_rates(comparison: &Comparison) -> Result<String, String> {
     let Some(contest) = &comparison.contest else {
         return Ok(html);
     };
-    for (name, source) in comparison.sources.iter().zip(&contest.sources) {
-        let won: Vec<(&str, &WinRate)> = (comparison.policies.iter().zip(&source.win_rates))
+    let by_judge =
+        (contest.judge.iter()).map(|judge| (format!("the judge {}", judge.by), &judge.win_rates));
+    let by_source = (comparison.sources.iter().cloned())
+        .zip(contest.sources.iter().map(|source| &source.win_rates));
+    for (name, win_rates) in by_source.chain(by_judge) {
+        let won: Vec<(&str, &WinRate)> = (comparison.policies.iter().zip(win_rates))
             .filter_map(|(policy, won)| Some((policy.name.as_str(), won.as_ref()?)))
             .collect();
         let legend: String = (won.iter().enumerate())

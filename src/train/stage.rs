@@ -60,6 +60,8 @@ pub struct StageInputs<'a> {
     pub rewards: Vec<(String, &'a RewardConfig)>,
     /// The stage's own judge, the value of `judge`, and whether it is asked by its chat template.
     pub judge: Option<(&'a JudgeModel, bool)>,
+    /// A judge of pairs beside the stage's policies, the value of `judge.judge`, and whether it is asked by its chat template.
+    pub pair_judge: Option<(&'a JudgeModel, bool)>,
     /// The learned reward that a value network starts from, with its key: its model must have the tokenizer of the first model.
     pub value_start: Option<(&'static str, &'a str)>,
     /// Whether all models must have the vocabulary of the first one, besides its tokenizer.

@@ -44,7 +44,7 @@ fn stages_of_a_run_are_compared_and_the_base_with_them() {
     succeed(
         folder,
         &format!(
-            "{common} --stages a,b --num-responses 4 --temperature 1 --tie-margin 0.1 --output e.json"
+            "{common} --stages a,b --judge tiny --num-responses 4 --temperature 1 --tie-margin 0.1 --output e.json"
         ),
     );
     let found: Value =
@@ -53,6 +53,13 @@ fn stages_of_a_run_are_compared_and_the_base_with_them() {
     assert!(found["policies"][0]["kl"].as_f64().unwrap().abs() < 1e-3);
     assert_eq!(found["curves"][1]["counts"], serde_json::json!([1, 2, 4]));
     assert!(found["contest"]["sources"][0]["win_rates"][1]["rate"].is_f64());
+    let judge = &found["contest"]["judge"];
+    assert_eq!(judge["by"], "tiny");
+    assert_eq!(
+        (&judge["pairs"], &judge["unanswered"]),
+        (&12.into(), &0.into())
+    );
+    assert!(judge["win_rates"][0].is_null() && judge["win_rates"][1]["rate"].is_f64());
 
     for (args, parts) in [
         ("--stages a", "at least two"),
@@ -80,6 +87,18 @@ fn stages_of_a_run_are_compared_and_the_base_with_them() {
         &format!("{common} --stages a,b --tie-margin=-1"),
         2,
         &["at least 0"],
+    );
+    fail(
+        folder,
+        "eval --model tiny --data rows.jsonl --judge tiny",
+        2,
+        &["--stages"],
+    );
+    fail(
+        folder,
+        &format!("{common} --stages a,b --judge no-such-model"),
+        2,
+        &["no-such-model"],
     );
     fail(
         folder,

@@ -110,6 +110,43 @@ fn several_responses_give_curves_and_every_pair_plays() {
 }
 
 #[test]
+fn a_judge_compares_every_policy_with_the_reference_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = recipe(
+        "judge: (judge: Model(Stage(\"short\")), labels: (\"A\", \"B\")), reference: Stage(\"short\")",
+    );
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    assert!(!run_until(&text, folder.path(), &whole, None));
+    let judge = &record(&whole)["comparison"]["contest"]["judge"];
+    assert_eq!(judge["by"], "short");
+    assert_eq!(
+        (&judge["pairs"], &judge["unanswered"]),
+        (&12.into(), &0.into())
+    );
+    for (policy, is_reference) in [(0, false), (1, true), (2, false)] {
+        let won = &judge["win_rates"][policy];
+        assert_eq!(won.is_null(), is_reference, "{judge}");
+        if is_reference {
+            continue;
+        }
+        let number = |key: &str| won[key].as_f64().unwrap();
+        let (low, high) = (&won["interval"]["low"], &won["interval"]["high"]);
+        assert!((0.0..=1.0).contains(&number("rate")), "{won}");
+        assert!((0.0..=1.0).contains(&number("length_controlled")), "{won}");
+        assert!(low.as_f64() <= Some(number("rate")) && Some(number("rate")) <= high.as_f64());
+        let first = judge["first_shown"][policy].as_f64().unwrap();
+        assert!(first > 0.0 && first < 1.0, "{judge}");
+    }
+    let page = fs::read_to_string(whole.join("compare/report.html")).unwrap();
+    for part in ["Win rate by the judge short", "both orders averaged"] {
+        assert!(page.contains(part), "{part:?} is not in the report");
+    }
+    assert!(run_until(&text, folder.path(), &parts, Some(("long", 1))));
+    assert!(!run_until(&text, folder.path(), &parts, None));
+    assert_eq!(record(&parts)["comparison"], record(&whole)["comparison"]);
+}
+
+#[test]
 fn responses_end_at_a_stop_text() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, cut] = ["whole", "cut"].map(|name| folder.path().join(name));
@@ -147,6 +184,26 @@ fn what_would_say_nothing_is_refused() {
         ),
         ("tie_margin: -1.0", ["stages.compare.tie_margin", "-1"]),
         ("stop: [\" \"]", ["stages.compare.stop", "blanks alone"]),
+        (
+            "judge: (judge: Model(Stage(\"none\")))",
+            ["stages.compare.judge.judge", "there is no stage `none`"],
+        ),
+        (
+            "judge: (judge: Model(Base), tie_margin: 0.5)",
+            ["stages.compare.judge.tie_margin", "below 0.5"],
+        ),
+        (
+            "judge: (judge: Model(Base), labels: (\"1\", \"12\"))",
+            ["stages.compare.judge.labels", "neither begins the other"],
+        ),
+        (
+            "judge: (judge: Model(Base)), reference: Folder(\"models/tiny\")",
+            ["stages.compare.judge", "is not among `policies`"],
+        ),
+        (
+            "judge: (judge: Model(Base), chat: true)",
+            ["stages.compare.judge.chat", "no chat template"],
+        ),
     ] {
         fs::write(&file, recipe(keys)).unwrap();
         let loaded = recipe::load_with_places(&file, &[]);

@@ -1,7 +1,8 @@
 //! Judges: models that compare or grade responses by the probabilities of their answers.
 //!
 //! A judge is a model of the recipe or a server that speaks OpenAI's chat completions. It reads a [`Question`] and gives the
-//! log-probability of each of some labels; [`PairForm`] asks which of two responses is better, [`Graded`] asks for a grade.
+//! log-probability of each of some labels; [`PairForm`] asks which of two responses is better, [`Pairwise`] does so of two policies' responses,
+//! [`Graded`] asks for a grade.
 //!
 //! # Source
 //! Bai et al. 2022, arXiv:2212.08073, section 4.1; Lee et al. 2023, arXiv:2309.00267, section 2.
@@ -14,6 +15,7 @@ mod labels;
 mod lines;
 mod local;
 mod of_first;
+mod pairwise;
 
 use crate::error::Result;
 use crate::rng::Seed;
@@ -27,6 +29,7 @@ pub use labels::{clamped, expected_grade, label_probabilities, preference};
 pub use lines::{jsonl, texts};
 pub use local::LocalJudge;
 pub use of_first::OfFirst;
+pub use pairwise::{JudgedPair, Pairwise, PairwiseConfig};
 
 /// A text to be answered by a label.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::reward::RewardConfig;
+use crate::reward::judge::PairwiseConfig;
 use crate::train::config::{
     DataConfig, Init, SamplingConfig, Truncate, default_max_length, default_rollout_batch, four,
     one,
@@ -25,6 +26,9 @@ pub struct CompareConfig {
     pub data: DataConfig,
     /// Reward sources by column title.
     pub rewards: BTreeMap<String, RewardConfig>,
+    /// A judge that compares each policy's responses with the reference's.
+    #[serde(default)]
+    pub judge: Option<PairwiseConfig>,
     /// Responses to each prompt; with more than one also best of n and pass@k.
     #[serde(default = "one")]
     pub num_responses: usize,

@@ -1,6 +1,7 @@
 //! Compares policies on the same held-out prompts.
 
 mod config;
+mod judged;
 mod partial;
 mod responses;
 mod spec;
@@ -25,6 +26,7 @@ use crate::train::evaluate::sample;
 use crate::train::generation::Generation;
 use crate::train::journal::Journal;
 use crate::train::session::{Outcome, data_files};
+use judged::judged;
 use partial::Partial;
 use responses::{Measured, Part, Responses, measure, respond};
 
@@ -147,9 +149,16 @@ pub(super) fn compare<B: ModelBackend>(
     let Some(measured) = measured else {
         return Err(stopped(&mut journal, session));
     };
+    let Some(judged) = judged(session, config, &all)? else {
+        return Err(stopped(&mut journal, session));
+    };
     let mut results: Vec<PolicyResponses> = Vec::new();
-    for ((init, responses), measured) in config.policies.iter().zip(&all).zip(measured) {
-        let result = results_of(init.name(), config.num_responses, responses, measured);
+    let each = config.policies.iter().zip(&all).zip(measured).zip(judged);
+    for (((init, responses), measured), judged) in each {
+        let result = PolicyResponses {
+            judged,
+            ..results_of(init.name(), config.num_responses, responses, measured)
+        };
         let mean = |source: &String| {
             let scores = result.scores.iter().filter_map(|scores| scores.get(source));
             scores.sum::<f64>() / result.scores.len() as f64
@@ -223,6 +232,7 @@ fn results_of(
         kl: measured.kl,
         tokens: lengths.iter().sum::<f64>() / count,
         lengths,
+        judged: None,
         eos_rate: stopped as f64 / count,
     }
 }

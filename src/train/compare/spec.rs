@@ -34,6 +34,33 @@ fn title_problem(title: &str) -> Option<String> {
     taken.then(|| format!("the title \"{title}\" is the name of a metric of the stage itself"))
 }
 
+impl CompareConfig {
+    /// Where the policy stands that a judge compares the others with.
+    pub(super) fn anchor(&self) -> Option<usize> {
+        match &self.reference {
+            Some(reference) => self.policies.iter().position(|init| init == reference),
+            None => Some(0),
+        }
+    }
+
+    /// Checks that a judge has pairs to compare.
+    fn check_judged(&self, checks: &mut Checks, path: &str) {
+        let place = format!("{path}.judge");
+        if self.policies.len() < 2 {
+            checks.problem(&place, "has nothing to compare: there is one policy");
+            checks.help("e.g. `policies: [Stage(\"sft\"), Stage(\"ppo\")]`");
+            checks.depends_on(format!("{path}.policies"));
+        } else if self.anchor().is_none() {
+            checks.problem(
+                &place,
+                "compares responses with those of the reference, which is not among `policies`",
+            );
+            checks.help("add it to `policies`, or leave out `reference` for the first of them");
+            checks.depends_on(format!("{path}.reference"));
+        }
+    }
+}
+
 impl StageSpec for CompareConfig {
     const OUTPUT: StageOutput = StageOutput::Table;
 
@@ -55,6 +82,7 @@ impl StageSpec for CompareConfig {
             rewards: rewards
                 .map(|(title, reward)| (format!("rewards.{title}"), reward))
                 .collect(),
+            pair_judge: (self.judge.as_ref()).map(|by| (&by.judge, by.chat)),
             ..StageInputs::default()
         };
         inputs.data("data", &self.data, RowKind::Prompt)
@@ -103,6 +131,10 @@ impl StageSpec for CompareConfig {
                 checks.help("name the column by what it scores, e.g. `rewards: {\"helpful\": ..}`");
             }
         }
+        if let Some(judge) = &self.judge {
+            checks.problems_below(&format!("{path}.judge"), judge.problems());
+            self.check_judged(checks, path);
+        }
         if self.policies.is_empty() {
             checks.problem(format!("{path}.policies"), "at least one policy is needed");
             checks.help("e.g. `policies: [Base, Stage(\"sft\")]`");
@@ -133,6 +165,14 @@ impl StageSpec for CompareConfig {
             plan.work.sampled += rows * response;
             // The prompt, and the response once more by the reference and by each learned reward.
             plan.work.forward += rows * (data.mean + (1.0 + learned) * (data.mean + response));
+            if self
+                .judge
+                .as_ref()
+                .is_some_and(|by| by.judge.model().is_some())
+            {
+                // Two orders, each with both responses.
+                plan.work.forward += 2.0 * rows * (data.mean + 2.0 * response);
+            }
         }
     }
 
