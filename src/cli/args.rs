@@ -391,6 +391,7 @@ fn reward(text: &str) -> Result<RewardArg, String> {
         },
         "logprob" => RewardConfig::LogProbability {
             model: needed("MODEL")?.into(),
+            stage: None,
             reduction: TokenReduction::Mean,
         },
         "gold" if !text.contains(':') => RewardConfig::Gold,

@@ -22,7 +22,7 @@ use crate::report::{format_value, table};
 use crate::reward::judge::{Graded, Judge, JudgeModel, LocalJudge};
 use crate::reward::{
     self, Classifier, ClassifierSettings, Completion, CompletionEncoder, CustomRewards, Learned,
-    LogProbability, ModelReward, RewardSource,
+    LogProbability, ModelReward, ReadBy, RewardSource,
 };
 use crate::terminal;
 
@@ -281,7 +281,13 @@ pub(super) fn reward_sources<B: ModelBackend>(
     let mut with_model = |source: ModelReward<'_>| -> Result<Box<dyn RewardSource>> {
         match source {
             ModelReward::Learned(folder) => learned(folder),
-            ModelReward::LogProbability(name, reduction) => log_probability(name, reduction),
+            ModelReward::LogProbability(ReadBy::Model(name), reduction) => {
+                log_probability(name, reduction)
+            }
+            ModelReward::LogProbability(ReadBy::Stage(_), _) => Err(Error::Usage(
+                "stages are named in recipes; here `logprob:DIR` names a folder or a model of the hub"
+                    .into(),
+            )),
             ModelReward::Classifier(name, settings) => Ok(Box::new(classifier(name, settings)?)),
             ModelReward::Graded(graded) => {
                 let judge = judge::<B>(&graded.judge, device)?;

@@ -9,8 +9,8 @@ use crate::model::{
 };
 use crate::ops::Precision;
 use crate::peft::AdapterSpec;
-use crate::reward::RewardConfig;
 use crate::reward::judge::JudgeModel;
+use crate::reward::{ReadBy, RewardConfig};
 use crate::train::StageInputs;
 
 /// Configuration and tokenizer of a model.
@@ -197,12 +197,11 @@ pub(super) fn learned(key: &str, reward: &RewardConfig) -> Vec<(String, String)>
 }
 
 /// The language models that the source at `key` takes log-probabilities of, each with its own key.
-pub(super) fn readers(key: &str, reward: &RewardConfig) -> Vec<(String, String)> {
-    match reward {
-        RewardConfig::LogProbability { model, .. } => {
-            vec![(format!("{key}.model"), model.clone())]
-        }
-        composed => (composed.parts().into_iter())
+pub(super) fn readers<'a>(key: &str, reward: &'a RewardConfig) -> Vec<(String, ReadBy<'a>)> {
+    match reward.language_model() {
+        Some(by @ ReadBy::Model(_)) => vec![(format!("{key}.model"), by)],
+        Some(by @ ReadBy::Stage(_)) => vec![(format!("{key}.stage"), by)],
+        None => (reward.parts().into_iter())
             .flat_map(|(part, reward)| readers(&format!("{key}.{part}"), reward))
             .collect(),
     }
@@ -244,12 +243,12 @@ pub(super) fn judges_of<'a>(path: &str, inputs: &StageInputs<'a>) -> Vec<WantedJ
         chat_place: key("chat"),
         model,
         chat,
+    });
     let of_pairs = inputs.pair_judge.map(|(model, chat)| WantedJudge {
         place: key("judge.judge"),
         chat_place: key("judge.chat"),
         model,
         chat,
-    });
     });
     let rewards = inputs.rewards.iter();
     let of_rewards = rewards.flat_map(|(name, reward)| judges(&key(name), reward));

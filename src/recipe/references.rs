@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::data::{RowKind, Take};
 use crate::recipe::Recipe;
-use crate::recipe::known::{judges_of, learned};
+use crate::recipe::known::{judges_of, learned, readers};
 use crate::recipe::places::Places;
+use crate::reward::ReadBy;
 use crate::suggest::{did_you_mean, quoted};
 use crate::train::checks::Checks;
 use crate::train::config::Init;
@@ -328,3 +329,13 @@ fn references(stage: &Stage) -> Vec<Reference> {
     }
     found
 }
+        found.extend(readers(&key, reward).into_iter().filter_map(|(key, by)| {
+            let ReadBy::Stage(target) = by else {
+                return None;
+            };
+            Some(Reference {
+                key,
+                target: target.to_owned(),
+                expected: ReferenceTarget::Policy,
+            })
+        }));

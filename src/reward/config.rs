@@ -67,8 +67,12 @@ pub enum RewardConfig {
     },
     /// Log-probability in nats that another language model gives the response after its prompt.
     LogProbability {
-        /// A folder, a known model, or `owner/name` of the hub.
+        /// A folder, a known model, or `owner/name` of the hub; in its place `stage` names the policy of an earlier stage.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
         model: String,
+        /// An earlier stage whose policy it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<String>,
         /// Over which of its tokens.
         #[serde(default)]
         reduction: TokenReduction,
@@ -215,6 +219,30 @@ impl RewardConfig {
         }
     }
 
+    /// The reward models in it, each once, in their order.
+    pub fn all_learned(&self) -> Vec<&str> {
+        let own = self.learned().into_iter();
+        let parts = self.parts();
+        let mut found: Vec<&str> = Vec::new();
+        for name in own.chain(parts.into_iter().flat_map(|(_, part)| part.all_learned())) {
+            if !found.contains(&name) {
+                found.push(name);
+            }
+        }
+        found
+    }
+
+    /// The language model of a `LogProbability` source.
+    pub fn language_model(&self) -> Option<ReadBy<'_>> {
+        match self {
+            Self::LogProbability {
+                stage: Some(stage), ..
+            } => Some(ReadBy::Stage(stage)),
+            Self::LogProbability { model, .. } => Some(ReadBy::Model(model)),
+            _ => None,
+        }
+    }
+
     /// The sources that it is made of, each with its key below this one as recipes write it; empty for sources of their own.
     pub fn parts(&self) -> Vec<(String, &RewardConfig)> {
         match self {
@@ -259,6 +287,15 @@ impl RewardConfig {
         let nested = parts.iter().flat_map(|(_, part)| part.columns());
         own.into_iter().chain(nested).collect()
     }
+}
+
+/// The language model that a `LogProbability` source reads responses by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadBy<'a> {
+    /// A folder, a known model, or `owner/name` of the hub.
+    Model(&'a str),
+    /// The policy of an earlier stage.
+    Stage(&'a str),
 }
 
 /// How the scores of an ensemble become one.

@@ -31,7 +31,7 @@ use serde_json::{Map, Value};
 
 pub use classifier::{Classifier, ClassifierSettings};
 pub use config::{
-    ClassifierInput, Combine, LengthUnit, RewardConfig, RougeVariant, TokenReduction,
+    ClassifierInput, Combine, LengthUnit, ReadBy, RewardConfig, RougeVariant, TokenReduction,
 };
 pub use custom::CustomRewards;
 pub use learned::Learned;
@@ -100,8 +100,8 @@ pub enum ModelReward<'a> {
     Learned(&'a str),
     /// A classifier, by its folder or `owner/name`.
     Classifier(&'a str, ClassifierSettings<'a>),
-    /// A language model, by its folder, known name or `owner/name`.
-    LogProbability(&'a str, TokenReduction),
+    /// A language model.
+    LogProbability(ReadBy<'a>, TokenReduction),
     /// A judge that grades.
     Graded(&'a GradedConfig),
 }
@@ -127,8 +127,13 @@ pub fn build(
     };
     Ok(match config {
         RewardConfig::Learned { stage } => with_model(ModelReward::Learned(stage))?,
-        RewardConfig::LogProbability { model, reduction } => {
-            with_model(ModelReward::LogProbability(model, *reduction))?
+        RewardConfig::LogProbability {
+            model,
+            stage,
+            reduction,
+        } => {
+            let by = (stage.as_deref()).map_or(ReadBy::Model(model), ReadBy::Stage);
+            with_model(ModelReward::LogProbability(by, *reduction))?
         }
         RewardConfig::Classifier {
             model,
@@ -281,8 +286,9 @@ pub fn check(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<
 pub fn name(config: &RewardConfig) -> String {
     match config {
         RewardConfig::Learned { stage } => format!("learned({stage})"),
-        RewardConfig::LogProbability { model, .. } => {
-            format!("log_probability({})", last_name(model))
+        RewardConfig::LogProbability { model, stage, .. } => {
+            let name = stage.as_deref().unwrap_or_else(|| last_name(model));
+            format!("log_probability({name})")
         }
         RewardConfig::Classifier { model, label, .. } => {
             let model = last_name(model);
@@ -354,10 +360,17 @@ fn own_problems(config: &RewardConfig, custom: &CustomRewards, place: &str) -> V
         RewardConfig::Rouge { .. } | RewardConfig::Bleu { .. } | RewardConfig::Chrf { .. } => {
             vec![]
         }
-        RewardConfig::LogProbability { model, .. } if model.is_empty() => vec![
-            Problem::new(place, "the name of the model is empty")
-                .with_help("name a folder, a known model, or `owner/name` of the hub"),
-        ],
+        RewardConfig::LogProbability { model, stage, .. }
+            if model.is_empty() == stage.is_none() =>
+        {
+            let found = match stage {
+                None => "neither `model` nor `stage` is given",
+                Some(_) => "both `model` and `stage` are given",
+            };
+            vec![Problem::new(place, found).with_help(
+                "`model: ..` is a folder, a known model or `owner/name` of the hub, `stage: ..` the policy of an earlier stage",
+            )]
+        }
         RewardConfig::LogProbability { .. } => vec![],
         RewardConfig::Ensemble { sources, combine } => ensemble::problems(sources, *combine, place),
         RewardConfig::Safest {
@@ -649,7 +662,7 @@ mod tests {
             "Sum([(1.0, Ensemble(sources: [])), (1.0, Ensemble(sources: [Gold, Gold], combine: MeanMinusStd(-1.0))),
                 (1.0, Safest(threshold: 1.5, tag: Some(\"\"), helpful: LengthPenalty(coef: 0.0, source: Gold),
                     safety: Classifier(model: \"m\", score: LogProbability))), (1.0, Chrf(reference: \"\")),
-                (1.0, LogProbability(model: \"\"))])",
+                (1.0, LogProbability()), (1.0, LogProbability(model: \"m\", stage: Some(\"s\")))])",
         );
         let found: Vec<String> = check(&bad, &polite(), "r")
             .iter()
@@ -663,7 +676,8 @@ mod tests {
             "r[2].safety the classifier gives probabilities; Safest takes their logits, as reward models give them",
             "r[2].helpful coef is 0; expected a penalty for each unit of length, above 0",
             "r[3] the name of the reference column is empty",
-            "r[4] the name of the model is empty",
+            "r[4] neither `model` nor `stage` is given",
+            "r[5] both `model` and `stage` are given",
         ];
         assert_eq!(found, expected);
     }

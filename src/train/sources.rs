@@ -4,16 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Session;
+use super::config::Init;
 use crate::checkpoint::ModelRole;
 use crate::collective;
 use crate::data::Tokenizer;
 use crate::error::Result;
-use crate::model::{CausalLm, ClassifierSource, Fetch, Finder};
+use crate::model::{CausalLm, ClassifierSource, Fetch, Finder, LanguageModel};
 use crate::ops::ModelBackend;
 use crate::reward::judge::{Endpoint, Graded, Judge, JudgeModel, LocalJudge, OfFirst};
 use crate::reward::{
-    Classifier, Completion, CompletionEncoder, Learned, LogProbability, ModelReward, RewardConfig,
-    RewardSource, TokenReduction,
+    Classifier, Completion, CompletionEncoder, Learned, LogProbability, ModelReward, ReadBy,
+    RewardConfig, RewardSource, TokenReduction,
 };
 
 /// Most tokens in one forward pass of a reward with a model.
@@ -39,8 +40,11 @@ impl<B: ModelBackend> Session<'_, B> {
         let custom = self.rewards.clone();
         crate::reward::build(config, &custom, &mut |source| match source {
             ModelReward::Learned(stage) => self.learned(stage, policy),
-            ModelReward::LogProbability(model, reduction) => {
-                self.log_probability(model, reduction, policy)
+            ModelReward::LogProbability(ReadBy::Model(name), reduction) => {
+                self.log_probability(name, reduction, policy)
+            }
+            ModelReward::LogProbability(ReadBy::Stage(name), reduction) => {
+                self.log_probability_of_stage(name, reduction, policy)
             }
             ModelReward::Classifier(model, settings) => {
                 let source = ClassifierSource::find(&Finder::new(Fetch::All), model)?;
@@ -137,15 +141,47 @@ impl<B: ModelBackend> Session<'_, B> {
         if let Some(adapter) = &adapter {
             self.warn(&adapter.warnings);
         }
-        let before = model.num_virtual_tokens();
-        let encoder =
-            CompletionEncoder::new(name, &source.config, own, Some(policy.clone())).after(before);
+        let encoder = CompletionEncoder::new(name, &source.config, own, Some(policy.clone()));
+        Ok(self.reading(model, reduction, encoder))
+    }
+
+    /// The log-probability of the policy of an earlier stage as a source.
+    fn log_probability_of_stage(
+        &mut self,
+        name: &str,
+        reduction: TokenReduction,
+        policy: &Arc<Tokenizer>,
+    ) -> Result<Box<dyn RewardSource>>
+    where
+        B: 'static,
+    {
+        let reader = self.policy_as(ModelRole::Reward, &Init::Stage(name.to_owned()))?;
+        let own = Some(reader.tokenizer);
+        let encoder = CompletionEncoder::new(name, &reader.config, own, Some(policy.clone()));
+        Ok(self.reading(reader.model, reduction, encoder))
+    }
+
+    fn reading(
+        &mut self,
+        model: LanguageModel<B>,
+        reduction: TokenReduction,
+        encoder: CompletionEncoder,
+    ) -> Box<dyn RewardSource>
+    where
+        B: 'static,
+    {
+        let encoder = encoder.after(model.num_virtual_tokens());
         if let Some(note) = encoder.note() {
             self.reporter.message(&note);
         }
         let device = self.device.clone();
-        let source = LogProbability::new(model, reduction, SCORE_TOKENS, device, encoder);
-        Ok(Box::new(source))
+        Box::new(LogProbability::new(
+            model,
+            reduction,
+            SCORE_TOKENS,
+            device,
+            encoder,
+        ))
     }
 
     /// The scores of `completions`. Reports at once what happened to the source meanwhile.

@@ -840,6 +840,30 @@ fn detail_28_the_value_network_starts_as_the_reward_model() {
     assert_eq!(ppo_config(json!({})).value_start(), None);
     let head = json!({"reward": {"Learned": {"stage": "rm"}}, "value_trunk": "Policy"});
     assert_eq!(ppo_config(head).value_start(), None);
+    // Of a source of sources, the reward model that is alone or named.
+    let member = |reward: Value, value_init: Option<ValueInit>| {
+        let mut config = ppo_config(json!({"reward": reward}));
+        config.value_init = value_init;
+        config.value_start().map(str::to_owned)
+    };
+    let model = |stage: &str| json!({"Learned": {"stage": stage}});
+    let alone = json!({"Sum": [[1.0, model("rm")], [0.1, "Gold"]]});
+    let several = json!({"Ensemble": {"sources": [model("rm"), {"Sum": [[0.5, model("other")]]}, model("rm")]}});
+    for (reward, value_init, expected) in [
+        (&alone, None, None),
+        (&alone, Some(ValueInit::Reward), Some("rm")),
+        (&several, None, None),
+        (&several, Some(ValueInit::Reward), None),
+        (
+            &several,
+            Some(ValueInit::Learned("other".into())),
+            Some("other"),
+        ),
+        (&several, Some(ValueInit::Learned("third".into())), None),
+    ] {
+        let found = member(reward.clone(), value_init.clone());
+        assert_eq!(found.as_deref(), expected, "{reward} {value_init:?}");
+    }
 }
 
 // ---- update ----

@@ -325,7 +325,9 @@ const SOURCES: &str = r#"(
         Ppo(name: "ppo", init: Stage("sft"), data: (source: Jsonl("PROMPTS")),
             reward: Safest(
                 helpful: Ensemble(sources: [Learned(stage: "a"), Learned(stage: "b")], combine: MeanMinusStd(0.5)),
-                safety: Sum([(1.0, Learned(stage: "b")), (0.1, LogProbability(model: "models/tiny"))]), tag: "risky"),
+                safety: Sum([(1.0, Learned(stage: "b")), (0.1, LogProbability(model: "models/tiny")), (0.1, LogProbability(stage: "sft"))]),
+                tag: "risky"),
+            value_init: Learned("b"),
             peft: Lora(rank: 2), optim: (lr: 1e-3), total_episodes: 16, batch_size: 8, num_mini_batches: 1, num_ppo_epochs: 1,
             response_length: 12, max_prompt_length: 64, cadence: (save_steps: 1)),
     ],
@@ -400,6 +402,40 @@ fn models_inside_sources_are_checked_and_counted() {
         ),
         &["no-model"],
     );
+    for (stage, part) in [
+        ("nothing", "there is no stage `nothing`"),
+        ("a", "`a` is a `RewardModel`"),
+    ] {
+        let named = format!("LogProbability(stage: \"{stage}\")");
+        complains(
+            &recipe.replace("LogProbability(stage: \"sft\")", &named),
+            &[part],
+        );
+    }
+    for (from, to, part) in [
+        (
+            "LogProbability(stage: \"sft\")",
+            "LogProbability()",
+            "neither `model` nor `stage` is given",
+        ),
+        (
+            "LogProbability(stage: \"sft\")",
+            "LogProbability(model: \"tiny\", stage: \"sft\")",
+            "both `model` and `stage` are given",
+        ),
+        (
+            "value_init: Learned(\"b\")",
+            "value_init: Reward",
+            "stages.ppo.value_init: `reward` has several reward models: `a`, `b`",
+        ),
+        (
+            "value_init: Learned(\"b\")",
+            "value_init: Learned(\"c\")",
+            "stages.ppo.value_init: `reward` has no reward model `c`; it has `a`, `b`",
+        ),
+    ] {
+        complains(&recipe.replace(from, to), &[part]);
+    }
     complains(
         &recipe.replace("tag: \"risky\"", "threshold: 1.5, tag: \"risky\""),
         &["threshold is 1.5; expected a probability, from 0 to 1"],

@@ -7,6 +7,7 @@ use crate::model::{trained_tensors, with_token_ids};
 use crate::recipe::known::{
     ResolvedModel, WantedModel, classifiers, judges_of, learned, open_blank, readers,
 };
+use crate::reward::ReadBy;
 use crate::train::config::{Init, Peft};
 use crate::train::plan::{ModelShape, StagePlan};
 use crate::train::{OTHER_TOKENS, Stage, StageInputs, StageOutput, reward_folder};
@@ -160,12 +161,14 @@ impl Surveyor<'_> {
     ) -> u64 {
         let mut bytes = 0;
         for (key, reward) in &inputs.rewards {
-            for (key, name) in readers(&format!("{path}.{key}"), reward) {
-                // An empty name was reported with the source.
-                if name.is_empty() {
-                    continue;
-                }
-                let Some(reader) = self.open(&key, WantedModel::Base(name.clone())) else {
+            for (key, by) in readers(&format!("{path}.{key}"), reward) {
+                let reader = match by {
+                    // Reported with the source.
+                    ReadBy::Model("") => None,
+                    ReadBy::Model(name) => self.open(&key, WantedModel::Base(name.to_owned())),
+                    ReadBy::Stage(name) => self.by_stage.get(name).cloned(),
+                };
+                let Some(reader) = reader else {
                     continue;
                 };
                 if let Some(policy) = policy
@@ -179,7 +182,12 @@ impl Surveyor<'_> {
                         "give it a chat_template.jinja, or use a model with the policy's tokenizer",
                     ));
                 }
-                if Some(name.as_str()) != self.model {
+                let is_in_memory = match by {
+                    ReadBy::Model(name) => Some(name) == self.model,
+                    // Adapters are small beside the base, which is shared.
+                    ReadBy::Stage(_) => reader.adapter.is_some(),
+                };
+                if !is_in_memory {
                     bytes += ModelShape::of(&reader.config, self.precision)
                         .frozen_bytes_of(reader.stored_bytes);
                 }

@@ -409,12 +409,8 @@ pub(in crate::train) fn check_reward(
             "a folder, or `owner/name` of the hub",
             model,
         ),
-        RewardConfig::LogProbability { model, .. } => checks.must(
-            format!("{path}.model"),
-            !model.is_empty(),
-            "a known model, a folder, or `owner/name` of the hub",
-            model,
-        ),
+        // Its model or stage is checked with the source.
+        RewardConfig::LogProbability { .. } => {}
         RewardConfig::Rouge { reference, .. }
         | RewardConfig::Bleu { reference, .. }
         | RewardConfig::Chrf { reference, .. } => checks.must(

@@ -10,12 +10,14 @@ use crate::train::config::{
 };
 
 /// Initial weights of the value network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 pub enum ValueInit {
-    /// The reward model's (the policy's, if the reward source is not `Learned`).
+    /// The reward model's, if the reward source has one; else the policy's.
     #[default]
     Reward,
+    /// Those of this reward model (a stage or a folder), one of several in the reward source.
+    Learned(String),
     /// The policy's, with a zero head.
     Policy,
 }
@@ -85,7 +87,8 @@ pub struct PpoConfig {
     /// Method of a separate value network, on the policy's frozen weights; `peft` if absent.
     #[serde(default)]
     pub value_peft: Option<Peft>,
-    /// Initial weights of a separate value network; [`ValueInit::Reward`] if absent.
+    /// Initial weights of a separate value network. If absent, those of the reward model where that is the whole source, else those of
+    /// the policy.
     #[serde(default)]
     pub value_init: Option<ValueInit>,
     /// Responses generated in the whole stage.

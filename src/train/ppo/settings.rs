@@ -26,9 +26,17 @@ impl PpoConfig {
 
     /// The reward model (a stage or a folder) that a separate value network starts from, if it does.
     pub fn value_start(&self) -> Option<&str> {
-        let own = self.value_trunk == ValueTrunk::Own;
-        let from_reward = self.value_init.unwrap_or_default() == ValueInit::Reward;
-        self.reward.learned().filter(|_| own && from_reward)
+        if self.value_trunk == ValueTrunk::Policy {
+            return None;
+        }
+        let among = self.reward.all_learned();
+        match &self.value_init {
+            None => self.reward.learned(),
+            Some(ValueInit::Policy) => None,
+            // One of several is not chosen by chance: the checks ask for its name.
+            Some(ValueInit::Reward) => among.first().copied().filter(|_| among.len() == 1),
+            Some(ValueInit::Learned(name)) => among.into_iter().find(|known| known == name),
+        }
     }
 
     /// Optimiser of a separate value network.

@@ -4,18 +4,18 @@ use super::{PpoConfig, ValueTrunk};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
-use crate::reward::RewardConfig;
+use crate::suggest::quoted;
 use crate::train::checks::Checks;
 use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
 use crate::train::checks::settings::{check_method, check_optim, check_row_length, check_rule};
-use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn};
-use crate::train::plan::{
-    Lengths, Planner, StagePlan, Workload, estimate, longest, num_evaluations,
-};
+use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, ValueInit};
+use crate::train::plan::{Lengths, OnPolicyPlan, Planner, StagePlan, UpdateParams};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
     TrainingSettings,
 };
+
+impl PpoConfig {
     /// What its plan reads.
     fn on_policy(&self) -> OnPolicyPlan<'_> {
         OnPolicyPlan {
@@ -35,8 +35,6 @@ use crate::train::{
         }
     }
 
-
-impl PpoConfig {
     /// Counts the passes: rollouts by the policy, each response by the reference, the value network and a learned reward, and epochs
     /// of updates of policy and value network.
     fn plan_work(&self, planner: &mut Planner<'_>, plan: &mut StagePlan, data: &Lengths) {
@@ -159,6 +157,7 @@ impl StageSpec for PpoConfig {
                 }
             }
         }
+        check_value_init(checks, path, self);
         check_on_policy(
             checks,
             path,
@@ -254,4 +253,36 @@ impl StageSpec for PpoConfig {
     fn run<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
         super::ppo(session, self)
     }
+}
+
+/// Checks that the reward model that a value network starts from is one of the reward source's.
+fn check_value_init(checks: &mut Checks, path: &str, config: &PpoConfig) {
+    let among = config.reward.all_learned();
+    let place = format!("{path}.value_init");
+    match (&config.value_init, among.as_slice()) {
+        (Some(ValueInit::Reward), [first, _, ..]) => {
+            let message = format!(
+                "`reward` has several reward models: {}",
+                quoted(among.iter().copied())
+            );
+            checks.problem(&place, message);
+            checks.help(format!(
+                "name the one to start from: `value_init: Learned({first:?})`, or `value_init: Policy`"
+            ));
+        }
+        (Some(ValueInit::Learned(name)), []) => {
+            let message = format!("`reward` has no reward model, and so none named `{name}`");
+            checks.problem(&place, message);
+            checks.help("set `value_init: Policy`");
+        }
+        (Some(ValueInit::Learned(name)), known) if !known.contains(&name.as_str()) => {
+            let message = format!(
+                "`reward` has no reward model `{name}`; it has {}",
+                quoted(among.iter().copied())
+            );
+            checks.problem(&place, message);
+        }
+        _ => return,
+    }
+    checks.depends_on(format!("{path}.reward"));
 }
