@@ -29,6 +29,7 @@ const LIMITS: [(&[&str], u64); 9] = [
             "top_logprobs",
             "highest",
             "num_revisions",
+            "sub_outputs",
         ],
         1_000,
     ),

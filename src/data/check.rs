@@ -146,7 +146,25 @@ pub fn check_source(
         DataSource::Mix(_) if rows::is_present(&config.source, context) => {
             check.stream(config, context, expects, &look);
         }
-        DataSource::Mix(_) => return check,
+        // What is here of it already.
+        DataSource::Mix(parts) => {
+            for (_, part) in parts {
+                if part.source.is_of_stages() || !rows::is_present(&part.source, context) {
+                    continue;
+                }
+                let part = DataConfig {
+                    format: match part.format.has_templates() {
+                        true => part.format.clone(),
+                        false => config.format.clone(),
+                    },
+                    ..part.clone()
+                };
+                let found = check_source(&part, context, expects, columns);
+                check.key_problems.extend(found.key_problems);
+                check.problems.extend(found.problems);
+            }
+            return check;
+        }
         // Files, and posts of which a part is held out.
         _ => {
             check.stream(config, context, expects, &look);

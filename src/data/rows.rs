@@ -157,7 +157,9 @@ pub(crate) fn is_present(source: &DataSource, context: &DataContext) -> bool {
     match source {
         DataSource::Hub { .. } => !context.cached_only || local_files(source, context).is_ok(),
         DataSource::Mix(parts) => (parts.iter()).all(|(_, part)| is_present(&part.source, context)),
-        _ => true,
+        // Rows of a stage that has not run yet are not there.
+        source => (source.stages().iter())
+            .all(|rows| (context.run_dir.join(rows.stage).join(rows.file())).exists()),
     }
 }
 

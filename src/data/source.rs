@@ -98,6 +98,10 @@ impl DataSource {
             Self::Ranked { stage, valid } => (std::slice::from_ref(stage), *valid),
             Self::Stages(stages) => (stages.as_slice(), false),
             Self::HeldOutStages(stages) => (stages.as_slice(), true),
+            Self::Mix(parts) => {
+                let of_parts = parts.iter().flat_map(|(_, part)| part.source.stages());
+                return of_parts.collect();
+            }
             _ => (&[][..], false),
         };
         let rows = |stage| StageRows { stage, valid };

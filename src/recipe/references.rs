@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::data::{RowKind, Take};
+use crate::data::{DataSource, RowKind, Take};
 use crate::recipe::Recipe;
 use crate::recipe::known::{judges_of, learned, readers};
 use crate::recipe::places::Places;
@@ -309,6 +309,9 @@ fn references(stage: &Stage) -> Vec<Reference> {
             }
             found.push(Reference {
                 key: match several {
+                    _ if matches!(data.config.source, DataSource::Mix(_)) => {
+                        format!("{}.source", data.key)
+                    }
                     true => format!("{}.source.{index}", data.key),
                     false => format!("{}.source.stage", data.key),
                 },
@@ -326,9 +329,6 @@ fn references(stage: &Stage) -> Vec<Reference> {
             target,
             expected: ReferenceTarget::RewardModel,
         }));
-    }
-    found
-}
         found.extend(readers(&key, reward).into_iter().filter_map(|(key, by)| {
             let ReadBy::Stage(target) = by else {
                 return None;
@@ -339,3 +339,6 @@ fn references(stage: &Stage) -> Vec<Reference> {
                 expected: ReferenceTarget::Policy,
             })
         }));
+    }
+    found
+}

@@ -19,6 +19,16 @@ const CONSTITUTIONAL: [&str; 3] = [
     "data.helpful=(source: Posts(rows: 42000, seed: 1))",
     "data.red_team=(source: Posts(rows: 42000, seed: 2))",
 ];
+/// Rows of comparisons in the layout of the data on the hub.
+fn dialogues(path: &Path) {
+    let row = |i: usize| {
+        let prompt = format!("\n\nHuman: How do I find the key number {i}?\n\nAssistant:");
+        let [chosen, rejected] =
+            [" Ask at the desk.", " Break the door."].map(|answer| format!("{prompt}{answer}"));
+        json!({"chosen": chosen, "rejected": rejected}).to_string() + "\n"
+    };
+    fs::write(path, (0..24).map(row).collect::<String>()).unwrap();
+}
 const RLAIF: [&str; 5] = [
     "model=\"tiny\"",
     "data.train=(source: Posts(rows: 42000, seed: 1))",
@@ -66,12 +76,20 @@ fn the_published_sizes_are_sound() {
             .join("recipes")
             .join(name);
         let mut sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+        let folder = tempfile::tempdir().unwrap();
+        if name == "constitutional.ron" {
+            let file = folder.path().join("dialogues.jsonl");
+            dialogues(&file);
+            sets.push(format!(
+                "data.human.source=Jsonl({:?})",
+                file.display().to_string()
+            ));
+        }
         if name == "rlaif.ron" {
             // The embedded model has no chat template.
             sets.push("stages.labels.chat=false".into());
         }
         let loaded = recipe::load_with_places(&path, &sets).unwrap();
-        let folder = tempfile::tempdir().unwrap();
         let options = RunOptions {
             output: Some(folder.path().join("run")),
             ..RunOptions::default()
@@ -84,23 +102,11 @@ fn the_published_sizes_are_sound() {
 #[test]
 fn constitutional_ai_runs_short_and_resumes_to_the_bit() {
     let folder = tempfile::tempdir().unwrap();
-    // Dialogues in the layout of the data on the hub.
-    let row = |i: usize| {
-        let prompt = format!("\n\nHuman: How do I find the key number {i}?\n\nAssistant:");
-        let [chosen, rejected] =
-            [" Ask at the desk.", " Break the door."].map(|answer| format!("{prompt}{answer}"));
-        json!({"chosen": chosen, "rejected": rejected}).to_string() + "\n"
-    };
-    let dialogues = folder.path().join("dialogues.jsonl");
-    fs::write(&dialogues, (0..24).map(row).collect::<String>()).unwrap();
-    let source = |name: &str| {
-        format!(
-            "data.{name}.source=Jsonl({:?})",
-            dialogues.display().to_string()
-        )
-    };
-    let (helpful, red_team) = (source("helpful"), source("red_team"));
-    let mut sets = vec!["model=\"tiny\"", helpful.as_str(), &red_team];
+    let file = folder.path().join("dialogues.jsonl");
+    dialogues(&file);
+    let source = |name: &str| format!("data.{name}.source=Jsonl({:?})", file.display().to_string());
+    let [helpful, human, red_team] = ["helpful", "human", "red_team"].map(source);
+    let mut sets = vec!["model=\"tiny\"", helpful.as_str(), &human, &red_team];
     sets.extend([
         "stages.helpful.data.limit=16",
         "stages.helpful.batch_size=8",
@@ -147,6 +153,15 @@ fn constitutional_ai_runs_short_and_resumes_to_the_bit() {
     }
     let scores = pipeline::values(&whole, "rl_cai", "objective/scores");
     assert_eq!(scores.len(), 2);
+    // Of 24 comparisons of people and those of the judge, as many as the shares allow.
+    let judged = fs::read_to_string(whole.join("labels/train.jsonl")).unwrap();
+    let judged = judged.lines().count() as f64;
+    let steps = pipeline::values(&whole, "pm", "loss").len();
+    let rows = f64::min(24.0 / 0.425, judged / 0.575);
+    assert!(
+        (steps as f64 - rows / 8.0).abs() <= 1.0 && rows > judged + 1.0,
+        "{steps} steps of {judged} judged rows"
+    );
 }
 
 #[test]

@@ -54,6 +54,34 @@ fn rounds_train_and_resume_to_the_bit() {
 }
 
 #[test]
+fn rests_of_responses_are_relabelled_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = ["whole", "parts"].map(|name| folder.path().join(name));
+    let text = RECIPE.replace("num_responses: 2,", "num_responses: 2, sub_outputs: 2,");
+    assert!(!run_until(&text, folder.path(), &runs[0], None));
+    assert!(run_until(&text, folder.path(), &runs[1], Some(("hir", 1))));
+    assert!(!run_until(&text, folder.path(), &runs[1], None));
+    let [a, b] = [&runs[0], &runs[1]].map(|run| fs::read(run.join("hir/metrics.jsonl")).unwrap());
+    assert!(a == b);
+    let values = |name| pipeline::values(&runs[0], "hir", name);
+    let (whole, parts) = (values("hir/correct"), values("hir/correct_parts"));
+    assert_eq!(parts.len(), 3);
+    // The rest of a response has fewer words than the response: it is nearer to the target of four, or below it.
+    assert!(
+        parts.iter().zip(&whole).any(|(part, whole)| part != whole),
+        "{whole:?} {parts:?}"
+    );
+    let text = RECIPE.replace("num_responses: 2,", "num_responses: 2, sub_outputs: 8,");
+    let file = folder.path().join("r.ron");
+    fs::write(&file, text).unwrap();
+    let error = tempering::recipe::load(&file, &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("stages.hir.sub_outputs: must be below response_length: places within a response, found 8"),
+        "{error}"
+    );
+}
+
+#[test]
 fn micro_batches_do_not_change_the_training() {
     let folder = tempfile::tempdir().unwrap();
     let (one, other) = (folder.path().join("one"), folder.path().join("other"));

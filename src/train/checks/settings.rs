@@ -184,11 +184,11 @@ fn check_truncate(
 /// Checks a data set of a stage.
 pub(in crate::train) fn check_data(checks: &mut Checks, path: &str, data: &DataUse<'_>) {
     check_take(checks, path, data);
-    check_rows_of(checks, path, data.config);
+    check_rows_of(checks, path, data.config, data.kind);
 }
 
 /// Checks source, part, limits and format of a data set.
-fn check_rows_of(checks: &mut Checks, path: &str, data: &DataConfig) {
+fn check_rows_of(checks: &mut Checks, path: &str, data: &DataConfig, kind: RowKind) {
     let source = format!("{path}.source");
     match &data.source {
         DataSource::Hub {
@@ -229,7 +229,7 @@ fn check_rows_of(checks: &mut Checks, path: &str, data: &DataConfig) {
                 checks.depends_on(format!("{source}.rows"));
             }
         }
-        DataSource::Mix(parts) => check_mixture(checks, &source, parts),
+        DataSource::Mix(parts) => check_mixture(checks, &source, parts, kind),
         DataSource::Stages(stages) | DataSource::HeldOutStages(stages) => {
             checks.must(
                 source,
@@ -266,7 +266,7 @@ fn check_rows_of(checks: &mut Checks, path: &str, data: &DataConfig) {
 }
 
 /// Checks the sets of a mixture.
-fn check_mixture(checks: &mut Checks, path: &str, parts: &[(f64, DataConfig)]) {
+fn check_mixture(checks: &mut Checks, path: &str, parts: &[(f64, DataConfig)], kind: RowKind) {
     if parts.is_empty() {
         checks.problem(path, "a mixture needs at least one data set");
         checks.help("e.g. `Mix([(0.7, \"a.jsonl\"), (0.3, \"b.jsonl\")])`");
@@ -279,10 +279,10 @@ fn check_mixture(checks: &mut Checks, path: &str, parts: &[(f64, DataConfig)]) {
             weight,
         );
         let path = format!("{path}.{i}.1");
-        if part.source.is_of_stages() {
+        if part.source.is_of_stages() && kind != RowKind::Preference {
             checks.problem(
                 format!("{path}.source"),
-                "rows of a stage cannot be part of a mixture",
+                "rows of a stage can be part of a mixture of comparisons only",
             );
         }
         if part.format != part.format.columns_only() {
@@ -292,7 +292,7 @@ fn check_mixture(checks: &mut Checks, path: &str, parts: &[(f64, DataConfig)]) {
             );
             checks.help("give them in the `format` of the mixture");
         }
-        check_rows_of(checks, &path, part);
+        check_rows_of(checks, &path, part, kind);
     }
 }
 

@@ -37,6 +37,9 @@ pub struct HirConfig {
     /// Responses per prompt.
     #[serde(default = "four")]
     pub num_responses: usize,
+    /// Places in each response, evenly spread, from which on the rest is relabelled by its own score, too; 0 for whole responses alone.
+    #[serde(default)]
+    pub sub_outputs: usize,
     /// Passes over the relabelled responses of a round.
     #[serde(default = "ten")]
     pub epochs: usize,

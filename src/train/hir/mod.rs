@@ -2,7 +2,7 @@
 //! instruction that it fits.
 //!
 //! # Source
-//! Zhang et al. 2023, arXiv:2302.05206, algorithm 1. Without its relabelling of parts of outputs (section 4.2).
+//! Zhang et al. 2023, arXiv:2302.05206, algorithm 1; section 4.2 for parts of outputs, whose places it leaves open.
 
 mod config;
 mod relabel;
@@ -18,7 +18,7 @@ use burn::module::AutodiffModule;
 
 use crate::data::{Prompt, TokenRows, step_parts};
 use crate::error::{Error, Result};
-use crate::generate::{GenerateOptions, SamplingConfig, generate};
+use crate::generate::{GenerateOptions, Response, SamplingConfig, generate};
 use crate::host::indices;
 use crate::loss::{HirObjective, hir as hir_loss};
 use crate::model::{CausalLm, LanguageModel, Tape};
@@ -35,7 +35,7 @@ use crate::train::rollout::{HeldOut, SCORE, evaluate, held_out_prompts, next_pro
 use crate::train::session::{Outcome, data_files};
 use crate::train::shared::{Accumulator, NonFinite, Training, finite};
 use crate::train::{Policy, Session};
-use relabel::{InstructedPrompt, Relabelled, relabelled};
+use relabel::{InstructedPrompt, Output, Relabelled, cuts, relabelled};
 
 /// Samples, relabels and trains, `iterations` times.
 ///
@@ -264,23 +264,80 @@ fn sample<B: ModelBackend>(
     let fits: Vec<bool> = (scores.iter())
         .map(|&score| f64::from(score) > config.threshold)
         .collect();
-    let written: Vec<&[u32]> = responses.iter().map(|r| r.ids.as_slice()).collect();
-    let rows = relabelled(&batch.instructed, &of_prompt, &written, &fits);
+    let whole =
+        (of_prompt.iter().zip(&responses).zip(&fits)).map(|((&prompt, of), &fits)| Output {
+            prompt,
+            response: &of.ids,
+            from: 0,
+            fits,
+        });
+    let mut outputs: Vec<Output<'_>> = whole.collect();
+    let parts = sub_outputs(
+        session, config, policy, batch, source, &of_prompt, &responses,
+    )?;
+    outputs.extend(&parts);
+    let rows = relabelled(&batch.instructed, &outputs);
     let count = responses.len() as f64;
+    let correct_parts = parts.iter().filter(|part| part.fits).count() as f64;
     let tokens: u64 = responses.iter().map(|r| r.ids.len() as u64).sum();
     let correct = fits.iter().filter(|&&fits| fits).count() as f64;
     let ended = responses.iter().filter(|r| r.stopped).count() as f64;
+    let mut metrics = vec![
+        ("score", crate::rl::mean(&scores)),
+        ("hir/correct", correct / count),
+        (
+            "hir/duplicates",
+            1.0 - rows.len() as f64 / outputs.len() as f64,
+        ),
+        ("eos_rate", ended / count),
+        ("response_length", tokens as f64 / count),
+    ];
+    if !parts.is_empty() {
+        let share = correct_parts / parts.len() as f64;
+        metrics.push(("hir/correct_parts", share));
+    }
     Ok(RoundSamples {
-        metrics: vec![
-            ("score", crate::rl::mean(&scores)),
-            ("hir/correct", correct / count),
-            ("hir/duplicates", 1.0 - rows.len() as f64 / count),
-            ("eos_rate", ended / count),
-            ("response_length", tokens as f64 / count),
-        ],
+        metrics,
         rows,
         tokens,
     })
+}
+
+/// The rests of responses from some places on, each with whether it fits by itself.
+fn sub_outputs<'a, B: ModelBackend>(
+    session: &mut Session<'_, B>,
+    config: &HirConfig,
+    policy: &Policy<B>,
+    batch: &RoundPrompts,
+    source: &mut dyn RewardSource,
+    of_prompt: &[usize],
+    responses: &'a [Response],
+) -> Result<Vec<Output<'a>>> {
+    let places: Vec<(usize, usize)> = (responses.iter().enumerate())
+        .flat_map(|(i, of)| cuts(of.ids.len(), config.sub_outputs).map(move |from| (i, from)))
+        .collect();
+    if places.is_empty() {
+        return Ok(Vec::new());
+    }
+    let plain: Vec<Prompt> = (places.iter())
+        .map(|&(i, _)| batch.plain[of_prompt[i]].clone())
+        .collect();
+    let rests: Vec<Response> = (places.iter())
+        .map(|&(i, from)| Response {
+            ids: responses[i].ids[from..].to_vec(),
+            logprobs: responses[i].logprobs[from..].to_vec(),
+            stopped: responses[i].stopped,
+        })
+        .collect();
+    let completions = completions(&plain, &rests, &policy.tokenizer)?;
+    let scores = session.score(source, &completions)?;
+    let part = |(&(i, from), &score): (&(usize, usize), &f32)| Output {
+        prompt: of_prompt[i],
+        response: &responses[i].ids,
+        from,
+        fits: f64::from(score) > config.threshold,
+    };
+    Ok(places.iter().zip(&scores).map(part).collect())
 }
 
 /// Trains on the responses of a round; returns means over its tokens and responses.

@@ -69,41 +69,54 @@ fn instructed(prompt: &Prompt, instruction: &str, tokenizer: &Tokenizer) -> Resu
     })
 }
 
-/// A response with both prompts: the one whose instruction it fits, and the other.
+/// A response, or the rest of one from some place on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output<'a> {
+    /// Index of its prompt.
+    pub(super) prompt: usize,
+    /// All tokens of the response.
+    pub(super) response: &'a [u32],
+    /// The first token of the rest; those before it belong to the input.
+    pub(super) from: usize,
+    /// Whether it fits the instruction.
+    pub(super) fits: bool,
+}
+
+/// Places within a response of `len` tokens, `count` or fewer, evenly spread.
+pub(super) fn cuts(len: usize, count: usize) -> impl Iterator<Item = usize> {
+    let places: BTreeSet<usize> = (1..=count).map(|i| len * i / (count + 1)).collect();
+    places.into_iter().filter(|&from| from > 0)
+}
+
+/// An output under both prompts: the one whose instruction it fits, and the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Relabelled {
     /// The prompt that it fits, and the response.
     pub(super) own: Vec<u32>,
     /// The other prompt, and the response.
     pub(super) other: Vec<u32>,
-    /// Tokens of the response.
+    /// Tokens of the output, at the end of both.
     pub(super) len: usize,
 }
 
-/// Responses under the instruction that each fits. Of equal responses to a prompt one is kept.
-///
-/// `of_prompt[i]` is the prompt of `responses[i]`.
-pub(super) fn relabelled(
-    prompts: &[InstructedPrompt],
-    of_prompt: &[usize],
-    responses: &[&[u32]],
-    fits: &[bool],
-) -> Vec<Relabelled> {
+/// Outputs under the instruction that each fits: `p*, q, o_0 .. o_(i-1)` is the input and `o_i .. o_L` is learned. Of equal outputs of a
+/// prompt one is kept.
+pub(super) fn relabelled(prompts: &[InstructedPrompt], outputs: &[Output<'_>]) -> Vec<Relabelled> {
     let mut seen = BTreeSet::new();
     let mut kept = Vec::new();
-    for ((&prompt, &response), &fits) in of_prompt.iter().zip(responses).zip(fits) {
-        if !seen.insert((prompt, response)) {
+    for output in outputs {
+        if !seen.insert((output.prompt, output.response, output.from)) {
             continue;
         }
-        let InstructedPrompt { correct, wrong } = &prompts[prompt];
-        let (own, other) = match fits {
+        let InstructedPrompt { correct, wrong } = &prompts[output.prompt];
+        let (own, other) = match output.fits {
             true => (correct, wrong),
             false => (wrong, correct),
         };
         kept.push(Relabelled {
-            own: [own.ids.as_slice(), response].concat(),
-            other: [other.ids.as_slice(), response].concat(),
-            len: response.len(),
+            own: [own.ids.as_slice(), output.response].concat(),
+            other: [other.ids.as_slice(), output.response].concat(),
+            len: output.response.len() - output.from,
         });
     }
     kept
@@ -128,7 +141,22 @@ mod tests {
             wrong: prompt(&[2, 2, 5]),
         }];
         let responses: [&[u32]; 3] = [&[7, 0], &[8, 9, 0], &[7, 0]];
-        let got = relabelled(&prompts, &[0, 0, 0], &responses, &[true, false, true]);
+        let output = |response, from, fits| Output {
+            prompt: 0,
+            response,
+            from,
+            fits,
+        };
+        let got = relabelled(
+            &prompts,
+            &[
+                output(responses[0], 0, true),
+                output(responses[1], 0, false),
+                output(responses[2], 0, true),
+                // The rest of the second one fits.
+                output(responses[1], 2, true),
+            ],
+        );
         let expected = [
             Relabelled {
                 own: vec![1, 5, 7, 0],
@@ -140,8 +168,23 @@ mod tests {
                 other: vec![1, 5, 8, 9, 0],
                 len: 3,
             },
+            Relabelled {
+                own: vec![1, 5, 8, 9, 0],
+                other: vec![2, 2, 5, 8, 9, 0],
+                len: 1,
+            },
         ];
         assert_eq!(got, expected);
         assert_eq!(prompts[0].longest(), 3);
+    }
+
+    #[test]
+    fn places_are_spread_within_a_response() {
+        let of = |len, count| cuts(len, count).collect::<Vec<_>>();
+        assert_eq!(of(12, 3), [3, 6, 9]);
+        assert_eq!(of(12, 0), [0; 0]);
+        // A short response has fewer places.
+        assert_eq!(of(2, 3), [1]);
+        assert_eq!(of(1, 3), [0; 0]);
     }
 }

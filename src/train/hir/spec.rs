@@ -93,6 +93,12 @@ impl StageSpec for HirConfig {
             );
             checks.help("start from `Base` or an `Sft` stage, e.g. `init: Stage(\"sft\")`");
         }
+        checks.must(
+            format!("{path}.sub_outputs"),
+            self.sub_outputs < self.response_length.max(1),
+            "below response_length: places within a response",
+            self.sub_outputs,
+        );
         let row = self.max_prompt_length.saturating_add(self.response_length);
         if self.micro_batch_tokens < row.saturating_mul(2) {
             checks.problem(
@@ -118,7 +124,8 @@ impl StageSpec for HirConfig {
         plan.steps = self.iterations as u64;
         plan.tokens = (responses * (prompt + response)) as u64;
         let row = (2.0 * (prompt + response)).max(1.0);
-        let batch = self.batch_size.min(of_round);
+        let batch =
+            (self.batch_size).min(of_round.saturating_mul(self.sub_outputs.saturating_add(1)));
         let step = (batch as f64 * 2.0 * (prompt + self.response_length as f64)) as u64;
         let micro_tokens = (self.micro_batch_tokens as u64).min(step.max(1));
         let rows = ((micro_tokens as f64 / row).ceil() as usize).clamp(1, batch.max(1));
@@ -140,7 +147,8 @@ impl StageSpec for HirConfig {
         let bytes = size_of::<f32>() as u64 * logits;
         plan.memory.push(("logits of the loss".into(), bytes));
         plan.workload = Some(work);
-        let trained = responses * self.epochs as f64;
+        let outputs = responses * (1 + self.sub_outputs) as f64;
+        let trained = outputs * self.epochs as f64;
         plan.work.sampled = responses * response;
         plan.work.forward = responses * prompt;
         plan.work.trained = trained * row;

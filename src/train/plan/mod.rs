@@ -23,8 +23,9 @@ pub use work::{Pace, Work};
 use super::config::{Init, Peft};
 use super::{GenerationSettings, Stage, StageOutput, TrainingSettings};
 use crate::data::{
-    CheckedData, DataCheck, DataConfig, Ratings, Row, RowKind, StageRows, TextsOrCompletions,
-    Tokenizer, encode_all, encode_comparisons, encode_labelled, encode_prompts, encode_text,
+    CheckedData, DataCheck, DataConfig, DataSource, Ratings, Row, RowKind, StageRows,
+    TextsOrCompletions, Tokenizer, encode_all, encode_comparisons, encode_labelled, encode_prompts,
+    encode_text,
 };
 use crate::error::{Error, Result};
 use crate::model::{
@@ -292,6 +293,23 @@ impl Planner<'_> {
             Some(rows.lengths(kind, of.valid, data.format.take))
         };
         let earlier: Option<Vec<Lengths>> = stages.iter().map(earlier).collect();
+        if let DataSource::Mix(parts) = &data.source
+            && !stages.is_empty()
+        {
+            // Of the other sets so many rows are taken as the weights say, if they have them.
+            let known = earlier.and_then(|all| all.into_iter().reduce(Lengths::with));
+            let weight = |of_stages: bool| -> f64 {
+                (parts.iter())
+                    .filter(|(_, part)| !of_stages || part.source.is_of_stages())
+                    .map(|(weight, _)| weight)
+                    .sum()
+            };
+            let share = weight(true) / weight(false);
+            return known.map_or_else(
+                || Lengths::unseen(0, 0.0),
+                |of| Lengths::unseen((of.rows as f64 / share) as u64, of.mean),
+            );
+        }
         if let Some(earlier) = earlier
             && let Some(all) = earlier.into_iter().reduce(Lengths::with)
         {

@@ -86,11 +86,12 @@ impl<'a> MicroBatch<'a> {
             self.pairs.push_soft_pair(pair.0, pair.1, probability);
             return;
         }
-        let margin = |margin| if config.use_margin { margin } else { 0.0 };
         let pairs = item.pairs.iter();
-        self.pairs.push_prompt(
-            pairs.map(|&(chosen, rejected, by)| (first + chosen, first + rejected, margin(by))),
-        );
+        self.pairs
+            .push_prompt(pairs.map(|&(chosen, rejected, margin)| {
+                let margin = config.margin_in_loss(margin);
+                (first + chosen, first + rejected, margin)
+            }));
     }
 
     /// Adds the gradient of the loss to `sum`; reports the scores of all rows and the loss.

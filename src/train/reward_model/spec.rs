@@ -126,6 +126,7 @@ impl RewardModelConfig {
                 checks.depends_on(format!("{path}.loss_type"));
             }
         }
+        self.check_grades(checks, path);
         if self.use_margin && self.soft_labels {
             checks.problem(
                 format!("{path}.soft_labels"),
@@ -236,6 +237,28 @@ impl RewardModelConfig {
             );
             plan.warnings.push(("soft_labels", message));
         }
+    }
+
+    /// Checks that grades of margins are a rising step function.
+    fn check_grades(&self, checks: &mut Checks, path: &str) {
+        let place = format!("{path}.margin_grades");
+        let grades = &self.margin_grades;
+        if !grades.is_empty() && !self.use_margin {
+            checks.problem(&place, "only has an effect with `use_margin: true`");
+            checks.depends_on(format!("{path}.use_margin"));
+        }
+        let are_known = (grades.iter()).all(|(from, grade)| {
+            *from >= 0.0 && *grade >= 0.0 && from.is_finite() && grade.is_finite()
+        });
+        let rise = grades
+            .windows(2)
+            .all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1);
+        checks.must(
+            &place,
+            are_known && rise,
+            "pairs of a margin and its grade, both of at least 0 and rising, such as [(0.1, 1.0), (0.5, 2.0)]",
+            grades,
+        );
     }
 
     /// Reports missing margins if they are used, and unused margins if there are any.
