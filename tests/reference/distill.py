@@ -1,6 +1,6 @@
 """Distils a tiny GPT-2 into a tiny llama with TRL's GKDTrainer and notes every step (see README.md).  usage: distill.py OUT_DIR
 
-Reads the models and rows that trajectories.py writes. Versions: torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
+Reads the models and rows that trajectories.py writes. Writes OUT_DIR/distill/: rows.jsonl and trajectories.json. Versions: torch==2.15.0 transformers==5.23.0 peft==0.21.2 trl==1.16.0
 """
 import json
 import os
@@ -71,10 +71,20 @@ class Gkd(trl.Recorder, GKDTrainer):
         batch.update(input_ids=ids, attention_mask=mask, labels=labels)
 
 
-def encoded(out):
+def whole_prompts(source, out):
+    """Rows whose prompts are tokens of their own: TRL generates after the tokens before a completion, the program after the prompt's."""
+    with open(f"{source}/sft.jsonl") as file:
+        lines = [line for line in file if json.loads(line)["prompt"].endswith(":")]
+    lines += lines[: trl.ROWS - len(lines)]
+    with open(f"{out}/rows.jsonl", "w") as file:
+        file.writelines(lines)
+    return trl.rows(out, "rows")
+
+
+def encoded(out, rows):
     """The rows as TRL's SFT encodes them: ids, and which of them belong to the completion."""
     args = trl.arguments(SFTConfig, trl.SHARED | dict(lr=1e-3), completion_only_loss=True, shuffle_dataset=False)
-    trainer = SFTTrainer(model=trl.causal(out), args=args, train_dataset=trl.rows(out, "sft"), processing_class=trl.tokenizer())
+    trainer = SFTTrainer(model=trl.causal(out), args=args, train_dataset=rows, processing_class=trl.tokenizer())
     rows = [
         dict(input_ids=row["input_ids"], completion_mask=[int(label != -100) for label in row["labels"]], prompt="")
         for row in trainer.train_dataset
@@ -109,12 +119,13 @@ def main():
     source, out = f"{sys.argv[1]}/trajectories", f"{sys.argv[1]}/distill"
     os.makedirs(out, exist_ok=True)
     torch.set_num_threads(1)
-    data = encoded(source)
+    data = encoded(source, trl.rows(source, "sft"))
+    prompts = encoded(source, whole_prompts(source, out))
     runs = {}
     for name, changes in (GKD | ON_POLICY).items():
         variant = SHARED | changes
         print(f"gkd {name}", end=" ")
-        runs[name] = {"settings": variant, "steps": train(source, data, name, variant)}
+        runs[name] = {"settings": variant, "steps": train(source, prompts if name in ON_POLICY else data, name, variant)}
     trl.write(f"{out}/trajectories.json", {"gkd": runs})
 
 

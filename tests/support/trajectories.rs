@@ -165,10 +165,10 @@ impl Start {
             },
             peft = stage.peft,
             data = stage.data,
-            // With accumulation on one side, on the other too: most passes then take one row.
+            // With accumulation on one side, on the other too: most passes then take one row, which may have 8 generated tokens more.
             micro_batch_tokens = match settings["accumulation"].as_u64() {
                 Some(1) => 2048,
-                _ => 64,
+                _ => 72,
             },
             epochs = STEPS * batch_size / ROWS,
             // The teacher of a distillation.
@@ -598,7 +598,10 @@ pub(crate) fn distill<B: ModelBackend>(device: B::Device) {
             model: "model",
             adapter: name.contains("lora").then_some("adapter"),
             peft: peft(name, settings),
-            data: reference("sft.jsonl"),
+            data: match settings.get("lmbda") {
+                Some(_) => folder("distill").join("rows.jsonl"),
+                None => reference("sft.jsonl"),
+            },
             more: format!(
                 "teacher: Folder(GPT2), lmbda: {lmbda:?}, seq_kd: {seq_kd}, beta: {:?}, response_length: 8, temperature: 1e-6,",
                 settings["beta"].as_f64().unwrap()
