@@ -426,12 +426,12 @@ fn models_inside_sources_are_checked_and_counted() {
         (
             "value_init: Learned(\"b\")",
             "value_init: Reward",
-            "stages.ppo.value_init: `reward` has several reward models: `a`, `b`",
+            "`reward` has several reward models: `a`, `b`",
         ),
         (
             "value_init: Learned(\"b\")",
             "value_init: Learned(\"c\")",
-            "stages.ppo.value_init: `reward` has no reward model `c`; it has `a`, `b`",
+            "`reward` has no reward model `c`; it has `a`, `b`",
         ),
     ] {
         complains(&recipe.replace(from, to), &[part]);
