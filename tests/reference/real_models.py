@@ -63,7 +63,7 @@ ROWS = [
         ("the sea is blue", "la mer est bleue"), ("two apples", "deux pommes"), ("my brother", "mon fr\u00e8re"), ("where?", "o\u00f9 ?"),
     ]
 ]
-STEPS, LR = 5, 1e-3
+STEPS, LR = 5, 2e-4
 # In nats; of scores in their units.
 LIMITS = {"logprobs": 1e-3, "loss": 1e-4, "trained": 2e-3, "merged": 1e-3, "scores": 1e-4}
 
