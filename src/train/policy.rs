@@ -59,7 +59,7 @@ impl<B: ModelBackend> Session<'_, B> {
     /// The policy that `init` names.
     ///
     /// # Errors
-    /// As [`Session::policy_as`].
+    /// When files are missing, do not fit, or the stage has not run.
     pub fn policy(&mut self, init: &Init) -> Result<Policy<B>> {
         self.policy_as(ModelRole::Policy, init)
     }
