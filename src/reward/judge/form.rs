@@ -70,6 +70,11 @@ pub struct PairSettings {
     pub examples: Vec<PairExample>,
 }
 
+/// The labels of the response shown first and second, unless a recipe says otherwise.
+pub(crate) fn default_labels() -> (String, String) {
+    ("1".into(), "2".into())
+}
+
 /// Makes questions about pairs.
 pub struct PairForm {
     settings: PairSettings,

@@ -22,6 +22,7 @@ use crate::rng::Seed;
 
 pub use config::{EndpointConfig, GradedConfig, JudgeModel, Price};
 pub use endpoint::Endpoint;
+pub(crate) use form::default_labels;
 pub use form::{PairExample, PairForm, PairSettings, Reasoning};
 pub use graded::Graded;
 pub(crate) use graded::problems as graded_problems;

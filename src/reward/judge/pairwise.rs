@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::form::PLAIN_PRINCIPLE;
+use super::form::{PLAIN_PRINCIPLE, default_labels};
 use super::{Judge, JudgeModel, PairForm, PairSettings, Question, label_probabilities, preference};
 use crate::error::{Error, Problem, Result};
 use crate::report::Judged;
@@ -26,7 +26,7 @@ pub struct PairwiseConfig {
     #[serde(default)]
     pub template: Option<String>,
     /// The labels of the response shown first and second.
-    #[serde(default = "one_and_two")]
+    #[serde(default = "default_labels")]
     pub labels: (String, String),
     /// Ask by the model's chat template.
     #[serde(default)]
@@ -37,10 +37,6 @@ pub struct PairwiseConfig {
     /// Largest fraction of pairs that the judge may leave unanswered; they are ties.
     #[serde(default = "tenth")]
     pub max_unanswered: f64,
-}
-
-fn one_and_two() -> (String, String) {
-    ("1".into(), "2".into())
 }
 
 fn tenth() -> f64 {
@@ -55,7 +51,7 @@ impl PairwiseConfig {
             instructions: None,
             principle: None,
             template: None,
-            labels: one_and_two(),
+            labels: default_labels(),
             chat: false,
             tie_margin: 0.0,
             max_unanswered: tenth(),

@@ -22,10 +22,7 @@ impl PreferenceMethod for DpoConfig {
     }
 
     fn reference(&self) -> ReferencePasses {
-        match self.precompute_ref_log_probs {
-            true => ReferencePasses::Precomputed,
-            false => ReferencePasses::PerStep,
-        }
+        ReferencePasses::of(self.precompute_ref_log_probs)
     }
 
     fn beta(&self) -> f64 {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::reward::judge::{JudgeModel, Reasoning};
+use crate::reward::judge::{JudgeModel, Reasoning, default_labels};
 use crate::train::config::{DataConfig, tenth, yes};
 
 /// Labels pairs of responses by a judge: comparisons with the probability that the chosen response is the better one.
@@ -30,7 +30,7 @@ pub struct JudgeConfig {
     #[serde(default)]
     pub template: Option<String>,
     /// The labels of the response shown first and second.
-    #[serde(default = "one_and_two")]
+    #[serde(default = "default_labels")]
     pub labels: (String, String),
     /// Ask by the model's chat template.
     #[serde(default)]
@@ -50,8 +50,4 @@ pub struct JudgeConfig {
     /// Fraction of prompts whose comparisons are held out (`<stage>/valid.jsonl`).
     #[serde(default = "tenth")]
     pub valid_fraction: f64,
-}
-
-fn one_and_two() -> (String, String) {
-    ("1".into(), "2".into())
 }

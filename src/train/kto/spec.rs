@@ -23,10 +23,7 @@ impl PreferenceMethod for KtoConfig {
     }
 
     fn reference(&self) -> ReferencePasses {
-        match self.precompute_ref_log_probs {
-            true => ReferencePasses::Precomputed,
-            false => ReferencePasses::PerStep,
-        }
+        ReferencePasses::of(self.precompute_ref_log_probs)
     }
 
     fn beta(&self) -> f64 {

@@ -21,6 +21,16 @@ pub(in crate::train) enum ReferencePasses {
     Precomputed,
 }
 
+impl ReferencePasses {
+    /// Those of a loss with a reference.
+    pub(in crate::train) fn of(precompute_ref_log_probs: bool) -> Self {
+        match precompute_ref_log_probs {
+            true => Self::Precomputed,
+            false => Self::PerStep,
+        }
+    }
+}
+
 /// A method of learning from preferences: all that its stage needs beside the common keys.
 pub(in crate::train) trait PreferenceMethod {
     /// The kind of rows.
