@@ -94,9 +94,9 @@ impl ScoredRow {
             return Ok(RowOutcome::TooLong);
         }
         if take == Some(Take::BestAndWorst) {
-            let (best, worst) = (best(&scores), best(&negated(&scores)));
-            responses = vec![responses.swap_remove(best), responses[worst].clone()];
-            scores = vec![scores[best], scores[worst]];
+            let ends = [best(&scores), best(&negated(&scores))];
+            responses = ends.map(|i| responses[i].clone()).into();
+            scores = ends.map(|i| scores[i]).into();
         }
         let mut pairs = Vec::new();
         for i in 0..responses.len() {
@@ -398,5 +398,25 @@ mod tests {
         let ends = of(Some(Take::BestAndWorst));
         assert_eq!(ends.responses, [vec![1, 2, 4, 5], vec![1, 2, 3]]);
         assert_eq!(ends.pairs, [(0, 1, 1.5)]);
+    }
+
+    #[test]
+    fn best_and_worst_are_found_in_any_place() {
+        // Each response is one token, its score: all 4^4 ways to score four responses, with ties.
+        for code in 0..256u32 {
+            let scores = [0, 2, 4, 6].map(|shift| code >> shift & 3);
+            let (most, least) = (scores.into_iter().max(), scores.into_iter().min());
+            let row = json!({"prompt": "p", "prompt_ids": [9], "response_ids": scores.map(|score| [score]), "scores": scores});
+            let item = ScoredRow::of(&rows(&[row.clone()])[0]).unwrap().unwrap();
+            let taken = item.comparisons(&rows(&[row])[0], Some(Take::BestAndWorst), 16);
+            match (taken.unwrap(), most.zip(least)) {
+                (RowOutcome::Kept { item, .. }, Some((most, least))) => {
+                    assert_eq!(item.responses, [[9, most], [9, least]], "{scores:?}");
+                    assert_eq!(item.pairs, [(0, 1, (most - least) as f32)]);
+                }
+                (RowOutcome::Untrained, _) => assert_eq!(most, least),
+                _ => panic!("{scores:?}"),
+            }
+        }
     }
 }
