@@ -19,7 +19,7 @@ use crate::guard;
 use crate::model::AbsentWeights;
 use crate::ops::ModelBackend;
 use crate::report::{
-    Interrupt, NotedReporter, Reporter, StageRecord, peak_rss_bytes, write_run_report,
+    Interrupt, NotedReporter, Reporter, StageRecord, begin_peak, peak_rss_bytes, write_run_report,
 };
 use crate::reward::CustomRewards;
 use crate::rng::Seed;
@@ -275,6 +275,7 @@ fn run_stages<B: ModelBackend>(
             session.clock.begin(index + 1, plans.len(), plan, &later);
         }
         report(&mut session, recipe, true);
+        begin_peak();
         let folder = session.stage_dir(stage.name())?;
         let goes_on = collective::agree(options.resume && checkpoint::latest(&folder).is_some());
         let outcome = guard::catch(|| {

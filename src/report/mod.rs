@@ -48,7 +48,7 @@ pub(crate) use interrupt::ENDED_BY_SIGINT;
 pub use interrupt::Interrupt;
 pub use jsonl::LogMark;
 pub(crate) use jsonl::{complete_lines, each_row};
-pub use memory::{Timer, peak_rss_bytes};
+pub use memory::{Timer, begin_peak, peak_rss_bytes, recent_peak_rss_bytes};
 pub use metrics::{MetricsLog, MetricsRow, read_metrics, series};
 pub use noted::{NotedReporter, Position};
 pub use number::{duration, grouped};

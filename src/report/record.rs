@@ -32,7 +32,7 @@ pub struct StageRecord {
     pub tokens: u64,
     /// Time taken in seconds, that before a resume included.
     pub seconds: f64,
-    /// Peak resident memory of the process so far, in bytes, where the system says it.
+    /// Peak resident memory of the process during the stage, in bytes, where the system says it; after a resume since then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
     /// Accuracy by group and the like.

@@ -108,7 +108,7 @@ pub(super) fn facts(record: &StageRecord, logs: &StageLogs) -> Vec<(String, Stri
     }
     if let Some(bytes) = record.peak_bytes {
         let gib = bytes as f64 / (1u64 << 30) as f64;
-        fact("peak memory of the run so far", format!("{gib:.2} GiB"));
+        fact("peak memory of the stage", format!("{gib:.2} GiB"));
     }
     facts
 }

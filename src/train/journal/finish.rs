@@ -5,7 +5,7 @@ use crate::collective;
 use crate::error::{Error, Result};
 use crate::ops::ModelBackend;
 use crate::report::{
-    Ending, StageLogs, StageRecord, StageReport, diverged, findings, peak_rss_bytes,
+    Ending, StageLogs, StageRecord, StageReport, diverged, findings, recent_peak_rss_bytes,
     write_stage_report,
 };
 use crate::train::{Outcome, Session};
@@ -65,7 +65,7 @@ impl Journal {
             total_steps: self.total_steps,
             tokens: self.position.tokens,
             seconds: self.timer.elapsed_s(),
-            peak_bytes: peak_rss_bytes(),
+            peak_bytes: recent_peak_rss_bytes(),
             findings: findings(&logs.metrics),
             diverged: diverged(&logs.metrics),
             ..results
