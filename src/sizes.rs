@@ -1,4 +1,4 @@
-//! Upper bounds of all whole numbers of a recipe, in one place.
+//! Upper bounds of all whole numbers of a recipe, and the range of all others, in one place.
 //!
 //! A number beyond them is a slip of the keyboard or an attack: it is refused before anything is multiplied by it or allocated for it.
 //! They are far above what is used in practice; whether a stage fits in memory is the plan's question.
@@ -105,7 +105,8 @@ const OTHERS: u64 = 100_000_000;
 /// Values of a key whose content is the user's own.
 const FREE: [&str; 1] = ["chat_template_kwargs"];
 
-/// A problem for every whole number of `settings` that is above its bound, at its key path. Names of variants are no part of paths.
+/// A problem for every whole number of `settings` that is above its bound and every other one that 32-bit floats, in which is trained,
+/// make infinite or 0, at its key path. Names of variants are no part of paths.
 pub(crate) fn problems(settings: &impl Serialize) -> Vec<Problem> {
     let mut problems = Vec::new();
     match serde_json::to_value(settings) {
@@ -129,6 +130,11 @@ fn walk(value: &Value, path: &str, key: &str, problems: &mut Vec<Problem>) {
             let largest = largest(key);
             if let Some(found) = number.as_u64().filter(|found| *found > largest) {
                 let message = format!("must be at most {largest}, found {found}");
+                problems.push(Problem::new(path, message));
+            } else if let Some(found) = number.as_f64().filter(|found| !fits_f32(*found)) {
+                let message = format!(
+                    "must fit a 32-bit float, 0 or a size from 1e-45 to 3.4e38, found {found:e}"
+                );
                 problems.push(Problem::new(path, message));
             }
         }
@@ -155,6 +161,12 @@ fn walk(value: &Value, path: &str, key: &str, problems: &mut Vec<Problem>) {
         }
         Value::Null | Value::Bool(_) | Value::String(_) => {}
     }
+}
+
+/// Whether a number stays finite, and no 0 if it is none, when it is rounded.
+pub(crate) fn fits_f32(number: f64) -> bool {
+    let rounded = number as f32;
+    rounded.is_finite() && (rounded != 0.0 || number == 0.0)
 }
 
 fn largest(key: &str) -> u64 {
@@ -195,7 +207,15 @@ mod tests {
                 &["a_key_of_tomorrow: must be at most 100000000, found 1000000000"],
             ),
             (
-                json!({"limit": 1_000_000_000, "max_length": 100_000_000, "lr": 1e300, "seed": u64::MAX, "skip": null, "n": -1}),
+                json!({"optim": {"eps": 1e-60, "lr": 1e39}, "reward": {"Sum": [[-1e308, "Gold"]]}}),
+                &[
+                    "optim.eps: must fit a 32-bit float, 0 or a size from 1e-45 to 3.4e38, found 1e-60",
+                    "optim.lr: must fit a 32-bit float, 0 or a size from 1e-45 to 3.4e38, found 1e39",
+                    "reward.0.0: must fit a 32-bit float, 0 or a size from 1e-45 to 3.4e38, found -1e308",
+                ],
+            ),
+            (
+                json!({"limit": 1_000_000_000, "max_length": 100_000_000, "lr": 1e38, "eps": 1e-45, "beta1": 0.0, "seed": u64::MAX, "skip": null, "n": -1}),
                 &[],
             ),
         ] {

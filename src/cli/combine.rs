@@ -16,6 +16,7 @@ use crate::ops::ModelBackend;
 use crate::peft::files::ADAPTER_CONFIG;
 use crate::peft::{Combination, CombineSettings, MajoritySign};
 use crate::rng::Seed;
+use crate::sizes::fits_f32;
 
 /// Several LoRA adapters as one.
 #[derive(Debug, Clone, Args)]
@@ -93,8 +94,10 @@ pub(super) fn run(args: &ExportArgs, to: &Path, compute: &ComputeArgs) -> Result
             )));
         }
     };
-    if let Some(weight) = weights.iter().find(|weight| !weight.is_finite()) {
-        return Err(Error::Usage(format!("--weights: {weight} is not finite")));
+    if let Some(weight) = weights.iter().find(|weight| !fits_f32(**weight)) {
+        return Err(Error::Usage(format!(
+            "--weights: {weight:e} does not fit a 32-bit float"
+        )));
     }
     if asked.combination.needs_density() && asked.density.is_none() {
         return Err(Error::Usage(

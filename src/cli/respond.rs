@@ -13,6 +13,7 @@ use crate::generate::{GenerateOptions, Response, SamplingConfig, Watch, generate
 use crate::model::{LanguageModel, ModelConfig};
 use crate::ops::ModelBackend;
 use crate::rng::Seed;
+use crate::sizes::fits_f32;
 
 /// Sampling options.
 #[derive(Debug, Clone, Args)]
@@ -221,8 +222,8 @@ impl Watch for Watcher<'_> {
 
 fn temperature(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(t) if t >= 0.0 && t.is_finite() => Ok(t),
-        _ => Err("expected a number of at least 0".into()),
+        Ok(t) if t >= 0.0 && fits_f32(t) => Ok(t),
+        _ => Err("expected a number of at least 0 that fits a 32-bit float".into()),
     }
 }
 
@@ -242,8 +243,8 @@ fn min_p(text: &str) -> Result<f64, String> {
 
 fn penalty(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(x) if x > 0.0 && x.is_finite() => Ok(x),
-        _ => Err("expected a number above 0".into()),
+        Ok(x) if x > 0.0 && fits_f32(x) => Ok(x),
+        _ => Err("expected a number above 0 that fits a 32-bit float".into()),
     }
 }
 
@@ -251,5 +252,20 @@ fn stop(text: &str) -> Result<String, String> {
     match text {
         "" => Err("expected a text that is not empty".into()),
         text => Ok(text.replace("\\n", "\n").replace("\\t", "\t")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_sampling_stay_numbers_in_32_bits() {
+        for odd in ["1e308", "1e-320", "NaN", "inf", "-1"] {
+            assert!(temperature(odd).is_err(), "{odd}");
+            assert!(penalty(odd).is_err(), "{odd}");
+        }
+        assert_eq!(temperature("0"), Ok(0.0));
+        assert_eq!((temperature("0.7"), penalty("1.3")), (Ok(0.7), Ok(1.3)));
     }
 }

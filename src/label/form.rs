@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::outside;
 
 /// Most responses that are ranked together.
 pub(super) const MOST_RANKED: usize = 9;
@@ -314,7 +315,7 @@ impl RateForm {
 
 /// A form from a RON file.
 fn read_form(path: &Path) -> Result<RateForm> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = outside::read_text(path, outside::SETTINGS)?;
     let options =
         ron::Options::default().with_default_extension(ron::extensions::Extensions::IMPLICIT_SOME);
     options

@@ -3,6 +3,7 @@
 //! The `ron` crate stops at its first error and records no positions. With the position of every key and value, all problems of a
 //! recipe can be reported at once, each with line and column.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// Deepest nesting; recipes need about eight levels.
@@ -398,6 +399,7 @@ impl Scanner<'_> {
     fn map(&mut self, depth: usize) -> Result<Vec<Field>, SyntaxError> {
         let open = self.at;
         self.at += 1;
+        let mut keys = HashSet::new();
         let mut fields = Vec::new();
         loop {
             self.skip_space()?;
@@ -419,6 +421,11 @@ impl Scanner<'_> {
                 return Err(self.error(format!("expected `:` after the key `{key}`")));
             }
             self.at += 1;
+            // serde keeps the last one without a word.
+            if !keys.insert(key.clone()) {
+                let message = format!("the key {key:?} is given twice in one map");
+                return Err(self.error_at(key_node.span.start, message));
+            }
             let value = self.value(depth + 1)?;
             self.comma(open, '}')?;
             fields.push(Field {
@@ -499,6 +506,14 @@ mod tests {
         let inner = d.value.inner(&text);
         assert_eq!(text[inner.span.clone()].iter().collect::<String>(), "3");
         assert!(matches!(&root.field("a").unwrap().value.kind, Kind::Text(t) if t == "x,)"));
+    }
+
+    #[test]
+    fn a_key_of_a_map_is_given_once() {
+        assert!(scan(&chars("({\"a\": 1, \"b\": {\"a\": 2}})")).is_ok());
+        let error = scan(&chars("({\"a\": 1, \"a\": 2})")).unwrap_err();
+        assert_eq!(error.at, 10);
+        assert_eq!(error.message, "the key \"a\" is given twice in one map");
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::report::ReportTo;
 use crate::train::Stage;
 use crate::train::checks::Checks;
 
+/// Most texts of `add_tokens`: each is looked for in all text, and costs time when the tokenizer is made.
+const MOST_NEW_TOKENS: usize = 10_000;
+
 /// All problems of a recipe that can be found without opening other files, in the order of the stages.
 pub fn validate(recipe: &Recipe, places: &Places) -> Vec<Problem> {
     validate_except(recipe, places, &[])
@@ -24,6 +27,12 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
         checks.must("model", !model.is_empty(), "a name or a folder", model);
     }
     let mut listed = HashSet::new();
+    checks.must(
+        "add_tokens",
+        recipe.add_tokens.len() <= MOST_NEW_TOKENS,
+        &format!("at most {MOST_NEW_TOKENS} texts"),
+        recipe.add_tokens.len(),
+    );
     for (index, text) in recipe.add_tokens.iter().enumerate() {
         let key = format!("add_tokens.{index}");
         if text.is_empty() {

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::outside;
 use crate::serve::api::{ApiError, Fields};
 
 /// A file of preference rows that grows.
@@ -28,6 +29,10 @@ impl PreferenceFile {
             .filter(|parent| !parent.as_os_str().is_empty());
         if let Some(parent) = parent {
             std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        }
+        // What is there already is read to its end.
+        if path.exists() {
+            outside::open(path)?;
         }
         let mut file = (OpenOptions::new()
             .read(true)

@@ -359,6 +359,76 @@ fn absurd_numbers_are_refused_with_their_key() {
     }
 }
 
+#[test]
+fn values_that_mean_nothing_are_refused_with_their_key() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("data.jsonl"), ROWS.repeat(4)).unwrap();
+    let recipe = |stage: &str| format!("(name: \"r\", model: \"MODEL\", stages: [{stage}])");
+    let sft = |more: &str| {
+        recipe(&format!(
+            "Sft(name: \"s\", data: (source: \"data.jsonl\"), batch_size: 2, {more})"
+        ))
+    };
+    let grpo = |reward: &str| {
+        recipe(&format!(
+            "Grpo(name: \"s\", init: Base, data: (source: Posts(rows: 8, seed: 1)), reward: {reward}, total_episodes: 8, batch_size: 4, \
+             num_generations: 4, response_length: 4)"
+        ))
+    };
+    let long = "a".repeat(129);
+    let many: String = (0..10_001).map(|i| format!("\"<t{i}>\",")).collect();
+    for (text, key, said) in [
+        (
+            sft("optim: (lr: 1e39)"),
+            "stages.s.optim.lr",
+            "32-bit float",
+        ),
+        (
+            sft("optim: (eps: 1e-60)"),
+            "stages.s.optim.eps",
+            "32-bit float",
+        ),
+        (
+            sft("peft: Lora(rank: 2, init_lora_weights: \"pissa_niter_99999999999\")"),
+            "stages.s.peft.init_lora_weights",
+            "pissa_niter_4",
+        ),
+        (
+            grpo("Sum([(1e308, Gold)])"),
+            "stages.s.reward",
+            "32-bit float",
+        ),
+        (
+            grpo("Schema(file: \"/dev/zero\")"),
+            "stages.s.reward",
+            "regular file",
+        ),
+        (
+            grpo("Graded(judge: Model(Base), template: \"How good?\")"),
+            "stages.s.reward",
+            "does not show `response`",
+        ),
+        (
+            grpo("Groups(regex: \"(?P<a>x)\", columns: {\"a\": \"ideal\", \"a\": \"prompt\"})"),
+            "r.ron:1:",
+            "given twice",
+        ),
+        (
+            sft("").replace("\"s\"", &format!("{long:?}")),
+            "stages.",
+            "at most 128 characters",
+        ),
+        (
+            sft("").replace("stages:", &format!("add_tokens: [{many}], stages:")),
+            "add_tokens",
+            "at most 10000 texts",
+        ),
+    ] {
+        let output = temper(folder.path(), &text, &["--dry-run"]);
+        fails(&output, 2, &[key, said]);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn only_regular_files_are_read() {

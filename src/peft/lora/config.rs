@@ -128,6 +128,9 @@ impl AdapterMethod for LoraConfig {
     fn problems(&self, settings: &mut Settings) {
         settings.positive("rank", self.rank);
         settings.above_zero("alpha", self.alpha);
+        for (key, alpha) in self.alpha_pattern.iter() {
+            settings.above_zero(&format!("alpha_pattern.{key}"), *alpha);
+        }
         settings.below_one("dropout", self.dropout);
         if let Some(ratio) = self.loraplus_lr_ratio {
             settings.above_zero("loraplus_lr_ratio", ratio);
@@ -375,6 +378,20 @@ impl LayerMethod for LoraConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn alphas_of_patterns_are_above_zero() {
+        for alpha in [f64::NAN, f64::INFINITY, 0.0, -1.0] {
+            let mut settings = Settings::default();
+            let config = LoraConfig {
+                alpha_pattern: [("q_proj".to_owned(), alpha)].into_iter().collect(),
+                ..LoraConfig::default()
+            };
+            config.problems(&mut settings);
+            let found = format!("{settings:?}");
+            assert!(found.contains("alpha_pattern.q_proj"), "{found}");
+        }
+    }
 
     fn linear() -> Vec<LinearSpec> {
         let layer = |name: &str| LinearSpec {

@@ -22,6 +22,9 @@ use crate::ops::{ModelBackend, f32_matmul};
 use crate::peft::method::Site;
 use crate::rng::Seed;
 
+/// Most passes of `pissa_niter_`: each multiplies by every weight; 16 are as exact as the decomposition.
+const MOST_PASSES: usize = 1000;
+
 /// PEFT's `init_lora_weights`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum InitLoraWeights {
@@ -53,6 +56,9 @@ impl InitLoraWeights {
             "olora" => Some(Self::Olora),
             text => {
                 let passes = text.strip_prefix("pissa_niter_")?.parse().ok()?;
+                if passes > MOST_PASSES {
+                    return None;
+                }
                 Some(Self::PissaNiter(passes))
             }
         }
@@ -87,7 +93,9 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
             type Value = InitLoraWeights;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("true, \"gaussian\", \"pissa\", \"pissa_niter_4\" or \"olora\"")
+                f.write_str(
+                    "true, \"gaussian\", \"pissa\", \"pissa_niter_4\" (at most 1000) or \"olora\"",
+                )
             }
 
             fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
@@ -267,7 +275,14 @@ mod tests {
             assert_eq!(serde_json::to_string(&init).unwrap(), text);
             assert_eq!(ron::from_str::<InitLoraWeights>(text).unwrap(), init);
         }
-        for text in ["false", "\"pisa\"", "\"pissa_niter_\"", "3"] {
+        for text in [
+            "false",
+            "\"pisa\"",
+            "\"pissa_niter_\"",
+            "\"pissa_niter_1001\"",
+            "\"pissa_niter_99999999999\"",
+            "3",
+        ] {
             assert!(
                 serde_json::from_str::<InitLoraWeights>(text).is_err(),
                 "{text}"

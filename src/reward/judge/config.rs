@@ -162,6 +162,9 @@ impl EndpointConfig {
             !host.contains('@'),
             "holds a user or password, which would be written to the run's folder; name a key by `api_key_env`".into(),
         );
+        if let Some(why) = rest.and_then(|_| odd_address(&self.url)) {
+            must("url", false, format!("{why}, found {:?}", self.url));
+        }
         must(
             "url",
             !self.url.ends_with("/chat/completions"),
@@ -173,7 +176,15 @@ impl EndpointConfig {
             "expected the name of a model of the server, found \"\"".into(),
         );
         if let Some(name) = &self.api_key_env {
-            let set = std::env::var(name).is_ok_and(|key| !key.trim().is_empty());
+            let key = std::env::var(name).unwrap_or_default();
+            let set = !key.trim().is_empty();
+            must(
+                "api_key_env",
+                !set || key.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+                format!(
+                    "the environment variable {name} holds a line break or another character that no key has"
+                ),
+            );
             must(
                 "api_key_env",
                 set,
@@ -210,12 +221,33 @@ impl EndpointConfig {
         if let Some(price) = self.price {
             must(
                 "price",
-                price.prompt >= 0.0 && price.completion >= 0.0,
+                [price.prompt, price.completion]
+                    .iter()
+                    .all(|price| price.is_finite() && *price >= 0.0),
                 format!("must be 0 or more per million tokens, found {price:?}"),
             );
         }
         problems
     }
+}
+
+/// What is wrong with an address to which a path is added.
+fn odd_address(url: &str) -> Option<String> {
+    if url.contains(['?', '#']) {
+        return Some("expected an address without `?` and `#`: a path is added to it".into());
+    }
+    let uri = match url.parse::<ureq::http::Uri>() {
+        Ok(uri) => uri,
+        Err(error) => return Some(format!("is no address ({error})")),
+    };
+    let authority = uri.authority()?.as_str();
+    let host = uri.host().unwrap_or_default();
+    if host.is_empty() {
+        return Some("names no host".into());
+    }
+    let port = uri.port_u16().filter(|&port| port > 0);
+    (authority.len() > host.len() && port.is_none())
+        .then(|| "expected a port from 1 to 65535 after the host's `:`".into())
 }
 
 fn yes() -> bool {
@@ -241,4 +273,35 @@ fn one_second() -> f64 {
 }
 fn tenth() -> f64 {
     0.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_before_a_server_is_asked() {
+        for (url, expected) in [
+            ("http://127.0.0.1:8000/v1", ""),
+            ("https://api.example.org/v1", ""),
+            ("http://[::1]:8000/v1", ""),
+            ("http://[::1", "is no address"),
+            ("http://h:0/v1", "a port from 1 to 65535"),
+            ("http://h:99999/v1", "a port from 1 to 65535"),
+            ("http://h:/v1", "a port from 1 to 65535"),
+            ("http://:8000/v1", ""),
+            ("http://h/v1?key=secret", "without `?` and `#`"),
+            ("http://h/v1#f", "without `?` and `#`"),
+            ("http://h\0/v1", "is no address"),
+            ("http://h\r\nX: y/v1", "is no address"),
+            ("http://a b/v1", "is no address"),
+        ] {
+            let found = odd_address(url);
+            match (url, expected) {
+                ("http://:8000/v1", _) => assert!(found.is_some(), "{url}"),
+                (_, "") => assert_eq!(found, None, "{url}"),
+                _ => assert!(found.is_some_and(|why| why.contains(expected)), "{url}"),
+            }
+        }
+    }
 }

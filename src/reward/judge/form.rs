@@ -18,6 +18,9 @@ const ENDING: &str = "The better response is:";
 /// The line that a chain of thought continues.
 const THINK: &str = "Let's think step by step:";
 
+/// Bytes of a label: it is read with every question.
+const LONGEST_LABEL: usize = 256;
+
 /// A chain of thought before the answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +94,15 @@ pub(super) fn environment(text: &str) -> Result<Environment<'static>> {
     Ok(env)
 }
 
+/// What a template must show and does not.
+pub(super) fn unread(env: &Environment<'static>, names: &[&str]) -> Option<String> {
+    let read = (env.get_template(jinja::TEMPLATE).ok()?).undeclared_variables(false);
+    let missing = names.iter().find(|name| !read.contains(**name))?;
+    Some(format!(
+        "template: does not show `{missing}`, which is judged: expected {{{{ {missing} }}}} in it"
+    ))
+}
+
 /// The rendered template.
 pub(super) fn render(env: &Environment<'static>, values: minijinja::Value) -> Result<String> {
     jinja::render(env, values).map_err(|error| Error::Usage(format!("template: {error:#}")))
@@ -113,6 +125,16 @@ impl PairForm {
                 "labels: expected two texts of which neither begins the other, such as \"1\" and \"2\", found {a:?} and {b:?}"
             )));
         }
+        if let Some(label) = settings
+            .labels
+            .iter()
+            .find(|label| label.len() > LONGEST_LABEL)
+        {
+            return Err(Error::Usage(format!(
+                "labels: expected at most {LONGEST_LABEL} bytes, found {}",
+                label.len()
+            )));
+        }
         for (index, example) in settings.examples.iter().enumerate() {
             if !settings.labels.contains(&example.answer) {
                 return Err(Error::Usage(format!(
@@ -123,6 +145,9 @@ impl PairForm {
             }
         }
         let env = environment(settings.template.as_deref().unwrap_or(TEMPLATE))?;
+        if let Some(message) = unread(&env, &["first", "second"]) {
+            return Err(Error::Usage(message));
+        }
         let form = Self { settings, env };
         form.asked("p", "a", "b", "c")?;
         Ok(form)
@@ -362,6 +387,20 @@ mod tests {
             ..settings(false)
         };
         assert!(refused(odd).starts_with("template: "));
+        let shows = |template: &str| PairSettings {
+            template: Some(template.into()),
+            ..settings(false)
+        };
+        assert!(refused(shows("")).starts_with("template: does not show `first`"));
+        assert!(refused(shows("{{ first }}")).starts_with("template: does not show `second`"));
+        assert!(refused(shows("{{ first }} {{ second }} {{ promt }}")).starts_with("template: "));
+        let read = "{% set b = second | trim %}{% if first %}{{ first }}{% endif %}{{ b }}";
+        assert!(PairForm::new(shows(read)).is_ok());
+        let long = "x".repeat(257);
+        assert_eq!(
+            refused(labels(&long, "2")),
+            "labels: expected at most 256 bytes, found 257"
+        );
         let other = PairSettings {
             examples: vec![PairExample {
                 answer: "A".into(),

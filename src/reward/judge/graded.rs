@@ -2,7 +2,7 @@
 
 use minijinja::{Environment, Value, context};
 
-use super::form::{environment, render, user};
+use super::form::{environment, render, unread, user};
 use super::labels::{expected_grade, label_probabilities};
 use super::{GradedConfig, Judge, Question};
 use crate::data::readable;
@@ -44,8 +44,13 @@ pub(crate) fn problems(config: &GradedConfig) -> Vec<Problem> {
         problems.push(Problem::new("max_unanswered", message));
     }
     // Columns of rows are not known here.
-    if let Some(Err(error)) = config.template.as_deref().map(environment) {
-        problems.push(Problem::new("template", error.to_string()));
+    match config.template.as_deref().map(environment) {
+        Some(Err(error)) => problems.push(Problem::new("template", error.to_string())),
+        Some(Ok(env)) => {
+            let message = unread(&env, &["response"]);
+            problems.extend(message.map(|message| Problem::new("template", message)));
+        }
+        None => {}
     }
     problems
 }
@@ -228,5 +233,22 @@ mod tests {
                 "Be strict.\n\nConversation:\np\n\nResponse:\nr\n\nHow good is the response, from 1 to 3?\nThe grade is:".into()
             )
         );
+    }
+
+    #[test]
+    fn a_question_shows_the_response() {
+        for (template, refused) in [
+            ("", true),
+            ("How good?", true),
+            ("{{ prompt }}", true),
+            ("{{ response }}", false),
+            ("{{ row.question }} {{ response | trim }}", false),
+        ] {
+            let mut config =
+                GradedConfig::by(super::super::JudgeModel::Model(crate::model::Init::Base));
+            config.template = Some(template.into());
+            let found = problems(&config);
+            assert_eq!(!found.is_empty(), refused, "{template}: {found:?}");
+        }
     }
 }

@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::{Completion, RewardConfig, RewardSource, columns};
 use crate::error::{Error, Problem, Result};
+use crate::outside;
 
 /// A row's column as text.
 ///
@@ -140,7 +141,6 @@ fn text_or_number(value: &Value) -> Option<String> {
 /// # Errors
 /// What cannot be read, or is not a schema that is supported.
 fn read_schema(path: &Path) -> Result<Schema, String> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let text = outside::read_text(path, outside::SETTINGS).map_err(|error| error.to_string())?;
     Schema::parse(&text).map_err(|why| format!("{}: {why}", path.display()))
 }

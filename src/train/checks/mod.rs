@@ -26,6 +26,9 @@ pub struct SettingProblem {
     pub help: Option<String>,
 }
 
+/// Bytes of a name: file systems take 255 of a folder's, and a temporary one has a longer name.
+const LONGEST_NAME: usize = 128;
+
 /// More problems than an error lists: what takes long for each is not looked for any further.
 const ENOUGH: usize = 200;
 
@@ -127,6 +130,13 @@ impl Checks {
                 ),
             );
             self.help("the name becomes a folder of the run and a part of `--set` paths");
+        } else if name.len() > LONGEST_NAME {
+            let message = format!(
+                "must be at most {LONGEST_NAME} characters, found {}",
+                name.len()
+            );
+            self.problem(key, message);
+            self.help("the name becomes a folder of the run");
         }
     }
 }
