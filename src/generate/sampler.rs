@@ -115,7 +115,8 @@ impl Scale {
     fn of(logits: &[f32], best: f32, config: &SamplingConfig) -> Self {
         let inv_temperature = match config.temperature == 0.0 {
             true => 1.0,
-            false => (1.0 / config.temperature) as f32,
+            // Finite for the smallest temperature: 0 times it, of the best token, is a number.
+            false => ((1.0 / config.temperature) as f32).min(f32::MAX),
         };
         // Summed in f64: beside a probability near one, an f32 sum loses the tail of a large vocabulary.
         let exp = |&l: &f32| f64::from(((l - best) * inv_temperature).exp());
@@ -192,6 +193,14 @@ mod tests {
         let sampled = sample_token(&LOGITS, &config(0.5, 0, 1.0), 0.5);
         assert_eq!(sampled.id, 1);
         assert!((sampled.logprob + 0.145_078).abs() < 1e-5, "{sampled:?}");
+    }
+
+    #[test]
+    fn the_smallest_temperature_is_greedy() {
+        for temperature in [1e-39, 1e-45, 1e-320] {
+            let sampled = sample_token(&LOGITS, &config(temperature, 0, 1.0), 0.999);
+            assert_eq!((sampled.id, sampled.logprob), (1, 0.0), "{temperature}");
+        }
     }
 
     #[test]
