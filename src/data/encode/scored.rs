@@ -407,8 +407,9 @@ mod tests {
             let scores = [0, 2, 4, 6].map(|shift| code >> shift & 3);
             let (most, least) = (scores.into_iter().max(), scores.into_iter().min());
             let row = json!({"prompt": "p", "prompt_ids": [9], "response_ids": scores.map(|score| [score]), "scores": scores});
-            let item = ScoredRow::of(&rows(&[row.clone()])[0]).unwrap().unwrap();
-            let taken = item.comparisons(&rows(&[row])[0], Some(Take::BestAndWorst), 16);
+            let row = &rows(&[row])[0];
+            let item = ScoredRow::of(row).unwrap().unwrap();
+            let taken = item.comparisons(row, Some(Take::BestAndWorst), 16);
             match (taken.unwrap(), most.zip(least)) {
                 (RowOutcome::Kept { item, .. }, Some((most, least))) => {
                     assert_eq!(item.responses, [[9, most], [9, least]], "{scores:?}");
