@@ -108,7 +108,8 @@ mod tests {
         assert!(after >= 256 << 20, "{before} then {after}");
         drop(held);
         begin_peak();
-        assert!(peak_rss_bytes().unwrap() >= after);
+        // Not `after`: the kernel's counts are off by some pages, and its mark may fall by these.
+        assert!(peak_rss_bytes().unwrap() >= 256 << 20);
         // Other tests hold memory of their own; kernels without this reset keep the peak.
         assert!(recent_peak_rss_bytes().unwrap() <= peak_rss_bytes().unwrap());
     }
