@@ -47,6 +47,14 @@ fn problems(text: &str, sets: &[&str]) -> Vec<String> {
         .collect()
 }
 
+/// The problems of a text, a line each; empty if there are none.
+fn found(text: &str) -> String {
+    match load_text(text, &[]) {
+        Ok(_) => String::new(),
+        Err(_) => problems(text, &[]).join("\n"),
+    }
+}
+
 /// [`SOUND`] with `from` replaced by `to`.
 fn broken(from: &str, to: &str) -> String {
     assert!(SOUND.contains(from), "{from}");
@@ -674,6 +682,92 @@ fn groups_that_are_not_whole() {
     let alarms = grpo("Grpo(total_episodes: 16, batch_size: 8, alarms: (kl: None, stop: [kl])");
     let says = "stages.g.alarms.stop: names `kl`, which is turned off";
     assert!(alarms.contains(says), "{alarms}");
+}
+
+#[test]
+fn alarms_that_cannot_go_off_are_refused() {
+    let of = |kind: &str, more: &str| {
+        let text = format!(
+            r#"(name: "x", model: "tiny", stages: [{kind}(name: "g", init: Base, data: (source: Posts(rows: 9, seed: 1)), reward: Gold,
+            total_episodes: 16, batch_size: 8, response_length: 8, {more})])"#
+        );
+        found(&text)
+    };
+    let never =
+        |kind: &str| format!("stages.g.alarms.stop: names `{kind}`, which can never go off");
+    for (kind, more, alarm) in [
+        ("Grpo", "alarms: (stop: [kl])", "kl"),
+        ("Rloo", "kl_coef: 0.0, alarms: (stop: [kl])", "kl"),
+        (
+            "ReinforcePlusPlus",
+            "kl_coef: 0.0, alarms: (stop: [kl])",
+            "kl",
+        ),
+        (
+            "ReinforcePlusPlus",
+            "alarms: (stop: [variance])",
+            "variance",
+        ),
+        ("Ppo", "alarms: (stop: [variance])", "variance"),
+        ("OnlineDpo", "alarms: (stop: [variance])", "variance"),
+        ("Grpo", "alarms: (stop: [gold])", "gold"),
+        ("Ppo", "alarms: (stop: [gold])", "gold"),
+        ("OnlineDpo", "alarms: (stop: [gold])", "gold"),
+    ] {
+        let found = of(kind, more);
+        assert!(found.contains(&never(alarm)), "{kind} {more}: {found}");
+    }
+    for (kind, more) in [
+        (
+            "Grpo",
+            "kl_coef: 0.1, alarms: (stop: [kl, variance, entropy, length, repetition])",
+        ),
+        ("Grpo", "gold: Gold, alarms: (stop: [gold])"),
+        (
+            "Ppo",
+            "eval_data: (source: Posts(rows: 9, seed: 2)), alarms: (stop: [kl, gold])",
+        ),
+        ("OnlineDpo", "alarms: (stop: [kl], length: 2.0)"),
+    ] {
+        assert_eq!(of(kind, more), "", "{kind} {more}");
+    }
+    for key in ["entropy", "repetition", "variance"] {
+        let found = of("Grpo", &format!("alarms: ({key}: 1.5)"));
+        let says = format!("stages.g.alarms.{key}: must be a share, from 0 to 1, found 1.5");
+        assert!(found.contains(&says), "{found}");
+    }
+}
+
+#[test]
+fn held_out_rows_of_a_stage_that_holds_none_out_are_refused() {
+    let of = |fraction: f64, source: &str| {
+        let text = format!(
+            r#"(name: "x", model: "tiny", stages: [
+            Rank(name: "r", init: Base, data: (source: Posts(rows: 9, seed: 1)), response_length: 8, reward: Gold, valid_fraction: {fraction:?}),
+            Dpo(name: "d", init: Base, data: (source: Stage("r")), eval_data: (source: {source}), batch_size: 2)])"#
+        );
+        found(&text)
+    };
+    let says =
+        "stages.d.eval_data.source: the stage `r` has `valid_fraction: 0.0`: it holds out no rows";
+    for source in [
+        r#"HeldOut("r")"#,
+        r#"HeldOutStages(["r"])"#,
+        r#"Ranked(stage: "r", valid: true)"#,
+        r#"Mix([(1.0, (source: HeldOut("r")))])"#,
+    ] {
+        let found = of(0.0, source);
+        assert!(found.contains(says), "{source}: {found}");
+        assert!(!of(0.1, source).contains("holds out no rows"), "{source}");
+    }
+    let revise = r#"(name: "x", model: "tiny", stages: [
+        Revise(name: "r", init: Base, data: (source: Posts(rows: 9, seed: 1)), response_length: 8, principles: "p.jsonl"),
+        Sft(name: "s", data: (source: HeldOut("r")), batch_size: 2)])"#;
+    assert!(
+        problems(revise, &[])
+            .join("\n")
+            .contains("holds out no rows")
+    );
 }
 
 #[test]

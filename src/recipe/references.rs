@@ -128,6 +128,7 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
         }
         check_rows(checks, &path, stage);
         check_scores(checks, stages, &path, stage);
+        check_held_out(checks, stages, &path, stage);
     }
 }
 
@@ -152,6 +153,25 @@ fn check_scores(checks: &mut Checks, stages: &[Stage], path: &str, stage: &Stage
                         rows.stage
                     ),
                 });
+            }
+        }
+    }
+}
+
+/// Refuses the held-out rows of a stage that holds none out: the file would be empty.
+fn check_held_out(checks: &mut Checks, stages: &[Stage], path: &str, stage: &Stage) {
+    for data in stage.inputs().data {
+        for rows in data.config.source.stages() {
+            let source = stages.iter().find(|stage| stage.name() == rows.stage);
+            if rows.valid && source.is_some_and(|source| !source.holds_out()) {
+                let name = rows.stage;
+                checks.problem(
+                    format!("{path}.{}.source", data.key),
+                    format!("the stage `{name}` has `valid_fraction: 0.0`: it holds out no rows"),
+                );
+                checks.help(format!(
+                    "give `{name}` a `valid_fraction` such as 0.1, or read its `Stage(\"{name}\")`"
+                ));
             }
         }
     }

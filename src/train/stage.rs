@@ -189,6 +189,11 @@ pub trait StageSpec {
         true
     }
 
+    /// Whether some of the rows that it writes are held out, for stages that write rows.
+    fn holds_out(&self) -> bool {
+        true
+    }
+
     /// Checks settings specific to the stage; `path` is the stage's key path.
     fn check(&self, checks: &mut Checks, path: &str);
 
@@ -267,6 +272,11 @@ macro_rules! stages {
             /// Whether the rows that it writes have scores, for stages that write rows.
             pub fn leaves_scores(&self) -> bool {
                 match self { $(Self::$kind(stage) => stage.leaves_scores(),)* }
+            }
+
+            /// Whether some of the rows that it writes are held out, for stages that write rows.
+            pub fn holds_out(&self) -> bool {
+                match self { $(Self::$kind(stage) => stage.holds_out(),)* }
             }
 
             /// Encodes rows of its first data set.

@@ -75,9 +75,29 @@ impl Default for AlarmsConfig {
     }
 }
 
+/// Why the alarm `gold` cannot go off in a stage without a second source and without held-out prompts.
+pub(in crate::train) const UNMEASURED_GOLD: (AlarmKind, &str, &str) = (
+    AlarmKind::Gold,
+    "the stage has neither `gold` nor `eval_data`",
+    "gold",
+);
+
+/// Why the alarm `variance` cannot go off in a stage that is no group method.
+pub(in crate::train) const UNMEASURED_VARIANCE: (AlarmKind, &str, &str) = (
+    AlarmKind::Variance,
+    "only group methods measure the share of groups with equal rewards",
+    "alarms.variance",
+);
+
 impl AlarmsConfig {
-    /// Checks the limits; `path` is the stage's key path.
-    pub(in crate::train) fn check(&self, checks: &mut Checks, path: &str) {
+    /// Checks the limits; `path` is the stage's key path. Of `unmeasured` alarms the stage logs no number that they could read: each
+    /// with the reason, and the key that it depends on. None of them may be one that is to stop the run.
+    pub(in crate::train) fn check(
+        &self,
+        checks: &mut Checks,
+        path: &str,
+        unmeasured: &[(AlarmKind, &str, &str)],
+    ) {
         checks.positive(path, "alarms.window", self.window);
         for (key, limit) in [
             ("kl", self.kl),
@@ -91,13 +111,34 @@ impl AlarmsConfig {
                 checks.not_negative(path, &format!("alarms.{key}"), limit);
             }
         }
+        for (key, share) in [
+            ("entropy", self.entropy),
+            ("repetition", self.repetition),
+            ("variance", self.variance),
+        ] {
+            if let Some(share) = share.filter(|share| *share > 1.0) {
+                checks.must(
+                    format!("{path}.alarms.{key}"),
+                    false,
+                    "a share, from 0 to 1",
+                    share,
+                );
+            }
+        }
         for kind in &self.stop {
+            let reason = unmeasured.iter().find(|(other, ..)| other == kind);
             if self.limit(*kind).is_none() {
                 checks.problem(
                     format!("{path}.alarms.stop"),
                     format!("names `{}`, which is turned off", kind.name()),
                 );
                 checks.depends_on(format!("{path}.alarms.{}", kind.name()));
+            } else if let Some((_, reason, key)) = reason {
+                checks.problem(
+                    format!("{path}.alarms.stop"),
+                    format!("names `{}`, which can never go off: {reason}", kind.name()),
+                );
+                checks.depends_on(format!("{path}.{key}"));
             }
         }
     }

@@ -4,9 +4,10 @@ use super::{GroupKeys, Method, train};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::train::alarms::UNMEASURED_GOLD;
 use crate::train::checks::Checks;
 use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
-use crate::train::config::DataConfig;
+use crate::train::config::{AlarmKind, DataConfig};
 use crate::train::plan::{OnPolicyPlan, Planner, StagePlan, UpdateParams};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
@@ -99,7 +100,25 @@ impl<M: GroupMethod> StageSpec for M {
             },
         );
         checks.positive(path, "num_iterations", keys.num_iterations);
-        keys.alarms.check(checks, path);
+        let mut unmeasured = Vec::new();
+        if keys.kl_coef == 0.0 {
+            unmeasured.push((
+                AlarmKind::Kl,
+                "with `kl_coef: 0.0` no KL to the reference is measured",
+                "kl_coef",
+            ));
+        }
+        if keys.num_generations == 1 {
+            unmeasured.push((
+                AlarmKind::Variance,
+                "with `num_generations: 1` there are no groups",
+                "num_generations",
+            ));
+        }
+        if keys.gold.is_none() && keys.eval_data.is_none() {
+            unmeasured.push(UNMEASURED_GOLD);
+        }
+        keys.alarms.check(checks, path, &unmeasured);
         check_groups(checks, path, &keys, self.fewest_generations());
         if let Some(overlong) = keys.overlong {
             let most = keys.response_length;

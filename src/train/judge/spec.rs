@@ -39,6 +39,10 @@ impl StageSpec for JudgeConfig {
         vec![&mut self.data]
     }
 
+    fn holds_out(&self) -> bool {
+        self.valid_fraction > 0.0
+    }
+
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.problems_below(&format!("{path}.judge"), self.judge.problems());
         checks.fraction(path, "max_unanswered", self.max_unanswered);

@@ -56,11 +56,11 @@ pub(super) fn label<B: ModelBackend>(
         seed.fork("tasks"),
     )?;
     for (left_out, what) in [
-        (unused.equal, "pair of equal texts"),
-        (unused.too_few, "row with too few responses"),
+        (unused.equal, "pairs of equal texts"),
+        (unused.too_few, "rows with too few responses"),
     ] {
         if left_out > 0 {
-            let text = format!("{}: {} left out", config.name, count(left_out, what));
+            let text = format!("{}: {left_out} left out: {what}", config.name);
             session.reporter.message(&text);
         }
     }

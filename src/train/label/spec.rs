@@ -26,6 +26,10 @@ impl StageSpec for LabelConfig {
         vec![&mut self.data]
     }
 
+    fn holds_out(&self) -> bool {
+        self.valid_fraction > 0.0
+    }
+
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.fraction(path, "overlap", self.overlap);
         checks.below_one(path, "valid_fraction", self.valid_fraction);

@@ -38,6 +38,10 @@ impl StageSpec for RankConfig {
         })
     }
 
+    fn holds_out(&self) -> bool {
+        self.valid_fraction > 0.0
+    }
+
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.must(
             format!("{path}.num_responses"),

@@ -36,6 +36,10 @@ impl StageSpec for ReviseConfig {
         })
     }
 
+    fn holds_out(&self) -> bool {
+        self.valid_fraction > 0.0
+    }
+
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.positive(path, "num_revisions", self.num_revisions);
         if let Some(length) = self.critique_length {

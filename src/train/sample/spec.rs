@@ -43,6 +43,10 @@ impl StageSpec for SampleConfig {
         self.reward.is_some()
     }
 
+    fn holds_out(&self) -> bool {
+        self.valid_fraction > 0.0
+    }
+
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.positive(path, "num_responses", self.num_responses);
         checks.not_negative(path, "tie_margin", self.tie_margin);
