@@ -75,28 +75,39 @@ impl Default for AlarmsConfig {
     }
 }
 
-/// Why the alarm `gold` cannot go off in a stage without a second source and without held-out prompts.
-pub(in crate::train) const UNMEASURED_GOLD: (AlarmKind, &str, &str) = (
-    AlarmKind::Gold,
-    "the stage has neither `gold` nor `eval_data`",
-    "gold",
-);
+/// An alarm that reads a number which a stage does not log.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::train) struct Unmeasured {
+    pub(in crate::train) alarm: AlarmKind,
+    pub(in crate::train) reason: &'static str,
+    /// The key that this depends on.
+    pub(in crate::train) key: &'static str,
+}
 
-/// Why the alarm `variance` cannot go off in a stage that is no group method.
-pub(in crate::train) const UNMEASURED_VARIANCE: (AlarmKind, &str, &str) = (
-    AlarmKind::Variance,
-    "only group methods measure the share of groups with equal rewards",
-    "alarms.variance",
-);
+impl Unmeasured {
+    /// The alarm `gold` of a stage without a second source and without held-out prompts.
+    const GOLD: Self = Self {
+        alarm: AlarmKind::Gold,
+        reason: "the stage has neither `gold` nor `eval_data`",
+        key: "gold",
+    };
+    /// The alarm `variance` of a stage that is no group method.
+    pub(in crate::train) const VARIANCE: Self = Self {
+        alarm: AlarmKind::Variance,
+        reason: "only group methods measure the share of groups with equal rewards",
+        key: "alarms.variance",
+    };
+}
 
 impl AlarmsConfig {
-    /// Checks the limits; `path` is the stage's key path. Of `unmeasured` alarms the stage logs no number that they could read: each
-    /// with the reason, and the key that it depends on. None of them may be one that is to stop the run.
+    /// Checks the limits; `path` is the stage's key path. None of the `unmeasured` alarms may be one that is to stop the run, nor `gold`
+    /// unless the stage has a second source or held-out prompts.
     pub(in crate::train) fn check(
         &self,
         checks: &mut Checks,
         path: &str,
-        unmeasured: &[(AlarmKind, &str, &str)],
+        has_gold: bool,
+        unmeasured: &[Unmeasured],
     ) {
         checks.positive(path, "alarms.window", self.window);
         for (key, limit) in [
@@ -126,14 +137,16 @@ impl AlarmsConfig {
             }
         }
         for kind in &self.stop {
-            let reason = unmeasured.iter().find(|(other, ..)| other == kind);
+            let no_gold = (!has_gold).then_some(&Unmeasured::GOLD);
+            let mut never = unmeasured.iter().chain(no_gold);
+            let never = never.find(|other| other.alarm == *kind);
             if self.limit(*kind).is_none() {
                 checks.problem(
                     format!("{path}.alarms.stop"),
                     format!("names `{}`, which is turned off", kind.name()),
                 );
                 checks.depends_on(format!("{path}.alarms.{}", kind.name()));
-            } else if let Some((_, reason, key)) = reason {
+            } else if let Some(Unmeasured { reason, key, .. }) = never {
                 checks.problem(
                     format!("{path}.alarms.stop"),
                     format!("names `{}`, which can never go off: {reason}", kind.name()),

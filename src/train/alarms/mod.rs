@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::report::MetricsRow;
 
+pub(in crate::train) use config::Unmeasured;
 pub use config::{AlarmKind, AlarmsConfig};
-pub(in crate::train) use config::{UNMEASURED_GOLD, UNMEASURED_VARIANCE};
 
 /// An alarm that has gone off.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,7 +4,7 @@ use super::{GroupKeys, Method, train};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
-use crate::train::alarms::UNMEASURED_GOLD;
+use crate::train::alarms::Unmeasured;
 use crate::train::checks::Checks;
 use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
 use crate::train::config::{AlarmKind, DataConfig};
@@ -102,23 +102,21 @@ impl<M: GroupMethod> StageSpec for M {
         checks.positive(path, "num_iterations", keys.num_iterations);
         let mut unmeasured = Vec::new();
         if keys.kl_coef == 0.0 {
-            unmeasured.push((
-                AlarmKind::Kl,
-                "with `kl_coef: 0.0` no KL to the reference is measured",
-                "kl_coef",
-            ));
+            unmeasured.push(Unmeasured {
+                alarm: AlarmKind::Kl,
+                reason: "with `kl_coef: 0.0` no KL to the reference is measured",
+                key: "kl_coef",
+            });
         }
         if keys.num_generations == 1 {
-            unmeasured.push((
-                AlarmKind::Variance,
-                "with `num_generations: 1` there are no groups",
-                "num_generations",
-            ));
+            unmeasured.push(Unmeasured {
+                alarm: AlarmKind::Variance,
+                reason: "with `num_generations: 1` there are no groups",
+                key: "num_generations",
+            });
         }
-        if keys.gold.is_none() && keys.eval_data.is_none() {
-            unmeasured.push(UNMEASURED_GOLD);
-        }
-        keys.alarms.check(checks, path, &unmeasured);
+        let has_gold = keys.gold.is_some() || keys.eval_data.is_some();
+        keys.alarms.check(checks, path, has_gold, &unmeasured);
         check_groups(checks, path, &keys, self.fewest_generations());
         if let Some(overlong) = keys.overlong {
             let most = keys.response_length;

@@ -5,7 +5,7 @@ use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
-use crate::train::alarms::{UNMEASURED_GOLD, UNMEASURED_VARIANCE};
+use crate::train::alarms::Unmeasured;
 use crate::train::checks::Checks;
 use crate::train::config::{DataConfig, MissingEos};
 use crate::train::plan::{OnPolicyPlan, Planner, StagePlan, UpdateParams};
@@ -69,11 +69,9 @@ impl StageSpec for OnlineDpoConfig {
             "0: policy and reference would differ before the first step",
             self.peft.dropout(),
         );
-        let mut unmeasured = vec![UNMEASURED_VARIANCE];
-        if self.gold.is_none() && self.eval_data.is_none() {
-            unmeasured.push(UNMEASURED_GOLD);
-        }
-        self.alarms.check(checks, path, &unmeasured);
+        let has_gold = self.gold.is_some() || self.eval_data.is_some();
+        self.alarms
+            .check(checks, path, has_gold, &[Unmeasured::VARIANCE]);
         checks.above_zero(path, "beta", self.beta);
         checks.above_zero(path, "temperature", self.temperature);
         checks.positive(path, "total_episodes", self.total_episodes);

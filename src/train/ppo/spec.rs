@@ -5,7 +5,7 @@ use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::suggest::quoted;
-use crate::train::alarms::{UNMEASURED_GOLD, UNMEASURED_VARIANCE};
+use crate::train::alarms::Unmeasured;
 use crate::train::checks::Checks;
 use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
 use crate::train::checks::settings::{check_method, check_optim, check_row_length, check_rule};
@@ -176,11 +176,9 @@ impl StageSpec for PpoConfig {
             },
         );
         checks.positive(path, "num_ppo_epochs", self.num_ppo_epochs);
-        let mut unmeasured = vec![UNMEASURED_VARIANCE];
-        if self.gold.is_none() && self.eval_data.is_none() {
-            unmeasured.push(UNMEASURED_GOLD);
-        }
-        self.alarms.check(checks, path, &unmeasured);
+        let has_gold = self.gold.is_some() || self.eval_data.is_some();
+        self.alarms
+            .check(checks, path, has_gold, &[Unmeasured::VARIANCE]);
         if let KlControl::Adaptive { target, horizon } = self.kl_control {
             checks.above_zero(path, "kl_control.target", target);
             checks.above_zero(path, "kl_control.horizon", horizon);
