@@ -1,6 +1,8 @@
 //! Surveys a recipe before any weight is loaded: checks models, data and reward sources, and plans each stage.
 
 mod models;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::judge::GradedConfig;
+use super::sum::part_names;
 use crate::data::SourceColumn;
 use crate::model::{Label, LabelOutput};
 
@@ -268,6 +269,14 @@ impl RewardConfig {
         let parts = self.parts();
         let nested = parts.iter().map(|(_, part)| part.num_learned());
         usize::from(self.learned().is_some()) + nested.sum::<usize>()
+    }
+
+    /// Names in metrics of the terms of a sum; none for other sources.
+    pub fn term_names(&self) -> Vec<String> {
+        match self {
+            Self::Sum(terms) => part_names(terms),
+            _ => Vec::new(),
+        }
     }
 
     /// Columns that the source needs in every row.

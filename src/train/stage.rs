@@ -3,6 +3,7 @@
 use super::checks::Checks;
 use super::checks::settings::{check_data, check_generation, check_reward, check_training};
 use super::config::{Cadence, DataConfig, Init, OptimConfig, Peft, SamplingConfig, Truncate};
+use super::metric_names::{HELD_OUT, MetricNames};
 use super::plan::{Planner, StagePlan};
 use super::preview::Preview;
 use super::session::{Outcome, Session};
@@ -167,6 +168,11 @@ pub trait StageSpec {
         None
     }
 
+    /// Names of the metrics that it logs with an evaluation, for stages that train.
+    fn metrics(&self) -> MetricNames {
+        MetricNames::default()
+    }
+
     /// Generation settings, for stages that generate responses.
     fn generation(&self) -> Option<GenerationSettings<'_>> {
         None
@@ -259,6 +265,11 @@ macro_rules! stages {
                 match self { $(Self::$kind(stage) => stage.training(),)* }
             }
 
+            /// Names of the metrics that it logs with an evaluation, for stages that train.
+            pub fn metrics(&self) -> MetricNames {
+                match self { $(Self::$kind(stage) => stage.metrics(),)* }
+            }
+
             /// Generation settings, for stages that generate responses.
             pub fn generation(&self) -> Option<GenerationSettings<'_>> {
                 match self { $(Self::$kind(stage) => stage.generation(),)* }
@@ -330,21 +341,7 @@ impl super::Stage {
             check_generation(checks, path, &generation);
         }
         let inputs = self.inputs();
-        let keep_best = self
-            .training()
-            .and_then(|training| training.cadence.keep_best.as_ref());
-        if let Some(keep) = keep_best
-            && keep.by.starts_with("eval/")
-            && !inputs.data.iter().any(|data| data.key == "eval_data")
-        {
-            checks.problem(
-                format!("{path}.cadence.keep_best.by"),
-                format!(
-                    "`{}` is of held-out rows, and the stage has no `eval_data`",
-                    keep.by
-                ),
-            );
-        }
+        self.check_keep_best(checks, path, &inputs);
         for data in &inputs.data {
             check_data(checks, &format!("{path}.{}", data.key), data);
         }
@@ -354,5 +351,27 @@ impl super::Stage {
             }
         }
         self.check_own(checks, path);
+    }
+    /// Checks that the stage has the metric by which it is to choose a checkpoint.
+    fn check_keep_best(&self, checks: &mut Checks, path: &str, inputs: &StageInputs<'_>) {
+        let training = self.training();
+        let Some(keep) = training.and_then(|training| training.cadence.keep_best.as_ref()) else {
+            return;
+        };
+        let (key, by) = (format!("{path}.cadence.keep_best.by"), &keep.by);
+        let held_out = inputs.data.iter().any(|data| data.key == "eval_data");
+        if by.starts_with(HELD_OUT) && !held_out {
+            checks.problem(
+                key,
+                format!("`{by}` is of held-out rows, and the stage has no `eval_data`"),
+            );
+        } else if let Some((message, help)) = self.metrics().problem(by, held_out)
+            && !by.is_empty()
+        {
+            checks.problem(key, message);
+            if let Some(help) = help {
+                checks.help(help);
+            }
+        }
     }
 }

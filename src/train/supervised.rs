@@ -6,13 +6,13 @@ use std::sync::Arc;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 
-use super::Session;
 use super::config::{Cadence, OptimConfig, Peft};
 use super::evaluate::{Evaluator, SampleRequest, greedy_samples};
 use super::forward::{example_loss, trained_positions};
 use super::policy::{Policy, TrainablePolicy, save_policy};
 use super::session::Outcome;
 use super::shared::{Accumulator, NonFinite, Training, finite};
+use super::{MetricNames, Session};
 use crate::data::{Batches, Example, Prompt, TokenRows, Tokenizer, step_parts_with};
 use crate::error::Result;
 use crate::generate::GenerateOptions;
@@ -57,6 +57,13 @@ pub(super) struct Graded {
     pub(super) options: GenerateOptions,
     /// One source, named `reward`.
     pub(super) sources: BTreeMap<String, Box<dyn RewardSource>>,
+}
+
+/// Names of the metrics that every such stage logs.
+pub(super) fn metric_names() -> MetricNames {
+    MetricNames::of_steps(&["trained_tokens"])
+        .with_both(&["loss"])
+        .with(&["eval/perplexity"])
 }
 
 /// Trains, evaluates, checkpoints and saves.

@@ -227,21 +227,6 @@ fn a_threshold_that_keeps_nothing_is_refused() {
 }
 
 #[test]
-fn a_metric_that_no_evaluation_has_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let text = r#"(name: "short", model: "tiny", stages: [
-        Sft(name: "sft", data: (source: Posts(rows: 8, seed: 1)), eval_data: (source: Posts(rows: 4, seed: 2)), batch_size: 4,
-            cadence: (eval_steps: 1, keep_best: (by: "eval/rewards", mode: Max))),
-    ])"#;
-    let error = refused(&folder, text);
-    assert!(
-        error.contains("an evaluation has no metric `eval/rewards`; it has ")
-            && error.contains("`eval/loss`"),
-        "{error}"
-    );
-}
-
-#[test]
 fn residual_dropout_is_the_same_when_layers_are_recomputed() {
     let folder = tempfile::tempdir().unwrap();
     let losses = |run: &str, more: &str| {

@@ -52,7 +52,7 @@ pub struct ValueTargets {
 }
 
 /// Metrics of the KL to a reference.
-const KL_METRICS: [&str; 3] = [
+pub const KL_METRICS: [&str; 3] = [
     "objective/kl",
     "objective/non_score_reward",
     "objective/rlhf_reward",

@@ -8,9 +8,22 @@ use crate::train::checks::Checks;
 use crate::train::preference::{
     self, Objective, PreferenceKeys, PreferenceMethod, ReferencePasses, Settings, preference_stage,
 };
-use crate::train::{Outcome, Session};
+use crate::train::{MetricNames, Outcome, Session};
 
 preference_stage!(CpoConfig);
+
+impl CpoConfig {
+    fn objective(&self) -> Objective {
+        Objective::Cpo(CpoObjective {
+            loss_type: self.loss_type,
+            beta: self.beta,
+            label_smoothing: self.label_smoothing,
+            cpo_alpha: self.cpo_alpha,
+            simpo_gamma: self.simpo_gamma.unwrap_or(0.5),
+            alpha: self.alpha,
+        })
+    }
+}
 
 impl PreferenceMethod for CpoConfig {
     const TITLE: &'static str = "CPO";
@@ -25,6 +38,10 @@ impl PreferenceMethod for CpoConfig {
 
     fn beta(&self) -> f64 {
         self.beta
+    }
+
+    fn metrics(&self) -> MetricNames {
+        self.objective().metric_names()
     }
 
     fn check_own(&self, checks: &mut Checks, path: &str) {
@@ -64,14 +81,7 @@ impl PreferenceMethod for CpoConfig {
     fn train<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
         let settings = Settings {
             keys: self.preference_keys(),
-            objective: Objective::Cpo(CpoObjective {
-                loss_type: self.loss_type,
-                beta: self.beta,
-                label_smoothing: self.label_smoothing,
-                cpo_alpha: self.cpo_alpha,
-                simpo_gamma: self.simpo_gamma.unwrap_or(0.5),
-                alpha: self.alpha,
-            }),
+            objective: self.objective(),
             precompute_ref_log_probs: false,
         };
         preference::train(session, &settings)

@@ -173,7 +173,7 @@ pub(super) fn distill<B: ModelBackend>(
         }
         training.save_if_due(session, &mut trained.model)?;
     }
-    let journal = training.journal;
+    let journal = training.finish(session, &mut trained.model)?;
     save_policy(journal.dir(), &trained, &model_config, &tokenizer, &base)?;
     let summary = match (first, last) {
         (Some(first), Some(last)) => {

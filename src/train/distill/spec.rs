@@ -8,8 +8,8 @@ use crate::train::checks::Checks;
 use crate::train::config::{DataConfig, Init};
 use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest, num_evaluations};
 use crate::train::{
-    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
-    TrainingSettings,
+    GenerationSettings, MetricNames, Outcome, Preview, Session, StageInputs, StageOutput,
+    StageSpec, TrainingSettings,
 };
 
 impl StageSpec for DistillConfig {
@@ -48,6 +48,11 @@ impl StageSpec for DistillConfig {
             gradient_checkpointing: self.gradient_checkpointing,
             cadence: &self.cadence,
         })
+    }
+
+    fn metrics(&self) -> MetricNames {
+        let of_rows = ["on_policy", "response_length", "trained_tokens"];
+        MetricNames::of_steps(&of_rows).with_both(&["loss"])
     }
 
     fn generation(&self) -> Option<GenerationSettings<'_>> {

@@ -10,9 +10,20 @@ use crate::train::config::DpoLoss;
 use crate::train::preference::{
     self, Objective, PreferenceKeys, PreferenceMethod, ReferencePasses, Settings, preference_stage,
 };
-use crate::train::{Outcome, Session};
+use crate::train::{MetricNames, Outcome, Session};
 
 preference_stage!(DpoConfig);
+
+impl DpoConfig {
+    fn objective(&self) -> Objective {
+        Objective::Dpo(DpoObjective {
+            losses: self.losses(),
+            beta: self.beta,
+            label_smoothing: self.label_smoothing,
+            discopop_tau: self.discopop_tau.unwrap_or(0.05),
+        })
+    }
+}
 
 impl PreferenceMethod for DpoConfig {
     const TITLE: &'static str = "DPO";
@@ -29,6 +40,10 @@ impl PreferenceMethod for DpoConfig {
         self.beta
     }
 
+    fn metrics(&self) -> MetricNames {
+        self.objective().metric_names()
+    }
+
     fn check_own(&self, checks: &mut Checks, path: &str) {
         check_losses(checks, path, self);
     }
@@ -36,12 +51,7 @@ impl PreferenceMethod for DpoConfig {
     fn train<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
         let settings = Settings {
             keys: self.preference_keys(),
-            objective: Objective::Dpo(DpoObjective {
-                losses: self.losses(),
-                beta: self.beta,
-                label_smoothing: self.label_smoothing,
-                discopop_tau: self.discopop_tau.unwrap_or(0.05),
-            }),
+            objective: self.objective(),
             precompute_ref_log_probs: self.precompute_ref_log_probs,
         };
         preference::train(session, &settings)

@@ -4,14 +4,15 @@ use super::{GroupKeys, Method, train};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::rl::rollout::KL_METRICS;
 use crate::train::alarms::Unmeasured;
 use crate::train::checks::Checks;
 use crate::train::checks::on_policy::{OnPolicy, check_on_policy};
-use crate::train::config::{AlarmKind, DataConfig};
+use crate::train::config::{AlarmKind, DataConfig, KlIn};
 use crate::train::plan::{OnPolicyPlan, Planner, StagePlan, UpdateParams};
 use crate::train::{
-    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
-    TrainingSettings,
+    GenerationSettings, MetricNames, Outcome, Preview, Session, StageInputs, StageOutput,
+    StageSpec, TrainingSettings,
 };
 
 /// A method whose baseline are other responses to the same prompt: all that a stage needs beside the common loop.
@@ -68,6 +69,23 @@ impl<M: GroupMethod> StageSpec for M {
             gradient_checkpointing: keys.gradient_checkpointing,
             cadence: keys.cadence,
         })
+    }
+
+    fn metrics(&self) -> MetricNames {
+        let keys = self.keys();
+        let (has_gold, has_kl) = (keys.gold.is_some(), keys.kl_coef > 0.0);
+        let in_loss = has_kl && self.method().kl.place == KlIn::Loss;
+        let drawn = [
+            "rollout/rounds",
+            "rollout/groups_drawn",
+            "rollout/groups_without_variance",
+        ];
+        MetricNames::of_updates(keys.reward, has_gold)
+            .with_if(has_kl, &KL_METRICS)
+            .with_if(in_loss, &["loss/kl_avg"])
+            .with_if(keys.num_generations > 1, &["rollout/frac_reward_zero_std"])
+            .with_if(keys.dynamic_sampling.is_some(), &drawn)
+            .with_held_out_responses(keys.reward, has_gold, has_kl)
     }
 
     fn generation(&self) -> Option<GenerationSettings<'_>> {

@@ -8,8 +8,8 @@ use crate::train::checks::Checks;
 use crate::train::config::{DataConfig, Init};
 use crate::train::plan::{Planner, StagePlan, Workload, estimate, longest, num_evaluations};
 use crate::train::{
-    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
-    TrainingSettings,
+    GenerationSettings, MetricNames, Outcome, Preview, Session, StageInputs, StageOutput,
+    StageSpec, TrainingSettings,
 };
 
 /// Tokens of an instruction, roughly.
@@ -48,6 +48,23 @@ impl StageSpec for HirConfig {
             gradient_checkpointing: self.gradient_checkpointing,
             cadence: &self.cadence,
         })
+    }
+
+    fn metrics(&self) -> MetricNames {
+        let of_rounds = [
+            "score",
+            "eos_rate",
+            "response_length",
+            "loss",
+            "loss/supervised",
+            "loss/contrastive",
+            "hir/correct",
+            "hir/duplicates",
+            "hir/entropy",
+        ];
+        MetricNames::of_steps(&of_rounds)
+            .with_if(self.sub_outputs > 0, &["hir/correct_parts"])
+            .with_held_out_responses(&self.reward, false, true)
     }
 
     fn generation(&self) -> Option<GenerationSettings<'_>> {

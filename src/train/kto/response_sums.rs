@@ -3,6 +3,16 @@
 use super::{KtoConfig, ResponseRows};
 use crate::train::shared::{NonFinite, finite};
 
+/// Names of the metrics that every loss has.
+pub(super) const METRICS: [&str; 6] = [
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+];
+
 /// Sums over the responses of a step or an evaluation.
 #[derive(Default)]
 pub(super) struct ResponseSums {

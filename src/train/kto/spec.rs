@@ -1,5 +1,6 @@
 //! The stage specification of Kto.
 
+use super::response_sums::METRICS;
 use super::{KtoConfig, balance};
 use crate::data::{Row, RowKind, Tokenizer, encode_labelled};
 use crate::error::Result;
@@ -10,7 +11,7 @@ use crate::train::plan::{Lengths, Planner, StagePlan};
 use crate::train::preference::{
     PreferenceKeys, PreferenceMethod, ReferencePasses, preference_stage,
 };
-use crate::train::{Outcome, Preview, Session};
+use crate::train::{MetricNames, Outcome, Preview, Session};
 
 preference_stage!(KtoConfig);
 
@@ -28,6 +29,12 @@ impl PreferenceMethod for KtoConfig {
 
     fn beta(&self) -> f64 {
         self.beta
+    }
+
+    fn metrics(&self) -> MetricNames {
+        MetricNames::of_steps(&[])
+            .with_both(&METRICS)
+            .with_if(self.estimates_kl(), &["kl", "eval/kl"])
     }
 
     fn check_own(&self, checks: &mut Checks, path: &str) {

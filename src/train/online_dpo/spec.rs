@@ -11,8 +11,8 @@ use crate::train::config::{DataConfig, MissingEos};
 use crate::train::plan::{OnPolicyPlan, Planner, StagePlan, UpdateParams};
 use crate::train::preference::check_reference;
 use crate::train::{
-    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
-    TrainingSettings,
+    GenerationSettings, MetricNames, Outcome, Preview, Session, StageInputs, StageOutput,
+    StageSpec, TrainingSettings,
 };
 
 impl StageSpec for OnlineDpoConfig {
@@ -49,6 +49,23 @@ impl StageSpec for OnlineDpoConfig {
             gradient_checkpointing: self.gradient_checkpointing,
             cadence: &self.cadence,
         })
+    }
+
+    fn metrics(&self) -> MetricNames {
+        let (reward, has_gold) = (&self.reward, self.gold.is_some());
+        let of_responses = [
+            "episode",
+            "objective/kl",
+            "objective/scores_margin",
+            "val/missing_eos_rate",
+            "val/repetition",
+            "val/response_length",
+            "val/tie_rate",
+        ];
+        (self.objective().metric_names())
+            .with(&of_responses)
+            .with_scores(reward, has_gold)
+            .with_held_out_responses(reward, has_gold, true)
     }
 
     fn generation(&self) -> Option<GenerationSettings<'_>> {

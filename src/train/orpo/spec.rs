@@ -7,9 +7,15 @@ use crate::train::checks::Checks;
 use crate::train::preference::{
     self, Objective, PreferenceKeys, PreferenceMethod, ReferencePasses, Settings, preference_stage,
 };
-use crate::train::{Outcome, Session};
+use crate::train::{MetricNames, Outcome, Session};
 
 preference_stage!(OrpoConfig);
+
+impl OrpoConfig {
+    fn objective(&self) -> Objective {
+        Objective::Orpo { beta: self.beta }
+    }
+}
 
 impl PreferenceMethod for OrpoConfig {
     const TITLE: &'static str = "ORPO";
@@ -28,12 +34,16 @@ impl PreferenceMethod for OrpoConfig {
         self.beta
     }
 
+    fn metrics(&self) -> MetricNames {
+        self.objective().metric_names()
+    }
+
     fn check_own(&self, _: &mut Checks, _: &str) {}
 
     fn train<B: ModelBackend>(&self, session: &mut Session<'_, B>) -> Result<Outcome> {
         let settings = Settings {
             keys: self.preference_keys(),
-            objective: Objective::Orpo { beta: self.beta },
+            objective: self.objective(),
             precompute_ref_log_probs: false,
         };
         preference::train(session, &settings)

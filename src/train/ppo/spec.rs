@@ -4,6 +4,7 @@ use super::{PpoConfig, ValueTrunk};
 use crate::data::{Row, RowKind, Tokenizer, encode_prompts};
 use crate::error::Result;
 use crate::ops::ModelBackend;
+use crate::rl::rollout::KL_METRICS;
 use crate::suggest::quoted;
 use crate::train::alarms::Unmeasured;
 use crate::train::checks::Checks;
@@ -12,8 +13,8 @@ use crate::train::checks::settings::{check_method, check_optim, check_row_length
 use crate::train::config::{DataConfig, KlControl, KlEstimator, KlIn, ValueInit};
 use crate::train::plan::{Lengths, OnPolicyPlan, Planner, StagePlan, UpdateParams};
 use crate::train::{
-    GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
-    TrainingSettings,
+    GenerationSettings, MetricNames, Outcome, Preview, Session, StageInputs, StageOutput,
+    StageSpec, TrainingSettings,
 };
 
 impl PpoConfig {
@@ -98,6 +99,24 @@ impl StageSpec for PpoConfig {
             gradient_checkpointing: self.gradient_checkpointing,
             cadence: &self.cadence,
         })
+    }
+
+    fn metrics(&self) -> MetricNames {
+        let of_value = [
+            "kl_coef",
+            "loss/value_avg",
+            "val/clipfrac_avg",
+            "val/explained_variance",
+        ];
+        let own_value = self.value_trunk == ValueTrunk::Own;
+        let has_gold = self.gold.is_some();
+        MetricNames::of_updates(&self.reward, has_gold)
+            .with(&KL_METRICS)
+            .with(&of_value)
+            .with_if(own_value, &["value/grad_norm"])
+            .with_if(self.kl_in == KlIn::Loss, &["loss/kl_avg"])
+            .with_if(self.ptx.is_some(), &["loss/ptx_avg"])
+            .with_held_out_responses(&self.reward, has_gold, true)
     }
 
     fn generation(&self) -> Option<GenerationSettings<'_>> {

@@ -2,6 +2,7 @@
 
 use super::{MicroBatch, Objective};
 use crate::loss::log_odds;
+use crate::train::MetricNames;
 use crate::train::shared::{NonFinite, finite};
 
 /// Names of the metrics of a step and of an evaluation. The last ones are of losses without a reference, and of ORPO alone.
@@ -17,6 +18,28 @@ const NAMES: [(&str, &str); 10] = [
     ("log_odds_chosen", "eval/log_odds_chosen"),
     ("log_odds_ratio", "eval/log_odds_ratio"),
 ];
+
+impl Objective {
+    /// The names that it has metrics of.
+    fn names(&self) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+        let count = match self {
+            Self::Dpo(_) | Self::OnlineDpo(_) => 7,
+            Self::Cpo(_) => 8,
+            Self::Orpo { .. } => 10,
+        };
+        NAMES.into_iter().take(count)
+    }
+
+    /// Names of the metrics of steps on comparisons, and of held-out comparisons where the stage has any.
+    pub(in crate::train) fn metric_names(&self) -> MetricNames {
+        let names: Vec<&str> = self.names().map(|(step, _)| step).collect();
+        match self {
+            // Its held-out rows are prompts.
+            Self::OnlineDpo(_) => MetricNames::of_steps(&names),
+            _ => MetricNames::of_steps(&[]).with_both(&names),
+        }
+    }
+}
 
 /// Sums over the pairs of a step or an evaluation.
 pub(super) struct PairSums<'a> {
@@ -130,12 +153,7 @@ impl<'a> PairSums<'a> {
             self.log_odds / pairs,
             self.log_odds_ratio / pairs,
         ];
-        let count = match self.objective {
-            Objective::Dpo(_) | Objective::OnlineDpo(_) => 7,
-            Objective::Cpo(_) => 8,
-            Objective::Orpo { .. } => 10,
-        };
-        let names = NAMES.into_iter().take(count);
+        let names = self.objective.names();
         let names = names.map(|(step, eval)| if held_out { eval } else { step });
         names.zip(values).collect()
     }

@@ -8,7 +8,7 @@ use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::Init;
 use crate::train::plan::{FLOAT, Lengths, Planner, StagePlan};
-use crate::train::{Outcome, Preview, Session, StageInputs};
+use crate::train::{MetricNames, Outcome, Preview, Session, StageInputs};
 
 /// How a loss reads the reference's log-probabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,9 @@ pub(in crate::train) trait PreferenceMethod {
 
     /// Strength of the preference term, above 0.
     fn beta(&self) -> f64;
+
+    /// Names of the metrics that it logs.
+    fn metrics(&self) -> MetricNames;
 
     /// Checks its own settings; `path` is the stage's key path.
     fn check_own(&self, checks: &mut Checks, path: &str);
@@ -186,6 +189,10 @@ macro_rules! preference_stage {
 
             fn training(&self) -> Option<$crate::train::TrainingSettings<'_>> {
                 Some(self.preference_keys().training())
+            }
+
+            fn metrics(&self) -> $crate::train::MetricNames {
+                $crate::train::preference::PreferenceMethod::metrics(self)
             }
 
             fn check(&self, checks: &mut $crate::train::checks::Checks, path: &str) {

@@ -8,7 +8,8 @@ use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, StagePlan};
 use crate::train::{
-    Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+    MetricNames, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+    supervised,
 };
 
 impl StageSpec for PretrainConfig {
@@ -43,6 +44,10 @@ impl StageSpec for PretrainConfig {
             gradient_checkpointing: self.gradient_checkpointing,
             cadence: &self.cadence,
         })
+    }
+
+    fn metrics(&self) -> MetricNames {
+        supervised::metric_names()
     }
 
     fn check(&self, _: &mut Checks, _: &str) {}

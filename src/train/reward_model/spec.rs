@@ -9,7 +9,7 @@ use crate::train::checks::settings::check_comparisons;
 use crate::train::config::{DataConfig, RewardLoss};
 use crate::train::plan::{Planner, StagePlan};
 use crate::train::{
-    Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+    MetricNames, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
 };
 
 impl StageSpec for RewardModelConfig {
@@ -35,6 +35,32 @@ impl StageSpec for RewardModelConfig {
 
     fn training(&self) -> Option<TrainingSettings<'_>> {
         Some(self.preference_keys().training())
+    }
+
+    fn metrics(&self) -> MetricNames {
+        let names = MetricNames::of_steps(&[])
+            .with_both(&["loss"])
+            .with(&["eval/score_std"]);
+        if self.loss_type == RewardLoss::Regression {
+            return names.with(&["eval/mae", "eval/correlation"]);
+        }
+        let of_pairs = [
+            "eval/calibration_error",
+            "eval/length_correlation",
+            "eval/accuracy_shorter",
+            "eval/accuracy_longer",
+            "eval/gold_agreement",
+        ];
+        let of_safety = [
+            "eval/safety_accuracy",
+            "eval/unsafe_precision",
+            "eval/unsafe_recall",
+        ];
+        let names = (names.with_both(&["accuracy"]).with(&of_pairs))
+            .with_if(self.safety_coef.is_some(), &of_safety);
+        (self.accuracy_by.iter()).fold(names, |names, column| {
+            names.with_beginning(format!("eval/accuracy/{column}="))
+        })
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {

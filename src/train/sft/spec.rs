@@ -5,11 +5,11 @@ use crate::data::{DataSource, Row, RowKind, TextsOrCompletions, Tokenizer, encod
 use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
-
 use crate::train::config::DataConfig;
 use crate::train::plan::{Planner, StagePlan, num_evaluations};
 use crate::train::{
-    Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+    MetricNames, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
+    supervised,
 };
 
 impl SftConfig {
@@ -73,6 +73,11 @@ impl StageSpec for SftConfig {
             gradient_checkpointing: self.gradient_checkpointing,
             cadence: &self.cadence,
         })
+    }
+
+    fn metrics(&self) -> MetricNames {
+        let scores = ["eval/reward", "eval/response_length", "eval/eos_rate"];
+        supervised::metric_names().with_if(self.eval_reward.is_some(), &scores)
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
