@@ -163,7 +163,8 @@ fn check_held_out(checks: &mut Checks, stages: &[Stage], path: &str, stage: &Sta
     for data in stage.inputs().data {
         for rows in data.config.source.stages() {
             let source = stages.iter().find(|stage| stage.name() == rows.stage);
-            if rows.valid && source.is_some_and(|source| !source.holds_out()) {
+            let fraction = source.and_then(Stage::valid_fraction);
+            if rows.valid && fraction == Some(0.0) {
                 let name = rows.stage;
                 checks.problem(
                     format!("{path}.{}.source", data.key),

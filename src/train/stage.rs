@@ -195,9 +195,9 @@ pub trait StageSpec {
         true
     }
 
-    /// Whether some of the rows that it writes are held out, for stages that write rows.
-    fn holds_out(&self) -> bool {
-        true
+    /// The share of its rows that is held out, for stages that write rows.
+    fn valid_fraction(&self) -> Option<f64> {
+        None
     }
 
     /// Checks settings specific to the stage; `path` is the stage's key path.
@@ -285,9 +285,9 @@ macro_rules! stages {
                 match self { $(Self::$kind(stage) => stage.leaves_scores(),)* }
             }
 
-            /// Whether some of the rows that it writes are held out, for stages that write rows.
-            pub fn holds_out(&self) -> bool {
-                match self { $(Self::$kind(stage) => stage.holds_out(),)* }
+            /// The share of its rows that is held out, for stages that write rows.
+            pub fn valid_fraction(&self) -> Option<f64> {
+                match self { $(Self::$kind(stage) => stage.valid_fraction(),)* }
             }
 
             /// Encodes rows of its first data set.
@@ -339,6 +339,9 @@ impl super::Stage {
         }
         if let Some(generation) = self.generation() {
             check_generation(checks, path, &generation);
+        }
+        if let Some(fraction) = self.valid_fraction() {
+            checks.below_one(path, "valid_fraction", fraction);
         }
         let inputs = self.inputs();
         self.check_keep_best(checks, path, &inputs);

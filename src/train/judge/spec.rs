@@ -39,14 +39,13 @@ impl StageSpec for JudgeConfig {
         vec![&mut self.data]
     }
 
-    fn holds_out(&self) -> bool {
-        self.valid_fraction > 0.0
+    fn valid_fraction(&self) -> Option<f64> {
+        Some(self.valid_fraction)
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.problems_below(&format!("{path}.judge"), self.judge.problems());
         checks.fraction(path, "max_unanswered", self.max_unanswered);
-        checks.below_one(path, "valid_fraction", self.valid_fraction);
         checks.must(
             format!("{path}.max_pairs"),
             self.max_pairs != Some(0),

@@ -26,13 +26,12 @@ impl StageSpec for LabelConfig {
         vec![&mut self.data]
     }
 
-    fn holds_out(&self) -> bool {
-        self.valid_fraction > 0.0
+    fn valid_fraction(&self) -> Option<f64> {
+        Some(self.valid_fraction)
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.fraction(path, "overlap", self.overlap);
-        checks.below_one(path, "valid_fraction", self.valid_fraction);
         for (key, count) in [("max_pairs", self.max_pairs), ("enough", self.enough)] {
             checks.must(
                 format!("{path}.{key}"),

@@ -38,8 +38,8 @@ impl StageSpec for RankConfig {
         })
     }
 
-    fn holds_out(&self) -> bool {
-        self.valid_fraction > 0.0
+    fn valid_fraction(&self) -> Option<f64> {
+        Some(self.valid_fraction)
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
@@ -50,7 +50,6 @@ impl StageSpec for RankConfig {
             self.num_responses,
         );
         checks.not_negative(path, "tie_margin", self.tie_margin);
-        checks.below_one(path, "valid_fraction", self.valid_fraction);
         // At temperature 0 all responses to a prompt are equal.
         checks.above_zero(path, "sampling.temperature", self.sampling.temperature);
     }

@@ -36,8 +36,8 @@ impl StageSpec for ReviseConfig {
         })
     }
 
-    fn holds_out(&self) -> bool {
-        self.valid_fraction > 0.0
+    fn valid_fraction(&self) -> Option<f64> {
+        Some(self.valid_fraction)
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
@@ -46,7 +46,6 @@ impl StageSpec for ReviseConfig {
             checks.positive(path, "critique_length", length);
         }
         checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
-        checks.below_one(path, "valid_fraction", self.valid_fraction);
         checks.must(
             format!("{path}.stop"),
             self.stop.iter().all(|stop| !stop.is_empty()),

@@ -43,14 +43,13 @@ impl StageSpec for SampleConfig {
         self.reward.is_some()
     }
 
-    fn holds_out(&self) -> bool {
-        self.valid_fraction > 0.0
+    fn valid_fraction(&self) -> Option<f64> {
+        Some(self.valid_fraction)
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.positive(path, "num_responses", self.num_responses);
         checks.not_negative(path, "tie_margin", self.tie_margin);
-        checks.below_one(path, "valid_fraction", self.valid_fraction);
         checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
         if self.num_responses > 1 && self.sampling.temperature == 0.0 {
             checks.problem(
