@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::data::complaints::column_names;
 use crate::data::encode::{Judgements, check_labelled, check_scored, count_labels};
 use crate::data::file::{name_problem, suggest_file};
+use crate::data::last_number;
 use crate::data::problems::ProblemGroups;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
 use crate::data::rows::{self, DataContext, Row};
@@ -34,6 +35,8 @@ pub enum SourceColumn {
     Flag(String),
     /// Text or a number.
     Value(String),
+    /// A number, or text with one.
+    Number(String),
 }
 
 /// The result of checking every row of a data set.
@@ -414,7 +417,7 @@ impl SourceColumn {
     /// Its name.
     pub fn name(&self) -> &str {
         match self {
-            Self::Text(name) | Self::Flag(name) | Self::Value(name) => name,
+            Self::Text(name) | Self::Flag(name) | Self::Value(name) | Self::Number(name) => name,
         }
     }
 
@@ -431,12 +434,27 @@ impl SourceColumn {
             Self::Text(_) => (value.is_string(), "a string"),
             Self::Flag(_) => (flag(value).is_some(), "true or false, or 1 or 0"),
             Self::Value(_) => (value.is_string() || value.is_number(), "text or a number"),
+            Self::Number(_) => {
+                let has_number = value
+                    .as_str()
+                    .is_some_and(|text| last_number(text).is_some());
+                (
+                    has_number || value.is_number(),
+                    "a number, or text with one",
+                )
+            }
         };
         match (fits, value) {
             (true, _) => Ok(()),
             (false, Value::Number(number)) => Err(row.error(format!(
                 "column `{name}`, which a reward source reads: expected {expected}, found {number}"
             ))),
+            (false, Value::String(text)) if matches!(self, Self::Number(_)) => {
+                let text: String = text.chars().take(60).collect();
+                Err(row.error(format!(
+                    "column `{name}`, which a reward source reads: expected {expected}, found {text:?}"
+                )))
+            }
             (false, value) => Err(row.error(format!(
                 "column `{name}`, which a reward source reads: expected {expected}, found {}",
                 rows::json_kind(value)
@@ -655,6 +673,26 @@ mod tests {
             "d.jsonl:1: column `tag`, which a reward source reads: expected true or false, or 1 or 0, found 2"
         );
         assert!(found("\"yes\"").unwrap_err().ends_with("found a string"));
+    }
+
+    #[test]
+    fn answers_have_a_number() {
+        let found = |value: &str| {
+            let columns = serde_json::from_str(&format!("{{\"answer\":{value}}}")).unwrap();
+            let row = Row {
+                columns,
+                path: "d.jsonl".into(),
+                line: 1,
+            };
+            let checked = SourceColumn::Number("answer".into()).check(&row);
+            checked.map_err(|error| error.to_string())
+        };
+        for right in ["42", "\"6 * 7 #### 42\"", "-0.5"] {
+            assert_eq!(found(right), Ok(()));
+        }
+        let place = "d.jsonl:1: column `answer`, which a reward source reads: expected a number, or text with one, found";
+        assert_eq!(found("\"many\""), Err(format!("{place} \"many\"")));
+        assert_eq!(found("[1]"), Err(format!("{place} an array")));
     }
 
     #[test]

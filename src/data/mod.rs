@@ -14,6 +14,7 @@ mod file;
 pub mod inspect;
 pub(crate) mod jinja;
 mod kept_check;
+mod last_number;
 mod loader;
 mod mixture;
 mod pairs;
@@ -46,6 +47,7 @@ pub(crate) use encode::{
 };
 pub use file::lfs_pointer;
 pub(crate) use file::text_bytes;
+pub(crate) use last_number::last_number;
 pub use loader::{Batches, micro_batches, own_micro_batches, step_parts, step_parts_with};
 pub use pairs::{ResponseSet, read_response_sets};
 pub(crate) use pairs::{readable, response_sets};

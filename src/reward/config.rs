@@ -286,7 +286,7 @@ impl RewardConfig {
             | Self::Bleu { reference, .. }
             | Self::Chrf { reference, .. } => vec![SourceColumn::Text(reference.clone())],
             Self::Safest { tag, .. } => tag.clone().map(SourceColumn::Flag).into_iter().collect(),
-            Self::Number { answer, .. } => vec![SourceColumn::Value(answer.clone())],
+            Self::Number { answer, .. } => vec![SourceColumn::Number(answer.clone())],
             Self::Groups { columns, .. } => {
                 columns.values().cloned().map(SourceColumn::Value).collect()
             }

@@ -1,18 +1,9 @@
 //! The last number of a response against a column.
 
-use std::sync::LazyLock;
-
-use regex::Regex;
-
 use super::column;
+use crate::data::last_number;
 use crate::error::{Error, Result};
 use crate::reward::{Completion, RewardSource};
-
-/// Digits with optional sign, groups of three, fraction and exponent.
-static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
-        .expect("a literal")
-});
 
 /// 1 if the last number of the response differs from the column's by no more than `tolerance`, else 0, and 0 without a number.
 ///
@@ -43,37 +34,10 @@ impl RewardSource for Number {
     }
 }
 
-/// The last number in `text`. A minus directly after a digit or letter is a dash.
-fn last_number(text: &str) -> Option<f64> {
-    let found = NUMBER.find_iter(text).last()?;
-    let before = text[..found.start()].chars().next_back();
-    let number = match before {
-        Some(c) if c.is_alphanumeric() => found.as_str().trim_start_matches(['-', '+']),
-        _ => found.as_str(),
-    };
-    number.replace(',', "").parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn the_last_number_counts() {
-        for (text, want) in [
-            ("3 apples and 4 make 7.", Some(7.0)),
-            ("= $1,234.50", Some(1234.5)),
-            ("#### -12", Some(-12.0)),
-            ("between 3-5", Some(5.0)),
-            ("about 6.02e23 of them", Some(6.02e23)),
-            (".5", Some(0.5)),
-            ("1,2", Some(2.0)),
-            ("none", None),
-        ] {
-            assert_eq!(last_number(text), want, "{text}");
-        }
-    }
 
     #[test]
     fn right_and_wrong_answers_and_rows_without_one() {
