@@ -54,10 +54,10 @@ pub enum Labeller {
     Scores,
 }
 
-fn one_annotator() -> Vec<String> {
+pub(super) fn one_annotator() -> Vec<String> {
     vec!["annotator".into()]
 }
 
-fn loopback() -> IpAddr {
+pub(super) fn loopback() -> IpAddr {
     IpAddr::V4(Ipv4Addr::LOCALHOST)
 }

@@ -1,5 +1,6 @@
 //! The stage specification of Label.
 
+use super::config::{loopback, one_annotator};
 use super::{LabelConfig, Labeller};
 use crate::data::{Row, RowKind, Tokenizer, encode_comparisons};
 use crate::error::Result;
@@ -53,12 +54,23 @@ impl StageSpec for LabelConfig {
             );
             checks.help("`temper label --form dialogue` judges those of a file");
         }
-        if self.by == Labeller::Scores && self.form != Form::default() {
-            checks.problem(
-                format!("{path}.form"),
-                "has no effect: nobody is asked with `by: Scores`",
-            );
-            checks.help("leave out `form`, or `by`");
+        if self.by == Labeller::Scores {
+            for (key, is_set) in [
+                ("form", self.form != Form::default()),
+                ("annotators", self.annotators != one_annotator()),
+                ("overlap", self.overlap != 0.0),
+                ("host", self.host != loopback()),
+                ("port", self.port != 0),
+            ] {
+                if is_set {
+                    checks.problem(
+                        format!("{path}.{key}"),
+                        "has no effect: nobody is asked with `by: Scores`",
+                    );
+                    checks.help(format!("leave out `{key}`, or `by`"));
+                    checks.depends_on(format!("{path}.by"));
+                }
+            }
         }
         if self.by == Labeller::People && !self.host.is_loopback() {
             checks.problem(
