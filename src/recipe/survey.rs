@@ -124,14 +124,18 @@ impl Surveyor<'_> {
         let inputs = stage.inputs();
         let (judge, judges) = self.judges(&inputs, path);
         let known = self.models(&inputs, path).or(judge).or_else(|| {
-            // Whoever asks a server alone has no model; its rows are measured by one of the recipe.
-            let asks = inputs.judge.filter(|(judge, _)| judge.model().is_none());
+            // Whoever asks people, or a server alone, has no model; its rows are measured by one of the recipe.
+            let has_model = inputs
+                .judge
+                .map_or(!inputs.models.is_empty(), |(judge, _)| {
+                    judge.model().is_some()
+                });
             let any = || {
                 self.base
                     .clone()
                     .or_else(|| self.by_stage.values().next().cloned())
             };
-            asks.and_then(|_| any())
+            (!has_model).then(any).flatten()
         });
         let known = known.and_then(|known| self.with_eos(known));
         if let (Some(training), Some(known)) = (stage.training(), &known) {
