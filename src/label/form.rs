@@ -183,7 +183,7 @@ impl Form {
     }
 
     /// The number of responses that a task of this form has: at least, at most.
-    pub(super) fn responses(&self) -> (usize, usize) {
+    pub(crate) fn responses(&self) -> (usize, usize) {
         match self {
             Self::Pairwise { .. } => (2, 2),
             Self::Rank { .. } => (2, MOST_RANKED),

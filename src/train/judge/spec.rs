@@ -8,7 +8,9 @@ use crate::reward::judge::PairForm;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::DataConfig;
-use crate::train::plan::{Planner, ScoredRows, StagePlan, Workload, estimate, longest, num_pairs};
+use crate::train::plan::{
+    PAIR, Planner, ScoredRows, StagePlan, Workload, estimate, longest, num_pairs,
+};
 use crate::train::{Outcome, Preview, Session, StageInputs, StageOutput, StageSpec};
 
 /// Tokens of a question beside its prompt and responses, roughly.
@@ -97,6 +99,7 @@ impl StageSpec for JudgeConfig {
             }
         }
         let data = planner.lengths("data", &self.data, RowKind::Responses, usize::MAX);
+        planner.check_responses(&self.data, PAIR);
         let responses = planner.responses_of(&self.data).unwrap_or(2);
         let pairs = num_pairs(responses, self.max_pairs);
         let orders = if self.both_orders { 2.0 } else { 1.0 };

@@ -94,6 +94,10 @@ impl StageSpec for LabelConfig {
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
         let data = planner.lengths("data", &self.data, RowKind::Responses, usize::MAX);
+        let (least, most) = self.form.responses();
+        let is_pairwise = matches!(self.form, Form::Pairwise { .. });
+        let most = if is_pairwise { usize::MAX } else { most };
+        planner.check_responses(&self.data, (least, most));
         let responses = planner.responses_of(&self.data).unwrap_or(2);
         let pairs = num_pairs(responses, self.max_pairs);
         plan.rows = data.rows;

@@ -16,7 +16,7 @@ pub(super) use memory::FLOAT;
 pub use memory::{ModelShape, Workload, estimate};
 pub(super) use on_policy::{OnPolicyPlan, UpdateParams};
 pub use scored_rows::ScoredRows;
-pub(super) use scored_rows::num_pairs;
+pub(super) use scored_rows::{PAIR, num_pairs};
 pub(super) use work::num_evaluations;
 pub use work::{Pace, Work};
 
@@ -27,13 +27,14 @@ use crate::data::{
     TextsOrCompletions, Tokenizer, encode_all, encode_comparisons, encode_labelled, encode_prompts,
     encode_text,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, count};
 use crate::model::{
     ModelConfig, ModelLayer, TrainedTensor, layers, trained_summary, trained_tensors,
 };
 use crate::ops::Precision;
 use crate::params::{ParamKind, lowest_trained_layer};
 use crate::peft::LayerKind;
+use crate::suggest::quoted;
 
 /// The plan of one stage: sizes, steps and memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -271,6 +272,37 @@ impl Planner<'_> {
         let stages = data.source.stages();
         let responses = |of: &StageRows<'_>| Some(self.earlier.rows.get(of.stage)?.responses);
         stages.iter().filter_map(responses).max()
+    }
+
+    /// What earlier stages will write of a data set that consists of their rows alone; empty for other data sets.
+    pub(super) fn written(&self, data: &DataConfig) -> Vec<ScoredRows> {
+        let only_stages = match &data.source {
+            DataSource::Mix(parts) => parts.iter().all(|(_, part)| part.source.is_of_stages()),
+            source => source.is_of_stages(),
+        };
+        let stages = data.source.stages();
+        let rows = |of: &StageRows<'_>| self.earlier.rows.get(of.stage).copied();
+        let rows: Option<Vec<ScoredRows>> = stages.iter().map(rows).collect();
+        rows.filter(|_| only_stages).unwrap_or_default()
+    }
+
+    /// Reports rows of earlier stages that have fewer responses to each prompt than are compared, or more.
+    pub(super) fn check_responses(&mut self, data: &DataConfig, (least, most): (usize, usize)) {
+        let written = self.written(data);
+        let Some(largest) = written.iter().map(|rows| rows.responses).max() else {
+            return;
+        };
+        let (stages, count) = (data.source.stages(), count(largest, "response"));
+        let names = quoted(stages.iter().map(|rows| rows.stage));
+        let (wanted, change) = match (largest < least, largest > most) {
+            (true, _) => (format!("at least {least} are compared"), "raise"),
+            (_, true) => (format!("at most {most} are judged together"), "lower"),
+            _ => return,
+        };
+        let message = format!(
+            "the rows of {names} have {count} to each prompt, and {wanted}: {change} `num_responses` there"
+        );
+        self.problem("data.source", message);
     }
 
     /// Adds a problem with the value of `key`.

@@ -16,7 +16,12 @@ pub struct ScoredRows {
     pub len: f64,
     /// Mean length of a prompt and expected length of a response, in tokens.
     pub expected: (f64, f64),
+    /// Whether they are comparisons with the probability that the chosen response is the better one.
+    pub judged: bool,
 }
+
+/// Responses to a prompt at least and at most, where pairs of them are compared.
+pub(in crate::train) const PAIR: (usize, usize) = (2, usize::MAX);
 
 /// Pairs of the responses to one prompt that a stage compares: all, or at most `most`.
 pub(in crate::train) fn num_pairs(responses: usize, most: Option<usize>) -> u64 {
@@ -35,6 +40,7 @@ impl ScoredRows {
             responses: 2,
             len,
             expected: (0.0, len),
+            judged: true,
         }
     }
 

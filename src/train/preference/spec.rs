@@ -7,7 +7,7 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::Init;
-use crate::train::plan::{FLOAT, Lengths, Planner, StagePlan};
+use crate::train::plan::{FLOAT, Lengths, PAIR, Planner, StagePlan};
 use crate::train::{MetricNames, Outcome, Preview, Session, StageInputs};
 
 /// How a loss reads the reference's log-probabilities.
@@ -138,6 +138,7 @@ pub(in crate::train) fn plan<M: PreferenceMethod>(
     plan: &mut StagePlan,
 ) {
     let (keys, passes) = (method.keys(), method.reference());
+    planner.check_responses(keys.data, PAIR);
     let mut data = planner.lengths("data", keys.data, M::KIND, keys.max_length);
     method.plan_rows(planner, plan, &mut data);
     let training = keys.training();

@@ -76,6 +76,7 @@ impl StageSpec for RankConfig {
             responses: self.num_responses,
             len: data.mean + self.response_length as f64,
             expected: (data.mean, response),
+            judged: false,
         });
     }
 

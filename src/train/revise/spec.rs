@@ -91,6 +91,7 @@ impl StageSpec for ReviseConfig {
             responses: 1,
             len: data.mean + self.response_length as f64,
             expected: (data.mean, response),
+            judged: false,
         });
     }
 

@@ -7,7 +7,7 @@ use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::checks::settings::check_comparisons;
 use crate::train::config::{DataConfig, RewardLoss};
-use crate::train::plan::{Planner, StagePlan};
+use crate::train::plan::{PAIR, Planner, StagePlan};
 use crate::train::{
     MetricNames, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec, TrainingSettings,
 };
@@ -82,6 +82,7 @@ impl StageSpec for RewardModelConfig {
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {
         let data = planner.lengths("data", &self.data, self.row_kind(), self.max_length);
+        self.plan_written(planner);
         self.plan_labels(planner, plan);
         if let Some(training) = self.training() {
             planner.train(plan, &training, &data, usize::MAX, false);
@@ -90,6 +91,14 @@ impl StageSpec for RewardModelConfig {
             if let Some(references) = &self.center_on {
                 let kind = RowKind::Completion;
                 let lengths = planner.quietly(references, kind, self.max_length);
+                let rows = planner.found(references, kind);
+                let rows = rows.and_then(|found| found.num_rows);
+                if self.standardize && (rows == Some(1) || references.limit == Some(1)) {
+                    planner.problem(
+                        "standardize",
+                        "divides by the standard deviation of the scores of `center_on`, which is one row",
+                    );
+                }
                 let passes = 1 + u64::from(self.standardize) * 2;
                 plan.work.evaluate(passes, lengths.passed_tokens());
             }
@@ -191,6 +200,27 @@ impl RewardModelConfig {
                 "shifts the scores, which `safety_coef` trains to be logits of the probability of being safe",
             );
             checks.depends_on(format!("{path}.safety_coef"));
+        }
+    }
+
+    /// Reports what the rows that earlier stages write lack.
+    fn plan_written(&self, planner: &mut Planner<'_>) {
+        let written = planner.written(&self.data);
+        if written.is_empty() || self.row_kind() == RowKind::Rated {
+            return;
+        }
+        planner.check_responses(&self.data, PAIR);
+        if self.soft_labels && !written.iter().any(|rows| rows.judged) {
+            planner.problem(
+                "soft_labels",
+                "the rows of `data` have scores and no `chosen_probability`, which the stages Judge and Label write: leave out `soft_labels`",
+            );
+        }
+        if self.safety_coef.is_some() {
+            planner.problem(
+                "safety_coef",
+                "no stage writes rows with `chosen_safe` or `rejected_safe`: leave it out, or read a file that has these columns",
+            );
         }
     }
 

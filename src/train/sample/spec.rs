@@ -95,6 +95,7 @@ impl StageSpec for SampleConfig {
             responses: self.num_responses + own,
             len: data.mean + self.response_length as f64,
             expected: (data.mean, response),
+            judged: false,
         });
     }
 
