@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::data::complaints::column_names;
+use crate::data::effects::Effects;
 use crate::data::encode::{Judgements, check_labelled, check_scored, count_labels};
 use crate::data::file::{name_problem, suggest_file};
 use crate::data::last_number;
@@ -16,7 +17,7 @@ use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
 use crate::data::rows::{self, DataContext, Row};
 use crate::data::shape::Shaping;
 use crate::data::stream::{RowStream, no_rows};
-use crate::data::{DataConfig, DataSource, RowKind};
+use crate::data::{DataConfig, DataSource, RowKind, SampleBy};
 use crate::error::{Error, Problem, Result};
 
 /// Rows of [`DataCheck::sample`] from the start of the data.
@@ -105,12 +106,16 @@ pub fn check_source(
         }
         match &parser {
             Some(parser) => look(parser, row, expects, columns),
-            None => Ok(Look(Usability::Certain, Judgements::default())),
+            None => Ok(Look {
+                usability: Usability::Certain,
+                judgements: Judgements::default(),
+                effects: Effects::default(),
+            }),
         }
     };
     match &config.source {
         DataSource::Posts { rows, .. } if config.valid_fraction == 0.0 => {
-            check.posts(*rows, config, context, &look);
+            check.posts(*rows, config, context, expects, &look);
         }
         DataSource::Hub { file, .. } => {
             let problem = file.as_deref().and_then(name_problem);
@@ -190,6 +195,7 @@ impl DataCheck {
         rows: usize,
         config: &DataConfig,
         context: &DataContext,
+        expects: RowKind,
         look: &(impl Fn(&Row) -> Result<Look> + Sync),
     ) {
         if rows <= config.skip {
@@ -210,14 +216,16 @@ impl DataCheck {
         };
         match rows::read_rows(&first, context) {
             Ok(sample) => {
-                let mut groups = ProblemGroups::default();
+                let (mut groups, mut effects) = (ProblemGroups::default(), Effects::default());
                 for row in &sample {
-                    if let Err(error) = look(row) {
-                        groups.add(error);
+                    match look(row) {
+                        Ok(look) => effects = effects.or(look.effects),
+                        Err(error) => groups.add(error),
                     }
                 }
                 self.sample = sample;
                 self.problems = groups.problems(Path::new("posts"));
+                self.without_effect(config, expects, effects, false);
             }
             Err(error) => self.at_key(".source", error.to_string()),
         }
@@ -257,6 +265,7 @@ impl DataCheck {
             }
         };
         let (mut seen, mut groups, mut uncertain) = (0usize, ProblemGroups::default(), Vec::new());
+        let mut effects = Effects::default();
         let mut said = Instant::now();
         loop {
             let batch = stream.batch();
@@ -273,8 +282,10 @@ impl DataCheck {
                 .collect();
             for outcome in looked {
                 match outcome {
-                    Ok((row, Look(usability, judgements))) => {
-                        self.judged(&judgements);
+                    Ok((row, look)) => {
+                        let usability = look.usability;
+                        effects = effects.or(look.effects);
+                        self.judged(&look.judgements);
                         let margin = row.columns.get("margin");
                         self.num_margins += usize::from(margin.is_some_and(Value::is_number));
                         self.num_scored += usize::from(is_scored(&row));
@@ -308,6 +319,32 @@ impl DataCheck {
         }
         self.problems = groups.problems(stream.name());
         self.notices = stream.notices();
+        // The sets of a mixture divide their text themselves.
+        let is_mixture = matches!(config.source, DataSource::Mix(_));
+        self.without_effect(config, expects, effects, is_mixture || stream.has_text());
+    }
+
+    /// Reports keys of the format that have no effect on any row, and a column to shorten that there is not.
+    fn without_effect(
+        &mut self,
+        config: &DataConfig,
+        expects: RowKind,
+        effects: Effects,
+        has_text: bool,
+    ) {
+        let Some(first) = self.sample.first() else {
+            return;
+        };
+        let format = &config.format;
+        let problem = effects.problem(format, first);
+        (self.key_problems).extend(problem.map(|problem| (".format.shorten", problem)));
+        (self.key_warnings).extend(effects.warnings(format, expects));
+        if format.sample_by != SampleBy::Line && !has_text {
+            let message =
+                "has no effect: it divides plain text into rows, and the data are not plain text";
+            self.key_warnings
+                .push((".format.sample_by", Problem::new("", message)));
+        }
     }
 
     /// Counts what a row says of its responses.
@@ -353,7 +390,11 @@ enum Usability {
 
 /// What a check of a row has found.
 #[derive(Debug, Clone)]
-struct Look(Usability, Judgements);
+struct Look {
+    usability: Usability,
+    judgements: Judgements,
+    effects: Effects,
+}
 
 /// Checks one row.
 fn look(
@@ -410,7 +451,11 @@ fn look(
         true => Usability::DependsOnTokens,
         false => Usability::Certain,
     };
-    Ok(Look(usability, judgements))
+    Ok(Look {
+        usability,
+        judgements,
+        effects: Effects::on(parser, row, expects)?,
+    })
 }
 
 impl SourceColumn {
@@ -507,6 +552,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::data::{AssistantTurns, RowFormat, SampleBy};
 
     fn config(source: DataSource) -> DataConfig {
         DataConfig::of(source)
@@ -740,6 +786,89 @@ mod tests {
             warnings("{{ mesages }}"),
             [
                 ".format.text: names the column `mesages`, which no row has, and is not used by this stage; the rows have the columns `messages`, `post`"
+            ]
+        );
+    }
+
+    /// Warnings of the check of a file with these lines.
+    fn warnings(lines: &str, expects: RowKind, change: impl FnOnce(&mut RowFormat)) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.jsonl");
+        fs::write(&path, lines).unwrap();
+        let mut config = config(DataSource::File(path));
+        change(&mut config.format);
+        let check = check_source(&config, &DataContext::default(), expects, &[]);
+        assert!(check.problems.is_empty() && check.key_problems.is_empty());
+        (check.key_warnings.into_iter())
+            .map(|(key, problem)| format!("{key}: {}", problem.message))
+            .collect()
+    }
+
+    #[test]
+    fn keys_for_conversations_are_said_to_be_idle_without_any() {
+        let text = r#"{"prompt":"a","completion":"b"}"#;
+        let chat =
+            r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+        let all = |format: &mut RowFormat| {
+            format.system = Some("s".into());
+            format.chat_template_kwargs.insert("k".into(), true.into());
+            format.assistant_turns = AssistantTurns::Last;
+            format.sample_by = SampleBy::Document;
+        };
+        let no_chat = "has no effect: no row is a conversation, which the chat template renders";
+        let by = ".format.sample_by: has no effect: it divides plain text into rows, and the data are not plain text";
+        let turns = ".format.assistant_turns: has no effect: no row is a conversation (`messages`) whose turns are trained on";
+        assert_eq!(
+            warnings(text, RowKind::Completion, all),
+            [
+                format!(".format.system: {no_chat}"),
+                format!(".format.chat_template_kwargs: {no_chat}"),
+                turns.to_owned(),
+                by.to_owned(),
+            ]
+        );
+        // One conversation among the rows is enough.
+        let mixed = format!("{text}\n{chat}\n");
+        assert_eq!(warnings(&mixed, RowKind::Completion, all), [by]);
+        // A text prompt as a user's message is a conversation, whose answer is trained on whole.
+        let chats = |format: &mut RowFormat| {
+            all(format);
+            format.chat = true;
+        };
+        assert_eq!(warnings(text, RowKind::Completion, chats), [turns, by]);
+        assert_eq!(
+            warnings(text, RowKind::Completion, |_| ()),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn plain_text_is_divided() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.txt");
+        fs::write(&path, "a\n\nb\n").unwrap();
+        let mut config = config(DataSource::File(path));
+        config.format.sample_by = SampleBy::Paragraph;
+        let check = check_source(&config, &DataContext::default(), RowKind::Text, &[]);
+        assert_eq!((check.num_rows, check.key_warnings.len()), (Some(2), 0));
+    }
+
+    #[test]
+    fn a_column_to_shorten_must_be_there() {
+        let row = r#"{"prompt":"a","post":"b","id":3}"#;
+        for (column, wrong) in [("post", false), ("psot", true), ("id", true)] {
+            let found = problems(row, RowKind::Prompt, |c| {
+                c.format.shorten = Some(column.into())
+            });
+            assert_eq!(found.len(), usize::from(wrong), "{column}: {found:?}");
+        }
+        let found = problems(row, RowKind::Prompt, |c| {
+            c.format.shorten = Some("psot".into())
+        });
+        assert_eq!(
+            found,
+            [
+                "data.format.shorten: names the column `psot`, which is text in no row; the rows have the columns `prompt`, `post`, `id`"
             ]
         );
     }

@@ -9,6 +9,7 @@ mod check;
 mod checked;
 mod compared;
 mod complaints;
+mod effects;
 mod encode;
 mod file;
 pub mod inspect;

@@ -30,6 +30,8 @@ pub(crate) struct RowStream {
     shapes: Vec<(&'static Shape, usize)>,
     /// What a mixture holds.
     mixed: Vec<String>,
+    /// Whether a file so far was plain text.
+    has_text: bool,
 }
 
 impl RowStream {
@@ -51,6 +53,7 @@ impl RowStream {
             left,
             shapes: Vec::new(),
             mixed: Vec::new(),
+            has_text: false,
         };
         if let DataSource::Mix(parts) = &config.source {
             let mixture = mixture(parts, context)?;
@@ -102,6 +105,11 @@ impl RowStream {
         self.mixed.iter().cloned().chain(shapes).collect()
     }
 
+    /// Whether a file that was read so far is plain text.
+    pub(crate) fn has_text(&self) -> bool {
+        self.has_text
+    }
+
     /// Rows of all files.
     fn count_rows(&self) -> Result<usize> {
         let (source, format) = (&self.config.source, &self.config.format);
@@ -113,6 +121,7 @@ impl RowStream {
         self.reader = None;
         if let Some(path) = self.files.pop_front() {
             let reader = self.config.source.open(&path, &self.config.format)?;
+            self.has_text |= reader.is_text();
             self.reader = Some(reader);
         }
         Ok(())

@@ -30,6 +30,8 @@ pub(crate) struct RowReader {
     source: Source,
     /// Number of rows, where the file says it.
     num_rows: Option<usize>,
+    /// Whether the rows are parts of plain text.
+    is_text: bool,
 }
 
 enum Source {
@@ -68,7 +70,21 @@ impl RowReader {
             path: path.to_path_buf(),
             source,
             num_rows: None,
+            is_text: false,
         }
+    }
+
+    /// The same for plain text.
+    pub(super) fn of_plain_text(self) -> Self {
+        Self {
+            is_text: true,
+            ..self
+        }
+    }
+
+    /// Whether the rows are parts of plain text.
+    pub(crate) fn is_text(&self) -> bool {
+        self.is_text
     }
 
     /// The same for a file that says how many rows it has.

@@ -23,11 +23,12 @@ pub(super) const FORMAT: FileFormat = FileFormat {
 /// Rows of lines, paragraphs or the whole file, by `sample_by`. Blank lines are left out.
 fn open(file: OpenedFile<'_>, format: &RowFormat) -> Result<RowReader> {
     let OpenedFile { path, text } = file;
-    Ok(match format.sample_by {
+    let reader = match format.sample_by {
         SampleBy::Line => RowReader::of_lines(path, text, line),
         SampleBy::Paragraph => RowReader::of(path, Box::new(Blocks::new(path, text, true))),
         SampleBy::Document => RowReader::of(path, Box::new(Blocks::new(path, text, false))),
-    })
+    };
+    Ok(reader.of_plain_text())
 }
 
 fn line(path: &Path, line: usize, bytes: &[u8]) -> Result<Row> {
