@@ -173,3 +173,18 @@ fn metrics_of_every_stage_are_those_that_it_logs() {
         }
     }
 }
+
+#[test]
+fn a_loss_that_overflows_before_the_first_step_is_an_error_and_no_metric() {
+    let folder = tempfile::tempdir().unwrap();
+    let cpo = format!(r#"{RANK}, Cpo(name: "cpo", init: Base, {PAIRS}, alpha: 40.0)"#);
+    let checked = checked(folder.path(), &cpo).unwrap();
+    let device = Default::default();
+    let options = RunOptions::default();
+    let outcome = run::<NdArray>(&checked, &options, device, "ndarray", &mut SilentReporter);
+    let message = outcome.unwrap_err().to_string();
+    let says = "cpo, step 1: held-out loss (its rewards grow with exp(alpha * nats): lower `alpha`) is not finite";
+    assert!(message.starts_with(says), "{message}");
+    let metrics = std::fs::read_to_string(checked.output.join("cpo/metrics.jsonl")).unwrap();
+    assert_eq!(metrics, "");
+}

@@ -10,7 +10,7 @@ use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
 use crate::train::Session;
 use crate::train::evaluate::{SampleRequest, greedy_samples};
-use crate::train::shared::Training;
+use crate::train::shared::{Training, finite};
 
 /// Held-out comparisons.
 pub(super) struct HeldOut<'a> {
@@ -69,6 +69,12 @@ pub(super) fn evaluate<B: ModelBackend>(
     let reference = held_out.ref_logprobs.as_deref();
     let loss = objective.held_out_loss::<B>(&logprobs, reference, &micro, &device);
     let loss = f64::from(read(loss)[0]);
+    if journal.position.step == 0
+        && let Err(problem) = finite(objective.loss_name(), loss)
+    {
+        let rows: Vec<&[u32]> = micro.groups.concat();
+        return Err(journal.non_finite(&format!("held-out {}", problem.0), &rows));
+    }
     let mut sums = PairSums::new(objective);
     sums.add(&micro, &logprobs, reference, loss);
     let metrics = sums.means(true);

@@ -51,6 +51,16 @@ impl Objective {
         !self.has_reference()
     }
 
+    /// The loss in the error that it is not finite, with what to change.
+    pub(super) fn loss_name(&self) -> &'static str {
+        match self {
+            Self::Cpo(cpo) if cpo.alpha > 0.0 => {
+                "loss (its rewards grow with exp(alpha * nats): lower `alpha`)"
+            }
+            _ => "loss",
+        }
+    }
+
     /// Scale of the implicit rewards.
     pub(super) fn beta(&self) -> f64 {
         match self {

@@ -131,7 +131,7 @@ impl<'a> PairSums<'a> {
         let mut next = || numbers.next().expect("as many as a backward pass reports");
         let logprobs = next();
         let ref_logprobs = has_reference.then(&mut next);
-        let loss = finite("loss", f64::from(next()[0]))?;
+        let loss = finite(self.objective.loss_name(), f64::from(next()[0]))?;
         self.add(micro, &logprobs, ref_logprobs.as_deref(), loss);
         Ok(())
     }
