@@ -112,15 +112,16 @@ fn needs_chat(format: &RowFormat) -> bool {
 /// Whether a row is a conversation, and whether the assistant's turns in it are trained on.
 fn conversation(parser: &RowParser<'_>, row: &Row, expects: RowKind) -> Result<(bool, bool)> {
     let is_chat = |content: &Content| matches!(content, Content::Messages(_));
-    let text = || Ok((is_chat(&parser.text(row)?), false));
-    let completion = || {
+    let text = || -> Result<(bool, bool)> { Ok((is_chat(&parser.text(row)?), false)) };
+    let completion = || -> Result<(bool, bool)> {
         Ok(match parser.completion(row)? {
             CompletionRow::Text { .. } => (false, false),
             CompletionRow::Messages { .. } => (true, false),
             CompletionRow::Conversation(_) => (true, true),
         })
     };
-    let preference = || Ok((is_chat(&parser.preference(row)?.prompt), false));
+    let preference =
+        || -> Result<(bool, bool)> { Ok((is_chat(&parser.preference(row)?.prompt), false)) };
     match expects {
         RowKind::Text => text(),
         RowKind::TextOrCompletion if is_plain_text(row) => text(),

@@ -21,7 +21,7 @@ fn checked(folder: &Path, stages: &str) -> Result<CheckedRecipe> {
     check(loaded, &options)
 }
 
-/// The problems of a recipe with these stages, each without its place in the file; empty if it is sound.
+/// The problems of a recipe with these stages, each with its place and advice; empty if it is sound.
 fn problems(stages: &str) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     match checked(folder.path(), stages) {
@@ -29,8 +29,8 @@ fn problems(stages: &str) -> Vec<String> {
         Err(Error::Invalid { problems, .. }) => problems
             .into_iter()
             .map(|problem| match problem.help {
-                Some(help) => format!("{} | {help}", problem.message),
-                None => problem.message,
+                Some(help) => format!("{}: {} | {help}", problem.place, problem.message),
+                None => format!("{}: {}", problem.place, problem.message),
             })
             .collect(),
         Err(other) => panic!("{other}"),
@@ -116,7 +116,7 @@ fn metrics_of_every_stage_are_those_that_it_logs() {
             sub_outputs: 1, epochs: 1, batch_size: 4, response_length: 4, max_prompt_length: 130)"#
         ),
         format!(
-            r#"Ppo(name: "ppo", init: Base, {POSTS}, {SUM}, {ROLLOUT}, kl_in: Loss, kl_estimator: K3,
+            r#"Ppo(name: "ppo", init: Base, {POSTS}, {SUM}, {ROLLOUT}, kl_in: Loss, kl_estimator: k3,
             ptx: (data: (source: Posts(rows: 4, seed: 5)), batch_size: 1))"#
         ),
         format!(
@@ -128,7 +128,7 @@ fn metrics_of_every_stage_are_those_that_it_logs() {
             r#"ReinforcePlusPlus(name: "rpp", init: Base, {POSTS}, {SUM}, {ROLLOUT}, num_generations: 1)"#
         ),
         format!(
-            r#"Distill(name: "distill", teacher: Base, {POSTS}, batch_size: 4, max_steps: 1, max_length: 140, response_length: 4,
+            r#"Distill(name: "distill", teacher: Stage("sft"), {POSTS}, batch_size: 4, max_steps: 1, max_length: 140, response_length: 4,
             {})"#,
             best("eval/loss")
         ),
@@ -185,6 +185,158 @@ fn a_loss_that_overflows_before_the_first_step_is_an_error_and_no_metric() {
     let message = outcome.unwrap_err().to_string();
     let says = "cpo, step 1: held-out loss (its rewards grow with exp(alpha * nats): lower `alpha`) is not finite";
     assert!(message.starts_with(says), "{message}");
-    let metrics = std::fs::read_to_string(checked.output.join("cpo/metrics.jsonl")).unwrap();
+    let metrics = std::fs::read_to_string(checked.output.join("cpo/metrics.jsonl"));
+    let metrics = metrics.unwrap_or_default();
     assert_eq!(metrics, "");
+}
+
+#[test]
+fn tiny_temperatures_are_refused_where_log_probabilities_are_taken() {
+    let rollout = |kind: &str, more: &str| {
+        format!(
+            r#"{kind}(name: "s", init: Base, {POSTS}, reward: Gold, {ROLLOUT}, temperature: 1e-45, {more})"#
+        )
+    };
+    let sampling = "sampling: (temperature: 1e-45)";
+    for stage in [
+        rollout("Ppo", ""),
+        rollout("Grpo", "num_generations: 2"),
+        rollout("OnlineDpo", ""),
+        format!(
+            r#"Distill(name: "s", teacher: Folder("t"), {POSTS}, batch_size: 4, temperature: 1e-45)"#
+        ),
+        format!(
+            r#"Distill(name: "s", teacher: Folder("t"), {POSTS}, batch_size: 4, loss_temperature: 1e-45)"#
+        ),
+        RANK.replace("reward: Gold", &format!("reward: Gold, {sampling}")),
+        format!(
+            r#"Compare(name: "s", policies: [Base], data: (source: Posts(rows: 2, seed: 3)), rewards: {{"gold": Gold}},
+            response_length: 4, {sampling})"#
+        ),
+    ] {
+        refused(
+            &stage,
+            &["temperature: must be at least 1e-6", "found 1e-45"],
+        );
+    }
+    let least = rollout("Ppo", "").replace("1e-45", "1e-6");
+    assert_eq!(problems(&least), Vec::<String>::new());
+    let greedy = r#"Compare(name: "s", policies: [Base], data: (source: Posts(rows: 2, seed: 3)), rewards: {"gold": Gold},
+        response_length: 4, sampling: (temperature: 0.0))"#;
+    assert_eq!(problems(greedy), Vec::<String>::new());
+}
+
+#[test]
+fn rows_of_stages_that_cannot_be_compared_are_refused() {
+    let sample = |count: usize, reward: &str| {
+        format!(
+            r#"Sample(name: "one", init: Base, data: (source: Posts(rows: 24, seed: 1)), num_responses: {count}, response_length: 6,
+            max_prompt_length: 120, {reward})"#
+        )
+    };
+    let (one, scored) = (sample(1, ""), sample(1, "reward: Gold"));
+    let raise = "the rows of `one` have 1 response to each prompt, and at least 2 are compared: raise `num_responses` there";
+    let data = r#"data: (source: Stage("one"))"#;
+    for stages in [
+        format!(r#"{one}, Judge(name: "j", {data}, judge: Model(Base))"#),
+        format!(r#"{one}, Label(name: "l", {data})"#),
+        format!(r#"{scored}, Dpo(name: "d", init: Base, {data}, batch_size: 4)"#),
+        format!(r#"{scored}, Kto(name: "d", init: Base, {data}, batch_size: 4)"#),
+        format!(r#"{scored}, RewardModel(name: "d", init: Base, {data}, batch_size: 4)"#),
+    ] {
+        refused(&stages, &[raise]);
+    }
+    let many = sample(12, "");
+    refused(
+        &format!(r#"{many}, Label(name: "l", {data}, form: Rank())"#),
+        &["have 12 responses to each prompt, and at most 9 are judged together: lower"],
+    );
+    for stages in [
+        format!(r#"{many}, Label(name: "l", {data})"#),
+        format!(r#"{one}, Label(name: "l", {data}, form: InstructGpt)"#),
+        format!(
+            r#"{}, Judge(name: "j", {data}, judge: Model(Base))"#,
+            sample(1, "include_completions: true")
+        ),
+        format!(
+            r#"{scored}, RewardModel(name: "d", init: Base, {data}, batch_size: 4, loss_type: regression)"#
+        ),
+    ] {
+        assert_eq!(problems(&stages), Vec::<String>::new(), "{stages}");
+    }
+}
+
+#[test]
+fn labels_that_no_earlier_stage_writes_are_refused() {
+    let model = |more: &str| {
+        format!(
+            r#"RewardModel(name: "m", init: Base, data: (source: Stage("r")), batch_size: 4, {more})"#
+        )
+    };
+    refused(
+        &format!("{RANK}, {}", model("soft_labels: true")),
+        &[
+            "soft_labels",
+            "no `chosen_probability`, which the stages Judge and Label write",
+        ],
+    );
+    refused(
+        &format!("{RANK}, {}", model("safety_coef: 0.5")),
+        &["safety_coef", "no stage writes rows with `chosen_safe`"],
+    );
+    let label = r#"Label(name: "l", data: (source: Stage("r")), by: Scores)"#;
+    let soft = model("soft_labels: true").replace("Stage(\"r\")", "Stage(\"l\")");
+    assert_eq!(
+        problems(&format!("{RANK}, {label}, {soft}")),
+        Vec::<String>::new()
+    );
+    let centred = |rows: usize| {
+        let more = format!("standardize: true, center_on: (source: Posts(rows: {rows}, seed: 9))");
+        format!("{RANK}, {}", model(&more))
+    };
+    refused(&centred(1), &["standardize", "which is one row"]);
+    assert_eq!(problems(&centred(2)), Vec::<String>::new());
+}
+
+#[test]
+fn a_label_stage_by_scores_has_no_keys_for_people() {
+    let label = |more: &str| {
+        format!(r#"{RANK}, Label(name: "l", data: (source: Stage("r")), by: Scores, {more})"#)
+    };
+    for more in [
+        "overlap: 0.2",
+        "port: 8123",
+        r#"host: "127.0.0.2""#,
+        r#"annotators: ["ann", "bob"]"#,
+        "form: InstructGpt",
+    ] {
+        let key = more.split(':').next().unwrap();
+        let says = format!("stages.l.{key}: has no effect: nobody is asked with `by: Scores`");
+        refused(&label(more), &[&says]);
+    }
+    assert_eq!(
+        problems(&label("enough: 3, max_pairs: 2")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn an_answer_without_a_number_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("d.jsonl");
+    std::fs::write(
+        &file,
+        "{\"prompt\":\"1 + 1\",\"answer\":\"#### 2\"}\n{\"prompt\":\"a\",\"answer\":\"two\"}\n",
+    )
+    .unwrap();
+    let stages = format!(
+        r#"Grpo(name: "g", init: Base, data: (source: Jsonl({:?})), reward: Number(answer: "answer"), {ROLLOUT}, num_generations: 2)"#,
+        file.to_str().unwrap()
+    );
+    refused(
+        &stages,
+        &[
+            "column `answer`, which a reward source reads: expected a number, or text with one, found \"two\"",
+        ],
+    );
 }

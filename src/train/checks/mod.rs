@@ -29,6 +29,9 @@ pub struct SettingProblem {
 /// Bytes of a name: file systems take 255 of a folder's, and a temporary one has a longer name.
 const LONGEST_NAME: usize = 128;
 
+/// The smallest temperature above 0. With logits of some thousands the square of a difference of log-probabilities is finite.
+const LEAST_TEMPERATURE: f64 = 1e-6;
+
 /// More problems than an error lists: what takes long for each is not looked for any further.
 const ENOUGH: usize = 200;
 
@@ -116,6 +119,27 @@ impl Checks {
     /// As [`Settings::below_one`].
     pub fn below_one(&mut self, path: &str, key: &str, value: f64) {
         self.settings_below(path, |settings| settings.below_one(key, value));
+    }
+
+    /// A temperature above 0.
+    pub fn temperature(&mut self, path: &str, key: &str, value: f64) {
+        self.above_zero(path, key, value);
+        self.not_tiny(path, key, value);
+    }
+
+    /// A temperature, or 0 for the most probable token.
+    pub fn temperature_or_zero(&mut self, path: &str, key: &str, value: f64) {
+        self.not_negative(path, key, value);
+        self.not_tiny(path, key, value);
+    }
+
+    fn not_tiny(&mut self, path: &str, key: &str, value: f64) {
+        self.must(
+            format!("{path}.{key}"),
+            !(value > 0.0 && value < LEAST_TEMPERATURE),
+            "at least 1e-6: logits divided by less are not finite in 32 bits",
+            value,
+        );
     }
 
     /// Names become folders and key paths.

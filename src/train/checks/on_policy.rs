@@ -67,7 +67,7 @@ pub(in crate::train) fn check_on_policy(checks: &mut Checks, path: &str, of: &On
         checks.depends_on(format!("{path}.response_length"));
     }
 
-    checks.above_zero(path, "temperature", of.temperature);
+    checks.temperature(path, "temperature", of.temperature);
     checks.not_negative(path, "kl_coef", of.kl_coef);
     match of.missing_eos {
         MissingEos::Keep => {}

@@ -103,7 +103,7 @@ impl StageSpec for CompareConfig {
     }
 
     fn check(&self, checks: &mut Checks, path: &str) {
-        checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
+        checks.temperature_or_zero(path, "sampling.temperature", self.sampling.temperature);
         checks.positive(path, "num_responses", self.num_responses);
         checks.not_negative(path, "tie_margin", self.tie_margin);
         if self.num_responses > 1 && self.sampling.temperature == 0.0 {

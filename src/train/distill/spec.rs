@@ -68,8 +68,8 @@ impl StageSpec for DistillConfig {
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.fraction(path, "beta", self.beta);
         checks.fraction(path, "lmbda", self.lmbda);
-        checks.above_zero(path, "temperature", self.temperature);
-        checks.above_zero(path, "loss_temperature", self.loss_temperature);
+        checks.temperature(path, "temperature", self.temperature);
+        checks.temperature(path, "loss_temperature", self.loss_temperature);
         let teacher = format!("{path}.teacher");
         if matches!(self.teacher, Init::Random(_)) {
             checks.problem(&teacher, "a model with random weights has nothing to teach");

@@ -95,7 +95,7 @@ impl StageSpec for HirConfig {
         checks.not_negative(path, "contrastive_coef", self.contrastive_coef);
         checks.not_negative(path, "entropy_coef", self.entropy_coef);
         // At temperature 0 all responses to a prompt are equal, and one is kept.
-        checks.above_zero(path, "temperature", self.temperature);
+        checks.temperature(path, "temperature", self.temperature);
         let (correct, wrong) = (&self.instructions.correct, &self.instructions.wrong);
         checks.must(
             format!("{path}.instructions"),

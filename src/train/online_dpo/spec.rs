@@ -90,7 +90,7 @@ impl StageSpec for OnlineDpoConfig {
         self.alarms
             .check(checks, path, has_gold, &[Unmeasured::VARIANCE]);
         checks.above_zero(path, "beta", self.beta);
-        checks.above_zero(path, "temperature", self.temperature);
+        checks.temperature(path, "temperature", self.temperature);
         checks.positive(path, "total_episodes", self.total_episodes);
         checks.must(
             format!("{path}.num_generations"),

@@ -51,7 +51,7 @@ impl StageSpec for RankConfig {
         );
         checks.not_negative(path, "tie_margin", self.tie_margin);
         // At temperature 0 all responses to a prompt are equal.
-        checks.above_zero(path, "sampling.temperature", self.sampling.temperature);
+        checks.temperature(path, "sampling.temperature", self.sampling.temperature);
     }
 
     fn plan(&self, planner: &mut Planner<'_>, plan: &mut StagePlan) {

@@ -45,7 +45,7 @@ impl StageSpec for ReviseConfig {
         if let Some(length) = self.critique_length {
             checks.positive(path, "critique_length", length);
         }
-        checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
+        checks.temperature_or_zero(path, "sampling.temperature", self.sampling.temperature);
         checks.must(
             format!("{path}.stop"),
             self.stop.iter().all(|stop| !stop.is_empty()),

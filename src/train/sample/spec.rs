@@ -50,7 +50,7 @@ impl StageSpec for SampleConfig {
     fn check(&self, checks: &mut Checks, path: &str) {
         checks.positive(path, "num_responses", self.num_responses);
         checks.not_negative(path, "tie_margin", self.tie_margin);
-        checks.not_negative(path, "sampling.temperature", self.sampling.temperature);
+        checks.temperature_or_zero(path, "sampling.temperature", self.sampling.temperature);
         if self.num_responses > 1 && self.sampling.temperature == 0.0 {
             checks.problem(
                 format!("{path}.sampling.temperature"),

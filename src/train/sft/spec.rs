@@ -90,7 +90,7 @@ impl StageSpec for SftConfig {
         checks.positive(&place, "response_length", eval.response_length);
         checks.positive(&place, "generation_batch_size", eval.generation_batch_size);
         if let Some(sampling) = &eval.sampling {
-            checks.not_negative(&place, "sampling.temperature", sampling.temperature);
+            checks.temperature_or_zero(&place, "sampling.temperature", sampling.temperature);
         }
         if eval.response_length >= self.max_length {
             checks.problem(
