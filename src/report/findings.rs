@@ -30,8 +30,16 @@ pub struct Finding {
 const KL_HIGH: f64 = 30.0;
 /// Nats per response below which the policy has hardly moved.
 const KL_LOW: f64 = 0.02;
-/// Nats per response; a mean KL below this is more than sampling noise.
+/// Nats per response; at a KL of [`KL_LOW`] the mean of eight responses varies by less, `sqrt(2 * 0.02 / 8)`.
+const KL_LOW_NOISE: f64 = 0.1;
+/// Nats per response; what is above this is rounding.
 const KL_NEGATIVE: f64 = -0.1;
+/// Fewest updates by which a mean KL below zero is told from the noise of few responses.
+const FEWEST_KLS: usize = 4;
+/// Standard errors that a mean must be away from a limit to be called beyond it.
+const SURE: f64 = 3.0;
+/// Fewest points of a mean at either end of a curve of single batches.
+const FEWEST_BATCHES: usize = 3;
 /// Fraction of clipped ratios above which updates are too large.
 const CLIPFRAC_HIGH: f64 = 0.3;
 /// Default limit in nats for the difference between a token's log-probability in generation and in training.
@@ -156,7 +164,7 @@ fn supervised(curves: &Curves<'_>, found: &mut Vec<Finding>) {
         )));
     }
     if let Some(loss) = curves.get("loss").filter(Curve::is_long)
-        && loss.end() > loss.start()
+        && loss.rises()
     {
         found.push(warning(
             "The training loss rose: the learning rate is probably too high.".into(),
@@ -211,7 +219,9 @@ fn leash(curves: &Curves<'_>, found: &mut Vec<Finding>) {
     let Some(kl) = curves.get("objective/kl") else {
         return;
     };
-    if kl.extreme(f64::lt).1 < KL_NEGATIVE && kl.mean() < 0.0 {
+    let error = kl.noise() / (kl.points.len() as f64).sqrt();
+    let is_negative = kl.points.len() >= FEWEST_KLS && kl.mean() < -SURE * error;
+    if kl.extreme(f64::lt).1 < KL_NEGATIVE && is_negative {
         found.push(warning(
             "The KL is below zero on average: responses are not sampled from the distribution that is scored (top-k, top-p or another temperature).".into(),
         ));
@@ -220,7 +230,7 @@ fn leash(curves: &Curves<'_>, found: &mut Vec<Finding>) {
             "The KL reached {} nats per response, far from the reference: expect over-optimisation. Raise kl_coef or stop earlier.",
             format_value(kl.end())
         )));
-    } else if kl.is_long() && kl.end() < KL_LOW {
+    } else if kl.is_long() && kl.end() < KL_LOW && kl.noise() < KL_LOW_NOISE {
         found.push(warning(format!(
             "The KL is still {} nats per response: the policy has hardly moved. Raise the learning rate or the number of episodes, or lower kl_coef.",
             format_value(kl.end())
@@ -348,6 +358,26 @@ impl Curve {
 
     fn mean(&self) -> f64 {
         mean(&self.points)
+    }
+
+    /// Standard deviation of a point around its neighbours, `sqrt(mean((x[i + 1] - x[i])^2) / 2)`: noise without the trend.
+    ///
+    /// # Source
+    /// von Neumann et al. 1941, The mean square successive difference.
+    fn noise(&self) -> f64 {
+        let steps = self.points.windows(2).map(|pair| pair[1].1 - pair[0].1);
+        let squares: f64 = steps.map(|step| step * step).sum();
+        (squares / (self.points.len() - 1) as f64 / 2.0).sqrt()
+    }
+
+    /// Whether the end is above the start by more than the noise of single batches explains.
+    fn rises(&self) -> bool {
+        let window = self.window().max(FEWEST_BATCHES).min(self.points.len());
+        let start = mean(&self.points[..window]);
+        let end = mean(&self.points[self.points.len() - window..]);
+        // Of the difference of two means.
+        let error = self.noise() * (2.0 / window as f64).sqrt();
+        end - start > SURE * error
     }
 
     /// Largest minus smallest window mean.
@@ -583,6 +613,45 @@ mod tests {
         assert!(warnings[0].contains("loss rose"));
         assert!(warnings[1].contains("lowest at step 6 (2)"));
         assert!(warnings[2].contains("50 % of held-out pairs"));
+    }
+
+    /// The warnings of a curve with these points.
+    fn said(name: &str, points: &[f64]) -> String {
+        let rows: Vec<MetricsRow> = (points.iter().enumerate())
+            .map(|(step, &value)| MetricsRow {
+                step: step + 1,
+                values: serde_json::Map::from_iter([(name.to_owned(), json!(value))]),
+            })
+            .collect();
+        warnings(&findings(&rows)).join(" ")
+    }
+
+    #[test]
+    fn a_loss_that_differs_by_batches_has_not_risen() {
+        // Twelve batches of a short stage; the last one is harder than the first.
+        let short = [
+            2.61, 2.74, 2.49, 2.80, 2.55, 2.69, 2.44, 2.71, 2.50, 2.66, 2.58, 2.67,
+        ];
+        assert_eq!(said("loss", &short), "");
+        let rising: Vec<f64> = short
+            .iter()
+            .enumerate()
+            .map(|(i, x)| x + 0.1 * i as f64)
+            .collect();
+        assert!(said("loss", &rising).contains("The training loss rose"));
+    }
+
+    #[test]
+    fn the_kl_of_few_responses_may_be_below_zero_by_chance() {
+        // Mean -0.04, standard deviation of a point 0.4: its standard error is 0.16.
+        let noise = [0.31, -0.42, 0.12, -0.36, 0.25, -0.14];
+        assert_eq!(said("objective/kl", &noise), "");
+        assert_eq!(said("objective/kl", &[-0.4, -0.5, -0.45]), "");
+        let below: Vec<f64> = noise.iter().map(|x| x - 1.0).collect();
+        assert!(said("objective/kl", &below).contains("The KL is below zero"));
+        // What is noise is no sign of a policy that has not moved either.
+        let long: Vec<f64> = noise.iter().chain(&noise).copied().collect();
+        assert_eq!(said("objective/kl", &long), "");
     }
 
     #[test]
