@@ -16,6 +16,14 @@ fn adapters_become_one_and_what_does_not_fit_is_named() {
             &["--weights: 1 for 2 adapters"] as &[&str],
         ),
         (
+            "a,REF/peft_combined/b --weights 1,1e308 --to out",
+            &["--weights: 1e308 does not fit a 32-bit float"],
+        ),
+        (
+            "a,REF/peft_combined/b --weights 1,1e-320 --to out",
+            &["--weights: 1e-320 does not fit a 32-bit float"],
+        ),
+        (
             "a,REF/peft_combined/b --combination ties --to out",
             &["--density", "--density 0.5"],
         ),

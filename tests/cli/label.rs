@@ -211,6 +211,24 @@ fn what_does_not_fit_is_refused_before_a_server_starts() {
     }
 }
 
+/// A device without an end is not read.
+#[cfg(unix)]
+#[test]
+fn a_form_is_a_regular_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path();
+    write_pairs(folder);
+    std::os::unix::fs::symlink("/dev/zero", folder.join("zero.ron")).unwrap();
+    let label = "label --store x.db --data pairs.jsonl --form zero.ron";
+    fail(
+        folder,
+        label,
+        1,
+        &["zero.ron: is a character device, expected a regular file"],
+    );
+    assert!(!folder.join("x.db").exists());
+}
+
 /// Policies of a run respond to prompts, an annotator judges without knowing who wrote what, and the policies are rated.
 #[test]
 fn policies_of_a_run_are_compared_blind() {

@@ -413,6 +413,16 @@ fn pieces_of_a_streamed_answer_are_the_whole_one() {
     assert_eq!(tokens(&tools), tokens(&plain));
 }
 
+/// A device without an end is not read.
+#[cfg(unix)]
+#[test]
+fn a_file_of_preferences_is_a_regular_one() {
+    let temp = workplace();
+    let serve = "serve --model text-model --port 0 --preferences /dev/zero";
+    let says = "/dev/zero: is a character device, expected a regular file";
+    fail(temp.path(), serve, 1, &[says]);
+}
+
 #[test]
 fn what_is_wrong_is_said_in_the_shape_of_the_api() {
     let temp = workplace();
