@@ -340,3 +340,19 @@ fn an_answer_without_a_number_is_refused() {
         ],
     );
 }
+
+#[test]
+fn a_label_stage_has_its_place_in_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let stages = format!(
+        r#"{RANK}, Label(name: "l", data: (source: Stage("r")), by: Scores, max_pairs: 2),
+        RewardModel(name: "m", init: Base, data: (source: Stage("l")), batch_size: 4)"#
+    );
+    let checked = checked(folder.path(), &stages).unwrap();
+    let plans = checked
+        .plans
+        .iter()
+        .map(|plan| (plan.name.as_str(), plan.rows));
+    // 16 of 24 prompts are not held out by the Rank stage; of each prompt two pairs, of which a tenth of the prompts is held out.
+    assert_eq!(plans.collect::<Vec<_>>(), [("r", 24), ("l", 16), ("m", 28)]);
+}
