@@ -1,5 +1,6 @@
 //! Checks every row of a stage's data before anything is loaded.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -243,11 +244,14 @@ impl DataCheck {
             Ok(stream) => stream,
             Err(Error::Io { source, path, .. }) => {
                 let message = format!("cannot read {}: {source}", path.display());
-                let problem = Problem::new("", message).with_help(match suggest_file(&path) {
-                    Some(near) => format!("did you mean {}?", near.display()),
-                    None => "relative paths are taken from the folder where temper was started"
-                        .to_owned(),
-                });
+                let mut problem = Problem::new("", message);
+                if source.kind() == ErrorKind::NotFound {
+                    problem = problem.with_help(match suggest_file(&path) {
+                        Some(near) => format!("did you mean {}?", near.display()),
+                        None => "relative paths are taken from the folder where temper was started"
+                            .to_owned(),
+                    });
+                }
                 self.key_problems.push((".source", problem));
                 return;
             }

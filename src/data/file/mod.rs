@@ -124,9 +124,9 @@ impl<'a> OpenedFile<'a> {
         self.text.fill_buf().map_err(|e| {
             let message = format!("cannot be unpacked: {e}");
             match e.kind() {
-                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
-                    Error::format(self.path, message)
-                }
+                std::io::ErrorKind::InvalidInput
+                | std::io::ErrorKind::InvalidData
+                | std::io::ErrorKind::UnexpectedEof => Error::format(self.path, message),
                 _ => Error::io("read", self.path)(e),
             }
         })

@@ -1,9 +1,16 @@
 //! Parquet files as rows: the usual format of datasets on the hub.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek};
+
+use parquet::basic::Compression;
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::SerializedFileReader;
 use parquet::record::reader::RowIter;
-use serde_json::Value;
+use parquet::record::{Field, Row as Record};
+use serde_json::{Map, Value, json};
 
 use super::{FileFormat, OpenedFile, RowReader, pages};
 use crate::data::RowFormat;
@@ -32,11 +39,16 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
     // The footer is read first: the file is opened again, to seek in it.
     let file = outside::open(path)?;
     let wrong = |e: String| Error::format(path, format!("expected a parquet file: {e}"));
-    let seen = file.try_clone().map_err(Error::io("read", path))?;
+    let mut seen = file.try_clone().map_err(Error::io("read", path))?;
+    if is_packed(&mut seen).map_err(Error::io("read", path))? {
+        let message = "a parquet file packed with gzip, which cannot be read in pieces: unpack it first; parquet compresses its own columns";
+        return Err(Error::format(path, message));
+    }
     // The library panics on some damaged files.
     let opened = contain(|| {
         pages::check_columns(&seen)?;
         let reader = SerializedFileReader::new(file).map_err(|e| e.to_string())?;
+        check_readable(reader.metadata())?;
         pages::check(&seen, reader.metadata())?;
         let num_rows = reader.metadata().file_metadata().num_rows();
         Ok((num_rows, RowIter::from_file_into(Box::new(reader))))
@@ -49,7 +61,7 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
         if ended {
             return None;
         }
-        let row = contain(|| Some(rows.next()?.map(|row| row.to_json_value())));
+        let row = contain(|| Some(rows.next()?.map(|row| columns(&row))));
         let row = match row {
             Ok(row) => row?.map_err(|e| e.to_string()),
             Err(failure) => Err(fails(&failure)),
@@ -64,17 +76,79 @@ fn open(mut file: OpenedFile<'_>, _: &RowFormat) -> Result<RowReader> {
             line: i + 1,
             message,
         };
-        match row.map_err(error)? {
-            Value::Object(columns) => Ok(Row {
-                columns,
-                path: owned.clone(),
-                line: i + 1,
-            }),
-            _ => Err(error("expected a row of named columns".into())),
-        }
+        Ok(Row {
+            columns: row.map_err(error)?,
+            path: owned.clone(),
+            line: i + 1,
+        })
     });
     let num_rows = usize::try_from(num_rows).unwrap_or(0);
     Ok(RowReader::of(path, Box::new(rows)).with_num_rows(num_rows))
+}
+
+/// Whether the file itself, and not what was unpacked of it, begins as another format.
+fn is_packed(file: &mut File) -> std::io::Result<bool> {
+    let mut head = [0; MAGIC.len()];
+    file.rewind()?;
+    file.read_exact(&mut head)?;
+    Ok(head != MAGIC)
+}
+
+/// Refuses compressions that the library is built without, and columns of the same name, of which a row could hold one.
+fn check_readable(metadata: &ParquetMetaData) -> Result<(), String> {
+    let schema = metadata.file_metadata().schema_descr().root_schema();
+    let mut names = BTreeSet::new();
+    for column in schema.get_fields() {
+        if !names.insert(column.name()) {
+            return Err(format!("it has the column `{}` twice", column.name()));
+        }
+    }
+    for column in metadata
+        .row_groups()
+        .iter()
+        .flat_map(|group| group.columns())
+    {
+        match column.compression() {
+            Compression::UNCOMPRESSED
+            | Compression::SNAPPY
+            | Compression::GZIP(_)
+            | Compression::ZSTD(_) => {}
+            other => {
+                return Err(format!(
+                    "column {} is compressed as {other}, which is not read: write the file with snappy, zstd or gzip",
+                    column.column_path()
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A row's columns by name.
+fn columns(row: &Record) -> Map<String, Value> {
+    (row.get_column_iter())
+        .map(|(name, field)| (name.clone(), value(field)))
+        .collect()
+}
+
+/// The library's JSON, but for bytes, which it writes in base64: most are texts of writers that did not mark them as such. Others become
+/// `{"bytes": 1234}`, their number, which no text is mistaken for.
+fn value(field: &Field) -> Value {
+    match field {
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => json!({"bytes": bytes.len()}),
+        },
+        Field::Group(row) => Value::Object(columns(row)),
+        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
+        Field::MapInternal(map) => (map.entries().iter())
+            .map(|(key, of)| match value(key) {
+                Value::String(key) => (key, value(of)),
+                key => (key.to_string(), value(of)),
+            })
+            .collect(),
+        other => other.to_json_value(),
+    }
 }
 
 fn fails(failure: &Failure) -> String {
@@ -83,15 +157,16 @@ fn fails(failure: &Failure) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::io::Write;
     use std::path::Path;
     use std::sync::Arc;
+
+    use flate2::write::GzEncoder;
 
     use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
-    use serde_json::json;
 
     use super::*;
     use crate::data::{DataConfig, DataContext, DataSource, read_rows};
@@ -149,6 +224,79 @@ mod tests {
             rows,
             [json!({"messages": messages}), json!({"messages": null})]
         );
+    }
+
+    #[test]
+    fn bytes_without_a_mark_are_text_where_they_are_utf8() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.parquet");
+        let schema = "message rows { required binary prompt; required int64 label; }";
+        write(
+            &path,
+            schema,
+            &[Texts(&["A cat.", "\u{e9}"], None)],
+            &[1, 2],
+        );
+        let config = DataConfig::of(DataSource::File(path));
+        let rows = read_rows(&config, &DataContext::default()).unwrap();
+        let prompts: Vec<_> = rows.iter().map(|row| &row.columns["prompt"]).collect();
+        assert_eq!(prompts, ["A cat.", "\u{e9}"]);
+        let picture = Field::Bytes(ByteArray::from(vec![0xff, 0xd8, 0xff]));
+        assert_eq!(value(&picture), json!({"bytes": 3}));
+    }
+
+    /// The message about a file with a column of texts, compressed in this way, and one of numbers, packed into gzip or not.
+    fn refusal(names: [&str; 2], compression: Compression, packed: bool) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.parquet");
+        let schema = names.map(|name| format!("required int64 {name};")).concat();
+        let schema = Arc::new(parse_message_type(&format!("message rows {{ {schema} }}")).unwrap());
+        let properties = WriterProperties::builder().set_compression(compression);
+        let file = File::create(&path).unwrap();
+        let mut writer =
+            SerializedFileWriter::new(file, schema, Arc::new(properties.build())).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        while let Some(mut column) = group.next_column().unwrap() {
+            let values = column.typed::<Int64Type>();
+            values.write_batch(&[1, 2], None, None).unwrap();
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+        if packed {
+            let bytes = std::fs::read(&path).unwrap();
+            let file = File::create(&path).unwrap();
+            let mut gzip = GzEncoder::new(file, flate2::Compression::fast());
+            gzip.write_all(&bytes).unwrap();
+            gzip.finish().unwrap();
+        }
+        let config = DataConfig::of(DataSource::File(path));
+        match read_rows(&config, &DataContext::default()) {
+            Ok(rows) => format!("{} rows", rows.len()),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_with_what_to_do() {
+        assert_eq!(refusal(["a", "b"], Compression::SNAPPY, false), "2 rows");
+        for (names, compression, packed, expected) in [
+            (
+                ["a", "a"],
+                Compression::SNAPPY,
+                false,
+                "it has the column `a` twice",
+            ),
+            (
+                ["a", "b"],
+                Compression::SNAPPY,
+                true,
+                "packed with gzip, which cannot be read in pieces: unpack it first",
+            ),
+        ] {
+            let message = refusal(names, compression, packed);
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

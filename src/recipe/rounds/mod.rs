@@ -72,6 +72,7 @@ pub(super) fn expand<'a>(text: &'a [char], items: &'a [Node]) -> ExpandedStages<
         declared: Vec::new(),
         instances: Vec::new(),
         used: BTreeSet::new(),
+        paths: BTreeSet::new(),
         found: ExpandedStages::default(),
     };
     expander.declare(items, &mut Vec::new());
@@ -134,6 +135,8 @@ struct Expander<'a> {
     instances: Vec<Instance>,
     /// Entries of `start` that were used, by the Repeat and the name.
     used: BTreeSet<(usize, String)>,
+    /// The paths of the stages in `found`.
+    paths: BTreeSet<String>,
     found: ExpandedStages<'a>,
 }
 
@@ -290,11 +293,11 @@ impl<'a> Expander<'a> {
         );
         let index = self.found.stages.len();
         let by_name = format!("stages.{name}");
-        let is_new = self.found.stages.iter().all(|stage| stage.path != by_name);
-        let path = match is_new && !base.is_empty() {
-            true => by_name,
-            false => format!("stages.{index}"),
+        let path = match base.is_empty() || self.paths.contains(&by_name) {
+            true => format!("stages.{index}"),
+            false => by_name,
         };
+        self.paths.insert(path.clone());
         let is_copy = here.iter().any(|round| round.round > 1);
         let ones = suffix(&mut here.iter().map(|_| 1));
         let first_copy = is_copy.then(|| format!("stages.{base}{ones}"));
