@@ -10,6 +10,7 @@ mod spec;
 pub use config::JudgeConfig;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::json;
 
@@ -113,7 +114,7 @@ pub(super) fn judge<B: ModelBackend>(
         }
         let allowed = config.max_unanswered * total as f64;
         if tally.unanswered as f64 > allowed {
-            return Err(pairs.too_few(&tally, total));
+            return Err(pairs.too_few(&tally, total, &journal.dir().join(LOG)));
         }
     }
     let rows: Vec<JudgedRow> = log.rows()?;
@@ -309,15 +310,17 @@ impl Pairs<'_> {
         Ok(judged)
     }
 
-    fn too_few(&self, tally: &Tally, total: usize) -> Error {
+    fn too_few(&self, tally: &Tally, total: usize, log: &Path) -> Error {
         let (a, b) = &self.config.labels;
         let text: String = tally.odd_text.chars().take(120).collect();
         Error::Stage {
             stage: self.config.name.clone(),
             message: format!(
                 "the judge answered neither {a:?} nor {b:?} about {} of {total} pairs, more than max_unanswered {}; it wrote {text:?}. \
-                 Say in `instructions` how to answer, show it in `examples`, or raise `max_unanswered`; answers so far are kept in {LOG}",
-                tally.unanswered, self.config.max_unanswered
+                 Say in `instructions` how to answer, show it in `examples`, or raise `max_unanswered`; answers so far are kept in {}",
+                tally.unanswered,
+                self.config.max_unanswered,
+                log.display()
             ),
         }
     }

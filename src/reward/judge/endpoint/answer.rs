@@ -1,7 +1,7 @@
 //! What a server answers, and the labels in it.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::reward::judge::LabelAnswer;
 
@@ -24,17 +24,15 @@ impl Answer {
     /// What it lacks, in words.
     pub(super) fn of(response: &Value) -> Result<Self, String> {
         let choice = &response["choices"][0];
-        let message = choice
-            .get("message")
-            .ok_or("expected `choices[0].message` of a chat completion")?;
+        let message = (choice.get("message").and_then(Value::as_object))
+            .ok_or("expected an object `choices[0].message` of a chat completion")?;
         let tokens = match choice["logprobs"]["content"].as_array() {
             Some(tokens) => tokens.iter().map(alternatives).collect(),
             None => Vec::new(),
         };
         let count = |name: &str| response["usage"][name].as_u64().unwrap_or(0);
         Ok(Self {
-            // Null if the model refuses.
-            text: message["content"].as_str().unwrap_or("").to_owned(),
+            text: text_of(message)?,
             tokens,
             prompt_tokens: count("prompt_tokens"),
             completion_tokens: count("completion_tokens"),
@@ -120,6 +118,24 @@ impl Answer {
             rest.is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
         });
         begins.max_by_key(|(_, label)| label.len()).map(|(i, _)| i)
+    }
+}
+
+/// The text of a message: its content, or that of its parts of the type `text`. Empty if the model refuses, which is a content of null.
+fn text_of(message: &Map<String, Value>) -> Result<String, String> {
+    const EXPECTED: &str = "expected `choices[0].message.content` to be a string, a list of parts of the type `text`, or null";
+    let part = |part: &Value| match (part["type"].as_str(), part["text"].as_str()) {
+        (Some("text"), Some(text)) => Ok(text.to_owned()),
+        (Some("refusal"), _) => Ok(String::new()),
+        _ => Err(EXPECTED.to_owned()),
+    };
+    match message.get("content") {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Null) => Ok(String::new()),
+        // Left out by some servers beside the words of a refusal.
+        None if message.get("refusal").is_some_and(Value::is_string) => Ok(String::new()),
+        Some(Value::Array(parts)) if !parts.is_empty() => parts.iter().map(part).collect(),
+        _ => Err(EXPECTED.to_owned()),
     }
 }
 
@@ -236,6 +252,40 @@ mod tests {
         assert_eq!(of("15"), None);
         assert_eq!(of("Neither."), None);
         assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn the_text_is_a_string_or_parts_and_nothing_else() {
+        let of = |message: Value| {
+            Answer::of(&json!({"choices": [{"message": message}]})).map(|answer| answer.text)
+        };
+        let parts =
+            json!({"content": [{"type": "text", "text": "1"}, {"type": "text", "text": "0"}]});
+        assert_eq!(of(parts).unwrap(), "10");
+        for refusal in [
+            json!({"content": null}),
+            json!({"refusal": "no"}),
+            json!({"content": [{"type": "refusal", "refusal": "no"}]}),
+        ] {
+            assert_eq!(of(refusal).unwrap(), "");
+        }
+        for malformed in [
+            json!(null),
+            json!("1"),
+            json!({}),
+            json!({"content": 1}),
+            json!({"content": []}),
+            json!({"content": {"text": "1"}}),
+            json!({"content": [{"type": "image_url"}]}),
+            json!({"content": [{"type": "text", "text": 1}]}),
+            json!({"content": ["1"]}),
+        ] {
+            let message = of(malformed.clone()).unwrap_err();
+            assert!(
+                message.contains("choices[0].message"),
+                "{malformed}: {message}"
+            );
+        }
     }
 
     #[test]
