@@ -40,6 +40,7 @@ struct Server {
 }
 
 /// Why a try failed.
+#[derive(Debug)]
 enum Failure {
     /// For a while: with the server's wish for a pause.
     Passing(String, Option<Duration>),
@@ -182,6 +183,8 @@ impl Server {
         let wait = (response.headers().get("retry-after"))
             .and_then(|value| value.to_str().ok()?.trim().parse().ok())
             .map(Duration::from_secs);
+        let location = (response.headers().get("location"))
+            .map(|target| String::from_utf8_lossy(target.as_bytes()).into_owned());
         let mut text = String::new();
         let mut reader = response.into_body().into_reader().take(LONGEST_ANSWER);
         if let Err(error) = reader.read_to_string(&mut text) {
@@ -190,39 +193,91 @@ impl Server {
                 None,
             ));
         }
-        let json = serde_json::from_str::<Value>(&text).ok();
-        match status {
-            200..=299 => {
-                let json = json.ok_or_else(|| {
-                    Failure::Final(format!("expected JSON, found {}", quoted(&text)))
-                })?;
-                Answer::of(&json)
-                    .map_err(|why| Failure::Final(format!("{why}, found {}", quoted(&text))))
-            }
-            408 | 409 | 425 | 429 | 500 | 502 | 503 | 504 | 529 => {
-                Err(Failure::Passing(said(status, json.as_ref(), &text), wait))
-            }
-            _ => {
-                let advice = match status {
-                    401 | 403 if self.key.is_none() => {
-                        "; name the environment variable of a key by `api_key_env`"
-                    }
-                    401 | 403 => "; check the key in the variable that `api_key_env` names",
-                    404 => "; check `url`, which ends with the version (`/v1`), and `model`",
-                    400 if text.contains("logprobs") => {
-                        "; for a server without log-probabilities set `logprobs: false`"
-                    }
-                    _ => "",
-                };
-                let said = said(status, json.as_ref(), &text);
-                Err(Failure::Final(format!("{said}{advice}")))
-            }
+        read(&Reply {
+            status,
+            location,
+            wait,
+            text,
+            has_key: self.key.is_some(),
+        })
+    }
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+struct Reply {
+    status: u16,
+    /// Where a redirect points to.
+    location: Option<String>,
+    /// The pause that the server asks for.
+    wait: Option<Duration>,
+    text: String,
+    /// Whether the request had a key.
+    has_key: bool,
+}
+
+/// The answer in a reply, or why there is none.
+fn read(reply: &Reply) -> Result<Answer, Failure> {
+    let text = &reply.text;
+    let json = serde_json::from_str::<Value>(text).ok();
+    // Some servers send their errors as a success.
+    let named = json.as_ref().and_then(named_status);
+    let named = named.filter(|_| (200..=299).contains(&reply.status));
+    let said = said(reply.status, named, json.as_ref(), text);
+    match named.unwrap_or(reply.status) {
+        200..=299 => {
+            let json = json
+                .ok_or_else(|| Failure::Final(format!("expected JSON, found {}", quoted(text))))?;
+            Answer::of(&json)
+                .map_err(|why| Failure::Final(format!("{why}, found {}", quoted(text))))
+        }
+        300..=399 => {
+            let target = match &reply.location {
+                Some(target) => format!("points to {}", quoted(target)),
+                None => "names no target".to_owned(),
+            };
+            Err(Failure::Final(format!(
+                "{said}; it {target}, and redirects are not followed: set `url` to where the server is, without `/chat/completions`"
+            )))
+        }
+        408 | 409 | 425 | 429 | 500 | 502 | 503 | 504 | 529 => {
+            Err(Failure::Passing(said, reply.wait))
+        }
+        status => {
+            let advice = match status {
+                401 | 403 if !reply.has_key => {
+                    "; name the environment variable of a key by `api_key_env`"
+                }
+                401 | 403 => "; check the key in the variable that `api_key_env` names",
+                404 => "; check `url`, which ends with the version (`/v1`), and `model`",
+                400 if text.contains("logprobs") => {
+                    "; for a server without log-probabilities set `logprobs: false`"
+                }
+                _ => "",
+            };
+            Err(Failure::Final(format!("{said}{advice}")))
         }
     }
 }
 
-/// A status with the server's words.
-fn said(status: u16, json: Option<&Value>, text: &str) -> String {
+/// The status that an error names in the place of an answer.
+fn named_status(json: &Value) -> Option<u16> {
+    if json["choices"].get(0).is_some() {
+        return None;
+    }
+    let code = &json["error"]["code"];
+    let code = code.as_u64().or_else(|| code.as_str()?.parse().ok())?;
+    u16::try_from(code)
+        .ok()
+        .filter(|code| (400..=599).contains(code))
+}
+
+/// A status, and the one that an error beside it names, with the server's words.
+fn said(status: u16, named: Option<u16>, json: Option<&Value>, text: &str) -> String {
+    let status = match named {
+        Some(named) => format!("{status} with the error {named}"),
+        None => status.to_string(),
+    };
     let error = json.map(|json| &json["error"]);
     let words = error.and_then(|error| error["message"].as_str().or(error.as_str()));
     match words.unwrap_or(text).trim() {
@@ -234,4 +289,73 @@ fn said(status: u16, json: Option<&Value>, text: &str) -> String {
 fn quoted(text: &str) -> String {
     let shown: String = text.trim().chars().take(QUOTED).collect();
     format!("{shown:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(status: u16, location: Option<&str>, text: &str) -> (bool, String) {
+        let reply = Reply {
+            status,
+            location: location.map(str::to_owned),
+            text: text.into(),
+            ..Reply::default()
+        };
+        match read(&reply) {
+            Err(Failure::Passing(message, _)) => (true, message),
+            Err(Failure::Final(message)) => (false, message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn redirects_say_where_they_point_to() {
+        let (again, message) = failure(307, Some("https://h/v1/chat/completions"), "");
+        assert!(!again);
+        assert!(
+            message.starts_with(
+                "answers 307; it points to \"https://h/v1/chat/completions\", and redirects are not followed: set `url`"
+            ),
+            "{message}"
+        );
+        let (_, message) = failure(301, None, "gone");
+        assert!(
+            message.starts_with("answers 301: \"gone\"; it names no target"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn an_error_sent_as_a_success_counts_as_the_status_that_it_names() {
+        for (text, again, expected) in [
+            (
+                r#"{"error":{"message":"overloaded","code":503}}"#,
+                true,
+                "answers 200 with the error 503: \"overloaded\"",
+            ),
+            (
+                r#"{"error":{"message":"slow down","code":"429"},"choices":[]}"#,
+                true,
+                "answers 200 with the error 429",
+            ),
+            (
+                r#"{"error":{"message":"who?","code":401}}"#,
+                false,
+                "answers 200 with the error 401: \"who?\"; name the environment variable",
+            ),
+            (
+                r#"{"error":{"message":"odd","code":"overloaded"}}"#,
+                false,
+                "expected an object `choices[0].message` of a chat completion, found",
+            ),
+            ("<html>", false, "expected JSON, found \"<html>\""),
+        ] {
+            let (passing, message) = failure(200, None, text);
+            assert_eq!(passing, again, "{text}");
+            assert!(message.starts_with(expected), "{message}");
+        }
+        let (passing, message) = failure(400, None, r#"{"error":{"message":"no","code":503}}"#);
+        assert_eq!((passing, message.as_str()), (false, "answers 400: \"no\""));
+    }
 }
