@@ -116,10 +116,12 @@ impl PairForm {
     /// the other, and for examples with another answer.
     pub fn new(settings: PairSettings) -> Result<Self> {
         let [a, b] = &settings.labels;
-        if a.trim().is_empty()
-            || b.trim().is_empty()
-            || a.starts_with(b.as_str())
-            || b.starts_with(a.as_str())
+        // Answers are compared without the white space around them.
+        let [own_a, own_b] = [a.trim(), b.trim()];
+        if own_a.is_empty()
+            || own_b.is_empty()
+            || own_a.starts_with(own_b)
+            || own_b.starts_with(own_a)
         {
             return Err(Error::Usage(format!(
                 "labels: expected two texts of which neither begins the other, such as \"1\" and \"2\", found {a:?} and {b:?}"
@@ -382,6 +384,8 @@ mod tests {
         };
         assert!(refused(labels("1", "1")).contains("neither begins the other"));
         assert!(refused(labels("1", "10")).contains("\"1\" and \"10\""));
+        assert!(refused(labels("A", " A")).contains("found \"A\" and \" A\""));
+        assert!(PairForm::new(labels(" A", " B")).is_ok());
         let odd = PairSettings {
             template: Some("{{ promt }}".into()),
             ..settings(false)

@@ -40,8 +40,9 @@ impl Answer {
     }
 
     /// The log-probability of each label: of the tokens at the first place where they tell the labels apart. Without log-probabilities
-    /// the label that the text begins with is certain.
+    /// the label that the text begins with is certain. White space around labels does not count: a server trims its answer.
     pub(super) fn of_labels(&self, labels: &[String]) -> LabelAnswer {
+        let labels: &[&str] = &labels.iter().map(|label| label.trim()).collect::<Vec<_>>();
         let listed = self.probabilities(labels);
         let logprobs = match &listed {
             Some(probabilities) => Some(probabilities.iter().map(|p| p.ln()).collect()),
@@ -58,7 +59,7 @@ impl Answer {
     }
 
     /// Probabilities of the labels among the listed tokens.
-    fn probabilities(&self, labels: &[String]) -> Option<Vec<f64>> {
+    fn probabilities(&self, labels: &[&str]) -> Option<Vec<f64>> {
         let mut before = String::new();
         for (index, alternatives) in self.tokens.iter().enumerate() {
             let mut sums = vec![0.0; labels.len()];
@@ -83,14 +84,14 @@ impl Answer {
     }
 
     /// Where the written token is a whole label and begins another one, as `1` does `10`, moves the probability that it goes on.
-    fn go_on(&self, index: usize, before: &str, labels: &[String], sums: &mut [f64]) {
+    fn go_on(&self, index: usize, before: &str, labels: &[&str], sums: &mut [f64]) {
         let Some((token, logprob)) = self.tokens[index].first() else {
             return;
         };
         let begun = format!("{before}{token}");
         let begun = begun.trim();
         let (Some(short), Some(next)) = (
-            labels.iter().position(|label| label == begun),
+            labels.iter().position(|&label| label == begun),
             self.tokens.get(index + 1),
         ) else {
             return;
@@ -108,13 +109,13 @@ impl Answer {
     }
 
     /// The label that the text begins with; of several the longest.
-    fn written(&self, labels: &[String]) -> Option<usize> {
+    fn written(&self, labels: &[&str]) -> Option<usize> {
         let text = self
             .text
             .trim_start_matches(|c: char| c.is_whitespace() || "*\"'`".contains(c));
         let begins = labels.iter().enumerate().filter(|(_, label)| {
             // `1` is not the beginning of 15, nor A that of All.
-            let rest = text.strip_prefix(label.as_str());
+            let rest = text.strip_prefix(**label);
             rest.is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
         });
         begins.max_by_key(|(_, label)| label.len()).map(|(i, _)| i)
@@ -140,11 +141,11 @@ fn text_of(message: &Map<String, Value>) -> Result<String, String> {
 }
 
 /// The label that `text` can be the beginning of alone, or that it is.
-fn told(text: &str, labels: &[String]) -> Option<usize> {
+fn told(text: &str, labels: &[&str]) -> Option<usize> {
     if text.is_empty() {
         return None;
     }
-    if let Some(i) = labels.iter().position(|label| label == text) {
+    if let Some(i) = labels.iter().position(|&label| label == text) {
         return Some(i);
     }
     let mut begun = labels
@@ -252,6 +253,14 @@ mod tests {
         assert_eq!(of("15"), None);
         assert_eq!(of("Neither."), None);
         assert_eq!(of(""), None);
+    }
+
+    #[test]
+    fn white_space_around_labels_does_not_count() {
+        let listed = answer("A", &[&[("A", 0.6), (" B", 0.3)]]);
+        assert_eq!(probabilities(&listed, &[" A", "B\n"]), [0.6, 0.3]);
+        let found = answer("B", &[]).of_labels(&labels(&["A ", " B "]));
+        assert_eq!(found.logprobs, Some(vec![f64::NEG_INFINITY, 0.0]));
     }
 
     #[test]
