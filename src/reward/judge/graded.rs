@@ -157,7 +157,7 @@ impl RewardSource for Graded {
         }
         if self.uncertain > 0 {
             warnings.push(format!(
-                "{}: {} of {} grades came without probabilities: those are the grades that the judge wrote",
+                "{}: {} of {} grades came without valid probabilities: those are the grades that the judge wrote",
                 self.name, self.uncertain, self.scored
             ));
         }

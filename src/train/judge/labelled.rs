@@ -132,7 +132,7 @@ impl Tally {
         }
         if self.hard > 0 {
             parts.push(format!(
-                "{} pairs by the label written, without probabilities",
+                "{} pairs by the label written, without valid probabilities",
                 self.hard
             ));
         }

@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::reward::judge::LabelAnswer;
 
+/// By how much rounding may lift a log-probability above 0, nats. What is higher is no log-probability.
+const ROUNDING: f64 = 1e-2;
+
 /// An answer, as far as it is needed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Answer {
@@ -58,15 +61,19 @@ impl Answer {
         }
     }
 
-    /// Probabilities of the labels among the listed tokens.
+    /// Probabilities of the labels among the listed tokens; `None` if the log-probabilities are none.
     fn probabilities(&self, labels: &[&str]) -> Option<Vec<f64>> {
+        let mut listed = self.tokens.iter().flatten();
+        if listed.any(|(_, logprob)| *logprob > ROUNDING) {
+            return None;
+        }
         let mut before = String::new();
         for (index, alternatives) in self.tokens.iter().enumerate() {
             let mut sums = vec![0.0; labels.len()];
             for (token, logprob) in alternatives {
                 let text = format!("{before}{token}");
                 if let Some(i) = told(text.trim(), labels) {
-                    sums[i] += logprob.exp();
+                    sums[i] += logprob.min(0.0).exp();
                 }
             }
             if sums.iter().any(|&sum| sum > 0.0) {
@@ -101,8 +108,8 @@ impl Answer {
                 continue;
             };
             let goes_on = next.iter().filter(|(token, _)| token.starts_with(rest));
-            let share: f64 = goes_on.map(|(_, logprob)| logprob.exp()).sum();
-            let moved = (logprob.exp() * share).min(sums[short]);
+            let share: f64 = goes_on.map(|(_, logprob)| logprob.min(0.0).exp()).sum();
+            let moved = (logprob.min(0.0).exp() * share).min(sums[short]);
             sums[long] += moved;
             sums[short] -= moved;
         }
@@ -261,6 +268,28 @@ mod tests {
         assert_eq!(probabilities(&listed, &[" A", "B\n"]), [0.6, 0.3]);
         let found = answer("B", &[]).of_labels(&labels(&["A ", " B "]));
         assert_eq!(found.logprobs, Some(vec![f64::NEG_INFINITY, 0.0]));
+    }
+
+    #[test]
+    fn log_probabilities_above_0_leave_the_text() {
+        let of = |first: f64, second: f64| {
+            let top = json!([{"token": "1", "logprob": first}, {"token": "2", "logprob": second}]);
+            let token = json!({"token": "1", "logprob": first, "top_logprobs": top});
+            let choice = json!({"message": {"content": "1"}, "logprobs": {"content": [token]}});
+            let answer = Answer::of(&json!({"choices": [choice]})).unwrap();
+            answer.of_labels(&labels(&["1", "2"]))
+        };
+        for (first, second) in [(1e6, 5e5), (3.0, 2.0), (-0.1, 0.5)] {
+            let found = of(first, second);
+            assert_eq!(found.logprobs, Some(vec![0.0, f64::NEG_INFINITY]));
+            assert!(found.without_probabilities);
+        }
+        // Rounding of a certain token.
+        let found = of(1e-6, -20.0);
+        assert!(!found.without_probabilities);
+        let logprobs = found.logprobs.unwrap();
+        assert_eq!(logprobs[0], 0.0);
+        assert!((logprobs[1] + 20.0).abs() < 1e-9, "{logprobs:?}");
     }
 
     #[test]
