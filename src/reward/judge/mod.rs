@@ -66,6 +66,14 @@ pub struct Usage {
     pub completion_tokens: u64,
 }
 
+impl Usage {
+    /// Adds the tokens of an answer. Counts of a server may be any number: the sum ends at the highest one.
+    fn count_tokens(&mut self, prompt: u64, completion: u64) {
+        self.prompt_tokens = self.prompt_tokens.saturating_add(prompt);
+        self.completion_tokens = self.completion_tokens.saturating_add(completion);
+    }
+}
+
 /// A judge. Object-safe; no backend in its type.
 pub trait Judge {
     /// Whether it reads messages alone.
@@ -98,5 +106,22 @@ pub trait Judge {
     /// A line on what was asked, for the user.
     fn report(&self) -> Option<String> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_tokens_end_at_the_highest_number() {
+        let mut usage = Usage::default();
+        usage.count_tokens(12, 1);
+        usage.count_tokens(u64::MAX, u64::MAX);
+        usage.count_tokens(u64::MAX, 5);
+        assert_eq!(
+            (usage.prompt_tokens, usage.completion_tokens),
+            (u64::MAX, u64::MAX)
+        );
     }
 }

@@ -122,8 +122,8 @@ impl Endpoint {
         let mut answers = Vec::with_capacity(bodies.len());
         for key in &keys {
             let answer = self.store.get(key).cloned().unwrap_or_default();
-            self.usage.prompt_tokens += answer.prompt_tokens;
-            self.usage.completion_tokens += answer.completion_tokens;
+            self.usage
+                .count_tokens(answer.prompt_tokens, answer.completion_tokens);
             answers.push(answer);
         }
         Ok(answers)
