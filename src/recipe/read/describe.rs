@@ -42,7 +42,7 @@ pub(super) fn describe(error: &Ron, found: &str) -> (String, Option<String>) {
         Ron::ExpectedBoolean => expected("`true` or `false`"),
         Ron::ExpectedArray => expected("a list in `[` and `]`"),
         Ron::ExpectedMap => expected("a map in `{` and `}`"),
-        Ron::ExpectedIdentifier => expected("the name of a variant, without quotes,"),
+        Ron::ExpectedIdentifier => expected("the name of a variant (without quotes)"),
         Ron::ExpectedStructLike | Ron::ExpectedNamedStructLike(_) => {
             expected("arguments in `(` and `)`")
         }

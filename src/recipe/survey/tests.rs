@@ -6,6 +6,7 @@ use std::path::Path;
 use burn_ndarray::NdArray;
 
 use crate::error::{Error, Result};
+use crate::recipe::read::read;
 use crate::recipe::{CheckedRecipe, RunOptions, check, load_text, run};
 use crate::report::{MetricsRow, SilentReporter, each_row};
 
@@ -355,4 +356,32 @@ fn a_label_stage_has_its_place_in_the_plan() {
         .map(|plan| (plan.name.as_str(), plan.rows));
     // 16 of 24 prompts are not held out by the Rank stage; of each prompt two pairs, of which a tenth of the prompts is held out.
     assert_eq!(plans.collect::<Vec<_>>(), [("r", 24), ("l", 16), ("m", 28)]);
+}
+
+#[test]
+fn the_label_stages_of_the_documentation_are_read() {
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    let (_, section) = docs.split_once("\n### Label").unwrap();
+    let (section, _) = section.split_once("\n### ").unwrap();
+    let blocks: Vec<&str> = (section.split("```ron\n").skip(1))
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert_eq!(blocks.len(), 2);
+    let problems_of = |stages: &str| {
+        let text = format!("(name: \"r\", model: \"tiny\", stages: [{stages}])");
+        read(Path::new("r.ron"), &text).problems
+    };
+    for block in blocks {
+        assert_eq!(problems_of(block), [], "{block}");
+    }
+    let found = problems_of(
+        r#"Label(name: "l", data: (source: Stage("s")), form: Rate((fields: [Scale(name: "h", label: "H", from: 1, to: 5)])))"#,
+    );
+    assert!(
+        found[0]
+            .message
+            .starts_with("expected the name of a variant (without quotes), found"),
+        "{found:?}"
+    );
 }
