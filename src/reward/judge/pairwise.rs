@@ -150,9 +150,15 @@ impl Pairwise {
         let questions: Vec<Question> = (asked.iter())
             .flat_map(|&i| {
                 let JudgedPair { prompt, own, other } = pairs[i];
-                [[own, other], [other, own]].map(|shown| (prompt, shown))
+                [[own, other], [other, own]].map(|shown| (i, prompt, shown))
             })
-            .map(|(prompt, shown)| self.form.question(prompt, &self.principle, shown, None))
+            .map(|(i, prompt, shown)| {
+                let question = self.form.question(prompt, &self.principle, shown, None);
+                question.map_err(|error| Error::Reward {
+                    name: format!("judge({})", self.name),
+                    message: format!("the pair of prompt {}: {error}", i + 1),
+                })
+            })
             .collect::<Result<_>>()?;
         let mut first = Vec::with_capacity(questions.len());
         let mut odd = String::new();
@@ -301,6 +307,28 @@ mod tests {
                 done == 0
             });
         assert_eq!(stopped.unwrap(), None);
+    }
+
+    #[test]
+    fn a_pair_that_the_template_cannot_show_is_named() {
+        let template = "{{ first }}{{ second }}{% if first == 'long' %}{{ 1 // 0 }}{% endif %}";
+        let pairwise = pairwise(&format!(
+            "(judge: Model(Base), template: Some({template:?}))"
+        ));
+        let mut judge = ByLength {
+            bias: 0.0,
+            asked: 0,
+        };
+        let texts = pairs(&[("a", "a"), ("a", "long")]);
+        let error = pairwise.preferences(&mut judge, &texts, &mut |_, _| true);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.starts_with(
+                "reward source judge(base): the pair of prompt 2: template: invalid operation"
+            ),
+            "{error}"
+        );
+        assert_eq!(judge.asked, 0);
     }
 
     #[test]

@@ -241,7 +241,8 @@ impl Pairs<'_> {
                 let questions: Vec<Question> = (asked.iter())
                     .map(|asked| {
                         let (prompt, principle, shown) = texts(asked);
-                        self.form.thought(prompt, principle, shown)
+                        let question = self.form.thought(prompt, principle, shown);
+                        question.map_err(|error| self.no_question(asked, &error))
                     })
                     .collect::<Result<_>>()?;
                 let seed = self.seed.fork("thoughts").fork_index(rows.start as u64);
@@ -261,8 +262,9 @@ impl Pairs<'_> {
         let questions: Vec<Question> = (asked.iter().zip(&thoughts))
             .map(|(asked, thought): (&Asked, &Option<String>)| {
                 let (prompt, principle, shown) = texts(asked);
-                self.form
-                    .question(prompt, principle, shown, thought.as_deref())
+                let thought = thought.as_deref();
+                let question = self.form.question(prompt, principle, shown, thought);
+                question.map_err(|error| self.no_question(asked, &error))
             })
             .collect::<Result<_>>()?;
         let total = questions.len();
@@ -308,6 +310,18 @@ impl Pairs<'_> {
             }
         }
         Ok(judged)
+    }
+
+    /// The error for a pair that the template cannot show.
+    fn no_question(&self, asked: &Asked, error: &Error) -> Error {
+        let [first, second] = asked.shown.map(|response| response + 1);
+        Error::Stage {
+            stage: self.config.name.clone(),
+            message: format!(
+                "prompt {}, with response {first} first and {second} second: {error}",
+                asked.row + 1
+            ),
+        }
     }
 
     fn too_few(&self, tally: &Tally, total: usize, log: &Path) -> Error {
