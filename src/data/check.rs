@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use minijinja::{ErrorKind, context};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
@@ -12,13 +13,13 @@ use crate::data::complaints::column_names;
 use crate::data::effects::Effects;
 use crate::data::encode::{Judgements, check_labelled, check_scored, count_labels};
 use crate::data::file::{name_problem, suggest_file};
-use crate::data::last_number;
 use crate::data::problems::ProblemGroups;
 use crate::data::records::{CompletionRow, Content, RowParser, chat_options};
 use crate::data::rows::{self, DataContext, Row};
 use crate::data::shape::Shaping;
 use crate::data::stream::{RowStream, no_rows};
 use crate::data::{DataConfig, DataSource, RowKind, SampleBy};
+use crate::data::{jinja, last_number};
 use crate::error::{Error, Problem, Result};
 
 /// Rows of [`DataCheck::sample`] from the start of the data.
@@ -39,6 +40,13 @@ pub enum SourceColumn {
     Value(String),
     /// A number, or text with one.
     Number(String),
+    /// Columns that a judge's template reads as `row.name`; it may have a condition for rows without them.
+    OfTemplate {
+        /// The template, over `prompt`, `response`, `highest` and `row`.
+        text: String,
+        /// The names.
+        columns: Vec<String>,
+    },
 }
 
 /// The result of checking every row of a data set.
@@ -463,37 +471,50 @@ fn look(
 }
 
 impl SourceColumn {
-    /// Its name.
-    pub fn name(&self) -> &str {
+    /// Its name, or those of a template.
+    pub fn names(&self) -> &[String] {
         match self {
-            Self::Text(name) | Self::Flag(name) | Self::Value(name) | Self::Number(name) => name,
+            Self::Text(name) | Self::Flag(name) | Self::Value(name) | Self::Number(name) => {
+                std::slice::from_ref(name)
+            }
+            Self::OfTemplate { columns, .. } => columns,
         }
+    }
+
+    /// Whether it is what a problem of a row is about.
+    pub(crate) fn is_missed(&self, problem: &str) -> bool {
+        self.names().iter().any(|name| {
+            problem.starts_with(&format!("a reward source reads the column `{name}`"))
+                || problem.starts_with(&format!("column `{name}`, which a reward source reads"))
+        })
     }
 
     /// Checks that a row has it.
     fn check(&self, row: &Row) -> Result<()> {
-        let name = self.name();
-        let Some(value) = row.columns.get(name) else {
-            return Err(row.error(format!(
+        let is_missing = |name: &str| {
+            row.error(format!(
                 "a reward source reads the column `{name}`; the row has {}",
                 column_names(&row.columns)
-            )));
+            ))
         };
-        let (fits, expected) = match self {
-            Self::Text(_) => (value.is_string(), "a string"),
-            Self::Flag(_) => (flag(value).is_some(), "true or false, or 1 or 0"),
-            Self::Value(_) => (value.is_string() || value.is_number(), "text or a number"),
-            Self::Number(_) => {
-                let has_number = value
-                    .as_str()
-                    .is_some_and(|text| last_number(text).is_some());
-                (
-                    has_number || value.is_number(),
-                    "a number, or text with one",
-                )
+        let is_flag = |value: &Value| flag(value).is_some();
+        let is_value = |value: &Value| value.is_string() || value.is_number();
+        let has_number = |value: &Value| {
+            value.is_number() || (value.as_str()).is_some_and(|text| last_number(text).is_some())
+        };
+        let (name, fits, expected): (_, &dyn Fn(&Value) -> bool, _) = match self {
+            Self::OfTemplate { text, columns } => {
+                return needed(text, columns, row).map_or(Ok(()), |name| Err(is_missing(name)));
             }
+            Self::Text(name) => (name, &Value::is_string, "a string"),
+            Self::Flag(name) => (name, &is_flag, "true or false, or 1 or 0"),
+            Self::Value(name) => (name, &is_value, "text or a number"),
+            Self::Number(name) => (name, &has_number, "a number, or text with one"),
         };
-        match (fits, value) {
+        let Some(value) = row.columns.get(name) else {
+            return Err(is_missing(name));
+        };
+        match (fits(value), value) {
             (true, _) => Ok(()),
             (false, Value::Number(number)) => Err(row.error(format!(
                 "column `{name}`, which a reward source reads: expected {expected}, found {number}"
@@ -510,6 +531,28 @@ impl SourceColumn {
             ))),
         }
     }
+}
+
+/// The column that a template cannot do without in a row; `None` if the row has all, or the template has a condition for the others.
+fn needed<'a>(text: &str, columns: &'a [String], row: &Row) -> Option<&'a str> {
+    let is_there = |name: &str| row.columns.contains_key(name);
+    let missing: Vec<&str> = (columns.iter().map(String::as_str))
+        .filter(|name| !is_there(name))
+        .collect();
+    let first = *missing.first()?;
+    // One that does not parse is reported with the settings.
+    let env = jinja::strict(text).ok()?;
+    let fails_without = |without: &[&str]| {
+        let mut columns = row.columns.clone();
+        let others = missing.iter().filter(|name| !without.contains(name));
+        columns.extend(others.map(|name| ((*name).to_owned(), "x".into())));
+        let values = context! {
+            prompt => "p", response => "r", highest => 10, row => minijinja::Value::from_serialize(&columns),
+        };
+        jinja::render(&env, values).is_err_and(|error| error.kind() == ErrorKind::UndefinedError)
+    };
+    fails_without(&missing)
+        .then(|| (missing.iter().copied().find(|name| fails_without(&[*name]))).unwrap_or(first))
 }
 
 /// A column's value as true or false: a boolean, or 1 or 0.
@@ -701,6 +744,54 @@ mod tests {
             check.problems[0]
         );
         assert_eq!(check.num_rows, Some(2));
+    }
+
+    #[test]
+    fn columns_of_templates_are_missed_where_they_are_needed() {
+        let row = Row {
+            columns: serde_json::from_str("{\"ideal\":\"b\",\"kind\":\"short\"}").unwrap(),
+            path: "d.jsonl".into(),
+            line: 1,
+        };
+        for (text, missed) in [
+            ("{{ response }} {{ row.ideal }}", None),
+            (
+                "{{ response }} {{ row.ideal }} {{ row.nosuch }}",
+                Some("nosuch"),
+            ),
+            (
+                "{% if row.a is defined %}{{ row.a }}{% endif %}{{ row.b }}",
+                Some("b"),
+            ),
+            ("{{ row.nosuch | default('none') }}", None),
+            (
+                "{% if row.kind == 'long' %}{{ row.a }}{% else %}{{ row.ideal }}{% endif %}",
+                None,
+            ),
+            (
+                "{% if row.kind == 'short' %}{{ row.a.b }}{% endif %}",
+                Some("a"),
+            ),
+            ("{{ 1 // 0 }}{{ row.nosuch }}", None),
+        ] {
+            let columns = jinja::items_read(&jinja::strict(text).unwrap(), "row");
+            let text = text.to_owned();
+            let column = SourceColumn::OfTemplate { text, columns };
+            let found = column.check(&row).err().map(|error| error.to_string());
+            let expected = missed.map(|name| {
+                format!(
+                    "d.jsonl:1: a reward source reads the column `{name}`; the row has the columns `ideal`, `kind`"
+                )
+            });
+            assert_eq!(found, expected, "{column:?}");
+        }
+        let column = SourceColumn::Text("ideal".into());
+        assert!(
+            column.is_missed("a reward source reads the column `ideal`; the row has no columns")
+        );
+        assert!(
+            !column.is_missed("a reward source reads the column `ideals`; the row has no columns")
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::judge::GradedConfig;
+use super::judge::{GradedConfig, row_columns};
 use super::sum::part_names;
 use crate::data::SourceColumn;
 use crate::model::{Label, LabelOutput};
@@ -290,6 +290,7 @@ impl RewardConfig {
             Self::Groups { columns, .. } => {
                 columns.values().cloned().map(SourceColumn::Value).collect()
             }
+            Self::Graded(graded) => row_columns(graded).into_iter().collect(),
             _ => Vec::new(),
         };
         let parts = self.parts();

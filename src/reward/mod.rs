@@ -487,7 +487,7 @@ mod tests {
             "LengthPenalty(source: Ensemble(sources: [Bleu(), Rouge(reference: \"r\")]), coef: 0.5)",
         );
         let columns = config.columns();
-        let names: Vec<&str> = columns.iter().map(SourceColumn::name).collect();
+        let names: Vec<&String> = columns.iter().flat_map(SourceColumn::names).collect();
         assert_eq!(names, ["completion", "r"]);
         let bad = parse(
             "Sum([(1.0, Ensemble(sources: [])), (1.0, Ensemble(sources: [Gold, Gold], combine: MeanMinusStd(-1.0))),

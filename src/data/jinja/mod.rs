@@ -11,6 +11,8 @@ mod values;
 
 pub(crate) use values::from_json;
 
+use std::collections::BTreeSet;
+
 use minijinja::value::{Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 
@@ -75,6 +77,33 @@ pub(crate) fn plain_environment() -> Environment<'static> {
     env.set_formatter(print::write_text);
     budget::install(&mut env);
     env
+}
+
+/// A [`plain_environment`] with the one template `source`, for which a name that is not there is an error, not an empty text.
+///
+/// # Errors
+/// As [`compile`].
+pub(crate) fn strict(source: &str) -> Result<Environment<'static>, Error> {
+    let mut env = plain_environment();
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env.set_keep_trailing_newline(true);
+    compile(&mut env, source)?;
+    Ok(env)
+}
+
+/// Names of the items of `object` that the one template of an environment reads as `object.name`, sorted; items that it looks up by
+/// other expressions are not seen.
+pub(crate) fn items_read(env: &Environment<'_>, object: &str) -> Vec<String> {
+    let Ok(template) = env.get_template(TEMPLATE) else {
+        return Vec::new();
+    };
+    let names = template.undeclared_variables(true);
+    let item = |name: &String| {
+        let (of, rest) = name.split_once('.')?;
+        (of == object).then(|| rest.split('.').next().unwrap_or(rest).to_owned())
+    };
+    let found: BTreeSet<String> = names.iter().filter_map(item).collect();
+    found.into_iter().collect()
 }
 
 /// Compiles the one template of an environment, whose white space settings count. Rendering it by [`render`] is bounded in time and

@@ -1,6 +1,6 @@
 //! The question which of two responses is better.
 
-use minijinja::{Environment, UndefinedBehavior, context};
+use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -86,12 +86,7 @@ pub struct PairForm {
 
 /// An environment with the one template `text`.
 pub(super) fn environment(text: &str) -> Result<Environment<'static>> {
-    let mut env = jinja::plain_environment();
-    // A name that is not there is an error, not an empty text.
-    env.set_undefined_behavior(UndefinedBehavior::Strict);
-    env.set_keep_trailing_newline(true);
-    jinja::compile(&mut env, text).map_err(|error| Error::Usage(format!("template: {error:#}")))?;
-    Ok(env)
+    jinja::strict(text).map_err(|error| Error::Usage(format!("template: {error:#}")))
 }
 
 /// What a template must show and does not.

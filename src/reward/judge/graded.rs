@@ -5,9 +5,9 @@ use minijinja::{Environment, Value, context};
 use super::form::{environment, render, unread, user};
 use super::labels::{expected_grade, label_probabilities};
 use super::{GradedConfig, Judge, Question};
-use crate::data::readable;
+use crate::data::{SourceColumn, jinja, readable};
 use crate::error::{Error, Problem, Result};
-use crate::reward::{Completion, RewardSource};
+use crate::reward::{Completion, RewardSource, columns};
 
 /// The default question.
 const TEMPLATE: &str = "Conversation:\n{{ prompt }}\n\nResponse:\n{{ response }}\n\nHow good is the response, from 1 to {{ highest }}?";
@@ -43,7 +43,7 @@ pub(crate) fn problems(config: &GradedConfig) -> Vec<Problem> {
         let message = format!("must be from 0 to 1, found {}", config.max_unanswered);
         problems.push(Problem::new("max_unanswered", message));
     }
-    // Columns of rows are not known here.
+    // Columns of rows are not known here: see `row_columns`.
     match config.template.as_deref().map(environment) {
         Some(Err(error)) => problems.push(Problem::new("template", error.to_string())),
         Some(Ok(env)) => {
@@ -53,6 +53,17 @@ pub(crate) fn problems(config: &GradedConfig) -> Vec<Problem> {
         None => {}
     }
     problems
+}
+
+/// What the template reads of the rows.
+pub(crate) fn row_columns(config: &GradedConfig) -> Option<SourceColumn> {
+    let text = config.template.as_ref()?;
+    // One that does not parse is reported with the settings.
+    let columns = jinja::items_read(&environment(text).ok()?, "row");
+    (!columns.is_empty()).then(|| SourceColumn::OfTemplate {
+        text: text.clone(),
+        columns,
+    })
 }
 
 impl Graded {
@@ -87,7 +98,8 @@ impl Graded {
             highest => self.config.highest,
             row => Value::from_serialize(&completion.row),
         };
-        let asked = render(&self.env, values).map_err(|error| self.failed(error.to_string()))?;
+        let asked =
+            render(&self.env, values).map_err(|error| self.no_question(completion, &error))?;
         let start = match &self.config.instructions {
             Some(instructions) => format!("{}\n\n", instructions.trim()),
             None => String::new(),
@@ -101,6 +113,20 @@ impl Graded {
             }
             false => Question::Text(format!("{asked}\n{ENDING}")),
         })
+    }
+
+    /// The error for a response that the template cannot show.
+    fn no_question(&self, completion: &Completion, error: &Error) -> Error {
+        let read = jinja::items_read(&self.env, "row");
+        let missing = read.iter().find(|name| !completion.row.contains_key(*name));
+        let reads = missing.map_or(String::new(), |name| {
+            format!("; the template reads the column {name:?}")
+        });
+        let prompt: String = completion.prompt.trim().chars().take(60).collect();
+        self.failed(format!(
+            "{error}{reads}; the row with the prompt {prompt:?} has {}",
+            columns(&completion.row)
+        ))
     }
 
     fn failed(&self, message: String) -> Error {
@@ -233,6 +259,37 @@ mod tests {
                 "Be strict.\n\nConversation:\np\n\nResponse:\nr\n\nHow good is the response, from 1 to 3?\nThe grade is:".into()
             )
         );
+    }
+
+    #[test]
+    fn a_missing_column_is_named_with_source_and_row() {
+        let mut config: GradedConfig = ron::from_str("(judge: Model(Base))").unwrap();
+        config.template = Some("{{ response }} {{ row.ideal }} {{ row.nosuch }}".into());
+        let columns = vec!["ideal".to_owned(), "nosuch".to_owned()];
+        assert_eq!(
+            row_columns(&config),
+            Some(SourceColumn::OfTemplate {
+                text: config.template.clone().unwrap(),
+                columns,
+            })
+        );
+        let mut source =
+            Graded::new("graded(base)".into(), Box::new(Fixed(None)), &config).unwrap();
+        let row = serde_json::json!({"ideal": "a", "text": "b"});
+        let completion = Completion {
+            prompt: " Why? ".into(),
+            row: row.as_object().unwrap().clone(),
+            ..Completion::default()
+        };
+        let error = source.score(&[completion]).unwrap_err().to_string();
+        for part in [
+            "reward source graded(base): template: undefined value",
+            "; the template reads the column \"nosuch\"; the row with the prompt \"Why?\" has \"ideal\", \"text\"",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        config.template = Some("{{ response }}".into());
+        assert_eq!(row_columns(&config), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use endpoint::Endpoint;
 pub(crate) use form::default_labels;
 pub use form::{PairExample, PairForm, PairSettings, Reasoning};
 pub use graded::Graded;
-pub(crate) use graded::problems as graded_problems;
+pub(crate) use graded::{problems as graded_problems, row_columns};
 pub use labels::{clamped, expected_grade, label_probabilities, preference};
 pub use lines::{jsonl, texts};
 pub use local::LocalJudge;
