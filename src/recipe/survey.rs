@@ -120,6 +120,27 @@ impl Surveyor<'_> {
             .ok()
     }
 
+    /// As [`Surveyor::keep`] for an error about the layers at `names`, or about rows of tokens, which begins with its own key.
+    fn keep_below_peft<T>(&mut self, path: &str, names: &str, result: Result<T>) -> Option<T> {
+        let Err(error) = &result else {
+            return result.ok();
+        };
+        let message = error.to_string();
+        let of_tokens = ["token_indices", "trainable_token_indices"];
+        let own = of_tokens.iter().find_map(|key| {
+            let prefix = format!("{key}: ");
+            let rest = message.strip_prefix(&prefix)?;
+            Some((format!("{path}.peft.{key}"), rest.replace(&prefix, "")))
+        });
+        match own {
+            Some((key, message)) => {
+                self.problems.push(self.places.problem(&key, message));
+                None
+            }
+            None => self.keep(names, result),
+        }
+    }
+
     fn stage(&mut self, stage: &Stage, path: &str) -> Option<StagePlan> {
         let inputs = stage.inputs();
         let (judge, judges) = self.judges(&inputs, path);
@@ -160,15 +181,17 @@ impl Surveyor<'_> {
                 data.kind == RowKind::Prompt
                     || (key.starts_with("eval_") && scored == Some(data.key))
             });
-            let columns: Vec<SourceColumn> =
-                rewards.flat_map(|(_, reward)| reward.columns()).collect();
-            self.data(&format!("{path}.{}", data.key), data, &columns);
+            let read = rewards.flat_map(|(key, reward)| {
+                let columns = reward.columns().into_iter();
+                columns.map(move |column| (format!("{path}.{key}"), column))
+            });
+            self.data(&format!("{path}.{}", data.key), data, read.collect());
         }
         for (key, reward) in &inputs.rewards {
             let place = format!("{path}.{key}");
             for problem in reward::check(reward, self.rewards, &place) {
                 self.problems.push(Problem {
-                    place: self.places.problem(&place, "").place,
+                    place: self.places.problem(&problem.place, "").place,
                     ..problem
                 });
             }
@@ -200,11 +223,11 @@ impl Surveyor<'_> {
         // Invalid rows were reported above; they cannot be planned.
         if self.problems.len() > before {
             let shape = stage.plan_shape(model);
-            self.keep(&names, shape);
+            self.keep_below_peft(path, &names, shape);
             return None;
         }
         let planned = stage.plan(model, &self.checked, &self.earlier);
-        let (mut plan, problems) = self.keep(&names, planned)?;
+        let (mut plan, problems) = self.keep_below_peft(path, &names, planned)?;
         if classifiers > 0 {
             plan.total_params += classifiers;
             let bytes = size_of::<f32>() as u64 * classifiers;
@@ -247,7 +270,15 @@ impl Surveyor<'_> {
         match known.tokenizer.with_eos_token(text) {
             Ok(tokenizer) => Some(ResolvedModel { tokenizer, ..known }),
             Err(error) => {
-                let problem = self.places.problem("eos_token", error.to_string());
+                let message = error.to_string();
+                let message = message.trim_start_matches("eos_token: ");
+                let help = match text.is_empty() {
+                    true => "leave it out for the model's own".to_owned(),
+                    false => {
+                        format!("name a token of the model, or add it by `add_tokens: [{text:?}]`")
+                    }
+                };
+                let problem = self.places.problem("eos_token", message).with_help(help);
                 if !self.problems.contains(&problem) {
                     self.problems.push(problem);
                 }
@@ -285,13 +316,15 @@ impl Surveyor<'_> {
         }
     }
 
-    /// Checks all rows of a data set and records the problems.
-    fn data(&mut self, place: &str, data: &DataUse<'_>, columns: &[SourceColumn]) {
+    /// Checks all rows of a data set, which have to have the columns that `read` names, each with the key of the reward source, and
+    /// records the problems.
+    fn data(&mut self, place: &str, data: &DataUse<'_>, read: Vec<(String, SourceColumn)>) {
         if data.config.source.is_of_stages() {
             return;
         }
         let places = self.places;
-        let Some(found) = self.checked.check(data.config, data.kind, columns) else {
+        let columns: Vec<SourceColumn> = read.iter().map(|(_, column)| column.clone()).collect();
+        let Some(found) = self.checked.check(data.config, data.kind, &columns) else {
             return;
         };
         // Problems of rows have places in their file; problems of the recipe's keys get line and column.
@@ -307,9 +340,16 @@ impl Surveyor<'_> {
             }
         }
         for problem in &found.problems {
+            let mut problem = problem.clone();
+            let reader = read
+                .iter()
+                .find(|(_, column)| column.is_missed(&problem.message));
+            if let Some((key, _)) = reader {
+                problem.help = Some(format!("it is read at {}", places.problem(key, "").place));
+            }
             // Problems of a shared file are reported once.
-            if !self.problems.contains(problem) {
-                self.problems.push(problem.clone());
+            if !self.problems.contains(&problem) {
+                self.problems.push(problem);
             }
         }
     }

@@ -6,17 +6,13 @@ use super::{CustomRewards, RewardConfig, ensemble, judge, name, verify};
 use crate::error::Problem;
 use crate::model::LabelOutput;
 
-/// All problems of `config` that show before it runs; `place` is its key in the recipe.
+/// All problems of `config` that show before it runs, by their keys; `place` is its own key in the recipe.
 ///
 /// Whether models exist, and classifiers have their label, is checked with the recipe.
 pub fn check(config: &RewardConfig, custom: &CustomRewards, place: &str) -> Vec<Problem> {
     let mut problems = own_problems(config, custom, place);
     for (key, part) in config.parts() {
-        let key = match config {
-            RewardConfig::Sum(_) => format!("{place}[{}]", key.trim_end_matches(".1")),
-            _ => format!("{place}.{key}"),
-        };
-        problems.extend(check(part, custom, &key));
+        problems.extend(check(part, custom, &format!("{place}.{key}")));
     }
     problems
 }
@@ -27,6 +23,7 @@ pub(super) fn own_problems(
     custom: &CustomRewards,
     place: &str,
 ) -> Vec<Problem> {
+    let below = |key: &str| format!("{place}.{key}");
     match config {
         RewardConfig::Learned { .. } | RewardConfig::Classifier { .. } | RewardConfig::Gold => {
             vec![]
@@ -37,9 +34,11 @@ pub(super) fn own_problems(
             if reference.is_empty() =>
         {
             vec![
-                Problem::new(place, "the name of the reference column is empty").with_help(
-                    "name the column that holds the reference text, e.g. \"completion\"",
-                ),
+                Problem::new(
+                    below("reference"),
+                    "the name of the reference column is empty",
+                )
+                .with_help("name the column that holds the reference text, e.g. \"completion\""),
             ]
         }
         RewardConfig::Rouge { .. } | RewardConfig::Bleu { .. } | RewardConfig::Chrf { .. } => {
@@ -68,13 +67,13 @@ pub(super) fn own_problems(
             let mut problems = Vec::new();
             if !(*threshold >= 0.0 && *threshold <= 1.0) {
                 problems.push(Problem::new(
-                    place,
+                    below("threshold"),
                     format!("threshold is {threshold}; expected a probability, from 0 to 1"),
                 ));
             }
             if tag.as_ref().is_some_and(String::is_empty) {
                 problems.push(
-                    Problem::new(place, "the name of the tag's column is empty")
+                    Problem::new(below("tag"), "the name of the tag's column is empty")
                         .with_help("name the column, or leave `tag` out"),
                 );
             }
@@ -84,7 +83,7 @@ pub(super) fn own_problems(
                 {
                     problems.push(
                         Problem::new(
-                            format!("{place}.{key}"),
+                            below(key),
                             "the classifier gives probabilities; Safest takes their logits, as reward models give them",
                         )
                         .with_help("leave out `score`, or set `score: Logit`"),
@@ -96,7 +95,7 @@ pub(super) fn own_problems(
         RewardConfig::LengthPenalty { coef, .. } if !(coef.is_finite() && *coef > 0.0) => {
             vec![
                 Problem::new(
-                    place,
+                    below("coef"),
                     format!("coef is {coef}; expected a penalty for each unit of length, above 0"),
                 )
                 .with_help("for example coef: 0.01"),
@@ -104,13 +103,13 @@ pub(super) fn own_problems(
         }
         RewardConfig::LengthPenalty { .. } => vec![],
         RewardConfig::Length { target: 0 } => vec![
-            Problem::new(place, "target is 0 words; expected at least 1")
+            Problem::new(below("target"), "target is 0 words; expected at least 1")
                 .with_help("set `target` to the number of words of a good response"),
         ],
         RewardConfig::Length { .. } => vec![],
         RewardConfig::Pattern { regex } => regex::Regex::new(regex)
             .err()
-            .map(|error| Problem::new(place, error.to_string()))
+            .map(|error| Problem::new(below("regex"), error.to_string()))
             .into_iter()
             .collect(),
         RewardConfig::Number { .. } | RewardConfig::Groups { .. } | RewardConfig::Schema { .. } => {
@@ -122,23 +121,26 @@ pub(super) fn own_problems(
             match command.first().map(String::as_str) {
                 None | Some("") => problems.push(
                     Problem::new(
-                        place,
+                        below("command"),
                         "the command is empty; expected a program and its arguments",
                     )
                     .with_help("for example command: [\"python3\", \"score.py\"]"),
                 ),
                 Some(program) if find_program(program).is_none() => problems.push(
-                    Problem::new(place, format!("the program {program:?} was not found"))
-                        .with_help(
-                            "give a program on PATH, or a path with a separator such as ./score",
-                        ),
+                    Problem::new(
+                        below("command"),
+                        format!("the program {program:?} was not found"),
+                    )
+                    .with_help(
+                        "give a program on PATH, or a path with a separator such as ./score",
+                    ),
                 ),
                 Some(_) => {}
             }
             // A Duration holds 2^64 seconds; a year is long enough.
             if !(timeout_s > 0.0 && timeout_s <= 31_536_000.0) {
                 problems.push(Problem::new(
-                    place,
+                    below("timeout_s"),
                     format!("timeout_s is {timeout_s}; expected a positive number of seconds, at most a year"),
                 ));
             }
@@ -164,7 +166,7 @@ pub(super) fn own_problems(
                     "the weight of {} is {weight}; expected a finite number",
                     name(term)
                 );
-                Problem::new(format!("{place}[{at}]"), message)
+                Problem::new(below(&at.to_string()), message)
             })
             .collect(),
     }

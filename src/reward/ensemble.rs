@@ -56,7 +56,7 @@ pub(super) fn problems(sources: &[RewardConfig], combine: Combine, place: &str) 
         };
         problems.push(
             Problem::new(
-                place,
+                format!("{place}.sources"),
                 format!("an ensemble of {count}; expected at least two"),
             )
             .with_help("e.g. sources: [Learned(stage: \"rm1\"), Learned(stage: \"rm2\")]"),
@@ -66,7 +66,8 @@ pub(super) fn problems(sources: &[RewardConfig], combine: Combine, place: &str) 
         && !(coef.is_finite() && coef > 0.0)
     {
         let message = format!("MeanMinusStd({coef}): expected a coefficient above 0");
-        problems.push(Problem::new(place, message).with_help("for example MeanMinusStd(1.0)"));
+        let problem = Problem::new(format!("{place}.combine"), message);
+        problems.push(problem.with_help("for example MeanMinusStd(1.0)"));
     }
     problems
 }

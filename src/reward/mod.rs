@@ -428,14 +428,14 @@ mod tests {
             .map(|p| format!("{} {}", p.place, p.message.replace('\n', " ")))
             .collect();
         let expected = [
-            "r[0] the weight of pattern(() is NaN",
-            "r[0] regex parse error",
-            "r[1] the program \"no-such-scorer\" was not found",
-            "r[1] timeout_s is 0;",
-            "r[2] target is 0 words",
-            "r[3][0] the command is empty",
-            "r[4] a sum of no sources",
-            "r[5] no reward source named \"rude\" is in this program",
+            "r.0 the weight of pattern(() is NaN",
+            "r.0.1.regex regex parse error",
+            "r.1.1.command the program \"no-such-scorer\" was not found",
+            "r.1.1.timeout_s timeout_s is 0;",
+            "r.2.1.target target is 0 words",
+            "r.3.1.0.1.command the command is empty",
+            "r.4.1 a sum of no sources",
+            "r.5.1 no reward source named \"rude\" is in this program",
         ];
         assert_eq!(found.len(), expected.len(), "{found:#?}");
         for (found, expected) in found.iter().zip(expected) {
@@ -500,15 +500,15 @@ mod tests {
             .map(|p| format!("{} {}", p.place, p.message))
             .collect();
         let expected = [
-            "r[0] an ensemble of no sources; expected at least two",
-            "r[1] MeanMinusStd(-1): expected a coefficient above 0",
-            "r[2] threshold is 1.5; expected a probability, from 0 to 1",
-            "r[2] the name of the tag's column is empty",
-            "r[2].safety the classifier gives probabilities; Safest takes their logits, as reward models give them",
-            "r[2].helpful coef is 0; expected a penalty for each unit of length, above 0",
-            "r[3] the name of the reference column is empty",
-            "r[4] neither `model` nor `stage` is given",
-            "r[5] both `model` and `stage` are given",
+            "r.0.1.sources an ensemble of no sources; expected at least two",
+            "r.1.1.combine MeanMinusStd(-1): expected a coefficient above 0",
+            "r.2.1.threshold threshold is 1.5; expected a probability, from 0 to 1",
+            "r.2.1.tag the name of the tag's column is empty",
+            "r.2.1.safety the classifier gives probabilities; Safest takes their logits, as reward models give them",
+            "r.2.1.helpful.coef coef is 0; expected a penalty for each unit of length, above 0",
+            "r.3.1.reference the name of the reference column is empty",
+            "r.4.1 neither `model` nor `stage` is given",
+            "r.5.1 both `model` and `stage` are given",
         ];
         assert_eq!(found, expected);
     }

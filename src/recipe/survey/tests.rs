@@ -385,3 +385,76 @@ fn the_label_stages_of_the_documentation_are_read() {
         "{found:?}"
     );
 }
+
+/// A Sample stage with this reward source.
+fn sampled(reward: &str) -> String {
+    format!(
+        r#"Sample(name: "s", init: Base, data: (source: Posts(rows: 3, seed: 3)), num_responses: 2, response_length: 4,
+            max_prompt_length: 120, reward: {reward})"#
+    )
+}
+
+#[test]
+fn problems_of_reward_sources_are_at_their_keys() {
+    for (reward, parts) in [
+        (
+            "LengthPenalty(source: Gold, coef: 0.0)",
+            ["stages.s.reward.coef: coef is 0", ""],
+        ),
+        (
+            "Sum([(1.0, Gold), (1.0, Safest(helpful: Gold, safety: Gold, threshold: 2.0))])",
+            ["stages.s.reward.1.1.threshold: threshold is 2", ""],
+        ),
+        (
+            "Ensemble(sources: [Gold, Gold], combine: MeanMinusStd(-1.0))",
+            ["stages.s.reward.combine: MeanMinusStd(-1)", ""],
+        ),
+        (
+            r#"Rouge(reference: "nosuch")"#,
+            [
+                "posts:1: a reward source reads the column `nosuch`; the row has the columns `text`",
+                "| it is read at r.ron:2:37: stages.s.reward",
+            ],
+        ),
+        (
+            r#"Graded(judge: Model(Base), template: "{{ response }} {{ row.nosuch }}")"#,
+            [
+                "posts:1: a reward source reads the column `nosuch`; the row has the columns `text`",
+                "| it is read at r.ron:2:37: stages.s.reward",
+            ],
+        ),
+    ] {
+        refused(&sampled(reward), &parts);
+    }
+    let fine = r#"Graded(judge: Model(Base), template: "{{ response }} {{ row.ideal }}{{ row.nosuch | default('') }}")"#;
+    assert_eq!(problems(&sampled(fine)), Vec::<String>::new());
+}
+
+#[test]
+fn tokens_that_are_none_are_refused_at_their_keys() {
+    refused(
+        r#"Sft(name: "f", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4, max_length: 96,
+            peft: TrainableTokens(token_indices: [99999999]))"#,
+        &[
+            "stages.f.peft.token_indices: there is no token 99999999: model.embed_tokens has 768 rows",
+        ],
+    );
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny");
+    let text = format!(
+        r#"(name: "r", model: "{model}", eos_token: "zzz", stages: [Sft(name: "f", data: (source: Posts(rows: 8, seed: 1)), batch_size: 4)])"#
+    );
+    let loaded = load_text(Path::new("r.ron"), &text, &[]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let options = RunOptions {
+        output: Some(folder.path().join("run")),
+        ..RunOptions::default()
+    };
+    let error = check(loaded, &options).err().unwrap().to_string();
+    assert_eq!(error.matches("eos_token").count(), 1, "{error}");
+    for part in [
+        ": eos_token: \"zzz\" is not a token of the vocabulary in ",
+        "help: name a token of the model, or add it by `add_tokens: [\"zzz\"]`",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}

@@ -81,14 +81,14 @@ pub(super) fn problems(config: &RewardConfig, place: &str) -> Vec<Problem> {
         RewardConfig::Number { tolerance, .. } if !(*tolerance >= 0.0 && tolerance.is_finite()) => {
             let message =
                 format!("tolerance is {tolerance}; expected a finite number of at least 0");
-            vec![Problem::new(place, message)]
+            vec![Problem::new(format!("{place}.tolerance"), message)]
         }
         RewardConfig::Groups { regex, columns, .. } => match regex::Regex::new(regex) {
-            Err(error) => vec![Problem::new(place, error.to_string())],
-            Ok(regex) => group_problems(&regex, columns, place),
+            Err(error) => vec![Problem::new(format!("{place}.regex"), error.to_string())],
+            Ok(regex) => group_problems(&regex, columns, &format!("{place}.columns")),
         },
         RewardConfig::Schema { file } => (read_schema(file).err().into_iter())
-            .map(|message| Problem::new(place, message))
+            .map(|message| Problem::new(format!("{place}.file"), message))
             .collect(),
         _ => Vec::new(),
     }
