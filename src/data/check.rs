@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use minijinja::{ErrorKind, context};
+use minijinja::context;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
@@ -549,7 +549,8 @@ fn needed<'a>(text: &str, columns: &'a [String], row: &Row) -> Option<&'a str> {
         let values = context! {
             prompt => "p", response => "r", highest => 10, row => minijinja::Value::from_serialize(&columns),
         };
-        jinja::render(&env, values).is_err_and(|error| error.kind() == ErrorKind::UndefinedError)
+        jinja::render(&env, values)
+            .is_err_and(|error| error.kind() == minijinja::ErrorKind::UndefinedError)
     };
     fails_without(&missing)
         .then(|| (missing.iter().copied().find(|name| fails_without(&[*name]))).unwrap_or(first))
