@@ -226,13 +226,6 @@ impl StagesTask<'_> {
             let found = source.score(&completions);
             warn(&source.take_messages());
             let found = found?;
-            if found.len() != completions.len() {
-                let (expected, found) = (completions.len(), found.len());
-                return Err(Error::Reward {
-                    name: title.clone(),
-                    message: format!("expected {expected} scores, found {found}"),
-                });
-            }
             for (scores, score) in scores.iter_mut().zip(found) {
                 scores.insert(title.clone(), f64::from(score));
             }

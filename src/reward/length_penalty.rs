@@ -1,6 +1,6 @@
 //! A penalty for length on another source's score.
 
-use super::{Completion, LengthUnit, RewardSource, scores_of};
+use super::{Completion, LengthUnit, RewardSource};
 use crate::error::Result;
 
 /// `score - coef * max(0, length - beyond)`.
@@ -19,8 +19,7 @@ pub(super) struct LengthPenalty {
 
 impl RewardSource for LengthPenalty {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        let place = || "length penalty, source".into();
-        let scores = scores_of(self.source.as_mut(), completions, place)?;
+        let scores = self.source.score(completions)?;
         let penalised = |(completion, score): (&Completion, f32)| {
             let excess = self.unit.length(completion).saturating_sub(self.beyond);
             (f64::from(score) - self.coef * excess as f64) as f32

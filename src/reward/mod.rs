@@ -2,6 +2,7 @@
 
 mod bleu;
 mod check;
+mod checked;
 mod chrf;
 mod classifier;
 mod command;
@@ -40,6 +41,7 @@ pub use log_probability::LogProbability;
 pub use reading::CompletionEncoder;
 
 use check::own_problems;
+use checked::Checked;
 use config::{last_name, program_name};
 
 use crate::data::Conversation;
@@ -108,7 +110,8 @@ pub enum ModelReward<'a> {
     Graded(&'a GradedConfig),
 }
 
-/// The source that `config` names: `custom` has those of [`RewardConfig::Custom`], `with_model` makes those that need a model.
+/// The source that `config` names: `custom` has those of [`RewardConfig::Custom`], `with_model` makes those that need a model. Its scores
+/// are one finite number for each response, or an error that names the source which gave another.
 ///
 /// # Errors
 /// What [`check`] finds too (a regular expression that does not parse, an empty command), and what `with_model` returns.
@@ -127,7 +130,7 @@ pub fn build(
         column: column.clone(),
         first_line: *first_line,
     };
-    Ok(match config {
+    let source: Box<dyn RewardSource> = match config {
         RewardConfig::Learned { stage } => with_model(ModelReward::Learned(stage))?,
         RewardConfig::LogProbability {
             model,
@@ -246,27 +249,8 @@ pub fn build(
             beyond: *beyond,
             coef: *coef,
         }),
-    })
-}
-
-/// The scores of a source that another one is made of, named by `place` if they are not one for each completion.
-fn scores_of(
-    source: &mut dyn RewardSource,
-    completions: &[Completion],
-    place: impl FnOnce() -> String,
-) -> Result<Vec<f32>> {
-    let scores = source.score(completions)?;
-    match scores.len() == completions.len() {
-        true => Ok(scores),
-        false => Err(Error::Reward {
-            name: place(),
-            message: format!(
-                "gave {} scores for {} responses",
-                scores.len(),
-                completions.len()
-            ),
-        }),
-    }
+    };
+    Ok(Box::new(Checked::new(config, source)))
 }
 
 /// A short name for messages and titles: `rougeL`, `length(12)`, `learned(rm)`, `0.5*gold + 1*length(12)`.

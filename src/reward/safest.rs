@@ -1,6 +1,6 @@
 //! Helpfulness, unless a response is unsafe.
 
-use super::{Completion, RewardSource, columns, scores_of};
+use super::{Completion, RewardSource, columns};
 use crate::data::flag;
 use crate::error::{Error, Result};
 use crate::rl::{Variance, whiten};
@@ -47,12 +47,8 @@ impl Safest {
 
 impl RewardSource for Safest {
     fn score(&mut self, completions: &[Completion]) -> Result<Vec<f32>> {
-        let helpful = scores_of(self.helpful.as_mut(), completions, || {
-            "safest, helpful".into()
-        })?;
-        let safety = scores_of(self.safety.as_mut(), completions, || {
-            "safest, safety".into()
-        })?;
+        let helpful = self.helpful.score(completions)?;
+        let safety = self.safety.score(completions)?;
         let mut scores = Vec::with_capacity(completions.len());
         for ((completion, helpful), safety) in completions.iter().zip(helpful).zip(safety) {
             let is_safe = 1.0 / (1.0 + (-f64::from(safety)).exp());

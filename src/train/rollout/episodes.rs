@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::FrozenValue;
 use crate::data::{Prompt, Tokenizer};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{GenerateOptions, Response, generate, generate_with};
 use crate::model::LanguageModel;
 use crate::ops::ModelBackend;
@@ -126,7 +126,7 @@ impl<'a> Generator<'a> {
     /// Generates and scores one response of `policy` per prompt; equal prompts in a row share their prefill. With a `value` head, values are read during generation from the states that predict the tokens.
     ///
     /// # Errors
-    /// Those of the sources, and `Error::Reward` for a score that is not finite.
+    /// Those of the sources.
     pub(crate) fn episodes<B: ModelBackend>(
         &mut self,
         session: &mut Session<'_, B>,
@@ -164,12 +164,6 @@ impl<'a> Generator<'a> {
         let (mut scores, mut columns) = (Vec::new(), Vec::new());
         for (name, source) in self.sources.iter_mut() {
             let values = session.score(source.as_mut(), &completions)?;
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(Error::Reward {
-                    name: name.clone(),
-                    message: "a score is not finite".into(),
-                });
-            }
             match name.as_str() {
                 SCORE => {
                     scores = values;
