@@ -10,6 +10,7 @@ use crate::recipe::references;
 use crate::report::ReportTo;
 use crate::train::Stage;
 use crate::train::checks::Checks;
+use crate::web::url_problem;
 
 /// Most texts of `add_tokens`: each is looked for in all text, and costs time when the tokenizer is made.
 const MOST_NEW_TOKENS: usize = 10_000;
@@ -44,11 +45,13 @@ pub(super) fn validate_except(recipe: &Recipe, places: &Places, broken: &[String
     for (index, to) in recipe.report_to.iter().enumerate() {
         let key = format!("report_to.{index}");
         if let ReportTo::Mlflow(uri) = to
-            && !uri.starts_with("http://")
-            && !uri.starts_with("https://")
+            && let Some(problem) = url_problem(
+                uri,
+                "http://127.0.0.1:5000",
+                "MLflow's token is read from MLFLOW_TRACKING_TOKEN",
+            )
         {
-            let expected = "the address of an MLflow server, http:// or https://";
-            checks.must(&key, false, expected, uri);
+            checks.problem(&key, problem);
         }
         if recipe.report_to[..index].contains(to) {
             checks.problem(key, "is listed twice");

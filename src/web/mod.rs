@@ -14,6 +14,7 @@ mod limits;
 mod same_site;
 mod server;
 mod token;
+mod url;
 
 pub(crate) use self::address::Bind;
 pub(crate) use self::events::{EventSource, event_response, event_stream, push_data};
@@ -22,3 +23,4 @@ pub(crate) use self::limits::Limits;
 pub(crate) use self::server::Running;
 pub(crate) use self::server::Server;
 pub(crate) use self::token::{Token, TokenHash, bearer};
+pub(crate) use self::url::url_problem;

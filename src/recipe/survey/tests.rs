@@ -268,6 +268,18 @@ fn rows_of_stages_that_cannot_be_compared_are_refused() {
 }
 
 #[test]
+fn an_address_with_a_password_is_refused_and_not_shown() {
+    let text = r#"(name: "r", report_to: [Mlflow("http://user:sekret@127.0.0.1:1")], stages: [Sft(name: "s", data: (source: Posts(rows: 8, seed: 2)), batch_size: 4)])"#;
+    let message = load_text(Path::new("r.ron"), text, &[])
+        .unwrap_err()
+        .to_string();
+    let says = "report_to.0: holds a user or password, which would be written to the run's folder; MLflow's token is read from \
+                MLFLOW_TRACKING_TOKEN";
+    assert!(message.contains(says), "{message}");
+    assert!(!message.contains("sekret"), "{message}");
+}
+
+#[test]
 fn labels_that_no_earlier_stage_writes_are_refused() {
     let model = |more: &str| {
         format!(

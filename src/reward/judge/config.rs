@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Problem;
 use crate::model::Init;
+use crate::web::url_problem;
 
 /// Who judges.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -147,23 +148,9 @@ impl EndpointConfig {
                 problems.push(Problem::new(key, message));
             }
         };
-        let rest = (self.url.strip_prefix("http://")).or(self.url.strip_prefix("https://"));
-        must(
-            "url",
-            rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')),
-            format!(
-                "expected an address such as \"http://127.0.0.1:8000/v1\", found {:?}",
-                self.url
-            ),
-        );
-        let host = rest.and_then(|rest| rest.split('/').next()).unwrap_or("");
-        must(
-            "url",
-            !host.contains('@'),
-            "holds a user or password, which would be written to the run's folder; name a key by `api_key_env`".into(),
-        );
-        if let Some(why) = rest.and_then(|_| odd_address(&self.url)) {
-            must("url", false, format!("{why}, found {:?}", self.url));
+        let example = "http://127.0.0.1:8000/v1";
+        if let Some(why) = url_problem(&self.url, example, "name a key by `api_key_env`") {
+            must("url", false, why);
         }
         must(
             "url",
@@ -231,25 +218,6 @@ impl EndpointConfig {
     }
 }
 
-/// What is wrong with an address to which a path is added.
-fn odd_address(url: &str) -> Option<String> {
-    if url.contains(['?', '#']) {
-        return Some("expected an address without `?` and `#`: a path is added to it".into());
-    }
-    let uri = match url.parse::<ureq::http::Uri>() {
-        Ok(uri) => uri,
-        Err(error) => return Some(format!("is no address ({error})")),
-    };
-    let authority = uri.authority()?.as_str();
-    let host = uri.host().unwrap_or_default();
-    if host.is_empty() {
-        return Some("names no host".into());
-    }
-    let port = uri.port_u16().filter(|&port| port > 0);
-    (authority.len() > host.len() && port.is_none())
-        .then(|| "expected a port from 1 to 65535 after the host's `:`".into())
-}
-
 fn yes() -> bool {
     true
 }
@@ -273,35 +241,4 @@ fn one_second() -> f64 {
 }
 fn tenth() -> f64 {
     0.1
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_checked_before_a_server_is_asked() {
-        for (url, expected) in [
-            ("http://127.0.0.1:8000/v1", ""),
-            ("https://api.example.org/v1", ""),
-            ("http://[::1]:8000/v1", ""),
-            ("http://[::1", "is no address"),
-            ("http://h:0/v1", "a port from 1 to 65535"),
-            ("http://h:99999/v1", "a port from 1 to 65535"),
-            ("http://h:/v1", "a port from 1 to 65535"),
-            ("http://:8000/v1", ""),
-            ("http://h/v1?key=secret", "without `?` and `#`"),
-            ("http://h/v1#f", "without `?` and `#`"),
-            ("http://h\0/v1", "is no address"),
-            ("http://h\r\nX: y/v1", "is no address"),
-            ("http://a b/v1", "is no address"),
-        ] {
-            let found = odd_address(url);
-            match (url, expected) {
-                ("http://:8000/v1", _) => assert!(found.is_some(), "{url}"),
-                (_, "") => assert_eq!(found, None, "{url}"),
-                _ => assert!(found.is_some_and(|why| why.contains(expected)), "{url}"),
-            }
-        }
-    }
 }
