@@ -182,8 +182,16 @@ impl NewTask {
 fn set(row: &Row, format: &RowFormat) -> Result<NewTask> {
     let set = response_sets(std::slice::from_ref(row), format)?.remove(0);
     let count = set.responses.len();
-    // Of a preference row the scores are which one was chosen; zeros are those of a row that has none.
-    let scored = row.columns.contains_key("scores") || row.columns.contains_key("chosen");
+    // Of a preference row the scores are which one was chosen. Zeros are those of a row that has none, or not a number for each response.
+    let has_all = |scores: &Value| {
+        let scores = scores.as_array().map(Vec::as_slice).unwrap_or_default();
+        scores.len() == count && scores.iter().all(|score| score.as_f64().is_some())
+    };
+    let responses = row.columns.get("responses").and_then(Value::as_array);
+    let scored = match responses {
+        Some(_) => row.columns.get("scores").is_some_and(has_all),
+        None => row.columns.contains_key("chosen"),
+    };
     let task = Task {
         prompt: set.prompt,
         responses: set.responses,

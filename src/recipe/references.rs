@@ -135,9 +135,12 @@ pub(super) fn check(checks: &mut Checks, recipe: &Recipe, places: &Places) {
 /// Refuses to select by score, or to compare, where the rows of a stage have no scores.
 fn check_scores(checks: &mut Checks, stages: &[Stage], path: &str, stage: &Stage) {
     for data in stage.inputs().data {
-        // A judge compares by itself.
-        let selects = data.kind != RowKind::Responses
-            && (data.config.format.take != Some(Take::All) || data.kind == RowKind::Preference);
+        // A judge compares by itself, and so do people.
+        let selects = match data.kind {
+            RowKind::Responses => stage.compares_by_scores(),
+            RowKind::Preference => true,
+            _ => data.config.format.take != Some(Take::All),
+        };
         for rows in data.config.source.stages() {
             let source = stages.iter().find(|stage| stage.name() == rows.stage);
             if selects && source.is_some_and(|source| !source.leaves_scores()) {
@@ -148,6 +151,10 @@ fn check_scores(checks: &mut Checks, stages: &[Stage], path: &str, stage: &Stage
                 checks.problem(format!("{path}.{}.source", data.key), message);
                 checks.help(match data.kind {
                     RowKind::Preference => format!("give `{}` a `reward`", rows.stage),
+                    RowKind::Responses => format!(
+                        "give `{}` a `reward`, or let people compare: leave out `by`",
+                        rows.stage
+                    ),
                     _ => format!(
                         "give `{}` a `reward`, or take all: `format: (take: All)`",
                         rows.stage

@@ -195,6 +195,11 @@ pub trait StageSpec {
         true
     }
 
+    /// Whether it compares responses by the scores that their rows have, where it could do so otherwise.
+    fn compares_by_scores(&self) -> bool {
+        false
+    }
+
     /// The share of its rows that is held out, for stages that write rows.
     fn valid_fraction(&self) -> Option<f64> {
         None
@@ -283,6 +288,11 @@ macro_rules! stages {
             /// Whether the rows that it writes have scores, for stages that write rows.
             pub fn leaves_scores(&self) -> bool {
                 match self { $(Self::$kind(stage) => stage.leaves_scores(),)* }
+            }
+
+            /// Whether it compares responses by the scores that their rows have, where it could do so otherwise.
+            pub fn compares_by_scores(&self) -> bool {
+                match self { $(Self::$kind(stage) => stage.compares_by_scores(),)* }
             }
 
             /// The share of its rows that is held out, for stages that write rows.

@@ -268,6 +268,34 @@ fn rows_of_stages_that_cannot_be_compared_are_refused() {
 }
 
 #[test]
+fn scores_that_no_earlier_stage_writes_are_refused_where_they_decide() {
+    let sample = |name: &str, more: &str| {
+        format!(
+            r#"Sample(name: "{name}", init: Base, data: (source: Posts(rows: 24, seed: 1)), num_responses: 2, response_length: 6,
+            max_prompt_length: 120, {more})"#
+        )
+    };
+    let (plain, scored) = (sample("p", ""), sample("q", "reward: Gold"));
+    let label = |source: &str, by: &str| {
+        format!(r#"{plain}, {scored}, Label(name: "l", data: (source: {source}), {by})"#)
+    };
+    for source in [r#"Stage("p")"#, r#"Stages(["q", "p"])"#] {
+        refused(
+            &label(source, "by: Scores"),
+            &[
+                "stages.l.data.source: the stage `p` has no `reward`",
+                "or let people compare: leave out `by`",
+            ],
+        );
+        assert_eq!(problems(&label(source, "")), Vec::<String>::new());
+    }
+    assert_eq!(
+        problems(&label(r#"Stage("q")"#, "by: Scores")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
 fn an_address_with_a_password_is_refused_and_not_shown() {
     let text = r#"(name: "r", report_to: [Mlflow("http://user:sekret@127.0.0.1:1")], stages: [Sft(name: "s", data: (source: Posts(rows: 8, seed: 2)), batch_size: 4)])"#;
     let message = load_text(Path::new("r.ron"), text, &[])

@@ -35,6 +35,8 @@ use crate::web::{Bind, Limits, Server};
 
 /// The file of tasks and judgements in the stage's folder.
 const STORE: &str = "labels.db";
+/// Longest part of a prompt that an error shows, in characters.
+const MOST_SHOWN: usize = 80;
 /// How often the stage looks whether enough is judged.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -54,7 +56,8 @@ pub(super) fn label<B: ModelBackend>(
         &config.form,
         config.max_pairs,
         seed.fork("tasks"),
-    )?;
+    )
+    .map_err(|error| of_stage(config, error))?;
     for (left_out, what) in [
         (unused.equal, "pairs of equal texts"),
         (unused.too_few, "rows with too few responses"),
@@ -101,6 +104,17 @@ pub(super) fn label<B: ModelBackend>(
     Ok(Outcome { table, ..outcome })
 }
 
+/// The error of rows without a task: it is that of a stage, as earlier ones may have written them, and none of the command.
+fn of_stage(config: &LabelConfig, error: Error) -> Error {
+    match error {
+        Error::Usage(message) => Error::Stage {
+            stage: config.name.clone(),
+            message,
+        },
+        other => other,
+    }
+}
+
 /// What came of the labelling.
 struct Labels {
     /// Comparisons, those of a prompt together.
@@ -117,7 +131,14 @@ fn by_scores(config: &LabelConfig, tasks: &[NewTask], seed: Seed) -> Result<Labe
         let [a, b] = task.scores.as_slice() else {
             return Err(Error::Stage {
                 stage: config.name.clone(),
-                message: "`by: Scores` needs rows with scores: give the Sample stage a `reward`, or leave out `by`".into(),
+                message: format!(
+                    "`by: Scores` needs a finite number for each response in the column `scores`; the rows of the prompt {:?} have not: \
+                     score the responses of these rows by a Sample stage with a `reward`, or leave out `by`",
+                    task.prompt_text()
+                        .chars()
+                        .take(MOST_SHOWN)
+                        .collect::<String>()
+                ),
             });
         };
         let (chosen, rejected) = match a.partial_cmp(b) {
@@ -336,6 +357,41 @@ fn move_aside(path: &Path) -> Result<Option<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scores_that_are_no_numbers_are_an_error_and_no_tie() {
+        let config: LabelConfig =
+            ron::from_str(r#"(name: "l", data: (source: Stage("s")), by: Scores)"#).unwrap();
+        let of = |columns: Value| {
+            let row = crate::data::Row {
+                columns: columns.as_object().unwrap().clone(),
+                path: "rows.jsonl".into(),
+                line: 1,
+            };
+            let seed = Seed::new(1);
+            let tasks = tasks_of(&[row], &config.data.format, &config.form, None, seed);
+            let tasks = tasks.map_err(|error| of_stage(&config, error))?.0;
+            by_scores(&config, &tasks, seed).map(|labels| labels.rows.len())
+        };
+        let row = |scores: Value| json!({"prompt": "p", "responses": ["a", "b"], "scores": scores});
+        assert_eq!(of(row(json!([0.5, 2.0]))).unwrap(), 1);
+        for scores in [
+            json!([null, 2.0]),
+            json!([1.0]),
+            json!({"gold": [1.0, 2.0]}),
+        ] {
+            let error = of(row(scores)).unwrap_err();
+            let says = "stage l: `by: Scores` needs a finite number for each response in the column `scores`; the rows of the prompt \"p\"";
+            assert!(error.to_string().contains(says), "{error}");
+        }
+        // Rows without a task are no misuse of the command.
+        let error = of(json!({"prompt": "p", "responses": ["a"], "scores": [1.0]})).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(
+            error.to_string().starts_with("stage l: nothing to judge"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn rows_of_a_prompt_stay_together() {

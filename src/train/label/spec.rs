@@ -27,6 +27,10 @@ impl StageSpec for LabelConfig {
         vec![&mut self.data]
     }
 
+    fn compares_by_scores(&self) -> bool {
+        self.by == Labeller::Scores
+    }
+
     fn valid_fraction(&self) -> Option<f64> {
         Some(self.valid_fraction)
     }
