@@ -201,6 +201,7 @@ pub(super) fn rated_of(
         RowOutcome::Equal => RowOutcome::Equal,
         RowOutcome::TooLong | RowOutcome::CutAway => RowOutcome::TooLong,
         RowOutcome::Untrained => RowOutcome::Untrained,
+        RowOutcome::NoPreference => RowOutcome::NoPreference,
     })
 }
 
@@ -354,7 +355,7 @@ mod tests {
         );
         assert_eq!(got.items[0].pairs, [(1, 0, 1.5), (1, 2, 1.75)]);
         assert_eq!(
-            (got.items[0].prompt_len, got.report.dropped_untrained),
+            (got.items[0].prompt_len, got.report.dropped_no_preference),
             (2, 1)
         );
         let bad = rows(&[json!({"prompt_ids": [1], "response_ids": [[3]], "scores": []})]);

@@ -270,7 +270,8 @@ fn scored_response(
             },
             notes: Notes::default(),
         },
-        _ => RowOutcome::Untrained,
+        Some(_) => RowOutcome::Untrained,
+        None => RowOutcome::NoPreference,
     })
 }
 
@@ -327,7 +328,7 @@ mod tests {
         let row =
             json!({"prompt_ids": [1], "response_ids": [[3], [4], [5]], "scores": [0.0, 1.0, 2.0]});
         let got = encode_labelled(&rows(&[row]), &tok, &plain(), 9).unwrap();
-        assert_eq!((got.items.len(), got.report.dropped_untrained), (2, 1));
+        assert_eq!((got.items.len(), got.report.dropped_no_preference), (2, 1));
     }
 
     #[test]

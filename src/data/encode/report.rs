@@ -44,8 +44,11 @@ pub struct EncodeReport {
     pub truncated: usize,
     /// Rows left out because a prompt or a response is longer than allowed.
     pub dropped_too_long: usize,
-    /// Rows left out because they have no trained tokens (scored rows: no preferences).
+    /// Rows left out because they have no trained tokens.
     pub dropped_untrained: usize,
+    /// Scored rows left out because no response is preferred to another one: their scores tie, or there is one response.
+    #[serde(default)]
+    pub dropped_no_preference: usize,
     /// Rows left out because `chosen` and `rejected` are equal.
     pub dropped_equal: usize,
     /// Scored responses that `take` leaves out; they count as rows.
@@ -95,6 +98,7 @@ impl fmt::Display for EncodeReport {
             (self.truncated, "truncated"),
             (self.dropped_too_long, "left out as too long"),
             (self.dropped_untrained, "left out with nothing to train on"),
+            (self.dropped_no_preference, "left out without a preference"),
             (
                 self.dropped_equal,
                 "left out with chosen and rejected equal",
@@ -133,6 +137,8 @@ pub(crate) enum RowOutcome<T> {
     },
     TooLong,
     Untrained,
+    /// No response is preferred to another one.
+    NoPreference,
     /// The chosen and the rejected response are equal.
     Equal,
     /// Truncation leaves no trained token.
@@ -145,7 +151,7 @@ impl<T> RowOutcome<T> {
         match self {
             Self::Kept { notes, .. } => notes.truncated,
             Self::TooLong | Self::CutAway => true,
-            Self::Untrained | Self::Equal => false,
+            Self::Untrained | Self::NoPreference | Self::Equal => false,
         }
     }
 }
@@ -202,6 +208,7 @@ pub(super) fn encode_rows<T: Send>(
             }
             RowOutcome::TooLong => report.dropped_too_long += 1,
             RowOutcome::Equal => report.dropped_equal += 1,
+            RowOutcome::NoPreference => report.dropped_no_preference += 1,
             RowOutcome::Untrained | RowOutcome::CutAway => report.dropped_untrained += 1,
         }
     }
@@ -218,6 +225,7 @@ impl EncodeReport {
             truncated,
             dropped_too_long,
             dropped_untrained,
+            dropped_no_preference,
             dropped_equal,
             not_taken,
             highest_left,
@@ -233,6 +241,7 @@ impl EncodeReport {
         self.truncated += truncated;
         self.dropped_too_long += dropped_too_long;
         self.dropped_untrained += dropped_untrained;
+        self.dropped_no_preference += dropped_no_preference;
         self.dropped_equal += dropped_equal;
         self.not_taken += not_taken;
         self.highest_left = [self.highest_left, highest_left]
@@ -278,6 +287,10 @@ impl EncodeReport {
                 "without a token to train on within the limit".to_owned(),
             ),
             (
+                self.dropped_no_preference,
+                "without a preference (scores that tie, or fewer than two responses)".to_owned(),
+            ),
+            (
                 self.dropped_equal,
                 "with `chosen` and `rejected` equal".to_owned(),
             ),
@@ -289,11 +302,12 @@ impl EncodeReport {
                 format!("{count} {} {what}", if count == 1 { "is" } else { "are" })
             })
             .collect();
-        let advice = match self.dropped_equal == self.rows {
-            true => "Check the columns, or the templates of `format`",
-            false => {
-                "Raise the limit, shorten the rows in the format's templates, or check the columns"
-            }
+        let advice = if self.dropped_equal == self.rows {
+            "Check the columns, or the templates of `format`"
+        } else if self.dropped_no_preference == self.rows {
+            "Where these rows are written, raise `num_responses`, lower `tie_margin`, or take a `reward` that tells responses apart"
+        } else {
+            "Raise the limit, shorten the rows in the format's templates, or check the columns"
         };
         format!(
             "no row is left to train on: of {}, {}. {advice}",

@@ -90,8 +90,11 @@ impl ScoredRow {
                 scores.push(*score);
             }
         }
-        if responses.len() < 2 {
-            return Ok(RowOutcome::TooLong);
+        let all = self.response_ids.iter().filter(|ids| !ids.is_empty());
+        match (responses.len() < 2, all.count() < 2) {
+            (_, true) => return Ok(RowOutcome::NoPreference),
+            (true, _) => return Ok(RowOutcome::TooLong),
+            _ => {}
         }
         if take == Some(Take::BestAndWorst) {
             let ends = [best(&scores), best(&negated(&scores))];
@@ -109,7 +112,7 @@ impl ScoredRow {
             }
         }
         if pairs.is_empty() {
-            return Ok(RowOutcome::Untrained);
+            return Ok(RowOutcome::NoPreference);
         }
         Ok(RowOutcome::Kept {
             item: Comparisons {
@@ -401,6 +404,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_without_a_preference_are_counted_as_such() {
+        let tok = testing::tokenizer(false, None);
+        let tied = json!({"prompt_ids": [1], "response_ids": [[3], [4]], "scores": [1.0, 1.0]});
+        let alone = json!({"prompt_ids": [1], "response_ids": [[3]], "scores": [1.0]});
+        let long =
+            json!({"prompt_ids": [1], "response_ids": [[3, 4], [5, 6]], "scores": [1.0, 2.0]});
+        let says = |data: &[Value]| {
+            let error = encode_comparisons(&rows(data), &tok, &plain(), 2);
+            error.unwrap_err().to_string()
+        };
+        let found = says(&[tied.clone(), alone.clone()]);
+        let expected = "no row is left to train on: of 2, 2 are without a preference (scores that tie, or fewer than two responses). \
+                        Where these rows are written, raise `num_responses`, lower `tie_margin`, or take";
+        assert!(found.contains(expected), "{found}");
+        let found = says(&[tied, alone, long]);
+        let expected =
+            "of 3, 1 is longer than the limit of 2 tokens and 2 are without a preference";
+        assert!(found.contains(expected), "{found}");
+    }
+
+    #[test]
     fn best_and_worst_are_found_in_any_place() {
         // Each response is one token, its score: all 4^4 ways to score four responses, with ties.
         for code in 0..256u32 {
@@ -415,7 +439,7 @@ mod tests {
                     assert_eq!(item.responses, [[9, most], [9, least]], "{scores:?}");
                     assert_eq!(item.pairs, [(0, 1, (most - least) as f32)]);
                 }
-                (RowOutcome::Untrained, _) => assert_eq!(most, least),
+                (RowOutcome::NoPreference, _) => assert_eq!(most, least),
                 _ => panic!("{scores:?}"),
             }
         }

@@ -59,7 +59,7 @@ pub(super) fn judge<B: ModelBackend>(
     if total == 0 {
         return Err(Error::Stage {
             stage: config.name.clone(),
-            message: "no prompt has two responses: a judge needs pairs".into(),
+            message: "no prompt has two responses: a judge needs pairs. Raise `num_responses` of the stage that writes them".into(),
         });
     }
     let mut judge = session.judge(&config.judge)?;
