@@ -1,5 +1,6 @@
 //! The labels of a classifier, and the number that a label gives.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::Visitor;
@@ -79,7 +80,7 @@ impl Labels {
     /// Reads `id2label`, `num_labels` and `problem_type`.
     ///
     /// # Errors
-    /// `Error::Format` for an `id2label` that does not name each index once, and an unknown `problem_type`.
+    /// `Error::Format` for an `id2label` that does not name each index once or has a name twice, and an unknown `problem_type`.
     ///
     /// # Source
     /// transformers 5.23: `PreTrainedConfig` (two labels by default, `LABEL_0` ..), and `TextClassificationPipeline` for what a missing
@@ -94,6 +95,13 @@ impl Labels {
                 (0..count).map(|i| format!("LABEL_{i}")).collect()
             }
         };
+        if let Some((first, second)) = same(&names) {
+            return Err(keys.error(format!(
+                "\"id2label\": the labels {first} and {second} are both {:?}; expected a name of its own for each: which score is meant \
+                 could not be told. Rename one of them in this file",
+                names[first]
+            )));
+        }
         let problem = match keys.string("problem_type")? {
             Some("regression") => ProblemType::Regression,
             Some("single_label_classification") => ProblemType::SingleLabel,
@@ -205,6 +213,12 @@ fn named(map: &Value) -> Option<Vec<String>> {
         .collect()
 }
 
+/// The first two indices of the same name.
+fn same(names: &[String]) -> Option<(usize, usize)> {
+    let mut indices = HashMap::new();
+    (names.iter().enumerate()).find_map(|(i, name)| Some((indices.insert(name, i)?, i)))
+}
+
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let logits = logits.iter().map(|&x| f64::from(x));
     let max = logits.clone().fold(f64::NEG_INFINITY, f64::max);
@@ -240,6 +254,20 @@ mod tests {
             raw: raw.as_object().unwrap(),
         };
         assert!(Labels::read(&keys).is_err());
+    }
+
+    #[test]
+    fn two_labels_of_one_name_are_refused() {
+        let raw = json!({"id2label": {"0": "a", "1": "b", "2": "b"}});
+        let keys = Keys {
+            path: Path::new("config.json"),
+            raw: raw.as_object().unwrap(),
+        };
+        let message = Labels::read(&keys).unwrap_err().to_string();
+        assert!(
+            message.contains("the labels 1 and 2 are both \"b\""),
+            "{message}"
+        );
     }
 
     #[test]
