@@ -296,6 +296,28 @@ fn scores_that_no_earlier_stage_writes_are_refused_where_they_decide() {
 }
 
 #[test]
+fn parts_of_a_stage_that_will_be_empty_are_refused() {
+    let dpo = |rows: usize, fraction: f64| {
+        format!(
+            r#"Rank(name: "r", init: Base, data: (source: Posts(rows: {rows}, seed: 1)), num_responses: 3, response_length: 6,
+            max_prompt_length: 120, reward: Gold, valid_fraction: {fraction:?}), Dpo(name: "d", init: Base, {PAIRS})"#
+        )
+    };
+    refused(
+        &dpo(6, 0.0001),
+        &[
+            "stages.d.eval_data.source: the stage `r` holds out no rows, as its `valid_fraction` of them is less than half a row",
+        ],
+    );
+    refused(
+        &dpo(6, 0.95),
+        &["stages.d.data.source: the stage `r` holds out all rows"],
+    );
+    // 0.09 of 6 are 0.54 rows, rounded to one.
+    assert_eq!(problems(&dpo(6, 0.09)), Vec::<String>::new());
+}
+
+#[test]
 fn an_address_with_a_password_is_refused_and_not_shown() {
     let text = r#"(name: "r", report_to: [Mlflow("http://user:sekret@127.0.0.1:1")], stages: [Sft(name: "s", data: (source: Posts(rows: 8, seed: 2)), batch_size: 4)])"#;
     let message = load_text(Path::new("r.ron"), text, &[])
@@ -394,8 +416,8 @@ fn a_label_stage_has_its_place_in_the_plan() {
         .plans
         .iter()
         .map(|plan| (plan.name.as_str(), plan.rows));
-    // 16 of 24 prompts are not held out by the Rank stage; of each prompt two pairs, of which a tenth of the prompts is held out.
-    assert_eq!(plans.collect::<Vec<_>>(), [("r", 24), ("l", 16), ("m", 28)]);
+    // The Rank stage holds out 0.3 of 24 prompts, 7 of them; Label a tenth of the other 17, 2 of them, with two pairs of each prompt.
+    assert_eq!(plans.collect::<Vec<_>>(), [("r", 24), ("l", 17), ("m", 30)]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub(super) use memory::FLOAT;
 pub use memory::{ModelShape, Workload, estimate};
 pub(super) use on_policy::{OnPolicyPlan, UpdateParams};
 pub use scored_rows::ScoredRows;
-pub(super) use scored_rows::{PAIR, num_pairs};
+pub(super) use scored_rows::{PAIR, num_pairs, split};
 pub(super) use work::num_evaluations;
 pub use work::{Pace, Work};
 
@@ -161,6 +161,9 @@ impl Stage {
             earlier,
             problems: Vec::new(),
         };
+        for data in self.inputs().data {
+            planner.check_parts(data.key, data.config);
+        }
         self.plan_own(&mut planner, &mut plan);
         Ok((plan, planner.problems))
     }
@@ -284,6 +287,28 @@ impl Planner<'_> {
         let rows = |of: &StageRows<'_>| self.earlier.rows.get(of.stage).copied();
         let rows: Option<Vec<ScoredRows>> = stages.iter().map(rows).collect();
         rows.filter(|_| only_stages).unwrap_or_default()
+    }
+
+    /// Reports a part of an earlier stage's rows that will be empty. What is planned is the most that there can be.
+    fn check_parts(&mut self, key: &str, data: &DataConfig) {
+        for of in data.source.stages() {
+            let Some(rows) = self.earlier.rows.get(of.stage) else {
+                continue;
+            };
+            let message = match (of.valid, rows.prompts, rows.held_out) {
+                (true, 1.., 0) => {
+                    "holds out no rows, as its `valid_fraction` of them is less than half a row: raise it"
+                }
+                (false, 0, 1..) => {
+                    "holds out all rows, as the rest is less than half a row: lower its `valid_fraction`"
+                }
+                _ => continue,
+            };
+            self.problem(
+                &format!("{key}.source"),
+                format!("the stage `{}` {message}, or give it more rows", of.stage),
+            );
+        }
     }
 
     /// Reports rows of earlier stages that have fewer responses to each prompt than are compared, or more.

@@ -2,6 +2,7 @@
 
 use super::Lengths;
 use crate::data::{RowKind, Take, num_top};
+use crate::train::shared::num_held_out;
 
 /// Scored responses that a stage is expected to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,14 +30,20 @@ pub(in crate::train) fn num_pairs(responses: usize, most: Option<usize>) -> u64 
     most.map_or(all, |most| most.min(all)) as u64
 }
 
+/// How many of `rows` rows a stage keeps for training, and how many it holds out.
+pub(in crate::train) fn split(rows: u64, fraction: f64) -> (u64, u64) {
+    let held_out = num_held_out(rows as usize, fraction) as u64;
+    (rows - held_out.min(rows), held_out)
+}
+
 impl ScoredRows {
     /// Compared pairs, each a row: `pairs` for each of `rows` prompts, of which a fraction `held_out` is held out. `len`: mean length of
     /// a response with its prompt, in tokens.
     pub(in crate::train) fn of_pairs(rows: u64, held_out: f64, pairs: u64, len: f64) -> Self {
-        let prompts = (rows as f64 * (1.0 - held_out)) as u64;
+        let (prompts, held_out) = split(rows, held_out);
         Self {
             prompts: prompts * pairs,
-            held_out: (rows - prompts) * pairs,
+            held_out: held_out * pairs,
             responses: 2,
             len,
             expected: (0.0, len),

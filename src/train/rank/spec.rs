@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
-use crate::train::plan::{Planner, ScoredRows, StagePlan};
+use crate::train::plan::{Planner, ScoredRows, StagePlan, split};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
 };
@@ -69,10 +69,10 @@ impl StageSpec for RankConfig {
         // Responses to one prompt share its pass.
         plan.work.forward = rows * data.mean;
         plan.work.forward += self.reward.num_learned() as f64 * responses * (data.mean + response);
-        let prompts = (rows * (1.0 - self.valid_fraction)) as u64;
+        let (prompts, held_out) = split(data.rows, self.valid_fraction);
         plan.leaves = Some(ScoredRows {
             prompts,
-            held_out: data.rows - prompts,
+            held_out,
             responses: self.num_responses,
             len: data.mean + self.response_length as f64,
             expected: (data.mean, response),

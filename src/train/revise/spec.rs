@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::ModelBackend;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
-use crate::train::plan::{Planner, ScoredRows, StagePlan};
+use crate::train::plan::{Planner, ScoredRows, StagePlan, split};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
 };
@@ -84,10 +84,10 @@ impl StageSpec for ReviseConfig {
             Keep::All => self.num_revisions as u64,
             Keep::Last => 1,
         };
-        let prompts = (rows * (1.0 - self.valid_fraction)) as u64;
+        let (prompts, held_out) = split(data.rows, self.valid_fraction);
         plan.leaves = Some(ScoredRows {
             prompts: prompts * kept,
-            held_out: (data.rows - prompts) * kept,
+            held_out: held_out * kept,
             responses: 1,
             len: data.mean + self.response_length as f64,
             expected: (data.mean, response),

@@ -7,6 +7,7 @@ use crate::atomic::write_atomic;
 use crate::error::{Error, Result};
 use crate::report::complete_lines;
 use crate::rng::Seed;
+use crate::train::shared::num_held_out;
 
 /// The files of a stage, with one line per prompt.
 pub(super) struct Files {
@@ -92,9 +93,8 @@ struct Scores {
 
 /// Chooses at random which of `count` prompts are held out.
 pub(super) fn held_out(count: usize, fraction: f64, seed: Seed) -> Vec<bool> {
-    let number = (count as f64 * fraction).round() as usize;
     let mut held_out = vec![false; count];
-    for &i in &seed.permutation(count)[..number] {
+    for &i in &seed.permutation(count)[..num_held_out(count, fraction)] {
         held_out[i] = true;
     }
     held_out

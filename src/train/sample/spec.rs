@@ -7,7 +7,7 @@ use crate::ops::ModelBackend;
 use crate::reward::RewardConfig;
 use crate::train::checks::Checks;
 use crate::train::config::DataConfig;
-use crate::train::plan::{Planner, ScoredRows, StagePlan};
+use crate::train::plan::{Planner, ScoredRows, StagePlan, split};
 use crate::train::{
     GenerationSettings, Outcome, Preview, Session, StageInputs, StageOutput, StageSpec,
 };
@@ -88,10 +88,10 @@ impl StageSpec for SampleConfig {
         plan.work.forward = rows * data.mean;
         let learned = self.reward.as_ref().map_or(0, RewardConfig::num_learned);
         plan.work.forward += learned as f64 * rows * count * (data.mean + response);
-        let prompts = (rows * (1.0 - self.valid_fraction)) as u64;
+        let (prompts, held_out) = split(data.rows, self.valid_fraction);
         plan.leaves = Some(ScoredRows {
             prompts,
-            held_out: data.rows - prompts,
+            held_out,
             responses: self.num_responses + own,
             len: data.mean + self.response_length as f64,
             expected: (data.mean, response),

@@ -13,6 +13,11 @@ use crate::error::{Error, Result};
 use crate::report::complete_lines;
 use crate::rng::Seed;
 
+/// How many of `count` rows are held out.
+pub(crate) fn num_held_out(count: usize, fraction: f64) -> usize {
+    (count as f64 * fraction).round() as usize
+}
+
 /// A file with a line for each row.
 pub(crate) struct RowLog {
     path: PathBuf,
@@ -87,7 +92,7 @@ impl RowLog {
         seed: Seed,
     ) -> Result<(usize, usize)> {
         let with_rows: Vec<usize> = (0..rows.len()).filter(|&i| !rows[i].is_empty()).collect();
-        let count = (with_rows.len() as f64 * fraction).round() as usize;
+        let count = num_held_out(with_rows.len(), fraction);
         let mut held_out = vec![false; rows.len()];
         for &i in &seed.permutation(with_rows.len())[..count] {
             held_out[with_rows[i]] = true;
