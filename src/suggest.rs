@@ -7,13 +7,14 @@ pub(crate) fn nearest<'a>(
     found: &str,
     known: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
-    let allowed = (found.chars().count() / 3).max(1);
+    let length = found.chars().count();
+    let allowed = (length / 3).max(1);
+    let found = found.to_lowercase();
     known
         .into_iter()
-        .map(|name| {
-            let distance = osa_distance(&found.to_lowercase(), &name.to_lowercase());
-            (distance, name)
-        })
+        // A distance takes the product of both lengths; it is not less than their difference.
+        .filter(|name| name.chars().count().abs_diff(length) <= allowed)
+        .map(|name| (osa_distance(&found, &name.to_lowercase()), name))
         .filter(|&(distance, _)| distance <= allowed)
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, name)| name)
