@@ -28,13 +28,14 @@ mod rows;
 mod shape;
 mod slice;
 mod source;
+mod source_column;
 mod split;
 mod stream;
 mod token_rows;
 mod tokenizer;
 
 pub use chat::{AssistantSpans, AssistantTurns, ChatOptions, ChatTemplate};
-pub use check::{DataCheck, SourceColumn, check_source, flag};
+pub use check::{DataCheck, check_source, flag};
 pub use checked::CheckedData;
 pub use compared::{ComparedResponses, JUDGEMENT, read_compared};
 pub use encode::{
@@ -60,6 +61,7 @@ pub use slice::SplitSlice;
 pub use source::{
     DataConfig, DataSource, Part, RowFormat, SampleBy, StageRows, Take, TruncationMode,
 };
+pub use source_column::SourceColumn;
 pub(crate) use token_rows::{RowsCache, token_rows};
 pub use token_rows::{TokenRow, TokenRows};
 pub(crate) use tokenizer::is_tokenizer_file;
