@@ -74,22 +74,19 @@ impl SourceColumn {
         let Some(value) = row.columns.get(name) else {
             return Err(is_missing(name));
         };
-        match (fits(value), value) {
-            (true, _) => Ok(()),
-            (false, Value::Number(number)) => Err(row.error(format!(
-                "column `{name}`, which a reward source reads: expected {expected}, found {number}"
-            ))),
-            (false, Value::String(text)) if matches!(self, Self::Number(_)) => {
-                let text: String = text.chars().take(60).collect();
-                Err(row.error(format!(
-                    "column `{name}`, which a reward source reads: expected {expected}, found {text:?}"
-                )))
-            }
-            (false, value) => Err(row.error(format!(
-                "column `{name}`, which a reward source reads: expected {expected}, found {}",
-                rows::json_kind(value)
-            ))),
+        if fits(value) {
+            return Ok(());
         }
+        let found = match value {
+            Value::Number(number) => number.to_string(),
+            Value::String(text) if matches!(self, Self::Number(_)) => {
+                format!("{:?}", text.chars().take(60).collect::<String>())
+            }
+            value => rows::json_kind(value).to_owned(),
+        };
+        Err(row.error(format!(
+            "column `{name}`, which a reward source reads: expected {expected}, found {found}"
+        )))
     }
 }
 
