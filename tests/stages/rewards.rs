@@ -3,11 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use burn::backend::Flex;
 use serde_json::{Value, json};
 use tempering::error::{Error, Result};
 use tempering::recipe::{self, CheckedRecipe, RunOptions};
-use tempering::report::SilentReporter;
 
 use super::resume::run_until;
 use crate::support::pipeline::{metrics, values};
